@@ -1,0 +1,254 @@
+"""The configuration of a run: one class per YAML section, and the only place that knows defaults.
+
+Units are in the names or beside them. ``training.global_batch`` counts the images of one optimiser step over
+all ranks and accumulation steps, so a configuration means the same on any number of machines.
+"""
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from fdtrain.errors import UserError
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Data(Section):
+    path: Path = Field(description="folder that tools/pack.py made: shards and dataset.json")
+    train_split: str = "train"
+    test_split: str | None = Field("test", description="held-out split; null if there is none")
+    flip: bool = Field(False, description="mirror images at random (likelihoods are then of the mirrored set too)")
+    workers: int = Field(2, ge=0, description="reading processes of each rank; the order does not depend on it")
+    shuffle_window: int = Field(1024, ge=1, description="samples of a lane that are shuffled together")
+
+
+class Network(Section):
+    name: Literal["ddpmpp"] = "ddpmpp"
+    channels: int = Field(128, ge=8, multiple_of=8)
+    multipliers: tuple[int, ...] = Field((1, 2, 2, 2), min_length=1)
+    blocks: int = Field(4, ge=1)
+    attention: tuple[int, ...] = Field((16,), description="resolutions (pixels) followed by self-attention")
+    dropout: float = Field(0.0, ge=0, lt=1)
+    fourier_features: int = Field(0, ge=0, le=8, description="octaves of sines of the input, from one level upwards")
+    class_conditional: bool = False
+
+    @field_validator("multipliers")
+    @classmethod
+    def _positive(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if min(value) < 1:
+            raise ValueError("every multiplier must be at least 1")
+        return value
+
+
+class Diffusion(Section):
+    predictor: Literal["plain", "bounded", "alpha"] = "bounded"
+    scale: float | None = Field(None, gt=0, le=1, description="s of 'bounded' and 'asinh'; null: 1 / levels")
+    time_sampling: Literal["stratified", "lattice", "iid"] = "stratified"
+    time_density: Literal["uniform", "asinh"] = "asinh"
+
+
+class Training(Section):
+    steps: int = Field(ge=1, description="optimiser steps")
+    global_batch: int = Field(128, ge=1, description="images of one step over all ranks")
+    micro_batch: int | None = Field(None, ge=1, description="images of one rank in one pass; null: all of its share")
+    lanes: int = Field(64, ge=1, description="parts of the global batch; see docs/determinism.md")
+    precision: Literal["fp32", "bf16", "fp16"] = Field("bf16", description="of the network's arithmetic; weights: fp32")
+    zero_stage: Literal[0, 1, 2] = 1
+    lr: float = Field(2e-4, gt=0)
+    warmup_steps: int = Field(5000, ge=0)
+    decay: Literal["constant", "linear", "cosine"] = Field("constant", description="of the rate, to 0 at the last step")
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    clip: float = Field(1.0, ge=0, description="largest gradient norm; 0: no clipping")
+
+    @field_validator("betas")
+    @classmethod
+    def _fractions(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not all(0 <= beta < 1 for beta in value):
+            raise ValueError("both must lie in [0, 1)")
+        return value
+
+    @model_validator(mode="after")
+    def _divisible(self) -> "Training":
+        if self.global_batch % self.lanes:
+            nearest = max(n for n in range(1, self.lanes + 1) if self.global_batch % n == 0)
+            raise ValueError(
+                f"global_batch {self.global_batch} is not divisible by lanes {self.lanes}; "
+                f"set lanes to {nearest}, or global_batch to a multiple of {self.lanes}"
+            )
+        if self.micro_batch is not None and self.micro_batch % self.lane_images:
+            raise ValueError(
+                f"micro_batch {self.micro_batch} is not a whole number of lanes; "
+                f"set it to a multiple of global_batch / lanes = {self.lane_images}"
+            )
+        return self
+
+    @property
+    def lane_images(self) -> int:
+        """Images of one lane in one step."""
+        return self.global_batch // self.lanes
+
+    def accumulation(self, world_size: int) -> int:
+        """Passes per step on each of ``world_size`` ranks.
+
+        Raises:
+            UserError: this number of ranks cannot share the lanes evenly.
+        """
+        if self.lanes % world_size:
+            possible = [n for n in range(1, self.lanes + 1) if self.lanes % n == 0]
+            raise UserError(
+                f"training.lanes: {self.lanes} lanes cannot be shared by {world_size} processes; "
+                f"launch a number out of {', '.join(map(str, possible))}, or change training.lanes."
+            )
+        share = self.global_batch // world_size
+        micro = self.micro_batch or share
+        if share % micro:
+            raise UserError(
+                f"training.micro_batch: each of {world_size} processes has {share} images of a step, "
+                f"which is no multiple of micro_batch {micro}; choose a divisor of {share}."
+            )
+        return share // micro
+
+
+class Ema(Section):
+    decay: float = Field(0.9999, ge=0, lt=1, description="largest decay per step")
+    warmup_power: float = Field(1.0, gt=0, description="decay of step n is at most 1 - (1 + n / 10)^-power")
+
+
+class Checkpoint(Section):
+    every: int = Field(5000, ge=1, description="steps")
+    keep_last: int = Field(2, ge=1, description="newest checkpoints kept")
+    keep_every: int | None = Field(None, ge=1, description="checkpoints at multiples of this many steps are kept")
+
+
+class Monitor(Section):
+    log_every: int = Field(50, ge=1, description="steps averaged into one line of the log")
+    evaluate_every: int | None = Field(None, ge=1, description="steps between bits/dim on the held-out split")
+    evaluate_draws: int = Field(1, ge=1, description="draws of (u, t, eps) per held-out image")
+    sample_every: int | None = Field(None, ge=1, description="steps between sample grids")
+    sample_images: int = Field(64, ge=1)
+    sample_steps: int = Field(100, ge=1)
+    sample_solver: Literal["sde1", "sde2", "ode1", "ode2", "heun"] = "sde2"
+
+
+class Config(Section):
+    """A run. ``name`` is its folder under ``output``; ``seed`` fixes everything random about it."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    output: Path = Path("runs")
+    seed: int = Field(0, ge=0, lt=2**63)
+    data: Data
+    network: Network = Network()
+    diffusion: Diffusion = Diffusion()
+    training: Training
+    ema: Ema = Ema()
+    checkpoint: Checkpoint = Checkpoint()
+    monitor: Monitor = Monitor()
+
+    @property
+    def folder(self) -> Path:
+        return self.output / self.name
+
+    def scale(self, levels: int) -> float:
+        """``s`` of the bounded predictor and the asinh density for data of so many levels."""
+        return self.diffusion.scale if self.diffusion.scale is not None else 1 / levels
+
+
+def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
+    """Read a YAML configuration and apply ``section.key=value`` overrides (values are YAML too).
+
+    Raises:
+        UserError: no such file, not YAML, unknown key, wrong type or impossible combination; the message
+            is one line that names the key.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise UserError(f"--config: cannot read {path} ({error.strerror}).") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {_one_line(error)}.") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold sections such as 'data:' and 'training:', not {type(content).__name__}.")
+    for override in overrides or []:
+        _apply(content, override)
+    try:
+        return Config.model_validate(content)
+    except ValidationError as error:
+        raise UserError("; ".join(_explain(e) for e in error.errors()) + f" (in {path}).") from error
+
+
+def save_config(config: Config, path: Path) -> None:
+    """Write the resolved configuration, every default spelled out, as YAML that :func:`load_config` reads."""
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+
+
+def _apply(content: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"--set {override}: expected section.key=value, such as training.lr=1e-4.")
+    *sections, last = key.split(".")
+    for section in sections:
+        if content.get(section) is None:
+            content[section] = {}
+        content = content[section]
+        if not isinstance(content, dict):
+            raise UserError(f"--set {override}: '{section}' is a value, not a section.")
+    try:
+        content[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {override}: not a YAML value: {_one_line(error)}.") from error
+
+
+def _explain(error: dict[str, Any]) -> str:
+    """One clause for one of pydantic's complaints."""
+    place = [str(part) for part in error["loc"]]
+    name = ".".join(place)
+    if error["type"] == "extra_forbidden":
+        return f"unknown key '{place[-1]}' in {_section_name(place[:-1])}{_suggest(place)}"
+    if error["type"] == "missing":
+        return f"{name} is missing"
+    if error["type"] == "value_error":
+        return f"{name or 'configuration'}: {error['ctx']['error']}"
+    given = error["input"]
+    return f"{name}: {error['msg'][0].lower()}{error['msg'][1:]}, not {given!r}"
+
+
+def _section_name(place: list[str]) -> str:
+    return f"section '{'.'.join(place)}'" if place else "the configuration"
+
+
+def _suggest(place: list[str]) -> str:
+    """The nearest valid key: in the same section, else anywhere."""
+    here = _fields(Config, place[:-1])
+    near = difflib.get_close_matches(place[-1], here, 1, 0.6)
+    if near:
+        return f": did you mean '{near[0]}'?"
+    everywhere = {key: name for name, section in _sections(Config).items() for key in section.model_fields}
+    near = difflib.get_close_matches(place[-1], everywhere, 1, 0.8)
+    if near:
+        return f": did you mean '{everywhere[near[0]]}.{near[0]}'?"
+    return f" (it has: {', '.join(here)})"
+
+
+def _sections(model: type[BaseModel]) -> dict[str, type[BaseModel]]:
+    return {
+        name: field.annotation
+        for name, field in model.model_fields.items()
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+    }
+
+
+def _fields(model: type[BaseModel], place: list[str]) -> list[str]:
+    for part in place:
+        model = _sections(model).get(part, model)
+    return list(model.model_fields)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,1 @@
+"""Images from shards, in an order that depends on the seed alone."""

@@ -1,0 +1,112 @@
+"""``dataset.json``: what a folder of shards holds (docs/data.md)."""
+
+import json
+import os
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fdtrain.errors import UserError
+
+FILE = "dataset.json"
+VERSION = 1
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Shard(_Model):
+    """One tar file."""
+
+    file: str
+    images: int = Field(ge=0)
+    bytes: int = Field(ge=0)
+    sha256: str
+
+
+class Description(_Model):
+    """A packed data set: every split's shards, and what its images are.
+
+    ``levels`` is the number of values a pixel takes (256 for 8-bit images): bits/dim are bits per
+    ``levels``-valued pixel.
+    """
+
+    version: int
+    name: str
+    source: str
+    size: int = Field(ge=1, description="height and width in pixels")
+    channels: int = Field(ge=1, le=4)
+    levels: int = Field(ge=2, le=256)
+    classes: list[str]
+    encoding: str
+    splits: dict[str, list[Shard]]
+
+    def images(self, split: str) -> int:
+        return sum(shard.images for shard in self.splits[split])
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return self.channels, self.size, self.size
+
+    @property
+    def dims(self) -> int:
+        return self.channels * self.size * self.size
+
+
+def read_description(folder: str | Path) -> Description:
+    """Read and check ``folder/dataset.json``.
+
+    Raises:
+        UserError: the folder or the file is missing or not one of ours.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"data.path: no folder {folder}. Pack a data set into it with tools/pack.py.")
+    file = folder / FILE
+    if not file.is_file():
+        raise UserError(f"data.path: {folder} holds no {FILE}. Pack a data set into it with tools/pack.py.")
+    try:
+        content = json.loads(file.read_text())
+        if isinstance(content, dict) and content.get("version") != VERSION:
+            raise UserError(f"{file}: version {content.get('version')}, this fdtrain reads {VERSION}. Pack it again.")
+        return Description.model_validate(content)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} is not JSON ({error}). Pack the data set again.") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{file}: {place}: {first['msg']}. Pack the data set again.") from error
+
+
+def write_description(folder: Path, description: Description) -> None:
+    """Write ``dataset.json`` last of all, in one rename: a folder that has it is complete."""
+    aside = folder / f".{FILE}"
+    aside.write_text(json.dumps(description.model_dump(), indent=1) + "\n")
+    os.replace(aside, folder / FILE)
+
+
+def check_split(folder: str | Path, description: Description, split: str) -> list[Shard]:
+    """The split's shards that hold images, once each is known to be there in full length.
+
+    Raises:
+        UserError: unknown or empty split; a shard missing, cut short or grown.
+    """
+    folder = Path(folder)
+    if split not in description.splits:
+        known = ", ".join(description.splits) or "none"
+        raise UserError(f"{folder / FILE} has no split '{split}' (it has: {known}).")
+    if description.images(split) == 0:
+        raise UserError(f"{folder}: split '{split}' holds no images. Pack the data set again.")
+    for shard in description.splits[split]:
+        path = folder / shard.file
+        try:
+            found = path.stat().st_size
+        except FileNotFoundError:
+            raise UserError(f"{path} is listed in {FILE} but missing. Restore it or pack again.") from None
+        if found != shard.bytes:
+            raise UserError(
+                f"{path} has {found} bytes, {FILE} says {shard.bytes}: cut short or changed. Restore it or pack again."
+            )
+    return [shard for shard in description.splits[split] if shard.images]

@@ -1,0 +1,1 @@
+"""The method: pure functions of tensors. No files, no processes, no DeepSpeed."""

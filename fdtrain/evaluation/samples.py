@@ -1,0 +1,117 @@
+"""Images from a model: image ``i`` depends on (seed, i) alone, whatever the batch and however many processes."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from fdtrain.diffusion.objective import quantise
+from fdtrain.diffusion.predictor import x0_hat
+from fdtrain.diffusion.solvers import sample
+from fdtrain.errors import UserError
+from fdtrain.networks.model import Model, ModelSpec
+from fdtrain.randomness import Purpose, normal
+
+PATH_IMAGES = 8
+"""Moments of the denoising path that :func:`draw` keeps, the image itself included."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """``levels``: images ``(n, C, H, W)`` uint8 below ``spec.levels``; ``path``: predicted images on the way to
+    them, ``(n, moments, C, H, W)`` uint8, the last being the images."""
+
+    levels: Tensor
+    path: Tensor
+
+
+def draw(
+    model: Model,
+    spec: ModelSpec,
+    images: Sequence[int],
+    labels: Sequence[int] | None,
+    times: Sequence[float],
+    solver: str = "sde2",
+    seed: int = 0,
+    batch: int = 256,
+    progress: Callable[[int], None] = lambda images: None,
+) -> Samples:
+    """Sample the images with the given numbers.
+
+    Args:
+        labels: one class per image, for a class-conditional model.
+        times: falling from 1 to 0, as :func:`fdtrain.diffusion.solvers.time_grid` makes.
+
+    Raises:
+        UserError: the model's output is not finite.
+    """
+    parts = []
+    for i in range(0, len(images), batch):
+        chunk = images[i : i + batch]
+        parts.append(_draw_batch(model, spec, chunk, labels[i : i + batch] if labels else None, times, solver, seed))
+        progress(len(chunk))
+    return Samples(torch.cat([p.levels for p in parts]), torch.cat([p.path for p in parts]))
+
+
+@torch.no_grad()
+def _draw_batch(
+    model: Model,
+    spec: ModelSpec,
+    images: Sequence[int],
+    labels: Sequence[int] | None,
+    times: Sequence[float],
+    solver: str,
+    seed: int,
+) -> Samples:
+    device = next(model.parameters()).device
+
+    def noise(step: int) -> Tensor:
+        return torch.stack([normal(spec.shape, device, seed, Purpose.SAMPLE, image, step + 1) for image in images])
+
+    kept = {round(k * (len(times) - 1) / (PATH_IMAGES - 1)) for k in range(PATH_IMAGES - 1)}
+    path: list[Tensor] = []
+
+    def observe(step: int, t: float, x: Tensor, F: Tensor) -> None:
+        if step in kept:
+            time = torch.full((len(x),), t, dtype=torch.float64, device=device)
+            path.append(quantise(x0_hat(F, x, time), spec.levels))
+
+    field = model.field(torch.tensor(labels, device=device) if labels else None)
+    # noise(-1) is the draw of x_1.
+    x = sample(field, noise(-1), times, solver, noise, observe)
+    if not torch.isfinite(x).all():
+        raise UserError("the model's output is not finite: its weights are broken, or training diverged.")
+    path.append(quantise(x, spec.levels))
+    return Samples(path[-1].cpu(), torch.stack(path, 1).cpu())
+
+
+def to_pixels(levels: Tensor, count: int) -> Tensor:
+    """Images of ``count`` levels to the range 0 to 255, uint8."""
+    return (levels.float() * (255 / (count - 1))).round().to(torch.uint8)
+
+
+def grid(images: Tensor, columns: int, zoom: int = 1) -> Tensor:
+    """Images ``(n, C, H, W)`` side by side, row by row, with a line of two pixels between: ``(C, H', W')``."""
+    images = images.repeat_interleave(zoom, 2).repeat_interleave(zoom, 3)
+    n, channels, height, width = images.shape
+    rows, gap = -(-n // columns), 2
+    sheet = torch.full((channels, rows * (height + gap) + gap, columns * (width + gap) + gap), 128, dtype=torch.uint8)
+    for i, image in enumerate(images):
+        top, left = (i // columns) * (height + gap) + gap, (i % columns) * (width + gap) + gap
+        sheet[:, top : top + height, left : left + width] = image
+    return sheet
+
+
+def save_png(pixels: Tensor, path: Path) -> None:
+    """Write ``(C, H, W)`` uint8, one channel or three."""
+    array = np.ascontiguousarray(pixels.permute(1, 2, 0).numpy())
+    Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(path)
+
+
+def zoom_for(size: int) -> int:
+    """Magnification that makes small images large enough to look at."""
+    return max(1, 48 // size)

@@ -1,0 +1,46 @@
+"""Entry of ``deepspeed fdtrain/main.py --config configs/digits.yaml``: parse, build, run."""
+
+import argparse
+import sys
+from pathlib import Path
+
+if not __package__:
+    # Run as a file, python puts fdtrain/ itself first on the path; its parent is meant.
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from fdtrain.errors import exit_code
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="fdtrain", description="Train a diffusion model by maximum likelihood.")
+    parser.add_argument("--config", required=True, help="YAML configuration; see configs/ and docs/configuration.md")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="such as training.lr=1e-4")
+    parser.add_argument(
+        "--resume",
+        choices=("auto", "never"),
+        default="never",
+        help="auto: go on from the newest complete checkpoint of the run's folder, or start if there is none",
+    )
+    # Given by DeepSpeed's launcher; the environment says the same.
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
+    return parser.parse_args(arguments)
+
+
+def train(arguments: argparse.Namespace) -> None:
+    """Check everything that can be checked at once, then build the run's parts and train."""
+    from fdtrain.preparation import prepare
+
+    plan = prepare(arguments.config, arguments.set, resume=arguments.resume == "auto")
+    # Imports DeepSpeed, which takes seconds: a mistake in the configuration is told before that.
+    from fdtrain.assembly import run
+
+    run(plan)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parsed = parse_arguments(arguments)
+    return exit_code(lambda: train(parsed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

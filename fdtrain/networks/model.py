@@ -1,0 +1,117 @@
+"""The model: a network and the predictor that turns its output into the field ``F``; what rebuilds it; its weights."""
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from fdtrain.diffusion.predictor import Field, Predictor
+from fdtrain.errors import UserError
+from fdtrain.networks.ddpmpp import DDPMpp
+
+NETWORKS: dict[str, type[nn.Module]] = {"ddpmpp": DDPMpp}
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """All that is needed to rebuild a model and to read its output, besides the weights.
+
+    ``network_options`` are the keyword arguments of the network's class; ``classes`` are the names of the
+    labels it was trained with, empty for an unconditional network; the rest describes the images.
+    """
+
+    network: str
+    network_options: dict[str, Any]
+    predictor: str
+    scale: float
+    channels: int
+    size: int
+    levels: int
+    dataset: str
+    classes: list[str] = field(default_factory=list)
+    version: int = VERSION
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return self.channels, self.size, self.size
+
+    @property
+    def dims(self) -> int:
+        return self.channels * self.size * self.size
+
+    def save(self, path: Path) -> None:
+        path.write_text(json.dumps(asdict(self), indent=1) + "\n")
+
+    @staticmethod
+    def load(path: Path) -> "ModelSpec":
+        """Raises UserError when the file is missing, of another version or not a model's."""
+        try:
+            content = json.loads(path.read_text())
+            if content.get("version") != VERSION:
+                raise UserError(f"{path}: version {content.get('version')}, this fdtrain reads {VERSION}.")
+            return ModelSpec(**content)
+        except OSError as error:
+            raise UserError(f"cannot read {path} ({error.strerror}).") from error
+        except (ValueError, TypeError, AttributeError) as error:
+            raise UserError(f"{path} does not describe a model ({error}).") from error
+
+    def differences(self, other: "ModelSpec") -> list[str]:
+        """Names and values that differ, for a message."""
+        return [
+            f"{f.name} {getattr(self, f.name)!r} against {getattr(other, f.name)!r}"
+            for f in fields(self)
+            if getattr(self, f.name) != getattr(other, f.name)
+        ]
+
+
+class Model(nn.Module):
+    """``F(x, t, label)`` in float32, whatever the network computes in."""
+
+    def __init__(self, spec: ModelSpec):
+        super().__init__()
+        self.predictor = Predictor(spec.predictor, spec.scale)
+        try:
+            self.network = NETWORKS[spec.network](
+                image_channels=spec.channels,
+                image_size=spec.size,
+                levels=spec.levels,
+                classes=len(spec.classes),
+                **spec.network_options,
+            )
+        except ValueError as error:
+            raise UserError(f"network: {error}.") from error
+
+    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+        """Images ``(B, C, H, W)`` and times ``(B,)`` in float64 to ``F``, like ``x``."""
+        dtype = next(self.network.parameters()).dtype
+        return self.predictor.field(self.network(x.to(dtype), t.to(dtype), label), t)
+
+    def field(self, label: Tensor | None = None) -> Field:
+        """``F(x, t)`` at fixed labels."""
+        return lambda x, t: self(x, t, label)
+
+
+def load_weights(spec: ModelSpec, path: Path) -> Model:
+    """A model on the CPU, in evaluation mode, with weights from a safetensors file (which holds no code).
+
+    Raises:
+        UserError: the file is missing, broken, or of another network.
+    """
+    model = Model(spec).eval().requires_grad_(False)
+    try:
+        model.load_state_dict(load_file(path))
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot read weights from {path} ({error}).") from error
+    except RuntimeError as error:
+        raise UserError(f"{path} holds weights of another network than its description says.") from error
+    return model
+
+
+def parameter_count(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())

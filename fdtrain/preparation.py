@@ -1,0 +1,102 @@
+"""Everything about a run that can be known, and be wrong, before any process group exists or DeepSpeed is imported."""
+
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fdtrain.config import Config, load_config
+from fdtrain.data.dataset import Description, Shard, check_split, read_description
+from fdtrain.errors import UserError
+from fdtrain.networks.model import Model, ModelSpec
+from fdtrain.training import checkpoint
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked run."""
+
+    config: Config
+    description: Description
+    train_shards: list[Shard]
+    spec: ModelSpec
+    resume: bool
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The settings that a run may not change when it resumes: they fix what it is, step by step."""
+        config = self.config
+        return {
+            "dataset": self.description.name,
+            "images": self.description.images(config.data.train_split),
+            "seed": config.seed,
+            "training.global_batch": config.training.global_batch,
+            "training.lanes": config.training.lanes,
+            "data.shuffle_window": config.data.shuffle_window,
+        }
+
+
+def prepare(config_file: str, overrides: list[str], resume: bool) -> Plan:
+    """Read and check configuration, data set, model, output folder, and the checkpoint to resume from.
+
+    Raises:
+        UserError: whatever is wrong, on every rank alike.
+    """
+    config = load_config(config_file, overrides)
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    config.training.accumulation(world_size)
+    description = read_description(config.data.path)
+    shards = check_split(config.data.path, description, config.data.train_split)
+    if config.data.test_split is not None:
+        check_split(config.data.path, description, config.data.test_split)
+    elif config.monitor.evaluate_every:
+        raise UserError("monitor.evaluate_every needs held-out images: set data.test_split, or evaluate_every to null.")
+    spec = model_spec(config, description)
+    with torch.device("meta"):
+        Model(spec)
+    plan = Plan(config, description, shards, spec, resume)
+    _check_folder(config.folder)
+    existing = checkpoint.committed(config.folder)
+    if existing and not resume:
+        raise UserError(
+            f"{config.folder} already holds a run ({existing[0].name}). "
+            "Add --resume auto to go on with it, or choose another 'name'."
+        )
+    for path in existing[:1]:
+        if checkpoint.readable(path):
+            checkpoint.check_fits(path, spec, plan.identity, config.training.zero_stage, world_size)
+    return plan
+
+
+def model_spec(config: Config, description: Description) -> ModelSpec:
+    """The model that a configuration asks for on a data set."""
+    network = config.network
+    if network.class_conditional and not description.classes:
+        raise UserError(f"network.class_conditional: data set '{description.name}' has no labels. Set it to false.")
+    shared = {"name", "class_conditional"}
+    options = {key: value for key, value in network.model_dump(mode="json").items() if key not in shared}
+    return ModelSpec(
+        network=network.name,
+        network_options=options,
+        predictor=config.diffusion.predictor,
+        scale=config.scale(description.levels),
+        channels=description.channels,
+        size=description.size,
+        levels=description.levels,
+        dataset=description.name,
+        classes=description.classes if network.class_conditional else [],
+    )
+
+
+def _check_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"output: cannot write into {folder} ({error.strerror}). Choose another 'output' or mend its permissions."
+        ) from error

@@ -1,0 +1,59 @@
+"""Every random number of a run is a function of (seed, purpose, counters), never of what was drawn before.
+
+Philox (Salmon et al. 2011) is a counter-based generator: its key here is (seed, purpose), its counter the
+step, lane or image at hand. Resuming therefore needs no generator state, only numbers that one can name.
+On an accelerator the normal draws come from that device's own generator, seeded the same way: the same
+for every run on that kind of device, but other numbers than the CPU's.
+"""
+
+from enum import IntEnum
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Purpose(IntEnum):
+    """What a stream is for. The numbers are part of every run's definition: append, never reorder."""
+
+    SHARDS = 0  # (epoch)
+    WINDOW = 1  # (epoch, lane, window)
+    FLIP = 2  # (step, lane)
+    STRATA = 3  # (step): the permutation of strata and the lattice's shift
+    TIME = 4  # (step, lane)
+    DEQUANTISE = 5  # (step, lane)
+    NOISE = 6  # (step, lane)
+    DROPOUT = 7  # (step, rank)
+    INIT = 8  # ()
+    SAMPLE = 9  # (image, solver step)
+    EVALUATE = 10  # (image, draw)
+    SPLIT = 11  # ()
+
+
+def stream(seed: int, purpose: Purpose, *counters: int) -> np.random.Generator:
+    """The generator of one purpose at up to three counters, on the CPU."""
+    counter = [0, *counters, *[0] * (3 - len(counters))]
+    return np.random.Generator(np.random.Philox(key=[seed, purpose], counter=counter))
+
+
+def _device_generator(device: torch.device, seed: int, purpose: Purpose, counters: tuple[int, ...]) -> torch.Generator:
+    return torch.Generator(device).manual_seed(torch_seed(seed, purpose, *counters))
+
+
+def torch_seed(seed: int, purpose: Purpose, *counters: int) -> int:
+    """A 63-bit seed for torch's own generators."""
+    return int(stream(seed, purpose, *counters).bit_generator.random_raw()) >> 1
+
+
+def normal(shape: tuple[int, ...], device: torch.device, seed: int, purpose: Purpose, *counters: int) -> Tensor:
+    """Standard normal float32 tensor of ``shape`` on ``device``."""
+    if device.type == "cpu":
+        return torch.from_numpy(stream(seed, purpose, *counters).standard_normal(shape, dtype=np.float32))
+    return torch.randn(shape, device=device, generator=_device_generator(device, seed, purpose, counters))
+
+
+def uniform(shape: tuple[int, ...], device: torch.device, seed: int, purpose: Purpose, *counters: int) -> Tensor:
+    """Uniform float32 tensor on [0, 1) of ``shape`` on ``device``."""
+    if device.type == "cpu":
+        return torch.from_numpy(stream(seed, purpose, *counters).random(shape, dtype=np.float32))
+    return torch.rand(shape, device=device, generator=_device_generator(device, seed, purpose, counters))

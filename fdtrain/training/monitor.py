@@ -1,0 +1,178 @@
+"""What a run tells: the console, TensorBoard, metrics.jsonl. Rank 0 writes, the others count.
+
+Sums are kept on the device and read once per window of steps, so that logging does not stop the
+accelerator in between.
+"""
+
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+QUANTILES = 10
+"""Equal parts of the time distribution that the integrand is reported over."""
+
+# Layout of the window's sums.
+STEPS, BITS, IMAGES, NORM, NORMS = range(5)
+PARTS = 5
+FIELDS = PARTS + 2 * QUANTILES
+
+
+class Window:
+    """Sums over the steps since the last log line, float64 on the device; summed over ranks when read."""
+
+    def __init__(self, device: torch.device):
+        self.sums = torch.zeros(FIELDS, dtype=torch.float64, device=device)
+
+    def add_images(self, bits: Tensor, correction: Tensor, quantile: Tensor) -> None:
+        """One pass: bits/dim and integrand (bits/dim) of each image, and the quantile ``u`` of its time."""
+        part = (quantile * QUANTILES).long().clamp_(max=QUANTILES - 1).to(self.sums.device)
+        self.sums[BITS] += bits.sum()
+        self.sums[IMAGES] += bits.numel()
+        self.sums[PARTS : PARTS + QUANTILES].index_add_(0, part, correction.double())
+        self.sums[PARTS + QUANTILES :].index_add_(0, part, torch.ones_like(correction, dtype=torch.float64))
+
+    def add_step(self, gradient_norm: Tensor | float, first: bool) -> None:
+        """One step; the norm is the same on every rank, so only the ``first`` counts it."""
+        if first:
+            norm = torch.as_tensor(gradient_norm, dtype=torch.float64, device=self.sums.device)
+            finite = torch.isfinite(norm)
+            self.sums[STEPS] += 1
+            self.sums[NORM] += torch.where(finite, norm, 0.0)
+            self.sums[NORMS] += finite
+
+
+def window_metrics(sums: list[float]) -> dict[str, float]:
+    """Means of a window's sums over ranks: bits/dim, gradient norm, steps skipped, integrand by time quantile."""
+    metrics = {
+        "loss": sums[BITS] / sums[IMAGES],
+        "gradient_norm": sums[NORM] / max(1.0, sums[NORMS]),
+        "skipped_steps": sums[STEPS] - sums[NORMS],
+    }
+    for part in range(QUANTILES):
+        if count := sums[PARTS + QUANTILES + part]:
+            metrics[f"integrand/{part}"] = sums[PARTS + part] / count
+    return metrics
+
+
+class Stopwatch:
+    """Time per step and its share spent waiting for data; pauses for what is not training."""
+
+    def __init__(self):
+        self.restart()
+
+    def restart(self) -> None:
+        self.start, self.waited, self.paused = time.perf_counter(), 0.0, 0.0
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        begin = time.perf_counter()
+        yield
+        self.paused += time.perf_counter() - begin
+
+    @contextmanager
+    def wait(self) -> Iterator[None]:
+        begin = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - begin
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds of training since the restart."""
+        return time.perf_counter() - self.start - self.paused
+
+
+def memory_gib(device: torch.device) -> float:
+    """Peak memory so far: of the accelerator, or of this process on the CPU. GiB."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+class Monitor:
+    """The writer. On ranks other than 0 every call does nothing."""
+
+    def __init__(self, folder: Path, steps: int, start: int, first: bool):
+        self.first, self.steps = first, steps
+        if not first:
+            return
+        self.file = folder / "metrics.jsonl"
+        self._forget_after(start)
+        self.board = SummaryWriter(folder / "tensorboard", purge_step=start + 1)
+        # A bar for people; whole lines where the output goes to a file.
+        self.bar = tqdm(total=steps, initial=start, unit="step", dynamic_ncols=True, disable=not sys.stderr.isatty())
+
+    def _forget_after(self, step: int) -> None:
+        """Drop log lines of steps that will be done again."""
+        if self.file.exists():
+            kept = [line for line in self.file.read_text().splitlines() if _step_of_line(line) <= step]
+            aside = self.file.with_suffix(".new")
+            aside.write_text("".join(f"{line}\n" for line in kept))
+            os.replace(aside, self.file)
+
+    def progress(self) -> None:
+        if self.first:
+            self.bar.update()
+
+    def log(self, step: int, metrics: dict[str, float], prefix: str = "train") -> None:
+        """Write metrics of ``step`` to TensorBoard under ``prefix`` and to metrics.jsonl."""
+        if not self.first:
+            return
+        for name, value in metrics.items():
+            self.board.add_scalar(f"{prefix}/{name}", value, step)
+        with self.file.open("a") as file:
+            file.write(json.dumps({"step": step, **{f"{prefix}/{k}": v for k, v in metrics.items()}}) + "\n")
+
+    def show(self, step: int, metrics: dict[str, float]) -> None:
+        """The console's line for a training window."""
+        if not self.first:
+            return
+        shown = {
+            "bits/dim": f"{metrics['loss']:.4f}",
+            "images/s": f"{metrics['images_per_second']:.0f}",
+            "grad": f"{metrics['gradient_norm']:.2f}",
+            "lr": f"{metrics['lr']:.1e}",
+            "data": f"{metrics['data_wait']:.1%}",
+        }
+        if self.bar.disable:
+            left = (self.steps - step) * metrics["step_seconds"]
+            fields = "  ".join(f"{name} {value}" for name, value in shown.items())
+            self.say(f"step {step}/{self.steps}  {fields}  left {tqdm.format_interval(left)}")
+        else:
+            self.bar.set_postfix(shown)
+
+    def say(self, text: str) -> None:
+        """A line on the console, above the bar."""
+        if self.first:
+            self.bar.write(text, file=sys.stderr)
+
+    def image(self, step: int, name: str, pixels: Tensor) -> None:
+        """An image ``(C, H, W)`` uint8 for TensorBoard."""
+        if self.first:
+            self.board.add_image(name, pixels, step)
+
+    def text(self, name: str, text: str) -> None:
+        if self.first:
+            self.board.add_text(name, text)
+
+    def close(self) -> None:
+        if self.first:
+            self.bar.close()
+            self.board.close()
+
+
+def _step_of_line(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        # A line cut short by a crash.
+        return float("inf")

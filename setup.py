@@ -1,0 +1,31 @@
+"""Packaging. Ranges here; the versions that are tested together are in requirements.lock."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+setup(
+    name="fdtrain",
+    version="0.1.0",
+    description="Likelihood training of diffusion models on the closed time interval, on DeepSpeed",
+    long_description=Path("README.md").read_text(),
+    long_description_content_type="text/markdown",
+    python_requires=">=3.11",
+    packages=find_packages(include=["fdtrain", "fdtrain.*"]),
+    install_requires=[
+        "torch>=2.13,<3",
+        "deepspeed>=0.19.8,<0.20",
+        "webdataset>=1.0.2,<2",
+        "ema-pytorch>=0.8.3,<0.9",
+        "tensorboard>=2.20,<3",
+        "pyyaml>=6,<7",
+        "pydantic>=2.10,<3",
+        "safetensors>=0.5,<1",
+        "numpy>=2,<3",
+        "pillow>=11",
+        "tqdm>=4.66,<5",
+        # The embedded data set.
+        "scikit-learn>=1.5,<2",
+    ],
+    extras_require={"test": ["pytest>=8", "hypothesis>=6.100", "scipy>=1.14", "ruff>=0.9", "import-linter>=2.1"]},
+)

@@ -1,0 +1,52 @@
+"""Data whose density is known, with their exact fields ``F*``: what the method is tested against."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from fdtrain.diffusion.process import alpha
+
+
+class Mixture:
+    """Mixture of isotropic Gaussians in ``d`` dimensions; one component is a Gaussian.
+
+    ``F* = (-score - x) / alpha``. For one component, with ``w = alpha^2 v + t^2`` the variance at t,
+    ``F* = (alpha (1 - v) x - m) / w``, which is regular on all of [0, 1]; a mixture's is the posterior mean
+    of its components'.
+    """
+
+    def __init__(self, means: Tensor, variances: Tensor, weights: Tensor):
+        self.means, self.variances, self.weights = means.double(), variances.double(), weights.double()
+
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        which = torch.multinomial(self.weights, n, replacement=True, generator=generator)
+        noise = torch.randn(n, self.means.shape[1], dtype=torch.float64, generator=generator)
+        return self.means[which] + self.variances[which].sqrt()[:, None] * noise
+
+    def _log_components(self, x: Tensor, a: Tensor, w: Tensor) -> Tensor:
+        """Log of each weighted component's density at ``x``: ``(B, K)``."""
+        square = (x[:, None] - a[..., None] * self.means).square().sum(-1)
+        d = x.shape[1]
+        return self.weights.log() - 0.5 * square / w - 0.5 * d * torch.log(2 * math.pi * w)
+
+    def nll(self, x: Tensor) -> Tensor:
+        ones = torch.ones(len(x), 1, dtype=torch.float64)
+        return -self._log_components(x, ones, self.variances.expand(len(x), -1)).logsumexp(1)
+
+    def field(self, x: Tensor, t: Tensor) -> Tensor:
+        a = alpha(t)[:, None]
+        w = a * a * self.variances + (t * t)[:, None]
+        posterior = self._log_components(x, a, w).softmax(1)
+        each = ((a * (1 - self.variances))[..., None] * x[:, None] - self.means) / w[..., None]
+        return (posterior[..., None] * each).sum(1)
+
+
+def gaussian(mean: float = 0.7, variance: float = 0.04, d: int = 1) -> Mixture:
+    return Mixture(torch.full((1, d), mean), torch.tensor([variance]), torch.tensor([1.0]))
+
+
+def three_modes(d: int = 2) -> Mixture:
+    generator = torch.Generator().manual_seed(0)
+    means = torch.rand(3, d, generator=generator) * 1.6 - 0.8
+    return Mixture(means, torch.tensor([0.003, 0.02, 0.08]), torch.tensor([0.5, 0.3, 0.2]))

@@ -1,0 +1,118 @@
+import itertools
+import math
+
+import pytest
+import torch
+from densities import gaussian, three_modes
+
+from fdtrain.diffusion.solvers import GRIDS, SOLVERS, euler_maruyama, sample, time_grid
+
+MEAN, VARIANCE = 0.7, 0.04
+FIELD = gaussian(MEAN, VARIANCE).field
+
+
+def propagate(run, steps):
+    """Mean and variance of a linear sampler's result, exactly: the response to each noise by itself."""
+    x = torch.zeros(steps + 2, 1, dtype=torch.float64)
+    x[1] = 1.0
+
+    def noise(i):
+        z = torch.zeros_like(x)
+        z[2 + i] = 1.0
+        return z
+
+    end = run(x, noise).flatten()
+    return end[0].item(), (end[1:] - end[0]).square().sum().item()
+
+
+def divergence(mean, variance):
+    """KL(model || data) between Gaussians, nats."""
+    return 0.5 * ((variance + (mean - MEAN) ** 2) / VARIANCE - 1 + math.log(VARIANCE / variance))
+
+
+# method.md, section 5: KL at 50, 100 and 200 steps on the uniform grid.
+FIGURES = {
+    "sde1": (1.61e-3, 3.97e-4, 9.85e-5),
+    "sde2": (3.90e-6, 2.11e-7, 1.21e-8),
+    "euler_maruyama": (1.90e-3, 3.28e-4, 7.59e-5),
+}
+
+
+@pytest.mark.parametrize("solver", FIGURES)
+def test_divergence_from_gaussian_data(solver):
+    for steps, figure in zip((50, 100, 200), FIGURES[solver], strict=True):
+
+        def run(x, noise, steps=steps):
+            if solver == "euler_maruyama":
+                return euler_maruyama(FIELD, x, steps, noise, t_min=1e-3)
+            return sample(FIELD, x, time_grid("uniform", steps), solver, noise)
+
+        assert divergence(*propagate(run, steps)) == pytest.approx(figure, rel=5e-3)
+
+
+@pytest.mark.parametrize(("solver", "order"), [("ode1", 1), ("ode2", 2), ("heun", 2)])
+def test_order_of_the_ode_solvers(solver, order):
+    """The exact map takes x_1 = z to m + sqrt(v) z."""
+    z = torch.tensor([[-1.5], [0.2], [1.0]], dtype=torch.float64)
+    exact = MEAN + math.sqrt(VARIANCE) * z
+    errors = [
+        (sample(FIELD, z, time_grid("angle", steps), solver) - exact).abs().max().item() for steps in (100, 200, 400)
+    ]
+    for coarse, fine in itertools.pairwise(errors):
+        assert coarse / fine == pytest.approx(2**order, rel=0.15)
+    assert errors[-1] < (5e-3 if order == 1 else 5e-5)
+
+
+@pytest.mark.parametrize("solver", ["sde1", "sde2"])
+def test_samples_of_a_mixture_have_its_moments(solver):
+    data, generator = three_modes(2), torch.Generator().manual_seed(0)
+    x = torch.randn(20_000, 2, dtype=torch.float64, generator=generator)
+    out = sample(
+        data.field,
+        x,
+        time_grid("asinh", 200, 0.03),
+        solver,
+        lambda i: torch.randn(x.shape, dtype=x.dtype, generator=generator),
+    )
+    truth = data.sample(200_000, generator)
+    torch.testing.assert_close(out.mean(0), truth.mean(0), rtol=0, atol=0.02)
+    torch.testing.assert_close(out.T.cov(), truth.T.cov(), rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("kind", GRIDS)
+def test_from_exactly_one_to_exactly_zero(solver, kind):
+    """Both ends are visited as they are, and everything on the way is finite."""
+    times = []
+
+    def field(x, t):
+        times.append(t[0].item())
+        return FIELD(x.double(), t).float()
+
+    out = sample(field, torch.randn(4, 1), time_grid(kind, 10), solver, lambda i: torch.randn(4, 1))
+    assert times[0] == 1.0
+    assert (min(times) == 0.0) == (solver == "heun")  # the others end on t = 0 without evaluating there
+    assert torch.isfinite(out).all()
+
+
+@pytest.mark.parametrize("solver", ["sde1", "sde2"])
+def test_one_step_from_one_forgets_the_noise(solver):
+    """At s = 1, c = 0: x_1 does not enter the mean, and at t = 0 what is added is N(0, 1)."""
+    constant = torch.full((1, 1), 0.3)
+    z = torch.tensor([[0.8]])
+    for start in (-5.0, 5.0):
+        out = sample(lambda x, t: constant, torch.tensor([[start]]), [1.0, 0.0], solver, lambda i: z)
+        assert out.item() == pytest.approx(-0.3 + 0.8)
+
+
+@pytest.mark.parametrize("kind", GRIDS)
+def test_grids_fall_from_one_to_zero(kind):
+    times = time_grid(kind, 37, 0.02)
+    assert (times[0], times[-1], len(times)) == (1.0, 0.0, 38)
+    assert all(a > b for a, b in itertools.pairwise(times))
+
+
+@pytest.mark.parametrize("times", [[1.0], [0.999, 0.0], [1.0, 1e-5], [1.0, 0.5, 0.5, 0.0]])
+def test_a_truncated_grid_is_refused(times):
+    with pytest.raises(ValueError, match=r"from 1\.0 to 0\.0"):
+        sample(FIELD, torch.randn(1, 1), times, "ode1")

@@ -1,0 +1,78 @@
+import numpy as np
+import pytest
+import torch
+from scipy import integrate, stats
+
+from fdtrain.diffusion.time_sampling import Asinh, Uniform, draw_uniform, time_density
+
+DENSITIES = [Uniform(), Asinh(0.03), Asinh(1 / 256), Asinh(1.0)]
+
+
+@pytest.mark.parametrize("density", DENSITIES, ids=str)
+def test_density_is_one_of_the_closed_interval(density):
+    u = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    assert density.quantile(u).tolist() == [0.0, 1.0]
+    total, _ = integrate.quad(lambda t: density.pdf(torch.tensor(t, dtype=torch.float64)).item(), 0, 1)
+    assert total == pytest.approx(1, abs=1e-8)
+
+
+@pytest.mark.parametrize("density", DENSITIES, ids=str)
+def test_quantile_inverts_the_distribution_function(density):
+    u = torch.linspace(0, 1, 1001, dtype=torch.float64)
+    t = density.quantile(u)
+    assert t.max() <= 1
+    torch.testing.assert_close(density.cdf(t), u, rtol=1e-12, atol=1e-14)
+    slope = torch.autograd.functional.jacobian(lambda v: density.cdf(v).sum(), t)
+    torch.testing.assert_close(slope, density.pdf(t), rtol=1e-10, atol=0)
+
+
+def test_no_draw_lies_beyond_one():
+    """The largest u below 1 must not round to t > 1, where alpha is not a number."""
+    u = torch.tensor([np.nextafter(1, 0)], dtype=torch.float64)
+    for s in np.logspace(-6, 0, 200):
+        assert Asinh(float(s)).quantile(u).item() <= 1
+
+
+def test_uniform_time_rarely_visits_the_fine_scales_and_asinh_does():
+    """method.md: uniform t spends 1% of its draws on t < 0.01."""
+    t = torch.tensor(0.01, dtype=torch.float64)
+    assert Uniform().cdf(t).item() == pytest.approx(0.01)
+    assert Asinh(1 / 256).cdf(t).item() > 0.25
+
+
+@pytest.mark.parametrize("kind", ["stratified", "lattice", "iid"])
+def test_every_draw_is_uniform(kind):
+    generator = np.random.default_rng(0)
+    draws = [_batch(kind, 64, generator)[:1] for _ in range(2000)]
+    assert stats.kstest(np.concatenate(draws), "uniform").pvalue > 1e-3
+
+
+def test_strata_hold_one_draw_each():
+    u = _batch("stratified", 128, np.random.default_rng(1))
+    assert sorted(np.floor(u * 128).astype(int)) == list(range(128))
+    gaps = np.diff(np.sort(_batch("lattice", 128, np.random.default_rng(1))))
+    np.testing.assert_allclose(gaps, 1 / 128)
+
+
+def test_variance_of_the_batch_mean():
+    """method.md, section 4: what comes from E[g|t] falls as 1/B with iid times and as 1/B^3 with strata."""
+    variances = {}
+    for kind in ("iid", "stratified"):
+        for batch in (16, 64):
+            generator = np.random.default_rng(2)
+            means = [np.exp(_batch(kind, batch, generator)).mean() for _ in range(4000)]
+            variances[kind, batch] = np.var(means)
+    # Var(e^u) = (e^2 - 1)/2 - (e - 1)^2; within strata of width 1/B: E[e^2u] / (12 B^2).
+    iid = (np.e**2 - 1) / 2 - (np.e - 1) ** 2
+    for batch in (16, 64):
+        assert variances["iid", batch] == pytest.approx(iid / batch, rel=0.15)
+        assert variances["stratified", batch] == pytest.approx((np.e**2 - 1) / 24 / batch**3, rel=0.15)
+
+
+def test_density_by_name():
+    assert time_density("uniform", 0.1) == Uniform()
+    assert time_density("asinh", 0.1) == Asinh(0.1)
+
+
+def _batch(kind, batch, generator):
+    return draw_uniform(kind, generator.permutation(batch), generator.random(batch), generator.random(), batch)
