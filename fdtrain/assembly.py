@@ -11,10 +11,12 @@ import torch
 
 from fdtrain import snapshots
 from fdtrain.config import save_config
+from fdtrain.data.cache import Cache, open_cache
 from fdtrain.data.dataset import write_description
-from fdtrain.data.lanes import LaneOrder, own_lanes
-from fdtrain.data.loader import LaneDataset, batches
-from fdtrain.data.shards import ShardReader
+from fdtrain.data.lanes import own_lanes
+from fdtrain.data.loader import Batches, LaneDataset
+from fdtrain.data.mixture import lane_order
+from fdtrain.data.shards import PlacedShard, ShardReader
 from fdtrain.data.split import Split
 from fdtrain.diffusion.time_sampling import TimeDensity, time_density
 from fdtrain.errors import UserError
@@ -33,7 +35,7 @@ PACKAGES = ("torch", "deepspeed", "webdataset", "ema-pytorch", "numpy", "pydanti
 
 def run(plan: Plan) -> None:
     """Join the process group, build, resume if there is what to resume from, and train to the last step."""
-    config, description, spec = plan.config, plan.description, plan.spec
+    config, spec = plan.config, plan.spec
     training, folder = config.training, config.folder
     device = ds.connect()
     density = time_density(config.diffusion.time_density, spec.scale)
@@ -50,11 +52,13 @@ def run(plan: Plan) -> None:
     monitor = Monitor(folder, training.steps, start, first=ds.rank() == 0)
     monitor.text("configuration", f"```yaml\n{(folder / 'config.yaml').read_text()}```" if ds.rank() == 0 else "")
 
+    places = [placed.place for placed in _shards(plan)]
+    cache = open_cache(config.data.cache, config.data.cache_gib, config.data.fetch_seconds, places)
     draws = LaneDraws(
         config.seed, training.global_batch, training.lane_images, config.diffusion.time_sampling, density, device
     )
     trainer = Trainer(
-        config, spec, plan.identity, engine, ema, draws, monitor, _reports(plan, ema.ema_model, density, monitor)
+        config, spec, plan.identity, engine, ema, draws, monitor, _reports(plan, ema.ema_model, density, monitor, cache)
     )
     if path is not None:
         trainer.resume(path, state)
@@ -65,22 +69,27 @@ def run(plan: Plan) -> None:
         + f", {training.steps} steps in all"
     )
 
-    lanes = own_lanes(ds.rank(), ds.world_size(), training.lanes)
-    order = LaneOrder(
-        [shard.images for shard in plan.train_shards], training.lanes, config.seed, config.data.shuffle_window
-    )
-    dataset = LaneDataset(
-        ShardReader(config.data.path, plan.train_shards, description),
-        order,
-        lanes,
-        training.lane_images,
-        flip=config.data.flip,
-        labelled=bool(spec.classes),
-    )
+    dataset = _lane_dataset(plan, cache)
     try:
-        trainer.run(batches(dataset, start, training.steps, config.data.workers), start)
+        trainer.run(Batches(dataset, start, training.steps, config.data.workers, config.data.max_broken_share), start)
     finally:
         monitor.close()
+
+
+def _lane_dataset(plan: Plan, cache: Cache | None) -> LaneDataset:
+    """This rank's part of the training stream."""
+    config, training = plan.config, plan.config.training
+    counts = [[placed.shard.images for placed in part] for part in plan.train_shards]
+    order = lane_order(counts, config.data.weights, training.lanes, config.seed, config.data.shuffle_window)
+    lanes = own_lanes(ds.rank(), ds.world_size(), training.lanes)
+    reader = ShardReader(_shards(plan), plan.description, cache, keep_open=len(lanes) * order.shards_at_once)
+    return LaneDataset(
+        reader, order, lanes, training.lane_images, flip=config.data.flip, labelled=bool(plan.spec.classes)
+    )
+
+
+def _shards(plan: Plan) -> list[PlacedShard]:
+    return [placed for part in plan.train_shards for placed in part]
 
 
 def _checkpoint_to_resume(plan: Plan) -> tuple[Path | None, checkpoint.State | None]:
@@ -101,10 +110,10 @@ def _checkpoint_to_resume(plan: Plan) -> tuple[Path | None, checkpoint.State | N
     return path, checkpoint.check_fits(path, plan.spec, plan.identity, zero_stage, ds.world_size())
 
 
-def _reports(plan: Plan, model: Model, density: TimeDensity, monitor: Monitor) -> list[Report]:
+def _reports(plan: Plan, model: Model, density: TimeDensity, monitor: Monitor, cache: Cache | None) -> list[Report]:
     config, settings, reports = plan.config, plan.config.monitor, []
     if settings.evaluate_every:
-        split = Split(config.data.path, config.data.test_split)
+        split = Split(plan.data, config.data.test_split, cache)
         run_ = snapshots.held_out_bits(model, plan.spec, split, density, settings.evaluate_draws, monitor)
         reports.append(Report(settings.evaluate_every, run_))
     if settings.sample_every:

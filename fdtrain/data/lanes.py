@@ -55,7 +55,7 @@ class LaneOrder:
         """The shards that the windows around positions ``start <= p < stop`` of a lane lie in."""
         found: dict[int, None] = {}
         while start < stop:
-            round_, first, length = self._round(start)
+            _, first, length = self._round(start)
             begin = (start - first) // self.window * self.window
             end = min(length, -(-(stop - first) // self.window) * self.window)
             place = self.lanes * first + lane * length + np.arange(begin, end)
