@@ -38,18 +38,14 @@ class LaneOrder:
         """Samples ``start <= p < stop`` of a lane's endless sequence, as rows ``(shard, index in shard)``."""
         parts = []
         while start < stop:
-            window, skip = self._window_at(lane, start)
-            part = window[skip : skip + stop - start]
+            round_, first, length = self._round(start)
+            number, skip = divmod(start - first, self.window)
+            part = self._window(lane, round_, number, first, length)[skip : skip + stop - start]
             parts.append(part)
             start += len(part)
         if len(parts) == 1:
             return parts[0]
         return np.concatenate(parts) if parts else np.empty((0, 2), dtype=np.int64)
-
-    def substitutes(self, lane: int, position: int) -> np.ndarray:
-        """The other samples of the window around a lane's position, the next one first: rows as above."""
-        window, skip = self._window_at(lane, position)
-        return np.roll(window, -skip, axis=0)[1:]
 
     def shards(self, lane: int, start: int, stop: int) -> list[int]:
         """The shards that the windows around positions ``start <= p < stop`` of a lane lie in."""
@@ -67,12 +63,6 @@ class LaneOrder:
     def shards_at_once(self) -> int:
         """About the largest number of shards that one lane's window lies in."""
         return min(len(self.counts), 2 + (self.window - 1) * len(self.counts) // self.images)
-
-    def _window_at(self, lane: int, position: int) -> tuple[np.ndarray, int]:
-        """The window around a lane's position, as rows, and the position's place in it."""
-        round_, first, length = self._round(position)
-        number, skip = divmod(position - first, self.window)
-        return self._window(lane, round_, number, first, length), skip
 
     def _round(self, position: int) -> tuple[int, int, int]:
         """The round that a lane's position falls in, the position it starts at, and its length in that lane.

@@ -26,7 +26,7 @@ class LaneDataset(Dataset):
     """A map from the step to the batch of some lanes at that step: the same for any worker that asks.
 
     An item is the batch, and what is wrong with each broken sample, in whose place stands the next sound one of
-    its window; or the error that makes it impossible.
+    its lane; or the error that makes it impossible.
 
     Args:
         reader: of the split.
@@ -78,12 +78,14 @@ class LaneDataset(Dataset):
         return torch.from_numpy(images), torch.from_numpy(labels), list(broken.values())
 
     def _substitute(self, lane: int, position: int, problem: str) -> tuple[np.ndarray, int]:
-        """The next sound sample of the window: a function of the data alone, so the same on any rank and again."""
-        for row in self.order.substitutes(lane, position).tolist():
+        """The next sound sample of the lane: a function of the data alone, so the same on any rank and again."""
+        for row in self.order.samples(lane, position + 1, position + 1 + self.order.window).tolist():
             images, labels, broken = self.reader.read([row])
             if not broken:
                 return images[0], labels[0]
-        raise UserError(f"{problem}; nor is any other sample of its window sound. Repair the shard or pack it again.")
+        raise UserError(
+            f"{problem}; nor is any of the {self.order.window} after it sound. Repair the shard or pack it again."
+        )
 
     def _look_ahead(self, position: int) -> None:
         """Want the shards of every lane's window and of the one after it, once a window."""

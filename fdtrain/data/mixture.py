@@ -126,13 +126,6 @@ class MixtureOrder:
             done += len(part)
         return rows
 
-    def substitutes(self, lane: int, position: int) -> np.ndarray:
-        """As :meth:`LaneOrder.substitutes`, from the same data set."""
-        block, begin = divmod(position, BLOCK)
-        d = int(self._block(lane, block)[begin])
-        first, _ = self._spans(lane, block, begin, begin + 1)[d]
-        return self._numbered(d, self.orders[d].substitutes(lane, first))
-
     def shards(self, lane: int, start: int, stop: int) -> list[int]:
         """As :meth:`LaneOrder.shards`."""
         found: dict[int, None] = {}

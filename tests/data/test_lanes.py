@@ -84,17 +84,6 @@ def test_own_lanes_cut_the_lanes_in_order(world, share):
     assert [lane for rank in range(world) for lane in own_lanes(rank, world, lanes)] == list(range(lanes))
 
 
-@given(COUNTS, LANES, WINDOWS, SEEDS, st.data())
-def test_substitutes_are_the_rest_of_the_window_next_first(counts, lanes, window, seed, data):
-    order = LaneOrder(counts, lanes, seed, window)
-    run = order.images // lanes  # of the first round
-    position = data.draw(st.integers(0, max(0, run - 1)))
-    begin = position // window * window
-    rows = order.samples(0, begin, max(begin + 1, min(begin + window, run))).tolist()
-    skip = position - begin
-    assert order.substitutes(0, position).tolist() == rows[skip + 1 :] + rows[:skip]
-
-
 @given(COUNTS, LANES, WINDOWS, SEEDS, st.integers(0, 60), st.integers(1, 40))
 def test_shards_ahead_holds_all_that_is_read_next(counts, lanes, window, seed, position, count):
     order = LaneOrder(counts, lanes, seed, window)
