@@ -124,11 +124,13 @@ def _reason(error: Exception) -> str:
         return "no such file"
     if isinstance(error, subprocess.CalledProcessError):
         return f"the command ended with code {error.returncode}"
+    if isinstance(status := getattr(error, "status", None), int):
+        return f"the server answers {status} {getattr(error, 'message', '')}".rstrip()
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     if isinstance(error, subprocess.TimeoutExpired | TimeoutError):
         return "timed out"
-    return " ".join(str(error).split()).split(", url=")[0] or type(error).__name__
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _advice(error: Exception) -> str:

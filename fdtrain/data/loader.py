@@ -49,15 +49,19 @@ class LaneDataset(Dataset):
         self.reader, self.order, self.lanes = reader, order, lanes
         self.lane_images, self.flip, self.labelled = lane_images, flip, labelled
         self._prefetcher = Prefetcher(reader.cache) if reader.cache else None
+        self._error: UserError | None = None
         # By lane, the position up to which its shards are wanted.
         self._wanted: dict[int, int] = {}
 
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor, list[str]] | UserError:
-        try:
-            return self._batch(step)
-        except UserError as error:
-            # As a value: raised in a worker process it would arrive wrapped in that worker's trace.
-            return error
+        # An error is the end of the run: steps read ahead of it must not each wait out a deadline first.
+        if self._error is None:
+            try:
+                return self._batch(step)
+            except UserError as error:
+                self._error = error
+        # As a value: raised in a worker process it would arrive wrapped in that worker's trace.
+        return self._error
 
     def _batch(self, step: int) -> tuple[Tensor, Tensor, list[str]]:
         n = self.lane_images
