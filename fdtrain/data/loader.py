@@ -134,14 +134,19 @@ class Batches(Iterator[Batch]):
 
     def __next__(self) -> Batch:
         item = next(self._items)
-        if isinstance(item, UserError):
-            raise item
-        images, labels, problems = item
-        self.images += len(images)
-        self.broken_now = len(problems)
-        for problem in problems:
-            self._bear(problem)
-        return images, labels
+        try:
+            if isinstance(item, UserError):
+                raise item
+            images, labels, problems = item
+            self.images += len(images)
+            self.broken_now = len(problems)
+            for problem in problems:
+                self._bear(problem)
+            return images, labels
+        except UserError:
+            # Ends the workers now: the error's trace would keep them until the garbage collector comes by.
+            self._items = iter(())
+            raise
 
     def _bear(self, problem: str) -> None:
         self.broken += 1
