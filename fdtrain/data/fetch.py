@@ -1,5 +1,6 @@
 """One file from afar: over HTTP, from an object store, through a pipe. Tried again until a deadline."""
 
+import asyncio
 import errno
 import posixpath
 import subprocess
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import fsspec
+from fsspec.asyn import AsyncFileSystem
 
 from fdtrain.errors import UserError
 
@@ -78,31 +80,39 @@ def _copy(place: str, into: Path, end: float) -> None:
                 place.removeprefix("pipe:"), shell=True, stdout=file, timeout=end - time.monotonic(), check=True
             )
         return
-    system, path = fsspec.core.url_to_fs(place, **_options(place))
-    system.get_file(path, str(into), callback=_Deadline(end))
+    system, path = fsspec.core.url_to_fs(place, skip_instance_cache=True, **_options(place))
+    if system.async_impl:
+        asyncio.run(asyncio.wait_for(_copy_async(system, path, into), end - time.monotonic()))
+    else:
+        system.get_file(path, str(into))
+
+
+async def _copy_async(system: AsyncFileSystem, path: str, into: Path) -> None:
+    """In an event loop of its own, all of whose connections end with it.
+
+    Those of fsspec's shared loop would be open when workers are forked, and what a worker then does to its copy
+    leaves this process waiting for an answer: the two share the kernel's list of what to watch.
+    """
+    try:
+        await system._get_file(path, str(into))
+    finally:
+        session = getattr(system, "_session", None) or getattr(system, "_s3", None)
+        if session is not None:
+            await session.close()
 
 
 def _options(place: str) -> dict:
-    """Give up on a connection that stalls, but not on one that is slow."""
+    """Private to one fetch; gives up on a connection that stalls, but not on one that is slow."""
     if place.startswith("http"):
         from aiohttp import ClientTimeout
 
-        return {"client_kwargs": {"timeout": ClientTimeout(total=None, sock_connect=STALLED, sock_read=STALLED)}}
+        return {
+            "asynchronous": True,
+            "client_kwargs": {"timeout": ClientTimeout(total=None, sock_connect=STALLED, sock_read=STALLED)},
+        }
     if place.startswith("s3://"):
-        return {"config_kwargs": {"connect_timeout": STALLED, "read_timeout": STALLED}}
-    return {}
-
-
-class _Deadline(fsspec.Callback):
-    """Told of every piece that arrives."""
-
-    def __init__(self, end: float):
-        super().__init__()
-        self.end = end
-
-    def relative_update(self, inc: int = 1) -> None:
-        if time.monotonic() > self.end:
-            raise TimeoutError("too slow")
+        return {"asynchronous": True, "config_kwargs": {"connect_timeout": STALLED, "read_timeout": STALLED}}
+    return {"asynchronous": True} if place.startswith("gs://") else {}
 
 
 def _is_final(error: Exception) -> bool:

@@ -1,14 +1,15 @@
 """Shards over HTTP, from an S3-compatible store and through pipes: the batches of a folder, whatever fails."""
 
+import multiprocessing
 import os
 import shutil
+from pathlib import Path
 
 import boto3
 import pytest
 from flaky import Flaky
 from moto.server import ThreadedMotoServer
 from packed import number, pack
-from s3fs import S3FileSystem
 
 from fdtrain.data import fetch
 from fdtrain.data.cache import open_cache
@@ -34,8 +35,6 @@ def folder(tmp_path_factory):
 def _impatient(monkeypatch):
     monkeypatch.setattr(fetch, "FIRST_PAUSE", 0.01)
     monkeypatch.setattr(fetch, "STALLED", 0.5)
-    # Made for the server of another test.
-    S3FileSystem.clear_instance_cache()
 
 
 def batches(path, cache=None, workers=0, seconds=30.0, stop=15, allow_pipe=False) -> Batches:
@@ -167,6 +166,39 @@ def test_passwords_are_not_shown(folder):
     assert "127.0.0.1" in str(error.value)
 
 
+def connections(place: str) -> int:
+    """Open ones of this process to a server on loopback."""
+    port = f":{int(place.rpartition(':')[2]):04X}"
+    rows = [line.split() for line in Path("/proc/self/net/tcp").read_text().splitlines()[1:]]
+    return sum(row[2].endswith(port) and row[3] == "01" for row in rows)
+
+
+def test_no_connection_outlives_a_fetch(folder, s3, tmp_path, monkeypatch):
+    """Workers are forked: a connection that they inherit would be spoilt for both."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3)
+    with Flaky(folder).serve() as url:
+        for address, place in ((url, f"{url}/{NAMES[0]}"), (s3, f"s3://bucket/set/{NAMES[0]}")):
+            fetch.fetch(place, tmp_path / "file", 30)
+            assert connections(address) == 0
+            with pytest.raises(UserError):
+                fetch.fetch(f"{place}x", tmp_path / "file", 30)
+            assert connections(address) == 0
+
+
+def test_fetching_in_a_fork_does_not_disturb_its_parent(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(fetch, "STALLED", 60)
+    with Flaky(folder).serve() as url:
+        for i in range(5):
+            fetch.fetch(f"{url}/{NAMES[0]}", tmp_path / "file", 20)
+            place = f"{url}/{NAMES[1]}"
+            child = multiprocessing.get_context("fork").Process(
+                target=fetch.fetch, args=(place, tmp_path / f"child{i}", 20)
+            )
+            child.start()
+            child.join()
+            assert child.exitcode == 0
+
+
 def test_unknown_and_missing_protocols():
     for path in ("nonsense://bucket/set", "gs://bucket/set"):
         with pytest.raises(UserError) as error:
@@ -214,11 +246,7 @@ def test_s3_with_faults(s3, expected, tmp_path, monkeypatch, workers):
 
 
 def test_s3_missing_shard_bucket_and_credentials(s3, folder, tmp_path, monkeypatch):
-    def use(url: str) -> None:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
-        S3FileSystem.clear_instance_cache()
-
-    use(s3)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3)
     with pytest.raises(UserError, match="no such file"):
         fetch.fetch("s3://bucket/set/train-000077.tar", tmp_path / "file", 10)
     with pytest.raises(UserError, match=r"s3://nowhere/set/dataset.json: "):
@@ -226,13 +254,13 @@ def test_s3_missing_shard_bucket_and_credentials(s3, folder, tmp_path, monkeypat
     flaky = Flaky(backend=s3)
     flaky.always = {"dataset.json": 403}
     with flaky.serve() as url:
-        use(url)
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
         with pytest.raises(UserError, match="Check the credentials"):
             locate("s3://bucket/set", seconds=10)
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
-    use(s3)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3)
     with pytest.raises(UserError, match="Check the credentials"):
         locate("s3://bucket/set", seconds=10)
