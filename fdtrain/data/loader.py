@@ -132,6 +132,11 @@ class Batches(Iterator[Batch]):
             )
         )
 
+    @property
+    def worker_ids(self) -> list[int]:
+        """Process ids of the workers."""
+        return [worker.pid for worker in getattr(self._items, "_workers", [])]
+
     def __next__(self) -> Batch:
         item = next(self._items)
         try:
