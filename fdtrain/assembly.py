@@ -4,16 +4,17 @@ import json
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
 from fdtrain import snapshots
-from fdtrain.config import save_config
+from fdtrain.config import dump_config
 from fdtrain.data.dataset import write_description
 from fdtrain.data.lanes import LaneOrder, own_lanes
-from fdtrain.data.loader import LaneDataset, batches
+from fdtrain.data.loader import Batch, LaneDataset, batches
 from fdtrain.data.shards import ShardReader
 from fdtrain.data.split import Split
 from fdtrain.diffusion.time_sampling import TimeDensity, time_density
@@ -33,11 +34,14 @@ PACKAGES = ("torch", "deepspeed", "webdataset", "ema-pytorch", "numpy", "pydanti
 
 def run(plan: Plan) -> None:
     """Join the process group, build, resume if there is what to resume from, and train to the last step."""
-    config, description, spec = plan.config, plan.description, plan.spec
-    training, folder = config.training, config.folder
-    device = ds.connect()
-    density = time_density(config.diffusion.time_density, spec.scale)
+    with ds.peers():
+        _run(plan)
 
+
+def _run(plan: Plan) -> None:
+    config, spec = plan.config, plan.spec
+    training, first = config.training, ds.rank() == 0
+    device = ds.connect()
     torch.manual_seed(torch_seed(config.seed, Purpose.INIT))
     model = Model(spec).to(device)
     ema = make_ema(model, config.ema.decay, config.ema.warmup_power)
@@ -45,42 +49,43 @@ def run(plan: Plan) -> None:
 
     path, state = _checkpoint_to_resume(plan)
     start = state.step if state else 0
-    if ds.rank() == 0:
+    if first:
         _write_run_files(plan, device)
-    monitor = Monitor(folder, training.steps, start, first=ds.rank() == 0)
-    monitor.text("configuration", f"```yaml\n{(folder / 'config.yaml').read_text()}```" if ds.rank() == 0 else "")
+    monitor = Monitor(config.folder, training.steps, start, first)
+    monitor.text("configuration", "```yaml\n" + dump_config(config) + "```")
+    monitor.say(
+        f"{config.folder}: {parameter_count(model):,} parameters, {ds.world_size()} x {device.type}, "
+        f"{training.precision}, ZeRO {training.zero_stage}, global batch {training.global_batch}, "
+        + (f"resuming after step {start} of {training.steps}" if path else f"{training.steps} steps")
+    )
 
+    density = time_density(config.diffusion.time_density, spec.scale)
     draws = LaneDraws(
         config.seed, training.global_batch, training.lane_images, config.diffusion.time_sampling, density, device
     )
-    trainer = Trainer(
-        config, spec, plan.identity, engine, ema, draws, monitor, _reports(plan, ema.ema_model, density, monitor)
-    )
+    reports = _reports(plan, ema.ema_model, density, monitor)
+    trainer = Trainer(config, spec, plan.identity, engine, ema, draws, monitor, reports)
     if path is not None:
         trainer.resume(path, state)
-    monitor.say(
-        f"{folder}: {parameter_count(model):,} parameters, {ds.world_size()} x {device.type}, {training.precision}, "
-        f"ZeRO {training.zero_stage}, global batch {training.global_batch}; "
-        + (f"resuming after step {start}" if path else "starting")
-        + f", {training.steps} steps in all"
-    )
-
-    lanes = own_lanes(ds.rank(), ds.world_size(), training.lanes)
-    order = LaneOrder(
-        [shard.images for shard in plan.train_shards], training.lanes, config.seed, config.data.shuffle_window
-    )
-    dataset = LaneDataset(
-        ShardReader(config.data.path, plan.train_shards, description),
-        order,
-        lanes,
-        training.lane_images,
-        flip=config.data.flip,
-        labelled=bool(spec.classes),
-    )
     try:
-        trainer.run(batches(dataset, start, training.steps, config.data.workers), start)
+        trainer.run(own_batches(plan, start), start)
     finally:
         monitor.close()
+
+
+def own_batches(plan: Plan, start: int) -> Iterator[Batch]:
+    """This rank's batches from step ``start`` on."""
+    data, training = plan.config.data, plan.config.training
+    counts = [shard.images for shard in plan.train_shards]
+    dataset = LaneDataset(
+        ShardReader(data.path, plan.train_shards, plan.description),
+        LaneOrder(counts, training.lanes, plan.config.seed, data.shuffle_window),
+        own_lanes(ds.rank(), ds.world_size(), training.lanes),
+        training.lane_images,
+        flip=data.flip,
+        labelled=bool(plan.spec.classes),
+    )
+    return batches(dataset, start, training.steps, data.workers)
 
 
 def _checkpoint_to_resume(plan: Plan) -> tuple[Path | None, checkpoint.State | None]:
@@ -115,7 +120,7 @@ def _reports(plan: Plan, model: Model, density: TimeDensity, monitor: Monitor) -
 
 def _write_run_files(plan: Plan, device: torch.device) -> None:
     folder = plan.config.folder
-    save_config(plan.config, folder / "config.yaml")
+    (folder / "config.yaml").write_text(dump_config(plan.config))
     write_description(folder, plan.description)
     (folder / "samples").mkdir(exist_ok=True)
     environment = {

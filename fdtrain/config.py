@@ -183,9 +183,9 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
         raise UserError("; ".join(_explain(e) for e in error.errors()) + f" (in {path}).") from error
 
 
-def save_config(config: Config, path: Path) -> None:
-    """Write the resolved configuration, every default spelled out, as YAML that :func:`load_config` reads."""
-    path.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+def dump_config(config: Config) -> str:
+    """The resolved configuration, every default spelled out, as YAML that :func:`load_config` reads."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
 def _apply(content: dict[str, Any], override: str) -> None:
