@@ -5,6 +5,7 @@ import pickle
 import tarfile
 import zipfile
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from PIL import Image
@@ -30,7 +31,7 @@ def planes(images: np.ndarray) -> np.ndarray:
 class Python2Pickler(pickle._Pickler):
     """Protocol 2 as Python 2's cPickle and numpy wrote it: one kind of string, and numpy's old module names."""
 
-    dispatch = dict(pickle._Pickler.dispatch)
+    dispatch: ClassVar = dict(pickle._Pickler.dispatch)
 
     def __init__(self, file):
         super().__init__(file, protocol=2)
@@ -60,8 +61,9 @@ def python2_pickle(value) -> bytes:
 
 
 def python3_pickle(value, protocol: int = 3) -> bytes:
-    """As numpy 1 wrote it, before its modules were renamed."""
-    return pickle.dumps(value, protocol).replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
+    """As numpy 1 wrote it, before its modules were renamed (left as they are where names have a length)."""
+    data = pickle.dumps(value, protocol)
+    return data if protocol > 3 else data.replace(b"numpy._core.", b"numpy.core.")
 
 
 def encoded(image: np.ndarray, form: str = "PNG") -> bytes:

@@ -163,9 +163,7 @@ def test_images_of_edm(tmp_path, labelled):
     labels = [[name, i % 3] for i, name in enumerate(names)] if labelled else None
     files = {name: pub.encoded(image) for name, image in zip(names, pictures)}
     files["dataset.json"] = json.dumps({"labels": labels}).encode()
-    description = pack(
-        image_source(pub.write_zip(tmp_path / "in.zip", files, zipfile.ZIP_STORED)), tmp_path / "out"
-    )
+    description = pack(image_source(pub.write_zip(tmp_path / "in.zip", files, zipfile.ZIP_STORED)), tmp_path / "out")
     assert description.classes == (["0", "1", "2"] if labelled else [])
     expected = by_content(pictures, [i % 3 if labelled else -1 for i in range(6)])
     assert by_content(*unpacked(tmp_path / "out", "train")) == expected

@@ -57,12 +57,14 @@ class BatchFile:
         return data, self._labels(labels, len(data), where)
 
     def _labels(self, found: Any, images: int, where: str) -> np.ndarray:
-        try:
-            labels = np.asarray(found).astype(np.int64, casting="safe") - self.first_label
-        except (TypeError, ValueError):
-            raise UserError(f"{where}: labels that are no numbers. Is it the published file?") from None
-        if labels.shape != (images,):
-            raise UserError(f"{where}: {images} images and labels of shape {labels.shape}. Fetch it again.")
+        # Checked before it becomes an array: a small pickle of lists in lists can stand for an endless one.
+        if isinstance(found, np.ndarray):
+            whole = found.ndim == 1 and found.dtype.kind in "iu"
+        else:
+            whole = isinstance(found, list) and all(type(label) is int and 0 <= label < 1 << 31 for label in found)
+        if not whole or len(found) != images:
+            raise UserError(f"{where}: labels that are not {images} whole numbers. Is it the published file?")
+        labels = np.asarray(found, dtype=np.int64) - self.first_label
         if images and not 0 <= labels.min() <= labels.max() < self.classes:
             raise UserError(
                 f"{where}: labels {labels.min() + self.first_label} to {labels.max() + self.first_label}, expected "
