@@ -13,7 +13,7 @@ import os
 import sys
 from pathlib import Path
 
-from fdtrain.data.pack import ENCODINGS, pack
+from fdtrain.data.pack import pack
 from fdtrain.data.sources.celeba import celeba64
 from fdtrain.data.sources.cifar import cifar10
 from fdtrain.data.sources.digits import digits
@@ -21,6 +21,7 @@ from fdtrain.data.sources.imagenet import imagenet32_old, imagenet_new
 from fdtrain.data.sources.images import images
 from fdtrain.data.sources.parquet import parquet
 from fdtrain.data.sources.source import Source
+from fdtrain.data.writer import ENCODINGS
 from fdtrain.errors import UserError, exit_code
 
 RAW = argparse.RawDescriptionHelpFormatter
@@ -112,7 +113,9 @@ def _add_fit(source: argparse.ArgumentParser) -> None:
 def _add_output(source: argparse.ArgumentParser, shard_images: int) -> None:
     source.add_argument("output", type=Path, help="folder for the shards and dataset.json")
     source.add_argument("--encoding", choices=ENCODINGS, default="npy", help="npy: fast; png: small (default: npy)")
-    source.add_argument("--workers", type=_count, default=os.cpu_count(), help="processes (default: one a core)")
+    source.add_argument(
+        "--workers", type=_count, default=len(os.sched_getaffinity(0)), help="processes (default: one a core)"
+    )
     source.add_argument(
         "--shard-images",
         type=_count,

@@ -6,29 +6,22 @@ nor an interruption changes a byte. A folder being packed holds ``packing.json``
 """
 
 import fcntl
-import hashlib
-import io
 import os
 import shutil
-import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
-from PIL import Image
 from pydantic import BaseModel, ConfigDict, ValidationError
 from tqdm import tqdm
 
 from fdtrain.data.dataset import FILE, VERSION, Description, Shard, check_split, read_description, write_description
-from fdtrain.data.processes import progress, run, stopped
-from fdtrain.data.sources.source import Part, Sample, Source, even
+from fdtrain.data.processes import progress, run
+from fdtrain.data.sources.source import Part, Source
+from fdtrain.data.writer import ENCODINGS, WORK, Form, finished, layout, write_part, write_text
 from fdtrain.errors import UserError
 
 REQUEST = "packing.json"
-WORK = ".packing"
-ENCODINGS = ("npy", "png")
 
 
 class Request(BaseModel):
@@ -40,22 +33,6 @@ class Request(BaseModel):
     shard_images: int
     source: str
     images: dict[str, list[int]]
-
-
-class Cut(NamedTuple):
-    """One shard to be: its file, the number of its first image in the split, and its images in the part."""
-
-    file: str
-    first: int
-    images: range
-
-
-class Form(NamedTuple):
-    """What every sample must be like, and how it is written."""
-
-    shape: tuple[int, int, int]
-    classes: int
-    encoding: str
 
 
 def pack(
@@ -80,7 +57,6 @@ def pack(
         UserError: the source is broken, or the folder holds something else or is being packed.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     with _alone(folder):
         request = _request(source, encoding, shard_images)
         begun = _begun(folder, request)
@@ -89,7 +65,7 @@ def pack(
         (folder / WORK).mkdir(exist_ok=True)
         if begun is None:
             request = request.model_copy(update={"images": _count(source, workers, bar)})
-            _write_text(folder / REQUEST, request.model_dump_json(indent=1))
+            write_text(folder / REQUEST, request.model_dump_json(indent=1))
         else:
             request = begun
         splits = _write_shards(source, request, folder, workers, bar)
@@ -156,13 +132,19 @@ def _complete(folder: Path) -> Description:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Hold the folder against other packers; the system lets go of it however this process ends."""
-    handle = os.open(folder, os.O_RDONLY)
+    """Hold the folder, made if need be, against other packers. The system lets go of it however this process ends."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be a folder of shards ({error.strerror}). Choose another.") from error
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
     except BlockingIOError:
+        os.close(handle)
         raise UserError(f"{folder} is being packed by another process. Wait for it, or stop it.") from None
+    try:
+        yield
     finally:
         os.close(handle)
 
@@ -182,18 +164,6 @@ def _count(source: Source, workers: int, bar: bool) -> dict[str, list[int]]:
 
 def _count_part(split: str, number: int, part: Part) -> tuple[str, int, int]:
     return split, number, part.count()
-
-
-def layout(split: str, counts: list[int], shard_images: int) -> list[list[Cut]]:
-    """The shards of a split, part by part, numbered throughout."""
-    cuts, shards, first = [], 0, 0
-    for count in counts:
-        ranges = even(count, shard_images)
-        cuts.append(
-            [Cut(f"{split}-{shards + i:06d}.tar", first + images.start, images) for i, images in enumerate(ranges)]
-        )
-        shards, first = shards + len(ranges), first + count
-    return cuts
 
 
 def _write_shards(source: Source, request: Request, folder: Path, workers: int, bar: bool) -> dict[str, list[Shard]]:
@@ -218,79 +188,3 @@ def _write_shards(source: Source, request: Request, folder: Path, workers: int, 
         for _ in run(write_part, tasks, workers):
             pass
     return {split: [finished(folder, cut) for part in parts for cut in part] for split, parts in plan.items()}
-
-
-def finished(folder: Path, cut: Cut) -> Shard | None:
-    """The record of a shard that is there in full; it is written after the shard was renamed into place."""
-    try:
-        shard = Shard.model_validate_json((folder / WORK / f"{cut.file}.json").read_bytes())
-        there = (folder / cut.file).stat().st_size == shard.bytes
-    except (FileNotFoundError, ValidationError):
-        return None
-    return shard if there else None
-
-
-def write_part(part: Part, cuts: list[Cut], folder: Path, form: Form) -> None:
-    """Write some of the shards of a part."""
-    read = part.open()
-    for cut in cuts:
-        if stopped():
-            return
-        _write_shard(read, cut, folder, form)
-
-
-def _write_shard(read: Callable[[int], Sample], cut: Cut, folder: Path, form: Form) -> None:
-    """Write aside, rename, record. Times and owners are fixed: the same samples give the same bytes."""
-    # A process that outlives its killed parent by a moment must not write into the same file.
-    aside = folder / WORK / f"{cut.file}.{os.getpid()}"
-    try:
-        with aside.open("w+b") as file:
-            with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-                for number, index in enumerate(cut.images, cut.first):
-                    image, label = read(index)
-                    _check(image, label, form, f"image {number} of {cut.file}")
-                    if label >= 0:
-                        _add(tar, f"{number:08d}.cls", str(label).encode())
-                    _add(tar, f"{number:08d}.{form.encoding}", encode(image, form.encoding))
-            file.flush()
-            os.fsync(file.fileno())
-            size = file.seek(0, os.SEEK_END)
-            file.seek(0)
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        os.replace(aside, folder / cut.file)
-        shard = Shard(file=cut.file, images=len(cut.images), bytes=size, sha256=digest)
-        _write_text(folder / WORK / f"{cut.file}.json", shard.model_dump_json())
-    except OSError as error:
-        raise UserError(
-            f"{folder / cut.file} cannot be written ({error}). Mend that, and the same command goes on."
-        ) from error
-
-
-def _check(image: np.ndarray, label: int, form: Form, where: str) -> None:
-    if image.shape != form.shape or image.dtype != np.uint8:
-        raise ValueError(f"{where}: {image.dtype} of shape {image.shape}, the source says {form.shape}")
-    if label >= form.classes:
-        raise UserError(f"{where} has label {label}, but the source has {form.classes} classes. Correct the source.")
-
-
-def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    info = tarfile.TarInfo(name)
-    info.size, info.mode = len(data), 0o444
-    info.uname = info.gname = "bigdata"  # As webdataset's own writer has it.
-    tar.addfile(info, io.BytesIO(data))
-
-
-def encode(image: np.ndarray, encoding: str) -> bytes:
-    """``(H, W, C)`` uint8 to the bytes of a .npy or .png file."""
-    file = io.BytesIO()
-    if encoding == "npy":
-        np.save(file, np.ascontiguousarray(image), allow_pickle=False)
-    else:
-        Image.fromarray(np.ascontiguousarray(image[:, :, 0] if image.shape[2] == 1 else image)).save(file, "PNG")
-    return file.getvalue()
-
-
-def _write_text(path: Path, text: str) -> None:
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(text + "\n")
-    os.replace(aside, path)

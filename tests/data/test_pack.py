@@ -15,11 +15,13 @@ import published as pub
 import pytest
 
 from fdtrain.data import pack as packing
+from fdtrain.data import writer
 from fdtrain.data.dataset import read_description
-from fdtrain.data.pack import finished, layout, pack
+from fdtrain.data.pack import pack
 from fdtrain.data.sources.cifar import cifar10
 from fdtrain.data.sources.images import images
 from fdtrain.data.sources.source import Source, even
+from fdtrain.data.writer import finished, layout
 from fdtrain.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -233,7 +235,7 @@ def test_a_killed_worker_is_an_error_not_a_hang(tmp_path):
 
 
 class Counted:
-    """A part that says how many samples are alive."""
+    """A part of some images, all of label 5."""
 
     def __init__(self, images: int):
         self.images = images
@@ -260,11 +262,16 @@ def test_disk_full(tmp_path, cifar, monkeypatch):
     def full(handle: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(packing.os, "fsync", full)
+    monkeypatch.setattr(writer.os, "fsync", full)
     with pytest.raises(UserError, match=r"train-000000.tar cannot be written .*No space left"):
         pack(cifar10(cifar), tmp_path / "out")
     monkeypatch.undo()
     pack(cifar10(cifar), tmp_path / "out")
+
+
+def test_a_file_in_place_of_the_folder(tmp_path, cifar):
+    with pytest.raises(UserError, match="cannot be a folder of shards"):
+        pack(cifar10(cifar), cifar)
 
 
 def test_tool_prints_what_it_packed(tmp_path, cifar):

@@ -1,6 +1,7 @@
 """Files in a folder, zip or tar: listed without reading them, read one by one, never extracted to disk."""
 
 import io
+import lzma
 import os
 import posixpath
 import tarfile
@@ -18,6 +19,9 @@ MAX_READ = 1 << 28
 
 MAX_STREAM = 1 << 33
 """Bytes of the largest file that is streamed: five times a pickled batch of ImageNet-64."""
+
+BROKEN = (OSError, EOFError, ValueError, RuntimeError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, tarfile.TarError)
+"""What the standard library's readers raise on damaged archives."""
 
 
 class Member(NamedTuple):
@@ -55,9 +59,10 @@ def members(path: Path) -> list[Member]:
         else:
             found = _tar(path)
         return [member for member in found if not _hidden(member.name)]
-    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError) as error:
+    except BROKEN as error:
+        reason = str(error).partition("\n")[0].rstrip(":")
         raise UserError(
-            f"{path} cannot be read as a folder, zip or tar ({error}). It may be cut short: fetch it again."
+            f"{path} cannot be read as a folder, zip or tar ({reason}). It may be cut short: fetch it again."
         ) from error
 
 
@@ -67,7 +72,7 @@ def _hidden(name: str) -> bool:
 
 
 def _folder(path: Path) -> Iterator[Member]:
-    files = [Path(folder, name) for folder, _, names in os.walk(path) for name in names]
+    files = [Path(folder, name) for folder, _, names in os.walk(path, followlinks=True) for name in names]
     names = {file.relative_to(path).as_posix(): file for file in files}
     for name in sorted(names):
         size = names[name].stat().st_size
@@ -145,7 +150,7 @@ def stream(member: Member) -> Iterator[BinaryIO]:
         else:
             with tarfile.open(member.path, "r:*") as archive:
                 yield _extracted(archive, member)
-    except (OSError, zlib.error, EOFError, zipfile.BadZipFile, tarfile.TarError) as error:
+    except BROKEN as error:
         raise UserError(f"{member} cannot be read ({error}). Fetch it again.") from error
 
 

@@ -2,7 +2,8 @@
 
 *Old* (van den Oord et al. 2016): PNGs in ``train_32x32.tar`` and ``valid_32x32.tar``, 1,281,149 and 49,999 images,
 no labels; withdrawn. *New* (Chrabaszcz et al. 2017): pickled or npz batches, 1,281,167 and 50,000 images with
-labels, resized by another filter. Bits/dim differ between the two by several hundredths.
+labels, resized by another filter and easier: one method has 3.69 bits/dim on the old and 3.43 on the new (Zheng
+et al. 2023).
 """
 
 import re

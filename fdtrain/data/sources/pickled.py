@@ -40,7 +40,7 @@ class _Unpickler(pickle._Unpickler):
         try:
             return _STAND_INS[module, name]
         except KeyError:
-            raise _Refused(f"{module}.{name}") from None
+            raise _Refused(repr(f"{module}.{name}")) from None
 
 
 class _Array:

@@ -70,7 +70,9 @@ def decode(data: bytes, where: str, fit: Fit) -> np.ndarray:
         )
     try:
         picture = _squared(_coloured(picture, where, fit.channels), fit)
-    except (OSError, SyntaxError, ValueError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # Pillow's parsers raise all kinds on hostile data.
         raise UserError(f"{where} is a broken image ({error}). Remove it or fetch it again.") from error
     return np.asarray(picture).reshape(fit.size, fit.size, fit.channels)
 
@@ -80,7 +82,7 @@ def _open(data: bytes, where: str) -> Image.Image:
         picture = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError as error:
         raise UserError(f"{where}: {error}. Remove it.") from error
-    except Exception as error:  # Pillow's parsers raise all kinds on hostile headers.
+    except Exception as error:  # As in decode.
         raise UserError(f"{where} is not an image ({', '.join(FORMATS)}). Remove it.") from error
     if picture.width * picture.height > MAX_PIXELS:
         raise UserError(f"{where} claims {_size(picture.size)} pixels, the limit is {MAX_PIXELS}. Remove it.")
