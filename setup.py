@@ -27,5 +27,9 @@ setup(
         # The embedded data set.
         "scikit-learn>=1.5,<2",
     ],
-    extras_require={"test": ["pytest>=8", "hypothesis>=6.100", "scipy>=1.14", "ruff>=0.9", "import-linter>=2.1"]},
+    extras_require={
+        # tools/pack.py parquet.
+        "parquet": ["pyarrow>=17"],
+        "test": ["pytest>=8", "hypothesis>=6.100", "scipy>=1.14", "ruff>=0.9", "import-linter>=2.1", "pyarrow>=17"],
+    },
 )
