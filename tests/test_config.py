@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -136,3 +138,10 @@ def test_world_sizes_that_do_not_fit(settings, world_size, part):
     training = Config.model_validate({**MINIMAL, "training": {"steps": 1, **settings}}).training
     with pytest.raises(UserError, match=part):
         training.accumulation(world_size)
+
+
+def test_the_page_of_keys_is_up_to_date():
+    """Made by tools/document.py."""
+    root = Path(__file__).parent.parent
+    made = subprocess.run([sys.executable, "tools/document.py"], cwd=root, capture_output=True, text=True, check=True)
+    assert (root / "docs" / "configuration.md").read_text() == made.stdout
