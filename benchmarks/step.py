@@ -1,6 +1,8 @@
 """The trainer's own cost: images/s of the whole trainer over those of a bare loop.
 
     python benchmarks/step.py --config configs/digits.yaml --data data/digits
+    python benchmarks/step.py --config configs/cifar10.yaml --set training.global_batch=16 --set training.lanes=16 \\
+        --rounds 5 --steps 2
 
 The bare loop is forward, backward and fused AdamW on the same network, batch and precision, fed with one fixed
 batch: no DeepSpeed, no data, no average, no log, no clipping. The two take turns in one process, several rounds
@@ -13,9 +15,13 @@ import statistics
 import tempfile
 import time
 
+import numpy as np
 import torch
 
 from fdtrain.assembly import own_batches
+from fdtrain.data.pack import pack
+from fdtrain.data.sources.digits import Digits
+from fdtrain.data.sources.source import Source
 from fdtrain.diffusion import objective
 from fdtrain.diffusion.time_sampling import time_density
 from fdtrain.networks.model import Model, parameter_count
@@ -27,6 +33,15 @@ from fdtrain.training.monitor import Monitor
 from fdtrain.training.trainer import Trainer
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def random_images(folder, images=2000):
+    """Pack images whose contents do not matter."""
+    random = np.random.default_rng(0)
+    part = Digits(random.integers(0, 256, (images, 32, 32, 3), dtype=np.uint8), random.integers(0, 10, images))
+    source = Source("random", "random numbers", 32, 3, [str(i) for i in range(10)], {"train": [part]})
+    pack(source, folder)
+    return folder
 
 
 def bare_loop(plan, device):
@@ -71,13 +86,14 @@ def whole_trainer(plan, device, monitor):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True)
-    parser.add_argument("--data", required=True)
+    parser.add_argument("--data", help="a packed data set; default: random images of 32x32x3")
     parser.add_argument("--set", action="append", default=[])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--steps", type=int, default=20, help="of each loop in each round")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        settings = [f"output={folder}", f"data.path={arguments.data}", *arguments.set]
+        data = arguments.data or random_images(f"{folder}/data")
+        settings = [f"output={folder}", f"data.path={data}", "data.test_split=null", *arguments.set]
         settings += [f"training.steps={arguments.rounds * arguments.steps + arguments.steps}"]
         settings += ["monitor.evaluate_every=null", "monitor.sample_every=null", "checkpoint.every=1000000"]
         plan = prepare(arguments.config, settings, resume=False)
