@@ -31,12 +31,15 @@ setup(
     extras_require={
         "s3": ["s3fs>=2025.3"],
         "gcs": ["gcsfs>=2025.3"],
+        # tools/pack.py parquet.
+        "parquet": ["pyarrow>=17"],
         "test": [
             "pytest>=8",
             "hypothesis>=6.100",
             "scipy>=1.14",
             "ruff>=0.9",
             "import-linter>=2.1",
+            "pyarrow>=17",
             # An S3-compatible server on loopback.
             "s3fs>=2025.3",
             "boto3>=1.36",

@@ -10,13 +10,13 @@ from pathlib import Path
 import torch
 
 from fdtrain import snapshots
-from fdtrain.config import save_config
+from fdtrain.config import dump_config
 from fdtrain.data.cache import Cache, open_cache
 from fdtrain.data.dataset import write_description
 from fdtrain.data.lanes import own_lanes
 from fdtrain.data.loader import Batches, LaneDataset
 from fdtrain.data.mixture import lane_order
-from fdtrain.data.shards import PlacedShard, ShardReader
+from fdtrain.data.shards import ShardReader
 from fdtrain.data.split import Split
 from fdtrain.diffusion.time_sampling import TimeDensity, time_density
 from fdtrain.errors import UserError
@@ -35,11 +35,14 @@ PACKAGES = ("torch", "deepspeed", "webdataset", "ema-pytorch", "numpy", "pydanti
 
 def run(plan: Plan) -> None:
     """Join the process group, build, resume if there is what to resume from, and train to the last step."""
-    config, spec = plan.config, plan.spec
-    training, folder = config.training, config.folder
-    device = ds.connect()
-    density = time_density(config.diffusion.time_density, spec.scale)
+    with ds.peers():
+        _run(plan)
 
+
+def _run(plan: Plan) -> None:
+    config, spec = plan.config, plan.spec
+    training, first = config.training, ds.rank() == 0
+    device = ds.connect()
     torch.manual_seed(torch_seed(config.seed, Purpose.INIT))
     model = Model(spec).to(device)
     ema = make_ema(model, config.ema.decay, config.ema.warmup_power)
@@ -47,49 +50,46 @@ def run(plan: Plan) -> None:
 
     path, state = _checkpoint_to_resume(plan)
     start = state.step if state else 0
-    if ds.rank() == 0:
+    if first:
         _write_run_files(plan, device)
-    monitor = Monitor(folder, training.steps, start, first=ds.rank() == 0)
-    monitor.text("configuration", f"```yaml\n{(folder / 'config.yaml').read_text()}```" if ds.rank() == 0 else "")
+    monitor = Monitor(config.folder, training.steps, start, first)
+    monitor.text("configuration", "```yaml\n" + dump_config(config) + "```")
+    monitor.say(
+        f"{config.folder}: {parameter_count(model):,} parameters, {ds.world_size()} x {device.type}, "
+        f"{training.precision}, ZeRO {training.zero_stage}, global batch {training.global_batch}, "
+        + (f"resuming after step {start} of {training.steps}" if path else f"{training.steps} steps")
+    )
 
-    places = [placed.place for placed in _shards(plan)]
-    cache = open_cache(config.data.cache, config.data.cache_gib, config.data.fetch_seconds, places)
+    density = time_density(config.diffusion.time_density, spec.scale)
     draws = LaneDraws(
         config.seed, training.global_batch, training.lane_images, config.diffusion.time_sampling, density, device
     )
-    trainer = Trainer(
-        config, spec, plan.identity, engine, ema, draws, monitor, _reports(plan, ema.ema_model, density, monitor, cache)
-    )
+    reports = _reports(plan, ema.ema_model, density, monitor)
+    trainer = Trainer(config, spec, plan.identity, engine, ema, draws, monitor, reports)
     if path is not None:
         trainer.resume(path, state)
-    monitor.say(
-        f"{folder}: {parameter_count(model):,} parameters, {ds.world_size()} x {device.type}, {training.precision}, "
-        f"ZeRO {training.zero_stage}, global batch {training.global_batch}; "
-        + (f"resuming after step {start}" if path else "starting")
-        + f", {training.steps} steps in all"
-    )
-
-    dataset = _lane_dataset(plan, cache)
     try:
-        trainer.run(Batches(dataset, start, training.steps, config.data.workers, config.data.max_broken_share), start)
+        trainer.run(own_batches(plan, start), start)
     finally:
         monitor.close()
 
 
-def _lane_dataset(plan: Plan, cache: Cache | None) -> LaneDataset:
-    """This rank's part of the training stream."""
-    config, training = plan.config, plan.config.training
+def own_batches(plan: Plan, start: int) -> Batches:
+    """This rank's batches from step ``start`` on."""
+    data, training = plan.config.data, plan.config.training
     counts = [[placed.shard.images for placed in part] for part in plan.train_shards]
-    order = lane_order(counts, config.data.weights, training.lanes, config.seed, config.data.shuffle_window)
+    order = lane_order(counts, data.weights, training.lanes, plan.config.seed, data.shuffle_window)
     lanes = own_lanes(ds.rank(), ds.world_size(), training.lanes)
-    reader = ShardReader(_shards(plan), plan.description, cache, keep_open=len(lanes) * order.shards_at_once)
-    return LaneDataset(
-        reader, order, lanes, training.lane_images, flip=config.data.flip, labelled=bool(plan.spec.classes)
-    )
+    shards = [placed for part in plan.train_shards for placed in part]
+    reader = ShardReader(shards, plan.description, _cache(plan), keep_open=len(lanes) * order.shards_at_once)
+    dataset = LaneDataset(reader, order, lanes, training.lane_images, flip=data.flip, labelled=bool(plan.spec.classes))
+    return Batches(dataset, start, training.steps, data.workers, data.max_broken_share)
 
 
-def _shards(plan: Plan) -> list[PlacedShard]:
-    return [placed for part in plan.train_shards for placed in part]
+def _cache(plan: Plan) -> Cache | None:
+    data = plan.config.data
+    places = [placed.place for part in plan.train_shards for placed in part]
+    return open_cache(data.cache, data.cache_gib, data.fetch_seconds, places)
 
 
 def _checkpoint_to_resume(plan: Plan) -> tuple[Path | None, checkpoint.State | None]:
@@ -110,10 +110,10 @@ def _checkpoint_to_resume(plan: Plan) -> tuple[Path | None, checkpoint.State | N
     return path, checkpoint.check_fits(path, plan.spec, plan.identity, zero_stage, ds.world_size())
 
 
-def _reports(plan: Plan, model: Model, density: TimeDensity, monitor: Monitor, cache: Cache | None) -> list[Report]:
+def _reports(plan: Plan, model: Model, density: TimeDensity, monitor: Monitor) -> list[Report]:
     config, settings, reports = plan.config, plan.config.monitor, []
     if settings.evaluate_every:
-        split = Split(plan.data, config.data.test_split, cache)
+        split = Split(plan.data, config.data.test_split, _cache(plan))
         run_ = snapshots.held_out_bits(model, plan.spec, split, density, settings.evaluate_draws, monitor)
         reports.append(Report(settings.evaluate_every, run_))
     if settings.sample_every:
@@ -124,7 +124,7 @@ def _reports(plan: Plan, model: Model, density: TimeDensity, monitor: Monitor, c
 
 def _write_run_files(plan: Plan, device: torch.device) -> None:
     folder = plan.config.folder
-    save_config(plan.config, folder / "config.yaml")
+    (folder / "config.yaml").write_text(dump_config(plan.config))
     write_description(folder, plan.description)
     (folder / "samples").mkdir(exist_ok=True)
     environment = {

@@ -25,8 +25,10 @@ class Source(Section):
 
 class Data(Section):
     path: str | None = Field(None, description="packed data set: folder, URL, brace pattern or list; docs/data.md")
-    mixture: tuple[Source, ...] = Field((), description="instead of path: several packed data sets with weights")
-    train_split: str = "train"
+    mixture: tuple[Source, ...] = Field(
+        (), description="instead of path: several packed data sets, as `[{path, weight}, ...]`"
+    )
+    train_split: str = Field("train", description="what is trained on")
     test_split: str | None = Field("test", description="held-out split; null if there is none")
     flip: bool = Field(False, description="mirror images at random (likelihoods are then of the mirrored set too)")
     workers: int = Field(2, ge=0, description="reading processes of each rank; the order does not depend on it")
@@ -56,14 +58,16 @@ class Data(Section):
 
 
 class Network(Section):
-    name: Literal["ddpmpp"] = "ddpmpp"
-    channels: int = Field(128, ge=8, multiple_of=8)
-    multipliers: tuple[int, ...] = Field((1, 2, 2, 2), min_length=1)
-    blocks: int = Field(4, ge=1)
+    name: Literal["ddpmpp"] = Field("ddpmpp", description="the U-Net of Song et al. 2021")
+    channels: int = Field(128, ge=8, multiple_of=8, description="width at full resolution")
+    multipliers: tuple[int, ...] = Field(
+        (1, 2, 2, 2), min_length=1, description="width of each level, which halves the resolution, in units of channels"
+    )
+    blocks: int = Field(4, ge=1, description="residual blocks of each level")
     attention: tuple[int, ...] = Field((16,), description="resolutions (pixels) followed by self-attention")
-    dropout: float = Field(0.0, ge=0, lt=1)
+    dropout: float = Field(0.0, ge=0, lt=1, description="share of activations, in the residual blocks")
     fourier_features: int = Field(0, ge=0, le=8, description="octaves of sines of the input, from one level upwards")
-    class_conditional: bool = False
+    class_conditional: bool = Field(False, description="give the labels to the network")
 
     @field_validator("multipliers")
     @classmethod
@@ -74,10 +78,14 @@ class Network(Section):
 
 
 class Diffusion(Section):
-    predictor: Literal["plain", "bounded", "alpha"] = "bounded"
+    predictor: Literal["plain", "bounded", "alpha"] = Field(
+        "bounded", description="how the network's output becomes the field F; docs/method.md, section 2"
+    )
     scale: float | None = Field(None, gt=0, le=1, description="s of 'bounded' and 'asinh'; null: 1 / levels")
-    time_sampling: Literal["stratified", "lattice", "iid"] = "stratified"
-    time_density: Literal["uniform", "asinh"] = "asinh"
+    time_sampling: Literal["stratified", "lattice", "iid"] = Field(
+        "stratified", description="over the global batch; docs/method.md, section 4"
+    )
+    time_density: Literal["uniform", "asinh"] = Field("asinh", description="of t, on [0, 1]")
 
 
 class Training(Section):
@@ -86,13 +94,15 @@ class Training(Section):
     micro_batch: int | None = Field(None, ge=1, description="images of one rank in one pass; null: all of its share")
     lanes: int = Field(64, ge=1, description="parts of the global batch; see docs/determinism.md")
     precision: Literal["fp32", "bf16", "fp16"] = Field("bf16", description="of the network's arithmetic; weights: fp32")
-    zero_stage: Literal[0, 1, 2] = 1
-    lr: float = Field(2e-4, gt=0)
-    warmup_steps: int = Field(5000, ge=0)
+    zero_stage: Literal[0, 1, 2] = Field(
+        1, description="what the ranks share: nothing, optimiser state (1), and gradients too (2)"
+    )
+    lr: float = Field(2e-4, gt=0, description="learning rate of AdamW after the warm-up")
+    warmup_steps: int = Field(5000, ge=0, description="of linear rise from 0")
     decay: Literal["constant", "linear", "cosine"] = Field("constant", description="of the rate, to 0 at the last step")
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = Field(1e-8, gt=0)
-    weight_decay: float = Field(0.0, ge=0)
+    betas: tuple[float, float] = Field((0.9, 0.999), description="of AdamW")
+    eps: float = Field(1e-8, gt=0, description="of AdamW")
+    weight_decay: float = Field(0.0, ge=0, description="of AdamW")
     clip: float = Field(1.0, ge=0, description="largest gradient norm; 0: no clipping")
 
     @field_validator("betas")
@@ -160,17 +170,19 @@ class Monitor(Section):
     evaluate_every: int | None = Field(None, ge=1, description="steps between bits/dim on the held-out split")
     evaluate_draws: int = Field(1, ge=1, description="draws of (u, t, eps) per held-out image")
     sample_every: int | None = Field(None, ge=1, description="steps between sample grids")
-    sample_images: int = Field(64, ge=1)
-    sample_steps: int = Field(100, ge=1)
-    sample_solver: Literal["sde1", "sde2", "ode1", "ode2", "heun"] = "sde2"
+    sample_images: int = Field(64, ge=1, description="of a grid")
+    sample_steps: int = Field(100, ge=1, description="of the solver")
+    sample_solver: Literal["sde1", "sde2", "ode1", "ode2", "heun"] = Field(
+        "sde2", description="docs/method.md, sections 5 and 6"
+    )
 
 
 class Config(Section):
-    """A run. ``name`` is its folder under ``output``; ``seed`` fixes everything random about it."""
+    """A run."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    output: Path = Path("runs")
-    seed: int = Field(0, ge=0, lt=2**63)
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="of the run, and of its folder")
+    output: Path = Field(Path("runs"), description="folder of all runs")
+    seed: int = Field(0, ge=0, lt=2**63, description="fixes everything random about the run")
     data: Data
     network: Network = Network()
     diffusion: Diffusion = Diffusion()
@@ -211,9 +223,9 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
         raise UserError("; ".join(_explain(e) for e in error.errors()) + f" (in {path}).") from error
 
 
-def save_config(config: Config, path: Path) -> None:
-    """Write the resolved configuration, every default spelled out, as YAML that :func:`load_config` reads."""
-    path.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+def dump_config(config: Config) -> str:
+    """The resolved configuration, every default spelled out, as YAML that :func:`load_config` reads."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
 def _apply(content: dict[str, Any], override: str) -> None:

@@ -10,22 +10,29 @@ class UserError(Exception):
     """What is wrong, where, and what to do about it, in one line."""
 
 
+class LostPeer(Exception):
+    """Another process of the run has ended, and this one cannot go on without it."""
+
+
 EXIT_CODE = 2
 
 
 def exit_code(main: Callable[[], None]) -> int:
     """Run ``main``; a :class:`UserError` becomes one line on stderr and exit code 2. Bugs keep their trace.
 
-    Most errors meet every rank at once, and one line is enough: rank 0 speaks and ends, and the launcher
-    then ends the others. A rank that is still there after some seconds has an error of its own.
+    One line is enough, from the rank that knows most; when it ends, the launcher ends the others. An error
+    that all ranks meet is told by rank 0; a rank that is still there some seconds later has one of its own;
+    and one that only lost a peer speaks last, if nobody has said why.
     """
+    rank, local_rank = (int(os.environ.get(name, "0")) for name in ("RANK", "LOCAL_RANK"))
     try:
         main()
+        return 0
     except UserError as error:
-        rank, local_rank = (int(os.environ.get(name, "0")) for name in ("RANK", "LOCAL_RANK"))
-        if rank:
-            time.sleep(4 if local_rank == 0 else 8)
-        who = f" (rank {rank})" if rank else ""
-        print(f"fdtrain: error{who}: {error}", file=sys.stderr, flush=True)
-        return EXIT_CODE
-    return 0
+        message, code, patience = error, EXIT_CODE, 0 if rank == 0 else 4 if local_rank == 0 else 8
+    except LostPeer as error:
+        message, code, patience = error, 1, 12
+    time.sleep(patience)
+    who = f" (rank {rank})" if rank else ""
+    print(f"fdtrain: error{who}: {message}", file=sys.stderr, flush=True)
+    return code

@@ -95,3 +95,29 @@ def write_description(folder: Path, description: Description) -> None:
     aside = folder / f".{FILE}"
     aside.write_text(json.dumps(description.model_dump(), indent=1) + "\n")
     os.replace(aside, folder / FILE)
+
+
+def check_split(folder: str | Path, description: Description, split: str) -> None:
+    """See that every shard of a split lies in ``folder`` in full length.
+
+    Raises:
+        UserError: one is missing, cut short or grown.
+    """
+    for shard in description.splits[split]:
+        check_length(Path(folder) / shard.file, shard)
+
+
+def check_length(path: Path, shard: Shard) -> None:
+    """See that a shard lies at ``path`` in full length.
+
+    Raises:
+        UserError: it is missing, cut short or grown.
+    """
+    try:
+        found = path.stat().st_size
+    except FileNotFoundError:
+        raise UserError(f"{path} is listed in {FILE} but missing. Restore it or pack again.") from None
+    if found != shard.bytes:
+        raise UserError(
+            f"{path} has {found} bytes, {FILE} says {shard.bytes}: cut short or changed. Restore it or pack again."
+        )

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from webdataset.shardlists import expand_urls
 
-from fdtrain.data.dataset import FILE, Description, Shard, parse_description
+from fdtrain.data.dataset import FILE, Description, check_length, parse_description
 from fdtrain.data.fetch import is_remote, read_text, shown
 from fdtrain.data.shards import PlacedShard
 from fdtrain.errors import UserError
@@ -56,7 +56,7 @@ class PackedData:
             raise UserError(f"{shown(self.base)}: split '{name}' holds no images. Pack the data set again.")
         for shard in placed:
             if not is_remote(shard.place):
-                _check_length(Path(shard.place), shard.shard)
+                check_length(Path(shard.place), shard.shard)
         return placed
 
 
@@ -129,17 +129,6 @@ def _check_no_others(folder: Path, listed: set[str]) -> None:
         raise UserError(
             f"{folder} holds {others[0]}{f' and {len(others) - 1} more' if others[1:] else ''}, which {FILE} does not "
             "list. Move it away, or pack again."
-        )
-
-
-def _check_length(path: Path, shard: Shard) -> None:
-    try:
-        found = path.stat().st_size
-    except FileNotFoundError:
-        raise UserError(f"{path} is listed in {FILE} but missing. Restore it or pack again.") from None
-    if found != shard.bytes:
-        raise UserError(
-            f"{path} has {found} bytes, {FILE} says {shard.bytes}: cut short or changed. Restore it or pack again."
         )
 
 

@@ -1,76 +1,190 @@
-"""Published sources to WebDataset shards and their ``dataset.json``."""
+"""A source to WebDataset shards and their ``dataset.json``, over processes, and going on after a kill.
 
-import hashlib
-import io
+Which images a shard holds follows from the source and the request alone, so neither the number of processes
+nor an interruption changes a byte. A folder being packed holds ``packing.json``, what was asked for, and in
+``.packing/`` the record of each shard that is finished; ``dataset.json`` comes last (docs/packing.md).
+"""
+
+import fcntl
 import os
-from collections.abc import Iterable
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
-from webdataset import TarWriter
+from pydantic import BaseModel, ConfigDict, ValidationError
+from tqdm import tqdm
 
-from fdtrain.data.dataset import VERSION, Description, Shard, write_description
-from fdtrain.randomness import Purpose, stream
+from fdtrain.data.dataset import FILE, VERSION, Description, Shard, check_split, read_description, write_description
+from fdtrain.data.processes import progress, run
+from fdtrain.data.sources.source import Part, Source
+from fdtrain.data.writer import ENCODINGS, WORK, Form, finished, layout, write_part, write_text
+from fdtrain.errors import UserError
 
-Labelled = Iterable[tuple[np.ndarray, int]]
-"""Images ``(H, W, C)`` uint8 with their labels."""
+REQUEST = "packing.json"
 
 
-def write_split(folder: Path, split: str, images: int, samples: Labelled, shard_images: int) -> list[Shard]:
-    """Write ``samples`` (``images`` of them) into shards of about ``shard_images``, as even as can be.
+class Request(BaseModel):
+    """What was asked for (``source`` is its identity), and how many images each part of each split holds."""
 
-    Each shard is written aside and renamed, with fixed times and owners: the same samples give the same bytes.
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    description: Description
+    shard_images: int
+    source: str
+    images: dict[str, list[int]]
+
+
+def pack(
+    source: Source,
+    folder: str | Path,
+    encoding: str = "npy",
+    shard_images: int = 1000,
+    workers: int = 1,
+    bar: bool = False,
+) -> Description:
+    """Pack ``source`` into ``folder``, or finish what an earlier call with the same request began.
+
+    Args:
+        source: to pack.
+        folder: for shards and ``dataset.json``.
+        encoding: ``npy`` (uint8, read fastest) or ``png`` (a half to a third of the bytes).
+        shard_images: of a shard, about: no shard spans two parts of the source.
+        workers: processes; 1: this one.
+        bar: show progress.
+
+    Raises:
+        UserError: the source is broken, or the folder holds something else or is being packed.
     """
-    count = max(1, round(images / shard_images))
-    sizes = [images // count + (i < images % count) for i in range(count)]
-    samples, shards = iter(samples), []
-    for number, size in enumerate(sizes):
-        name = f"{split}-{number:06d}.tar"
-        aside = folder / f".{name}"
-        with aside.open("wb") as file, TarWriter(file, encoder=False, mtime=0) as tar:
-            for index in range(size):
-                image, label = next(samples)
-                key = f"{sum(sizes[:number]) + index:08d}"
-                tar.write({"__key__": key, "npy": _npy(image), "cls": str(label).encode()})
-        data = aside.read_bytes()
-        shards.append(Shard(file=name, images=size, bytes=len(data), sha256=hashlib.sha256(data).hexdigest()))
-        os.replace(aside, folder / name)
-    return shards
-
-
-def _npy(image: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    np.save(file, np.ascontiguousarray(image), allow_pickle=False)
-    return file.getvalue()
+    folder = Path(folder)
+    with _alone(folder):
+        request = _request(source, encoding, shard_images)
+        begun = _begun(folder, request)
+        if (folder / FILE).exists():
+            return _complete(folder)
+        (folder / WORK).mkdir(exist_ok=True)
+        if begun is None:
+            request = request.model_copy(update={"images": _count(source, workers, bar)})
+            write_text(folder / REQUEST, request.model_dump_json(indent=1))
+        else:
+            request = begun
+        splits = _write_shards(source, request, folder, workers, bar)
+        description = request.description.model_copy(update={"splits": splits})
+        write_description(folder, description)
+        shutil.rmtree(folder / WORK)
+    return description
 
 
 def pack_digits(folder: str | Path, shard_images: int = 100) -> Description:
-    """scikit-learn's 1,797 real 8x8 handwritten digits (17 grey levels, labels), 1,497 to train and 300 to test.
+    """The embedded data set, in this process."""
+    # Loaded here: worker processes import this module, and have no use for scikit-learn.
+    from fdtrain.data.sources.digits import digits
 
-    The data come with scikit-learn (the test part of the UCI "Optical Recognition of Handwritten Digits"
-    set); the split is a fixed permutation.
-    """
-    from sklearn.datasets import load_digits
+    return pack(digits(), folder, shard_images=shard_images)
 
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    digits = load_digits()
-    order = stream(0, Purpose.SPLIT).permutation(len(digits.target))
-    images, labels = digits.images.astype(np.uint8)[order, :, :, None], digits.target[order].tolist()
-    splits = {}
-    for split, part in (("train", slice(0, 1497)), ("test", slice(1497, None))):
-        samples = list(zip(images[part], labels[part], strict=True))
-        splits[split] = write_split(folder, split, len(samples), samples, shard_images)
+
+def _request(source: Source, encoding: str, shard_images: int) -> Request:
+    if encoding not in ENCODINGS or shard_images < 1:
+        raise ValueError("encoding is npy or png, shard_images positive")
     description = Description(
         version=VERSION,
-        name="digits",
-        source="scikit-learn load_digits",
-        size=8,
-        channels=1,
-        levels=17,
-        classes=[str(i) for i in range(10)],
-        encoding="npy",
-        splits=splits,
+        name=source.name,
+        source=source.source,
+        size=source.size,
+        channels=source.channels,
+        levels=source.levels,
+        classes=source.classes,
+        encoding=encoding,
+        splits={},
     )
-    write_description(folder, description)
+    return Request(description=description, shard_images=shard_images, source=source.identity(), images={})
+
+
+def _begun(folder: Path, request: Request) -> Request | None:
+    """The same request as it was begun before, with its counts.
+
+    Raises:
+        UserError: another one was.
+    """
+    file = folder / REQUEST
+    if not file.exists():
+        if (folder / FILE).exists():
+            raise UserError(f"{folder} holds a data set already. Remove it, or choose another folder.")
+        return None
+    try:
+        begun = Request.model_validate_json(file.read_bytes())
+    except ValidationError:
+        begun = None
+    if begun is None or begun.model_copy(update={"images": {}}) != request:
+        raise UserError(
+            f"{folder} was packed from another source or with other settings, see {REQUEST}. Repeat those, "
+            "remove the folder, or choose another."
+        )
+    return begun
+
+
+def _complete(folder: Path) -> Description:
+    description = read_description(folder)
+    for split in description.splits:
+        check_split(folder, description, split)
     return description
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the folder, made if need be, against other packers. The system lets go of it however this process ends."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be a folder of shards ({error.strerror}). Choose another.") from error
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise UserError(f"{folder} is being packed by another process. Wait for it, or stop it.") from None
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
+def _count(source: Source, workers: int, bar: bool) -> dict[str, list[int]]:
+    """Images of every part. Batch files have to be read for it."""
+    tasks = [(split, number, part) for split, parts in source.splits.items() for number, part in enumerate(parts)]
+    counts = {split: [0] * len(parts) for split, parts in source.splits.items()}
+    found = run(_count_part, tasks, workers)
+    for split, number, count in tqdm(found, "counting", len(tasks), unit=" parts", disable=not bar):
+        counts[split][number] = count
+    for split in counts:
+        if not sum(counts[split]):
+            raise UserError(f"split '{split}' of {source.source} holds no images. Fetch it again.")
+    return counts
+
+
+def _count_part(split: str, number: int, part: Part) -> tuple[str, int, int]:
+    return split, number, part.count()
+
+
+def _write_shards(source: Source, request: Request, folder: Path, workers: int, bar: bool) -> dict[str, list[Shard]]:
+    """Write every shard that is not finished yet."""
+    plan = {split: layout(split, counts, request.shard_images) for split, counts in request.images.items()}
+    cuts = {cut.file: cut for parts in plan.values() for part in parts for cut in part}
+    described = request.description
+    form = Form((described.size, described.size, described.channels), len(described.classes), described.encoding)
+    tasks = []
+    for split, parts in plan.items():
+        for part, wanted in zip(source.splits[split], parts, strict=True):
+            left = [cut for cut in wanted if finished(folder, cut) is None]
+            if left:
+                tasks.append((part, left, folder, form))
+
+    def done() -> int:
+        """Images in finished shards."""
+        names = (name.removesuffix(".json") for name in os.listdir(folder / WORK) if name.endswith(".tar.json"))
+        return sum(len(cuts[name].images) for name in names if name in cuts)
+
+    with progress(sum(map(sum, request.images.values())), done, f"packing {described.name}", bar):
+        for _ in run(write_part, tasks, workers):
+            pass
+    return {split: [finished(folder, cut) for part in parts for cut in part] for split, parts in plan.items()}

@@ -72,11 +72,13 @@ def _draw_batch(
     def noise(step: int) -> Tensor:
         return torch.stack([normal(spec.shape, device, seed, Purpose.SAMPLE, image, step + 1) for image in images])
 
-    kept = {round(k * (len(times) - 1) / (PATH_IMAGES - 1)) for k in range(PATH_IMAGES - 1)}
+    # Evenly in time, of the steps there are: a grid that is dense near the data changes little there.
+    wanted = np.linspace(1, 0, PATH_IMAGES)[:-1]
+    kept = [int(np.abs(np.asarray(times[:-1]) - t).argmin()) for t in wanted]
     path: list[Tensor] = []
 
     def observe(step: int, t: float, x: Tensor, F: Tensor) -> None:
-        if step in kept:
+        for _ in range(kept.count(step)):
             time = torch.full((len(x),), t, dtype=torch.float64, device=device)
             path.append(quantise(x0_hat(F, x, time), spec.levels))
 

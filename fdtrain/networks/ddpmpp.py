@@ -19,8 +19,8 @@ def time_embedding(t: Tensor, channels: int) -> Tensor:
     Bounded on the whole of [0, 1]; resolves times down to about 1e-3 and is smooth below.
     """
     half = channels // 2
-    frequency = torch.exp(torch.arange(half, device=t.device) * (-math.log(1e4) / (half - 1)))
-    angle = 1000.0 * t.float()[:, None] * frequency[None]
+    frequency = torch.exp(torch.arange(half, device=t.device, dtype=t.dtype) * (-math.log(1e4) / (half - 1)))
+    angle = 1000.0 * t[:, None] * frequency[None]
     return torch.cat([angle.sin(), angle.cos()], 1)
 
 

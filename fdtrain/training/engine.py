@@ -2,7 +2,10 @@
 
 import logging
 import os
+import pickle
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -10,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fdtrain.config import Training
+from fdtrain.errors import LostPeer, UserError
 from fdtrain.networks.model import Model
 
 # Said before the import, which otherwise warns on every rank of a machine without an accelerator.
@@ -67,6 +71,20 @@ def connect() -> torch.device:
     return torch.device(accelerator.current_device_name())
 
 
+@contextmanager
+def peers() -> Iterator[None]:
+    """Around everything that talks to other ranks: a connection that breaks raises LostPeer."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, dist.DistBackendError) or "gloo" in str(error):
+            raise LostPeer(
+                f"the connection to another process of this run was lost ({str(error).splitlines()[0]}); "
+                "its own output says why. Launch again with --resume auto."
+            ) from error
+        raise
+
+
 def all_reduce_sum(x: Tensor) -> Tensor:
     """Sum over ranks, in place."""
     dist.all_reduce(x)
@@ -119,6 +137,9 @@ class Engine:
                 "lower_precision_safe_modules": [],
             }
         self.engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
+        if world_size() == 1 and training.zero_stage == 0:
+            # DeepSpeed would copy every gradient into a bucket and back for nobody.
+            self.engine.enable_backward_allreduce = False
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
         return self.engine(x, t, label)
@@ -150,5 +171,15 @@ class Engine:
         self.engine.save_checkpoint(str(folder), tag=CHECKPOINT_TAG, save_latest=False)
 
     def load(self, folder: Path) -> None:
-        """Load what :meth:`save` wrote, on the same number of ranks unless ``zero_stage`` is 0."""
-        self.engine.load_checkpoint(str(folder), tag=CHECKPOINT_TAG)
+        """Load what :meth:`save` wrote, on the same number of ranks unless ``zero_stage`` is 0.
+
+        Raises:
+            UserError: a file asks for code to be run.
+        """
+        try:
+            self.engine.load_checkpoint(str(folder), tag=CHECKPOINT_TAG)
+        except pickle.UnpicklingError as error:
+            raise UserError(
+                f"{folder / CHECKPOINT_TAG} holds more than tensors and numbers; loading it could run code, so it "
+                "is refused. Resume from a checkpoint that this program wrote."
+            ) from error

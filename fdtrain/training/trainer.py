@@ -1,6 +1,6 @@
 """The loop: batch, loss, step, average, report, save."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,23 +78,29 @@ class Trainer:
         Raises:
             UserError: a sample cannot be used, or the loss is not finite.
         """
-        steps = self.config.training.steps
+        for done in self.steps(batches, start):
+            last = done == self.config.training.steps
+            with self.watch.pause():
+                for report in self.reports:
+                    if done % report.every == 0 or last:
+                        report.run(done)
+                if done % self.config.checkpoint.every == 0 or last:
+                    self.save(done)
+
+    def steps(self, batches: Batches, start: int) -> Iterator[int]:
+        """Train, yielding the number of steps done after each."""
+        last = self.config.training.steps
         self.watch.restart()
-        for step in range(start, steps):
+        for step in range(start, last):
             with self.watch.wait():
                 images, labels = next(batches)
             self.window.add_broken(batches.broken_now)
             self._step(step, images, labels)
             done = step + 1
             self.monitor.progress()
-            if done % self.config.monitor.log_every == 0 or done == steps:
+            if done % self.config.monitor.log_every == 0 or done == last:
                 self._log(done)
-            with self.watch.pause():
-                for report in self.reports:
-                    if done % report.every == 0 or done == steps:
-                        report.run(done)
-                if done % self.config.checkpoint.every == 0 or done == steps:
-                    self.save(done)
+            yield done
 
     def _step(self, step: int, images: Tensor, labels: Tensor) -> None:
         """One optimiser step over this rank's images of it, ``(n, C, H, W)`` uint8."""

@@ -1,0 +1,17 @@
+# docker build -t fdtrain .
+# docker run --gpus all --shm-size 8g -v $PWD/data:/fdtrain/data -v $PWD/runs:/fdtrain/runs fdtrain \
+#     deepspeed fdtrain/main.py --config configs/imagenet32.yaml --resume auto
+FROM python:3.11-slim-bookworm
+
+RUN useradd --create-home --uid 1000 trainer && install -d -o trainer /fdtrain /fdtrain/data /fdtrain/runs
+WORKDIR /fdtrain
+
+# torch from the index serves the CUDA build, with the libraries it needs. Packages first: code changes oftener.
+COPY requirements.lock .
+RUN pip install --no-cache-dir -r requirements.lock
+
+COPY --chown=trainer . .
+RUN pip install --no-cache-dir --no-build-isolation --no-deps -e .
+
+USER trainer
+CMD ["deepspeed", "fdtrain/main.py", "--help"]

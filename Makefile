@@ -1,0 +1,51 @@
+# make demo   from nothing to a trained, evaluated, exported model of real handwritten digits
+# make test   every test
+# make lint   style, and the direction of imports
+# make clean  what demo and test made, the environment included
+
+PYTHON ?= python3
+# Processes of the demo: the GPUs there are (a power of two, which the lanes allow), else two on the CPU.
+PROCESSES ?= $(shell .venv/bin/python -c "import torch; print(1 << max(1, torch.cuda.device_count()).bit_length() - 1 if torch.cuda.is_available() else 2)")
+# For a shorter demo: make demo RUN=short SETTINGS="--set training.steps=40"
+RUN ?= digits
+SETTINGS ?=
+
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+READY := .venv/ready
+
+.PHONY: demo test lint clean environment
+
+demo: $(READY)
+	python tools/pack.py digits data/digits
+	deepspeed --num_accelerators $(PROCESSES) fdtrain/main.py --config configs/digits.yaml --resume auto \
+		--set name=$(RUN) $(SETTINGS)
+	python tools/evaluate.py nll runs/$(RUN) --data data/digits --draws 20 --json runs/$(RUN)/nll_test.json
+	python tools/sample.py runs/$(RUN) --images 100 --out runs/$(RUN)/samples/final.png
+	python tools/export.py runs/$(RUN) export/$(RUN)
+	@echo
+	@echo "Data set             data/digits"
+	@echo "Sample grid          runs/$(RUN)/samples/final.png"
+	@echo "Test bits/dim        runs/$(RUN)/nll_test.json"
+	@echo "Log of every window  runs/$(RUN)/metrics.jsonl"
+	@echo "TensorBoard          .venv/bin/tensorboard --logdir runs/$(RUN)/tensorboard"
+	@echo "Checkpoints          runs/$(RUN)/checkpoints"
+	@echo "Exported model       export/$(RUN)"
+
+test: $(READY)
+	python -m pytest
+
+lint: $(READY)
+	ruff check .
+	ruff format --check .
+	lint-imports
+
+environment: $(READY)
+
+$(READY): requirements.lock setup.py
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --disable-pip-version-check -r requirements.lock
+	.venv/bin/python -m pip install --disable-pip-version-check --no-build-isolation --no-deps -e .
+	touch $(READY)
+
+clean:
+	rm -rf .venv data/digits runs/$(RUN) export/$(RUN)

@@ -1,0 +1,92 @@
+"""Work spread over processes that end with their parent, and a bar that shows how far it is."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing.synchronize import Event
+from typing import TypeVar
+
+from tqdm import tqdm
+
+from fdtrain.errors import UserError
+
+T = TypeVar("T")
+
+_stop: Event | None = None
+
+
+def run(function: Callable[..., T], tasks: Iterable[tuple], workers: int) -> Iterator[T]:
+    """``function(*task)`` of every task, as they finish, by up to ``workers`` processes (1: in this one).
+
+    Leaving early, by an error or an interrupt, waits for the tasks at work, which :func:`stopped` tells to end.
+
+    Raises:
+        UserError: a process was killed.
+    """
+    tasks = list(tasks)
+    workers = min(workers, len(tasks))
+    if workers <= 1:
+        for task in tasks:
+            yield function(*task)
+        return
+    # Not fork: it would copy this process's threads' locks in whatever state they are.
+    context = multiprocessing.get_context("spawn")
+    stop = context.Event()
+    pool = ProcessPoolExecutor(workers, context, _begin, (stop,))
+    try:
+        for future in as_completed([pool.submit(function, *task) for task in tasks]):
+            yield future.result()
+    except BrokenProcessPool:
+        raise UserError(
+            "a worker process was killed, perhaps for memory. With fewer --workers, the same command goes on."
+        ) from None
+    finally:
+        stop.set()
+        pool.shutdown(cancel_futures=True)
+
+
+def stopped() -> bool:
+    """Whether the parent wants no more of this process."""
+    return _stop is not None and _stop.is_set()
+
+
+def _begin(stop: Event) -> None:
+    global _stop
+    _stop = stop
+    # An interrupt reaches the whole terminal group; the parent alone answers it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    # A pool's processes would wait for work for ever when their parent is killed.
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+@contextmanager
+def progress(total: int, done: Callable[[], int], what: str, show: bool) -> Iterator[None]:
+    """A bar that asks ``done`` how far the work is, twice a second."""
+    if not show:
+        yield
+        return
+    end = threading.Event()
+    with tqdm(total=total, initial=done(), desc=what, unit=" images", unit_scale=True) as bar:
+
+        def follow() -> None:
+            while not end.wait(0.5):
+                bar.update(done() - bar.n)
+
+        follower = threading.Thread(target=follow, daemon=True)
+        follower.start()
+        try:
+            yield
+        finally:
+            end.set()
+            follower.join()
+            bar.update(done() - bar.n)

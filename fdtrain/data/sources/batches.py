@@ -1,0 +1,96 @@
+"""Batch files of CIFAR-10 and of downsampled ImageNet: flat images in an array, pickled or as npz."""
+
+import io
+import math
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from fdtrain.data.sources import pickled
+from fdtrain.data.sources.archive import Member, stream
+from fdtrain.data.sources.source import Sample
+from fdtrain.errors import UserError
+
+
+@dataclass(frozen=True)
+class BatchFile:
+    """One file with ``data``, rows of 3 size^2 uint8 (red plane, green plane, blue plane), and ``labels``.
+
+    ``first_label`` is the number the source gives to its first class: 0 for CIFAR-10, 1 for ImageNet.
+    """
+
+    member: Member
+    size: int
+    first_label: int
+    classes: int
+
+    def count(self) -> int:
+        return len(self._load()[0])
+
+    def open(self) -> Callable[[int], Sample]:
+        data, labels = self._load()
+        planes = data.reshape(-1, 3, self.size, self.size)
+        return lambda index: (planes[index].transpose(1, 2, 0), int(labels[index]))
+
+    def identity(self) -> str:
+        return repr((self.member.name, self.member.size, self.size, self.first_label, self.classes))
+
+    def _load(self) -> tuple[np.ndarray, np.ndarray]:
+        """Data ``(n, 3 size^2)`` uint8 and labels ``(n,)`` from 0."""
+        where = str(self.member)
+        with stream(self.member) as file:
+            if self.member.name.endswith(".npz"):
+                content = _npz(file, where)
+            else:
+                content = pickled.arrays(pickled.load(file, where), where)
+        data, labels = content.get("data"), content.get("labels")
+        if not isinstance(data, np.ndarray) or labels is None:
+            raise UserError(f"{where} has no 'data' and 'labels'. Is it the published file?")
+        if data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3 * self.size**2:
+            raise UserError(
+                f"{where}: data of shape {data.shape} and type {data.dtype}, expected rows of "
+                f"{3 * self.size**2} uint8 ({self.size}x{self.size}). Is it the published file of this size?"
+            )
+        return data, self._labels(labels, len(data), where)
+
+    def _labels(self, found: Any, images: int, where: str) -> np.ndarray:
+        # Checked before it becomes an array: a small pickle of lists in lists can stand for an endless one.
+        if isinstance(found, np.ndarray):
+            whole = found.ndim == 1 and found.dtype.kind in "iu"
+        else:
+            whole = isinstance(found, list) and all(type(label) is int and 0 <= label < 1 << 31 for label in found)
+        if not whole or len(found) != images:
+            raise UserError(f"{where}: labels that are not {images} whole numbers. Is it the published file?")
+        labels = np.asarray(found, dtype=np.int64) - self.first_label
+        if images and not 0 <= labels.min() <= labels.max() < self.classes:
+            raise UserError(
+                f"{where}: labels {labels.min() + self.first_label} to {labels.max() + self.first_label}, expected "
+                f"{self.first_label} to {self.first_label + self.classes - 1}. Is it the published file?"
+            )
+        return labels
+
+
+def _npz(file: BinaryIO, where: str) -> dict[str, np.ndarray]:
+    """``data`` and ``labels`` of an npz, without numpy's loader, which allocates what a header claims."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(file.read())) as archive:
+            names = set(archive.namelist())
+            return {key: _npy(archive, f"{key}.npy") for key in ("data", "labels") if f"{key}.npy" in names}
+    except Exception as error:  # Damaged or hostile, it fails in many ways.
+        raise UserError(f"{where} is not an npz of plain arrays ({error}). Fetch it again.") from error
+
+
+def _npy(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    size = archive.getinfo(name).file_size
+    with archive.open(name) as file:
+        version = np.lib.format.read_magic(file)
+        readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        if version not in readers:
+            raise ValueError(f"npy format {version}")
+        shape, fortran, dtype = readers[version](file)
+        if dtype.hasobject or fortran or math.prod(shape) * dtype.itemsize + file.tell() != size:
+            raise ValueError(f"{name}: {dtype} of shape {shape} in {size} bytes")
+        return np.frombuffer(file.read(), dtype).reshape(shape)

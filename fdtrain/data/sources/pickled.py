@@ -1,0 +1,108 @@
+"""Pickles of arrays, read as data: a pickle is a program, and this one may only build what such files need.
+
+The names a pickle asks for are answered with stand-ins of ours, so not even numpy's own reconstruction runs.
+"""
+
+import pickle
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from fdtrain.errors import UserError
+
+
+def load(file: BinaryIO, where: str) -> Any:
+    """Dicts, lists, numbers, strings and numpy arrays of numbers. Text of Python 2 becomes bytes.
+
+    Raises:
+        UserError: the pickle is broken or asks for anything else; nothing of it has run.
+    """
+    try:
+        found = _Unpickler(file, encoding="bytes").load()
+        # To the end, where a zip checks its sum.
+        file.read(1)
+        return found
+    except _Refused as error:
+        raise UserError(f"{where} is not a plain pickle of arrays: it asks for {error}. Do not trust it.") from None
+    except Exception as error:  # A hostile program fails in any way it likes.
+        raise UserError(
+            f"{where} is not a pickle of arrays, or cut short ({type(error).__name__}: {error}). Fetch it again."
+        ) from error
+
+
+class _Refused(Exception):
+    """A name that no such file needs."""
+
+
+class _Unpickler(pickle._Unpickler):
+    # The one in Python: the one in C can be told in five bytes to allocate gigabytes for its memo.
+    def find_class(self, module: str, name: str) -> Any:
+        try:
+            return _STAND_INS[module, name]
+        except KeyError:
+            raise _Refused(repr(f"{module}.{name}")) from None
+
+
+class _Array:
+    """What ``numpy.core.multiarray._reconstruct`` returns here, until its state makes it an array."""
+
+    array: np.ndarray
+
+    def __init__(self, kind: object, shape: tuple, code: object):
+        if kind is not _ndarray:
+            raise ValueError("an array of a class of its own")
+
+    def __setstate__(self, state: tuple) -> None:
+        _, shape, dtype, fortran, data = state
+        if not isinstance(dtype, _Dtype) or fortran or not isinstance(data, bytes):
+            raise ValueError("an array that is not of plain numbers in C order")
+        # Fails unless the bytes are exactly as many as the shape says: a shape alone allocates nothing.
+        self.array = np.frombuffer(data, dtype.dtype).reshape(shape)
+
+
+class _Dtype:
+    """``numpy.dtype`` of a number: kind, bytes, and (from its state) byte order."""
+
+    def __init__(self, code: str | bytes, *_: object):
+        code = code.decode("ascii") if isinstance(code, bytes) else code
+        self.dtype = np.dtype(code)
+        if self.dtype.kind not in "biuf":
+            raise ValueError(f"an array of {self.dtype}")
+
+    def __setstate__(self, state: tuple) -> None:
+        order = state[1].decode("ascii") if isinstance(state[1], bytes) else state[1]
+        self.dtype = self.dtype.newbyteorder(order)
+
+
+def _ndarray(*_: object) -> None:
+    raise ValueError("a bare array")
+
+
+def _encode(text: str, codec: str) -> bytes:
+    """How Python 3 writes bytes into the older protocols."""
+    if codec != "latin1":
+        raise ValueError(f"text in {codec!r}")
+    return text.encode("latin1")
+
+
+_STAND_INS = {
+    ("numpy.core.multiarray", "_reconstruct"): _Array,
+    ("numpy._core.multiarray", "_reconstruct"): _Array,
+    ("numpy", "ndarray"): _ndarray,
+    ("numpy", "dtype"): _Dtype,
+    ("_codecs", "encode"): _encode,
+}
+
+
+def arrays(found: Any, where: str) -> dict[str, Any]:
+    """The dict of a batch file, with text keys and finished arrays.
+
+    Raises:
+        UserError: it is not a dict.
+    """
+    if not isinstance(found, dict):
+        raise UserError(f"{where} holds a {type(found).__name__}, expected a dict. Fetch it again.")
+    return {
+        key.decode("latin1") if isinstance(key, bytes) else str(key): getattr(value, "array", value)
+        for key, value in found.items()
+    }

@@ -1,0 +1,147 @@
+"""Image files to arrays: what a picture must be like is checked on its header, before a pixel is decoded."""
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from fdtrain.data.sources.archive import Member, read
+from fdtrain.data.sources.source import Sample, even
+from fdtrain.errors import UserError
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
+MAX_PIXELS = 1 << 26
+"""8192 x 8192: a picture of more is refused, decoding it could fill the memory."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How a picture becomes an image of ``size`` x ``size`` pixels.
+
+    Args:
+        size, channels: of the image. Channels are 1 (grey) or 3 (RGB).
+        picture: (width, height) that every picture must have; ``None``: any.
+        crop: side of the square cut from the picture's centre; ``None``: the largest.
+        filter: that resizes the square, if it has another size.
+    """
+
+    size: int
+    channels: int
+    picture: tuple[int, int] | None
+    crop: int | None = None
+    filter: Image.Resampling = Image.Resampling.LANCZOS
+
+
+def exactly(size: int, channels: int) -> Fit:
+    """Pictures taken as they are."""
+    return Fit(size, channels, (size, size))
+
+
+def fit_like(data: bytes, where: str, resize: int | None, channels: int | None) -> Fit:
+    """How to fit pictures that are like this one: of its size if no other is asked for, and of its channels.
+
+    Raises:
+        UserError: it is not an image, or not square though no resize is asked for.
+    """
+    picture = _open(data, where)
+    channels = channels or (1 if picture.mode in ("1", "L") else 3)
+    if resize:
+        return Fit(resize, channels, picture=None)
+    if picture.width != picture.height:
+        raise UserError(f"{where} has {_size(picture.size)} pixels: not square. Ask for a square with --resize.")
+    return exactly(picture.width, channels)
+
+
+def decode(data: bytes, where: str, fit: Fit) -> np.ndarray:
+    """An image file to ``(size, size, channels)`` uint8.
+
+    Raises:
+        UserError: not an image of a known format, broken, absurdly large, or not what ``fit`` takes.
+    """
+    picture = _open(data, where)
+    if fit.picture and picture.size != fit.picture:
+        raise UserError(
+            f"{where} has {_size(picture.size)} pixels, expected {_size(fit.picture)}. Remove it, or (for a folder "
+            "or zip of images) ask for one size with --resize."
+        )
+    try:
+        picture = _squared(_coloured(picture, where, fit.channels), fit)
+    except UserError:
+        raise
+    except Exception as error:  # Pillow's parsers raise all kinds on hostile data.
+        raise UserError(f"{where} is a broken image ({error}). Remove it or fetch it again.") from error
+    return np.asarray(picture).reshape(fit.size, fit.size, fit.channels)
+
+
+def _open(data: bytes, where: str) -> Image.Image:
+    try:
+        picture = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        raise UserError(f"{where}: {error}. Remove it.") from error
+    except Exception as error:  # As in decode.
+        raise UserError(f"{where} is not an image ({', '.join(FORMATS)}). Remove it.") from error
+    if picture.width * picture.height > MAX_PIXELS:
+        raise UserError(f"{where} claims {_size(picture.size)} pixels, the limit is {MAX_PIXELS}. Remove it.")
+    return picture
+
+
+def _coloured(picture: Image.Image, where: str, channels: int) -> Image.Image:
+    """Lossless where possible: grey becomes RGB of equal values, but nothing is turned grey or made opaque."""
+    if "A" in picture.getbands() or "transparency" in picture.info:
+        raise UserError(f"{where} has transparency. Flatten it onto a background first.")
+    if picture.mode not in ("1", "L", "P", "RGB", "CMYK", "YCbCr"):
+        raise UserError(f"{where} is of mode {picture.mode}, not of 8 bits a channel. Convert it first.")
+    if channels == 1 and picture.mode not in ("1", "L"):
+        raise UserError(f"{where} has colours, but the data set is grey. For a set with both, ask for --channels 3.")
+    return picture.convert("L" if channels == 1 else "RGB")
+
+
+def _squared(picture: Image.Image, fit: Fit) -> Image.Image:
+    side = fit.crop or min(picture.size)
+    left, top = (picture.width - side) // 2, (picture.height - side) // 2
+    if picture.size != (side, side):
+        picture = picture.crop((left, top, left + side, top + side))
+    return picture if side == fit.size else picture.resize((fit.size, fit.size), fit.filter)
+
+
+def _size(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """A run of image files with their labels."""
+
+    members: tuple[Member, ...]
+    labels: tuple[int, ...]
+    fit: Fit
+
+    def count(self) -> int:
+        return len(self.members)
+
+    def open(self) -> Callable[[int], Sample]:
+        return self._read
+
+    def _read(self, index: int) -> Sample:
+        member = self.members[index]
+        return decode(read(member), str(member), self.fit), self.labels[index]
+
+    def identity(self) -> str:
+        return repr(([(member.name, member.size) for member in self.members], self.labels, self.fit))
+
+
+def image_parts(members: Sequence[Member], labels: Sequence[int] | None, fit: Fit, share: int) -> list[ImageFiles]:
+    """Image files in parts of about ``share``, in the order given."""
+    labels = [-1] * len(members) if labels is None else labels
+    return [
+        ImageFiles(tuple(members[run.start : run.stop]), tuple(labels[run.start : run.stop]), fit)
+        for run in even(len(members), share)
+    ]
+
+
+def is_image(member: Member) -> bool:
+    return member.name.lower().endswith(EXTENSIONS)

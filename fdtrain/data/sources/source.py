@@ -1,0 +1,82 @@
+"""What a data set is before it is packed: its description, and parts that can be read apart."""
+
+import hashlib
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from fdtrain.errors import UserError
+
+Sample = tuple[np.ndarray, int]
+"""Image ``(H, W, C)`` uint8 and its label, -1 without one."""
+
+
+class Part(Protocol):
+    """A stretch of a split that one process reads: a batch file, a run of image files.
+
+    It says where images are and holds none, so it is cheap to send to another process.
+    """
+
+    def count(self) -> int:
+        """Its number of images. May have to read the file."""
+
+    def open(self) -> Callable[[int], Sample]:
+        """Make it ready; the result maps ``0 <= index < count()`` to a sample, fastest in order.
+
+        Raises:
+            UserError: here or from the result, when the source is broken or not as published.
+        """
+
+    def identity(self) -> str:
+        """What must not have changed for a stopped pack to go on. Free of absolute paths."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set that can be packed. ``published`` has the images of each split as published, where known."""
+
+    name: str
+    source: str
+    size: int
+    channels: int
+    classes: list[str]
+    splits: dict[str, list[Part]]
+    levels: int = 256
+    published: dict[str, int] = field(default_factory=dict)
+
+    def identity(self) -> str:
+        """SHA-256 over the splits' parts."""
+        digest = hashlib.sha256()
+        for split, parts in self.splits.items():
+            digest.update(split.encode())
+            for part in parts:
+                digest.update(part.identity().encode())
+        return digest.hexdigest()
+
+
+MAX_CLASSES = 1 << 20
+
+
+def numbered(largest: int, where: str) -> list[str]:
+    """Class names where a source has only numbers: those from 0 to the largest.
+
+    Raises:
+        UserError: the largest is absurd, and the list would fill the memory.
+    """
+    if largest >= MAX_CLASSES:
+        raise UserError(
+            f"{where}: label {largest}, but at most {MAX_CLASSES} classes are possible. Correct the labels."
+        )
+    return [str(i) for i in range(largest + 1)]
+
+
+def even(images: int, share: int) -> list[range]:
+    """Cut ``images`` into runs of about ``share``, as even as can be; at least one unless there are none."""
+    count = min(images, max(1, round(images / share)))
+    ends = [0]
+    for i in range(count):
+        ends.append(ends[-1] + images // count + (i < images % count))
+    return [range(a, b) for a, b in itertools.pairwise(ends)]

@@ -1,0 +1,299 @@
+"""Packing itself: the same bytes whatever the workers, going on after a kill, and one packer to a folder."""
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import published as pub
+import pytest
+
+from fdtrain.data import pack as packing
+from fdtrain.data import writer
+from fdtrain.data.dataset import read_description
+from fdtrain.data.pack import pack
+from fdtrain.data.sources.cifar import cifar10
+from fdtrain.data.sources.images import images
+from fdtrain.data.sources.source import Source, even
+from fdtrain.data.writer import finished, layout
+from fdtrain.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, str(ROOT / "tools" / "pack.py"), *map(str, arguments)]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+def tool(*arguments: object, rc: int = 0) -> subprocess.CompletedProcess:
+    result = subprocess.run(command(*arguments), env=environment(), capture_output=True, text=True, timeout=120)
+    assert result.returncode == rc, result.stderr
+    return result
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+@pytest.fixture
+def cifar(tmp_path) -> Path:
+    path = tmp_path / "cifar-10-python.tar.gz"
+    pub.cifar10(path)
+    return path
+
+
+def test_even():
+    for total in range(60):
+        for share in (1, 3, 7, 100):
+            runs = even(total, share)
+            assert list(chain(*runs)) == list(range(total))
+            assert max(map(len, runs), default=0) - min(map(len, runs), default=0) <= 1
+            assert all(len(run) < 2 * share for run in runs)
+
+
+def test_layout_numbers_shards_and_images_throughout():
+    cuts = layout("train", [5, 0, 4], shard_images=2)
+    files = [cut.file for part in cuts for cut in part]
+    assert files == [f"train-{i:06d}.tar" for i in range(4)]
+    assert [[(cut.first, cut.images) for cut in part] for part in cuts] == [
+        [(0, range(0, 3)), (3, range(3, 5))],
+        [],
+        [(5, range(0, 2)), (7, range(2, 4))],
+    ]
+
+
+def test_bytes_do_not_depend_on_workers(tmp_path, cifar):
+    folders = [tmp_path / f"workers{n}" for n in (1, 2, 3)]
+    for workers, folder in enumerate(folders, 1):
+        pack(cifar10(cifar), folder, "png", shard_images=3, workers=workers)
+    assert contents(folders[0]) == contents(folders[1]) == contents(folders[2])
+    assert not (folders[0] / ".packing").exists()
+
+
+def test_packing_again_changes_nothing(tmp_path, cifar):
+    first = pack(cifar10(cifar), tmp_path / "out")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+    assert pack(cifar10(cifar), tmp_path / "out") == first
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == before
+
+
+def test_a_killed_pack_goes_on_with_other_workers(tmp_path):
+    for i, picture in enumerate(pub.random_images(200, 128)):
+        (tmp_path / "in" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / "ab"[i % 2] / f"{i}.png").write_bytes(pub.encoded(picture))
+    options = ["--encoding", "png", "--shard-images", 4, "--name", "some"]
+    tool("images", tmp_path / "in", tmp_path / "whole", *options, "--workers", 1)
+
+    out = tmp_path / "killed"
+    process = subprocess.Popen(
+        command("images", tmp_path / "in", out, *options, "--workers", 2), env=environment(), stderr=subprocess.DEVNULL
+    )
+    limit = time.monotonic() + 60
+    while len(list(out.glob(".packing/*.tar.json"))) < 5:
+        assert process.poll() is None
+        assert time.monotonic() < limit
+        time.sleep(0.005)
+    workers = children(process.pid)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    while any(map(alive, workers)):
+        assert time.monotonic() < limit
+        time.sleep(0.01)
+
+    records = {path.name.removesuffix(".json") for path in out.glob(".packing/*.tar.json")}
+    assert 5 <= len(records) < 50
+    assert not (out / "dataset.json").exists()
+    inodes = {name: (out / name).stat().st_ino for name in records}
+    tool("images", tmp_path / "in", out, *options, "--workers", 1)
+    assert {name: (out / name).stat().st_ino for name in records} == inodes
+    assert contents(out) == contents(tmp_path / "whole")
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_an_interrupt_says_how_to_go_on(tmp_path):
+    (tmp_path / "in").mkdir()
+    for i, picture in enumerate(pub.random_images(100, 128)):
+        (tmp_path / "in" / f"{i}.png").write_bytes(pub.encoded(picture))
+    arguments = ["images", tmp_path / "in", tmp_path / "out", "--shard-images", 2, "--workers", 2, "--encoding", "png"]
+    process = subprocess.Popen(command(*arguments), env=environment(), stderr=subprocess.PIPE, text=True)
+    while not list((tmp_path / "out").glob(".packing/*.tar.json")):
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    errors = process.communicate(timeout=60)[1]
+    assert process.returncode == 2
+    assert "interrupted. The same command goes on" in errors
+    assert "Traceback" not in errors
+    tool(*arguments)
+    assert read_description(tmp_path / "out").images("train") == 100
+
+
+def test_a_broken_image_leaves_a_pack_that_goes_on(tmp_path):
+    """The error of a worker arrives as one line, and mending the image is enough."""
+    (tmp_path / "in").mkdir()
+    pictures = [pub.encoded(picture) for picture in pub.random_images(8, 8)]
+    for i, data in enumerate(pictures):
+        (tmp_path / "in" / f"{i}.png").write_bytes(data)
+    whole = pictures[5]
+    broken = whole[:60] + bytes(20) + whole[80:]
+    (tmp_path / "in" / "5.png").write_bytes(broken)
+    arguments = ["images", tmp_path / "in", tmp_path / "out", "--shard-images", 2, "--workers", 2]
+    result = tool(*arguments, rc=2)
+    assert "5.png is a broken image" in result.stderr
+    assert "Traceback" not in result.stderr
+    (tmp_path / "in" / "5.png").write_bytes(whole)
+    tool(*arguments)
+    assert read_description(tmp_path / "out").images("train") == 8
+
+
+def test_a_shard_that_changed_is_packed_again(tmp_path, cifar, monkeypatch):
+    pack(cifar10(cifar), tmp_path / "whole", shard_images=3)
+    out = tmp_path / "out"
+    monkeypatch.setattr(packing, "write_description", stop)
+    with pytest.raises(InterruptedError):
+        pack(cifar10(cifar), out, shard_images=3)
+    os.truncate(out / "train-000001.tar", 1000)
+    os.remove(out / ".packing" / "train-000003.tar.json")
+    (out / ".packing" / "train-000004.tar.json").write_text("{}")
+    cut = layout("train", [6] * 5, 3)[0][1]
+    assert (cut.file, finished(out, cut)) == ("train-000001.tar", None)
+    monkeypatch.undo()
+    pack(cifar10(cifar), out, shard_images=3)
+    assert contents(out) == contents(tmp_path / "whole")
+
+
+def stop(*_: object) -> None:
+    raise InterruptedError
+
+
+def test_another_request_in_the_same_folder(tmp_path, cifar):
+    pack(cifar10(cifar), tmp_path / "out")
+    with pytest.raises(UserError, match=r"other settings, see packing.json"):
+        pack(cifar10(cifar), tmp_path / "out", encoding="png")
+    pub.cifar10(cifar, batch=7)
+    with pytest.raises(UserError, match="another source"):
+        pack(cifar10(cifar), tmp_path / "out")
+    (tmp_path / "out" / "packing.json").write_text("{")
+    with pytest.raises(UserError, match=r"packing.json"):
+        pack(cifar10(cifar), tmp_path / "out")
+    (tmp_path / "out" / "packing.json").unlink()
+    with pytest.raises(UserError, match="holds a data set already"):
+        pack(cifar10(cifar), tmp_path / "out")
+
+
+def test_a_finished_folder_that_lost_a_shard(tmp_path, cifar):
+    pack(cifar10(cifar), tmp_path / "out")
+    (tmp_path / "out" / "train-000000.tar").unlink()
+    with pytest.raises(UserError, match=r"train-000000.tar is listed in dataset.json but missing"):
+        pack(cifar10(cifar), tmp_path / "out")
+
+
+def test_two_packers_of_one_folder(tmp_path, cifar):
+    (tmp_path / "out").mkdir()
+    handle = os.open(tmp_path / "out", os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    with pytest.raises(UserError, match="being packed by another process"):
+        pack(cifar10(cifar), tmp_path / "out")
+    os.close(handle)
+    pack(cifar10(cifar), tmp_path / "out")
+
+
+class Lethal:
+    """A part whose process is killed, as for want of memory."""
+
+    def count(self) -> int:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def identity(self) -> str:
+        return "lethal"
+
+
+def test_a_killed_worker_is_an_error_not_a_hang(tmp_path):
+    source = Source("some", "lethal", 8, 3, [], {"train": [Lethal(), Lethal()]})
+    with pytest.raises(UserError, match="worker process was killed"):
+        pack(source, tmp_path / "out", workers=2)
+
+
+class Counted:
+    """A part of some images, all of label 5."""
+
+    def __init__(self, images: int):
+        self.images = images
+
+    def count(self) -> int:
+        return self.images
+
+    def open(self):
+        return lambda index: (np.full((8, 8, 3), index % 256, np.uint8), 5)
+
+    def identity(self) -> str:
+        return str(self.images)
+
+
+def test_label_out_of_range_and_no_images(tmp_path):
+    source = Source("some", "counted", 8, 3, ["a", "b"], {"train": [Counted(3)]})
+    with pytest.raises(UserError, match="has label 5, but the source has 2 classes"):
+        pack(source, tmp_path / "out")
+    with pytest.raises(UserError, match="split 'test' of counted holds no images"):
+        pack(Source("some", "counted", 8, 3, [], {"test": [Counted(0)]}), tmp_path / "empty")
+
+
+def test_disk_full(tmp_path, cifar, monkeypatch):
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(writer.os, "fsync", full)
+    with pytest.raises(UserError, match=r"train-000000.tar cannot be written .*No space left"):
+        pack(cifar10(cifar), tmp_path / "out")
+    monkeypatch.undo()
+    pack(cifar10(cifar), tmp_path / "out")
+
+
+def test_a_file_in_place_of_the_folder(tmp_path, cifar):
+    with pytest.raises(UserError, match="cannot be a folder of shards"):
+        pack(cifar10(cifar), cifar)
+
+
+def test_tool_prints_what_it_packed(tmp_path, cifar):
+    result = tool("cifar10", cifar, tmp_path / "out", "--workers", 1)
+    assert "cifar10: train: 30 images, 5 shards" in result.stdout
+    assert "note: 50000 images were published as 'train'" in result.stdout
+    assert "packing cifar10: 100%" in result.stderr
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {*(f"train-{i:06d}.tar" for i in range(5)), "test-000000.tar", "dataset.json", "packing.json"}
+
+
+def test_tool_packs_digits(tmp_path):
+    assert "train: 1497 images, 15 shards" in tool("digits", tmp_path / "out", "--workers", 1).stdout
+
+
+def test_moved_sources_go_on(tmp_path):
+    """Absolute paths are no part of a request."""
+    for i, picture in enumerate(pub.random_images(4, 8)):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        (tmp_path / "in" / f"{i}.png").write_bytes(pub.encoded(picture))
+    pack(images(tmp_path / "in", None, 0, "some", None, None, 2), tmp_path / "out")
+    (tmp_path / "elsewhere").mkdir()
+    os.rename(tmp_path / "in", tmp_path / "elsewhere" / "in")
+    pack(images(tmp_path / "elsewhere" / "in", None, 0, "some", None, None, 2), tmp_path / "out")
+    assert str(tmp_path) not in json.dumps(read_description(tmp_path / "out").model_dump())

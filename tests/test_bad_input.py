@@ -1,0 +1,175 @@
+"""What a user gets wrong: one line that says what, where and what to do; exit code 2; nothing damaged."""
+
+import io
+import json
+import shutil
+import tarfile
+
+import numpy as np
+import pytest
+
+from fdtrain.data.dataset import FILE
+
+
+def error_of(result) -> str:
+    """The one line; nothing of a trace."""
+    lines = [line for line in result.stderr.splitlines() if line.startswith("fdtrain: error")]
+    assert len(lines) == 1, result.stderr
+    assert "Traceback" not in result.stderr + result.stdout
+    return lines[0]
+
+
+@pytest.fixture
+def own_data(launch, digits):
+    """A copy of the data set that a test may break, and a launch that reads it."""
+    folder = launch.folder / "data"
+    shutil.copytree(digits, folder)
+    launch.config.write_text(launch.config.read_text().replace(str(digits), str(folder)))
+    return folder
+
+
+def rewrite(folder, change, index=3):
+    """Replace the members of one sample of the first training shard, keeping dataset.json right about it."""
+    path = folder / "train-000000.tar"
+    with tarfile.open(path) as tar:
+        members = [(m.name, tar.extractfile(m).read()) for m in tar]
+    key = sorted({name.split(".")[0] for name, _ in members})[index]
+    with tarfile.open(path, "w") as tar:
+        for name, data in members:
+            if name.startswith(key):
+                replaced = change(name, data)
+                if replaced is None:
+                    continue
+                name, data = replaced
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    description = json.loads((folder / FILE).read_text())
+    description["splits"]["train"][0]["bytes"] = path.stat().st_size
+    (folder / FILE).write_text(json.dumps(description))
+    return key
+
+
+def npy(array) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+def test_every_rank_ends_at_once_with_one_line(launch):
+    """Through the launcher, with two ranks that both see the mistake."""
+    result = launch("training.stepz=5", processes=2, rc=2)
+    assert error_of(result).endswith(
+        f"unknown key 'stepz' in section 'training': did you mean 'steps'? (in {launch.config})."
+    )
+    assert not launch.run_folder().exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "part"),
+    [
+        ("data.path=/nowhere", "no folder /nowhere. Pack a data set into it"),
+        ("data.train_split=trian", "has no split 'trian' (it has: train, test)"),
+        ("training.lanes=5", "global_batch 32 is not divisible by lanes 5; set lanes to 4"),
+        ("output=/dev/null/runs", "output: cannot write into /dev/null/runs/small"),
+        ("network.multipliers=[1, 1, 1, 1, 1]", "images of 8 pixels cannot be halved 4 times"),
+    ],
+)
+def test_settings(launch, setting, part):
+    assert part in error_of(launch(setting, processes=0, rc=2))
+
+
+def test_a_world_size_that_does_not_divide_the_lanes(launch):
+    result = launch("training.lanes=1", "training.global_batch=32", processes=2, rc=2)
+    assert "training.lanes: 1 lanes cannot be shared by 2 processes; launch a number out of 1" in error_of(result)
+
+
+def test_an_empty_folder(launch, own_data):
+    shutil.rmtree(own_data)
+    own_data.mkdir()
+    assert f"{own_data} holds no dataset.json. Pack a data set" in error_of(launch(processes=0, rc=2))
+
+
+def test_a_missing_shard(launch, own_data):
+    (own_data / "train-000003.tar").unlink()
+    message = error_of(launch(processes=0, rc=2))
+    assert "train-000003.tar is listed in dataset.json but missing. Restore it or pack again" in message
+
+
+def test_a_truncated_shard(launch, own_data):
+    path = own_data / "train-000003.tar"
+    size = path.stat().st_size
+    with path.open("r+b") as file:
+        file.truncate(size // 2)
+    message = error_of(launch(processes=0, rc=2))
+    assert f"train-000003.tar has {size // 2} bytes, dataset.json says {size}: cut short or changed" in message
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"version": 9}', '{"version": 1, "name": "x"}', "\x00"])
+def test_a_broken_description(launch, own_data, text):
+    (own_data / FILE).write_text(text)
+    assert FILE in error_of(launch(processes=0, rc=2))
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        (
+            lambda n, d: (n, npy(np.zeros((9, 8, 1), np.uint8))) if n.endswith("npy") else (n, d),
+            "channels 9x8x1, expected 8x8x1",
+        ),
+        (
+            lambda n, d: (n, npy(np.zeros((8, 8, 3), np.uint8))) if n.endswith("npy") else (n, d),
+            "channels 8x8x3, expected 8x8x1",
+        ),
+        (
+            lambda n, d: (n, npy(np.full((8, 8, 1), 17, np.uint8))) if n.endswith("npy") else (n, d),
+            "level 17, but the data set has levels 0 to 16",
+        ),
+        (lambda n, d: (n, b"\x93NUMPY") if n.endswith("npy") else (n, d), "Repair it or pack the data set again"),
+        (lambda n, d: (n, b"x") if n.endswith("cls") else (n, d), "invalid literal for int()"),
+        (lambda n, d: (n, b"10") if n.endswith("cls") else (n, d), "label 10, but the data set has 10 classes"),
+        (lambda n, d: (n.replace("npy", "txt"), d), "no image member"),
+    ],
+    ids=["size", "channels", "level", "cut", "label", "class", "member"],
+)
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_sample_that_cannot_be_used(launch, own_data, change, part, workers):
+    key = rewrite(own_data, change)
+    message = error_of(launch(f"data.workers={workers}", "training.steps=100", processes=0, rc=2))
+    assert f"train-000000.tar, sample '{key}'" in message
+    assert part in message
+
+
+def test_a_sample_that_one_rank_meets_ends_all(launch, own_data):
+    rewrite(own_data, lambda n, d: (n, npy(np.full((8, 8, 1), 99, np.uint8))) if n.endswith("npy") else (n, d))
+    result = launch("training.steps=100", processes=2, rc=2)
+    assert "level 99" in error_of(result)
+
+
+def test_starting_over_a_finished_run_is_refused(launch):
+    launch(processes=0)
+    before = (launch.run_folder() / "metrics.jsonl").read_text()
+    message = error_of(launch(processes=0, rc=2))
+    assert "already holds a run (step_00000006). Add --resume auto to go on with it" in message
+    assert (launch.run_folder() / "metrics.jsonl").read_text() == before
+
+
+def test_resuming_another_run_s_checkpoint(launch):
+    launch("training.steps=2", processes=0)
+    state = sorted((p, p.stat().st_mtime_ns) for p in launch.run_folder().rglob("*"))
+    message = error_of(launch("network.channels=16", processes=0, rc=2, resume=True))
+    assert "holds another model than the configuration: network_options" in message
+    assert "'channels': 8" in message
+    assert "'channels': 16" in message
+    message = error_of(launch("seed=1", processes=0, rc=2, resume=True))
+    assert "belongs to a run with other settings: seed 0 against 1" in message
+    message = error_of(launch(processes=2, rc=2, resume=True))
+    assert "written by 1 processes at training.zero_stage 1; this launch has 2" in message
+    assert state == sorted((p, p.stat().st_mtime_ns) for p in launch.run_folder().rglob("*"))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(launch):
+    message = error_of(launch("training.lr=1e30", "training.clip=0", "training.steps=50", processes=0, rc=2))
+    assert "the loss is not finite within the 1 steps up to" in message
+    assert "Lower training.lr" in message

@@ -1,0 +1,147 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fdtrain.config import Config, dump_config, load_config
+from fdtrain.errors import UserError
+
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+MINIMAL = {"name": "x", "data": {"path": "d"}, "training": {"steps": 10}}
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(content) -> Path:
+        path = tmp_path / "c.yaml"
+        path.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_every_shipped_configuration_is_valid(path):
+    assert load_config(path).name == path.stem
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_the_resolved_configuration_reads_back(path, tmp_path):
+    config = load_config(path)
+    (tmp_path / "resolved.yaml").write_text(dump_config(config))
+    assert load_config(tmp_path / "resolved.yaml") == config
+    resolved = yaml.safe_load((tmp_path / "resolved.yaml").read_text())
+    assert resolved["training"]["eps"] == 1e-8  # a default, spelled out
+
+
+def test_published_settings():
+    """docs/method.md, section 8."""
+    for name, dropout, flip in (("cifar10", 0.1, True), ("imagenet32", 0.0, False)):
+        config = load_config(next(p for p in CONFIGS if p.stem == name))
+        network, training = config.network, config.training
+        assert (network.channels, network.multipliers, network.blocks, network.attention) == (
+            128,
+            (1, 2, 2, 2),
+            4,
+            (16,),
+        )
+        assert (network.dropout, config.data.flip) == (dropout, flip)
+        assert (training.lr, training.warmup_steps, training.clip) == (2e-4, 5000, 1.0)
+        assert (training.global_batch, training.steps, config.ema.decay) == (128, 1_300_000, 0.9999)
+
+
+def test_overrides(write):
+    config = load_config(
+        write(MINIMAL), ["training.lr=1e-4", "network.multipliers=[1, 2]", "name=y", "data.test_split=null"]
+    )
+    assert config.training.lr == 1e-4
+    assert config.network.multipliers == (1, 2)
+    assert (config.name, config.data.test_split) == ("y", None)
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("training.stepz=5", ["unknown key 'stepz'", "section 'training'", "did you mean 'steps'"]),
+        ("trainin.lr=1", ["unknown key 'trainin'", "did you mean 'training'"]),
+        ("data.global_batch=5", ["unknown key 'global_batch'", "'data'", "did you mean 'training.global_batch'"]),
+        ("training.qqq=5", ["unknown key 'qqq'", "it has: steps, global_batch"]),
+        ("training.lr=fast", ["training.lr", "valid number", "'fast'"]),
+        ("training.lr=-1", ["training.lr", "greater than 0", "-1"]),
+        ("training.lr=.nan", ["training.lr", "finite"]),
+        ("training.steps=1.5", ["training.steps", "integer", "1.5"]),
+        ("training.precision=int8", ["training.precision", "'fp32'", "'int8'"]),
+        ("training.zero_stage=7", ["training.zero_stage", "7"]),
+        ("training.lanes=7", ["global_batch 128 is not divisible by lanes 7", "set lanes to 4"]),
+        ("training.micro_batch=5", ["micro_batch 5", "multiple of global_batch / lanes = 2"]),
+        ("training.betas=[0.9, 1.0]", ["training.betas", "[0, 1)"]),
+        ("network.multipliers=[]", ["network.multipliers", "at least 1"]),
+        ("diffusion.predictor=edm", ["diffusion.predictor", "'plain', 'bounded' or 'alpha'"]),
+        ("name=../x", ["name", "../x"]),
+        ("data=5", ["data"]),
+    ],
+)
+def test_mistakes_are_named_in_one_line(write, override, parts):
+    with pytest.raises(UserError) as error:
+        load_config(write(MINIMAL), [override])
+    message = str(error.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        ("a: [", "not valid YAML"),
+        ("just text", "must hold sections"),
+        ("", "must hold sections"),
+        ("name: !!python/object/apply:os.system ['true']", "not valid YAML"),
+        ({"name": "x"}, "data is missing"),
+    ],
+)
+def test_files_that_are_no_configuration(write, content, part):
+    with pytest.raises(UserError, match=part):
+        load_config(write(content))
+
+
+def test_missing_file():
+    with pytest.raises(UserError, match=r"cannot read nowhere\.yaml"):
+        load_config("nowhere.yaml")
+
+
+@pytest.mark.parametrize("override", ["training", "=5", "training.steps.x=1", "training.lr=[1"])
+def test_overrides_that_are_none(write, override):
+    with pytest.raises(UserError, match="--set"):
+        load_config(write(MINIMAL), [override])
+
+
+@pytest.mark.parametrize(
+    ("settings", "world_size", "passes"),
+    [({}, 1, 1), ({}, 64, 1), ({"micro_batch": 16}, 2, 4), ({"micro_batch": 2}, 1, 64)],
+)
+def test_accumulation(settings, world_size, passes):
+    training = Config.model_validate({**MINIMAL, "training": {"steps": 1, **settings}}).training
+    assert training.accumulation(world_size) == passes
+
+
+@pytest.mark.parametrize(
+    ("settings", "world_size", "part"),
+    [
+        ({}, 3, r"64 lanes cannot be shared by 3 processes; launch a number out of 1, 2, 4, 8"),
+        ({"micro_batch": 48}, 1, "128 images of a step, which is no multiple of micro_batch 48"),
+    ],
+)
+def test_world_sizes_that_do_not_fit(settings, world_size, part):
+    training = Config.model_validate({**MINIMAL, "training": {"steps": 1, **settings}}).training
+    with pytest.raises(UserError, match=part):
+        training.accumulation(world_size)
+
+
+def test_the_page_of_keys_is_up_to_date():
+    """Made by tools/document.py."""
+    root = Path(__file__).parent.parent
+    made = subprocess.run([sys.executable, "tools/document.py"], cwd=root, capture_output=True, text=True, check=True)
+    assert (root / "docs" / "configuration.md").read_text() == made.stdout

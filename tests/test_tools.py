@@ -1,0 +1,127 @@
+"""The command lines, on a small run."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, Launch, environment
+from PIL import Image
+from safetensors.torch import load_file
+
+from fdtrain.evaluation.load import load_model
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, digits):
+    launch = Launch(tmp_path_factory.mktemp("tools"), digits)
+    launch("training.steps=30", "training.lr=5e-3", processes=0)
+    launch("training.steps=3", "network.class_conditional=true", "name=labelled", processes=0)
+    return launch
+
+
+def tool(name, *arguments, rc=0):
+    command = [sys.executable, f"tools/{name}.py", *map(str, arguments)]
+    result = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
+    assert result.returncode == rc, result.stdout + result.stderr
+    return result.stderr if rc else result.stdout
+
+
+def test_pack(tmp_path):
+    out = tool("pack", "digits", tmp_path / "d")
+    assert "train: 1497 images" in out
+    assert "test: 300 images" in out
+
+
+def test_export_reads_back_without_the_run(run, tmp_path):
+    tool("export", run.run_folder(), tmp_path / "e")
+    assert sorted(p.name for p in (tmp_path / "e").iterdir()) == ["config.json", "model.safetensors"]
+    model, spec = load_model(tmp_path / "e")
+    ema = load_file(run.run_folder() / "checkpoints" / "step_00000030" / "ema.safetensors")
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, ema[name])
+    assert (spec.shape, spec.levels, spec.dataset) == ((1, 8, 8), 17, "digits")
+    tool("export", run.run_folder() / "checkpoints" / "step_00000030", tmp_path / "e2")
+    assert (tmp_path / "e2" / "config.json").read_text() == (tmp_path / "e" / "config.json").read_text()
+
+
+def test_nll(run, digits, tmp_path):
+    out = tool("evaluate", "nll", run.run_folder(), "--data", digits, "--draws", 4, "--json", tmp_path / "r.json")
+    result = json.loads((tmp_path / "r.json").read_text())
+    assert "all 300 images of digits/test, 17 levels, float32" in out
+    assert result["images"] == result["images_in_split"] == 300
+    elbo = result["elbo"]
+    assert f"ELBO {elbo['bits_per_dim']:.4f} bits/dim" in out
+    # Between a trained model's and the standard normal's 4.9.
+    assert 1.5 < elbo["bits_per_dim"] < 4.5
+    assert 0 < elbo["error_draws"] < 0.2
+
+
+def test_nll_by_the_ode(run, digits, tmp_path):
+    arguments = [
+        "--data",
+        digits,
+        "--ode",
+        "--tolerance",
+        1e-3,
+        "--images",
+        2,
+        "--draws",
+        99,
+        "--float64",
+        "--json",
+        tmp_path / "r.json",
+    ]
+    out = tool("evaluate", "nll", run.run_folder(), *arguments)
+    result = json.loads((tmp_path / "r.json").read_text())
+    assert "the first 2 of 300 images" in out
+    assert result["ode"]["trace"] == "exact"
+    assert result["ode"]["nfe"] > 10
+    # The bound is an upper one.
+    assert result["ode"]["bits_per_dim"] < result["elbo"]["bits_per_dim"] + 5 * result["elbo"]["error_draws"]
+
+
+def test_sample_sheet_and_folder_agree_whatever_the_batch(run, tmp_path):
+    common = [run.run_folder(), "--images", 5, "--steps", 4]
+    tool("sample", *common, "--out", tmp_path / "a", "--batch", 2)
+    tool("sample", *common, "--out", tmp_path / "b", "--batch", 5)
+    names = [f"{i:06d}.png" for i in range(5)]
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == names
+    for name in names:
+        a, b = (np.asarray(Image.open(tmp_path / f / name)) for f in "ab")
+        assert a.shape == (8, 8)
+        assert np.abs(a.astype(int) - b).max() <= 16  # a level: batches round differently
+    out = tool("sample", *common, "--out", tmp_path / "sheet.png", "--solver", "heun")
+    assert "heun, 8 evaluations each" in out
+    assert Image.open(tmp_path / "sheet.png").size == (102, 152)
+
+
+def test_sample_by_label(run, tmp_path):
+    labelled = run.run_folder("labelled")
+    tool("sample", labelled, "--images", 3, "--steps", 2, "--label", 7, "--out", tmp_path / "x.png")
+    tool("sample", labelled, "--images", 3, "--steps", 2, "--out", tmp_path / "x.png")
+    assert "has classes 0 to 9" in tool("sample", labelled, "--label", 10, "--out", tmp_path / "x.png", rc=2)
+    assert "without labels" in tool("sample", run.run_folder(), "--label", 1, "--out", tmp_path / "x.png", rc=2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["export", "/nowhere", "{tmp}/e"], "no folder /nowhere. Give a run, a checkpoint or an export"),
+        (["export", "{tmp}", "{tmp}/e"], "holds no model"),
+        (["export", "{run}", "/dev/null/e"], "cannot write into /dev/null/e"),
+        (["sample", "{run}", "--out", "/dev/null/x.png", "--images", "1", "--steps", "1"], "--out: cannot write"),
+        (["sample", "{run}", "--out", "x", "--solver", "ddpm"], "invalid choice: 'ddpm'"),
+        (["sample", "{run}", "--out", "x", "--images", "0"], "--images must be at least 1"),
+        (["evaluate", "nll", "{run}", "--data", "/nowhere"], "no folder /nowhere"),
+        (["evaluate", "nll", "{run}", "--data", "{digits}", "--split", "x"], "has no split 'x'"),
+        (["evaluate", "nll", "{run}", "--data", "{digits}", "--draws", "0"], "--draws must be positive"),
+    ],
+)
+def test_mistakes(run, digits, tmp_path, arguments, part):
+    arguments = [a.format(tmp=tmp_path, run=run.run_folder(), digits=digits) for a in arguments]
+    message = tool(*arguments, rc=2)
+    assert part in message
+    assert "Traceback" not in message

@@ -1,0 +1,265 @@
+"""Whole runs in real processes, through DeepSpeed's launcher where there are several."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+
+import pytest
+import torch
+from conftest import ROOT, environment
+from safetensors.torch import load_file
+
+from fdtrain.networks.model import Model, ModelSpec
+
+
+def weights(launch, name="small", step=6):
+    """Engine's and averaged weights of a checkpoint."""
+    folder = launch.run_folder(name) / "checkpoints" / f"step_{step:08d}"
+    engine = torch.load(folder / "engine" / "mp_rank_00_model_states.pt", weights_only=False)["module"]
+    return engine, load_file(folder / "ema.safetensors")
+
+
+def assert_same(a: dict, b: dict):
+    assert a.keys() == b.keys()
+    for key in a:
+        assert torch.equal(a[key], b[key]), key
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory, digits):
+    """One process, one pass per step, fp32: what every other division of the work must reproduce."""
+    from conftest import Launch
+
+    launch = Launch(tmp_path_factory.mktemp("reference"), digits)
+    launch(processes=0)
+    return launch.losses()
+
+
+@pytest.mark.parametrize(
+    ("processes", "settings"),
+    [
+        (0, ["data.workers=0"]),
+        (0, ["data.workers=3"]),
+        (0, ["training.micro_batch=16"]),
+        (0, ["training.zero_stage=0", "training.micro_batch=8"]),
+        (2, []),
+        (2, ["training.zero_stage=2", "training.micro_batch=8"]),
+    ],
+    ids=[
+        "workers0",
+        "workers3",
+        "accumulation2",
+        "zero0_accumulation4",
+        "processes2",
+        "processes2_zero2_accumulation2",
+    ],
+)
+def test_the_loss_curve_does_not_depend_on_the_division_of_work(launch, reference, processes, settings):
+    launch(*settings, processes=processes)
+    losses = launch.losses()
+    assert losses.keys() == reference.keys() == set(range(1, 7))
+    for step, value in reference.items():
+        assert losses[step] == pytest.approx(value, rel=1e-5)
+
+
+def test_class_labels_flips_and_other_times_train(launch):
+    launch(
+        "network.class_conditional=true",
+        "data.flip=true",
+        "diffusion.time_sampling=lattice",
+        "diffusion.time_density=uniform",
+        "diffusion.predictor=alpha",
+        processes=0,
+    )
+    losses = launch.losses()
+    assert losses[6] < losses[1]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_resuming_is_bit_identical(launch, processes):
+    """Dropout included. The log's window is open at the checkpoint, and carried over."""
+    settings = ["network.dropout=0.2", "checkpoint.every=3", "monitor.log_every=2", "monitor.sample_every=4"]
+    settings += ["monitor.sample_images=3", "monitor.sample_steps=2", "monitor.evaluate_every=3"]
+    launch(*settings, "name=whole", processes=processes)
+    launch(*settings, "name=parts", processes=processes)
+    # As after a kill between steps 3 and 6: the newest checkpoint is that of step 3.
+    folder = launch.run_folder("parts") / "checkpoints"
+    shutil.rmtree(folder / "step_00000006")
+    launch(*settings, "name=parts", processes=processes, resume=True)
+    for a, b in zip(weights(launch, "whole"), weights(launch, "parts"), strict=True):
+        assert_same(a, b)
+    keys = ("step", "train/loss", "train/gradient_norm", "test/bits_per_dim")
+    kept = [[{k: line[k] for k in keys if k in line} for line in launch.log(name)] for name in ("whole", "parts")]
+    assert kept[0] == kept[1]
+    assert [line["step"] for line in launch.log("parts") if "train/loss" in line] == [2, 4, 6]
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(launch):
+    settings = ["training.steps=40", "checkpoint.every=5", "checkpoint.keep_last=3"]
+    launch(*settings, "name=whole", processes=2)
+    command = launch.command(*settings, "name=killed", processes=2)
+    job = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment(),
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    checkpoint = launch.run_folder("killed") / "checkpoints" / "step_00000010"
+    deadline = time.monotonic() + 120
+    while not checkpoint.exists():
+        assert job.poll() is None, "the run ended before it was killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.killpg(job.pid, signal.SIGKILL)  # the launcher and both ranks, at once
+    subprocess.run(["pkill", "-KILL", "-f", f"main.py.*{launch.config}.*name=killed"], check=False)
+    job.wait()
+    assert not (checkpoint.parent / "step_00000040").exists()
+    launch(*settings, "name=killed", processes=2, resume=True)
+    assert launch.losses("whole") == launch.losses("killed")
+    for a, b in zip(weights(launch, "whole", 40), weights(launch, "killed", 40), strict=True):
+        assert_same(a, b)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_average_is_that_of_the_float32_weights(launch, precision, stage):
+    """Twenty steps with a checkpoint at each: ema.safetensors is the average of the engine's weights."""
+    steps = 20
+    launch(
+        f"training.steps={steps}",
+        "training.lr=0.01",
+        "training.micro_batch=16",
+        f"training.precision={precision}",
+        f"training.zero_stage={stage}",
+        "checkpoint.every=1",
+        f"checkpoint.keep_last={steps}",
+        "network.dropout=0.1",
+        processes=0,
+    )
+    expected = None
+    for step in range(1, steps + 1):
+        module, ema = weights(launch, step=step)
+        assert all(w.dtype == torch.float32 for w in (*module.values(), *ema.values()))
+        # ema-pytorch copies at the first update, and then averages with decay min(beta, 1 - (1 + n/10)^-1).
+        decay = min(0.9, 1 - 1 / (1 + (step - 1) / 10)) if step > 1 else 0.0
+        if expected is None:
+            expected = {k: w.double() for k, w in module.items()}
+        else:
+            expected = {k: expected[k] + (1 - decay) * (w.double() - expected[k]) for k, w in module.items()}
+    for key, value in expected.items():
+        torch.testing.assert_close(ema[key].double(), value, rtol=1e-5, atol=1e-6)
+    assert launch.losses()[steps] < launch.losses()[1]
+    first, last = weights(launch, step=1)[0], weights(launch, step=steps)[0]
+    assert any(not torch.equal(first[k], last[k]) for k in first)
+
+
+def test_what_a_run_leaves_behind(launch):
+    settings = ["training.steps=8", "checkpoint.every=1", "checkpoint.keep_last=2", "checkpoint.keep_every=4"]
+    settings += ["monitor.sample_every=8", "monitor.sample_images=4", "monitor.sample_steps=3"]
+    settings += ["monitor.evaluate_every=8"]
+    launch(*settings, processes=2)
+    folder = launch.run_folder()
+    names = {path.name for path in folder.iterdir()}
+    assert names == {
+        "config.yaml",
+        "dataset.json",
+        "environment.json",
+        "metrics.jsonl",
+        "tensorboard",
+        "samples",
+        "checkpoints",
+    }
+    assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == [
+        "latest",
+        "step_00000004",
+        "step_00000007",
+        "step_00000008",
+    ]
+    assert (folder / "checkpoints" / "latest").read_text() == "step_00000008\n"
+    assert sorted(p.name for p in (folder / "samples").iterdir()) == ["step_00000008.png", "step_00000008_path.png"]
+    environment = json.loads((folder / "environment.json").read_text())
+    assert (environment["torch"], environment["processes"]) == (torch.__version__, 2)
+    line = launch.log()[0]
+    for key in ("loss", "gradient_norm", "lr", "images_per_second", "data_wait", "memory_gib", "integrand/0"):
+        assert f"train/{key}" in line
+    assert any("test/bits_per_dim" in line for line in launch.log())
+
+
+def test_console_has_one_line_per_window(launch):
+    result = launch("monitor.log_every=3", processes=2)
+    lines = [line for line in result.stderr.splitlines() if line.startswith("step ")]
+    assert [line.split()[1] for line in lines] == ["3/6", "6/6"]
+    assert "bits/dim" in lines[0]
+    assert "images/s" in lines[0]
+
+
+def test_a_checkpoint_is_loaded_without_running_code(launch, tmp_path):
+    """A pickle that would create a file is refused, and does not."""
+    launch("checkpoint.every=3", "training.steps=3", processes=0)
+    target = launch.run_folder() / "checkpoints" / "step_00000003"
+    witness = tmp_path / "executed"
+
+    class Malicious:
+        def __reduce__(self):
+            return os.system, (f"touch {witness}",)
+
+    path = target / "engine" / "mp_rank_00_model_states.pt"
+    torch.save({"module": Malicious()}, path)
+    manifest = json.loads((target / "MANIFEST.json").read_text())
+    import hashlib
+
+    data = path.read_bytes()
+    manifest["engine/mp_rank_00_model_states.pt"] = {
+        "bytes": len(data),
+        "sha256": hashlib.sha256(data).hexdigest(),
+    }
+    (target / "MANIFEST.json").write_text(json.dumps(manifest))
+    result = launch(processes=0, resume=True, rc=2)
+    assert "holds more than tensors and numbers" in result.stderr
+    assert not witness.exists()
+
+
+def test_a_damaged_checkpoint_is_passed_over(launch):
+    launch("checkpoint.every=2", "checkpoint.keep_last=3", processes=0)
+    whole = launch.losses()
+    newest = launch.run_folder() / "checkpoints" / "step_00000006"
+    with (newest / "ema.safetensors").open("r+b") as file:
+        file.truncate(100)
+    result = launch("checkpoint.every=2", processes=0, resume=True)
+    assert "step_00000006: ema.safetensors is cut short" in result.stderr
+    assert launch.losses() == whole
+
+
+def test_exported_model_needs_no_deepspeed(launch):
+    launch(processes=0)
+    model, spec = _load_in_new_process(launch)
+    assert spec["levels"] == 17
+    assert model == "Model"
+
+
+def _load_in_new_process(launch):
+    code = (
+        "import sys, json, dataclasses\n"
+        "from fdtrain.evaluation.load import load_model\n"
+        f"model, spec = load_model({str(launch.run_folder())!r})\n"
+        "assert 'deepspeed' not in sys.modules\n"
+        "print(json.dumps([type(model).__name__, dataclasses.asdict(spec)]))\n"
+    )
+    import sys
+
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return json.loads(out)
+
+
+def test_spec_of_the_run_rebuilds_the_engine_s_model(launch):
+    launch(processes=0)
+    module, ema = weights(launch)
+    spec = ModelSpec.load(launch.run_folder() / "checkpoints" / "step_00000006" / "model.json")
+    model = Model(spec)
+    model.load_state_dict(module)
+    model.load_state_dict(ema)

@@ -1,0 +1,55 @@
+"""Write the table of every configuration key: ``python tools/document.py > docs/configuration.md``."""
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from fdtrain.config import Config
+
+HEAD = """# Configuration
+
+One YAML file a run; `--set section.key=value` overrides any key. An unknown key, a wrong type or an impossible
+combination is refused before anything starts, and the resolved configuration is saved with the run. This page is
+made from `fdtrain/config.py` by `python tools/document.py`.
+"""
+
+
+def document() -> str:
+    lines = [HEAD]
+    top = {name: field for name, field in Config.model_fields.items() if not _is_section(field)}
+    lines += ["## Run\n", *_table(top)]
+    for name, field in Config.model_fields.items():
+        if _is_section(field):
+            lines += [f"\n## {name}\n", *_table(field.annotation.model_fields)]
+    return "\n".join(lines) + "\n"
+
+
+def _is_section(field: FieldInfo) -> bool:
+    return isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+
+
+def _table(fields: dict[str, FieldInfo]) -> list[str]:
+    rows = ["| key | default | |", "|---|---|---|"]
+    for name, field in fields.items():
+        rows.append(f"| `{name}` | {_default(field)} | {_about(field)} |")
+    return rows
+
+
+def _default(field: FieldInfo) -> str:
+    if field.default is PydanticUndefined:
+        return "required"
+    value = list(field.default) if isinstance(field.default, tuple) else field.default
+    return "`null`" if value is None else f"`{str(value).lower() if isinstance(value, bool) else value}`"
+
+
+def _about(field: FieldInfo) -> str:
+    choices = getattr(field.annotation, "__args__", ())
+    about = field.description or ""
+    if getattr(field.annotation, "__origin__", None) is not tuple and all(isinstance(c, str | int) for c in choices):
+        listed = ", ".join(f"`{choice}`" for choice in choices)
+        about = f"{listed}; {about}" if about and listed else listed or about
+    return about
+
+
+if __name__ == "__main__":
+    print(document(), end="")
