@@ -156,9 +156,10 @@ class Batches(Iterator[Batch]):
     def _bear(self, problem: str) -> None:
         self.broken += 1
         if self.broken > self.max_broken_share * max(self.images, self._epoch):
+            found = f" ({self.broken} of {self.images} images read are broken)" if self.broken > 1 else ""
             raise UserError(
-                f"{problem}. {self.broken} broken of {self.images} images read, data.max_broken_share is "
-                f"{self.max_broken_share:g}: repair or pack again, or raise it to skip such samples."
+                f"{problem}{found}. Repair it or pack the data set again, or raise data.max_broken_share "
+                f"({self.max_broken_share:g}) to skip such samples."
             )
         if self.broken <= SHOWN:
             more = "; further ones are only counted" if self.broken == SHOWN else ""

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from webdataset.shardlists import expand_urls
 
-from fdtrain.data.dataset import FILE, Description, check_length, parse_description
+from fdtrain.data.dataset import FILE, Description, check_length, parse_description, read_description
 from fdtrain.data.fetch import is_remote, read_text, shown
 from fdtrain.data.shards import PlacedShard
 from fdtrain.errors import UserError
@@ -83,11 +83,9 @@ def locate(path: str | Path, allow_pipe: bool = False, seconds: float = 60.0) ->
         base = posixpath.dirname(path.partition("{")[0])
         places = expand_urls(path)
     else:
-        base = path.rstrip("/")
-        if not is_remote(path) and not Path(path).is_dir():
-            raise UserError(f"data.path: no folder {path}. Pack a data set into it with tools/pack.py.")
+        base = path.rstrip("/") or "/"
     base = base or "."
-    description = parse_description(_read(_join(base, FILE), seconds), shown(_join(base, FILE)))
+    description = _description(base, seconds)
     listed = {shard.file for shards in description.splits.values() for shard in shards}
     if places is None:
         if not is_remote(base):
@@ -98,13 +96,20 @@ def locate(path: str | Path, allow_pipe: bool = False, seconds: float = 60.0) ->
     return PackedData(base, description, _by_name(path, places, listed))
 
 
+def _description(base: str, seconds: float) -> Description:
+    if is_remote(base):
+        place = _join(base, FILE)
+        return parse_description(read_text(place, seconds), shown(place))
+    return read_description(base)
+
+
 def _read(place: str, seconds: float) -> str:
     if is_remote(place):
         return read_text(place, seconds)
     try:
         return Path(place).read_text(errors="replace")
     except FileNotFoundError:
-        raise UserError(f"data.path: no file {place}. Pack a data set with tools/pack.py.") from None
+        raise UserError(f"data.path: no list file {place}.") from None
     except OSError as error:
         raise UserError(f"data.path: cannot read {place} ({error.strerror}).") from error
 

@@ -70,7 +70,7 @@ class OpenShard:
         """A sample in words."""
         header = os.pread(self.file, BLOCK, int(self.offset[index]) - BLOCK)
         key = header[:100].rstrip(b"\0").decode(errors="replace").rpartition("/")[2].partition(".")[0]
-        return f"{self.placed.name}, sample {index} '{key}'"
+        return f"{self.placed.name}, sample '{key}'"
 
     def close(self) -> None:
         os.close(self.file)

@@ -81,7 +81,7 @@ def test_pipes_only_where_allowed(folder):
         (lambda f: (f / "train-000001.tar").write_bytes(b""), "has 0 bytes, dataset.json says 1"),
         (lambda f: (f / "train-000001.tar").open("ab").write(b"x"), "cut short or changed"),
         (lambda f: (f / "train-000009.tar").touch(), "holds train-000009.tar, which dataset.json does not list"),
-        (lambda f: (f / FILE).unlink(), "no file .*dataset.json"),
+        (lambda f: (f / FILE).unlink(), r"holds no dataset\.json"),
         (lambda f: (f / FILE).write_text("{"), "is not JSON"),
         (lambda f: (f / FILE).write_text("[" * 100_000), "is not JSON"),
         (lambda f: (f / FILE).write_text("{}"), "version None"),

@@ -160,7 +160,7 @@ def test_bad_sample_is_told_by_shard_and_key(tmp_path, members, complaint):
     most = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert isinstance(found, str)
-    assert "train-000000.tar, sample 0 '0'" in found
+    assert "train-000000.tar, sample '0'" in found
     assert complaint in found
     assert "\n" not in found
     assert most < 30_000_000
