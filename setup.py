@@ -43,7 +43,9 @@ setup(
             # An S3-compatible server on loopback.
             "s3fs>=2025.3",
             "boto3>=1.36",
-            "moto[server,s3]>=5",
+            "moto[s3]>=5",
+            "flask>=3",
+            "flask-cors>=5",
         ],
     },
 )
