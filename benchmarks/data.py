@@ -184,23 +184,23 @@ def throughput(folder: Path, images: int, rounds: int) -> None:
 
 
 def memory(folder: Path, images: int) -> None:
-    """Private memory of the worker: what is shared with its parent, or is the system's file cache, is not its own."""
+    """Resident memory of the worker from a tenth of the first epoch on."""
     for encoding in ("npy", "png"):
         steps = 2 * images // BATCH
         batches = Batches(lane_dataset(folder / encoding / "shards"), 0, steps, workers=1)
         marks = []
         for k, _ in enumerate(batches):
             if k >= steps // 10 and k % (steps // 20) == 0 and k < steps - 8:
-                marks.append(private_mib(batches.worker_ids[0]))
+                marks.append(resident_mib(batches.worker_ids[0]))
         print(
             f"{encoding}  worker memory over 2 epochs: {marks[0]:.1f} MiB at first, {max(marks):.1f} at most "
             f"({100 * (max(marks) / marks[0] - 1):+.1f} %)"
         )
 
 
-def private_mib(process: int) -> float:
+def resident_mib(process: int) -> float:
     lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
-    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 1024
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Rss:")) / 1024
 
 
 def start_cost(folder: Path) -> None:
