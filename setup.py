@@ -16,6 +16,7 @@ setup(
         "torch>=2.13,<3",
         "deepspeed>=0.19.8,<0.20",
         "webdataset>=1.0.2,<2",
+        "fsspec[http]>=2025.3",
         "ema-pytorch>=0.8.3,<0.9",
         "tensorboard>=2.20,<3",
         "pyyaml>=6,<7",
@@ -28,8 +29,23 @@ setup(
         "scikit-learn>=1.5,<2",
     ],
     extras_require={
+        "s3": ["s3fs>=2025.3"],
+        "gcs": ["gcsfs>=2025.3"],
         # tools/pack.py parquet.
         "parquet": ["pyarrow>=17"],
-        "test": ["pytest>=8", "hypothesis>=6.100", "scipy>=1.14", "ruff>=0.9", "import-linter>=2.1", "pyarrow>=17"],
+        "test": [
+            "pytest>=8",
+            "hypothesis>=6.100",
+            "scipy>=1.14",
+            "ruff>=0.9",
+            "import-linter>=2.1",
+            "pyarrow>=17",
+            # An S3-compatible server on loopback.
+            "s3fs>=2025.3",
+            "boto3>=1.36",
+            "moto[s3]>=5",
+            "flask>=3",
+            "flask-cors>=5",
+        ],
     },
 )

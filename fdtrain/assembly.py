@@ -4,7 +4,6 @@ import json
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -12,9 +11,11 @@ import torch
 
 from fdtrain import snapshots
 from fdtrain.config import dump_config
+from fdtrain.data.cache import Cache, open_cache
 from fdtrain.data.dataset import write_description
-from fdtrain.data.lanes import LaneOrder, own_lanes
-from fdtrain.data.loader import Batch, LaneDataset, batches
+from fdtrain.data.lanes import own_lanes
+from fdtrain.data.loader import Batches, LaneDataset
+from fdtrain.data.mixture import lane_order
 from fdtrain.data.shards import ShardReader
 from fdtrain.data.split import Split
 from fdtrain.diffusion.time_sampling import TimeDensity, time_density
@@ -73,19 +74,22 @@ def _run(plan: Plan) -> None:
         monitor.close()
 
 
-def own_batches(plan: Plan, start: int) -> Iterator[Batch]:
+def own_batches(plan: Plan, start: int) -> Batches:
     """This rank's batches from step ``start`` on."""
     data, training = plan.config.data, plan.config.training
-    counts = [shard.images for shard in plan.train_shards]
-    dataset = LaneDataset(
-        ShardReader(data.path, plan.train_shards, plan.description),
-        LaneOrder(counts, training.lanes, plan.config.seed, data.shuffle_window),
-        own_lanes(ds.rank(), ds.world_size(), training.lanes),
-        training.lane_images,
-        flip=data.flip,
-        labelled=bool(plan.spec.classes),
-    )
-    return batches(dataset, start, training.steps, data.workers)
+    counts = [[placed.shard.images for placed in part] for part in plan.train_shards]
+    order = lane_order(counts, data.weights, training.lanes, plan.config.seed, data.shuffle_window)
+    lanes = own_lanes(ds.rank(), ds.world_size(), training.lanes)
+    shards = [placed for part in plan.train_shards for placed in part]
+    reader = ShardReader(shards, plan.description, _cache(plan), keep_open=len(lanes) * order.shards_at_once)
+    dataset = LaneDataset(reader, order, lanes, training.lane_images, flip=data.flip, labelled=bool(plan.spec.classes))
+    return Batches(dataset, start, training.steps, data.workers, data.max_broken_share)
+
+
+def _cache(plan: Plan) -> Cache | None:
+    data = plan.config.data
+    places = [placed.place for part in plan.train_shards for placed in part]
+    return open_cache(data.cache, data.cache_gib, data.fetch_seconds, places)
 
 
 def _checkpoint_to_resume(plan: Plan) -> tuple[Path | None, checkpoint.State | None]:
@@ -109,7 +113,7 @@ def _checkpoint_to_resume(plan: Plan) -> tuple[Path | None, checkpoint.State | N
 def _reports(plan: Plan, model: Model, density: TimeDensity, monitor: Monitor) -> list[Report]:
     config, settings, reports = plan.config, plan.config.monitor, []
     if settings.evaluate_every:
-        split = Split(config.data.path, config.data.test_split)
+        split = Split(plan.data, config.data.test_split, _cache(plan))
         run_ = snapshots.held_out_bits(model, plan.spec, split, density, settings.evaluate_draws, monitor)
         reports.append(Report(settings.evaluate_every, run_))
     if settings.sample_every:

@@ -18,13 +18,43 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+class Source(Section):
+    path: str
+    weight: float = Field(gt=0, description="share of the images, up to the sum of all weights")
+
+
 class Data(Section):
-    path: Path = Field(description="folder that tools/pack.py made: shards and dataset.json")
+    path: str | None = Field(None, description="packed data set: folder, URL, brace pattern or list; docs/data.md")
+    mixture: tuple[Source, ...] = Field(
+        (), description="instead of path: several packed data sets, as `[{path, weight}, ...]`"
+    )
     train_split: str = Field("train", description="what is trained on")
     test_split: str | None = Field("test", description="held-out split; null if there is none")
     flip: bool = Field(False, description="mirror images at random (likelihoods are then of the mirrored set too)")
     workers: int = Field(2, ge=0, description="reading processes of each rank; the order does not depend on it")
     shuffle_window: int = Field(1024, ge=1, description="samples of a lane that are shuffled together")
+    max_broken_share: float = Field(0.0, ge=0, lt=1, description="of samples; up to it broken ones are skipped")
+    cache: Path | None = Field(None, description="folder for fetched shards; null: a temporary one")
+    cache_gib: float | None = Field(None, gt=0, description="most it may hold; null: no limit")
+    fetch_seconds: float = Field(600.0, gt=0, description="to try to fetch a shard for")
+    allow_pipe: bool = Field(False, description="let a list of shards name commands (pipe:), which are executed")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "Data":
+        if (self.path is None) == (not self.mixture):
+            raise ValueError("set either path or mixture")
+        if any(source.weight * 4096 < sum(s.weight for s in self.mixture) for source in self.mixture):
+            raise ValueError("mixture: a weight is below 1/4096 of the sum; leave that data set out or raise it")
+        return self
+
+    @property
+    def paths(self) -> list[str]:
+        """Of every data set."""
+        return [source.path for source in self.mixture] if self.mixture else [self.path]
+
+    @property
+    def weights(self) -> list[float]:
+        return [source.weight for source in self.mixture] if self.mixture else [1.0]
 
 
 class Network(Section):

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 
 from fdtrain.config import Config, load_config
-from fdtrain.data.dataset import Description, Shard, check_split, read_description
+from fdtrain.data.dataset import Description
+from fdtrain.data.mixture import DataSets, open_data
+from fdtrain.data.shards import PlacedShard
 from fdtrain.errors import UserError
 from fdtrain.networks.model import Model, ModelSpec
 from fdtrain.training import checkpoint
@@ -20,10 +22,14 @@ class Plan:
     """A checked run."""
 
     config: Config
-    description: Description
-    train_shards: list[Shard]
+    data: DataSets
+    train_shards: list[list[PlacedShard]]
     spec: ModelSpec
     resume: bool
+
+    @property
+    def description(self) -> Description:
+        return self.data.description
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -31,7 +37,8 @@ class Plan:
         config = self.config
         return {
             "dataset": self.description.name,
-            "images": self.description.images(config.data.train_split),
+            "images": sum(placed.shard.images for part in self.train_shards for placed in part),
+            "data.weights": config.data.weights,
             "seed": config.seed,
             "training.global_batch": config.training.global_batch,
             "training.lanes": config.training.lanes,
@@ -48,16 +55,17 @@ def prepare(config_file: str, overrides: list[str], resume: bool) -> Plan:
     config = load_config(config_file, overrides)
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     config.training.accumulation(world_size)
-    description = read_description(config.data.path)
-    shards = check_split(config.data.path, description, config.data.train_split)
+    how = {"allow_pipe": config.data.allow_pipe, "seconds": config.data.fetch_seconds}
+    data = open_data(config.data.paths, config.data.weights, **how)
+    shards = data.split(config.data.train_split)
     if config.data.test_split is not None:
-        check_split(config.data.path, description, config.data.test_split)
+        data.split(config.data.test_split)
     elif config.monitor.evaluate_every:
         raise UserError("monitor.evaluate_every needs held-out images: set data.test_split, or evaluate_every to null.")
-    spec = model_spec(config, description)
+    spec = model_spec(config, data.description)
     with torch.device("meta"):
         Model(spec)
-    plan = Plan(config, description, shards, spec, resume)
+    plan = Plan(config, data, shards, spec, resume)
     _check_folder(config.folder)
     existing = checkpoint.committed(config.folder)
     if existing and not resume:

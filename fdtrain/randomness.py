@@ -28,6 +28,7 @@ class Purpose(IntEnum):
     SAMPLE = 9  # (image, solver step)
     EVALUATE = 10  # (image, draw)
     SPLIT = 11  # ()
+    MIXTURE = 12  # (0, data set) its seed; (1, lane, block) its places
 
 
 def stream(seed: int, purpose: Purpose, *counters: int) -> np.random.Generator:

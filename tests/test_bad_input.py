@@ -127,7 +127,7 @@ def test_a_broken_description(launch, own_data, text):
             "level 17, but the data set has levels 0 to 16",
         ),
         (lambda n, d: (n, b"\x93NUMPY") if n.endswith("npy") else (n, d), "Repair it or pack the data set again"),
-        (lambda n, d: (n, b"x") if n.endswith("cls") else (n, d), "invalid literal for int()"),
+        (lambda n, d: (n, b"x") if n.endswith("cls") else (n, d), "its label is not a whole number"),
         (lambda n, d: (n, b"10") if n.endswith("cls") else (n, d), "label 10, but the data set has 10 classes"),
         (lambda n, d: (n.replace("npy", "txt"), d), "no image member"),
     ],

@@ -19,10 +19,11 @@ class _Model(BaseModel):
 class Shard(_Model):
     """One tar file."""
 
-    file: str
+    # Both become file names, and a dataset.json may be a stranger's.
+    file: str = Field(pattern=r"^[^/\\]+$")
     images: int = Field(ge=0)
     bytes: int = Field(ge=0)
-    sha256: str
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 
 class Description(_Model):
@@ -55,6 +56,25 @@ class Description(_Model):
         return self.channels * self.size * self.size
 
 
+def parse_description(text: str, where: str) -> Description:
+    """Check the contents of a ``dataset.json``; ``where`` names it in messages.
+
+    Raises:
+        UserError: it is not one of ours.
+    """
+    try:
+        content = json.loads(text)
+        if isinstance(content, dict) and content.get("version") != VERSION:
+            raise UserError(f"{where}: version {content.get('version')}, this fdtrain reads {VERSION}. Pack it again.")
+        return Description.model_validate(content)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise UserError(f"{where} is not JSON ({error}). Pack the data set again.") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{where}: {place}: {first['msg']}. Pack the data set again.") from error
+
+
 def read_description(folder: str | Path) -> Description:
     """Read and check ``folder/dataset.json``.
 
@@ -67,17 +87,7 @@ def read_description(folder: str | Path) -> Description:
     file = folder / FILE
     if not file.is_file():
         raise UserError(f"data.path: {folder} holds no {FILE}. Pack a data set into it with tools/pack.py.")
-    try:
-        content = json.loads(file.read_text())
-        if isinstance(content, dict) and content.get("version") != VERSION:
-            raise UserError(f"{file}: version {content.get('version')}, this fdtrain reads {VERSION}. Pack it again.")
-        return Description.model_validate(content)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} is not JSON ({error}). Pack the data set again.") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{file}: {place}: {first['msg']}. Pack the data set again.") from error
+    return parse_description(file.read_text(errors="replace"), str(file))
 
 
 def write_description(folder: Path, description: Description) -> None:
@@ -87,26 +97,27 @@ def write_description(folder: Path, description: Description) -> None:
     os.replace(aside, folder / FILE)
 
 
-def check_split(folder: str | Path, description: Description, split: str) -> list[Shard]:
-    """The split's shards that hold images, once each is known to be there in full length.
+def check_split(folder: str | Path, description: Description, split: str) -> None:
+    """See that every shard of a split lies in ``folder`` in full length.
 
     Raises:
-        UserError: unknown or empty split; a shard missing, cut short or grown.
+        UserError: one is missing, cut short or grown.
     """
-    folder = Path(folder)
-    if split not in description.splits:
-        known = ", ".join(description.splits) or "none"
-        raise UserError(f"{folder / FILE} has no split '{split}' (it has: {known}).")
-    if description.images(split) == 0:
-        raise UserError(f"{folder}: split '{split}' holds no images. Pack the data set again.")
     for shard in description.splits[split]:
-        path = folder / shard.file
-        try:
-            found = path.stat().st_size
-        except FileNotFoundError:
-            raise UserError(f"{path} is listed in {FILE} but missing. Restore it or pack again.") from None
-        if found != shard.bytes:
-            raise UserError(
-                f"{path} has {found} bytes, {FILE} says {shard.bytes}: cut short or changed. Restore it or pack again."
-            )
-    return [shard for shard in description.splits[split] if shard.images]
+        check_length(Path(folder) / shard.file, shard)
+
+
+def check_length(path: Path, shard: Shard) -> None:
+    """See that a shard lies at ``path`` in full length.
+
+    Raises:
+        UserError: it is missing, cut short or grown.
+    """
+    try:
+        found = path.stat().st_size
+    except FileNotFoundError:
+        raise UserError(f"{path} is listed in {FILE} but missing. Restore it or pack again.") from None
+    if found != shard.bytes:
+        raise UserError(
+            f"{path} has {found} bytes, {FILE} says {shard.bytes}: cut short or changed. Restore it or pack again."
+        )

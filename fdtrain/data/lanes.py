@@ -40,11 +40,29 @@ class LaneOrder:
         while start < stop:
             round_, first, length = self._round(start)
             number, skip = divmod(start - first, self.window)
-            samples = self._window(lane, round_, number, first, length)
-            part = samples[skip : skip + stop - start]
+            part = self._window(lane, round_, number, first, length)[skip : skip + stop - start]
             parts.append(part)
             start += len(part)
+        if len(parts) == 1:
+            return parts[0]
         return np.concatenate(parts) if parts else np.empty((0, 2), dtype=np.int64)
+
+    def shards(self, lane: int, start: int, stop: int) -> list[int]:
+        """The shards that the windows around positions ``start <= p < stop`` of a lane lie in."""
+        found: dict[int, None] = {}
+        while start < stop:
+            _, first, length = self._round(start)
+            begin = (start - first) // self.window * self.window
+            end = min(length, -(-(stop - first) // self.window) * self.window)
+            place = self.lanes * first + lane * length + np.arange(begin, end)
+            found |= dict.fromkeys(self._resolve(place)[:, 0].tolist())
+            start = first + end
+        return list(found)
+
+    @property
+    def shards_at_once(self) -> int:
+        """About the largest number of shards that one lane's window lies in."""
+        return min(len(self.counts), 2 + (self.window - 1) * len(self.counts) // self.images)
 
     def _round(self, position: int) -> tuple[int, int, int]:
         """The round that a lane's position falls in, the position it starts at, and its length in that lane.

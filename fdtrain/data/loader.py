@@ -1,5 +1,6 @@
 """Batches of one rank, in the order of the lanes (docs/data.md)."""
 
+import sys
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -8,6 +9,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from fdtrain.data.lanes import LaneOrder
+from fdtrain.data.mixture import MixtureOrder
+from fdtrain.data.prefetch import Prefetcher
 from fdtrain.data.shards import ShardReader
 from fdtrain.errors import UserError
 from fdtrain.randomness import Purpose, stream
@@ -15,9 +18,15 @@ from fdtrain.randomness import Purpose, stream
 Batch = tuple[Tensor, Tensor]
 """Images ``(n, C, H, W)`` uint8 and labels ``(n,)`` int64, lane after lane."""
 
+SHOWN = 10
+"""Broken samples that a rank tells of one by one; the rest are counted."""
+
 
 class LaneDataset(Dataset):
     """A map from the step to the batch of some lanes at that step: the same for any worker that asks.
+
+    An item is the batch, and what is wrong with each broken sample, in whose place stands the next sound one of
+    its lane; or the error that makes it impossible.
 
     Args:
         reader: of the split.
@@ -31,7 +40,7 @@ class LaneDataset(Dataset):
     def __init__(
         self,
         reader: ShardReader,
-        order: LaneOrder,
+        order: LaneOrder | MixtureOrder,
         lanes: Sequence[int],
         lane_images: int,
         flip: bool = False,
@@ -39,44 +48,119 @@ class LaneDataset(Dataset):
     ):
         self.reader, self.order, self.lanes = reader, order, lanes
         self.lane_images, self.flip, self.labelled = lane_images, flip, labelled
+        self._prefetcher = Prefetcher(reader.cache) if reader.cache else None
+        self._error: UserError | None = None
+        # By lane, the position up to which its shards are wanted.
+        self._wanted: dict[int, int] = {}
 
-    def __getitem__(self, step: int) -> Batch | UserError:
-        try:
-            parts = [self._lane(step, lane) for lane in self.lanes]
-        except UserError as error:
-            # As a value: raised in a worker process it would arrive wrapped in that worker's trace.
-            return error
-        return torch.from_numpy(np.concatenate([p[0] for p in parts])), torch.from_numpy(
-            np.concatenate([p[1] for p in parts])
-        )
+    def __getitem__(self, step: int) -> tuple[Tensor, Tensor, list[str]] | UserError:
+        # An error is the end of the run: steps read ahead of it must not each wait out a deadline first.
+        if self._error is None:
+            try:
+                return self._batch(step)
+            except UserError as error:
+                self._error = error
+        # As a value: raised in a worker process it would arrive wrapped in that worker's trace.
+        return self._error
 
-    def _lane(self, step: int, lane: int) -> tuple[np.ndarray, np.ndarray]:
+    def _batch(self, step: int) -> tuple[Tensor, Tensor, list[str]]:
         n = self.lane_images
-        samples = [self.reader.read(*row) for row in self.order.samples(lane, step * n, (step + 1) * n).tolist()]
-        images, labels = np.stack([s[0] for s in samples]), np.array([s[1] for s in samples], dtype=np.int64)
+        if self._prefetcher:
+            self._look_ahead(step * n)
+        rows = np.concatenate([self.order.samples(lane, step * n, (step + 1) * n) for lane in self.lanes])
+        images, labels, broken = self.reader.read(rows.tolist())
+        for place, problem in broken.items():
+            lane, position = self.lanes[place // n], step * n + place % n
+            images[place], labels[place] = self._substitute(lane, position, problem)
         if self.labelled and (labels < 0).any():
             raise UserError("network.class_conditional is on, but the data set has samples without a label (.cls).")
         if self.flip:
-            mirrored = stream(self.order.seed, Purpose.FLIP, step, lane).random(n) < 0.5
-            images[mirrored] = images[mirrored, :, :, ::-1]
-        return images, labels
+            for i, lane in enumerate(self.lanes):
+                own = images[i * n : (i + 1) * n]
+                mirrored = stream(self.order.seed, Purpose.FLIP, step, lane).random(n) < 0.5
+                own[mirrored] = own[mirrored, :, :, ::-1]
+        return torch.from_numpy(images), torch.from_numpy(labels), list(broken.values())
+
+    def _substitute(self, lane: int, position: int, problem: str) -> tuple[np.ndarray, int]:
+        """The next sound sample of the lane: a function of the data alone, so the same on any rank and again."""
+        for row in self.order.samples(lane, position + 1, position + 1 + self.order.window).tolist():
+            images, labels, broken = self.reader.read([row])
+            if not broken:
+                return images[0], labels[0]
+        raise UserError(
+            f"{problem}; nor is any of the {self.order.window} after it sound. Repair the shard or pack it again."
+        )
+
+    def _look_ahead(self, position: int) -> None:
+        """Want the shards of every lane's window and of the one after it, once a window."""
+        lanes = [lane for lane in self.lanes if self._wanted.get(lane, 0) <= position]
+        if not lanes:
+            return
+        reach = self.order.window + self.lane_images
+        for begin in (position, position + reach):
+            wanted = dict.fromkeys(s for lane in lanes for s in self.order.shards(lane, begin, begin + reach))
+            self._prefetcher.want(self.reader.shards[s] for s in wanted)
+        self._wanted |= dict.fromkeys(lanes, position + reach)
 
 
-def batches(dataset: LaneDataset, start: int, stop: int, workers: int) -> Iterator[Batch]:
+class Batches(Iterator[Batch]):
     """The batches of steps ``start <= k < stop``, read ahead by ``workers`` processes (0: in this one).
 
+    Broken samples are told of, counted, and borne up to a share of the images read, or of this rank's part of
+    an epoch if fewer are read yet.
+
+    Args:
+        max_broken_share: the share; 0: none is borne.
+
     Raises:
-        UserError: from the iterator, when a sample cannot be used.
+        UserError: from the iterator, when a shard cannot be used or too many samples are broken.
     """
-    loader = DataLoader(
-        dataset,
-        batch_size=None,
-        sampler=range(start, stop),
-        num_workers=workers,
-        prefetch_factor=4 if workers else None,
-        pin_memory=torch.cuda.is_available(),
-    )
-    for item in loader:
-        if isinstance(item, UserError):
-            raise item
-        yield item
+
+    def __init__(self, dataset: LaneDataset, start: int, stop: int, workers: int, max_broken_share: float = 0.0):
+        self.max_broken_share = max_broken_share
+        self.images = self.broken = self.broken_now = 0
+        order = dataset.order
+        self._epoch = order.images * len(dataset.lanes) / order.lanes
+        self._items = iter(
+            DataLoader(
+                dataset,
+                batch_size=None,
+                sampler=range(start, stop),
+                num_workers=workers,
+                prefetch_factor=4 if workers else None,
+                pin_memory=torch.cuda.is_available(),
+            )
+        )
+
+    @property
+    def worker_ids(self) -> list[int]:
+        """Process ids of the workers."""
+        return [worker.pid for worker in getattr(self._items, "_workers", [])]
+
+    def __next__(self) -> Batch:
+        item = next(self._items)
+        try:
+            if isinstance(item, UserError):
+                raise item
+            images, labels, problems = item
+            self.images += len(images)
+            self.broken_now = len(problems)
+            for problem in problems:
+                self._bear(problem)
+            return images, labels
+        except UserError:
+            # Ends the workers now: the error's trace would keep them until the garbage collector comes by.
+            self._items = iter(())
+            raise
+
+    def _bear(self, problem: str) -> None:
+        self.broken += 1
+        if self.broken > self.max_broken_share * max(self.images, self._epoch):
+            found = f" ({self.broken} of {self.images} images read are broken)" if self.broken > 1 else ""
+            raise UserError(
+                f"{problem}{found}. Repair it or pack the data set again, or raise data.max_broken_share "
+                f"({self.max_broken_share:g}) to skip such samples."
+            )
+        if self.broken <= SHOWN:
+            more = "; further ones are only counted" if self.broken == SHOWN else ""
+            print(f"fdtrain: skipping a broken sample: {problem}{more}", file=sys.stderr, flush=True)

@@ -5,32 +5,49 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fdtrain.data.dataset import check_split, read_description
+from fdtrain.data.cache import Cache, open_cache
 from fdtrain.data.loader import Batch
+from fdtrain.data.mixture import DataSets, open_data
 from fdtrain.data.shards import ShardReader
+from fdtrain.errors import UserError
+
+FETCH_SECONDS = 600.0
+"""To try to fetch one remote shard for, where no cache says otherwise."""
 
 
 class Split:
-    """Images of one split by their number.
+    """Images of one split by their number; of several data sets, one after another.
+
+    Args:
+        data: a packed data set, or what is opened of one or several.
+        cache: where remote shards are fetched to; None: a temporary folder.
 
     Raises:
         UserError: no such folder or split, or a shard is not as described.
     """
 
-    def __init__(self, folder: str | Path, split: str):
+    def __init__(self, data: str | Path | DataSets, split: str, cache: Cache | None = None):
         self.name = split
-        self.description = read_description(folder)
-        shards = check_split(folder, self.description, split)
-        self._reader = ShardReader(folder, shards, self.description)
-        self._ends = np.cumsum([shard.images for shard in shards])
+        data = data if isinstance(data, DataSets) else open_data([data], [1.0])
+        self.description = data.description
+        shards = [shard for part in data.split(split) for shard in part]
+        cache = cache or open_cache(None, None, FETCH_SECONDS, [shard.place for shard in shards])
+        self._reader = ShardReader(shards, self.description, cache, keep_open=1)
+        self._ends = np.cumsum([shard.shard.images for shard in shards])
 
     def __len__(self) -> int:
         return int(self._ends[-1])
 
     def batch(self, images: range) -> Batch:
-        """Images ``(n, C, H, W)`` uint8 and labels ``(n,)``."""
-        samples = [self._reader.read(*self._place(i)) for i in images]
-        return torch.from_numpy(np.stack([s[0] for s in samples])), torch.tensor([s[1] for s in samples])
+        """Images ``(n, C, H, W)`` uint8 and labels ``(n,)``.
+
+        Raises:
+            UserError: a sample is broken: what is measured is measured on the whole split.
+        """
+        pixels, labels, broken = self._reader.read([self._place(i) for i in images])
+        if broken:
+            raise UserError(f"{next(iter(broken.values()))}. Repair it or pack the data set again.")
+        return torch.from_numpy(pixels), torch.from_numpy(labels)
 
     def _place(self, image: int) -> tuple[int, int]:
         shard = int(np.searchsorted(self._ends, image, side="right"))

@@ -22,8 +22,8 @@ QUANTILES = 10
 """Equal parts of the time distribution that the integrand is reported over."""
 
 # Layout of the window's sums.
-STEPS, BITS, IMAGES, NORM, NORMS = range(5)
-PARTS = 5
+STEPS, BITS, IMAGES, NORM, NORMS, BROKEN = range(6)
+PARTS = 6
 FIELDS = PARTS + 2 * QUANTILES
 
 
@@ -41,6 +41,11 @@ class Window:
         self.sums[PARTS : PARTS + QUANTILES].index_add_(0, part, correction.double())
         self.sums[PARTS + QUANTILES :].index_add_(0, part, torch.ones_like(correction, dtype=torch.float64))
 
+    def add_broken(self, samples: int) -> None:
+        """Broken samples of one step that others stand in for."""
+        if samples:
+            self.sums[BROKEN] += samples
+
     def add_step(self, gradient_norm: Tensor | float, first: bool) -> None:
         """One step; the norm is the same on every rank, so only the ``first`` counts it."""
         if first:
@@ -57,6 +62,7 @@ def window_metrics(sums: list[float]) -> dict[str, float]:
         "loss": sums[BITS] / sums[IMAGES],
         "gradient_norm": sums[NORM] / max(1.0, sums[NORMS]),
         "skipped_steps": sums[STEPS] - sums[NORMS],
+        "broken_samples": sums[BROKEN],
     }
     for part in range(QUANTILES):
         if count := sums[PARTS + QUANTILES + part]:

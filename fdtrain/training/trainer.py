@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fdtrain.config import Config
 from fdtrain.data.lanes import own_lanes
-from fdtrain.data.loader import Batch
+from fdtrain.data.loader import Batches
 from fdtrain.diffusion import objective
 from fdtrain.errors import UserError
 from fdtrain.networks.model import ModelSpec
@@ -69,7 +69,7 @@ class Trainer:
             self.window.sums.copy_(torch.tensor(state.window, dtype=torch.float64))
         self.last_saved = path
 
-    def run(self, batches: Iterator[Batch], start: int) -> None:
+    def run(self, batches: Batches, start: int) -> None:
         """Train from step ``start`` to the last.
 
         Args:
@@ -87,13 +87,14 @@ class Trainer:
                 if done % self.config.checkpoint.every == 0 or last:
                     self.save(done)
 
-    def steps(self, batches: Iterator[Batch], start: int) -> Iterator[int]:
+    def steps(self, batches: Batches, start: int) -> Iterator[int]:
         """Train, yielding the number of steps done after each."""
         last = self.config.training.steps
         self.watch.restart()
         for step in range(start, last):
             with self.watch.wait():
                 images, labels = next(batches)
+            self.window.add_broken(batches.broken_now)
             self._step(step, images, labels)
             done = step + 1
             self.monitor.progress()

@@ -1,0 +1,254 @@
+"""The data path's figures in one run: ``python benchmarks/data.py`` (docs/data.md says what they mean).
+
+* images/s of one worker process on 32x32 npy and png, beside plain webdataset, mosaicml-streaming (if it is
+  installed) and a map-style folder of files. All decode the same files and give batches of 128 through a torch
+  DataLoader; the others are spared the transposition to (C, H, W). Rounds take turns; medians are compared.
+* memory of a worker over two epochs
+* seconds to the first batch when starting at step k, at 1.28 M images in 1,281 shards
+* share of a step that training waits for data, with the network of configs/digits.yaml on the CPU
+"""
+
+import argparse
+import hashlib
+import io
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+import webdataset
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from fdtrain.data.dataset import VERSION, Description, Shard, write_description
+from fdtrain.data.loader import Batches, LaneDataset
+from fdtrain.data.mixture import lane_order, open_data
+from fdtrain.data.pack import pack_digits
+from fdtrain.data.shards import ShardReader
+
+BATCH, LANES, WINDOW, SHARD = 128, 64, 1024, 1000
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def picture(i: int, size: int = 32) -> np.ndarray:
+    """Smooth with a little noise, so that png compresses it about as well as a photograph."""
+    random = np.random.default_rng(i)
+    coarse = random.integers(0, 244, (8, 8, 3), dtype=np.uint8)
+    smooth = np.asarray(Image.fromarray(coarse).resize((size, size), Image.Resampling.BICUBIC))
+    return np.minimum(smooth, 243) + random.integers(0, 12, smooth.shape, dtype=np.uint8)
+
+
+def encode(image: np.ndarray, encoding: str) -> bytes:
+    file = io.BytesIO()
+    if encoding == "npy":
+        np.save(file, image)
+    else:
+        Image.fromarray(image).save(file, "png")
+    return file.getvalue()
+
+
+def write_shard(path: Path, samples: Iterable[tuple[str, str, bytes]]) -> Shard:
+    count = 0
+    with webdataset.TarWriter(str(path), encoder=False, mtime=0) as tar:
+        for key, encoding, data in samples:
+            tar.write({"__key__": key, encoding: data, "cls": b"3"})
+            count += 1
+    content = path.read_bytes()
+    return Shard(file=path.name, images=count, bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+
+
+def describe(folder: Path, shards: list[Shard], size: int, channels: int, encoding: str) -> None:
+    description = Description(
+        version=VERSION,
+        name="benchmark",
+        source="made by benchmarks/data.py",
+        size=size,
+        channels=channels,
+        levels=256,
+        classes=[str(i) for i in range(10)],
+        encoding=encoding,
+        splits={"train": shards},
+    )
+    write_description(folder, description)
+
+
+def make(folder: Path, encoding: str, images: int) -> None:
+    """The same images as shards, as loose files and, if it is installed, in mosaicml-streaming's format."""
+    for name in ("shards", "files"):
+        (folder / name).mkdir(parents=True)
+    data = [encode(picture(i), encoding) for i in range(images)]
+    shards = []
+    for start in range(0, images, SHARD):
+        part = ((f"{i:08d}", encoding, data[i]) for i in range(start, min(start + SHARD, images)))
+        shards.append(write_shard(folder / "shards" / f"train-{start // SHARD:06d}.tar", part))
+    describe(folder / "shards", shards, 32, 3, encoding)
+    for i, content in enumerate(data):
+        (folder / "files" / f"{i:08d}.{encoding}").write_bytes(content)
+    if streaming := import_streaming():
+        columns = {"image": "bytes", "label": "int"}
+        with streaming.MDSWriter(out=str(folder / "mds"), columns=columns, progress_bar=False) as writer:
+            for content in data:
+                writer.write({"image": content, "label": 3})
+
+
+def import_streaming():
+    try:
+        import streaming
+    except ImportError as error:
+        print(f"mosaicml-streaming left out: {error}")
+        return None
+    return streaming
+
+
+def lane_dataset(folder: Path, lanes: int = LANES) -> LaneDataset:
+    data = open_data([folder], [1.0])
+    [shards] = data.split("train")
+    order = lane_order([[placed.shard.images for placed in shards]], [1.0], lanes, 0, WINDOW)
+    reader = ShardReader(shards, data.description, keep_open=lanes * order.shards_at_once)
+    return LaneDataset(reader, order, range(lanes), BATCH // lanes)
+
+
+def fdtrain_batches(folder: Path, encoding: str, images: int) -> Iterable:
+    return Batches(lane_dataset(folder / "shards"), 0, images // BATCH, workers=1)
+
+
+def webdataset_batches(folder: Path, encoding: str, images: int) -> Iterable:
+    shards = sorted(str(path) for path in (folder / "shards").glob("*.tar"))
+    data = webdataset.WebDataset(shards, shardshuffle=100).shuffle(WINDOW).decode("rgb8").to_tuple(encoding, "cls")
+    return webdataset.WebLoader(data.batched(BATCH), batch_size=None, num_workers=1)
+
+
+def decode(data: bytes, encoding: str) -> np.ndarray:
+    return np.load(io.BytesIO(data)) if encoding == "npy" else np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+class Files(Dataset):
+    def __init__(self, folder: Path, encoding: str):
+        self.files, self.encoding = sorted(folder.iterdir()), encoding
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, i: int) -> tuple[np.ndarray, int]:
+        return decode(self.files[i].read_bytes(), self.encoding), 3
+
+
+def folder_batches(folder: Path, encoding: str, images: int) -> Iterable:
+    return DataLoader(Files(folder / "files", encoding), BATCH, shuffle=True, num_workers=1)
+
+
+def streaming_batches(folder: Path, encoding: str, images: int) -> Iterable:
+    import streaming
+
+    class Decoded(streaming.StreamingDataset):
+        def __getitem__(self, i: int) -> tuple[np.ndarray, int]:
+            sample = super().__getitem__(i)
+            return decode(sample["image"], encoding), sample["label"]
+
+    data = Decoded(local=str(folder / "mds"), shuffle=True, batch_size=BATCH)
+    return DataLoader(data, BATCH, num_workers=1)
+
+
+def images_per_second(read: Callable[[Path, str, int], Iterable], folder: Path, encoding: str, images: int) -> float:
+    begin, count = time.perf_counter(), 0
+    for batch, _ in read(folder, encoding, images):
+        count += len(batch)
+    return count / (time.perf_counter() - begin)
+
+
+def throughput(folder: Path, images: int, rounds: int) -> None:
+    readers = {"fdtrain": fdtrain_batches, "webdataset": webdataset_batches, "folder of files": folder_batches}
+    if import_streaming():
+        readers["mosaicml-streaming"] = streaming_batches
+    for encoding in ("npy", "png"):
+        make(folder / encoding, encoding, images)
+        rates: dict[str, list[float]] = {name: [] for name in readers}
+        for _ in range(rounds):
+            for name, read in readers.items():
+                rates[name].append(images_per_second(read, folder / encoding, encoding, images))
+        own = rates["fdtrain"]
+        for name, values in rates.items():
+            ratios = sorted(a / b for a, b in zip(own, values, strict=True))
+            print(
+                f"{encoding}  {name:<19} {statistics.median(values):8,.0f} images/s"
+                f"   fdtrain is {statistics.median(ratios):5.2f}x ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+            )
+
+
+def memory(folder: Path, images: int) -> None:
+    """Private memory of the worker: what is shared with its parent, or is the system's file cache, is not its own."""
+    for encoding in ("npy", "png"):
+        steps = 2 * images // BATCH
+        batches = Batches(lane_dataset(folder / encoding / "shards"), 0, steps, workers=1)
+        marks = []
+        for k, _ in enumerate(batches):
+            if k >= steps // 10 and k % (steps // 20) == 0 and k < steps - 8:
+                marks.append(private_mib(batches.worker_ids[0]))
+        print(
+            f"{encoding}  worker memory over 2 epochs: {marks[0]:.1f} MiB at first, {max(marks):.1f} at most "
+            f"({100 * (max(marks) / marks[0] - 1):+.1f} %)"
+        )
+
+
+def private_mib(process: int) -> float:
+    lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 1024
+
+
+def start_cost(folder: Path) -> None:
+    """One shard of 1,000 tiny images under 1,281 names: what is read of it is read as often as of 1,281 shards."""
+    folder.mkdir()
+    tiny = encode(np.zeros((1, 1, 1), np.uint8), "npy")
+    first = write_shard(folder / "train-000000.tar", ((f"{i:08d}", "npy", tiny) for i in range(SHARD)))
+    shards = [first.model_copy(update={"file": f"train-{i:06d}.tar"}) for i in range(1281)]
+    for shard in shards[1:]:
+        os.link(folder / first.file, folder / shard.file)
+    describe(folder, shards, 1, 1, "npy")
+    epoch = 1281 * SHARD // BATCH
+    for k in (0, epoch // 4, epoch // 2, epoch - 1, 10 * epoch + epoch // 3, 1000 * epoch):
+        begin = time.perf_counter()
+        next(Batches(lane_dataset(folder), k, k + 1, workers=1))
+        print(
+            f"start at step {k:>10,} (epoch {k / epoch:8.2f}): {time.perf_counter() - begin:.2f} s to the first batch"
+        )
+
+
+def data_wait(folder: Path, steps: int = 40) -> None:
+    pack_digits(folder / "digits")
+    settings = {"data.path": folder / "digits", "output": folder / "runs", "name": "wait", "training.steps": steps}
+    settings |= {"monitor.log_every": 10, "monitor.evaluate_every": "null", "monitor.sample_every": "null"}
+    command = [sys.executable, "fdtrain/main.py", "--config", "configs/digits.yaml"]
+    for key, value in settings.items():
+        command += ["--set", f"{key}={value}"]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    lines = [json.loads(line) for line in (folder / "runs" / "wait" / "metrics.jsonl").read_text().splitlines()]
+    shares = [line["train/data_wait"] for line in lines if "train/data_wait" in line]
+    print(f"waiting for data, configs/digits.yaml: {100 * statistics.mean(shares[1:]):.2f} % of the step")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=20_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    # Of the other readers, about arrays that they do not write to.
+    warnings.simplefilter("ignore")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        throughput(folder, arguments.images, arguments.rounds)
+        memory(folder, arguments.images)
+        start_cost(folder / "many")
+        data_wait(folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""Bytes of a shard's members to images and labels. What a stranger packed is data, never code.
+
+Known members are ``npy`` (uint8 arrays, no pickles), ``png``, ``jpg``; ``cls`` (the label in ASCII) and ``json``
+(an object whose ``label`` it is). An image's size is read from its header, and refused, before any pixel
+is decoded; a member's length before it is read.
+"""
+
+import io
+import json
+import os
+
+import numpy as np
+from PIL import JpegImagePlugin, PngImagePlugin
+
+from fdtrain.data.dataset import Description
+
+PICTURES = {
+    "png": PngImagePlugin.PngImageFile,
+    "jpg": JpegImagePlugin.JpegImageFile,
+    "jpeg": JpegImagePlugin.JpegImageFile,
+}
+IMAGES = ("npy", *PICTURES)
+LABELS = ("cls", "json")
+LONGEST_LABEL = {"cls": 20, "json": 1 << 20}
+"""Bytes."""
+_METADATA = 1 << 20
+"""Bytes that a picture may be longer than eight times its pixels: profiles, comments."""
+_NPY_HEADER = 1 << 12
+_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+
+
+class Broken(Exception):
+    """Why a sample cannot be used."""
+
+
+class ImageDecoder:
+    """Reads images of one data set's shape straight into a batch."""
+
+    def __init__(self, description: Description):
+        self.shape = (description.size, description.size, description.channels)
+        self.dims = description.dims
+        self.mode = _MODES[description.channels]
+        # The header of the last good array: other arrays of the data set have the same, byte for byte.
+        self._header = b""
+        self._found = bytearray()
+
+    def read(self, file: int, extension: str, offset: int, size: int, out: np.ndarray) -> None:
+        """The image at ``offset`` of an open file into ``out`` ``(H W C,)`` uint8.
+
+        Raises:
+            Broken: not an image, not of this shape, or absurdly long.
+        """
+        if extension == "npy":
+            expected = len(self._header) + self.dims
+            if size == expected == os.preadv(file, [self._found, out], offset) and self._found == self._header:
+                return
+            self._array(_read(file, offset, size, self.dims + _NPY_HEADER), out)
+        else:
+            self._picture(_read(file, offset, size, 8 * self.dims + _METADATA), PICTURES[extension], out)
+
+    def _array(self, data: bytes, out: np.ndarray) -> None:
+        stream = io.BytesIO(data)
+        try:
+            version = np.lib.format.read_magic(stream)
+            read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+            shape, fortran, dtype = read_header[version](stream)
+        except Exception as error:  # As with pictures: numpy's parser raises what it runs into.
+            raise Broken(f"not an npy array ({error})") from error
+        if dtype != np.uint8 or fortran:
+            raise Broken(f"array of {dtype}, expected uint8 in C order")
+        self._check((*shape, 1) if len(shape) == 2 else shape)
+        start = stream.tell()
+        if len(data) - start != self.dims:
+            raise Broken(f"array of {len(data) - start} bytes, expected {self.dims}")
+        out[:] = np.frombuffer(data, np.uint8, offset=start)
+        self._header, self._found = data[:start], bytearray(start)
+
+    def _picture(self, data: bytes, kind: type, out: np.ndarray) -> None:
+        # The plugins raise whatever their parsing runs into on a broken file: any error is the file's.
+        try:
+            picture = kind(io.BytesIO(data))
+        except Exception as error:
+            raise Broken(f"not a picture of its type ({error})") from error
+        self._check((picture.height, picture.width, len(picture.getbands())))
+        if picture.mode != self.mode:
+            raise Broken(f"picture of mode {picture.mode}, expected {self.mode}")
+        try:
+            out[:] = np.asarray(picture).reshape(-1)
+        except Exception as error:
+            raise Broken(f"cannot be decoded ({error})") from error
+
+    def _check(self, shape: tuple[int, ...]) -> None:
+        if shape != self.shape:
+            found, expected = ("x".join(map(str, s)) for s in (shape, self.shape))
+            raise Broken(f"image of height x width x channels {found}, expected {expected}")
+
+
+def label(extension: str, data: bytes) -> int:
+    """The label that a member holds; -1: none.
+
+    Raises:
+        ValueError: it holds no number.
+    """
+    if extension == "cls":
+        return int(data)
+    try:
+        content = json.loads(data)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    found = content.get("label", -1) if isinstance(content, dict) else -1
+    if not isinstance(found, int):
+        raise ValueError("label is not a whole number")
+    return found
+
+
+def _read(file: int, offset: int, size: int, most: int) -> bytes:
+    if size > most:
+        raise Broken(f"image member of {size} bytes, at most {most} are admitted for this shape")
+    data = os.pread(file, size, offset)
+    if len(data) < size:
+        raise Broken("the shard was cut short after it was opened")
+    return data

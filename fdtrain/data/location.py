@@ -1,0 +1,145 @@
+"""Where a packed data set lies: ``data.path`` (docs/data.md).
+
+data/cifar10                                 a folder with dataset.json
+https://host/cifar10, s3://bucket/cifar10    the same, elsewhere
+s3://bucket/cifar10/train-{000..099}.tar     some of its shards; dataset.json beside them
+data/shards.txt                              a list, one shard (or pattern) a line; dataset.json beside it
+"""
+
+import posixpath
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from webdataset.shardlists import expand_urls
+
+from fdtrain.data.dataset import FILE, Description, check_length, parse_description, read_description
+from fdtrain.data.fetch import is_remote, read_text, shown
+from fdtrain.data.shards import PlacedShard
+from fdtrain.errors import UserError
+
+LIST = ".txt"
+
+
+@dataclass(frozen=True)
+class PackedData:
+    """A data set and its place.
+
+    Attributes:
+        base: folder or URL of dataset.json.
+        places: by file name, those shards that a pattern or list names; None: all, beside dataset.json.
+    """
+
+    base: str
+    description: Description
+    places: dict[str, str] | None
+
+    def split(self, name: str) -> list[PlacedShard]:
+        """The split's shards that hold images, local ones known to be there in full length.
+
+        A pattern or list selects among a split's shards; a split that it names none of lies whole beside
+        dataset.json.
+
+        Raises:
+            UserError: unknown or empty split; a local shard is missing, cut short or grown.
+        """
+        if name not in self.description.splits:
+            known = ", ".join(self.description.splits) or "none"
+            raise UserError(f"{shown(_join(self.base, FILE))} has no split '{name}' (it has: {known}).")
+        shards = self.description.splits[name]
+        if self.places and any(shard.file in self.places for shard in shards):
+            shards = [shard for shard in shards if shard.file in self.places]
+        places = self.places or {}
+        labels = range(len(self.description.classes))
+        placed = [PlacedShard(s, places.get(s.file, _join(self.base, s.file)), labels) for s in shards if s.images]
+        if not placed:
+            raise UserError(f"{shown(self.base)}: split '{name}' holds no images. Pack the data set again.")
+        for shard in placed:
+            if not is_remote(shard.place):
+                check_length(Path(shard.place), shard.shard)
+        return placed
+
+
+def locate(path: str | Path, allow_pipe: bool = False, seconds: float = 60.0) -> PackedData:
+    """Find a data set and read its description.
+
+    Args:
+        allow_pipe: whether a list may name shards as ``pipe:COMMAND``, which is executed.
+        seconds: to try to reach a remote description for.
+
+    Raises:
+        UserError: there is none; a pattern or list names what it does not describe; a folder holds other shards.
+    """
+    path = str(path)
+    if path.startswith("pipe:"):
+        raise UserError("data.path: put pipe: commands into a list file (.txt) beside a local dataset.json.")
+    places = None
+    if path.endswith(LIST):
+        base = posixpath.dirname(path)
+        lines = [line.strip() for line in _read(path, seconds).splitlines()]
+        lines = [line for line in lines if line and not line.startswith("#")]
+        places = [_absolute(base, place) for line in lines for place in expand_urls(line)]
+    elif "{" in path:
+        base = posixpath.dirname(path.partition("{")[0])
+        places = expand_urls(path)
+    else:
+        base = path.rstrip("/") or "/"
+    base = base or "."
+    description = _description(base, seconds)
+    listed = {shard.file for shards in description.splits.values() for shard in shards}
+    if places is None:
+        if not is_remote(base):
+            _check_no_others(Path(base), listed)
+        return PackedData(base, description, None)
+    if not allow_pipe and any(place.startswith("pipe:") for place in places):
+        raise UserError(f"{path} runs commands (pipe:). Set data.allow_pipe to true if you trust it.")
+    return PackedData(base, description, _by_name(path, places, listed))
+
+
+def _description(base: str, seconds: float) -> Description:
+    if is_remote(base):
+        place = _join(base, FILE)
+        return parse_description(read_text(place, seconds), shown(place))
+    return read_description(base)
+
+
+def _read(place: str, seconds: float) -> str:
+    if is_remote(place):
+        return read_text(place, seconds)
+    try:
+        return Path(place).read_text(errors="replace")
+    except FileNotFoundError:
+        raise UserError(f"data.path: no list file {place}.") from None
+    except OSError as error:
+        raise UserError(f"data.path: cannot read {place} ({error.strerror}).") from error
+
+
+def _by_name(path: str, places: Iterable[str], listed: set[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for place in places:
+        name = posixpath.basename(place)
+        if name not in listed:
+            raise UserError(f"{shown(path)} names {name}, which {FILE} does not list. Correct one of the two.")
+        if name in found:
+            raise UserError(f"{shown(path)} names {name} twice. A sample would come twice an epoch: remove one.")
+        found[name] = place
+    if not found:
+        raise UserError(f"{shown(path)} names no shard.")
+    return found
+
+
+def _check_no_others(folder: Path, listed: set[str]) -> None:
+    others = sorted(file.name for file in folder.glob("[!.]*.tar") if file.name not in listed)
+    if others:
+        raise UserError(
+            f"{folder} holds {others[0]}{f' and {len(others) - 1} more' if others[1:] else ''}, which {FILE} does not "
+            "list. Move it away, or pack again."
+        )
+
+
+def _join(base: str, name: str) -> str:
+    return f"{base}/{name}"
+
+
+def _absolute(base: str, place: str) -> str:
+    return place if is_remote(place) or place.startswith("/") else _join(base or ".", place)

@@ -1,0 +1,188 @@
+"""Several data sets in one run, by weight (docs/data.md)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from fdtrain.data.dataset import Description
+from fdtrain.data.lanes import LaneOrder
+from fdtrain.data.location import PackedData, locate
+from fdtrain.data.shards import PlacedShard
+from fdtrain.errors import UserError
+from fdtrain.randomness import Purpose, stream, torch_seed
+
+BLOCK = 4096
+"""Samples of a lane over which the weights hold exactly; they are kept to 1 / BLOCK."""
+
+
+@dataclass(frozen=True)
+class DataSets:
+    """What a run reads: one data set, or several with weights.
+
+    Attributes:
+        description: of all together. Data sets with the same classes share them; else the labels of each follow
+            those of the one before, and its classes are called ``dataset/class``.
+    """
+
+    parts: list[PackedData]
+    weights: list[float]
+    description: Description
+
+    def split(self, name: str) -> list[list[PlacedShard]]:
+        """Each data set's shards of a split, with labels as in the common description.
+
+        Raises:
+            UserError: one has no such split, or not all of its shards.
+        """
+        found, first = [], 0
+        for part in self.parts:
+            count = len(part.description.classes)
+            if part.description.classes != self.description.classes:
+                labels, first = range(first, first + count), first + count
+            else:
+                labels = range(count)
+            found.append([replace(shard, labels=labels) for shard in part.split(name)])
+        return found
+
+
+def open_data(paths: Sequence[str | Path], weights: Sequence[float], **how) -> DataSets:
+    """Find data sets and join their descriptions; ``how`` is passed on to :func:`locate`.
+
+    Raises:
+        UserError: one cannot be found, or their images are not alike.
+    """
+    parts = [locate(path, **how) for path in paths]
+    descriptions = [part.description for part in parts]
+    first = descriptions[0]
+    if len(parts) == 1:
+        return DataSets(parts, [1.0], first)
+    for other in descriptions[1:]:
+        for name in ("size", "channels", "levels"):
+            if getattr(other, name) != getattr(first, name):
+                raise UserError(
+                    f"data.mixture: {name} is {getattr(first, name)} in '{first.name}', {getattr(other, name)} in "
+                    f"'{other.name}'. Mix data sets of the same image size, channels and levels."
+                )
+    classes = first.classes
+    if any(d.classes != classes for d in descriptions):
+        classes = [f"{d.name}/{name}" for d in descriptions for name in d.classes]
+    splits = set.intersection(*(set(d.splits) for d in descriptions))
+    merged = first.model_copy(
+        update={
+            "name": "+".join(d.name for d in descriptions),
+            "source": "; ".join(d.source for d in descriptions),
+            "classes": classes,
+            "encoding": "+".join(dict.fromkeys(d.encoding for d in descriptions)),
+            "splits": {s: [shard for d in descriptions for shard in d.splits[s]] for s in sorted(splits)},
+        }
+    )
+    return DataSets(parts, list(weights), merged)
+
+
+def lane_order(
+    counts: Sequence[Sequence[int]], weights: Sequence[float], lanes: int, seed: int, window: int
+) -> "LaneOrder | MixtureOrder":
+    """The order of a run over data sets whose shards hold ``counts`` samples."""
+    if len(counts) == 1:
+        return LaneOrder(counts[0], lanes, seed, window)
+    return MixtureOrder(counts, weights, lanes, seed, window)
+
+
+class MixtureOrder:
+    """The order of samples over several data sets: as :class:`LaneOrder`, shards numbered one set after another.
+
+    Positions of a lane come in blocks of ``BLOCK``. Of each, data set ``d`` has a fixed number ``n_d``, in a
+    shuffled sequence of its own seed. So where a lane stands in each data set is arithmetic, and each data set is
+    read in its own :class:`LaneOrder`: every sample of it once in its own epoch.
+
+    Raises:
+        ValueError: a weight is too small for a place in a block.
+    """
+
+    def __init__(
+        self, counts: Sequence[Sequence[int]], weights: Sequence[float], lanes: int, seed: int, window: int = 1024
+    ):
+        self.lanes, self.seed = lanes, seed
+        self.quotas = quotas(weights)
+        self.orders = [
+            LaneOrder(c, lanes, torch_seed(seed, Purpose.MIXTURE, 0, d), window) for d, c in enumerate(counts)
+        ]
+        self.images = sum(order.images for order in self.orders)
+        self._first_shard = np.cumsum([0, *(len(c) for c in counts)])
+        # By lane, the block it is in and the block's data sets: a pure cache.
+        self._blocks: dict[int, tuple[int, np.ndarray]] = {}
+
+    def samples(self, lane: int, start: int, stop: int) -> np.ndarray:
+        """Samples ``start <= p < stop`` of a lane's endless sequence, as rows ``(shard, index in shard)``."""
+        rows = np.empty((max(0, stop - start), 2), dtype=np.int64)
+        done = 0
+        for block, begin, end in _blocks(start, stop):
+            part = self._block(lane, block)[begin:end]
+            out = rows[done : done + len(part)]
+            for d, (first, last) in enumerate(self._spans(lane, block, begin, end)):
+                out[part == d] = self._numbered(d, self.orders[d].samples(lane, first, last))
+            done += len(part)
+        return rows
+
+    def shards(self, lane: int, start: int, stop: int) -> list[int]:
+        """As :meth:`LaneOrder.shards`."""
+        found: dict[int, None] = {}
+        for block, begin, end in _blocks(start, stop):
+            for d, (first, last) in enumerate(self._spans(lane, block, begin, end)):
+                found |= dict.fromkeys(int(s + self._first_shard[d]) for s in self.orders[d].shards(lane, first, last))
+        return list(found)
+
+    @property
+    def shards_at_once(self) -> int:
+        return sum(order.shards_at_once for order in self.orders)
+
+    @property
+    def window(self) -> int:
+        return self.orders[0].window
+
+    def _numbered(self, d: int, rows: np.ndarray) -> np.ndarray:
+        """Rows of data set ``d`` with its shards numbered among all."""
+        return rows + np.array([self._first_shard[d], 0])
+
+    def _spans(self, lane: int, block: int, begin: int, end: int) -> list[tuple[int, int]]:
+        """Positions in each data set's own sequence that places ``begin`` to ``end`` of a block stand for."""
+        sets = self._block(lane, block)
+        before = np.bincount(sets[:begin], minlength=len(self.quotas))
+        within = np.bincount(sets[begin:end], minlength=len(self.quotas))
+        first = self.quotas * block + before
+        return list(zip(first.tolist(), (first + within).tolist(), strict=True))
+
+    def _block(self, lane: int, block: int) -> np.ndarray:
+        """The data set of each place in a block."""
+        cached = self._blocks.get(lane)
+        if cached is None or cached[0] != block:
+            sets = np.repeat(np.arange(len(self.quotas)), self.quotas)
+            shuffled = stream(self.seed, Purpose.MIXTURE, 1, lane, block).permutation(sets)
+            cached = self._blocks[lane] = (block, shuffled)
+        return cached[1]
+
+
+def quotas(weights: Sequence[float]) -> np.ndarray:
+    """Places of each data set in a block, by largest remainders; they add up to ``BLOCK``.
+
+    Raises:
+        ValueError: a data set would have none.
+    """
+    exact = np.asarray(weights, dtype=np.float64) / np.sum(weights) * BLOCK
+    whole = np.floor(exact).astype(np.int64)
+    largest = np.argsort(whole - exact, kind="stable")[: BLOCK - int(whole.sum())]
+    whole[largest] += 1
+    if (whole < 1).any():
+        raise ValueError(f"a weight below 1/{BLOCK} of the sum gives a data set no place")
+    return whole
+
+
+def _blocks(start: int, stop: int):
+    """``(block, begin, end)`` of the stretches of blocks that positions ``start <= p < stop`` fall in."""
+    while start < stop:
+        block, begin = divmod(start, BLOCK)
+        end = min(BLOCK, begin + stop - start)
+        yield block, begin, end
+        start += end - begin

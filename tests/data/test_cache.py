@@ -1,0 +1,267 @@
+"""The cache: one fetch for all, a cap that is kept, nothing evicted under a reader, whatever dies meanwhile."""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from flaky import Flaky
+from packed import pack
+
+from fdtrain.data import cache as module
+from fdtrain.data.cache import Cache, open_cache, temporary_folder
+from fdtrain.data.location import locate
+from fdtrain.data.prefetch import Prefetcher
+from fdtrain.data.shards import OpenShard, ShardReader
+from fdtrain.errors import UserError
+
+FORK = multiprocessing.get_context("fork")
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    """Five shards of equal length on a server: its record, and the shards."""
+    folder = tmp_path_factory.mktemp("served") / "set"
+    pack(folder, [4] * 5)
+    flaky = Flaky(folder)
+    with flaky.serve() as url:
+        yield flaky, locate(url).split("train")
+
+
+@pytest.fixture
+def shards(served):
+    served[0].requests.clear()
+    served[0].faults.clear()
+    served[0].whole.clear()
+    return served[1]
+
+
+def hold(cache: Cache, placed) -> tuple[Path, int]:
+    return cache.hold(placed.shard, placed.place)
+
+
+def use(cache: Cache, placed) -> None:
+    os.close(hold(cache, placed)[1])
+
+
+def cached(cache: Cache) -> set[str]:
+    return {path.stem for path in cache.folder.glob("*.tar")}
+
+
+def names(shards, *numbers: int) -> set[str]:
+    return {shards[i].shard.sha256 for i in numbers}
+
+
+def test_processes_that_want_the_same_shards_fetch_each_once(served, shards, tmp_path):
+    served[0].faults |= {placed.shard.file: ["slow"] for placed in shards}
+
+    def work() -> None:
+        cache = Cache(tmp_path, None, 30)
+        for placed in shards:
+            use(cache, placed)
+
+    workers = [FORK.Process(target=work) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+        assert worker.exitcode == 0
+    assert set(served[0].requests.values()) == {1}
+    assert cached(Cache(tmp_path, None, 1)) == names(shards, 0, 1, 2, 3, 4)
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_least_recently_used_goes_first(shards, tmp_path):
+    cache = Cache(tmp_path, 3 * shards[0].shard.bytes, 30)
+    for i in (0, 1, 2):
+        use(cache, shards[i])
+    old = time.time() - 100
+    for age, i in enumerate((1, 2, 0)):
+        os.utime(cache.folder / f"{shards[i].shard.sha256}.tar", (old + age, old + age))
+    use(cache, shards[1])
+    use(cache, shards[3])
+    assert cached(cache) == names(shards, 0, 1, 3)
+
+
+def test_what_is_read_is_not_evicted(shards, tmp_path):
+    cache = Cache(tmp_path, 2 * shards[0].shard.bytes, 30)
+    first = OpenShard(shards[0], cache)
+    use(cache, shards[1])
+    use(cache, shards[2])
+    use(cache, shards[3])
+    assert cached(cache) == names(shards, 0, 3)
+    first.close()
+    use(cache, shards[1])
+    use(cache, shards[2])
+    assert cached(cache) == names(shards, 1, 2)
+
+
+def test_a_reader_in_another_process_counts_too(shards, tmp_path):
+    held, done = FORK.Event(), FORK.Event()
+
+    def work() -> None:
+        hold(Cache(tmp_path, None, 30), shards[0])
+        held.set()
+        done.wait(30)
+
+    worker = FORK.Process(target=work)
+    worker.start()
+    assert held.wait(30)
+    cache = Cache(tmp_path, shards[0].shard.bytes, 30)
+    use(cache, shards[1])
+    use(cache, shards[2])
+    assert cached(cache) == names(shards, 0, 2)
+    # Its locks end with it, however it ends.
+    worker.kill()
+    worker.join()
+    use(cache, shards[3])
+    assert cached(cache) == names(shards, 3)
+
+
+def test_a_process_killed_while_fetching_blocks_nobody(served, shards, tmp_path):
+    served[0].faults[shards[0].shard.file] = ["stall"]
+    worker = FORK.Process(target=lambda: use(Cache(tmp_path, None, 30), shards[0]))
+    worker.start()
+    while not served[0].requests[shards[0].shard.file]:
+        time.sleep(0.01)
+    worker.kill()
+    worker.join()
+    assert list(tmp_path.glob("*.part"))
+    use(Cache(tmp_path, None, 30), shards[0])
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_what_a_killed_process_left_is_evicted(shards, tmp_path):
+    cache = Cache(tmp_path, 2 * shards[0].shard.bytes, 30)
+    left = tmp_path / f"{'0' * 64}.{shards[0].shard.bytes}.part"
+    left.touch()
+    os.utime(left, (0, 0))
+    use(cache, shards[0])
+    use(cache, shards[1])
+    assert cached(cache) == names(shards, 0, 1)
+    assert not left.exists()
+
+
+def test_a_file_of_the_wrong_length_is_fetched_again(served, shards, tmp_path):
+    cache = Cache(tmp_path, None, 30)
+    use(cache, shards[0])
+    path = tmp_path / f"{shards[0].shard.sha256}.tar"
+    path.write_bytes(path.read_bytes()[:100])
+    use(cache, shards[0])
+    assert path.stat().st_size == shards[0].shard.bytes
+    assert served[0].whole[shards[0].shard.file] == 2
+
+
+def test_disk_full(shards, tmp_path):
+    """A real one: writes to /dev/full fail as those to a full disk do."""
+    cache = Cache(tmp_path, None, 30)
+    shard = shards[0].shard
+    (tmp_path / f"{shard.sha256}.{shard.bytes}.part").symlink_to("/dev/full")
+    with pytest.raises(UserError, match=r"No space left on device. Free space there.*data.cache"):
+        use(cache, shards[0])
+
+
+def test_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"data\.cache: cannot write into"):
+        Cache(tmp_path / "file", None, 1)
+
+
+def test_a_cap_below_what_is_read_at_a_time_is_refused(served, shards, tmp_path):
+    description = locate(shards[0].place.rpartition("/")[0]).description
+    cache = Cache(tmp_path, 2 * shards[0].shard.bytes, 30)
+    ShardReader(shards, description, cache, keep_open=2)
+    with pytest.raises(UserError, match=r"data\.cache_gib: up to 3 shards"):
+        ShardReader(shards, description, cache, keep_open=3)
+
+
+def test_reading_through_a_small_cache(shards, tmp_path):
+    description = locate(shards[0].place.rpartition("/")[0]).description
+    reader = ShardReader(shards, description, Cache(tmp_path, 2 * shards[0].shard.bytes, 30), keep_open=2)
+    for i in (0, 4, 1, 3, 0, 2, 4, 1):
+        images, _, broken = reader.read([(i, 2)])
+        assert images[0, 0, 0, 0] == 4 * i + 2
+        assert not broken
+        assert len(list(tmp_path.glob("*.tar"))) <= 2
+
+
+def test_two_jobs_with_caps_of_their_own(served, shards, tmp_path):
+    """Readers in two processes, each with room for two shards, over and over: never a wrong or missing file."""
+
+    def work(seed: int) -> None:
+        cache = Cache(tmp_path, 2 * shards[0].shard.bytes, 30)
+        for i in range(20):
+            opened = OpenShard(shards[(seed * i) % 5], cache)
+            assert len(opened.label) == 4
+            opened.close()
+
+    workers = [FORK.Process(target=work, args=(seed,)) for seed in (1, 2, 3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+        assert worker.exitcode == 0
+
+
+def test_prefetch_fetches_and_leaves_errors_to_the_reader(served, shards, tmp_path):
+    served[0].faults[shards[1].shard.file] = [404]
+    cache = Cache(tmp_path, None, 30)
+    Prefetcher(cache).want(shards)
+    end = time.monotonic() + 30
+    while cached(cache) != names(shards, 0, 2, 3, 4) and time.monotonic() < end:
+        time.sleep(0.01)
+    assert cached(cache) == names(shards, 0, 2, 3, 4)
+    use(cache, shards[1])
+
+
+def test_prefetch_leaves_alone_what_someone_fetches(served, shards, tmp_path):
+    served[0].faults[shards[0].shard.file] = ["slow"]
+    cache = Cache(tmp_path, None, 30)
+    reader = threading.Thread(target=use, args=(cache, shards[0]))
+    reader.start()
+    while not served[0].requests[shards[0].shard.file]:
+        time.sleep(0.005)
+    cache.fetch_ahead(shards[0].shard, shards[0].place)
+    reader.join()
+    assert served[0].requests[shards[0].shard.file] == 1
+
+
+def test_local_shards_need_no_cache(tmp_path):
+    assert open_cache(None, None, 1, [str(tmp_path / "a.tar")]) is None
+
+
+SCRIPT = "from fdtrain.data.cache import temporary_folder; import sys; print(temporary_folder(), flush=True); input()"
+
+
+def test_temporary_folder_is_shared_by_a_launch_and_removed_by_the_last(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    root = Path(module.__file__).parents[2]
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", SCRIPT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=root, text=True
+        )
+        for _ in range(2)
+    ]
+    folders = {rank.stdout.readline().strip() for rank in ranks}
+    assert len(folders) == 1
+    folder = Path(folders.pop())
+    assert folder.parent == tmp_path
+    (folder / "shard.tar").touch()
+    ranks[0].communicate("\n")
+    assert folder.exists()
+    ranks[1].communicate("\n")
+    assert not folder.exists()
+
+
+def test_what_a_killed_launch_left_is_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr(module.tempfile, "gettempdir", lambda: str(tmp_path))
+    left = tmp_path / f"fdtrain-{os.getuid()}-1"
+    left.mkdir()
+    (left / "used.lock").touch()
+    own = temporary_folder()
+    assert not left.exists()
+    assert own.exists()

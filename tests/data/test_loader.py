@@ -1,0 +1,161 @@
+"""Batches: the lanes' order in pixels, whoever reads; broken samples skipped, counted, and borne to a limit."""
+
+from itertools import chain
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from packed import describe, number, pack, sample, write_tar
+
+from fdtrain.data.lanes import LaneOrder, own_lanes
+from fdtrain.data.loader import SHOWN, Batches, LaneDataset
+from fdtrain.data.location import locate
+from fdtrain.data.shards import ShardReader
+from fdtrain.errors import UserError
+
+LANES, LANE_IMAGES = 4, 3
+
+
+def dataset(folder, lanes=range(LANES), window=6, seed=3, **options) -> LaneDataset:
+    data = locate(folder)
+    shards = data.split("train")
+    order = LaneOrder([placed.shard.images for placed in shards], LANES, seed, window)
+    return LaneDataset(ShardReader(shards, data.description), order, lanes, LANE_IMAGES, **options)
+
+
+def numbers(batches) -> list[list[int]]:
+    return [[number(x) for x in images.numpy()] for images, _ in batches]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("loader") / "set"
+    pack(path, (11, 3, 9, 1, 6))
+    return path
+
+
+def test_a_batch_is_the_lanes_samples_lane_after_lane(folder):
+    read = dataset(folder)
+    first = [0, 11, 14, 23, 24]
+    for step, (images, labels) in enumerate(Batches(read, 0, 9, workers=0)):
+        rows = [row for lane in range(LANES) for row in read.order.samples(lane, 3 * step, 3 * step + 3).tolist()]
+        expected = [first[shard] + index for shard, index in rows]
+        assert [number(x) for x in images.numpy()] == expected
+        assert labels.tolist() == [n % 10 for n in expected]
+        assert images.dtype == torch.uint8
+        assert images.shape == (LANES * LANE_IMAGES, 3, 4, 4)
+        assert images.is_contiguous()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_and_resume_change_nothing(folder, workers):
+    whole = numbers(Batches(dataset(folder), 0, 12, workers=0))
+    assert numbers(Batches(dataset(folder), 0, 12, workers)) == whole
+    assert numbers(Batches(dataset(folder), 7, 12, workers)) == whole[7:]
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25)
+@given(st.sampled_from([1, 2, 4]), st.integers(0, 12), st.integers(1, 40), st.integers(0, 100))
+def test_world_size_and_resume_change_nothing(folder, world, start, window, seed):
+    whole = numbers(Batches(dataset(folder, window=window, seed=seed), 0, 12, workers=0))
+    ranks = [
+        numbers(Batches(dataset(folder, own_lanes(rank, world, LANES), window, seed), start, 12, workers=0))
+        for rank in range(world)
+    ]
+    assert [list(chain(*parts)) for parts in zip(*ranks, strict=True)] == whole[start:]
+
+
+def test_flips_by_seed_step_and_lane(folder):
+    plain = [x for x, _ in Batches(dataset(folder), 0, 6, workers=0)]
+    flipped = [x for x, _ in Batches(dataset(folder, flip=True), 0, 6, workers=0)]
+    halves = [
+        x for rank in range(2) for x, _ in Batches(dataset(folder, own_lanes(rank, 2, LANES), flip=True), 5, 6, 0)
+    ]
+    both = torch.cat(plain), torch.cat(flipped)
+    turned = [not torch.equal(a, b) for a, b in zip(*both, strict=True)]
+    assert 0.2 < np.mean(turned) < 0.8
+    assert all(torch.equal(a.flip(-1) if t else a, b) for t, a, b in zip(turned, *both, strict=True))
+    assert torch.equal(torch.cat(halves), flipped[5])
+
+
+def damaged(folder, bad: set[int], counts=(11, 3, 9, 1, 6)):
+    """The data set of the fixture with some samples broken."""
+    folder.mkdir()
+    files, first = {}, 0
+    for i, count in enumerate(counts):
+        members = [m for n in range(first, first + count) for m in sample(n)]
+        members = [(name, b"broken" if int(name[:6]) in bad and name.endswith("npy") else x) for name, x in members]
+        write_tar(folder / f"train-{i:06d}.tar", members)
+        files[f"train-{i:06d}.tar"] = count
+        first += count
+    describe(folder, {"train": files})
+    return folder
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_broken_samples_are_replaced_counted_and_told(folder, tmp_path, capfd, workers):
+    bad = {4, 17}
+    sound = numbers(Batches(dataset(folder), 0, 10, workers=0))
+    batches = Batches(dataset(damaged(tmp_path / "set", bad)), 0, 10, workers, max_broken_share=0.1)
+    read, broken_now = [], []
+    for images, labels in batches:
+        read.append([number(x) for x in images.numpy()])
+        broken_now.append(batches.broken_now)
+        assert labels.tolist() == [n % 10 for n in read[-1]]
+    for wanted, found in zip(sound, read, strict=True):
+        for w, f in zip(wanted, found, strict=True):
+            assert f == w if w not in bad else f not in bad
+    expected = [sum(n in bad for n in step) for step in sound]
+    assert broken_now == expected
+    assert batches.broken == sum(expected) > 2
+    told = capfd.readouterr().err.splitlines()
+    assert len(told) == min(SHOWN, batches.broken)
+    assert all("skipping a broken sample" in line and ("'000004'" in line or "'000017'" in line) for line in told)
+
+
+def test_replacement_is_the_same_for_any_rank_and_again(tmp_path):
+    path = damaged(tmp_path / "set", {4, 17, 18})
+    whole = numbers(Batches(dataset(path), 0, 10, workers=0, max_broken_share=0.5))
+    again = [numbers(Batches(dataset(path, own_lanes(r, 2, LANES)), 5, 10, 0, max_broken_share=0.5)) for r in range(2)]
+    assert [a + b for a, b in zip(*again, strict=True)] == whole[5:]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_no_share_is_borne_unless_configured(tmp_path, workers):
+    path = damaged(tmp_path / "set", {4})
+    with pytest.raises(UserError, match=r"train-000000.tar, sample '000004': not an npy array.*max_broken_share"):
+        list(Batches(dataset(path), 0, 10, workers))
+
+
+def test_fails_past_the_share(tmp_path):
+    path = damaged(tmp_path / "set", set(range(0, 30, 5)))
+    list(Batches(dataset(path), 0, 10, workers=0, max_broken_share=0.25))
+    with pytest.raises(UserError, match=r"\(\d of \d+ images read are broken\).*max_broken_share \(0\.1\)"):
+        list(Batches(dataset(path), 0, 10, workers=0, max_broken_share=0.1))
+
+
+def test_a_window_without_a_sound_sample_is_an_error(tmp_path):
+    path = damaged(tmp_path / "set", set(range(30)))
+    with pytest.raises(UserError, match="nor is any of the 6 after it sound"):
+        list(Batches(dataset(path), 0, 10, workers=0, max_broken_share=0.9))
+
+
+def test_an_unlabelled_sample_where_labels_are_needed(tmp_path):
+    path = tmp_path / "set"
+    path.mkdir()
+    write_tar(path / "train-000000.tar", [m for i in range(9) for m in sample(i) if not m[0].endswith("cls")])
+    describe(path, {"train": {"train-000000.tar": 9}})
+    assert next(Batches(dataset(path), 0, 1, workers=0))[1].eq(-1).all()
+    with pytest.raises(UserError, match="without a label"):
+        next(Batches(dataset(path, labelled=True), 0, 1, workers=0))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_shard_that_goes_missing_is_an_error(tmp_path, workers):
+    pack(tmp_path / "set", (5, 5))
+    read = dataset(tmp_path / "set")
+    (tmp_path / "set" / "train-000001.tar").unlink()
+    with pytest.raises(UserError, match="has disappeared"):
+        list(Batches(read, 0, 10, workers))

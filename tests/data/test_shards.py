@@ -1,0 +1,244 @@
+"""Shards from anyone: right ones are read exactly, wrong ones say what is wrong, none runs code."""
+
+import io
+import json
+import os
+import pickle
+import struct
+import tracemalloc
+import zlib
+
+import numpy as np
+import pytest
+from packed import describe, image, npy, number, pack, picture, sample, write_tar
+from PIL import Image
+
+from fdtrain.data.location import locate
+from fdtrain.data.shards import ShardReader
+from fdtrain.errors import UserError
+
+
+def reader(folder, **options) -> ShardReader:
+    data = locate(folder)
+    return ShardReader(data.split("train"), data.description, **options)
+
+
+def read_one(folder, members, **changes) -> tuple[np.ndarray, int] | str:
+    """The only sample of a shard of these members; what is wrong with it, if something is."""
+    folder.mkdir(exist_ok=True)
+    write_tar(folder / "train-000000.tar", members)
+    describe(folder, {"train": {"train-000000.tar": 1}}, **changes)
+    images, labels, broken = reader(folder).read([(0, 0)])
+    return broken[0] if broken else (images[0], int(labels[0]))
+
+
+@pytest.mark.parametrize("encoding", ["npy", "png"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_reads_any_sample_in_any_order(tmp_path, encoding, channels):
+    pack(tmp_path / "set", (5, 7, 4), encoding, channels=channels)
+    rows = [(2, 3), (0, 0), (1, 6), (0, 0), (1, 1)]
+    images, labels, broken = reader(tmp_path / "set", keep_open=1).read(rows)
+    numbers = [(0, 5, 12)[shard] + index for shard, index in rows]
+    assert images.shape == (5, channels, 4, 4)
+    assert images.flags.c_contiguous
+    for pixels, label, n in zip(images, labels, numbers, strict=True):
+        np.testing.assert_array_equal(pixels, image(n, channels=channels).transpose(2, 0, 1))
+        assert label == n % 10
+    assert not broken
+
+
+def test_jpeg_and_label_in_json(tmp_path):
+    flat = np.full((4, 4, 3), 77, np.uint8)
+    members = [("a.jpg", picture(flat, "jpeg", quality=100)), ("a.json", json.dumps({"label": 4, "x": []}).encode())]
+    pixels, label = read_one(tmp_path / "set", members)
+    assert abs(pixels.astype(int) - 77).max() <= 2
+    assert label == 4
+
+
+def test_no_label_is_minus_one(tmp_path):
+    assert read_one(tmp_path / "set", [("a.npy", npy(image(0)))])[1] == -1
+
+
+def test_arrays_of_different_headers_and_grey_without_a_channel_axis(tmp_path):
+    """Other numpy versions pad the header otherwise; a cached header must not stand in for a new one."""
+    (tmp_path / "set").mkdir()
+    padded = npy(image(1, channels=1))
+    header = padded[10:128].rstrip() + b" " * 70 + b"\n"
+    longer = padded[:8] + struct.pack("<H", len(header)) + header + padded[128:]
+    members = [("0.npy", npy(image(0, channels=1))), ("1.npy", longer), ("2.npy", npy(image(2, channels=1)[:, :, 0]))]
+    write_tar(tmp_path / "set" / "train-000000.tar", members)
+    describe(tmp_path / "set", {"train": {"train-000000.tar": 3}}, channels=1)
+    images, _, broken = reader(tmp_path / "set").read([(0, 0), (0, 1), (0, 2), (0, 0), (0, 1)])
+    assert not broken
+    assert [number(x) for x in images] == [0, 1, 2, 0, 1]
+
+
+def test_other_members_are_ignored(tmp_path):
+    class Attack:
+        def __reduce__(self):
+            return os.system, (f"touch {tmp_path}/executed",)
+
+    code = pickle.dumps(Attack())
+    extra = [(f"0.{e}", code) for e in ("pyd", "pickle", "pkl", "pth", "npz", "txt", "0.npy", "mp4")]
+    members = [*extra, ("0.npy", npy(image(5))), ("0.cls", b"5"), ("readme", b"x"), (".hidden", b"x"), ("x/.npy", code)]
+    pixels, label = read_one(tmp_path / "set", members)
+    assert (number(pixels), label) == (5, 5)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_pickled_array_runs_no_code(tmp_path):
+    class Attack:
+        def __reduce__(self):
+            return os.system, (f"touch {tmp_path}/executed",)
+
+    file = io.BytesIO()
+    np.save(file, np.array([Attack()], dtype=object), allow_pickle=True)
+    assert "array of object" in read_one(tmp_path / "set", [("0.npy", file.getvalue()), ("0.cls", b"0")])
+    assert "not an npy array" in read_one(tmp_path / "set", [("0.npy", pickle.dumps(Attack()))])
+    assert not (tmp_path / "executed").exists()
+
+
+def npy_header(text: str, body: bytes = b"") -> bytes:
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text.encode() + body
+
+
+def png(width: int, height: int, *chunks: tuple[bytes, bytes]) -> bytes:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + head + b"".join(chunk(*c) for c in chunks) + chunk(b"IEND", b"")
+
+
+NOISE = np.random.default_rng(0).integers(0, 256, (4, 4, 3), np.uint8)
+ZEROS = zlib.compress(b"\0" * 200_000_000, 9)
+RIGHT = zlib.compress(b"\0" * (4 * 13))
+
+
+@pytest.mark.parametrize(
+    ("members", "complaint"),
+    [
+        ([("0.png", png(60000, 60000, (b"IDAT", ZEROS)))], "60000x60000x3, expected 4x4x3"),
+        ([("0.png", png(2**31 - 1, 1, (b"IDAT", RIGHT)))], "expected 4x4x3"),
+        (
+            [("0.npy", npy_header("{'descr': '|u1', 'fortran_order': False, 'shape': (99999999, 9999, 3)}\n"))],
+            "expected 4x",
+        ),
+        (
+            [("0.npy", npy_header("{'descr': '|u1', 'fortran_order': False, 'shape': (4, 4, 3)}\n", b"x" * 4000))],
+            "bytes",
+        ),
+        (
+            [("0.npy", npy_header("{'descr': '|u1', 'fortran_order': False, 'shape': (4, 4, 3)}\n", b"x"))],
+            "1 bytes, exp",
+        ),
+        ([("0.npy", npy_header("(" * 3000))], "not an npy array"),
+        ([("0.npy", npy_header("{'descr': '<f4', 'fortran_order': False, 'shape': (4, 4, 3)}\n"))], "array of float32"),
+        ([("0.npy", npy(image(0)) + b"\0" * 10_000)], "at most"),
+        ([("0.png", b"\0" * 3_000_000)], "at most"),
+        ([("0.png", picture(image(0)) + b"\0" * 3_000_000)], "at most"),
+        ([("0.png", b"not a picture")], "not a picture"),
+        ([("0.png", b"")], "not a picture"),
+        ([("0.npy", b"")], "not an npy array"),
+        ([("0.png", picture(image(0), "gif"))], "not a picture"),
+        ([("0.png", picture(NOISE)[:-30])], "cannot be decoded"),
+        ([("0.png", picture(image(0, channels=1)))], "4x4x1, expected 4x4x3"),
+        ([("0.npy", npy(image(0, size=5)))], "5x5x3, expected 4x4x3"),
+        ([("0.txt", b"no image"), ("0.cls", b"0")], "no image member"),
+        ([("0.npy", npy(image(0))), ("0.cls", b"10")], "label 10, but the data set has 10 classes"),
+        ([("0.npy", npy(image(0))), ("0.cls", b"-2")], "label is not"),
+        ([("0.npy", npy(image(0))), ("0.cls", b"cat")], "label is not"),
+        ([("0.npy", npy(image(0))), ("0.cls", b"9" * 5000)], "label is not"),
+        ([("0.npy", npy(image(0))), ("0.json", b'{"label": 1.5}')], "label is not"),
+        ([("0.npy", npy(image(0))), ("0.json", b"[" * 500_000)], "label is not"),
+        ([("0.npy", npy(image(0))), ("0.json", b'{"label": 99999999999999999999}')], "label is not"),
+    ],
+)
+def test_bad_sample_is_told_by_shard_and_key(tmp_path, members, complaint):
+    tracemalloc.start()
+    found = read_one(tmp_path / "set", members)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert isinstance(found, str)
+    assert "train-000000.tar, sample '0'" in found
+    assert complaint in found
+    assert "\n" not in found
+    assert most < 30_000_000
+
+
+def test_palette_and_16_bit_pictures_are_not_taken_for_grey(tmp_path):
+    for mode in ("P", "I;16", "1"):
+        file = io.BytesIO()
+        Image.new(mode, (4, 4)).save(file, "png")
+        assert f"mode {mode}" in read_one(tmp_path / "set", [("0.png", file.getvalue())], channels=1)
+
+
+def test_text_bomb_in_a_picture_of_the_right_size(tmp_path):
+    """zTXt is inflated on reading; Pillow stops at a limit."""
+    bomb = png(4, 4, (b"zTXt", b"a\0\0" + ZEROS), (b"IDAT", RIGHT))
+    tracemalloc.start()
+    found = read_one(tmp_path / "set", [("0.png", bomb)])
+    assert tracemalloc.get_traced_memory()[1] < 30_000_000
+    tracemalloc.stop()
+    assert isinstance(found, str)
+
+
+def test_more_pixel_data_than_the_header_says_is_not_kept(tmp_path):
+    pixels, _ = read_one(tmp_path / "set", [("0.png", png(4, 4, (b"IDAT", ZEROS)))])
+    assert pixels.shape == (3, 4, 4)
+
+
+def test_level_out_of_range(tmp_path):
+    found = read_one(tmp_path / "set", [("0.npy", npy(np.full((4, 4, 3), 17, np.uint8)))], levels=17)
+    assert "level 17, but the data set has levels 0 to 16" in found
+
+
+def test_one_bad_sample_does_not_spoil_its_neighbours(tmp_path):
+    (tmp_path / "set").mkdir()
+    members = [*sample(0), ("000001.npy", b"x"), *sample(2)]
+    write_tar(tmp_path / "set" / "train-000000.tar", members)
+    describe(tmp_path / "set", {"train": {"train-000000.tar": 3}})
+    images, labels, broken = reader(tmp_path / "set").read([(0, 2), (0, 1), (0, 0)])
+    assert list(broken) == [1]
+    assert (number(images[0]), number(images[2])) == (2, 0)
+    assert (labels[0], labels[2]) == (2, 0)
+
+
+@pytest.mark.parametrize(
+    ("damage", "complaint"),
+    [
+        (lambda data: data[:700], "cut short"),
+        (lambda data: b"", "empty file"),
+        (lambda data: b"x" * 5000, "cannot be read as a tar file"),
+        (lambda data: data[:1024] + b"z" * 512 + data[1536:], "holds 1 samples, dataset.json says 2"),
+    ],
+)
+def test_broken_shard_is_an_error_in_one_line(tmp_path, damage, complaint):
+    """Even where its length agrees with dataset.json."""
+    pack(tmp_path / "set", (2,))
+    path = tmp_path / "set" / "train-000000.tar"
+    path.write_bytes(damage(path.read_bytes()))
+    describe(tmp_path / "set", {"train": {path.name: 2}})
+    with pytest.raises(UserError, match=complaint) as error:
+        reader(tmp_path / "set").read([(0, 0)])
+    assert path.name in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_shard_cut_short_after_it_was_opened(tmp_path):
+    pack(tmp_path / "set", (4,))
+    open_reader = reader(tmp_path / "set")
+    open_reader.read([(0, 0)])
+    with (tmp_path / "set" / "train-000000.tar").open("r+b") as file:
+        file.truncate(1000)
+    broken = open_reader.read([(0, 3)])[2]
+    assert "cut short" in broken[0]
+
+
+def test_closes_the_least_recently_used(tmp_path):
+    pack(tmp_path / "set", [2] * 50)
+    open_reader = reader(tmp_path / "set", keep_open=3)
+    before = len(os.listdir("/proc/self/fd"))
+    for shard in range(50):
+        open_reader.read([(shard, 0)])
+    assert len(os.listdir("/proc/self/fd")) - before == 3

@@ -1,0 +1,90 @@
+"""Small packed data sets, made member by member, so that tests can also make what the packer never would."""
+
+import hashlib
+import io
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from fdtrain.data.dataset import VERSION, Description, Shard, write_description
+
+Members = Sequence[tuple[str, bytes]]
+
+
+def image(number: int, size: int = 4, channels: int = 3) -> np.ndarray:
+    """An image that tells its number."""
+    pixels = np.full((size, size, channels), number % 251, np.uint8)
+    pixels[0, 0, 0], pixels[0, 1, 0] = number % 256, number // 256
+    return pixels
+
+
+def number(pixels: np.ndarray) -> int:
+    """Of an image ``(C, H, W)``."""
+    return int(pixels[0, 0, 0]) + 256 * int(pixels[0, 0, 1])
+
+
+def npy(pixels: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, pixels)
+    return file.getvalue()
+
+
+def picture(pixels: np.ndarray, kind: str = "png", **options) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels.squeeze()).save(file, kind, **options)
+    return file.getvalue()
+
+
+def sample(i: int, encoding: str = "npy", **shape) -> list[tuple[str, bytes]]:
+    pixels = image(i, **shape)
+    data = npy(pixels) if encoding == "npy" else picture(pixels)
+    return [(f"{i:06d}.{encoding}", data), (f"{i:06d}.cls", str(i % 10).encode())]
+
+
+def write_tar(path: Path, members: Members, format: int = tarfile.USTAR_FORMAT) -> None:
+    with tarfile.open(path, "w", format=format) as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+
+
+def describe(folder: Path, splits: dict[str, dict[str, int]], **changes) -> Description:
+    """Write the dataset.json of shards that lie in ``folder``: by split, file names and their numbers of images."""
+
+    def shard(file: str, images: int) -> Shard:
+        data = (folder / file).read_bytes()
+        return Shard(file=file, images=images, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+    settings = {
+        "version": VERSION,
+        "name": folder.name,
+        "source": "made for a test",
+        "size": 4,
+        "channels": 3,
+        "levels": 256,
+        "classes": [str(i) for i in range(10)],
+        "encoding": "npy",
+        "splits": {split: [shard(*item) for item in files.items()] for split, files in splits.items()},
+    } | changes
+    description = Description(**settings)
+    write_description(folder, description)
+    return description
+
+
+def pack(
+    folder: Path, counts: Sequence[int] = (5, 7, 4), encoding: str = "npy", first: int = 0, **changes
+) -> Description:
+    """A data set of numbered images in shards of so many, all in 'train'."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shape = {key: changes[key] for key in ("size", "channels") if key in changes}
+    files = {}
+    for i, count in enumerate(counts):
+        files[f"train-{i:06d}.tar"] = count
+        members = [m for k in range(count) for m in sample(first + k, encoding, **shape)]
+        write_tar(folder / f"train-{i:06d}.tar", members)
+        first += count
+    return describe(folder, {"train": files}, encoding=encoding, **changes)
