@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from fdtrain.diffusion.predictor import Field, Predictor
 from fdtrain.errors import UserError
 from fdtrain.networks.ddpmpp import DDPMpp
+from fdtrain.networks.dit import DiT
+from fdtrain.networks.vdm import VDM
 
-NETWORKS: dict[str, type[nn.Module]] = {"ddpmpp": DDPMpp}
+NETWORKS: dict[str, type[nn.Module]] = {"ddpmpp": DDPMpp, "vdm": VDM, "dit": DiT}
 VERSION = 1
 
 
