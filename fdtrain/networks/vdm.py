@@ -1,4 +1,4 @@
-"""VDM: the network of Kingma et al. 2021 ("Variational Diffusion Models", appendix C), behind 2.65 bits/dim on CIFAR-10.
+"""VDM: the network of Kingma et al. 2021 ("Variational Diffusion Models"), behind 2.65 bits/dim on CIFAR-10.
 
 Residual blocks at full resolution throughout, as many again that take the outputs of the first by skip
 connections, attention in the middle only. Against the published code: a label takes the place of its

@@ -36,7 +36,7 @@ def published(n: int, layers: int) -> int:
     ("channels", "blocks", "count"), [(128, 32, 30_577_667), (256, 32, 122_136_579), (256, 64, 237_602_819)]
 )
 def test_parameter_count_is_the_published_one(channels, blocks, count):
-    """Of CIFAR-10, ImageNet-32, ImageNet-64, less 4 x channels: the published ``conditioning`` is a scalar, always 0."""
+    """Of CIFAR-10, ImageNet-32, ImageNet-64, less the 4 x channels weights of the ``conditioning`` scalar, always 0."""
     with torch.device("meta"):
         assert parameter_count(VDM(3, 32, 256, channels=channels, blocks=blocks)) == count
     assert count == published(channels, blocks) - 4 * channels
