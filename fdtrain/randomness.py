@@ -28,6 +28,7 @@ class Purpose(IntEnum):
     SAMPLE = 9  # (image, solver step)
     EVALUATE = 10  # (image, draw)
     SPLIT = 11  # ()
+    LABEL = 12  # (step, lane)
 
 
 def stream(seed: int, purpose: Purpose, *counters: int) -> np.random.Generator:
