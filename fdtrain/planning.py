@@ -2,10 +2,13 @@
 
 from dataclasses import dataclass
 
+import torch
+
 from fdtrain.config import Config
 from fdtrain.data.dataset import VERSION, Description
 from fdtrain.errors import UserError
-from fdtrain.networks.cost import Activations, Flops
+from fdtrain.networks.cost import Flops, activations
+from fdtrain.networks.model import Model, ModelSpec, parameter_count
 
 
 @dataclass(frozen=True)
@@ -121,6 +124,20 @@ def pass_images(config: Config, gpus: int) -> int:
     return config.training.global_batch // gpus // config.training.accumulation(gpus)
 
 
-def rank_bytes(state: StateMemory, kept: Activations, images: int) -> int:
-    """Peak of a rank: its state and what one pass keeps."""
-    return state.total + kept.bytes(images)
+def summary(config: Config, spec: ModelSpec, total: Work) -> str:
+    """The two lines that the comments of configs/ carry."""
+    kept = activations(spec, config.training.precision, config.network.checkpointing)
+    state = state_memory(parameters(spec), config.training.zero_stage, total.gpus)
+    held = state.total + kept.bytes(pass_images(config, total.gpus))
+    return (
+        f"# Global batch {config.training.global_batch}, {total.images / 1e6:.0f} M images seen. "
+        f"Expected (tools/plan.py): {total.gpu_hours:,.0f} GPU hours\n"
+        f"# at {total.utilisation:.0%} of {total.tflops:g} TFLOP/s; "
+        f"{held / 2**30:.1f} GiB held on each of {total.gpus} GPUs."
+    )
+
+
+def parameters(spec: ModelSpec) -> int:
+    """Counted without allocating them."""
+    with torch.device("meta"):
+        return parameter_count(Model(spec))

@@ -7,6 +7,9 @@ import yaml
 
 from fdtrain.config import Config, dump_config, load_config
 from fdtrain.errors import UserError
+from fdtrain.networks.cost import flops
+from fdtrain.planning import published, summary, work
+from fdtrain.preparation import model_spec
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 MINIMAL = {"name": "x", "data": {"path": "d"}, "training": {"steps": 10}}
@@ -50,6 +53,13 @@ def test_published_settings():
         assert (network.dropout, config.data.flip) == (dropout, flip)
         assert (training.lr, training.warmup_steps, training.clip) == (2e-4, 5000, 1.0)
         assert (training.global_batch, training.steps, config.ema.decay) == (128, 1_300_000, 0.9999)
+
+
+@pytest.mark.parametrize("path", [p for p in CONFIGS if p.stem != "digits"], ids=lambda p: p.stem)
+def test_the_comment_is_what_the_plan_says(path):
+    config = load_config(path)
+    spec = model_spec(config, published(config).description())
+    assert summary(config, spec, work(config, flops(spec), gpus=8, tflops=989, utilisation=0.35)) in path.read_text()
 
 
 def test_networks(write):

@@ -9,13 +9,11 @@ import argparse
 import sys
 from dataclasses import replace
 
-import torch
-
 from fdtrain.config import Config, load_config
 from fdtrain.errors import UserError, exit_code
-from fdtrain.networks.cost import activations, flops
-from fdtrain.networks.model import Model, ModelSpec, parameter_count
-from fdtrain.planning import DATASETS, Published, pass_images, published, rank_bytes, state_memory, work
+from fdtrain.networks.cost import Flops, activations, flops
+from fdtrain.networks.model import ModelSpec
+from fdtrain.planning import DATASETS, Published, Work, parameters, pass_images, published, state_memory, summary, work
 from fdtrain.preparation import model_spec
 
 GIB, MIB = 2**30, 2**20
@@ -40,17 +38,20 @@ def main() -> None:
     config = load_config(arguments.config, arguments.set)
     images = _images(arguments, config)
     spec = model_spec(config, images.description())
-    print("\n".join([f"{arguments.config}", *_work(arguments, config, images, spec), *_memory(arguments, config, spec)]))
+    counted = flops(spec)
+    total = work(config, counted, arguments.gpus, arguments.tflops, arguments.utilisation)
+    lines = [arguments.config, *_work(config, images, spec, counted, total), *_memory(config, spec, total.gpus)]
+    print("\n".join([*lines, "", summary(config, spec, total)]))
 
 
 def _check(arguments: argparse.Namespace) -> None:
     if not 0 < arguments.utilisation <= 1:
         raise UserError(f"--utilisation {arguments.utilisation}: give a share above 0 and up to 1.")
-    smallest = {"gpus": 1, "size": 1, "channels": 1, "levels": 2, "classes": 0}
-    for name, least in smallest.items():
+    bounds = {"gpus": (1, 2**20), "size": (1, 4096), "channels": (1, 4), "levels": (2, 256), "classes": (0, 2**20)}
+    for name, (least, most) in bounds.items():
         value = getattr(arguments, name)
-        if value is not None and value < least:
-            raise UserError(f"--{name} {value}: give {least} or more.")
+        if value is not None and not least <= value <= most:
+            raise UserError(f"--{name} {value}: give {least} to {most}.")
     if not 0 < arguments.tflops < float("inf"):
         raise UserError(f"--tflops {arguments.tflops}: give the peak of a GPU, such as 989.")
 
@@ -63,24 +64,22 @@ def _images(arguments: argparse.Namespace, config: Config) -> Published:
     return replace(DATASETS[arguments.dataset] if arguments.dataset else published(config), **given)
 
 
-def _work(arguments: argparse.Namespace, config: Config, images: Published, spec: ModelSpec) -> list[str]:
-    counted = flops(spec)
-    total = work(config, counted, arguments.gpus, arguments.tflops, arguments.utilisation)
+def _work(config: Config, images: Published, spec: ModelSpec, counted: Flops, total: Work) -> list[str]:
     epochs = f", {total.images / images.train_images:,.0f} epochs" if images.train_images else ""
     again = " + forward again, by checkpointing" if config.network.checkpointing else ""
     return [
-        f"network      {spec.network}, {_parameters(spec):,} parameters, images {spec.shape} of {spec.levels} levels",
+        f"network      {spec.network}, {parameters(spec):,} parameters, images {spec.shape} of {spec.levels} levels",
         f"work         {total.flops_per_image / 1e9:.1f} GFLOP per image: "
         f"forward {counted.forward / 1e9:.1f} + backward {counted.backward / 1e9:.1f}{again}",
         f"run          {config.training.steps:,} steps of global batch {config.training.global_batch}: "
         f"{total.images / 1e6:.1f} M images{epochs}",
-        f"time         {total.gpu_hours:,.0f} GPU hours at {arguments.utilisation:.0%} of {arguments.tflops:g} TFLOP/s: "
-        f"{total.days:.2f} days on {arguments.gpus} GPUs",
+        f"time         {total.gpu_hours:,.0f} GPU hours at {total.utilisation:.0%} of {total.tflops:g} TFLOP/s: "
+        f"{total.days:.2f} days on {total.gpus} GPUs",
     ]
 
 
-def _memory(arguments: argparse.Namespace, config: Config, spec: ModelSpec) -> list[str]:
-    training, gpus = config.training, arguments.gpus
+def _memory(config: Config, spec: ModelSpec, gpus: int) -> list[str]:
+    training = config.training
     kept = activations(spec, training.precision, config.network.checkpointing)
     images = pass_images(config, gpus)
     lines = [
@@ -90,17 +89,12 @@ def _memory(arguments: argparse.Namespace, config: Config, spec: ModelSpec) -> l
         "  ZeRO  weights  gradients  optimiser  average  activations   total",
     ]
     for stage in range(4):
-        state = state_memory(_parameters(spec), stage, gpus)
-        parts = (state.weights, state.gradients, state.optimiser, state.average, kept.bytes(images))
-        parts = (*parts, rank_bytes(state, kept, images))
+        state = state_memory(parameters(spec), stage, gpus)
+        batch = kept.bytes(images)
+        parts = (state.weights, state.gradients, state.optimiser, state.average, batch, state.total + batch)
         row = "".join(f"{part / GIB:{width}.2f}" for part, width in zip(parts, (9, 11, 11, 9, 13, 8)))
         lines.append(f"  {stage}   {row}{'  as configured' if stage == training.zero_stage else ''}")
     return lines
-
-
-def _parameters(spec: ModelSpec) -> int:
-    with torch.device("meta"):
-        return parameter_count(Model(spec))
 
 
 if __name__ == "__main__":
