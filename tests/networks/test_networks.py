@@ -3,14 +3,21 @@
 import pytest
 import torch
 
+from fdtrain.networks.dit import SIZES
 from fdtrain.networks.model import NETWORKS
 
 SMALL = {
     "ddpmpp": {"channels": 8, "multipliers": (1, 2), "blocks": 1, "attention": (4,)},
     "vdm": {"channels": 8, "blocks": 2},
-    "dit": {"size": "S"},
+    "dit": {"size": "tiny"},
 }
 ENDS = torch.tensor([0.0, 1.0])
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch):
+    """A size that the paper does not have."""
+    monkeypatch.setitem(SIZES, "tiny", (2, 32, 4))
 
 
 def build(name, classes=0, **options):
@@ -70,11 +77,13 @@ def test_label_and_time_matter(name):
         assert distances[~torch.eye(3, dtype=torch.bool)].min() > 1e-4
 
 
+@pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_checkpointing_changes_no_gradient(name):
+def test_checkpointing_changes_no_gradient(name, half):
     dropout = {} if name == "dit" else {"dropout": 0.3}
-    kept = gradients(awaken(build(name, **dropout)))
-    recomputed = gradients(awaken(build(name, checkpointing=True, **dropout)))
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        kept = gradients(awaken(build(name, **dropout)))
+        recomputed = gradients(awaken(build(name, checkpointing=True, **dropout)))
     assert all(torch.equal(a, b) for a, b in zip(kept, recomputed))
 
 
