@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -12,9 +13,11 @@ from torch import Tensor, nn
 from fdtrain.diffusion.predictor import Field, Predictor
 from fdtrain.errors import UserError
 from fdtrain.networks.ddpmpp import DDPMpp
+from fdtrain.networks.dit import DiT
+from fdtrain.networks.vdm import VDM
 
-NETWORKS: dict[str, type[nn.Module]] = {"ddpmpp": DDPMpp}
-VERSION = 1
+NETWORKS: dict[str, type[nn.Module]] = {"ddpmpp": DDPMpp, "vdm": VDM, "dit": DiT}
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,8 @@ class ModelSpec:
     """All that is needed to rebuild a model and to read its output, besides the weights.
 
     ``network_options`` are the keyword arguments of the network's class; ``classes`` are the names of the
-    labels it was trained with, empty for an unconditional network; the rest describes the images.
+    labels it was trained with, empty for an unconditional network; ``null_class`` says that one more label,
+    after theirs, stands for none (classifier-free guidance, Ho & Salimans 2022); the rest describes the images.
     """
 
     network: str
@@ -34,6 +38,7 @@ class ModelSpec:
     levels: int
     dataset: str
     classes: list[str] = field(default_factory=list)
+    null_class: bool = False
     version: int = VERSION
 
     @property
@@ -45,6 +50,11 @@ class ModelSpec:
     def dims(self) -> int:
         return self.channels * self.size * self.size
 
+    @property
+    def null_label(self) -> int:
+        """The label that stands for none, if there is one."""
+        return len(self.classes)
+
     def save(self, path: Path) -> None:
         path.write_text(json.dumps(asdict(self), indent=1) + "\n")
 
@@ -53,12 +63,17 @@ class ModelSpec:
         """Raises UserError when the file is missing, of another version or not a model's."""
         try:
             content = json.loads(path.read_text())
-            if content.get("version") != VERSION:
-                raise UserError(f"{path}: version {content.get('version')}, this fdtrain reads {VERSION}.")
+            version = content.get("version")
+            if version == 1:
+                content = _from_version_1(content)
+            elif version != VERSION:
+                raise UserError(f"{path}: version {version}, this fdtrain reads 1 to {VERSION}.")
+            if content["network"] not in NETWORKS:
+                raise UserError(f"{path}: no network {content['network']!r}; there are {', '.join(NETWORKS)}.")
             return ModelSpec(**content)
         except OSError as error:
             raise UserError(f"cannot read {path} ({error.strerror}).") from error
-        except (ValueError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError, AttributeError, KeyError) as error:
             raise UserError(f"{path} does not describe a model ({error}).") from error
 
     def differences(self, other: "ModelSpec") -> list[str]:
@@ -70,18 +85,29 @@ class ModelSpec:
         ]
 
 
-class Model(nn.Module):
-    """``F(x, t, label)`` in float32, whatever the network computes in."""
+def _from_version_1(content: dict[str, Any]) -> dict[str, Any]:
+    """Version 1 knew neither null classes nor other embeddings of the time."""
+    options = {**content["network_options"], "time_embedding": "positional"}
+    return {**content, "network_options": options, "version": VERSION}
 
-    def __init__(self, spec: ModelSpec):
+
+class Model(nn.Module):
+    """``F(x, t, label)`` in float32, whatever the network computes in.
+
+    ``checkpointing`` recomputes activations in the backward pass instead of keeping them; it changes no result.
+    """
+
+    def __init__(self, spec: ModelSpec, checkpointing: bool = False):
         super().__init__()
+        self.null_label = spec.null_label if spec.null_class else None
         self.predictor = Predictor(spec.predictor, spec.scale)
         try:
             self.network = NETWORKS[spec.network](
                 image_channels=spec.channels,
                 image_size=spec.size,
                 levels=spec.levels,
-                classes=len(spec.classes),
+                classes=len(spec.classes) + spec.null_class,
+                checkpointing=checkpointing,
                 **spec.network_options,
             )
         except ValueError as error:
@@ -92,9 +118,23 @@ class Model(nn.Module):
         dtype = next(self.network.parameters()).dtype
         return self.predictor.field(self.network(x.to(dtype), t.to(dtype), label), t)
 
-    def field(self, label: Tensor | None = None) -> Field:
-        """``F(x, t)`` at fixed labels."""
-        return lambda x, t: self(x, t, label)
+    def field(self, label: Tensor | None = None, guidance: float = 1.0) -> Field:
+        """``F(x, t)`` at fixed labels, or guided: ``F_null + guidance (F_label - F_null)``, at twice the work.
+
+        Raises:
+            UserError: guidance other than 1 of a model that was not trained without labels too.
+        """
+        if guidance == 1:
+            return lambda x, t: self(x, t, label)
+        if self.null_label is None or label is None:
+            raise UserError("guidance needs a model trained with network.label_dropout above 0.")
+        labels = torch.cat([torch.full_like(label, self.null_label), label])
+
+        def guided(x: Tensor, t: Tensor) -> Tensor:
+            without, given = self(torch.cat([x, x]), torch.cat([t, t]), labels).chunk(2)
+            return without + guidance * (given - without)
+
+        return guided
 
 
 def load_weights(spec: ModelSpec, path: Path) -> Model:
