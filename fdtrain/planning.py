@@ -1,5 +1,6 @@
 """What a run will take, before there is a data set or a machine: memory of a rank, work, time."""
 
+import posixpath
 from dataclasses import dataclass
 
 import torch
@@ -55,7 +56,7 @@ def published(config: Config) -> Published:
     Raises:
         UserError: not one of :data:`DATASETS`.
     """
-    name = config.data.path.name
+    name = posixpath.basename(config.data.paths[0].rstrip("/"))
     if name not in DATASETS:
         raise UserError(f"data.path: {name!r} is not a known data set ({', '.join(DATASETS)}). Name one by --dataset.")
     return DATASETS[name]
