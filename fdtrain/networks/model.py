@@ -17,7 +17,7 @@ from fdtrain.networks.dit import DiT
 from fdtrain.networks.vdm import VDM
 
 NETWORKS: dict[str, type[nn.Module]] = {"ddpmpp": DDPMpp, "vdm": VDM, "dit": DiT}
-VERSION = 2
+VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -63,11 +63,8 @@ class ModelSpec:
         """Raises UserError when the file is missing, of another version or not a model's."""
         try:
             content = json.loads(path.read_text())
-            version = content.get("version")
-            if version == 1:
-                content = _from_version_1(content)
-            elif version != VERSION:
-                raise UserError(f"{path}: version {version}, this fdtrain reads 1 to {VERSION}.")
+            if content.get("version") != VERSION:
+                raise UserError(f"{path}: version {content.get('version')}, this fdtrain reads {VERSION}.")
             if content["network"] not in NETWORKS:
                 raise UserError(f"{path}: no network {content['network']!r}; there are {', '.join(NETWORKS)}.")
             return ModelSpec(**content)
@@ -83,12 +80,6 @@ class ModelSpec:
             for f in fields(self)
             if getattr(self, f.name) != getattr(other, f.name)
         ]
-
-
-def _from_version_1(content: dict[str, Any]) -> dict[str, Any]:
-    """Version 1 knew neither null classes nor other embeddings of the time."""
-    options = {**content["network_options"], "time_embedding": "positional"}
-    return {**content, "network_options": options, "version": VERSION}
 
 
 class Model(nn.Module):

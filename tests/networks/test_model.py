@@ -1,5 +1,4 @@
-import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -51,17 +50,6 @@ def test_weights_that_do_not_fit(tmp_path):
     (tmp_path / "w.safetensors").write_bytes(b"\x00" * 4)
     with pytest.raises(UserError, match="cannot read weights"):
         load_weights(SPEC, tmp_path / "w.safetensors")
-
-
-def test_specs_of_version_1_load(tmp_path):
-    """As they were written before networks, null classes and time embeddings could be chosen."""
-    old = asdict(SPEC) | {"version": 1}
-    del old["null_class"]
-    (tmp_path / "model.json").write_text(json.dumps(old))
-    spec = ModelSpec.load(tmp_path / "model.json")
-    assert spec == replace(SPEC, network_options=SPEC.network_options | {"time_embedding": "positional"})
-    save_file(Model(SPEC).state_dict(), tmp_path / "w.safetensors")
-    assert not load_weights(spec, tmp_path / "w.safetensors").training
 
 
 def test_an_unknown_network(tmp_path):
