@@ -44,7 +44,7 @@ def _run(plan: Plan) -> None:
     training, first = config.training, ds.rank() == 0
     device = ds.connect()
     torch.manual_seed(torch_seed(config.seed, Purpose.INIT))
-    model = Model(spec).to(device)
+    model = Model(spec, config.network.checkpointing).to(device)
     ema = make_ema(model, config.ema.decay, config.ema.warmup_power)
     engine = ds.Engine(model, training)
 

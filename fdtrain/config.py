@@ -6,10 +6,19 @@ all ranks and accumulation steps, so a configuration means the same on any numbe
 
 import difflib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from fdtrain.errors import UserError
 
@@ -58,6 +67,24 @@ class Data(Section):
 
 
 class Network(Section):
+    """What every network has."""
+
+    name: str
+    class_conditional: bool = Field(False, description="give the labels to the network")
+    label_dropout: float = Field(
+        0.0, ge=0, lt=1, description="share of labels replaced by a class of their own, for guidance; 0.1 is usual"
+    )
+    fourier_features: int = Field(0, ge=0, le=8, description="octaves of sines of the input, from one level upwards")
+    checkpointing: bool = Field(False, description="recompute activations: less memory, about a third more work")
+
+    @model_validator(mode="after")
+    def _labelled(self) -> "Network":
+        if self.label_dropout and not self.class_conditional:
+            raise ValueError("label_dropout needs labels; set class_conditional to true, or label_dropout to 0")
+        return self
+
+
+class DDPMppNetwork(Network):
     name: Literal["ddpmpp"] = Field("ddpmpp", description="the U-Net of Song et al. 2021")
     channels: int = Field(128, ge=8, multiple_of=8, description="width at full resolution")
     multipliers: tuple[int, ...] = Field(
@@ -66,8 +93,9 @@ class Network(Section):
     blocks: int = Field(4, ge=1, description="residual blocks of each level")
     attention: tuple[int, ...] = Field((16,), description="resolutions (pixels) followed by self-attention")
     dropout: float = Field(0.0, ge=0, lt=1, description="share of activations, in the residual blocks")
-    fourier_features: int = Field(0, ge=0, le=8, description="octaves of sines of the input, from one level upwards")
-    class_conditional: bool = Field(False, description="give the labels to the network")
+    time_embedding: Literal["positional", "fourier"] = Field(
+        "positional", description="sines of the time (DDPM++), or of it and a finite log-SNR (NCSN++)"
+    )
 
     @field_validator("multipliers")
     @classmethod
@@ -75,6 +103,29 @@ class Network(Section):
         if min(value) < 1:
             raise ValueError("every multiplier must be at least 1")
         return value
+
+
+class VDMNetwork(Network):
+    name: Literal["vdm"] = Field("vdm", description="Kingma et al. 2021: full resolution throughout")
+    channels: int = Field(128, ge=8, multiple_of=8, description="width; published: 128 CIFAR-10, 256 ImageNet")
+    blocks: int = Field(32, ge=1, description="residual blocks each way")
+    dropout: float = Field(0.0, ge=0, lt=1, description="share of activations, in the residual blocks")
+    fourier_features: int = Field(2, ge=0, le=8, description="octaves of sines of the input, from one level upwards")
+
+
+class DiTNetwork(Network):
+    name: Literal["dit"] = Field("dit", description="the transformer of Peebles & Xie 2023")
+    size: Literal["S", "B", "L", "XL"] = Field("S", description="the paper's")
+    patch: int = Field(2, ge=1, description="pixels of a token's side")
+
+
+NETWORKS: dict[str, type[Network]] = {"ddpmpp": DDPMppNetwork, "vdm": VDMNetwork, "dit": DiTNetwork}
+
+
+def _network_name(value: Any) -> str:
+    """The network that a section is of; without a name, and if it is no section at all, ddpmpp."""
+    name = value.get("name", "ddpmpp") if isinstance(value, dict) else getattr(value, "name", "ddpmpp")
+    return name if isinstance(name, str) else repr(name)
 
 
 class Diffusion(Section):
@@ -184,7 +235,10 @@ class Config(Section):
     output: Path = Field(Path("runs"), description="folder of all runs")
     seed: int = Field(0, ge=0, lt=2**63, description="fixes everything random about the run")
     data: Data
-    network: Network = Network()
+    network: Annotated[
+        Annotated[DDPMppNetwork, Tag("ddpmpp")] | Annotated[VDMNetwork, Tag("vdm")] | Annotated[DiTNetwork, Tag("dit")],
+        Discriminator(_network_name),
+    ] = DDPMppNetwork()
     diffusion: Diffusion = Diffusion()
     training: Training
     ema: Ema = Ema()
@@ -248,13 +302,20 @@ def _apply(content: dict[str, Any], override: str) -> None:
 def _explain(error: dict[str, Any]) -> str:
     """One clause for one of pydantic's complaints."""
     place = [str(part) for part in error["loc"]]
+    sections = _sections()
+    if place[0] == "network" and len(place) > 1:
+        # Pydantic names the member of the union too.
+        sections["network"] = NETWORKS[place.pop(1)]
     name = ".".join(place)
     if error["type"] == "extra_forbidden":
-        return f"unknown key '{place[-1]}' in {_section_name(place[:-1])}{_suggest(place)}"
+        return f"unknown key '{place[-1]}' in {_section_name(place[:-1])}{_suggest(place, sections)}"
     if error["type"] == "missing":
         return f"{name} is missing"
     if error["type"] == "value_error":
         return f"{name or 'configuration'}: {error['ctx']['error']}"
+    if error["type"] == "union_tag_invalid":
+        *names, last = (f"'{network}'" for network in NETWORKS)
+        return f"network.name: input should be {', '.join(names)} or {last}, not {error['ctx']['tag']!r}"
     given = error["input"]
     return f"{name}: {error['msg'][0].lower()}{error['msg'][1:]}, not {given!r}"
 
@@ -263,31 +324,28 @@ def _section_name(place: list[str]) -> str:
     return f"section '{'.'.join(place)}'" if place else "the configuration"
 
 
-def _suggest(place: list[str]) -> str:
-    """The nearest valid key: in the same section, else anywhere."""
-    here = _fields(Config, place[:-1])
-    near = difflib.get_close_matches(place[-1], here, 1, 0.6)
+def _suggest(place: list[str], sections: dict[str, type[BaseModel]]) -> str:
+    """The network whose key it is, or the nearest valid key: in the same section, else anywhere."""
+    *section, key = place
+    owners = [name for name, network in NETWORKS.items() if key in network.model_fields]
+    if section == ["network"] and owners:
+        mine = sections["network"].model_fields["name"].default
+        return f" of '{mine}': it belongs to network.name {' and '.join(owners)}"
+    here = sections[section[0]].model_fields if section else Config.model_fields
+    near = difflib.get_close_matches(key, here, 1, 0.6)
     if near:
         return f": did you mean '{near[0]}'?"
-    everywhere = {key: name for name, section in _sections(Config).items() for key in section.model_fields}
-    near = difflib.get_close_matches(place[-1], everywhere, 1, 0.8)
+    everywhere = {field: name for name, fields in sections.items() for field in fields.model_fields}
+    near = difflib.get_close_matches(key, everywhere, 1, 0.8)
     if near:
         return f": did you mean '{everywhere[near[0]]}.{near[0]}'?"
     return f" (it has: {', '.join(here)})"
 
 
-def _sections(model: type[BaseModel]) -> dict[str, type[BaseModel]]:
-    return {
-        name: field.annotation
-        for name, field in model.model_fields.items()
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
-    }
-
-
-def _fields(model: type[BaseModel], place: list[str]) -> list[str]:
-    for part in place:
-        model = _sections(model).get(part, model)
-    return list(model.model_fields)
+def _sections() -> dict[str, type[BaseModel]]:
+    """The class of every section; of the network's, the default one."""
+    found = {name: field.annotation for name, field in Config.model_fields.items()} | {"network": DDPMppNetwork}
+    return {name: made for name, made in found.items() if isinstance(made, type) and issubclass(made, BaseModel)}
 
 
 def _one_line(error: Exception) -> str:

@@ -84,11 +84,11 @@ def model_spec(config: Config, description: Description) -> ModelSpec:
     network = config.network
     if network.class_conditional and not description.classes:
         raise UserError(f"network.class_conditional: data set '{description.name}' has no labels. Set it to false.")
-    shared = {"name", "class_conditional"}
-    options = {key: value for key, value in network.model_dump(mode="json").items() if key not in shared}
+    # How it is trained, or said elsewhere in the specification.
+    others = {"name", "class_conditional", "label_dropout", "checkpointing"}
     return ModelSpec(
         network=network.name,
-        network_options=options,
+        network_options=network.model_dump(mode="json", exclude=others),
         predictor=config.diffusion.predictor,
         scale=config.scale(description.levels),
         channels=description.channels,
@@ -96,6 +96,7 @@ def model_spec(config: Config, description: Description) -> ModelSpec:
         levels=description.levels,
         dataset=description.name,
         classes=description.classes if network.class_conditional else [],
+        null_class=network.label_dropout > 0,
     )
 
 

@@ -29,6 +29,7 @@ class Purpose(IntEnum):
     EVALUATE = 10  # (image, draw)
     SPLIT = 11  # ()
     MIXTURE = 12  # (0, data set) its seed; (1, lane, block) its places
+    LABEL = 13  # (step, lane)
 
 
 def stream(seed: int, purpose: Purpose, *counters: int) -> np.random.Generator:

@@ -7,6 +7,9 @@ import yaml
 
 from fdtrain.config import Config, dump_config, load_config
 from fdtrain.errors import UserError
+from fdtrain.networks.cost import flops
+from fdtrain.planning import published, summary, work
+from fdtrain.preparation import model_spec
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 MINIMAL = {"name": "x", "data": {"path": "d"}, "training": {"steps": 10}}
@@ -52,6 +55,22 @@ def test_published_settings():
         assert (training.global_batch, training.steps, config.ema.decay) == (128, 1_300_000, 0.9999)
 
 
+@pytest.mark.parametrize("path", [p for p in CONFIGS if p.stem != "digits"], ids=lambda p: p.stem)
+def test_the_comment_is_what_the_plan_says(path):
+    config = load_config(path)
+    spec = model_spec(config, published(config).description())
+    assert summary(config, spec, work(config, flops(spec), gpus=8, tflops=989, utilisation=0.35)) in path.read_text()
+
+
+def test_networks(write):
+    """Without a name the keys are ddpmpp's."""
+    config = load_config(write(MINIMAL), ["network.channels=64"])
+    assert (config.network.name, config.network.channels) == ("ddpmpp", 64)
+    config = load_config(write(MINIMAL), ["network={name: vdm, channels: 256}"])
+    assert (config.network.name, config.network.channels, config.network.fourier_features) == ("vdm", 256, 2)
+    assert load_config(write(MINIMAL), ["network={name: dit, size: XL}"]).network.size == "XL"
+
+
 def test_overrides(write):
     config = load_config(
         write(MINIMAL), ["training.lr=1e-4", "network.multipliers=[1, 2]", "name=y", "data.test_split=null"]
@@ -78,6 +97,14 @@ def test_overrides(write):
         ("training.micro_batch=5", ["micro_batch 5", "multiple of global_batch / lanes = 2"]),
         ("training.betas=[0.9, 1.0]", ["training.betas", "[0, 1)"]),
         ("network.multipliers=[]", ["network.multipliers", "at least 1"]),
+        ("network.name=unet", ["network.name", "'ddpmpp', 'vdm' or 'dit'", "'unet'"]),
+        ("network.name=[1]", ["network.name", "'ddpmpp', 'vdm' or 'dit'"]),
+        ("network={name: vdm, multipliers: [1]}", ["'multipliers'", "'vdm': it belongs to network.name ddpmpp"]),
+        ("network={name: dit, chanels: 8}", ["unknown key 'chanels' in section 'network'", "it has: name"]),
+        ("network={name: dit, size: M}", ["network.size", "'S', 'B', 'L' or 'XL'", "'M'"]),
+        ("network.patch=2", ["unknown key 'patch' in section 'network' of 'ddpmpp'", "network.name dit"]),
+        ("network.label_dropout=0.1", ["network", "set class_conditional to true"]),
+        ("network=5", ["network", "not 5"]),
         ("diffusion.predictor=edm", ["diffusion.predictor", "'plain', 'bounded' or 'alpha'"]),
         ("name=../x", ["name", "../x"]),
         ("data=5", ["data"]),

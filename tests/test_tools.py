@@ -19,6 +19,12 @@ def run(tmp_path_factory, digits):
     launch = Launch(tmp_path_factory.mktemp("tools"), digits)
     launch("training.steps=30", "training.lr=5e-3", processes=0)
     launch("training.steps=3", "network.class_conditional=true", "name=labelled", processes=0)
+    launch(
+        "training.steps=3",
+        "network={name: dit, class_conditional: true, label_dropout: 0.3}",
+        "name=guided",
+        processes=0,
+    )
     return launch
 
 
@@ -104,6 +110,13 @@ def test_sample_by_label(run, tmp_path):
     tool("sample", labelled, "--images", 3, "--steps", 2, "--out", tmp_path / "x.png")
     assert "has classes 0 to 9" in tool("sample", labelled, "--label", 10, "--out", tmp_path / "x.png", rc=2)
     assert "without labels" in tool("sample", run.run_folder(), "--label", 1, "--out", tmp_path / "x.png", rc=2)
+
+
+def test_sample_guided(run, tmp_path):
+    common = ["--images", 2, "--steps", 2, "--guidance", 2, "--out", tmp_path / "x.png"]
+    assert "4 evaluations each" in tool("sample", run.run_folder("guided"), *common)
+    for name in ("small", "labelled"):
+        assert "label_dropout above 0" in tool("sample", run.run_folder(name), *common, rc=2)
 
 
 @pytest.mark.parametrize(

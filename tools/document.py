@@ -4,7 +4,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from fdtrain.config import Config
+from fdtrain.config import NETWORKS, Config
 
 HEAD = """# Configuration
 
@@ -16,10 +16,14 @@ made from `fdtrain/config.py` by `python tools/document.py`.
 
 def document() -> str:
     lines = [HEAD]
-    top = {name: field for name, field in Config.model_fields.items() if not _is_section(field)}
+    top = {n: field for n, field in Config.model_fields.items() if n != "network" and not _is_section(field)}
     lines += ["## Run\n", *_table(top)]
     for name, field in Config.model_fields.items():
-        if _is_section(field):
+        if name == "network":
+            lines.append("\n## network\n\nOne of these, chosen by `name`: docs/networks.md.")
+            for title, section in NETWORKS.items():
+                lines += [f"\n### {title}\n", *_table(section.model_fields)]
+        elif _is_section(field):
             lines += [f"\n## {name}\n", *_table(field.annotation.model_fields)]
     return "\n".join(lines) + "\n"
 

@@ -5,6 +5,7 @@ image. Image i depends on the seed and i alone.
 """
 
 import argparse
+import math
 import sys
 from pathlib import Path
 
@@ -26,6 +27,13 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--solver", choices=SOLVERS, default="sde2")
     parser.add_argument("--grid", choices=GRIDS, default="asinh", help="spacing of the times")
     parser.add_argument("--label", type=int, help="class, for a class-conditional model; default: all in turn")
+    parser.add_argument(
+        "--guidance",
+        type=float,
+        default=1.0,
+        metavar="W",
+        help="F without label + W (F with it - F without); needs a model trained with network.label_dropout",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -33,6 +41,8 @@ def parse_arguments() -> argparse.Namespace:
     for name in ("images", "steps", "batch"):
         if getattr(arguments, name) < 1:
             parser.error(f"--{name} must be at least 1")
+    if not math.isfinite(arguments.guidance):
+        parser.error("--guidance must be finite")
     return arguments
 
 
@@ -51,6 +61,7 @@ def main() -> None:
             arguments.solver,
             arguments.seed,
             arguments.batch,
+            arguments.guidance,
             bar.update,
         )
     pixels = samples.to_pixels(drawn.levels, spec.levels)
@@ -59,6 +70,8 @@ def main() -> None:
     except OSError as error:
         raise UserError(f"--out: cannot write {arguments.out} ({error.strerror}).") from error
     evaluations = arguments.steps * SOLVERS[arguments.solver].evaluations_per_step
+    if arguments.guidance != 1:
+        evaluations *= 2
     print(f"{arguments.out}: {arguments.images} images, {arguments.solver}, {evaluations} evaluations each")
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from fdtrain.diffusion.objective import quantise
-from fdtrain.diffusion.predictor import x0_hat
+from fdtrain.diffusion.predictor import Field, x0_hat
 from fdtrain.diffusion.solvers import sample
 from fdtrain.errors import UserError
 from fdtrain.networks.model import Model, ModelSpec
@@ -38,6 +38,7 @@ def draw(
     solver: str = "sde2",
     seed: int = 0,
     batch: int = 256,
+    guidance: float = 1.0,
     progress: Callable[[int], None] = lambda images: None,
 ) -> Samples:
     """Sample the images with the given numbers.
@@ -45,30 +46,31 @@ def draw(
     Args:
         labels: one class per image, for a class-conditional model.
         times: falling from 1 to 0, as :func:`fdtrain.diffusion.solvers.time_grid` makes.
+        guidance: 1 samples the model itself; see :meth:`Model.field`.
 
     Raises:
-        UserError: the model's output is not finite.
+        UserError: the model's output is not finite, or it cannot be guided.
     """
+    device = next(model.parameters()).device
     parts = []
     for i in range(0, len(images), batch):
         chunk = images[i : i + batch]
-        parts.append(_draw_batch(model, spec, chunk, labels[i : i + batch] if labels else None, times, solver, seed))
+        label = torch.tensor(labels[i : i + batch], device=device) if labels else None
+        parts.append(_draw_batch(model.field(label, guidance), spec, chunk, device, times, solver, seed))
         progress(len(chunk))
     return Samples(torch.cat([p.levels for p in parts]), torch.cat([p.path for p in parts]))
 
 
 @torch.no_grad()
 def _draw_batch(
-    model: Model,
+    field: Field,
     spec: ModelSpec,
     images: Sequence[int],
-    labels: Sequence[int] | None,
+    device: torch.device,
     times: Sequence[float],
     solver: str,
     seed: int,
 ) -> Samples:
-    device = next(model.parameters()).device
-
     def noise(step: int) -> Tensor:
         return torch.stack([normal(spec.shape, device, seed, Purpose.SAMPLE, image, step + 1) for image in images])
 
@@ -82,7 +84,6 @@ def _draw_batch(
             time = torch.full((len(x),), t, dtype=torch.float64, device=device)
             path.append(quantise(x0_hat(F, x, time), spec.levels))
 
-    field = model.field(torch.tensor(labels, device=device) if labels else None)
     # noise(-1) is the draw of x_1.
     x = sample(field, noise(-1), times, solver, noise, observe)
     if not torch.isfinite(x).all():

@@ -12,16 +12,8 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 
-
-def time_embedding(t: Tensor, channels: int) -> Tensor:
-    """Sines and cosines of ``1000 t`` at ``channels / 2`` frequencies from 1 down to 1e-4, shape ``(B, channels)``.
-
-    Bounded on the whole of [0, 1]; resolves times down to about 1e-3 and is smooth below.
-    """
-    half = channels // 2
-    frequency = torch.exp(torch.arange(half, device=t.device, dtype=t.dtype) * (-math.log(1e4) / (half - 1)))
-    angle = 1000.0 * t[:, None] * frequency[None]
-    return torch.cat([angle.sin(), angle.cos()], 1)
+from fdtrain.networks import recompute
+from fdtrain.networks.features import TIME_EMBEDDINGS, PixelFeatures
 
 
 def _norm(channels: int) -> nn.GroupNorm:
@@ -100,9 +92,9 @@ class DDPMpp(nn.Module):
         blocks: residual blocks of a level on the way down (one more on the way up).
         attention: resolutions, in pixels, at which the blocks are followed by self-attention.
         dropout: within the residual blocks.
-        fourier_features: octaves of sines and cosines of the input given to the first convolution, from a
-            period of one level upwards (VDM, Kingma et al. 2021, appendix C); 0 as published for DDPM++.
-            They let a network see where within its level a dequantised pixel lies.
+        fourier_features: octaves of :class:`PixelFeatures` given to the first convolution; 0 as published.
+        time_embedding: ``"positional"`` (DDPM++) or ``"fourier"`` (NCSN++).
+        checkpointing: recompute each stage's activations instead of keeping them.
 
     Raises:
         ValueError: the images cannot be halved once per level.
@@ -120,18 +112,23 @@ class DDPMpp(nn.Module):
         attention: Sequence[int] = (16,),
         dropout: float = 0.0,
         fourier_features: int = 0,
+        time_embedding: str = "positional",
+        checkpointing: bool = False,
     ):
         super().__init__()
         if image_size % 2 ** (len(multipliers) - 1):
             raise ValueError(
                 f"images of {image_size} pixels cannot be halved {len(multipliers) - 1} times; give fewer multipliers"
             )
-        self.channels = channels
-        self.frequencies = [math.pi * levels / 2**octave for octave in range(fourier_features)]
+        self.channels, self.levels, self.checkpointing = channels, levels, checkpointing
+        self.time_embedding, width = TIME_EMBEDDINGS[time_embedding]
         embedding = 4 * channels
-        self.embed = nn.Sequential(_dense(channels, embedding), nn.SiLU(), _dense(embedding, embedding), nn.SiLU())
+        self.embed = nn.Sequential(
+            _dense(width * channels, embedding), nn.SiLU(), _dense(embedding, embedding), nn.SiLU()
+        )
         self.embed_label = nn.Embedding(classes, embedding) if classes else None
-        self.input = _conv(image_channels * (1 + 2 * fourier_features), channels)
+        self.features = PixelFeatures(levels, fourier_features)
+        self.input = _conv(self.features.channels(image_channels), channels)
 
         def residual(inputs: int, outputs: int, resample: str | None = None) -> ResidualBlock:
             return ResidualBlock(inputs, outputs, embedding, dropout, resample)
@@ -170,20 +167,26 @@ class DDPMpp(nn.Module):
         self.output = nn.Sequential(_norm(width), nn.SiLU(), _conv(width, image_channels, zero=True))
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
-        embedding = self.embed(time_embedding(t, self.channels))
+        embedding = self.embed(self.time_embedding(t, self.channels, self.levels))
         if self.embed_label is not None:
             embedding = embedding + self.embed_label(label)
-        angles = [frequency * x for frequency in self.frequencies]
-        h = self.input(torch.cat([x, *(a.sin() for a in angles), *(a.cos() for a in angles)], 1))
+        h = self.input(self.features(x))
         skips = [h]
         for stage in self.down:
-            for module in stage:
-                h = module(h, embedding)
+            h = self._run(stage, embedding, h)
             skips.append(h)
-        for module in self.middle:
-            h = module(h, embedding)
+        h = self._run(self.middle, embedding, h)
         for stage in self.up:
-            h = torch.cat([h, skips.pop()], 1)
+            h = self._run(stage, embedding, h, skips.pop())
+        return self.output(h)
+
+    def _run(self, stage: nn.ModuleList, embedding: Tensor, *inputs: Tensor) -> Tensor:
+        """The modules of a stage in turn, on inputs joined by channel."""
+
+        def modules(embedding: Tensor, *inputs: Tensor) -> Tensor:
+            h = torch.cat(inputs, 1) if len(inputs) > 1 else inputs[0]
             for module in stage:
                 h = module(h, embedding)
-        return self.output(h)
+            return h
+
+        return recompute.call(modules, embedding, *inputs, recompute=self.checkpointing)

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -12,8 +13,10 @@ from torch import Tensor, nn
 from fdtrain.diffusion.predictor import Field, Predictor
 from fdtrain.errors import UserError
 from fdtrain.networks.ddpmpp import DDPMpp
+from fdtrain.networks.dit import DiT
+from fdtrain.networks.vdm import VDM
 
-NETWORKS: dict[str, type[nn.Module]] = {"ddpmpp": DDPMpp}
+NETWORKS: dict[str, type[nn.Module]] = {"ddpmpp": DDPMpp, "vdm": VDM, "dit": DiT}
 VERSION = 1
 
 
@@ -22,7 +25,8 @@ class ModelSpec:
     """All that is needed to rebuild a model and to read its output, besides the weights.
 
     ``network_options`` are the keyword arguments of the network's class; ``classes`` are the names of the
-    labels it was trained with, empty for an unconditional network; the rest describes the images.
+    labels it was trained with, empty for an unconditional network; ``null_class`` says that one more label,
+    after theirs, stands for none (classifier-free guidance, Ho & Salimans 2022); the rest describes the images.
     """
 
     network: str
@@ -34,6 +38,7 @@ class ModelSpec:
     levels: int
     dataset: str
     classes: list[str] = field(default_factory=list)
+    null_class: bool = False
     version: int = VERSION
 
     @property
@@ -45,6 +50,11 @@ class ModelSpec:
     def dims(self) -> int:
         return self.channels * self.size * self.size
 
+    @property
+    def null_label(self) -> int:
+        """The label that stands for none, if there is one."""
+        return len(self.classes)
+
     def save(self, path: Path) -> None:
         path.write_text(json.dumps(asdict(self), indent=1) + "\n")
 
@@ -55,10 +65,12 @@ class ModelSpec:
             content = json.loads(path.read_text())
             if content.get("version") != VERSION:
                 raise UserError(f"{path}: version {content.get('version')}, this fdtrain reads {VERSION}.")
+            if content["network"] not in NETWORKS:
+                raise UserError(f"{path}: no network {content['network']!r}; there are {', '.join(NETWORKS)}.")
             return ModelSpec(**content)
         except OSError as error:
             raise UserError(f"cannot read {path} ({error.strerror}).") from error
-        except (ValueError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError, AttributeError, KeyError) as error:
             raise UserError(f"{path} does not describe a model ({error}).") from error
 
     def differences(self, other: "ModelSpec") -> list[str]:
@@ -71,17 +83,22 @@ class ModelSpec:
 
 
 class Model(nn.Module):
-    """``F(x, t, label)`` in float32, whatever the network computes in."""
+    """``F(x, t, label)`` in float32, whatever the network computes in.
 
-    def __init__(self, spec: ModelSpec):
+    ``checkpointing`` recomputes activations in the backward pass instead of keeping them; it changes no result.
+    """
+
+    def __init__(self, spec: ModelSpec, checkpointing: bool = False):
         super().__init__()
+        self.null_label = spec.null_label if spec.null_class else None
         self.predictor = Predictor(spec.predictor, spec.scale)
         try:
             self.network = NETWORKS[spec.network](
                 image_channels=spec.channels,
                 image_size=spec.size,
                 levels=spec.levels,
-                classes=len(spec.classes),
+                classes=len(spec.classes) + spec.null_class,
+                checkpointing=checkpointing,
                 **spec.network_options,
             )
         except ValueError as error:
@@ -92,9 +109,23 @@ class Model(nn.Module):
         dtype = next(self.network.parameters()).dtype
         return self.predictor.field(self.network(x.to(dtype), t.to(dtype), label), t)
 
-    def field(self, label: Tensor | None = None) -> Field:
-        """``F(x, t)`` at fixed labels."""
-        return lambda x, t: self(x, t, label)
+    def field(self, label: Tensor | None = None, guidance: float = 1.0) -> Field:
+        """``F(x, t)`` at fixed labels, or guided: ``F_null + guidance (F_label - F_null)``, at twice the work.
+
+        Raises:
+            UserError: guidance other than 1 of a model that was not trained without labels too.
+        """
+        if guidance == 1:
+            return lambda x, t: self(x, t, label)
+        if self.null_label is None or label is None:
+            raise UserError("guidance needs a model trained with network.label_dropout above 0.")
+        labels = torch.cat([torch.full_like(label, self.null_label), label])
+
+        def guided(x: Tensor, t: Tensor) -> Tensor:
+            without, given = self(torch.cat([x, x]), torch.cat([t, t]), labels).chunk(2)
+            return without + guidance * (given - without)
+
+        return guided
 
 
 def load_weights(spec: ModelSpec, path: Path) -> Model:

@@ -38,6 +38,11 @@ class LaneDraws:
             parts.append(draw_uniform(self.time_sampling, mine, own, shift, self.global_batch))
         return torch.from_numpy(np.concatenate(parts))
 
+    def dropped_labels(self, step: int, lanes: Sequence[int], share: float) -> Tensor:
+        """Which images of ``lanes`` go without their label, ``(n,)`` bool, on the CPU."""
+        draws = [stream(self.seed, Purpose.LABEL, step, lane).random(self.lane_images) for lane in lanes]
+        return torch.from_numpy(np.concatenate(draws) < share)
+
     def dequantisation(self, step: int, lanes: Sequence[int], shape: tuple[int, ...]) -> Tensor:
         """Uniform noise on [0, 1), ``(n, *shape)``."""
         return self._lanes(uniform, Purpose.DEQUANTISE, step, lanes, shape)

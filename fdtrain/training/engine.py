@@ -168,7 +168,10 @@ class Engine:
 
     def save(self, folder: Path) -> None:
         """Write the engine's state under ``folder``. Every rank must call it."""
-        self.engine.save_checkpoint(str(folder), tag=CHECKPOINT_TAG, save_latest=False)
+        scaler = self.engine.torch_autocast_z0_gradscaler
+        # The one part of its state that DeepSpeed does not save.
+        extra = {"gradient_scaler": scaler.state_dict()} if scaler else {}
+        self.engine.save_checkpoint(str(folder), tag=CHECKPOINT_TAG, client_state=extra, save_latest=False)
 
     def load(self, folder: Path) -> None:
         """Load what :meth:`save` wrote, on the same number of ranks unless ``zero_stage`` is 0.
@@ -177,9 +180,11 @@ class Engine:
             UserError: a file asks for code to be run.
         """
         try:
-            self.engine.load_checkpoint(str(folder), tag=CHECKPOINT_TAG)
+            _, extra = self.engine.load_checkpoint(str(folder), tag=CHECKPOINT_TAG)
         except pickle.UnpicklingError as error:
             raise UserError(
                 f"{folder / CHECKPOINT_TAG} holds more than tensors and numbers; loading it could run code, so it "
                 "is refused. Resume from a checkpoint that this program wrote."
             ) from error
+        if scaler := self.engine.torch_autocast_z0_gradscaler:
+            scaler.load_state_dict(extra["gradient_scaler"])

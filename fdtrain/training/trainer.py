@@ -125,7 +125,7 @@ class Trainer:
         x0 = objective.dequantise(
             images.to(self.device, non_blocking=True), self.draws.dequantisation(step, lanes, shape), spec.levels
         )
-        label = labels.to(self.device, non_blocking=True) if spec.classes else None
+        label = self._label(step, lanes, labels) if spec.classes else None
         correction = objective.correction(
             lambda x, t: self.engine.forward(x, t, label), x0, self.draws.noise(step, lanes, shape), t, pdf
         )
@@ -135,6 +135,13 @@ class Trainer:
             # Integrand: bits/dim without the constant of the discrete likelihood.
             self.window.add_images(bits, objective.bits_per_dim(correction, spec.dims, 2), u)
         return nelbo.mean() / spec.dims
+
+    def _label(self, step: int, lanes: range, labels: Tensor) -> Tensor:
+        """Labels of one pass, the dropped ones replaced by the null class."""
+        if self.spec.null_class:
+            dropped = self.draws.dropped_labels(step, lanes, self.config.network.label_dropout)
+            labels = labels.masked_fill(dropped, self.spec.null_label)
+        return labels.to(self.device, non_blocking=True)
 
     def _log(self, done: int) -> None:
         """Read the window's sums, the only place where the host waits for the device, and start a new one."""

@@ -16,7 +16,7 @@ from fdtrain.errors import UserError
 COUNTS = st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=4).filter(any), min_size=2, max_size=3)
 
 
-@given(st.lists(st.floats(0.01, 100), min_size=1, max_size=5))
+@given(st.lists(st.floats(0.1, 100), min_size=1, max_size=5))
 def test_quotas_are_the_weights(weights):
     n = quotas(weights)
     assert n.sum() == BLOCK

@@ -135,7 +135,14 @@ def test_an_interrupt_says_how_to_go_on(tmp_path):
     for i, picture in enumerate(pub.random_images(100, 128)):
         (tmp_path / "in" / f"{i}.png").write_bytes(pub.encoded(picture))
     arguments = ["images", tmp_path / "in", tmp_path / "out", "--shard-images", 2, "--workers", 2, "--encoding", "png"]
-    process = subprocess.Popen(command(*arguments), env=environment(), stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command(*arguments),
+        env=environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+        # Jobs that a shell runs in the background are born ignoring interrupts, this test's children too.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     while not list((tmp_path / "out").glob(".packing/*.tar.json")):
         assert process.poll() is None
         time.sleep(0.005)

@@ -3,6 +3,7 @@ import math
 
 import pytest
 import torch
+from models import DIGITS
 from torch import nn
 
 from fdtrain.data.split import Split
@@ -11,18 +12,7 @@ from fdtrain.diffusion.process import alpha, per_image
 from fdtrain.diffusion.time_sampling import Asinh, Uniform
 from fdtrain.errors import UserError
 from fdtrain.evaluation import nll
-from fdtrain.networks.model import Model, ModelSpec
-
-SPEC = ModelSpec(
-    network="ddpmpp",
-    network_options={"channels": 8, "multipliers": [1], "blocks": 1, "attention": []},
-    predictor="plain",
-    scale=1 / 17,
-    channels=1,
-    size=8,
-    levels=17,
-    dataset="digits",
-)
+from fdtrain.networks.model import Model
 
 
 class GaussianNetwork(nn.Module):
@@ -39,7 +29,7 @@ class GaussianNetwork(nn.Module):
 
 @pytest.fixture
 def gaussian_model():
-    model = Model(SPEC)
+    model = Model(DIGITS)
     model.network = GaussianNetwork()
     return model.double().requires_grad_(False)
 
@@ -58,9 +48,9 @@ def exact_bits(split, images, uniform):
 
 @pytest.mark.parametrize("density", [Uniform(), Asinh(0.06)], ids=str)
 def test_bound_of_an_exact_model_is_its_likelihood(gaussian_model, split, density):
-    values = nll.elbo(gaussian_model, SPEC, split, range(100), density, draws=40, dtype=torch.float64)
+    values = nll.elbo(gaussian_model, DIGITS, split, range(100), density, draws=40, dtype=torch.float64)
     assert values.shape == (100, 40)
-    uniform = torch.stack([torch.from_numpy(nll._draws(SPEC, 40, 0, i)[1]) for i in range(100)]).double()
+    uniform = torch.stack([torch.from_numpy(nll._draws(DIGITS, 40, 0, i)[1]) for i in range(100)]).double()
     expected = torch.stack([exact_bits(split, range(100), uniform[:, k]) for k in range(40)], 1)
     difference = (values - expected).mean(1)
     error = difference.std().item() / 10
@@ -69,14 +59,14 @@ def test_bound_of_an_exact_model_is_its_likelihood(gaussian_model, split, densit
 
 
 def test_ode_of_an_exact_model_is_its_likelihood(gaussian_model, split):
-    values, nfe = nll.ode(gaussian_model, SPEC, split, range(20), tolerance=1e-6, dtype=torch.float64)
-    uniform = torch.stack([torch.from_numpy(nll._ode_draws(SPEC, 0, i)[0]) for i in range(20)]).double()
+    values, nfe = nll.ode(gaussian_model, DIGITS, split, range(20), tolerance=1e-6, dtype=torch.float64)
+    uniform = torch.stack([torch.from_numpy(nll._ode_draws(DIGITS, 0, i)[0]) for i in range(20)]).double()
     torch.testing.assert_close(values[:, 0], exact_bits(split, range(20), uniform), rtol=0, atol=1e-3)
     assert 10 < nfe < 1000
 
 
 def test_values_do_not_depend_on_batch_or_share(gaussian_model, split):
-    arguments = (gaussian_model, SPEC, split)
+    arguments = (gaussian_model, DIGITS, split)
     whole = nll.elbo(*arguments, range(30), Uniform(), draws=3, batch=90, dtype=torch.float64)
     parts = [
         nll.elbo(*arguments, part, Uniform(), draws=3, batch=7, dtype=torch.float64)
@@ -87,8 +77,8 @@ def test_values_do_not_depend_on_batch_or_share(gaussian_model, split):
 
 def test_another_data_set_is_refused(split):
     with pytest.raises(UserError, match="256 levels"):
-        nll.check_same_images(dataclasses.replace(SPEC, levels=256), split)
-    nll.check_same_images(SPEC, split)
+        nll.check_same_images(dataclasses.replace(DIGITS, levels=256), split)
+    nll.check_same_images(DIGITS, split)
 
 
 def test_every_image_is_evaluated_once(split):

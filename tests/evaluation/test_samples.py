@@ -1,22 +1,12 @@
 import pytest
 import torch
+from models import DIGITS
 from torch import nn
 
 from fdtrain.diffusion.solvers import time_grid
 from fdtrain.errors import UserError
 from fdtrain.evaluation import samples
-from fdtrain.networks.model import Model, ModelSpec
-
-SPEC = ModelSpec(
-    network="ddpmpp",
-    network_options={"channels": 8, "multipliers": [1], "blocks": 1, "attention": []},
-    predictor="plain",
-    scale=1 / 17,
-    channels=1,
-    size=8,
-    levels=17,
-    dataset="digits",
-)
+from fdtrain.networks.model import Model
 
 
 class PointNetwork(nn.Module):
@@ -33,11 +23,11 @@ class PointNetwork(nn.Module):
 
 def test_samples_of_a_point_are_the_point():
     levels = torch.arange(64).view(1, 8, 8) % 17
-    model = Model(SPEC)
+    model = Model(DIGITS)
     model.network = PointNetwork(((levels + 0.5) * 2 / 17 - 1).double())
     times = time_grid("asinh", 400, 1e-3)
     for solver in ("sde1", "sde2", "ode1", "ode2"):
-        out = samples.draw(model.double(), SPEC, range(3), None, times, solver)
+        out = samples.draw(model.double(), DIGITS, range(3), None, times, solver)
         assert torch.equal(out.levels[0].long(), levels)
         assert out.path.shape == (3, samples.PATH_IMAGES, 1, 8, 8)
         assert torch.equal(out.path[:, -1], out.levels)
@@ -45,20 +35,20 @@ def test_samples_of_a_point_are_the_point():
 
 def test_an_image_depends_on_its_number_alone():
     torch.manual_seed(0)
-    model = Model(SPEC)
+    model = Model(DIGITS)
     torch.nn.init.normal_(model.network.output[-1].weight, std=0.1)
     times = time_grid("uniform", 5)
-    together = samples.draw(model, SPEC, range(6), None, times, batch=6).levels.int()
-    alone = samples.draw(model, SPEC, [4], None, times).levels.int()
+    together = samples.draw(model, DIGITS, range(6), None, times, batch=6).levels.int()
+    alone = samples.draw(model, DIGITS, [4], None, times).levels.int()
     assert (together[4] - alone[0]).abs().max() <= 1
     assert (together[4] - together[3]).abs().max() > 1
 
 
 def test_a_model_that_diverged_is_reported():
-    model = Model(SPEC)
+    model = Model(DIGITS)
     nn.init.constant_(model.network.output[-1].bias, float("nan"))
     with pytest.raises(UserError, match="not finite"):
-        samples.draw(model, SPEC, [0], None, time_grid("uniform", 2))
+        samples.draw(model, DIGITS, [0], None, time_grid("uniform", 2))
 
 
 def test_grid_and_pixels():

@@ -21,6 +21,7 @@ def test_draws_do_not_depend_on_who_makes_them(kind, world_size):
             (whole.quantiles, ()),
             (whole.noise, ((1, 2, 2),)),
             (whole.dequantisation, ((1, 2, 2),)),
+            (whole.dropped_labels, (0.3,)),
         ):
             together = torch.cat([method(step, lanes, *arguments) for lanes in parts])
             assert torch.equal(together, method(step, range(LANES), *arguments))
@@ -42,3 +43,10 @@ def test_strata_are_assigned_at_random():
 def test_steps_seeds_and_lanes_differ():
     noises = [draws(seed=s).noise(k, [lane], (2,)) for s in (0, 1) for k in (0, 1) for lane in (0, 1)]
     assert len({tuple(n.flatten().tolist()) for n in noises}) == 8
+
+
+def test_labels_are_dropped_at_their_share():
+    dropped = torch.cat([draws().dropped_labels(step, range(LANES), 0.1) for step in range(200)])
+    assert dropped.dtype == torch.bool
+    assert dropped.double().mean().item() == pytest.approx(0.1, abs=0.01)
+    assert not draws().dropped_labels(0, range(LANES), 0.0).any()

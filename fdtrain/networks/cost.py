@@ -1,0 +1,94 @@
+"""What a network costs to train, counted from the operations it makes; nothing is computed and nothing allocated."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as nnf
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from fdtrain.networks.model import Model, ModelSpec
+
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Of one image; a multiplication and an addition are two. Matrix products and convolutions alone."""
+
+    forward: int
+    backward: int
+
+    def training(self, checkpointing: bool = False) -> int:
+        """Of a training step; with checkpointing the forward pass is made twice, but for the ends of the network."""
+        return self.forward * (2 if checkpointing else 1) + self.backward
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Bytes kept for the backward pass: some per image, and the half-precision copies of the weights."""
+
+    per_image: int
+    fixed: int
+
+    def bytes(self, images: int) -> int:
+        """Of one pass over so many images."""
+        return self.per_image * images + self.fixed
+
+
+def flops(spec: ModelSpec) -> Flops:
+    """Counted by ``torch.utils.flop_counter`` on the meta device."""
+    with torch.device("meta"):
+        model = Model(spec)
+        with FlopCounterMode(display=False) as counter:
+            out = model(*_inputs(spec, 1))
+            forward = counter.get_total_flops()
+            out.sum().backward()
+    return Flops(forward, counter.get_total_flops() - forward)
+
+
+def activations(spec: ModelSpec, precision: str = "bf16", checkpointing: bool = False) -> Activations:
+    """What eager autograd saves, with the casts that CUDA's autocast makes.
+
+    ``torch.compile`` keeps less; the allocator's gaps and the workspaces of convolutions come on top.
+    """
+    one, two = (_saved_bytes(spec, images, precision, checkpointing) for images in (1, 2))
+    return Activations(per_image=two - one, fixed=2 * one - two)
+
+
+def _saved_bytes(spec: ModelSpec, images: int, precision: str, checkpointing: bool) -> int:
+    saved: dict[int, torch.UntypedStorage] = {}
+
+    def pack(x: Tensor) -> Tensor:
+        # Held, so that no other storage takes its number.
+        saved[x.untyped_storage()._cdata] = x.untyped_storage()
+        return x
+
+    dtype = AUTOCAST.get(precision, torch.bfloat16)
+    with FakeTensorMode():
+        model = Model(spec, checkpointing)
+        inputs = _inputs(spec, images)
+        with (
+            torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x),
+            torch.autocast("cpu", dtype, enabled=precision in AUTOCAST),
+            _FullPrecisionNorms(),
+        ):
+            model(*inputs)
+        weights = {p.untyped_storage()._cdata for p in model.parameters()}
+        return sum(storage.nbytes() for key, storage in saved.items() if key not in weights)
+
+
+class _FullPrecisionNorms(TorchFunctionMode):
+    """Normalise in float32, which autocast does on CUDA and not on the CPU."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func in (nnf.group_norm, nnf.layer_norm):
+            args = (args[0].float(), *args[1:])
+        return func(*args, **(kwargs or {}))
+
+
+def _inputs(spec: ModelSpec, images: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    label = torch.zeros(images, dtype=torch.int64) if spec.classes else None
+    return torch.empty(images, *spec.shape), torch.empty(images, dtype=torch.float64), label

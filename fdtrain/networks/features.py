@@ -1,0 +1,61 @@
+"""Bounded features of the two numbers a network is told exactly: the time and, within its level, a pixel."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+
+def positional(t: Tensor, channels: int, levels: int) -> Tensor:
+    """Sines and cosines of ``1000 t`` at ``channels / 2`` frequencies from 1 down to 1e-4, shape ``(B, channels)``.
+
+    Bounded on the whole of [0, 1]; resolves times down to about 1e-3 and is smooth below.
+    """
+    half = channels // 2
+    frequency = torch.exp(torch.arange(half, device=t.device, dtype=t.dtype) * (-math.log(1e4) / (half - 1)))
+    return _waves(1000.0 * t, frequency)
+
+
+def fourier(t: Tensor, channels: int, levels: int) -> Tensor:
+    """Sines and cosines of ``t`` and of ``asinh(levels t) / asinh(levels)``, shape ``(B, 2 channels)``.
+
+    The second argument is a log-SNR that stays finite: it resolves times by their ratio above 1 / levels, as
+    the logarithm of Song et al. 2021 does, and by their difference below. The frequencies have their normal
+    distribution of standard deviation 16, but are its quantiles, not draws, and so need no storing.
+    """
+    count = channels // 2
+    rank = (torch.arange(count, device=t.device, dtype=t.dtype) + 0.5) / count
+    frequency = 2 * math.pi * 16 * math.sqrt(2) * torch.special.erfinv(rank)
+    return torch.cat([_waves(t, frequency), _waves(torch.asinh(levels * t) / math.asinh(levels), frequency)], 1)
+
+
+TIME_EMBEDDINGS: dict[str, tuple[Callable[[Tensor, int, int], Tensor], int]] = {
+    "positional": (positional, 1),
+    "fourier": (fourier, 2),
+}
+"""Name to function and to its width, in units of ``channels``."""
+
+
+def _waves(argument: Tensor, frequency: Tensor) -> Tensor:
+    angle = argument[:, None] * frequency[None]
+    return torch.cat([angle.sin(), angle.cos()], 1)
+
+
+class PixelFeatures(nn.Module):
+    """Images with sines and cosines of themselves as further channels: ``C`` to ``C (1 + 2 octaves)``.
+
+    The periods are one level, two levels, four (VDM, Kingma et al. 2021, appendix C, has the first two): they let
+    a network see where within its level a dequantised pixel lies.
+    """
+
+    def __init__(self, levels: int, octaves: int):
+        super().__init__()
+        self.frequencies = [math.pi * levels / 2**octave for octave in range(octaves)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        angles = [frequency * x for frequency in self.frequencies]
+        return torch.cat([x, *(a.sin() for a in angles), *(a.cos() for a in angles)], 1)
+
+    def channels(self, image_channels: int) -> int:
+        return image_channels * (1 + 2 * len(self.frequencies))

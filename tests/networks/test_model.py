@@ -1,0 +1,84 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from fdtrain.errors import UserError
+from fdtrain.networks.model import Model, ModelSpec, load_weights
+
+ENDS = torch.tensor([0.0, 1.0], dtype=torch.float64)
+
+SPEC = ModelSpec(
+    network="ddpmpp",
+    network_options={"channels": 8, "multipliers": [1], "blocks": 1, "attention": []},
+    predictor="bounded",
+    scale=0.1,
+    channels=1,
+    size=8,
+    levels=17,
+    dataset="digits",
+)
+
+
+def test_field_takes_the_network_s_precision_and_returns_float32():
+    model = Model(SPEC)
+    x = torch.randn(2, 1, 8, 8)
+    assert model(x, ENDS).dtype == torch.float32
+    assert model.double()(x.double(), ENDS).dtype == torch.float64
+
+
+def test_spec_round_trip_and_differences(tmp_path):
+    SPEC.save(tmp_path / "model.json")
+    assert ModelSpec.load(tmp_path / "model.json") == SPEC
+    other = replace(SPEC, scale=0.2)
+    assert SPEC.differences(other) == ["scale 0.1 against 0.2"]
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"version": 1}', '{"version": 99}', '{"version": 1, "x": 2}'])
+def test_broken_specs(tmp_path, content):
+    path = tmp_path / "model.json"
+    path.write_text(content)
+    with pytest.raises(UserError, match=r"model\.json"):
+        ModelSpec.load(path)
+
+
+def test_weights_that_do_not_fit(tmp_path):
+    save_file({"a": torch.zeros(1)}, tmp_path / "w.safetensors")
+    with pytest.raises(UserError, match="another network"):
+        load_weights(SPEC, tmp_path / "w.safetensors")
+    (tmp_path / "w.safetensors").write_bytes(b"\x00" * 4)
+    with pytest.raises(UserError, match="cannot read weights"):
+        load_weights(SPEC, tmp_path / "w.safetensors")
+
+
+def test_an_unknown_network(tmp_path):
+    replace(SPEC, network="unet").save(tmp_path / "model.json")
+    with pytest.raises(UserError, match="network 'unet'"):
+        ModelSpec.load(tmp_path / "model.json")
+
+
+LABELLED = replace(SPEC, classes=["a", "b", "c"], null_class=True)
+
+
+def awake(spec):
+    torch.manual_seed(0)
+    model = Model(spec).eval().requires_grad_(False)
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    return model
+
+
+def test_guidance_is_linear_between_none_and_the_label():
+    model, x, label = awake(LABELLED), torch.randn(2, 1, 8, 8), torch.tensor([0, 2])
+    given = model(x, ENDS, label)
+    without = model(x, ENDS, torch.full((2,), LABELLED.null_label))
+    assert (given - without).abs().max() > 1e-3
+    for w, expected in ((1, given), (0, without), (2.5, without + 2.5 * (given - without))):
+        assert torch.allclose(model.field(label, w)(x, ENDS), expected, atol=1e-5)
+
+
+def test_guidance_of_a_model_that_has_no_null_class_is_refused():
+    for spec, label in ((replace(LABELLED, null_class=False), torch.tensor([0, 2])), (SPEC, None)):
+        with pytest.raises(UserError, match=r"network\.label_dropout"):
+            awake(spec).field(label, 2.0)

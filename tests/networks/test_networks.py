@@ -1,0 +1,103 @@
+"""What every network must do."""
+
+import pytest
+import torch
+
+from fdtrain.networks.dit import SIZES
+from fdtrain.networks.model import NETWORKS
+
+SMALL = {
+    "ddpmpp": {"channels": 8, "multipliers": (1, 2), "blocks": 1, "attention": (4,)},
+    "vdm": {"channels": 8, "blocks": 2},
+    "dit": {"size": "tiny"},
+}
+ENDS = torch.tensor([0.0, 1.0])
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch):
+    """A size that the paper does not have."""
+    monkeypatch.setitem(SIZES, "tiny", (2, 32, 4))
+
+
+def build(name, classes=0, **options):
+    torch.manual_seed(0)
+    return NETWORKS[name](1, 8, 17, classes=classes, **SMALL[name], **options)
+
+
+def awaken(network):
+    """Away from the zeros that it starts from."""
+    for p in network.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    return network
+
+
+def gradients(network, label=None):
+    network.zero_grad()
+    torch.manual_seed(1)  # dropout's
+    x = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(2))
+    network(x, ENDS, label).square().sum().backward()
+    return [p.grad.clone() for p in network.parameters()]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_an_untrained_network_is_nought(name):
+    out = build(name)(torch.randn(2, 1, 8, 8), ENDS)
+    assert torch.equal(out, torch.zeros(2, 1, 8, 8))
+
+
+VARIANTS = [
+    *[(name, options) for name in NETWORKS for options in ({}, {"fourier_features": 3}, {"classes": 5})],
+    ("ddpmpp", {"dropout": 0.5}),
+    ("vdm", {"dropout": 0.5}),
+    ("ddpmpp", {"attention": ()}),
+    ("ddpmpp", {"time_embedding": "fourier"}),
+    ("dit", {"patch": 4}),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), VARIANTS)
+def test_every_parameter_learns(name, options, monkeypatch):
+    monkeypatch.setitem(SMALL, name, SMALL[name] | options)
+    classes = SMALL[name].pop("classes", 0)
+    label = torch.tensor([0, 4]) if classes else None
+    assert all(g.abs().sum() > 0 for g in gradients(awaken(build(name, classes)), label))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_label_and_time_matter(name):
+    network = awaken(build(name, classes=3)).eval()
+    x = torch.randn(1, 1, 8, 8).expand(3, -1, -1, -1)
+    with torch.no_grad():
+        times = network(x, torch.tensor([0.0, 0.003, 1.0]), torch.tensor([0, 0, 0]))
+        labels = network(x, torch.full((3,), 0.5), torch.tensor([0, 1, 2]))
+    for out in (times, labels):
+        assert torch.isfinite(out).all()
+        distances = torch.cdist(out.flatten(1), out.flatten(1))
+        assert distances[~torch.eye(3, dtype=torch.bool)].min() > 1e-4
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_checkpointing_changes_no_gradient(name, half):
+    dropout = {} if name == "dit" else {"dropout": 0.3}
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        kept = gradients(awaken(build(name, **dropout)))
+        recomputed = gradients(awaken(build(name, checkpointing=True, **dropout)))
+    assert all(torch.equal(a, b) for a, b in zip(kept, recomputed))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_checkpointing_keeps_less(name):
+    def saved(network):
+        sizes = []
+
+        def pack(x):
+            sizes.append(x.numel())
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            network(torch.randn(2, 1, 8, 8), ENDS)
+        return sum(sizes)
+
+    assert saved(build(name, checkpointing=True)) < 0.6 * saved(build(name))

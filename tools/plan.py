@@ -1,0 +1,101 @@
+"""What a configuration will take: ``python tools/plan.py configs/cifar10.yaml --gpus 8``.
+
+Parameters, work, memory of each GPU at every ZeRO stage, and time. Needs neither the data set nor a GPU.
+Operations are counted, not guessed; the utilisation is yours to measure. Memory is a lower bound: what is
+held, without workspaces and the allocator's gaps.
+"""
+
+import argparse
+import sys
+from dataclasses import replace
+
+from fdtrain.config import Config, load_config
+from fdtrain.errors import UserError, exit_code
+from fdtrain.networks.cost import Flops, activations, flops
+from fdtrain.networks.model import ModelSpec
+from fdtrain.planning import DATASETS, Published, Work, parameters, pass_images, published, state_memory, summary, work
+from fdtrain.preparation import model_spec
+
+GIB, MIB = 2**30, 2**20
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config")
+    parser.add_argument("--gpus", type=int, default=8)
+    parser.add_argument("--utilisation", type=float, default=0.35, help="share of the peak; default %(default)s")
+    parser.add_argument("--tflops", type=float, default=989, help="peak of a GPU; default: H100 or H200, dense bf16")
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override any key")
+    parser.add_argument("--dataset", choices=DATASETS, help="default: by the name of data.path")
+    for name in ("size", "channels", "levels", "classes"):
+        parser.add_argument(f"--{name}", type=int, help="of the images, in place of the data set's")
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    _check(arguments)
+    config = load_config(arguments.config, arguments.set)
+    images = _images(arguments, config)
+    spec = model_spec(config, images.description())
+    counted = flops(spec)
+    total = work(config, counted, arguments.gpus, arguments.tflops, arguments.utilisation)
+    lines = [arguments.config, *_work(config, images, spec, counted, total), *_memory(config, spec, total.gpus)]
+    print("\n".join([*lines, "", summary(config, spec, total)]))
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    if not 0 < arguments.utilisation <= 1:
+        raise UserError(f"--utilisation {arguments.utilisation}: give a share above 0 and up to 1.")
+    bounds = {"gpus": (1, 2**20), "size": (1, 4096), "channels": (1, 4), "levels": (2, 256), "classes": (0, 2**20)}
+    for name, (least, most) in bounds.items():
+        value = getattr(arguments, name)
+        if value is not None and not least <= value <= most:
+            raise UserError(f"--{name} {value}: give {least} to {most}.")
+    if not 0 < arguments.tflops < float("inf"):
+        raise UserError(f"--tflops {arguments.tflops}: give the peak of a GPU, such as 989.")
+
+
+def _images(arguments: argparse.Namespace, config: Config) -> Published:
+    given = {name: getattr(arguments, name) for name in ("size", "channels", "levels", "classes")}
+    given = {name: value for name, value in given.items() if value is not None}
+    if len(given) == 4:
+        return Published("given", train_images=0, **given)
+    return replace(DATASETS[arguments.dataset] if arguments.dataset else published(config), **given)
+
+
+def _work(config: Config, images: Published, spec: ModelSpec, counted: Flops, total: Work) -> list[str]:
+    epochs = f", {total.images / images.train_images:,.0f} epochs" if images.train_images else ""
+    again = " + forward again, by checkpointing" if config.network.checkpointing else ""
+    return [
+        f"network      {spec.network}, {parameters(spec):,} parameters, images {spec.shape} of {spec.levels} levels",
+        f"work         {total.flops_per_image / 1e9:.1f} GFLOP per image: "
+        f"forward {counted.forward / 1e9:.1f} + backward {counted.backward / 1e9:.1f}{again}",
+        f"run          {config.training.steps:,} steps of global batch {config.training.global_batch}: "
+        f"{total.images / 1e6:.1f} M images{epochs}",
+        f"time         {total.gpu_hours:,.0f} GPU hours at {total.utilisation:.0%} of {total.tflops:g} TFLOP/s: "
+        f"{total.days:.2f} days on {total.gpus} GPUs",
+    ]
+
+
+def _memory(config: Config, spec: ModelSpec, gpus: int) -> list[str]:
+    training = config.training
+    kept = activations(spec, training.precision, config.network.checkpointing)
+    images = pass_images(config, gpus)
+    lines = [
+        f"activations  {kept.per_image / MIB:.1f} MiB per image and {kept.fixed / MIB:.0f} MiB ({training.precision}, "
+        f"eager), {images} images in a pass: {kept.bytes(images) / GIB:.2f} GiB",
+        f"memory of each of {gpus} GPUs, GiB",
+        "  ZeRO  weights  gradients  optimiser  average  activations   total",
+    ]
+    for stage in range(4):
+        state = state_memory(parameters(spec), stage, gpus)
+        batch = kept.bytes(images)
+        parts = (state.weights, state.gradients, state.optimiser, state.average, batch, state.total + batch)
+        row = "".join(f"{part / GIB:{width}.2f}" for part, width in zip(parts, (9, 11, 11, 9, 13, 8)))
+        lines.append(f"  {stage}   {row}{'  as configured' if stage == training.zero_stage else ''}")
+    return lines
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))
