@@ -81,7 +81,8 @@ def own_batches(plan: Plan, start: int) -> Batches:
     order = lane_order(counts, data.weights, training.lanes, plan.config.seed, data.shuffle_window)
     lanes = own_lanes(ds.rank(), ds.world_size(), training.lanes)
     shards = [placed for part in plan.train_shards for placed in part]
-    reader = ShardReader(shards, plan.description, _cache(plan), keep_open=len(lanes) * order.shards_at_once)
+    keep_open = len(lanes) * order.shards_at_once
+    reader = ShardReader(shards, plan.description, _cache(plan), keep_open, data.verify)
     dataset = LaneDataset(reader, order, lanes, training.lane_images, flip=data.flip, labelled=bool(plan.spec.classes))
     return Batches(dataset, start, training.steps, data.workers, data.max_broken_share)
 

@@ -43,6 +43,7 @@ class Data(Section):
     workers: int = Field(2, ge=0, description="reading processes of each rank; the order does not depend on it")
     shuffle_window: int = Field(1024, ge=1, description="samples of a lane that are shuffled together")
     max_broken_share: float = Field(0.0, ge=0, lt=1, description="of samples; up to it broken ones are skipped")
+    verify: bool = Field(False, description="check local shards against their SHA-256 whenever one is opened")
     cache: Path | None = Field(None, description="folder for fetched shards; null: a temporary one")
     cache_gib: float | None = Field(None, gt=0, description="most it may hold; null: no limit")
     fetch_seconds: float = Field(600.0, gt=0, description="to try to fetch a shard for")

@@ -105,6 +105,17 @@ def test_a_truncated_shard(launch, own_data):
     assert f"train-000003.tar has {size // 2} bytes, dataset.json says {size}: cut short or changed" in message
 
 
+def test_a_shard_whose_bytes_have_changed(launch, own_data):
+    """Found by its checksum, where that is asked for: the sample itself is still an image."""
+    path = own_data / "train-000003.tar"
+    content = bytearray(path.read_bytes())
+    place = content.rindex(b"\x93NUMPY") + 140  # within the last image
+    content[place] ^= 1
+    path.write_bytes(content)
+    message = error_of(launch("data.verify=true", "training.steps=100", processes=0, rc=2))
+    assert "train-000003.tar: checksum mismatch: not the file that dataset.json describes" in message
+
+
 @pytest.mark.parametrize("text", ["{", "[]", '{"version": 9}', '{"version": 1, "name": "x"}', "\x00"])
 def test_a_broken_description(launch, own_data, text):
     (own_data / FILE).write_text(text)

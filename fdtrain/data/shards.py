@@ -6,6 +6,7 @@ go through a shard from its beginning, so resuming in the middle would decode al
 here a shard is indexed once and any sample is read in place.
 """
 
+import hashlib
 import mmap
 import os
 import resource
@@ -43,14 +44,17 @@ class PlacedShard:
 class OpenShard:
     """One tar file, indexed by its headers. Samples are read by ``pread``: a mapping would count as memory.
 
-    ``kind`` indexes ``IMAGES`` (-1: no image), ``offset`` and ``size`` place the image, in bytes.
+    ``kind`` indexes ``IMAGES`` (-1: no image), ``offset`` and ``size`` place the image, in bytes. ``verify`` checks a
+    local shard against its checksum; a fetched one was checked when it arrived.
     """
 
-    def __init__(self, placed: PlacedShard, cache: Cache | None):
+    def __init__(self, placed: PlacedShard, cache: Cache | None, verify: bool = False):
         self.placed = placed
         path, self._hold = cache.hold(placed.shard, placed.place) if is_remote(placed.place) else (placed.place, None)
         try:
             self.file = os.open(path, os.O_RDONLY)
+            if verify and self._hold is None:
+                _verify(placed)
             with mmap.mmap(self.file, 0, access=mmap.ACCESS_READ) as data:
                 found = _samples(data)
         except FileNotFoundError:
@@ -76,6 +80,14 @@ class OpenShard:
         os.close(self.file)
         if self._hold is not None:
             os.close(self._hold)
+
+
+def _verify(placed: PlacedShard) -> None:
+    with open(placed.place, "rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != placed.shard.sha256:
+            raise UserError(
+                f"{placed.name}: checksum mismatch: not the file that dataset.json describes. Restore it or pack again."
+            )
 
 
 def _samples(data: mmap.mmap) -> list[tuple[int, int, int, int]]:
@@ -119,13 +131,19 @@ class ShardReader:
         description: what every image must be like.
         cache: where remote shards are fetched to; None: every shard is a local file.
         keep_open: shards held open; the least recently used is closed first.
+        verify: check local shards against their checksums whenever one is opened.
 
     Raises:
         UserError: the cache cannot hold as many shards as are open.
     """
 
     def __init__(
-        self, shards: Sequence[PlacedShard], description: Description, cache: Cache | None = None, keep_open: int = 256
+        self,
+        shards: Sequence[PlacedShard],
+        description: Description,
+        cache: Cache | None = None,
+        keep_open: int = 256,
+        verify: bool = False,
     ):
         # A quarter of what the process may have open; a shard in the cache takes two.
         keep_open = max(1, min(keep_open, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 8))
@@ -137,6 +155,7 @@ class ShardReader:
                     f"data.cache_gib: up to {len(largest[:keep_open])} shards are read at a time, "
                     f"{needed / 2**30:.3g} GiB. Set it higher, or lower training.lanes or data.shuffle_window."
                 )
+        self.verify = verify
         self._decoder = ImageDecoder(description)
         self._open: OrderedDict[int, OpenShard] = OrderedDict()
 
@@ -185,7 +204,7 @@ class ShardReader:
         if opened is None:
             while len(self._open) >= self.keep_open:
                 self._open.popitem(last=False)[1].close()
-            opened = self._open[number] = OpenShard(self.shards[number], self.cache)
+            opened = self._open[number] = OpenShard(self.shards[number], self.cache, self.verify)
         else:
             self._open.move_to_end(number)
         return opened
