@@ -55,7 +55,8 @@ def _run(plan: Plan) -> None:
     monitor = Monitor(config.folder, training.steps, start, first)
     monitor.text("configuration", "```yaml\n" + dump_config(config) + "```")
     monitor.say(
-        f"{config.folder}: {parameter_count(model):,} parameters, {ds.world_size()} x {device.type}, "
+        f"{config.folder}: {plan.description.name}, {parameter_count(model):,} parameters, "
+        f"{ds.world_size()} x {device.type}, "
         f"{training.precision}, ZeRO {training.zero_stage}, global batch {training.global_batch}, "
         + (f"resuming after step {start} of {training.steps}" if path else f"{training.steps} steps")
     )
