@@ -14,10 +14,7 @@ from torch import Tensor, nn
 
 from fdtrain.networks import recompute
 from fdtrain.networks.features import TIME_EMBEDDINGS, PixelFeatures
-
-
-def _norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(min(channels // 4, 32), channels, eps=1e-6)
+from fdtrain.networks.layers import group_norm, pixel_attention
 
 
 def _conv(inputs: int, outputs: int, kernel: int = 3, zero: bool = False) -> nn.Conv2d:
@@ -47,9 +44,9 @@ class ResidualBlock(nn.Module):
     def __init__(self, inputs: int, outputs: int, embedding: int, dropout: float, resample: str | None = None):
         super().__init__()
         self.resample = resample
-        self.norm1, self.conv1 = _norm(inputs), _conv(inputs, outputs)
+        self.norm1, self.conv1 = group_norm(inputs), _conv(inputs, outputs)
         self.time = _dense(embedding, outputs)
-        self.norm2, self.conv2 = _norm(outputs), _conv(outputs, outputs, zero=True)
+        self.norm2, self.conv2 = group_norm(outputs), _conv(outputs, outputs, zero=True)
         self.dropout = nn.Dropout(dropout)
         self.shortcut = _conv(inputs, outputs, kernel=1) if inputs != outputs or resample else nn.Identity()
 
@@ -69,14 +66,12 @@ class Attention(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.norm = _norm(channels)
+        self.norm = group_norm(channels)
         self.qkv = _conv(channels, 3 * channels, kernel=1)
         self.out = _conv(channels, channels, kernel=1, zero=True)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        q, k, v = self.qkv(self.norm(x)).flatten(2).transpose(1, 2).chunk(3, -1)
-        h = nnf.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])[:, 0]
-        return (x + self.out(h.transpose(1, 2).reshape(x.shape))) / math.sqrt(2)
+        return (x + pixel_attention(x, self.norm, self.qkv, self.out)) / math.sqrt(2)
 
 
 class DDPMpp(nn.Module):
@@ -164,7 +159,7 @@ class DDPMpp(nn.Module):
                         size *= 2
                 self.up.append(nn.ModuleList(stage))
 
-        self.output = nn.Sequential(_norm(width), nn.SiLU(), _conv(width, image_channels, zero=True))
+        self.output = nn.Sequential(group_norm(width), nn.SiLU(), _conv(width, image_channels, zero=True))
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
         embedding = self.embed(self.time_embedding(t, self.channels, self.levels))

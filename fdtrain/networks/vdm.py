@@ -12,10 +12,7 @@ from torch import Tensor, nn
 
 from fdtrain.networks import recompute
 from fdtrain.networks.features import PixelFeatures, positional
-
-
-def _norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(min(channels // 4, 32), channels, eps=1e-6)
+from fdtrain.networks.layers import group_norm, pixel_attention
 
 
 def _init(layer: nn.Conv2d | nn.Linear, zero: bool = False) -> nn.Conv2d | nn.Linear:
@@ -38,9 +35,9 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, inputs: int, channels: int, condition: int, dropout: float):
         super().__init__()
-        self.norm1, self.conv1 = _norm(inputs), _conv(inputs, channels)
+        self.norm1, self.conv1 = group_norm(inputs), _conv(inputs, channels)
         self.condition = _init(nn.Linear(condition, channels, bias=False), zero=True)
-        self.norm2, self.conv2 = _norm(channels), _conv(channels, channels, zero=True)
+        self.norm2, self.conv2 = group_norm(channels), _conv(channels, channels, zero=True)
         self.dropout = nn.Dropout(dropout)
         self.shortcut = _conv(inputs, channels, kernel=1) if inputs != channels else nn.Identity()
 
@@ -56,14 +53,12 @@ class Attention(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.norm = _norm(channels)
+        self.norm = group_norm(channels)
         self.qkv = _conv(channels, 3 * channels, kernel=1)
         self.out = _conv(channels, channels, kernel=1, zero=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.qkv(self.norm(x)).flatten(2).transpose(1, 2).chunk(3, -1)
-        h = nnf.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])[:, 0]
-        return x + self.out(h.transpose(1, 2).reshape(x.shape))
+        return x + pixel_attention(x, self.norm, self.qkv, self.out)
 
 
 class VDM(nn.Module):
@@ -109,7 +104,7 @@ class VDM(nn.Module):
         self.inward = nn.ModuleList(residual(channels) for _ in range(blocks))
         self.middle = nn.ModuleList([residual(channels), Attention(channels), residual(channels)])
         self.outward = nn.ModuleList(residual(2 * channels) for _ in range(blocks + 1))
-        self.output = nn.Sequential(_norm(channels), nn.SiLU(), _conv(channels, image_channels, zero=True))
+        self.output = nn.Sequential(group_norm(channels), nn.SiLU(), _conv(channels, image_channels, zero=True))
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
         condition = self.embed(positional(t, self.channels, self.levels))

@@ -186,5 +186,7 @@ class Engine:
                 f"{folder / CHECKPOINT_TAG} holds more than tensors and numbers; loading it could run code, so it "
                 "is refused. Resume from a checkpoint that this program wrote."
             ) from error
-        if scaler := self.engine.torch_autocast_z0_gradscaler:
+        scaler = self.engine.torch_autocast_z0_gradscaler
+        # Absent where the run was saved at another precision.
+        if scaler and "gradient_scaler" in extra:
             scaler.load_state_dict(extra["gradient_scaler"])

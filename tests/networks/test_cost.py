@@ -2,20 +2,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from models import DIGITS
 
 from fdtrain.networks.cost import activations, flops
-from fdtrain.networks.model import Model, ModelSpec
+from fdtrain.networks.model import Model
 
-SPEC = ModelSpec(
-    network="vdm",
-    network_options={"channels": 8, "blocks": 1},
-    predictor="bounded",
-    scale=0.1,
-    channels=1,
-    size=8,
-    levels=17,
-    dataset="digits",
-)
+SPEC = replace(DIGITS, network="vdm", network_options={"channels": 8, "blocks": 1}, predictor="bounded", scale=0.1)
 
 
 def test_flops_of_a_known_network():

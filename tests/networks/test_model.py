@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from models import DIGITS
 from safetensors.torch import save_file
 
 from fdtrain.errors import UserError
@@ -9,16 +10,7 @@ from fdtrain.networks.model import Model, ModelSpec, load_weights
 
 ENDS = torch.tensor([0.0, 1.0], dtype=torch.float64)
 
-SPEC = ModelSpec(
-    network="ddpmpp",
-    network_options={"channels": 8, "multipliers": [1], "blocks": 1, "attention": []},
-    predictor="bounded",
-    scale=0.1,
-    channels=1,
-    size=8,
-    levels=17,
-    dataset="digits",
-)
+SPEC = replace(DIGITS, predictor="bounded", scale=0.1)
 
 
 def test_field_takes_the_network_s_precision_and_returns_float32():

@@ -100,6 +100,12 @@ def test_resuming_is_bit_identical(launch, processes, precision, stage):
     assert [line["step"] for line in launch.log("parts") if "train/loss" in line] == [2, 4, 6]
 
 
+def test_a_run_may_go_on_at_another_precision(launch):
+    launch("training.zero_stage=0", "training.precision=bf16", "training.steps=3", processes=0)
+    launch("training.zero_stage=0", "training.precision=fp16", processes=0, resume=True)
+    assert launch.losses().keys() == set(range(1, 7))
+
+
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(launch):
     settings = ["training.steps=40", "checkpoint.every=5", "checkpoint.keep_last=3"]
     launch(*settings, "name=whole", processes=2)
