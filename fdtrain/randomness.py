@@ -30,6 +30,8 @@ class Purpose(IntEnum):
     SPLIT = 11  # ()
     MIXTURE = 12  # (0, data set) its seed; (1, lane, block) its places
     LABEL = 13  # (step, lane)
+    RETURN = 14  # (returns to a checkpoint): the seed of the draws after it
+    FEATURES = 15  # (0) a feature network's initial weights, (1, epoch) its images; (2, subset) of the kernel distance
 
 
 def stream(seed: int, purpose: Purpose, *counters: int) -> np.random.Generator:

@@ -1,10 +1,13 @@
 """Shared fixtures: a packed data set, a small configuration, and real launches."""
 
 import json
+import multiprocessing
 import os
+import runpy
 import socket
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 
 import pytest
@@ -52,10 +55,13 @@ class Launch:
         content["data"]["path"] = str(data)
         self.config.write_text(yaml.safe_dump(content))
 
-    def command(self, *settings: str, processes: int = 1, resume: bool = False) -> list[str]:
-        """``processes`` 0: without the launcher."""
+    def command(
+        self, *settings: str, processes: int = 1, resume: bool = False, faults: dict | None = None
+    ) -> list[str]:
+        """``processes`` 0: without the launcher; ``faults``: see training/injected.py."""
         binary = Path(sys.executable).parent
-        arguments = ["fdtrain/main.py", "--config", str(self.config)]
+        script = ["fdtrain/main.py"] if faults is None else ["tests/training/injected.py", json.dumps(faults)]
+        arguments = [*script, "--config", str(self.config)]
         for setting in settings:
             arguments += ["--set", setting]
         if resume:
@@ -65,20 +71,22 @@ class Launch:
         launcher = [str(binary / "deepspeed"), "--num_accelerators", str(processes), "--master_port", str(free_port())]
         return [*launcher, *arguments]
 
-    def __call__(self, *settings: str, processes: int = 1, resume: bool = False, rc: int = 0, timeout: int = 240):
-        result = subprocess.run(
-            self.command(*settings, processes=processes, resume=resume),
-            cwd=ROOT,
-            env=environment(),
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-        )
+    def __call__(self, *settings: str, processes: int = 1, rc: int = 0, timeout: int = 240, **options):
+        command = self.command(*settings, processes=processes, **options)
+        if processes == 0:
+            result = fork(command[1:], self.folder, timeout)
+        else:
+            result = subprocess.run(
+                command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=timeout
+            )
         assert result.returncode == rc, result.stdout + result.stderr
         return result
 
     def run_folder(self, name: str = "small") -> Path:
         return self.folder / "runs" / name
+
+    def checkpoint(self, step: int, name: str = "small") -> Path:
+        return self.run_folder(name) / "checkpoints" / f"step_{step:08d}"
 
     def losses(self, name: str = "small") -> dict[int, float]:
         return {line["step"]: line["train/loss"] for line in self.log(name) if "train/loss" in line}
@@ -87,9 +95,55 @@ class Launch:
         return [json.loads(line) for line in (self.run_folder(name) / "metrics.jsonl").read_text().splitlines()]
 
 
+def fork(command: list[str], folder: Path, timeout: int = 240) -> subprocess.CompletedProcess:
+    """Run ``script.py argument ...`` in a process that has torch and DeepSpeed imported already.
+
+    It is forked from a server that does nothing but import them, once for all tests.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["fdtrain.assembly"])
+    files = folder / "stdout.txt", folder / "stderr.txt"
+    kept, os.environ["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS"), "1"
+    try:
+        process = context.Process(target=_run_script, args=(command, files, environment()))
+        process.start()
+    finally:
+        os.environ.pop("OMP_NUM_THREADS") if kept is None else os.environ.update(OMP_NUM_THREADS=kept)
+    process.join(timeout)
+    if process.is_alive():
+        process.kill()
+        raise subprocess.TimeoutExpired(command, timeout)
+    output = [file.read_text() for file in files]
+    return subprocess.CompletedProcess(command, process.exitcode, *output)
+
+
+def _run_script(command: list[str], files: tuple[Path, Path], variables: dict[str, str]) -> None:
+    for number, file in enumerate(files, 1):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    # Python's own streams may have been replaced by pytest's in what was forked.
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
+    # The child of a server would start its own workers through it.
+    multiprocessing.set_start_method("fork", force=True)
+    os.environ.update(variables)
+    os.chdir(ROOT)
+    sys.argv = command
+    try:
+        runpy.run_path(command[0], run_name="__main__")
+        code = 0
+    except SystemExit as end:
+        code = end.code or 0
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 def environment() -> dict[str, str]:
     """One thread per process: results must not depend on how many cores the machine has."""
-    return {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PATH": _path()}
+    own = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PATH": _path(), "PYTHONPATH": str(ROOT)}
+    return {**os.environ, **own}
 
 
 def _path() -> str:
@@ -105,3 +159,11 @@ def free_port() -> int:
 @pytest.fixture
 def launch(tmp_path, digits) -> Launch:
     return Launch(tmp_path, digits)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory, digits) -> Launch:
+    """Sixty steps of two processes: what a run that was interrupted must end like."""
+    launch = Launch(tmp_path_factory.mktemp("undisturbed"), digits)
+    launch("training.steps=60", "monitor.evaluate_every=20", processes=2)
+    return launch

@@ -3,15 +3,19 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, Launch, environment
+from checkpoints import tensors
+from conftest import ROOT, Launch, environment, free_port
 from PIL import Image
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fdtrain.evaluation.load import load_model
+from fdtrain.training.parts import AVERAGE
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +49,9 @@ def test_export_reads_back_without_the_run(run, tmp_path):
     tool("export", run.run_folder(), tmp_path / "e")
     assert sorted(p.name for p in (tmp_path / "e").iterdir()) == ["config.json", "model.safetensors"]
     model, spec = load_model(tmp_path / "e")
-    ema = load_file(run.run_folder() / "checkpoints" / "step_00000030" / "ema.safetensors")
-    for name, weight in model.state_dict().items():
-        assert torch.equal(weight, ema[name])
+    average = tensors(run.checkpoint(30), AVERAGE)
+    for name, weight in model.named_parameters():
+        assert torch.equal(weight, average[f"{AVERAGE}/{name}"])
     assert (spec.shape, spec.levels, spec.dataset) == ((1, 8, 8), 17, "digits")
     tool("export", run.run_folder() / "checkpoints" / "step_00000030", tmp_path / "e2")
     assert (tmp_path / "e2" / "config.json").read_text() == (tmp_path / "e" / "config.json").read_text()
@@ -63,6 +67,57 @@ def test_nll(run, digits, tmp_path):
     # Between a trained model's and the standard normal's 4.9.
     assert 1.5 < elbo["bits_per_dim"] < 4.5
     assert 0 < elbo["error_draws"] < 0.2
+    assert json.loads((run.run_folder() / "evaluation" / "nll_test.json").read_text()) == result
+    assert (result["kind"], result["step"], result["device"]) == ("nll", 30, "cpu")
+    each = load_file(tmp_path / "r.safetensors")["elbo"]
+    assert each.shape == (300,)
+    assert each.mean().item() == pytest.approx(elbo["bits_per_dim"])
+
+
+def test_nll_on_two_processes_is_that_of_one(run, digits, tmp_path):
+    """And goes on with what one process had done."""
+    arguments = ["nll", run.run_folder(), "--data", digits, "--images", 12, "--draws", 4, "--importance", 2]
+    arguments += ["--ode", "--trace", "hutchinson", "--tolerance", 0.1, "--antithetic"]
+    tool("evaluate", *arguments, "--json", tmp_path / "one.json")
+    launcher = [str(Path(sys.executable).parent / "deepspeed"), "--num_accelerators", "2"]
+    command = [*launcher, "--master_port", str(free_port()), "tools/evaluate.py", *map(str, arguments)]
+    command += ["--json", str(tmp_path / "two.json")]
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("the first 12 of 300 images of digits/test") == 1
+    one, two = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two"))
+    one.pop("seconds"), two.pop("seconds")
+    assert one == two
+    assert set(one) > {"elbo", "elbo_importance", "ode", "ode_importance"}
+    assert one["ode_importance"]["probes"] == 2
+    values = [load_file(tmp_path / f"{name}.safetensors") for name in ("one", "two")]
+    for name, value in values[0].items():
+        assert torch.equal(value, values[1][name])
+    assert not (run.run_folder() / "evaluation" / ".partial").exists()
+
+
+def test_curve_and_report(run, digits):
+    folder = run.run_folder()
+    out = tool(
+        "evaluate", "curve", folder, "--data", digits, "--images", 8, "--nfe", 2, 4, "--reference", 8, "--strata", 4
+    )
+    assert "curve_test.json: curve_test_integrand.png" in out
+    found = json.loads((folder / "evaluation" / "curve_test.json").read_text())
+    assert [(p["solver"], p["nfe"]) for p in found["points"][:3]] == [("sde1", 2), ("sde1", 4), ("sde2", 2)]
+    assert len(found["points"]) == 10
+    for point in found["points"]:
+        assert point["distance"] > 0
+        assert (point["rms"] is None) == point["solver"].startswith("sde")
+    assert len(found["strata"]["mean"]) == 4
+    for name in ("integrand", "variance", "quality", "ode"):
+        assert Image.open(folder / "evaluation" / f"curve_test_{name}.png").size == (960, 600)
+    board = EventAccumulator(str(folder / "tensorboard"))
+    board.Reload()
+    assert "evaluation/quality" in board.Tags()["images"]
+    tool("evaluate", "report", folder)
+    page = (folder / "report.html").read_text()
+    assert page.count("data:image/png;base64,") >= 5
+    assert "1 x cpu" in page
 
 
 def test_nll_by_the_ode(run, digits, tmp_path):
@@ -94,7 +149,7 @@ def test_sample_sheet_and_folder_agree_whatever_the_batch(run, tmp_path):
     tool("sample", *common, "--out", tmp_path / "a", "--batch", 2)
     tool("sample", *common, "--out", tmp_path / "b", "--batch", 5)
     names = [f"{i:06d}.png" for i in range(5)]
-    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == names
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == [*names, "samples.json"]
     for name in names:
         a, b = (np.asarray(Image.open(tmp_path / f / name)) for f in "ab")
         assert a.shape == (8, 8)
@@ -131,6 +186,7 @@ def test_sample_guided(run, tmp_path):
         (["evaluate", "nll", "{run}", "--data", "/nowhere"], "no folder /nowhere"),
         (["evaluate", "nll", "{run}", "--data", "{digits}", "--split", "x"], "has no split 'x'"),
         (["evaluate", "nll", "{run}", "--data", "{digits}", "--draws", "0"], "--draws must be positive"),
+        (["evaluate", "nll", "{run}", "--data", "{digits}", "--device", "abacus"], "--device abacus: Expected one of"),
     ],
 )
 def test_mistakes(run, digits, tmp_path, arguments, part):

@@ -1,98 +1,114 @@
 """Sample images from a trained model: ``python tools/sample.py runs/digits --out samples.png``.
 
-The output's ending chooses the form: a ``.png`` file is one sheet of all images, a folder gets one PNG an
-image. Image i depends on the seed and i alone.
+Alone, or on every process of a launch: ``deepspeed --num_accelerators 2 tools/sample.py ...``, or torchrun.
+Image i depends on the seed and i alone, on any number of processes. The output's ending chooses the form:
+
+    samples.png      one sheet of all images
+    samples.npz      arr_0, uint8 (n, H, W, C), as the common evaluation suites read it
+    samples/         one PNG an image; with --shards a packed data set
+
+A command that was stopped goes on where it was when it is repeated (docs/sampling.md).
 """
 
 import argparse
-import math
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from fdtrain.diffusion.solvers import GRIDS, SOLVERS, time_grid
+from fdtrain import ranks
 from fdtrain.errors import UserError, exit_code
-from fdtrain.evaluation import samples
-from fdtrain.evaluation.load import load_model
+from fdtrain.evaluation import device, result
+from fdtrain.evaluation.drawing import Drawing, add_arguments
+from fdtrain.evaluation.output import Output
+from fdtrain.evaluation.parts import Parts
+from fdtrain.networks.model import Model, ModelSpec
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="a run (its newest checkpoint), a checkpoint, or an export")
-    parser.add_argument("--out", type=Path, required=True, help="a .png file for one sheet, or a folder")
+    parser.add_argument("--out", type=Path, required=True, help="a .png or .npz file, or a folder")
+    parser.add_argument("--shards", action="store_true", help="the folder becomes a packed data set")
     parser.add_argument("--images", type=int, default=64)
-    parser.add_argument("--steps", type=int, default=200, help="solver steps from t = 1 to t = 0")
-    parser.add_argument("--solver", choices=SOLVERS, default="sde2")
-    parser.add_argument("--grid", choices=GRIDS, default="asinh", help="spacing of the times")
-    parser.add_argument("--label", type=int, help="class, for a class-conditional model; default: all in turn")
-    parser.add_argument(
-        "--guidance",
-        type=float,
-        default=1.0,
-        metavar="W",
-        help="F without label + W (F with it - F without); needs a model trained with network.label_dropout",
-    )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    arguments = parser.parse_args()
-    for name in ("images", "steps", "batch"):
-        if getattr(arguments, name) < 1:
-            parser.error(f"--{name} must be at least 1")
-    if not math.isfinite(arguments.guidance):
-        parser.error("--guidance must be finite")
-    return arguments
+    add_arguments(parser)
+    parser.add_argument("--device", help="such as cpu or cuda:1; by default the GPU, where there is one")
+    # Given by DeepSpeed's launcher; the environment says the same.
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
+    return parser.parse_args()
 
 
 def main() -> None:
     arguments = parse_arguments()
-    model, spec = load_model(arguments.model)
-    labels = _labels(arguments, len(spec.classes))
-    times = time_grid(arguments.grid, arguments.steps, spec.scale)
-    with tqdm(total=arguments.images, unit="image", disable=not sys.stderr.isatty()) as bar:
-        drawn = samples.draw(
-            model.to(arguments.device),
-            spec,
-            range(arguments.images),
-            labels,
-            times,
-            arguments.solver,
-            arguments.seed,
-            arguments.batch,
-            arguments.guidance,
-            bar.update,
-        )
-    pixels = samples.to_pixels(drawn.levels, spec.levels)
     try:
-        _write(pixels, arguments.out, samples.zoom_for(spec.size))
+        with ranks.peers(device.AGAIN):
+            run(arguments)
+    except KeyboardInterrupt:
+        raise UserError(f"interrupted. {device.AGAIN}") from None
     except OSError as error:
-        raise UserError(f"--out: cannot write {arguments.out} ({error.strerror}).") from error
-    evaluations = arguments.steps * SOLVERS[arguments.solver].evaluations_per_step
-    if arguments.guidance != 1:
-        evaluations *= 2
-    print(f"{arguments.out}: {arguments.images} images, {arguments.solver}, {evaluations} evaluations each")
+        raise UserError(f"--out: cannot write {arguments.out} ({error.strerror or error}).") from error
 
 
-def _labels(arguments: argparse.Namespace, classes: int) -> list[int] | None:
-    if not classes:
-        if arguments.label is not None:
-            raise UserError("--label: this model was trained without labels.")
-        return None
-    if arguments.label is not None and not 0 <= arguments.label < classes:
-        raise UserError(f"--label {arguments.label}: this model has classes 0 to {classes - 1}.")
-    return [i % classes if arguments.label is None else arguments.label for i in range(arguments.images)]
+def run(arguments: argparse.Namespace) -> None:
+    model, spec, subject = result.open_model(arguments.model)
+    drawing = Drawing.of(arguments, spec)
+    if arguments.images < 1:
+        raise UserError("--images must be at least 1.")
+    if arguments.seed < 0:
+        raise UserError("--seed must not be negative.")
+    output = _output(arguments)
+    place = device.join(arguments.device)
+    request = {
+        "images": arguments.images,
+        "seed": arguments.seed,
+        **drawing.describe(),
+        "form": output.form,
+        "weights_sha256": subject.sha256,
+        # Noise is the same on any CPU, and on any GPU of a kind, but not on both.
+        "noise": place.type,
+    }
+    complete = output.check(request)
+    if not complete:
+        parts = Parts(output.work, request)
+        _sample(arguments, model.to(place), spec, drawing, parts, place)
+        if ranks.rank() == 0:
+            labels = (lambda images: drawing.labels(images, spec)) if spec.classes else None
+            output.write(parts, spec, labels, subject.identity() | {"dataset": spec.dataset})
+    if ranks.rank() == 0:
+        already = ", complete already" if complete else ""
+        print(f"{output.path}: {arguments.images} images, {drawing.solver}, {drawing.nfe} evaluations each{already}")
 
 
-def _write(pixels: torch.Tensor, out: Path, zoom: int) -> None:
-    if out.suffix == ".png":
-        out.parent.mkdir(parents=True, exist_ok=True)
-        samples.save_png(samples.grid(pixels, max(1, round(len(pixels) ** 0.5)), zoom), out)
-        return
-    out.mkdir(parents=True, exist_ok=True)
-    for i, image in enumerate(pixels):
-        samples.save_png(image, out / f"{i:06d}.png")
+def _sample(
+    arguments: argparse.Namespace, model: Model, spec: ModelSpec, drawing: Drawing, parts: Parts, place: torch.device
+) -> None:
+    """Sample what is missing, the ranks in turn batch by batch, and wait for all."""
+    first = ranks.rank() == 0
+    if first:
+        parts.begin()
+    device.wait_for_all(place)
+    chunks = parts.missing(arguments.batch)
+    # No rank may add a part before every rank has seen which are missing.
+    device.wait_for_all(place)
+    with parts.alone() if first else nullcontext():
+        total, left = arguments.images, sum(map(len, chunks))
+        shown = first and sys.stderr.isatty()
+        with tqdm(total=total, initial=total - left, unit="image", disable=not shown) as bar:
+            for chunk in chunks[ranks.rank() :: ranks.world_size()]:
+                parts.save(chunk, drawing.draw(model, spec, chunk, arguments.seed))
+                bar.update(sum(map(len, parts.stored())) - bar.n if shown else 0)
+        device.wait_for_all(place)
+
+
+def _output(arguments: argparse.Namespace) -> Output:
+    ending = arguments.out.suffix
+    if arguments.shards and ending in (".png", ".npz"):
+        raise UserError(f"--shards: {arguments.out} must be a folder.")
+    forms = {".png": "sheet", ".npz": "npz"}
+    return Output(arguments.out, forms.get(ending, "shards" if arguments.shards else "png"))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 from fdtrain.data.lanes import LaneOrder
 from fdtrain.data.mixture import MixtureOrder
 from fdtrain.data.prefetch import Prefetcher
+from fdtrain.data.processes import heed_parent_alone
 from fdtrain.data.shards import ShardReader
 from fdtrain.errors import UserError
 from fdtrain.randomness import Purpose, stream
@@ -139,6 +140,7 @@ class Batches(Iterator[Batch]):
                 prefetch_factor=4 if workers else None,
                 # With an accelerator a thread takes the batches in and pins them, which it does to tensors only.
                 pin_memory=torch.cuda.is_available(),
+                worker_init_fn=heed_parent_alone,
                 collate_fn=None if torch.cuda.is_available() else _through_the_pipe,
             )
         )

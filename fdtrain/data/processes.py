@@ -69,6 +69,23 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
+def heed_parent_alone(worker: int) -> None:
+    """In a reading process of a run: leave every signal that asks the run to end to the parent, which still reads.
+
+    Launchers signal whole trees of processes, terminals whole groups. A SIGTERM from the parent itself counts.
+    """
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_await_parent_s_signal, daemon=True).start()
+
+
+def _await_parent_s_signal() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        continue
+    os._exit(0)
+
+
 @contextmanager
 def progress(total: int, done: Callable[[], int], what: str, show: bool) -> Iterator[None]:
     """A bar that asks ``done`` how far the work is, twice a second."""

@@ -27,18 +27,60 @@ class Estimate:
 
 
 def estimate(values: Tensor) -> Estimate:
-    """Mean and standard errors of ``values``, shape ``(images, draws)``.
+    """Mean and standard errors of ``values``, shape ``(images, draws)``, an image's draws in the order of their strata.
 
-    Stratified draws of one image are not independent; the spread among them then overstates
-    ``error_draws``, which errs on the safe side.
+    One draw per stratum leaves no spread within strata to look at; that between neighbours stands for it (successive
+    differences; Cochran, Sampling Techniques, 1977, section 5A.12). It overstates by the strata's own differences
+    only, which errs on the safe side, and it is unbiased for independent draws.
     """
     values = values.double()
     images, draws = values.shape
-    within = values.var(1).mean() if draws > 1 else torch.tensor(math.nan)
+    within = 0.5 * values.diff(dim=1).square().mean() if draws > 1 else torch.tensor(math.nan)
     between = values.mean(1).var() if images > 1 else torch.tensor(math.nan)
     return Estimate(
         values.mean().item(), math.sqrt(within / (images * draws)), math.sqrt(between / images), images, draws
     )
+
+
+def importance_bound(nll: Tensor) -> Tensor:
+    """``-log (1/K) sum_k exp(-nll_k)``: the importance-weighted bound of exact likelihoods ``(..., K)``, nats."""
+    return math.log(nll.shape[-1]) - torch.logsumexp(-nll, -1)
+
+
+def crossed_importance_bound(first: Tensor, second: Tensor) -> Tensor:
+    """The importance-weighted bound from noisy likelihoods: an upper bound in the mean, whatever the noise.
+
+    For every choice of weights ``w``, ``-log (1/K) sum_k exp(-nll_k) <= sum_k w_k nll_k + KL(w || 1/K)``, with
+    equality at ``w = softmax(-nll)``. One half of the draws chooses the weights and the other, independent, estimates
+    the right side, which is linear in it; then the halves change places. ``logsumexp`` of the noisy values
+    themselves would be too low, by half their variance (docs/method.md, section 3).
+
+    Args:
+        first, second: unbiased estimates of each ``nll_k`` in nats, ``(images, draws, K)``, independent of each other.
+            The same draw may serve all ``k`` of an image; draws in the order of their strata.
+
+    Returns:
+        One value per image, nats.
+    """
+    return 0.5 * (_weighted(second.mean(1), _log_weights(first)) + _weighted(first.mean(1), _log_weights(second)))
+
+
+def _weighted(nll: Tensor, log_weights: Tensor) -> Tensor:
+    return (log_weights.exp() * (nll + log_weights)).sum(-1) + math.log(nll.shape[-1])
+
+
+def _log_weights(nll: Tensor) -> Tensor:
+    """``log softmax`` of the shrunk ``-nll``: differences that the draws cannot tell from noise get no weight."""
+    mean = nll.mean(1)
+    draws, spread = nll.shape[1], mean.var(-1, keepdim=True)
+    shrink = torch.ones_like(spread)
+    if draws > 1:
+        # What is left without the effect of the draw, which is common to all k, and that of k.
+        centred = nll - nll.mean(2, keepdim=True)
+        freedom = draws * (1 - 1 / nll.shape[-1])
+        noise = 0.5 * centred.diff(dim=1).square().mean((1, 2))[:, None] / freedom
+        shrink = (1 - noise / spread.clamp(min=1e-30)).clamp(min=0)
+    return torch.log_softmax(-shrink * mean, -1)
 
 
 def exact_trace(f: Tensor, x: Tensor) -> Tensor:
@@ -51,19 +93,26 @@ def exact_trace(f: Tensor, x: Tensor) -> Tensor:
     return total
 
 
-def hutchinson_trace(probe: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-    """Unbiased divergence by one fixed Rademacher probe like ``x`` (entries +1 and -1): one backward pass."""
+def hutchinson_trace(*probes: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    """Unbiased divergence by a fixed Rademacher probe like ``x`` (entries +1 and -1): one backward pass.
+
+    Of several probes each gives an estimate of its own: ``(B, probes)``.
+    """
 
     def trace(f: Tensor, x: Tensor) -> Tensor:
-        (grad,) = torch.autograd.grad(f, x, probe)
-        return (grad * probe).flatten(1).sum(1)
+        estimates = []
+        for probe in probes:
+            (grad,) = torch.autograd.grad(f, x, probe, retain_graph=True)
+            estimates.append((grad * probe).flatten(1).sum(1))
+        return estimates[0] if len(probes) == 1 else torch.stack(estimates, 1)
 
     return trace
 
 
 @dataclass(frozen=True)
 class OdeLikelihood:
-    """``nll``: ``-log p(x0)`` in nats, ``(B,)``; ``nfe``: evaluations of the field; ``latent``: ``x_1``."""
+    """``nll``: ``-log p(x0)`` in nats, ``(B,)``, or ``(B, probes)`` where the trace has several; ``nfe``: evaluations
+    of the field; ``latent``: ``x_1``."""
 
     nll: Tensor
     nfe: int
@@ -71,30 +120,36 @@ class OdeLikelihood:
 
 
 def ode_nll(
-    field: Field, x0: Tensor, trace: Callable[[Tensor, Tensor], Tensor], tolerance: float = 1e-5
+    field: Field,
+    x0: Tensor,
+    trace: Callable[[Tensor, Tensor], Tensor],
+    tolerance: float = 1e-5,
+    columns: int = 1,
 ) -> OdeLikelihood:
     """Exact likelihood ``log p(x0) = log N(x_1; 0, I) + Int_0^{pi/2} sin(phi) div F dphi``, on the closed interval.
 
     Args:
         field: ``F(x, t)``, differentiable in ``x``.
         x0: dequantised images in [-1, 1]; float64 gives a float64 answer.
-        trace: :func:`exact_trace` or ``hutchinson_trace(probe)``.
+        trace: :func:`exact_trace` or ``hutchinson_trace(probe, ...)``.
         tolerance: of the adaptive solver, relative to ``1 + |x|`` and to one nat per dimension of the log-density.
+        columns: estimates that the trace gives.
     """
     dims = x0[0].numel()
 
     def derivative(phi: float, state: Tensor) -> Tensor:
         with torch.enable_grad():
-            x = state[:, :-1].reshape_as(x0).detach().requires_grad_()
+            x = state[:, :dims].reshape_as(x0).detach().requires_grad_()
             t = torch.full((x.shape[0],), math.sin(phi), dtype=torch.float64, device=x.device)
             F = field(x, t)
-            divergence = trace(F, x)
-        return math.sin(phi) * torch.cat([F.detach().flatten(1), divergence[:, None] / dims], 1)
+            divergence = trace(F, x).view(len(x), -1)
+        return math.sin(phi) * torch.cat([F.detach().flatten(1), divergence / dims], 1)
 
-    start = torch.cat([x0.flatten(1), x0.new_zeros(x0.shape[0], 1)], 1)
+    start = torch.cat([x0.flatten(1), x0.new_zeros(x0.shape[0], columns)], 1)
     end, nfe = dormand_prince(derivative, start, 0.0, math.pi / 2, tolerance)
-    latent = end[:, :-1].reshape_as(x0)
-    return OdeLikelihood(normal_nll(latent) - dims * end[:, -1], nfe, latent)
+    latent = end[:, :dims].reshape_as(x0)
+    nll = normal_nll(latent)[:, None] - dims * end[:, dims:]
+    return OdeLikelihood(nll[:, 0] if columns == 1 else nll, nfe, latent)
 
 
 # Dormand & Prince 1980: nodes, stage weights; the last stage row is the fifth-order step, and ERROR its

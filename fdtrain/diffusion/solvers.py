@@ -18,8 +18,9 @@ from fdtrain.diffusion.predictor import Field, score
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The field ``F`` at time ``t``."""
+    """The field ``F`` at ``x`` and time ``t``."""
 
+    x: Tensor
     F: Tensor
     t: float
 
@@ -29,7 +30,7 @@ def _alpha(t: float) -> float:
 
 
 def _evaluate(field: Field, x: Tensor, t: float) -> Evaluation:
-    return Evaluation(field(x, torch.full((x.shape[0],), t, dtype=torch.float64, device=x.device)), t)
+    return Evaluation(x, field(x, torch.full((x.shape[0],), t, dtype=torch.float64, device=x.device)), t)
 
 
 def sde1(field: Field, x: Tensor, now: Evaluation, t: float, before: Evaluation | None, z: Tensor) -> Tensor:
@@ -54,7 +55,7 @@ def _sde_step(x: Tensor, now: Evaluation, t: float, integral: Tensor, z: Tensor)
 
 
 def ode1(field: Field, x: Tensor, now: Evaluation, t: float, before: Evaluation | None, z: None) -> Tensor:
-    """First order in ``alpha``, which is DDIM: ``dx = -F d(alpha)``."""
+    """First order in ``alpha``: ``dx = -F d(alpha)``."""
     return x - (_alpha(t) - _alpha(now.t)) * now.F
 
 
@@ -75,6 +76,30 @@ def heun(field: Field, x: Tensor, now: Evaluation, t: float, before: Evaluation 
     return x + 0.5 * step * (slope + t * ahead.F)
 
 
+def dpmpp2m(field: Field, x: Tensor, now: Evaluation, t: float, before: Evaluation | None, z: None) -> Tensor:
+    """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): multistep on ``x0_hat`` in ``l = log(alpha / t)``.
+
+    ``x_t = (t/s) x_s - (alpha_s t/s - alpha_t) D``, ``D = x0_s + (x0_s - x0_r) (l_t - l_s) / (2 (l_s - l_r))``. Where
+    ``l`` is infinite the extrapolation has nothing to go by: none from ``r = 1``, by the formula itself, and none to
+    ``t = 0``. Those first-order steps are DDIM's, ``alpha_t x0_hat + t eps_hat``.
+    """
+    s = now.t
+    D = _x0(now)
+    if before is not None and t > 0:
+        D = D + (D - _x0(before)) * _half_log_snr_step(s, t) / (2 * _half_log_snr_step(before.t, s))
+    return t / s * x - (_alpha(s) * t / s - _alpha(t)) * D
+
+
+def _x0(evaluation: Evaluation) -> Tensor:
+    """The predicted image ``alpha x - t^2 F``."""
+    return _alpha(evaluation.t) * evaluation.x - evaluation.t**2 * evaluation.F
+
+
+def _half_log_snr_step(s: float, t: float) -> float:
+    """``l_t - l_s``; infinite from ``s = 1``."""
+    return math.log(_alpha(t) * s / (t * _alpha(s))) if s < 1 else math.inf
+
+
 @dataclass(frozen=True)
 class Solver:
     """A stepping function, and what a caller must know about it."""
@@ -90,6 +115,7 @@ SOLVERS = {
     "ode1": Solver(ode1, stochastic=False),
     "ode2": Solver(ode2, stochastic=False),
     "heun": Solver(heun, stochastic=False, evaluations_per_step=2),
+    "dpmpp2m": Solver(dpmpp2m, stochastic=False),
 }
 
 GRIDS: dict[str, Callable[[np.ndarray, float], np.ndarray]] = {

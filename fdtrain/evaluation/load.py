@@ -1,32 +1,58 @@
 """Find and load a trained model: from an export, a checkpoint or a run folder. Needs no DeepSpeed, runs no code."""
 
-import shutil
+import sys
 from pathlib import Path
+
+from safetensors.torch import save_file
 
 from fdtrain.errors import UserError
 from fdtrain.networks.model import Model, ModelSpec, load_weights
+from fdtrain.training import checkpoint
+from fdtrain.training.parts import AVERAGE, Parts
 
-# The same two files under the names of an export and of a checkpoint.
-NAMES = (("config.json", "model.safetensors"), ("model.json", "ema.safetensors"))
+SPEC_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+"""Of an export."""
 
 
 def find_model(path: str | Path) -> tuple[Path, Path]:
     """Description and averaged weights of the model that ``path`` stands for; of a run, its newest checkpoint's.
 
+    The weights are a file, or the folder of a checkpoint, whose parts hold them.
+
     Raises:
-        UserError: there is no model.
+        UserError: there is no model, or the checkpoint is damaged.
     """
     folder = Path(path)
     if not folder.is_dir():
         raise UserError(f"no folder {folder}. Give a run, a checkpoint or an export.")
-    latest = folder / "checkpoints" / "latest"
-    if latest.is_file():
-        folder = latest.parent / latest.read_text().strip()
-    for names in NAMES:
-        spec, weights = (folder / name for name in names)
-        if spec.is_file() and weights.is_file():
-            return spec, weights
-    raise UserError(f"{path} holds no model: neither {' nor '.join(f'{a} with {b}' for a, b in NAMES)}.")
+    if (folder / SPEC_FILE).is_file() and (folder / WEIGHTS_FILE).is_file():
+        return folder / SPEC_FILE, folder / WEIGHTS_FILE
+    if (folder / "checkpoints").is_dir():
+        folder = _newest(folder)
+    elif not (folder / checkpoint.MODEL_FILE).is_file():
+        raise UserError(f"{path} holds no model: it is no run with a checkpoint, no checkpoint, and no export.")
+    elif fault := checkpoint.fault(folder):
+        raise _damaged(folder, fault)
+    return folder / checkpoint.MODEL_FILE, folder
+
+
+def _newest(run: Path) -> Path:
+    """The newest sound checkpoint of a run."""
+    newest = checkpoint.newest_step(run)
+    if newest is None:
+        raise UserError(f"{run} holds no checkpoint yet. Wait for the first, or look at checkpoint.every.")
+    fault = checkpoint.fault(newest)
+    if fault is None:
+        return newest
+    sound, _ = checkpoint.newest(run, lambda path: None)
+    if sound is None:
+        raise _damaged(newest, fault)
+    print(f"fdtrain: {newest} is damaged ({fault}); taking {sound.name}", file=sys.stderr)
+    return sound
+
+
+def _damaged(folder: Path, fault: str) -> UserError:
+    return UserError(f"{folder} is damaged: {fault}. Take another checkpoint.")
 
 
 def load_model(path: str | Path) -> tuple[Model, ModelSpec]:
@@ -35,26 +61,33 @@ def load_model(path: str | Path) -> tuple[Model, ModelSpec]:
     Raises:
         UserError: there is no model, or its files are broken.
     """
-    spec_file, weights = find_model(path)
+    return read_model(*find_model(path))
+
+
+def read_model(spec_file: Path, weights: Path) -> tuple[Model, ModelSpec]:
+    """:func:`load_model` of what :func:`find_model` has found."""
     spec = ModelSpec.load(spec_file)
-    return load_weights(spec, weights), spec
+    if weights.is_file():
+        return load_weights(spec, weights), spec
+    model = Model(spec).eval().requires_grad_(False)
+    model.load_state_dict(Parts(weights).whole(AVERAGE, {name: p.shape for name, p in model.named_parameters()}))
+    return model, spec
 
 
 def export(path: str | Path, destination: str | Path) -> Path:
-    """Copy the averaged weights and what rebuilds the model into a folder of their own.
+    """Write the averaged weights and what rebuilds the model into a folder of their own.
 
     The folder holds ``model.safetensors`` and ``config.json``; :func:`load_model` reads it.
 
     Raises:
         UserError: nothing to export, or the folder cannot be written.
     """
-    load_model(path)  # Nothing is exported that cannot be loaded.
-    spec_file, weights = find_model(path)
+    model, spec = load_model(path)
     destination = Path(destination)
     try:
         destination.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(weights, destination / "model.safetensors")
-        shutil.copyfile(spec_file, destination / "config.json")
+        save_file(model.state_dict(), destination / WEIGHTS_FILE)
+        spec.save(destination / SPEC_FILE)
     except OSError as error:
         raise UserError(f"cannot write into {destination} ({error.strerror}).") from error
     return destination

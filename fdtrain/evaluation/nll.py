@@ -4,15 +4,22 @@ Every draw belongs to an image: its stream is keyed by (seed, image), so a value
 sizes or on how the images are shared among processes.
 """
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fdtrain.data.split import Split
-from fdtrain.diffusion.likelihood import exact_trace, hutchinson_trace, ode_nll
-from fdtrain.diffusion.objective import bits_per_dim, dequantise, nelbo
+from fdtrain.diffusion.likelihood import (
+    crossed_importance_bound,
+    exact_trace,
+    hutchinson_trace,
+    importance_bound,
+    ode_nll,
+)
+from fdtrain.diffusion.objective import bits_per_dim, correction, dequantise, nelbo
 from fdtrain.diffusion.time_sampling import TimeDensity
 from fdtrain.errors import UserError
 from fdtrain.networks.model import Model, ModelSpec
@@ -43,25 +50,124 @@ def elbo(
     seed: int = 0,
     batch: int = 256,
     dtype: torch.dtype = torch.float32,
-    progress: Callable[[int], None] = lambda images: None,
+    antithetic: bool = False,
 ) -> Tensor:
     """Negative ELBO of each image in bits/dim, ``(len(images), draws)``, float64, on the CPU.
 
-    Each image has ``draws`` draws of dequantisation, time and noise, the times stratified over them.
+    Each image has ``draws`` draws of dequantisation, time and noise, the times stratified over them, in the order of
+    their strata. Antithetic draws (an even number) come in pairs with noise ``eps`` and ``-eps``, all else equal: a
+    pair counts as one, and the result is ``(len(images), draws / 2)``.
+
+    Raises:
+        UserError: the model's output is not finite.
     """
     values = []
     for chunk in _chunks(images, max(1, batch // draws)):
-        levels, label = split.batch(chunk)
-        u, uniform, eps = (_stack(parts, dtype) for parts in zip(*(_draws(spec, draws, seed, i) for i in chunk)))
-        device = next(model.parameters()).device
-        t = density.quantile(u.double().flatten())
-        x0 = dequantise(levels[:, None], uniform, spec.levels).flatten(0, 1).to(device)
-        label = label.repeat_interleave(draws).to(device) if spec.classes else None
-        with torch.no_grad():
-            nats = nelbo(model.field(label), x0, eps.flatten(0, 1).to(device), t.to(device), density.pdf(t).to(device))
-        values.append(bits_per_dim(nats.double().cpu().view(len(chunk), draws), spec.dims, spec.levels))
-        progress(len(chunk))
+        drawn = zip(*(_draws(spec, draws, seed, i) for i in chunk))
+        u, uniform, eps = (_stack(parts, kind) for parts, kind in zip(drawn, (torch.float64, dtype, dtype)))
+        order = u.argsort(1)
+        if antithetic:
+            # A pair shares the stratum, of twice the width, and the place in it.
+            order = order[:, ::2].repeat_interleave(2, 1)
+        u, uniform, eps = (_rows(x, order) for x in (u, uniform, eps))
+        if antithetic:
+            rank = torch.arange(draws // 2).repeat_interleave(2)
+            u = (rank + (u * draws) % 1) / (draws // 2)
+            eps[:, 1::2].neg_()
+        nats = _nelbo(model, spec, split, chunk, density, u, uniform, eps, batch)
+        if antithetic:
+            nats = nats.view(len(chunk), -1, 2).mean(2)
+        values.append(bits_per_dim(nats, spec.dims, spec.levels))
     return torch.cat(values)
+
+
+def elbo_importance(
+    model: Model,
+    spec: ModelSpec,
+    split: Split,
+    images: range,
+    density: TimeDensity,
+    draws: int,
+    dequantisations: int,
+    seed: int = 0,
+    batch: int = 256,
+    dtype: torch.dtype = torch.float32,
+    antithetic: bool = False,
+) -> Tensor:
+    """The importance-weighted bound over dequantisations, by crossed halves, and the plain one of the same draws.
+
+    Bits/dim, ``(len(images), 2)``: the draws' noise is mostly common to both, so their difference is known better.
+    Each of an image's dequantisations gets the same ``draws`` (an even number) of time and noise, of which one
+    stratified half chooses the weights and another estimates: :func:`crossed_importance_bound`.
+
+    Raises:
+        UserError: the model's output is not finite.
+    """
+    values = []
+    for chunk in _chunks(images, max(1, batch // draws)):
+        us, epss = [], []
+        for image in chunk:
+            own = stream(seed, Purpose.EVALUATE, image, 0)
+            u, eps = own.random((2, draws // 2)), own.standard_normal((2, draws // 2, *spec.shape), dtype=np.float32)
+            if antithetic:
+                u, eps[:, 1::2] = u[:, ::2].repeat(2, 1), -eps[:, ::2]
+                u = (np.arange(draws // 2) // 2 + u) / (draws // 4)
+            else:
+                u = (np.arange(draws // 2) + u) / (draws // 2)
+            us.append(u.reshape(draws))
+            epss.append(eps.reshape(draws, *spec.shape))
+        u, eps = _stack(us, torch.float64), _stack(epss, dtype)
+        nats = []
+        for k in range(dequantisations):
+            uniform = _stack([_uniform(spec, seed, i, k + 1) for i in chunk], dtype)[:, None].expand_as(eps)
+            nats.append(_nelbo(model, spec, split, chunk, density, u, uniform, eps, batch))
+        halves = torch.stack(nats, 2)
+        if antithetic:
+            halves = halves.view(len(chunk), draws // 2, 2, -1).mean(2)
+        bound = crossed_importance_bound(*halves.chunk(2, dim=1))
+        values.append(bits_per_dim(torch.stack([bound, halves.mean((1, 2))], 1), spec.dims, spec.levels))
+    return torch.cat(values)
+
+
+def correction_by_stratum(
+    model: Model,
+    spec: ModelSpec,
+    split: Split,
+    images: range,
+    density: TimeDensity,
+    strata: int,
+    seed: int = 0,
+    batch: int = 256,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """The bound's integral, one estimate per image and stratum of the time quantile: bits/dim ``(images, strata)``.
+
+    Its mean is the bound less the standard normal's part.
+    """
+    values = []
+    for chunk in _chunks(images, max(1, batch // strata)):
+        drawn = zip(*(_draws(spec, strata, seed, i) for i in chunk))
+        u, uniform, eps = (_stack(parts, kind) for parts, kind in zip(drawn, (torch.float64, dtype, dtype)))
+        u, uniform, eps = (_rows(x, u.argsort(1)) for x in (u, uniform, eps))
+        values.append(_nelbo(model, spec, split, chunk, density, u, uniform, eps, batch, correction))
+    return torch.cat(values) / (spec.dims * math.log(2))
+
+
+def _nelbo(model, spec, split, images, density, u, uniform, eps, batch, measure=nelbo) -> Tensor:
+    """Negative ELBO, or another ``measure``, in nats, ``(images, draws)``, at time quantiles ``u``."""
+    levels, label = split.batch(images)
+    device, draws = next(model.parameters()).device, u.shape[1]
+    t = density.quantile(u.flatten())
+    x0, eps = dequantise(levels[:, None], uniform, spec.levels).flatten(0, 1), eps.flatten(0, 1)
+    label = label.repeat_interleave(draws)
+    nats = []
+    for i in range(0, len(t), batch):
+        part = slice(i, i + batch)
+        field = model.field(label[part].to(device) if spec.classes else None)
+        with torch.no_grad():
+            parts = (x0[part], eps[part], t[part], density.pdf(t[part]))
+            nats.append(measure(field, *(x.to(device) for x in parts)).double().cpu())
+    return _finite(torch.cat(nats).view(-1, draws), images)
 
 
 def _draws(spec: ModelSpec, draws: int, seed: int, image: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -78,37 +184,87 @@ def ode(
     split: Split,
     images: range,
     tolerance: float = 1e-5,
+    dequantisations: int = 1,
+    exact: bool = True,
     seed: int = 0,
     batch: int = 256,
     dtype: torch.dtype = torch.float32,
-    progress: Callable[[int], None] = lambda images: None,
-) -> tuple[Tensor, float]:
-    """Bits/dim of each image by the ODE, one dequantisation each: ``(len(images), 1)``, and the mean NFE.
+) -> tuple[Tensor, Tensor]:
+    """``-log p`` by the ODE in nats, ``(len(images), dequantisations, probes)``, and the NFE, ``(len(images),)``.
 
-    A bound too, through uniform dequantisation, but with nothing truncated. The divergence is exact up to
-    :data:`EXACT_TRACE_DIMS` dimensions, Hutchinson's estimate with one probe per image above.
+    The divergence is exact (``probes`` is 1), or Hutchinson's estimate: by one probe for one dequantisation, by two,
+    the same for all of an image's, for several. :func:`ode_bits` makes bits/dim of it.
+
+    Raises:
+        UserError: the model's output is not finite.
     """
-    values, evaluations = [], 0
+    count = probes(exact, dequantisations)
+    device, values, evaluations = next(model.parameters()).device, [], []
     for chunk in _chunks(images, batch):
         levels, label = split.batch(chunk)
-        uniform, probe = (_stack(parts, dtype) for parts in zip(*(_ode_draws(spec, seed, i) for i in chunk)))
-        device = next(model.parameters()).device
-        label = label.to(device) if spec.classes else None
-        trace = exact_trace if spec.dims <= EXACT_TRACE_DIMS else hutchinson_trace(probe.to(device))
-        x0 = dequantise(levels, uniform, spec.levels).to(device)
-        result = ode_nll(model.field(label), x0, trace, tolerance)
-        values.append(bits_per_dim(result.nll.double().cpu()[:, None], spec.dims, spec.levels))
-        evaluations += result.nfe * len(chunk)
-        progress(len(chunk))
-    return torch.cat(values), evaluations / len(images)
+        field = model.field(label.to(device) if spec.classes else None)
+        trace = exact_trace
+        if not exact:
+            drawn = _stack([_probes(spec, count, seed, i) for i in chunk], dtype).to(device)
+            trace = hutchinson_trace(*drawn.unbind(1))
+        nats, nfe = [], 0
+        for k in range(dequantisations):
+            uniform = _stack([_uniform(spec, seed, i, k) for i in chunk], dtype)
+            x0 = dequantise(levels, uniform, spec.levels).to(device)
+            try:
+                result = ode_nll(field, x0, trace, tolerance, count)
+            except FloatingPointError as error:
+                raise UserError(
+                    f"images {chunk.start} to {chunk.stop - 1}: {error}: its weights are broken, "
+                    "or the precision too low; try --float64."
+                ) from error
+            nats.append(_finite(result.nll.double().cpu().view(len(chunk), count), chunk))
+            nfe += result.nfe
+        values.append(torch.stack(nats, 1))
+        evaluations.append(torch.full((len(chunk),), float(nfe), dtype=torch.float64))
+    return torch.cat(values), torch.cat(evaluations)
 
 
-def _ode_draws(spec: ModelSpec, seed: int, image: int) -> tuple[np.ndarray, np.ndarray]:
+def probes(exact: bool, dequantisations: int) -> int:
+    """Estimates of the divergence that :func:`ode` makes: two where one must choose weights and one estimate."""
+    return 1 if exact or dequantisations == 1 else 2
+
+
+def ode_bits(nats: Tensor, spec: ModelSpec) -> Tensor:
+    """Bits/dim of each image, ``(images, 1)``, from :func:`ode`: the importance-weighted bound of several."""
+    if nats.shape[1] == 1:
+        bound = nats[:, 0, 0]
+    elif nats.shape[2] == 1:
+        bound = importance_bound(nats[..., 0])
+    else:
+        bound = crossed_importance_bound(nats[:, None, :, 0], nats[:, None, :, 1])
+    return bits_per_dim(bound[:, None], spec.dims, spec.levels)
+
+
+def _uniform(spec: ModelSpec, seed: int, image: int, number: int) -> np.ndarray:
+    """The dequantisation of an image with the given number."""
+    return stream(seed, Purpose.EVALUATE, image, number).random(spec.shape, dtype=np.float32)
+
+
+def _probes(spec: ModelSpec, count: int, seed: int, image: int) -> np.ndarray:
     own = stream(seed, Purpose.EVALUATE, image)
-    return own.random(spec.shape, dtype=np.float32), 2.0 * own.integers(0, 2, spec.shape) - 1.0
+    own.random(spec.shape, dtype=np.float32)  # The first dequantisation comes before.
+    return (2 * own.integers(0, 2, (count, *spec.shape)) - 1).astype(np.float32)
 
 
-def _stack(parts: tuple[np.ndarray, ...], dtype: torch.dtype) -> Tensor:
+def _finite(nats: Tensor, images: range) -> Tensor:
+    broken = ~torch.isfinite(nats.flatten(1)).all(1)
+    if broken.any():
+        image = images[int(broken.nonzero()[0])]
+        raise UserError(f"the model's output is not finite at image {image}: its weights are broken.")
+    return nats
+
+
+def _rows(x: Tensor, order: Tensor) -> Tensor:
+    return torch.stack([row[o] for row, o in zip(x, order)])
+
+
+def _stack(parts: Sequence[np.ndarray], dtype: torch.dtype) -> Tensor:
     return torch.from_numpy(np.stack(parts)).to(dtype)
 
 

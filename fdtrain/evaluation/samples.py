@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from fdtrain.diffusion.objective import quantise
-from fdtrain.diffusion.predictor import Field, x0_hat
+from fdtrain.diffusion.predictor import x0_hat
 from fdtrain.diffusion.solvers import sample
 from fdtrain.errors import UserError
 from fdtrain.networks.model import Model, ModelSpec
@@ -38,42 +38,60 @@ def draw(
     solver: str = "sde2",
     seed: int = 0,
     batch: int = 256,
-    guidance: float = 1.0,
-    progress: Callable[[int], None] = lambda images: None,
 ) -> Samples:
-    """Sample the images with the given numbers.
+    """Sample the images with the given numbers, and keep their paths. Arguments and errors as of :func:`solve`."""
+    parts = []
+    for i in range(0, len(images), batch):
+        part = slice(i, i + batch)
+        parts.append(_with_path(model, spec, images[part], labels and labels[part], times, solver, seed))
+    return Samples(torch.cat([p.levels for p in parts]), torch.cat([p.path for p in parts]))
+
+
+@torch.no_grad()
+def solve(
+    model: Model,
+    spec: ModelSpec,
+    images: Sequence[int],
+    labels: Sequence[int] | None,
+    times: Sequence[float],
+    solver: str = "sde2",
+    seed: int = 0,
+    guidance: float = 1.0,
+    observe: Callable[[int, float, Tensor, Tensor], None] | None = None,
+) -> Tensor:
+    """The images with the given numbers before they are rounded to levels, ``(n, C, H, W)`` on the model's device.
 
     Args:
         labels: one class per image, for a class-conditional model.
         times: falling from 1 to 0, as :func:`fdtrain.diffusion.solvers.time_grid` makes.
         guidance: 1 samples the model itself; see :meth:`Model.field`.
+        observe: as of :func:`fdtrain.diffusion.solvers.sample`.
 
     Raises:
         UserError: the model's output is not finite, or it cannot be guided.
     """
     device = next(model.parameters()).device
-    parts = []
-    for i in range(0, len(images), batch):
-        chunk = images[i : i + batch]
-        label = torch.tensor(labels[i : i + batch], device=device) if labels else None
-        parts.append(_draw_batch(model.field(label, guidance), spec, chunk, device, times, solver, seed))
-        progress(len(chunk))
-    return Samples(torch.cat([p.levels for p in parts]), torch.cat([p.path for p in parts]))
+    field = model.field(torch.tensor(labels, device=device) if labels else None, guidance)
+
+    def noise(step: int) -> Tensor:
+        return torch.stack([normal(spec.shape, device, seed, Purpose.SAMPLE, image, step + 1) for image in images])
+
+    # noise(-1) is the draw of x_1.
+    x = sample(field, noise(-1), times, solver, noise, observe)
+    if not torch.isfinite(x).all():
+        raise UserError("the model's output is not finite: its weights are broken, or training diverged.")
+    return x
 
 
-@torch.no_grad()
-def _draw_batch(
-    field: Field,
+def _with_path(
+    model: Model,
     spec: ModelSpec,
     images: Sequence[int],
-    device: torch.device,
+    labels: Sequence[int] | None,
     times: Sequence[float],
     solver: str,
     seed: int,
 ) -> Samples:
-    def noise(step: int) -> Tensor:
-        return torch.stack([normal(spec.shape, device, seed, Purpose.SAMPLE, image, step + 1) for image in images])
-
     # Evenly in time, of the steps there are: a grid that is dense near the data changes little there.
     wanted = np.linspace(1, 0, PATH_IMAGES)[:-1]
     kept = [int(np.abs(np.asarray(times[:-1]) - t).argmin()) for t in wanted]
@@ -81,13 +99,10 @@ def _draw_batch(
 
     def observe(step: int, t: float, x: Tensor, F: Tensor) -> None:
         for _ in range(kept.count(step)):
-            time = torch.full((len(x),), t, dtype=torch.float64, device=device)
+            time = torch.full((len(x),), t, dtype=torch.float64, device=x.device)
             path.append(quantise(x0_hat(F, x, time), spec.levels))
 
-    # noise(-1) is the draw of x_1.
-    x = sample(field, noise(-1), times, solver, noise, observe)
-    if not torch.isfinite(x).all():
-        raise UserError("the model's output is not finite: its weights are broken, or training diverged.")
+    x = solve(model, spec, images, labels, times, solver, seed, observe=observe)
     path.append(quantise(x, spec.levels))
     return Samples(path[-1].cpu(), torch.stack(path, 1).cpu())
 
@@ -112,7 +127,7 @@ def grid(images: Tensor, columns: int, zoom: int = 1) -> Tensor:
 def save_png(pixels: Tensor, path: Path) -> None:
     """Write ``(C, H, W)`` uint8, one channel or three."""
     array = np.ascontiguousarray(pixels.permute(1, 2, 0).numpy())
-    Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(path)
+    Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(path, "png")
 
 
 def zoom_for(size: int) -> int:

@@ -11,6 +11,7 @@ def group_norm(channels: int) -> nn.GroupNorm:
 
 def pixel_attention(x: Tensor, norm: nn.Module, qkv: nn.Module, out: nn.Module) -> Tensor:
     """Single-head self-attention over the pixels of ``x`` ``(B, C, H, W)``: the branch, to be added to ``x``."""
-    q, k, v = qkv(norm(x)).flatten(2).transpose(1, 2).chunk(3, -1)
+    # Contiguous: the fused kernels want the channels of a pixel side by side.
+    q, k, v = qkv(norm(x)).flatten(2).transpose(1, 2).contiguous().chunk(3, -1)
     h = nnf.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])[:, 0]
     return out(h.transpose(1, 2).reshape(x.shape))

@@ -42,6 +42,8 @@ def test_an_image_depends_on_its_number_alone():
     alone = samples.draw(model, DIGITS, [4], None, times).levels.int()
     assert (together[4] - alone[0]).abs().max() <= 1
     assert (together[4] - together[3]).abs().max() > 1
+    solved = [samples.solve(model, DIGITS, images, None, times, "heun", seed=1) for images in (range(4), [2])]
+    torch.testing.assert_close(solved[1][0], solved[0][2])
 
 
 def test_a_model_that_diverged_is_reported():

@@ -1,0 +1,154 @@
+"""Figures of sampling and Frechet distances (docs/performance.md), on a trained run of the digits.
+
+    python benchmarks/evaluate.py distance runs/digits data/digits export/digits-features --seeds 0 1 2
+    python benchmarks/evaluate.py moments data/digits export/digits-features
+    python benchmarks/evaluate.py processes runs/digits data/digits export/digits-features
+
+distance: the second-order SDE solver at 50 evaluations against Euler-Maruyama on the linear-beta VP-SDE cut at 1e-3, at
+1,000, both on the same model and from the same first noise. moments: features with their statistics over the feature
+network alone, in turn. processes: images/s of drawing and measuring on two processes over one, a thread each.
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fdtrain import ranks
+from fdtrain.data.split import Split
+from fdtrain.diffusion.objective import quantise
+from fdtrain.diffusion.solvers import euler_maruyama
+from fdtrain.evaluation import device, pixels
+from fdtrain.evaluation.drawing import Drawing
+from fdtrain.evaluation.features import open_features
+from fdtrain.evaluation.frechet import frechet_distance
+from fdtrain.evaluation.load import load_model
+from fdtrain.evaluation.measure import measure
+from fdtrain.evaluation.samples import to_pixels
+from fdtrain.networks.model import Model, ModelSpec
+from fdtrain.randomness import Purpose, normal
+
+CPU = torch.device("cpu")
+
+
+@torch.no_grad()
+def truncated(model: Model, spec: ModelSpec, images: range, seed: int, steps: int) -> Tensor:
+    """Euler-Maruyama's pixels."""
+
+    def noise(step: int) -> Tensor:
+        return torch.stack([normal(spec.shape, CPU, seed, Purpose.SAMPLE, image, step + 1) for image in images])
+
+    x = euler_maruyama(model.field(), noise(-1), steps, noise, t_min=1e-3)
+    return to_pixels(quantise(x, spec.levels), spec.levels)
+
+
+def distance(arguments: argparse.Namespace) -> None:
+    model, spec = load_model(arguments.run)
+    network = open_features(arguments.features, CPU)
+    split = pixels.of_split(Split(arguments.data, "train"))
+    reference = measure(network, split, split.count, 256, CPU).moments
+    how, count = Drawing("sde2", arguments.grid, arguments.steps), arguments.images
+    found: dict[str, list[float]] = {}
+    for seed in arguments.seeds:
+        ours = pixels.of_model(model, spec, how, seed, count)
+        theirs = pixels.PixelSet(
+            "truncated", count, spec.shape, lambda i, s=seed: truncated(model, spec, i, s, arguments.truncated), {}
+        )
+        for name, images in (
+            (f"sde2, {arguments.grid} grid, {how.nfe} evaluations", ours),
+            (f"Euler-Maruyama cut at 1e-3, {arguments.truncated} evaluations", theirs),
+        ):
+            value = frechet_distance(measure(network, images, count, 256, CPU).moments, reference)
+            found.setdefault(name, []).append(value)
+            print(f"seed {seed}: {name}: {value:.4f}", flush=True)
+    print(f"{network.title} of {count} images to {split.count} of {split.name}, mean and standard deviation over seeds")
+    for name, values in found.items():
+        spread = statistics.stdev(values) if len(values) > 1 else float("nan")
+        print(f"{name}: {statistics.mean(values):.4f} +- {spread:.4f}")
+
+
+def moments(arguments: argparse.Namespace) -> None:
+    network = open_features(arguments.features, CPU)
+    split = pixels.of_split(Split(arguments.data, "train"))
+    held = split.batch(range(split.count)).repeat(8, 1, 1, 1)
+    images = pixels.held("held", held)
+    chunks = [range(i, min(i + 256, len(held))) for i in range(0, len(held), 256)]
+
+    def alone() -> None:
+        for chunk in chunks:
+            network.run(images.batch(chunk))
+
+    rates: dict[str, list[float]] = {"network alone": [], "with statistics": []}
+    for _ in range(arguments.rounds + 1):
+        for name, work in (
+            ("network alone", alone),
+            ("with statistics", lambda: measure(network, images, images.count, 256, CPU)),
+        ):
+            begin = time.process_time()
+            work()
+            rates[name].append(len(held) / (time.process_time() - begin))
+    # The first round warms up. Processor time: what other processes take does not count.
+    kept = {name: values[1:] for name, values in rates.items()}
+    for name, values in kept.items():
+        print(f"{name}: {statistics.median(values):.0f} images/s")
+    ratios = [b / a for a, b in zip(*kept.values())]
+    print(f"ratio {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})")
+
+
+def processes(arguments: argparse.Namespace) -> None:
+    rates: dict[int, list[float]] = {1: [], 2: []}
+    for _ in range(arguments.rounds):
+        for count in rates:
+            command = ["torchrun", "--standalone", "--nproc_per_node", str(count), __file__, "worker"]
+            command += [arguments.run, arguments.data, arguments.features, "--images", str(arguments.images)]
+            environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+            command[0] = str(Path(sys.executable).parent / command[0])
+            found = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+            rates[count].append(float(found.stdout.split()[-1]))
+    for count, values in rates.items():
+        print(f"{count} processes: {statistics.median(values):.0f} images/s")
+    ratios = [b / a for a, b in zip(rates[1], rates[2])]
+    print(f"ratio {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
+
+
+def worker(arguments: argparse.Namespace) -> None:
+    place = device.join(None)
+    model, spec = load_model(arguments.run)
+    network = open_features(arguments.features, place)
+    drawn = pixels.of_model(model.to(place), spec, Drawing(steps=20), 0, arguments.images)
+    measure(network, drawn, 64 * ranks.world_size(), 64, place)
+    device.wait_for_all(place)
+    begin = time.perf_counter()
+    measure(network, drawn, arguments.images, 64, place)
+    if ranks.rank() == 0:
+        print(arguments.images / (time.perf_counter() - begin))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    for name, work in (("distance", distance), ("moments", moments), ("processes", processes), ("worker", worker)):
+        command = commands.add_parser(name)
+        command.set_defaults(work=work)
+        if name != "moments":
+            command.add_argument("run", help="a trained run, checkpoint or export")
+        command.add_argument("data", help="the packed digits")
+        command.add_argument("features", help="folder of features")
+        command.add_argument("--images", type=int, default=500 if name == "distance" else 1024)
+        command.add_argument("--rounds", type=int, default=3)
+        command.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+        command.add_argument("--steps", type=int, default=50)
+        command.add_argument("--truncated", type=int, default=1000)
+        command.add_argument("--grid", default="asinh")
+    arguments = parser.parse_args()
+    arguments.work(arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+"""Curves as pictures: samples against evaluations, the bound and its variance against time.
+
+Writes the run's evaluation/curve_SPLIT.json and the pictures made of it (.png) beside it, and shows them in the run's
+TensorBoard. When it is interrupted, the same command goes on where it was.
+"""
+
+import argparse
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fdtrain import ranks
+from fdtrain.data.split import Split
+from fdtrain.diffusion.objective import quantise
+from fdtrain.diffusion.solvers import GRIDS, SOLVERS
+from fdtrain.diffusion.time_sampling import time_density
+from fdtrain.errors import UserError
+from fdtrain.evaluation import curves, features, figures, kept, nll, pixels, result
+from fdtrain.evaluation.drawing import Drawing
+from fdtrain.evaluation.frechet import frechet_distance
+from fdtrain.evaluation.measure import measure
+from fdtrain.evaluation.moments import Moments
+from fdtrain.evaluation.pixels import PixelSet
+from fdtrain.evaluation.samples import to_pixels
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="a run (its newest checkpoint), a checkpoint, or an export")
+    parser.add_argument("--data", required=True, help="a packed data set")
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--features", help="to measure samples by, as in fid; default: the pixels")
+    parser.add_argument("--images", type=int, default=256, help="samples of each point; images of the bound's curves")
+    parser.add_argument("--solvers", nargs="+", default=["sde1", "sde2", "ode1", "ode2", "heun"], metavar="SOLVER")
+    parser.add_argument("--grids", nargs="+", default=["asinh"], metavar="GRID", help=", ".join(GRIDS))
+    parser.add_argument("--nfe", type=int, nargs="+", default=[6, 10, 20, 50], help="evaluations per image")
+    parser.add_argument("--reference", type=int, default=200, help="evaluations of the reference ODE solution")
+    parser.add_argument("--strata", type=int, default=32, help="of the time, for the bound's curves")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--batch", type=int, default=256, help="of evaluations, on each process")
+    parser.add_argument("--json", type=Path, help="write data and pictures there too; a must for what is not a run")
+    parser.add_argument("--device", help="such as cpu or cuda:1; by default the GPU, where there is one")
+
+
+def run(arguments: argparse.Namespace) -> tuple[Path, int, dict[str, Path]] | None:
+    """Returns the run, the step and the pictures by name, for TensorBoard; None if there is no run."""
+    _check(arguments)
+    start = time.perf_counter()
+    model, spec, subject = result.open_model(arguments.model)
+    paths = list(filter(None, (subject.results and subject.results / f"curve_{arguments.split}.json", arguments.json)))
+    if not paths:
+        raise UserError(f"{arguments.model} is not a run: say with --json where the curves go.")
+    split = Split(arguments.data, arguments.split)
+    nll.check_same_images(spec, split)
+    model.to(arguments.device)
+    named = arguments.features
+    network = features.open_features(named, arguments.device) if named else features.of_pixels(spec.shape)
+    shared = {**subject.identity(), **result.split_identity(split), "seed": arguments.seed, "batch": arguments.batch}
+    found = {"kind": "curve", **shared, "images": arguments.images}
+    folders = []
+
+    def over_images(name: str, count: int, chunk: int, columns: int, compute, about: dict[str, Any]) -> Tensor:
+        folders.append(kept.folder_for(paths[0].parent, {**shared, "images": count, "curve": name, **about}))
+        return kept.over_images(count, chunk, columns, compute, folders[-1], arguments.device, name)
+
+    def solve(how: Drawing, images: range) -> Tensor:
+        return how.solve(model, spec, images, arguments.seed).flatten(1).double().cpu()
+
+    def samples(how: Drawing) -> Tensor:
+        chunk, name = min(arguments.batch, -(-arguments.images // 4)), f"{how.solver}, {how.grid}, {how.nfe}"
+        return over_images(name, arguments.images, chunk, spec.dims, partial(solve, how), how.describe())
+
+    def moments(images: PixelSet) -> Moments:
+        return measure(network, images, images.count, arguments.batch, arguments.device).moments
+
+    data = moments(pixels.of_split(split))
+    strata, count = arguments.strata, min(arguments.images, len(split))
+    density = time_density("asinh", spec.scale)
+    compute = partial(
+        nll.correction_by_stratum,
+        model,
+        spec,
+        split,
+        density=density,
+        strata=strata,
+        seed=arguments.seed,
+        batch=arguments.batch,
+    )
+    values = over_images("bound by time", count, max(1, arguments.batch // strata), strata, compute, {"strata": strata})
+    edges = density.quantile(torch.linspace(0, 1, strata + 1, dtype=torch.float64))
+    found["strata"] = {"images": count, "density": "asinh", **curves.by_stratum(values, edges)}
+
+    reference = samples(_drawing("heun", "angle", arguments.reference))
+    found |= {"distance": network.title, "features": network.describe()}
+    found["reference"] = {"solver": "heun", "grid": "angle", "nfe": arguments.reference}
+    found["points"] = []
+    for how in _drawings(arguments):
+        x = samples(how)
+        levels = quantise(x.view(-1, *spec.shape), spec.levels)
+        images = pixels.held(f"samples of {how.solver}", to_pixels(levels, spec.levels))
+        found["points"].append(
+            {
+                "solver": how.solver,
+                "grid": how.grid,
+                "nfe": how.nfe,
+                "distance": frechet_distance(moments(images), data),
+                # A stochastic solver has no one solution to be near to.
+                "rms": None if SOLVERS[how.solver].stochastic else curves.rms(x, reference),
+            }
+        )
+    found |= {"seconds": time.perf_counter() - start, "device": str(arguments.device)}
+    if ranks.rank() != 0:
+        return None
+    for path in paths:
+        result.write(found, path, "--json" if path == arguments.json else "the run's results")
+        pictures = draw(found, path)
+        print(f"{path}: {', '.join(p.name for p in pictures.values())}")
+    for folder in folders:
+        kept.discard(folder)
+    if not subject.run:
+        return None
+    return subject.run, subject.step or 0, pictures
+
+
+def draw(found: dict, path: Path) -> dict[str, Path]:
+    """The pictures of a result, beside the file it is in, by name."""
+    pictures = {name: path.with_name(f"{path.stem}_{name}.png") for name in ("integrand", "variance", "quality")}
+    figures.integrand(found["strata"], pictures["integrand"])
+    figures.variance(found["strata"], pictures["variance"])
+    title = f"{found['distance']} to {found['split']}, {found['images']} samples"
+    figures.quality(found["points"], "distance", title, pictures["quality"])
+    if any(point["rms"] is not None for point in found["points"]):
+        pictures["ode"] = path.with_name(f"{path.stem}_ode.png")
+        figures.quality(
+            found["points"], "rms", "RMS distance to the fine ODE solution, pixels in -1..1", pictures["ode"]
+        )
+    return pictures
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    for name in ("batch", "strata", "reference"):
+        if getattr(arguments, name) < 1:
+            raise UserError(f"--{name} must be at least 1.")
+    if arguments.images < 2 or arguments.strata < 2:
+        raise UserError("--images and --strata must be at least 2.")
+    if min(arguments.nfe) < 1 or arguments.seed < 0:
+        raise UserError("--nfe must be at least 1, and --seed not negative.")
+    for option, asked, known in (("solvers", arguments.solvers, SOLVERS), ("grids", arguments.grids, GRIDS)):
+        for name in asked:
+            if name not in known:
+                raise UserError(f"--{option}: there is no {name!r}; there are {', '.join(known)}.")
+
+
+def _drawing(solver: str, grid: str, nfe: int) -> Drawing:
+    """At most so many evaluations, one step at least."""
+    return Drawing(solver, grid, max(1, nfe // SOLVERS[solver].evaluations_per_step))
+
+
+def _drawings(arguments: argparse.Namespace) -> list[Drawing]:
+    """The points: each once, however it was asked for."""
+    points = [
+        _drawing(solver, grid, nfe)
+        for solver in arguments.solvers
+        for grid in arguments.grids
+        for nfe in sorted(arguments.nfe)
+    ]
+    return list(dict.fromkeys(points))

@@ -1,0 +1,227 @@
+"""Frechet distance of samples to a split, with kernel distance, precision and recall, and Inception Score.
+
+    python tools/evaluate.py fid runs/cifar10 --data data/cifar10 --features inception-2015-12-05.pt
+    python tools/evaluate.py fid --samples a b.npz --data data/cifar10 --features inception-2015-12-05.pt
+
+Draws sets of samples that differ by their seed alone, or takes sets that sample.py has left, and prints the mean
+over the sets and its spread. By the standard Inception's features the distance is the FID; by any others it bears
+their name.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from fdtrain import ranks
+from fdtrain.data.split import Split
+from fdtrain.errors import UserError
+from fdtrain.evaluation import drawing, frechet, nll, pixels, reference, result
+from fdtrain.evaluation.drawing import Drawing
+from fdtrain.evaluation.features import FeatureNetwork, open_features
+from fdtrain.evaluation.measure import KEPT, Measured, measure, own_chunks
+from fdtrain.evaluation.pixels import PixelSet
+from fdtrain.evaluation.reference import Reference
+
+IMAGES = 50_000
+PARTLY = "unfinished"
+"""Key of a result that lacks some of its sets. The same command goes on with it."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", nargs="?", help="a run (its newest checkpoint), a checkpoint, or an export")
+    parser.add_argument(
+        "--samples", type=Path, nargs="+", metavar="SET", help="instead of a model: folders or .npz, one a set"
+    )
+    parser.add_argument("--data", required=True, help="the packed data set to compare with")
+    parser.add_argument("--split", default="train", help="of it (default: train)")
+    parser.add_argument("--flip", action="store_true", help="compare with the split's mirror images too")
+    parser.add_argument(
+        "--features", help="TorchScript file, folder or the Inception's URL; default: the Inception kept"
+    )
+    parser.add_argument(
+        "--reference", type=Path, metavar="FILE", help="keep the split's statistics there, or use those kept"
+    )
+    parser.add_argument("--images", type=int, help=f"of a set (default: {IMAGES}; of --samples, all)")
+    parser.add_argument("--sets", type=int, default=3, help="of samples to draw (default: 3)")
+    parser.add_argument("--seed", type=int, default=0, help="of the first set; the next has the next")
+    drawing.add_arguments(parser)
+    parser.add_argument("--json", type=Path, help="write the numbers there too")
+    parser.add_argument("--device", help="such as cpu or cuda:1; by default the GPU, where there is one")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    start = time.perf_counter()
+    for name in ("images", "sets"):
+        if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
+            raise UserError(f"--{name} must be at least 1.")
+    if arguments.seed < 0:
+        raise UserError("--seed must not be negative.")
+    if (arguments.model is None) == (arguments.samples is None):
+        raise UserError("give a model to sample from, or samples with --samples.")
+    split = Split(arguments.data, arguments.split)
+    network = open_features(arguments.features, arguments.device)
+    sets, found, folder = _model_sets(arguments, split) if arguments.model else _stored_sets(arguments, split)
+    counts = {s.count for s in sets}
+    if len(counts) > 1 and arguments.images is None:
+        raise UserError(f"the sets hold {', '.join(str(s.count) for s in sets)} images. Say how many with --images.")
+    count = arguments.images or min(counts)
+    for s in sets:
+        if s.count < count:
+            raise UserError(f"{s.name} holds {s.count} images, {count} are asked for. Finish it, or lower --images.")
+    compared = _reference(arguments, split, network)
+    found = {
+        "kind": "frechet",
+        "name": network.title,
+        **found,
+        "images": count,
+        "reference": compared.about,
+        "features": network.describe(),
+        "kept": len(compared.kept),
+        "device": arguments.device.type,
+    }
+    path = folder / f"frechet_{network.identity.name}.json" if folder else None
+    targets = {str(p): (p, option) for p, option in ((path, "the run's results"), (arguments.json, "--json")) if p}
+    done = _begun(found, [p for p, _ in targets.values()])
+    for s in sets[len(done) :]:
+        with _bar(count, f"set {len(done) + 1} of {len(sets)}") as bar:
+            measured = measure(network, s, count, arguments.batch, arguments.device, scored=True, progress=bar.update)
+        # The other ranks go on with the next set.
+        done.append(_compare(measured, compared) if ranks.rank() == 0 else {})
+        if ranks.rank() == 0:
+            seconds = time.perf_counter() - start
+            whole = found | _summary(done) | {"seconds": seconds, PARTLY: len(done) < len(sets)}
+            for target, option in targets.values():
+                result.write(whole, target, option)
+    if ranks.rank() == 0:
+        _print(found | _summary(done))
+
+
+def _model_sets(arguments: argparse.Namespace, split: Split) -> tuple[list[PixelSet], dict[str, Any], Path | None]:
+    """Sets to be drawn, all that defines them, and the run's folder of results."""
+    model, spec, subject = result.open_model(arguments.model)
+    nll.check_same_images(spec, split)
+    how = Drawing.of(arguments, spec)
+    model = model.to(arguments.device)
+    count = arguments.images or IMAGES
+    seeds = list(range(arguments.seed, arguments.seed + arguments.sets))
+    sets = [pixels.of_model(model, spec, how, seed, count) for seed in seeds]
+    return sets, {**subject.identity(), **how.describe(), "seeds": seeds}, subject.results
+
+
+def _stored_sets(arguments: argparse.Namespace, split: Split) -> tuple[list[PixelSet], dict[str, Any], None]:
+    sets = [pixels.open_samples(path) for path in arguments.samples]
+    for s in sets:
+        if s.shape != split.description.shape:
+            raise UserError(
+                f"{s.name} holds images (C, H, W) = {s.shape}, those of '{split.description.name}' are "
+                f"{split.description.shape}."
+            )
+    keys = ("model", "weights_sha256", "step", "solver", "grid", "steps", "nfe", "label", "guidance")
+    found: dict[str, Any] = {"samples": [s.name for s in sets]}
+    for key in keys:
+        values = [s.about.get(key) for s in sets]
+        if any(value != values[0] for value in values):
+            raise UserError(f"the sets differ in {key}: {', '.join(map(str, values))}. Compare them one by one.")
+        found[key] = values[0]
+    seeds = [s.about.get("seed") for s in sets]
+    if None not in seeds and len(set(seeds)) < len(seeds):
+        raise UserError(
+            f"--samples: two sets have the same seed ({', '.join(map(str, seeds))}): they are the same images."
+        )
+    return sets, found | {"seeds": seeds}, None
+
+
+def _reference(arguments: argparse.Namespace, split: Split, network: FeatureNetwork) -> Reference:
+    """The split's statistics: kept from before, or computed now."""
+    wanted = reference.definition(split, arguments.flip, network)
+    path = arguments.reference
+    # Rank 0 decides for all: it may be about to write the file.
+    if _from_first(path.is_file() if path else False):
+        return reference.load(path, wanted, arguments.device)
+    images = pixels.of_split(split)
+    if arguments.flip:
+        images = pixels.mirrored(images)
+    with _bar(images.count, "reference") as bar:
+        measured = measure(network, images, images.count, arguments.batch, arguments.device, progress=bar.update)
+    made = Reference(measured.moments, measured.kept, wanted)
+    if path and ranks.rank() == 0:
+        reference.save(made, path)
+    return made
+
+
+def _begun(found: dict[str, Any], paths: list[Path]) -> list[dict[str, Any]]:
+    """The sets that an interrupted evaluation with the same definition has finished."""
+    wanted = json.loads(json.dumps(found))
+    for path in paths:
+        try:
+            before = json.loads(path.read_text())
+            if before[PARTLY] and all(before[key] == wanted[key] for key in wanted):
+                return _from_first(before["sets"])
+        except (OSError, ValueError, KeyError, TypeError):
+            pass  # Nothing to go on with.
+    return _from_first([])
+
+
+def _from_first(value: Any) -> Any:
+    """Rank 0's value."""
+    return ranks.broadcast(value) if ranks.world_size() > 1 else value
+
+
+def _compare(measured: Measured, compared: Reference) -> dict[str, Any]:
+    """All distances of one set."""
+    enough = min(len(measured.kept), len(compared.kept)) > frechet.NEIGHBOUR
+    precision, recall = frechet.precision_recall(compared.kept, measured.kept) if enough else (None, None)
+    return {
+        "value": frechet.frechet_distance(measured.moments, compared.moments),
+        "kid": frechet.kernel_distance(measured.kept, compared.kept) if enough else None,
+        "precision": precision,
+        "recall": recall,
+        "inception_score": frechet.inception_score(measured.scores)[0] if measured.scores else None,
+    }
+
+
+def _summary(done: list[dict[str, Any]]) -> dict[str, Any]:
+    """Means over the sets; the distance of each, and their standard deviation."""
+    values = [one["value"] for one in done]
+    means = {
+        name: None if done[0][name] is None else statistics.mean(one[name] for one in done)
+        for name in ("kid", "precision", "recall", "inception_score")
+    }
+    spread = statistics.stdev(values) if len(values) > 1 else None
+    return {"value": statistics.mean(values), "values": values, "spread": spread, **means, "sets": done}
+
+
+def _print(found: dict[str, Any]) -> None:
+    """The numbers, and everything that defines them."""
+    values, about, features = found["values"], found["reference"], found["features"]
+    each = f"{len(values)} sets of {found['images']} images: " if len(values) > 1 else f"{found['images']} images: "
+    spread = "" if found["spread"] is None else f" +- {found['spread']:.2g}"
+    print(f"{found['name']} {found['value']:.4f}{spread}  ({each}{', '.join(f'{value:.4f}' for value in values)})")
+    if found["kid"] is not None:
+        first = f"by the first {min(found['images'], KEPT)} of a set and {found['kept']} of the split"
+        print(f"KID {found['kid']:.3e}, precision {found['precision']:.4f}, recall {found['recall']:.4f}  ({first})")
+    if found["inception_score"] is not None:
+        # A classifier of other classes than ImageNet's gives another score than the one known by this name.
+        title = "Inception Score" if found["name"] == "FID" else f"class score ({features['name']})"
+        print(f"{title} {found['inception_score']:.4f}")
+    flipped = " with their mirror images" if about["flip"] else ""
+    print(f"against {about['images']} images of {about['dataset']}/{about['split']}{flipped}")
+    if found["solver"]:
+        how = f"{found['solver']}, {found['grid']} grid, {found['nfe']} evaluations, guidance {found['guidance']:g}"
+        print(f"{how}, seeds {', '.join(map(str, found['seeds']))}")
+    if found["images"] <= features["dims"]:
+        print(
+            f"note: fewer images than the {features['dims']} features: the distance says more of that than of the model"
+        )
+
+
+def _bar(count: int, name: str) -> tqdm:
+    """Of this rank's images; rank 0 shows its own."""
+    own = sum(map(len, own_chunks(range(count), 1)))
+    return tqdm(total=own, unit="image", desc=name, disable=ranks.rank() != 0 or not sys.stderr.isatty())

@@ -1,0 +1,75 @@
+"""What is wrong with a command's options is said before any work."""
+
+import argparse
+
+import pytest
+import torch
+from models import DIGITS
+from safetensors.torch import save_file
+
+from fdtrain.errors import UserError
+from fdtrain.evaluation.commands import curve, nll, report
+from fdtrain.networks.model import Model
+
+
+@pytest.fixture
+def export(tmp_path):
+    DIGITS.save(tmp_path / "config.json")
+    save_file(Model(DIGITS).state_dict(), tmp_path / "model.safetensors")
+    return tmp_path
+
+
+def run(command, model, data, *options):
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    arguments = parser.parse_args([str(model), "--data", str(data), *map(str, options)])
+    arguments.device = torch.device("cpu")
+    command.run(arguments)
+
+
+def test_what_was_done_before_a_failure_is_kept(export, digits, tmp_path, monkeypatch, capsys):
+    """The bound is there when the ODE fails; the same command does not compute it again."""
+    options = ["--images", 4, "--draws", 2, "--json", tmp_path / "out" / "r.json", "--ode", "--tolerance", 0.1]
+
+    def fail(*arguments, **settings):
+        raise UserError("broken")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(nll.nll, "ode", fail)
+        with pytest.raises(UserError, match="broken"):
+            run(nll, export, digits, *options)
+    assert not (tmp_path / "out" / "r.json").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(nll.nll, "elbo", fail)
+        run(nll, export, digits, *options)
+        assert "ELBO: 4 of 4 images were already computed" in capsys.readouterr().err
+        assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["r.json", "r.safetensors"]
+        with pytest.raises(UserError, match="broken"):
+            run(nll, export, digits, *options, "--seed", 1)
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "part"),
+    [
+        (nll, ["--importance", "0"], "--importance must be positive"),
+        (nll, ["--tolerance", "nan"], "--tolerance must be positive"),
+        (nll, ["--ode", "--tolerance", "1e-9"], "--tolerance must be at least 1.2e-06 in this precision"),
+        (nll, ["--seed", "-1"], "--seed must not be negative"),
+        (nll, ["--draws", "5", "--antithetic"], "--draws must be a multiple of 2"),
+        (nll, ["--draws", "6", "--antithetic", "--importance", "2"], "--draws must be a multiple of 4"),
+        (curve, ["--solvers", "sde2", "rk9"], "there is no 'rk9'; there are sde1, sde2"),
+        (curve, ["--grids", "log"], "there is no 'log'; there are uniform"),
+        (curve, ["--nfe", "4", "0"], "--nfe must be at least 1"),
+        (curve, ["--images", "1"], "must be at least 2"),
+        (curve, [], "is not a run: say with --json where the curves go"),
+    ],
+)
+def test_options(export, digits, command, options, part):
+    with pytest.raises(UserError, match=part):
+        run(command, export, digits, *options)
+    assert sorted(p.name for p in export.iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_a_report_of_what_is_not_a_run(tmp_path):
+    with pytest.raises(UserError, match=r"is not a run: it has no config.yaml"):
+        report.run(argparse.Namespace(run=tmp_path))

@@ -1,0 +1,365 @@
+"""tools/sample.py and tools/evaluate.py fid as commands, alone and on two processes."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, environment, free_port
+from models import DIGITS
+from PIL import Image
+from safetensors.torch import save_file
+
+from fdtrain import ranks
+from fdtrain.data.split import Split
+from fdtrain.errors import LostPeer, UserError, exit_code
+from fdtrain.evaluation import device, label_features, result
+from fdtrain.evaluation.commands import fid as command
+from fdtrain.evaluation.drawing import Drawing
+from fdtrain.networks.model import Model
+
+
+def export(folder, spec=DIGITS, scale=0.02):
+    """A model that nobody has trained: its samples are images all the same."""
+    torch.manual_seed(0)
+    model = Model(spec)
+    torch.nn.init.normal_(model.network.output[-1].weight, std=scale)
+    folder.mkdir()
+    save_file(model.state_dict(), folder / "model.safetensors")
+    spec.save(folder / "config.json")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return export(tmp_path_factory.mktemp("sampling") / "model")
+
+
+@pytest.fixture(scope="module")
+def features(digits, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sampling") / "features"
+    split = Split(digits, "test")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(label_features, "EPOCHS", 3)
+        label_features.save(*label_features.train(split), folder)
+    return folder
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """A command in this process: what it printed, and on a mistake its one line."""
+
+    def call(tool, *arguments, rc=0):
+        spec = importlib.util.spec_from_file_location(tool, ROOT / "tools" / f"{tool}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        monkeypatch.setattr(sys, "argv", [tool, *map(str, arguments)])
+        assert exit_code(module.main) == rc, capsys.readouterr()
+        out, error = capsys.readouterr()
+        return error if rc else out
+
+    return call
+
+
+def launch(launcher, tool, *arguments, rc=0):
+    """The command on two processes."""
+    binary, port = Path(sys.executable).parent, str(free_port())
+    begin = {
+        "deepspeed": [str(binary / "deepspeed"), "--num_accelerators", "2", "--master_port", port],
+        "torchrun": [str(binary / "torchrun"), "--nproc_per_node", "2", "--master_port", port],
+    }[launcher]
+    command = [*begin, f"tools/{tool}.py", *map(str, arguments)]
+    result = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=240)
+    assert (result.returncode == 0) == (rc == 0), result.stdout + result.stderr
+    return result.stdout + result.stderr
+
+
+def images_of(path):
+    with np.load(path) as content:
+        return content["arr_0"]
+
+
+def test_every_form_holds_the_same_images(call, model, tmp_path):
+    common = [model, "--images", 10, "--steps", 3, "--batch", 4]
+    out = call("sample", *common, "--out", tmp_path / "a.npz")
+    assert "a.npz: 10 images, sde2, 3 evaluations each" in out
+    call("sample", *common, "--out", tmp_path / "png")
+    call("sample", *common, "--out", tmp_path / "shards", "--shards")
+    images = images_of(tmp_path / "a.npz")
+    assert (images.shape, images.dtype) == ((10, 8, 8, 1), np.uint8)
+    assert len(np.unique(images, axis=0)) == 10
+    for i, image in enumerate(images):
+        assert np.array_equal(np.asarray(Image.open(tmp_path / "png" / f"{i:06d}.png")), image[..., 0])
+    split = Split(tmp_path / "shards", "samples")
+    assert (split.description.name, split.description.levels, len(split)) == ("digits-samples", 17, 10)
+    levels = split.batch(range(10))[0].numpy()
+    assert np.array_equal(np.round(levels[:, 0] * (255 / 16)).astype(np.uint8), images[..., 0])
+    records = [
+        json.loads((tmp_path / f).read_text()) for f in ("a.npz.json", "png/samples.json", "shards/samples.json")
+    ]
+    assert len({record["pixels_sha256"] for record in records}) == 1
+    assert (records[0]["solver"], records[0]["nfe"], records[0]["noise"]) == ("sde2", 3, "cpu")
+    assert not list(tmp_path.rglob("*.sampling"))
+
+
+def test_two_processes_sample_the_same_pictures(call, model, tmp_path):
+    """Through DeepSpeed's launcher, bit for bit."""
+    common = [model, "--images", 50, "--steps", 3, "--batch", 8]
+    call("sample", *common, "--out", tmp_path / "one.npz")
+    launch("deepspeed", "sample", *common, "--out", tmp_path / "two.npz")
+    assert np.array_equal(images_of(tmp_path / "one.npz"), images_of(tmp_path / "two.npz"))
+
+
+def test_an_interrupted_command_goes_on(call, model, tmp_path, monkeypatch):
+    common = [model, "--images", 20, "--steps", 3, "--out", tmp_path / "a.npz"]
+    drawn, draw = [], Drawing.draw
+
+    def interrupted(self, model, spec, images, seed):
+        if len(drawn) == 2:
+            raise KeyboardInterrupt
+        drawn.append(images)
+        return draw(self, model, spec, images, seed)
+
+    monkeypatch.setattr(Drawing, "draw", interrupted)
+    assert "The same command goes on" in call("sample", *common, "--batch", 8, rc=2)
+    assert not (tmp_path / "a.npz").exists()
+    assert "unfinished samples of seed 0, not 1. Repeat that" in call("sample", *common, "--seed", 1, rc=2)
+    monkeypatch.setattr(Drawing, "draw", lambda self, *rest: drawn.append(rest[2]) or draw(self, *rest))
+    call("sample", *common, "--batch", 3)
+    # Another batch size: what there was stays.
+    assert sorted(i for images in drawn for i in images) == list(range(20))
+    call("sample", *common[:-1], tmp_path / "b.npz", "--batch", 20)
+    a, b = (images_of(tmp_path / f"{name}.npz").astype(int) for name in "ab")
+    assert np.abs(a - b).max() <= 16  # a level: batches round differently
+
+
+def test_what_is_complete_is_not_sampled_again(call, model, tmp_path, monkeypatch):
+    common = [model, "--images", 4, "--steps", 2, "--out", tmp_path / "a"]
+    call("sample", *common)
+    monkeypatch.setattr(Drawing, "draw", None)
+    assert "complete already" in call("sample", *common)
+    message = call("sample", *common, "--solver", "ode2", rc=2)
+    assert "holds samples of solver sde2, not ode2. Choose another --out, or remove it" in message
+    assert "form png, not shards" in call("sample", *common, "--shards", rc=2)
+    (tmp_path / "a" / "000002.png").unlink()
+    assert "was changed since it was written" in call("sample", *common, rc=2)
+
+
+def test_a_kill_while_finishing_loses_nothing(call, model, tmp_path, monkeypatch):
+    common = [model, "--images", 4, "--steps", 2, "--out", tmp_path / "a", "--shards"]
+    monkeypatch.setattr(result, "write", lambda *a: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    assert "cannot write" in call("sample", *common, rc=2)
+    monkeypatch.undo()
+    monkeypatch.setattr(Drawing, "draw", None)
+    call("sample", *common)
+    assert len(Split(tmp_path / "a", "samples")) == 4
+
+
+def test_other_files_are_not_overwritten(call, model, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    assert "holds something else already" in call("sample", model, "--steps", 2, "--out", tmp_path, rc=2)
+    (tmp_path / "a.npz").write_text("mine")
+    assert "holds something else already" in call("sample", model, "--steps", 2, "--out", tmp_path / "a.npz", rc=2)
+    assert (tmp_path / "a.npz").read_text() == "mine"
+
+
+def test_a_model_that_diverged_leaves_what_was_sampled(call, tmp_path, monkeypatch):
+    folder, calls = export(tmp_path / "model"), []
+    original = Model.forward
+
+    def diverging(self, x, t, label=None):
+        calls.append(len(x))
+        return original(self, x, t, label) * (1 if len(calls) <= 4 else float("nan"))
+
+    monkeypatch.setattr(Model, "forward", diverging)
+    common = [folder, "--images", 9, "--steps", 2, "--batch", 3, "--out", tmp_path / "a.npz"]
+    assert "output is not finite" in call("sample", *common, rc=2)
+    assert len(list((tmp_path / ".a.npz.sampling").glob("*.npy"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["--solver", "dpmpp2m", "--nfe", "5"], ""),
+        (["--solver", "heun", "--nfe", "5"], "--nfe 5: a step of heun here takes 2 evaluations"),
+        (["--guidance", "2"], "label_dropout above 0"),
+        (["--guidance", "nan"], "must be finite"),
+        (["--label", "1"], "trained without labels"),
+        (["--nfe", "0"], "--nfe must be at least 1"),
+        (["--images", "0"], "--images must be at least 1"),
+        (["--device", "cuda:77"], "--device cuda:77"),
+        (["--shards"], "must be a folder"),
+    ],
+)
+def test_options(call, model, tmp_path, arguments, part):
+    common = [model, "--out", tmp_path / "x.png", "--images", "2", *arguments]
+    assert part in call("sample", *common, rc=2 if part else 0)
+
+
+def fid(call, features, digits, *arguments, rc=0):
+    return call("evaluate", "fid", "--data", digits, "--split", "test", "--features", features, *arguments, rc=rc)
+
+
+def test_distances_on_one_process_and_on_two(call, model, features, digits, tmp_path):
+    common = ["--images", 70, "--sets", 3, "--steps", 3, "--batch", 16]
+    out = fid(call, features, digits, model, *common, "--json", tmp_path / "one.json")
+    more = [model, "--data", digits, "--split", "test", "--features", features]
+    launch("torchrun", "evaluate", "fid", *more, *common, "--json", tmp_path / "two.json")
+    one, two = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two"))
+    for key in ("seconds", "model"):
+        one.pop(key)
+        two.pop(key)
+    assert one["values"] == pytest.approx(two["values"], rel=1e-6)
+    for key in ("kid", "precision", "recall", "inception_score", "spread"):
+        assert one[key] == pytest.approx(two[key], rel=1e-5), key
+    same = ("reference", "features", "images", "seeds", "weights_sha256", "solver", "nfe", "kind", "name", "unfinished")
+    assert [one[key] for key in same] == [two[key] for key in same]
+    assert (one["name"], one["images"], one["seeds"]) == ("Frechet distance (digits-features)", 70, [0, 1, 2])
+    assert (one["nfe"], one["unfinished"], one["reference"]["images"]) == (3, False, 300)
+    assert f"Frechet distance (digits-features) {one['value']:.4f} +- " in out
+    assert "FID" not in out
+    assert "against 300 images of digits/test" in out
+    assert one["spread"] == pytest.approx(np.std(one["values"], ddof=1))
+
+
+def test_the_images_themselves_are_at_no_distance(call, model, features, digits, tmp_path):
+    """The split as a set of samples, from a .npz: distance 0, precision and recall 1."""
+    levels, _ = Split(digits, "test").batch(range(300))
+    pixels = (levels.float() * (255 / 16)).round().byte().permute(0, 2, 3, 1).numpy()
+    np.savez(tmp_path / "a.npz", pixels)
+    path = tmp_path / "r.json"
+    fid(call, features, digits, "--samples", tmp_path / "a.npz", "--json", path)
+    result = json.loads(path.read_text())
+    assert result["value"] < 1e-6
+    assert (result["precision"], result["recall"], result["spread"]) == (1, 1, None)
+    assert result["weights_sha256"] is None
+
+
+def test_stored_samples_measure_as_those_drawn(call, model, features, digits, tmp_path):
+    how = ["--images", 40, "--steps", 3, "--batch", 16]
+    for seed in (5, 6):
+        call("sample", model, *how, "--seed", seed, "--out", tmp_path / str(seed))
+    sets = [tmp_path / "5", tmp_path / "6"]
+    drawn = [model, *how, "--seed", 5, "--sets", 2]
+    fid(call, features, digits, *drawn, "--json", tmp_path / "a.json")
+    fid(call, features, digits, "--samples", *sets, "--json", tmp_path / "b.json")
+    a, b = (json.loads((tmp_path / f"{name}.json").read_text()) for name in "ab")
+    assert a["values"] == pytest.approx(b["values"], rel=1e-6)
+    for key in ("solver", "nfe", "grid", "guidance", "seeds", "weights_sha256", "images"):
+        assert a[key] == b[key], key
+    message = fid(call, features, digits, "--samples", *sets, "--images", 41, rc=2)
+    assert "holds 40 images, 41 are asked for. Finish it, or lower --images" in message
+    assert "the same seed" in fid(call, features, digits, "--samples", sets[0], sets[0], rc=2)
+
+
+def test_an_interrupted_evaluation_goes_on(call, model, features, digits, tmp_path, monkeypatch):
+    compare, count = command._compare, []
+
+    def stops(*arguments):
+        count.append(1)
+        if len(count) == 3:
+            raise KeyboardInterrupt
+        return compare(*arguments)
+
+    path = tmp_path / "r.json"
+    common = [model, "--images", 20, "--steps", 2, "--json", path]
+    monkeypatch.setattr(command, "_compare", stops)
+    with pytest.raises(KeyboardInterrupt):
+        fid(call, features, digits, *common)
+    partly = json.loads(path.read_text())
+    assert partly["unfinished"]
+    assert len(partly["values"]) == 2
+    fid(call, features, digits, *common)
+    whole = json.loads(path.read_text())
+    assert len(count) == 4
+    assert whole["values"][:2] == partly["values"]
+    assert (len(whole["values"]), whole["unfinished"]) == (3, False)
+
+
+def test_statistics_are_kept_and_checked(call, model, features, digits, tmp_path):
+    kept = ["--reference", tmp_path / "r.safetensors"]
+    common = [model, "--images", 20, "--sets", 1, "--steps", 2, *kept]
+    first = fid(call, features, digits, *common)
+    assert fid(call, features, digits, *common) == first
+    assert "flip False, not True" in fid(call, features, digits, *common, "--flip", rc=2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        ([], "give a model to sample from, or samples with --samples"),
+        (["{model}", "--samples", "x"], "give a model to sample from, or samples with --samples"),
+        (["--samples", "/nowhere"], "no samples at /nowhere"),
+        (["{model}", "--seed", "-1"], "--seed must not be negative"),
+        (["{model}", "--sets", "0"], "--sets must be at least 1"),
+        (["{model}", "--images", "1", "--features", "/nowhere.pt"], "cannot read /nowhere.pt"),
+        (["/nowhere"], "no folder /nowhere"),
+    ],
+)
+def test_mistakes(call, model, features, digits, arguments, part):
+    assert part in fid(call, features, digits, *(a.format(model=model) for a in arguments), rc=2)
+
+
+def curve(call, model, digits, path, *options, rc=0):
+    common = [model, "--data", digits, "--images", 6, "--strata", 2, "--reference", 4, "--nfe", 2, "--json", path]
+    return call("evaluate", "curve", *common, "--solvers", "sde2", "heun", *options, rc=rc)
+
+
+def test_a_curve_by_named_features(call, model, features, digits, tmp_path):
+    """Its distance is the one that fid gives to the same samples; without features it is of the pixels."""
+    curve(call, model, digits, tmp_path / "a.json", "--features", features)
+    curve(call, model, digits, tmp_path / "b.json")
+    named, plain = (json.loads((tmp_path / f"{name}.json").read_text()) for name in "ab")
+    fid(call, features, digits, model, "--images", 6, "--sets", 1, "--nfe", 2, "--json", tmp_path / "fid.json")
+    one = json.loads((tmp_path / "fid.json").read_text())
+    assert named["points"][0]["distance"] == pytest.approx(one["value"], rel=1e-6)
+    assert (named["distance"], named["features"]) == (one["name"], one["features"])
+    assert plain["distance"] == "Frechet distance (pixels)"
+    assert plain["points"][0]["distance"] != named["points"][0]["distance"]
+    assert [point["rms"] for point in plain["points"]] == [point["rms"] for point in named["points"]]
+    assert "cannot read /nowhere.pt" in curve(
+        call, model, digits, tmp_path / "c.json", "--features", "/nowhere.pt", rc=2
+    )
+
+
+def test_a_curve_of_a_model_that_diverges_keeps_what_it_has(call, digits, tmp_path, monkeypatch):
+    folder, draws = export(tmp_path / "model"), []
+    solve = Drawing.solve
+
+    def diverging(self, *rest):
+        draws.append(self.solver)
+        x = solve(self, *rest)
+        if self.solver == "sde2":
+            raise UserError("the model's output is not finite")
+        return x
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Drawing, "solve", diverging)
+        message = curve(call, folder, digits, tmp_path / "a.json", rc=2)
+    assert "output is not finite" in message
+    assert list((tmp_path / ".partial").iterdir())
+    draws.clear()
+    monkeypatch.setattr(Drawing, "solve", lambda self, *rest: draws.append(self.solver) or solve(self, *rest))
+    curve(call, folder, digits, tmp_path / "a.json")
+    # The reference's 4 evaluations were kept; what is drawn now are the points.
+    assert draws == ["sde2"] * 3 + ["heun"] * 3
+    assert not (tmp_path / ".partial").exists()
+
+
+def test_sets_that_cannot_be_measured(call, features, digits, tmp_path):
+    (tmp_path / "mixed").mkdir()
+    for i, size in enumerate((8, 8, 9)):
+        Image.new("L", (size, size)).save(tmp_path / "mixed" / f"{i}.png")
+    message = fid(call, features, digits, "--samples", tmp_path / "mixed", "--json", tmp_path / "r.json", rc=2)
+    assert "2.png is 9x9 with 1 channels, but 0.png is 8x8" in message
+    assert not (tmp_path / "r.json").exists()
+
+
+def test_a_lost_process_of_a_tool_is_told_how_to_go_on():
+    message = r"another process .* was lost .*\. The same command goes on where it was\.$"
+    with pytest.raises(LostPeer, match=message), ranks.peers(device.AGAIN):
+        raise RuntimeError("gloo: connection closed by peer")
