@@ -13,5 +13,6 @@ RUN pip install --no-cache-dir -r requirements.lock
 COPY --chown=trainer . .
 RUN pip install --no-cache-dir --no-build-isolation --no-deps -e .
 
-USER trainer
+# By number, which is what runAsNonRoot of Kubernetes can check.
+USER 1000
 CMD ["deepspeed", "fdtrain/main.py", "--help"]

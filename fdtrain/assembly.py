@@ -4,12 +4,13 @@ import json
 import platform
 import subprocess
 import sys
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
-from fdtrain import snapshots
+from fdtrain import ranks, snapshots
 from fdtrain.config import dump_config
 from fdtrain.data.cache import Cache, open_cache
 from fdtrain.data.dataset import write_description
@@ -20,44 +21,67 @@ from fdtrain.data.shards import ShardReader
 from fdtrain.data.split import Split
 from fdtrain.diffusion.time_sampling import TimeDensity, time_density
 from fdtrain.errors import UserError
-from fdtrain.networks.model import Model, parameter_count
+from fdtrain.evaluation.features import open_features
+from fdtrain.networks.cost import flops
+from fdtrain.networks.model import Model
 from fdtrain.preparation import Plan
 from fdtrain.randomness import Purpose, torch_seed
 from fdtrain.training import checkpoint
-from fdtrain.training import engine as ds
+from fdtrain.training import device as devices
+from fdtrain.training.accounting import Accounting
+from fdtrain.training.agreement import Agreement
+from fdtrain.training.compilation import compile_network, worthwhile
 from fdtrain.training.draws import LaneDraws
-from fdtrain.training.ema import make_ema
+from fdtrain.training.ema import Average
+from fdtrain.training.engine import Engine
+from fdtrain.training.heartbeat import AGAIN, Heartbeat
+from fdtrain.training.lock import held_for_all
+from fdtrain.training.memory import fits
 from fdtrain.training.monitor import Monitor
-from fdtrain.training.trainer import Report, Trainer
+from fdtrain.training.signals import answered
+from fdtrain.training.trainer import FLAGS, STOP, Identity, Report, Trainer
 
 PACKAGES = ("torch", "deepspeed", "webdataset", "ema-pytorch", "numpy", "pydantic", "safetensors")
 
 
 def run(plan: Plan) -> None:
     """Join the process group, build, resume if there is what to resume from, and train to the last step."""
-    with ds.peers():
-        _run(plan)
+    with ranks.peers(AGAIN), fits(plan.config):
+        training = plan.config.training
+        device = ranks.connect(training.patience_seconds)
+        agreement = Agreement(FLAGS, training.patience_seconds)
+        with (
+            answered(lambda: agreement.tell(STOP)),
+            Heartbeat(training.silence_seconds) as heartbeat,
+            held_for_all(plan.config.folder),
+        ):
+            _run(plan, device, agreement, heartbeat)
 
 
-def _run(plan: Plan) -> None:
+def _run(plan: Plan, device: torch.device, agreement: Agreement, heartbeat: Heartbeat) -> None:
     config, spec = plan.config, plan.spec
-    training, first = config.training, ds.rank() == 0
-    device = ds.connect()
+    training, first = config.training, ranks.rank() == 0
+    devices.set_tf32(training.tf32)
     torch.manual_seed(torch_seed(config.seed, Purpose.INIT))
     model = Model(spec, config.network.checkpointing).to(device)
-    ema = make_ema(model, config.ema.decay, config.ema.warmup_power)
-    engine = ds.Engine(model, training)
+    engine = Engine(model, training)
+    average = Average(engine.weights, Model(spec), config.ema.decay, config.ema.warmup_power)
 
-    path, state = _checkpoint_to_resume(plan)
-    start = state.step if state else 0
+    path = _checkpoint_to_resume(plan)
+    start = checkpoint.step_of(path) if path else 0
+    code = _git_commit()
     if first:
-        _write_run_files(plan, device)
+        checkpoint.clean(config.folder)
+        _write_run_files(plan, device, code)
     monitor = Monitor(config.folder, training.steps, start, first)
     monitor.text("configuration", "```yaml\n" + dump_config(config) + "```")
+    accounting = _accounting(plan, device, monitor)
+    compiled = _compile(plan, model, accounting.flops_per_image, device, monitor)
+    parameters = sum(shape.numel() for shape in engine.shapes.values())
     monitor.say(
-        f"{config.folder}: {plan.description.name}, {parameter_count(model):,} parameters, "
-        f"{ds.world_size()} x {device.type}, "
-        f"{training.precision}, ZeRO {training.zero_stage}, global batch {training.global_batch}, "
+        f"{config.folder}: {plan.description.name}, {parameters:,} parameters, {ranks.world_size()} x {device.type}, "
+        f"{training.precision}{', compiled' if compiled else ''}, ZeRO {training.zero_stage}, "
+        f"global batch {training.global_batch}, {accounting.flops_per_image / 1e9:.3g} GFLOP per image, "
         + (f"resuming after step {start} of {training.steps}" if path else f"{training.steps} steps")
     )
 
@@ -65,14 +89,40 @@ def _run(plan: Plan) -> None:
     draws = LaneDraws(
         config.seed, training.global_batch, training.lane_images, config.diffusion.time_sampling, density, device
     )
-    reports = _reports(plan, ema.ema_model, density, monitor)
-    trainer = Trainer(config, spec, plan.identity, engine, ema, draws, monitor, reports)
+    identity = Identity(spec, plan.identity, code)
+    batches, reports = partial(own_batches, plan), _reports(plan, density, monitor, device)
+    together = agreement, heartbeat, accounting, plan.traced
+    trainer = Trainer(config, identity, engine, average, draws, batches, monitor, reports, *together)
     if path is not None:
-        trainer.resume(path, state)
+        trainer.take_up(path)
     try:
-        trainer.run(own_batches(plan, start), start)
+        trainer.run(start)
     finally:
         monitor.close()
+
+
+def _accounting(plan: Plan, device: torch.device, monitor: Monitor) -> Accounting:
+    """Measures the devices, all at once, and warns of a precision that costs where it should save."""
+    precision = plan.config.training.precision
+    rate = devices.matrix_rate(device, precision)
+    if ranks.rank() == 0 and (warning := devices.lacks_units(device, precision, rate)):
+        monitor.say(f"fdtrain: warning: {warning}")
+    whole = ranks.all_reduce_sum(torch.tensor(rate, dtype=torch.float64, device=device)).item()
+    return Accounting(flops(plan.spec).training(), ranks.world_size(), whole)
+
+
+def _compile(plan: Plan, model: Model, flops_per_image: int, device: torch.device, monitor: Monitor) -> bool:
+    """Whether the network is compiled now."""
+    training = plan.config.training
+    if not worthwhile(training, flops_per_image, device):
+        if training.compile is True:
+            monitor.say("fdtrain: warning: training.compile has no effect at training.zero_stage 3")
+        return False
+    monitor.say("compiling the network")
+    failure = compile_network(model, plan.spec, training, device)
+    if failure:
+        monitor.say(f"fdtrain: warning: torch.compile failed, so the network is not compiled: {failure}")
+    return failure is None
 
 
 def own_batches(plan: Plan, start: int) -> Batches:
@@ -80,7 +130,7 @@ def own_batches(plan: Plan, start: int) -> Batches:
     data, training = plan.config.data, plan.config.training
     counts = [[placed.shard.images for placed in part] for part in plan.train_shards]
     order = lane_order(counts, data.weights, training.lanes, plan.config.seed, data.shuffle_window)
-    lanes = own_lanes(ds.rank(), ds.world_size(), training.lanes)
+    lanes = own_lanes(ranks.rank(), ranks.world_size(), training.lanes)
     shards = [placed for part in plan.train_shards for placed in part]
     keep_open = len(lanes) * order.shards_at_once
     reader = ShardReader(shards, plan.description, _cache(plan), keep_open, data.verify)
@@ -94,37 +144,45 @@ def _cache(plan: Plan) -> Cache | None:
     return open_cache(data.cache, data.cache_gib, data.fetch_seconds, places)
 
 
-def _checkpoint_to_resume(plan: Plan) -> tuple[Path | None, checkpoint.State | None]:
-    """The newest sound checkpoint, chosen by rank 0 for all."""
+def _checkpoint_to_resume(plan: Plan) -> Path | None:
+    """The newest checkpoint that is sound and fits, chosen by rank 0 for all."""
+    folder = plan.config.folder
     if not plan.resume:
-        return None, None
-    path, faults = ds.broadcast(checkpoint.newest_sound(plan.config.folder) if ds.rank() == 0 else None)
-    if ds.rank() == 0:
+        return None
+
+    def fits(path: Path) -> checkpoint.State:
+        return checkpoint.check_fits(path, plan.spec, plan.identity)
+
+    path, faults = ranks.broadcast(checkpoint.newest(folder, fits) if ranks.rank() == 0 else None)
+    if path is None and faults:
+        raise UserError(
+            f"no checkpoint of {folder} can be used: {'; '.join(faults)}. "
+            "Restore one, or delete them all to start again."
+        )
+    if ranks.rank() == 0:
         for fault in faults:
-            print(f"fdtrain: passing over a damaged checkpoint: {fault}", file=sys.stderr)
-    if path is None:
-        if faults:
-            raise UserError(
-                f"no checkpoint of {plan.config.folder} is sound. Restore one, or delete them all to start again."
-            )
-        return None, None
-    zero_stage = plan.config.training.zero_stage
-    return path, checkpoint.check_fits(path, plan.spec, plan.identity, zero_stage, ds.world_size())
+            print(f"fdtrain: passing over a checkpoint: {fault}", file=sys.stderr)
+    return path
 
 
-def _reports(plan: Plan, model: Model, density: TimeDensity, monitor: Monitor) -> list[Report]:
+def _reports(plan: Plan, density: TimeDensity, monitor: Monitor, device: torch.device) -> list[Report]:
     config, settings, reports = plan.config, plan.config.monitor, []
     if settings.evaluate_every:
         split = Split(plan.data, config.data.test_split, _cache(plan))
-        run_ = snapshots.held_out_bits(model, plan.spec, split, density, settings.evaluate_draws, monitor)
+        run_ = snapshots.held_out_bits(plan.spec, split, density, settings.evaluate_draws, monitor)
         reports.append(Report(settings.evaluate_every, run_))
+    if settings.frechet_every:
+        network = open_features(settings.frechet_features, device)
+        train = Split(plan.data, config.data.train_split, _cache(plan))
+        run_ = snapshots.frechet(plan.spec, train, network, settings, config.seed, monitor)
+        reports.append(Report(settings.frechet_every, run_))
     if settings.sample_every:
-        run_ = snapshots.sample_grid(model, plan.spec, settings, config.seed, config.folder / "samples", monitor)
+        run_ = snapshots.sample_grid(plan.spec, settings, config.seed, config.folder / "samples", monitor)
         reports.append(Report(settings.sample_every, run_))
     return reports
 
 
-def _write_run_files(plan: Plan, device: torch.device) -> None:
+def _write_run_files(plan: Plan, device: torch.device, code: str | None) -> None:
     folder = plan.config.folder
     (folder / "config.yaml").write_text(dump_config(plan.config))
     write_description(folder, plan.description)
@@ -135,8 +193,8 @@ def _write_run_files(plan: Plan, device: torch.device) -> None:
         **{name: version(name) for name in PACKAGES},
         "host": platform.node(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
-        "processes": ds.world_size(),
-        "commit": _git_commit(),
+        "processes": ranks.world_size(),
+        "commit": code,
         "command": sys.argv,
     }
     (folder / "environment.json").write_text(json.dumps(environment, indent=1) + "\n")

@@ -146,8 +146,21 @@ class Training(Section):
     micro_batch: int | None = Field(None, ge=1, description="images of one rank in one pass; null: all of its share")
     lanes: int = Field(64, ge=1, description="parts of the global batch; see docs/determinism.md")
     precision: Literal["fp32", "bf16", "fp16"] = Field("bf16", description="of the network's arithmetic; weights: fp32")
-    zero_stage: Literal[0, 1, 2] = Field(
-        1, description="what the ranks share: nothing, optimiser state (1), and gradients too (2)"
+    tf32: bool = Field(False, description="let what is float32 round the inputs of products to 10 bits, on a GPU")
+    compile: Literal["auto", True, False] = Field(
+        "auto",
+        description="by torch.compile; `auto`: on GPUs, if the run is long enough to win back the minutes it takes",
+    )
+    zero_stage: Literal[0, 1, 2, 3] = Field(
+        1, description="what the ranks share: nothing, optimiser state (1), gradients too (2), weights too (3)"
+    )
+    offload: Literal["none", "optimizer", "weights"] = Field(
+        "none", description="what lies in the CPU's memory: optimiser state (ZeRO 1 to 3), or weights too (ZeRO 3)"
+    )
+    overlap: bool = Field(True, description="communicate while computing (GPUs, ZeRO 1 to 3)")
+    bucket_mib: int = Field(32, ge=1, description="gradients or weights that travel together, MiB of float32")
+    adam: Literal["fused", "foreach"] = Field(
+        "fused", description="torch's kernels of AdamW: one for all weights, or one for each of its operations"
     )
     lr: float = Field(2e-4, gt=0, description="learning rate of AdamW after the warm-up")
     warmup_steps: int = Field(5000, ge=0, description="of linear rise from 0")
@@ -156,6 +169,15 @@ class Training(Section):
     eps: float = Field(1e-8, gt=0, description="of AdamW")
     weight_decay: float = Field(0.0, ge=0, description="of AdamW")
     clip: float = Field(1.0, ge=0, description="largest gradient norm; 0: no clipping")
+    spike: float | None = Field(
+        None, gt=1, description="leave out steps whose gradient norm is above so many times its running mean"
+    )
+    max_skips: int = Field(30, ge=1, description="steps left out in a row before the run returns to a checkpoint")
+    max_returns: int = Field(3, ge=0, description="returns to a checkpoint, each with other draws, before it stops")
+    silence_seconds: float = Field(
+        60.0, ge=1, description="without a sign of life from a rank, after which the others end and name it"
+    )
+    patience_seconds: float = Field(600.0, ge=1, description="that a rank waits for another, living one in one call")
 
     @field_validator("betas")
     @classmethod
@@ -163,6 +185,13 @@ class Training(Section):
         if not all(0 <= beta < 1 for beta in value):
             raise ValueError("both must lie in [0, 1)")
         return value
+
+    @model_validator(mode="after")
+    def _offloadable(self) -> "Training":
+        least = {"none": 0, "optimizer": 1, "weights": 3}[self.offload]
+        if self.zero_stage < least:
+            raise ValueError(f"offload {self.offload} needs zero_stage {least} or more; this is {self.zero_stage}")
+        return self
 
     @model_validator(mode="after")
     def _divisible(self) -> "Training":
@@ -215,6 +244,7 @@ class Checkpoint(Section):
     every: int = Field(5000, ge=1, description="steps")
     keep_last: int = Field(2, ge=1, description="newest checkpoints kept")
     keep_every: int | None = Field(None, ge=1, description="checkpoints at multiples of this many steps are kept")
+    max_failures: int = Field(3, ge=0, description="checkpoints in a row that cannot be written before the run stops")
 
 
 class Monitor(Section):
@@ -224,8 +254,15 @@ class Monitor(Section):
     sample_every: int | None = Field(None, ge=1, description="steps between sample grids")
     sample_images: int = Field(64, ge=1, description="of a grid")
     sample_steps: int = Field(100, ge=1, description="of the solver")
-    sample_solver: Literal["sde1", "sde2", "ode1", "ode2", "heun"] = Field(
+    sample_solver: Literal["sde1", "sde2", "ode1", "ode2", "heun", "dpmpp2m"] = Field(
         "sde2", description="docs/method.md, sections 5 and 6"
+    )
+    frechet_every: int | None = Field(
+        None, ge=1, description="steps between Frechet distances of samples, drawn as the grids are, to train_split"
+    )
+    frechet_images: int = Field(1000, ge=2, description="samples that are compared")
+    frechet_features: str | None = Field(
+        None, description="by which; as of tools/evaluate.py fid: file or folder; null: the Inception kept"
     )
 
 

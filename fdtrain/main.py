@@ -21,6 +21,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         default="never",
         help="auto: go on from the newest complete checkpoint of the run's folder, or start if there is none",
     )
+    parser.add_argument(
+        "--profile", metavar="FIRST:LAST", help="trace these steps into the run's folder profile/, such as 10:13"
+    )
     # Given by DeepSpeed's launcher; the environment says the same.
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
@@ -28,13 +31,16 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def train(arguments: argparse.Namespace) -> None:
     """Check everything that can be checked at once, then build the run's parts and train."""
-    from fdtrain.preparation import prepare
+    from fdtrain.training.signals import answered, leave_before_training
 
-    plan = prepare(arguments.config, arguments.set, resume=arguments.resume == "auto")
-    # Imports DeepSpeed, which takes seconds: a mistake in the configuration is told before that.
-    from fdtrain.assembly import run
+    with answered(leave_before_training):
+        from fdtrain.preparation import prepare
 
-    run(plan)
+        plan = prepare(arguments.config, arguments.set, resume=arguments.resume == "auto", profile=arguments.profile)
+        # Imports DeepSpeed, which takes seconds: a mistake in the configuration is told before that.
+        from fdtrain.assembly import run
+
+        run(plan)
 
 
 def main(arguments: list[str] | None = None) -> int:

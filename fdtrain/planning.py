@@ -79,15 +79,15 @@ class StateMemory:
 def state_memory(parameters: int, zero_stage: int, gpus: int) -> StateMemory:
     """Of float32 weights, gradients, Adam's two moments and the average, 4 bytes each (Rajbhandari et al. 2020).
 
-    Stage 1 shares the optimiser's state among the ranks, 2 the gradients too, 3 the weights and their average
-    too. At stages 1 and 2 DeepSpeed holds a second copy of the weights that a rank steps.
+    The average is shared among the ranks always, the optimiser's state from stage 1, gradients from 2, weights
+    at 3. From stage 1 on DeepSpeed holds a second copy of the weights that a rank steps.
     """
     whole, share = 4 * parameters, -(-4 * parameters // gpus)
     return StateMemory(
         weights=share if zero_stage == 3 else whole,
         gradients=share if zero_stage >= 2 else whole,
-        optimiser={0: 2 * whole, 1: 3 * share, 2: 3 * share, 3: 2 * share}[zero_stage],
-        average=share if zero_stage == 3 else whole,
+        optimiser=3 * share if zero_stage else 2 * whole,
+        average=share,
     )
 
 

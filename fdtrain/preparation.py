@@ -1,6 +1,5 @@
 """Everything about a run that can be known, and be wrong, before any process group exists or DeepSpeed is imported."""
 
-import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,13 +7,17 @@ from typing import Any
 
 import torch
 
+from fdtrain import ranks
 from fdtrain.config import Config, load_config
 from fdtrain.data.dataset import Description
 from fdtrain.data.mixture import DataSets, open_data
 from fdtrain.data.shards import PlacedShard
 from fdtrain.errors import UserError
+from fdtrain.evaluation.features import open_features
 from fdtrain.networks.model import Model, ModelSpec
 from fdtrain.training import checkpoint
+from fdtrain.training.device import check_precision
+from fdtrain.training.profile import parse_steps
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,7 @@ class Plan:
     train_shards: list[list[PlacedShard]]
     spec: ModelSpec
     resume: bool
+    traced: range = range(0)
 
     @property
     def description(self) -> Description:
@@ -46,15 +50,18 @@ class Plan:
         }
 
 
-def prepare(config_file: str, overrides: list[str], resume: bool) -> Plan:
+def prepare(config_file: str, overrides: list[str], resume: bool, profile: str | None = None) -> Plan:
     """Read and check configuration, data set, model, output folder, and the checkpoint to resume from.
 
     Raises:
         UserError: whatever is wrong, on every rank alike.
     """
+    ranks.check_launcher()
     config = load_config(config_file, overrides)
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    world_size = ranks.world_size()
     config.training.accumulation(world_size)
+    traced = parse_steps(profile, config.training.steps)
+    check_precision(config.training, ranks.device())
     how = {"allow_pipe": config.data.allow_pipe, "seconds": config.data.fetch_seconds}
     data = open_data(config.data.paths, config.data.weights, **how)
     shards = data.split(config.data.train_split)
@@ -65,7 +72,10 @@ def prepare(config_file: str, overrides: list[str], resume: bool) -> Plan:
     spec = model_spec(config, data.description)
     with torch.device("meta"):
         Model(spec)
-    plan = Plan(config, data, shards, spec, resume)
+    if config.monitor.frechet_every:
+        network = open_features(config.monitor.frechet_features, torch.device("cpu"))
+        network.run(torch.zeros(1, *spec.shape, dtype=torch.uint8))
+    plan = Plan(config, data, shards, spec, resume, traced)
     _check_folder(config.folder)
     existing = checkpoint.committed(config.folder)
     if existing and not resume:
@@ -73,10 +83,21 @@ def prepare(config_file: str, overrides: list[str], resume: bool) -> Plan:
             f"{config.folder} already holds a run ({existing[0].name}). "
             "Add --resume auto to go on with it, or choose another 'name'."
         )
-    for path in existing[:1]:
-        if checkpoint.readable(path):
-            checkpoint.check_fits(path, spec, plan.identity, config.training.zero_stage, world_size)
+    _check_some_fit(existing, plan)
     return plan
+
+
+def _check_some_fit(existing: list[Path], plan: Plan) -> None:
+    """At least one of the checkpoints must be the run's, as far as their descriptions tell."""
+    errors = []
+    for path in existing:
+        try:
+            checkpoint.check_fits(path, plan.spec, plan.identity)
+            return
+        except UserError as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
 
 
 def model_spec(config: Config, description: Description) -> ModelSpec:

@@ -42,15 +42,20 @@ def _table(fields: dict[str, FieldInfo]) -> list[str]:
 def _default(field: FieldInfo) -> str:
     if field.default is PydanticUndefined:
         return "required"
-    value = list(field.default) if isinstance(field.default, tuple) else field.default
-    return "`null`" if value is None else f"`{str(value).lower() if isinstance(value, bool) else value}`"
+    return "`null`" if field.default is None else f"`{_yaml(field.default)}`"
+
+
+def _yaml(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(list(value) if isinstance(value, tuple) else value)
 
 
 def _about(field: FieldInfo) -> str:
     choices = getattr(field.annotation, "__args__", ())
     about = field.description or ""
     if getattr(field.annotation, "__origin__", None) is not tuple and all(isinstance(c, str | int) for c in choices):
-        listed = ", ".join(f"`{choice}`" for choice in choices)
+        listed = ", ".join(f"`{_yaml(choice)}`" for choice in choices)
         about = f"{listed}; {about}" if about and listed else listed or about
     return about
 

@@ -1,11 +1,11 @@
-"""Checkpoints of a run: written aside, listed with checksums, committed by one rename (docs/checkpoints.md).
+"""Checkpoints as they lie on the disk (docs/checkpoints.md).
 
-    checkpoints/step_00001000/engine/...         DeepSpeed's state: weights, optimiser, loss scale
-                              ema.safetensors    averaged weights; with model.json, all that evaluation needs
-                              model.json         what rebuilds the model
-                              state.json         step, world size, data set, log window
-                              MANIFEST.json      size and SHA-256 of every file above
-    checkpoints/latest                           name of the newest
+    checkpoints/step_00001000/part_00000.safetensors   weights, average, moments: one part a rank (training/parts.py)
+                              model.json               what rebuilds the model
+                              config.yaml              the run's configuration
+                              state.json               step, counters, data set, log window, code version
+                              MANIFEST.json            size and SHA-256 of every file above
+    checkpoints/latest                                 name of the newest
 
 A folder without the dot in front of its name is complete. Nothing is loaded by executing pickled code.
 """
@@ -14,28 +14,26 @@ import hashlib
 import json
 import os
 import shutil
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch.distributed as dist
-from ema_pytorch import EMA
-from safetensors.torch import load_file, save_file
-
-from fdtrain.config import Checkpoint
 from fdtrain.errors import UserError
 from fdtrain.networks.model import ModelSpec
 
-if TYPE_CHECKING:
-    from fdtrain.training.engine import Engine
-
-MANIFEST, LATEST, EMA_FILE, MODEL_FILE, STATE_FILE = (
+VERSION = 1
+MANIFEST, LATEST, MODEL_FILE, CONFIG_FILE, STATE_FILE = (
     "MANIFEST.json",
     "latest",
-    "ema.safetensors",
     "model.json",
+    "config.yaml",
     "state.json",
 )
+
+PATIENCE = 60.0
+"""Seconds until another host's file must have come into sight on a shared file system."""
 
 
 @dataclass(frozen=True)
@@ -47,55 +45,98 @@ class State:
     world_size: int
     zero_stage: int
     window: list[float]
+    skips: int
+    """Steps left out in a row, up to this one."""
+    returns: int
+    """Times that the run went back to a checkpoint; the draws of later steps depend on it."""
+    counters: dict[str, Any]
+    """The engine's."""
     run: dict[str, Any]
+    """The settings that fix the run's trajectory."""
+    code: str | None
+    """Commit of the program that wrote it."""
 
 
 def folder_name(step: int) -> str:
     return f"step_{step:08d}"
 
 
-def save(folder: Path, engine: "Engine", ema: EMA, spec: ModelSpec, state: State, keep: Checkpoint) -> Path:
-    """Write the checkpoint of ``state.step`` into the run's ``folder / checkpoints``. Every rank must call it."""
-    checkpoints = folder / "checkpoints"
-    final, aside = checkpoints / folder_name(state.step), checkpoints / f".{folder_name(state.step)}"
-    first = dist.get_rank() == 0
-    if first:
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-    dist.barrier()
-    engine.save(aside)
-    if first:
-        save_file({k: v.contiguous() for k, v in ema.ema_model.state_dict().items()}, aside / EMA_FILE)
-        spec.save(aside / MODEL_FILE)
-        (aside / STATE_FILE).write_text(json.dumps(asdict(state), indent=1) + "\n")
-    dist.barrier()
-    if first:
-        _commit(aside, final)
-        _write_aside(checkpoints / LATEST, final.name + "\n")
-        _retain(checkpoints, keep)
-    dist.barrier()
+def aside_name(step: int) -> str:
+    return f".{folder_name(step)}"
+
+
+def describe(aside: Path, spec: ModelSpec, config: str, state: State) -> None:
+    """Write all but the parts."""
+    spec.save(aside / MODEL_FILE)
+    (aside / CONFIG_FILE).write_text(config)
+    (aside / STATE_FILE).write_text(json.dumps(asdict(state), indent=1) + "\n")
+    for name in (MODEL_FILE, CONFIG_FILE, STATE_FILE):
+        _sync(aside / name)
+
+
+def note_digest(part: Path, digest: dict[str, int | str]) -> None:
+    """Leave a part's size and checksum for :func:`commit`."""
+    write_aside(_note(part), json.dumps(digest))
+
+
+def _note(part: Path) -> Path:
+    return part.with_suffix(".json")
+
+
+def commit(aside: Path, parts: list[str]) -> Path:
+    """List the finished files of all ranks, and give the folder its name; ``latest`` moves last.
+
+    Raises:
+        OSError: the disk is full, broken, or not the same one for every rank.
+    """
+    manifest = {name: _entry(aside / name) for name in (MODEL_FILE, CONFIG_FILE, STATE_FILE)}
+    for name in parts:
+        note = _note(aside / name)
+        manifest[name] = json.loads(_wait_for(note))
+        note.unlink()
+    write_aside(aside / MANIFEST, json.dumps({"version": VERSION, "files": manifest}, indent=1) + "\n")
+    final = aside.with_name(aside.name.removeprefix("."))
+    if final.exists():
+        delete(final)
+    aside.rename(final)
+    _sync(final.parent)
+    write_aside(final.with_name(LATEST), final.name + "\n")
     return final
 
 
-def _commit(aside: Path, final: Path) -> None:
-    files = sorted(p for p in aside.rglob("*") if p.is_file())
-    manifest = {str(p.relative_to(aside)): {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in files}
-    for path in files:
-        _sync(path)
-    _write_aside(aside / MANIFEST, json.dumps(manifest, indent=1) + "\n")
-    if final.exists():
-        shutil.rmtree(final)
-    aside.rename(final)
-    _sync(final.parent)
+def _wait_for(note: Path) -> str:
+    deadline = time.monotonic() + PATIENCE
+    while not note.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    try:
+        return note.read_text()
+    except FileNotFoundError:
+        raise OSError(f"{note.parent} is not on a file system that all hosts share") from None
 
 
-def _retain(checkpoints: Path, keep: Checkpoint) -> None:
-    """Delete all but the last ``keep_last`` and those at multiples of ``keep_every`` steps."""
-    for path in committed(checkpoints.parent)[keep.keep_last :]:
-        if not (keep.keep_every and step_of(path) % keep.keep_every == 0):
-            # Renamed first: a half-deleted folder must not look like a checkpoint.
-            gone = path.rename(path.with_name(f".{path.name}"))
-            shutil.rmtree(gone, ignore_errors=True)
+def _entry(path: Path) -> dict[str, int | str]:
+    return {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+
+
+def retain(folder: Path, keep_last: int, keep_every: int | None) -> None:
+    """Delete all but the last ``keep_last`` checkpoints and those at multiples of ``keep_every`` steps."""
+    for path in committed(folder)[keep_last:]:
+        if not (keep_every and step_of(path) % keep_every == 0):
+            delete(path)
+
+
+def delete(checkpoint: Path) -> None:
+    """Renamed first: a half-deleted folder must not look like a checkpoint."""
+    gone = checkpoint.with_name(f".old_{checkpoint.name}")
+    shutil.rmtree(gone, ignore_errors=True)
+    checkpoint.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def clean(folder: Path) -> None:
+    """Remove what an interrupted save left behind."""
+    for path in (folder / "checkpoints").glob(".*step_????????"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def committed(folder: Path) -> list[Path]:
@@ -111,10 +152,16 @@ def fault(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint's files, or None if all are there and unchanged."""
     try:
         manifest = json.loads((checkpoint / MANIFEST).read_text())
-        for name, expected in manifest.items():
+        if manifest["version"] != VERSION:
+            return f"its version is {manifest['version']}, this fdtrain reads {VERSION}"
+        files = manifest["files"]
+        for name, expected in files.items():
             path = checkpoint / name
             if path.stat().st_size != expected["bytes"] or _sha256(path) != expected["sha256"]:
                 return f"{name} is cut short or changed"
+        missing = {MODEL_FILE, STATE_FILE} - files.keys()
+        if missing or not any(name.startswith("part_") for name in files):
+            return f"{MANIFEST} does not list all files"
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -122,40 +169,52 @@ def fault(checkpoint: Path) -> str | None:
     return None
 
 
-def newest_sound(folder: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint of a run folder whose files are all as written, and what was wrong with newer ones."""
+def newest(folder: Path, fits: Callable[[Path], Any]) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint of a run folder that is sound and that ``fits`` accepts, and what is wrong with
+    newer ones; ``fits`` raises UserError."""
     faults = []
     for path in committed(folder):
         problem = fault(path)
         if problem is None:
-            return path, faults
-        faults.append(f"{path}: {problem}")
+            try:
+                fits(path)
+                return path, faults
+            except UserError as error:
+                problem = str(error)
+        faults.append(f"{path.name}: {problem}")
     return None, faults
+
+
+def newest_step(folder: Path) -> Path | None:
+    """The checkpoint that ``latest`` names, or, where it names none, the newest by name."""
+    try:
+        named = folder / "checkpoints" / (folder / "checkpoints" / LATEST).read_text().strip()
+        if named.name.startswith("step_") and named.is_dir():
+            return named
+    except (OSError, UnicodeDecodeError):
+        pass
+    return next(iter(committed(folder)), None)
 
 
 def read_state(checkpoint: Path) -> State:
     """Raises UserError when the file cannot be read."""
     try:
-        return State(**json.loads((checkpoint / STATE_FILE).read_text()))
-    except (OSError, ValueError, TypeError) as error:
+        content = json.loads((checkpoint / STATE_FILE).read_text())
+        return State(**{field.name: content[field.name] for field in fields(State)})
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(
             f"{checkpoint / STATE_FILE} cannot be read ({error}). Resume from another checkpoint."
         ) from None
 
 
-def readable(checkpoint: Path) -> bool:
-    """Whether the description of a checkpoint is there; its data may still be damaged."""
-    return all((checkpoint / name).is_file() for name in (MODEL_FILE, STATE_FILE))
-
-
-def check_fits(checkpoint: Path, spec: ModelSpec, run: dict[str, Any], zero_stage: int, world_size: int) -> State:
+def check_fits(checkpoint: Path, spec: ModelSpec, run: dict[str, Any]) -> State:
     """Check that a checkpoint continues this very run, before anything is built.
 
     Args:
         run: the settings that fix the run's trajectory, as the checkpoint's ``State.run`` has them.
 
     Raises:
-        UserError: another network, data set, seed or batch, or a number of processes that cannot read it.
+        UserError: another network, data set, seed or batch.
     """
     found = ModelSpec.load(checkpoint / MODEL_FILE)
     if differences := found.differences(spec):
@@ -169,21 +228,15 @@ def check_fits(checkpoint: Path, spec: ModelSpec, run: dict[str, Any], zero_stag
             f"{checkpoint} belongs to a run with other settings: {'; '.join(changed)}. "
             "Restore them, or give the run another name."
         )
-    sharded = max(zero_stage, state.zero_stage) > 0
-    if sharded and (state.world_size, state.zero_stage) != (world_size, zero_stage):
-        raise UserError(
-            f"{checkpoint} was written by {state.world_size} processes at training.zero_stage {state.zero_stage}; "
-            f"this launch has {world_size} at stage {zero_stage}. Launch as many, at the same stage."
-        )
     return state
 
 
-def load(checkpoint: Path, engine: "Engine", ema: EMA) -> None:
-    """Load weights, optimiser and average. Every rank must call it."""
-    engine.load(checkpoint)
-    ema.ema_model.load_state_dict(load_file(checkpoint / EMA_FILE))
-    ema.step.fill_(read_state(checkpoint).step)
-    ema.initted.fill_(True)
+def write_aside(path: Path, text: str) -> None:
+    """Replace a file's content in one step."""
+    aside = path.with_name(f".{path.name}.new")
+    aside.write_text(text)
+    _sync(aside)
+    os.replace(aside, path)
 
 
 def _sha256(path: Path) -> str:
@@ -198,10 +251,3 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _write_aside(path: Path, text: str) -> None:
-    aside = path.with_name(f".{path.name}.new")
-    aside.write_text(text)
-    _sync(aside)
-    os.replace(aside, path)

@@ -6,14 +6,14 @@ from (seed, step).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fdtrain.diffusion.time_sampling import TimeDensity, draw_uniform
-from fdtrain.randomness import Purpose, normal, stream, uniform
+from fdtrain.randomness import Purpose, normal, stream, torch_seed, uniform
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,10 @@ class LaneDraws:
     time_sampling: str
     density: TimeDensity
     device: torch.device
+
+    def redrawn(self, returns: int) -> "LaneDraws":
+        """Other draws altogether, after so many returns to a checkpoint."""
+        return replace(self, seed=torch_seed(self.seed, Purpose.RETURN, returns)) if returns else self
 
     def quantiles(self, step: int, lanes: Sequence[int]) -> Tensor:
         """``u`` in [0, 1) of the images of ``lanes``, shape ``(n,)``, float64, on the CPU."""

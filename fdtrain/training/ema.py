@@ -1,24 +1,95 @@
 """Exponential moving average of the weights, in float32 from float32 weights (docs/training.md)."""
 
+from contextlib import contextmanager
+
+import torch
 from ema_pytorch import EMA
+from torch import Tensor, nn
 
 from fdtrain.networks.model import Model
+from fdtrain.ranks import all_reduce_sum, world_size
+from fdtrain.training.parts import AVERAGE, Fragment, Parts
 
 
-def make_ema(model: Model, decay: float, warmup_power: float) -> EMA:
-    """EMA of ``model``, to be updated once per optimiser step.
+class Shard(nn.Module):
+    """This rank's fragments of the weights, live, as a module for ema-pytorch."""
+
+    def __init__(self, fragments: list[Fragment]):
+        super().__init__()
+        self.parts = nn.ParameterList(nn.Parameter(f.tensor, requires_grad=False) for f in fragments)
+
+
+class Average:
+    """The average of a model's weights, each rank keeping that of its own fragments.
 
     The decay of step n is ``min(decay, 1 - (1 + n / 10)^-warmup_power)``: at power 1 about the warm-up of
-    Song et al. 2021. Made before DeepSpeed wraps the model, whose module keeps float32 weights at every
-    precision and at ZeRO stages 0 to 2 keeps all of them on every rank; so each rank's copy is the same.
+    Song et al. 2021. A fragment's average is elementwise, so it is the same however the weights are shared.
+
+    Args:
+        weights: live fragments of the float32 weights that the optimiser steps, as ``Engine.weights`` gives.
+        model: holds the whole average while :meth:`gathered`; kept on the CPU.
     """
-    return EMA(
-        model,
-        beta=decay,
-        power=warmup_power,
-        inv_gamma=10.0,
-        update_after_step=0,
-        update_every=1,
-        include_online_model=False,
-        use_foreach=True,
-    )
+
+    def __init__(self, weights: list[Fragment], model: Model, decay: float, warmup_power: float):
+        self.weights = weights
+        self.model = model.eval().requires_grad_(False)
+        self.ema = EMA(
+            Shard(weights),
+            beta=decay,
+            power=warmup_power,
+            inv_gamma=10.0,
+            update_after_step=0,
+            update_every=1,
+            include_online_model=False,
+            use_foreach=True,
+        )
+
+    def update(self) -> None:
+        """Once per optimiser step."""
+        self.ema.update()
+
+    @property
+    def fragments(self) -> list[Fragment]:
+        """This rank's, live."""
+        averages = self.ema.ema_model.parts
+        return [
+            Fragment(AVERAGE, w.parameter, w.start, part.data) for w, part in zip(self.weights, averages, strict=True)
+        ]
+
+    def load(self, parts: Parts, steps: int) -> None:
+        """Take up the average after ``steps`` updates."""
+        for fragment in self.fragments:
+            fragment.tensor.copy_(parts.read(AVERAGE, fragment.parameter, fragment.start, len(fragment.tensor)))
+        self.ema.step.fill_(steps)
+        self.ema.initted.fill_(True)
+
+    @contextmanager
+    def gathered(self, device: torch.device):
+        """The model with the averaged weights of all ranks, on ``device``, for as long as the context lasts.
+
+        Every rank must enter it.
+        """
+        self.model.to(device)
+        try:
+            self._gather(device)
+            yield self.model
+        finally:
+            self.model.to("cpu")
+
+    def _gather(self, device: torch.device) -> None:
+        sizes = {name: p.numel() for name, p in self.model.named_parameters()}
+        offsets, end = {}, 0
+        for name, size in sizes.items():
+            offsets[name], end = end, end + size
+        flat = torch.zeros(end, device=device)
+        for fragment in self.fragments:
+            first = offsets[fragment.parameter] + fragment.start
+            flat[first : first + len(fragment.tensor)] = fragment.tensor
+        if world_size() > 1:
+            all_reduce_sum(flat)
+        for name, parameter in self.model.named_parameters():
+            parameter.copy_(_part(flat, offsets[name], parameter))
+
+
+def _part(flat: Tensor, offset: int, like: Tensor) -> Tensor:
+    return flat[offset : offset + like.numel()].view_as(like)

@@ -2,107 +2,58 @@
 
 import logging
 import os
-import pickle
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from fdtrain.config import Training
-from fdtrain.errors import LostPeer, UserError
 from fdtrain.networks.model import Model
+from fdtrain.ranks import share, world_size
+from fdtrain.scaling import REDUCE_TO_OWNERS
+from fdtrain.training.device import DTYPES
+from fdtrain.training.guard import Guard
+from fdtrain.training.parts import FIRST_MOMENT, SECOND_MOMENT, WEIGHT, Fragment, Parts
 
 # Said before the import, which otherwise warns on every rank of a machine without an accelerator.
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
-# DeepSpeed opens checkpoints with torch.load(weights_only=False), which runs whatever a file asks it to. This
-# makes torch admit tensors and plain containers only, and the classes named below, which hold numbers.
-os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
-
 import deepspeed
-from deepspeed.accelerator import get_accelerator
-from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
-from deepspeed.runtime.zero.config import ZeroStageEnum
-from deepspeed.utils.tensor_fragment import fragment_address
+from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
 
-torch.serialization.add_safe_globals([LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address])
 deepspeed.utils.logger.setLevel(logging.WARNING)
 # DeepSpeed still calls functions that torch is about to rename.
 warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
 # A C++ extension that DeepSpeed would compile at start-up, for inference alone.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
-PRECISIONS = {"bf16": "bfloat16", "fp16": "float16"}
-CHECKPOINT_TAG = "engine"
+MOMENTS = (FIRST_MOMENT, SECOND_MOMENT)
 
 
-def world_size() -> int:
-    """Processes of this launch, known from the launcher before any process group exists."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+@dataclass(frozen=True)
+class Held:
+    """Where a run of a parameter's elements lies that this rank steps: ``owner`` is what the optimiser has."""
 
+    parameter: str
+    start: int
+    owner: Tensor
+    offset: int
+    count: int
 
-def rank() -> int:
-    return int(os.environ.get("RANK", "0"))
-
-
-def local_rank() -> int:
-    return int(os.environ.get("LOCAL_RANK", "0"))
-
-
-def connect() -> torch.device:
-    """Join the process group (of one, when started without a launcher) and return this rank's device."""
-    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}.items():
-        os.environ.setdefault(name, value)
-    os.environ.setdefault("MASTER_PORT", "0" if world_size() == 1 else "29500")
-    accelerator = get_accelerator()
-    if accelerator.device_name() == "cpu":
-        # Processes that each take all cores get in each other's way.
-        if "OMP_NUM_THREADS" not in os.environ:
-            processes = int(os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or 1)
-            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // processes))
-    else:
-        accelerator.set_device(local_rank())
-    deepspeed.init_distributed(dist_backend=accelerator.communication_backend_name(), verbose=False)
-    return torch.device(accelerator.current_device_name())
-
-
-@contextmanager
-def peers() -> Iterator[None]:
-    """Around everything that talks to other ranks: a connection that breaks raises LostPeer."""
-    try:
-        yield
-    except RuntimeError as error:
-        if isinstance(error, dist.DistBackendError) or "gloo" in str(error):
-            raise LostPeer(
-                f"the connection to another process of this run was lost ({str(error).splitlines()[0]}); "
-                "its own output says why. Launch again with --resume auto."
-            ) from error
-        raise
-
-
-def all_reduce_sum(x: Tensor) -> Tensor:
-    """Sum over ranks, in place."""
-    dist.all_reduce(x)
-    return x
-
-
-def broadcast(value):
-    """Rank 0's value of a small picklable object."""
-    box = [value]
-    dist.broadcast_object_list(box)
-    return box[0]
+    def of(self, flat: Tensor) -> Tensor:
+        """These elements of the owner, or of what is shaped like it."""
+        return flat.view(-1)[self.offset : self.offset + self.count]
 
 
 class Engine:
-    """A model under DeepSpeed: mixed precision, gradient reduction, ZeRO, optimiser.
+    """A model under DeepSpeed: mixed precision, gradient reduction, ZeRO, offload, optimiser.
 
     Weights stay float32; at bf16 and fp16 the network computes under autocast, and gradients are reduced in
-    float32. ``forward`` returns ``F`` in float32.
+    float32. ``forward`` returns ``F`` in float32. A step whose gradient is not finite changes no weights.
 
     Args:
         model: already on its device.
@@ -111,35 +62,25 @@ class Engine:
 
     def __init__(self, model: Model, training: Training):
         self.model, self.training = model, training
-        accumulation = training.accumulation(world_size())
-        optimizer = torch.optim.AdamW(
+        self.shapes = {name: p.shape for name, p in model.named_parameters()}
+        self.guard = Guard(training.spike, next(model.parameters()).device)
+        self.optimizer = torch.optim.AdamW(
             model.parameters(),
             lr=training.lr,
             betas=training.betas,
             eps=training.eps,
             weight_decay=training.weight_decay,
-            fused=True,
+            **{training.adam: True},
         )
-        settings = {
-            "train_batch_size": training.global_batch,
-            "train_micro_batch_size_per_gpu": training.global_batch // world_size() // accumulation,
-            "gradient_accumulation_steps": accumulation,
-            "zero_optimization": {"stage": training.zero_stage},
-            # Without ZeRO DeepSpeed clips but keeps the norm to itself: then step() clips.
-            "gradient_clipping": training.clip if training.zero_stage else 0.0,
-            "steps_per_print": 2**63 - 1,
-        }
-        if training.precision != "fp32":
-            settings["torch_autocast"] = {
-                "enabled": True,
-                "dtype": PRECISIONS[training.precision],
-                # Modules whose gradients would travel in half precision: none.
-                "lower_precision_safe_modules": [],
-            }
-        self.engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
-        if world_size() == 1 and training.zero_stage == 0:
+        self.optimizer.register_step_pre_hook(self._judge)
+        self.engine, *_ = deepspeed.initialize(model=model, optimizer=self.optimizer, config=_settings(training))
+        if training.zero_stage:
+            self._scale_with_clipping()
+        elif world_size() == 1:
             # DeepSpeed would copy every gradient into a bucket and back for nobody.
             self.engine.enable_backward_allreduce = False
+        self.held = list(self._find_held())
+        self._start_moments()
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
         return self.engine(x, t, label)
@@ -148,45 +89,189 @@ class Engine:
         """Accumulate gradients of one pass; ``loss`` is its mean, the division by the passes is done here."""
         self.engine.backward(loss)
 
-    def step(self, lr: float) -> Tensor | float:
+    def step(self, lr: float) -> None:
         """After each pass; updates the weights after the last of a step.
 
-        Returns:
-            Norm of the global gradient before clipping; not finite when fp16 overflowed and the update was
-            skipped. Meaningless before the last pass.
+        Then ``norm`` is that of the global gradient before clipping, and ``left_out`` 1 if there was no update,
+        else 0; both scalars, the same on every rank.
         """
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr
-        norm = None
-        if not self.training.zero_stage and self.engine.is_gradient_accumulation_boundary():
+        last = self.engine.is_gradient_accumulation_boundary()
+        if last and not self.training.zero_stage:
             scaler = self.engine.torch_autocast_z0_gradscaler
             if scaler is not None:
-                scaler.unscale_(self.engine.optimizer)
-            norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.training.clip or float("inf"))
+                scaler.unscale_(self.optimizer)
+            clip = self.training.clip or float("inf")
+            self.norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), clip)
         self.engine.step()
-        return self.engine.get_global_grad_norm() if norm is None else norm
+        if self.training.zero_stage and last:
+            self.norm = torch.as_tensor(self.engine.get_global_grad_norm(), device=self.guard.device)
+        if last:
+            self.left_out = self.guard.refuses(self.norm)
+            self.guard.add(self.norm, self.left_out)
 
-    def save(self, folder: Path) -> None:
-        """Write the engine's state under ``folder``. Every rank must call it."""
-        scaler = self.engine.torch_autocast_z0_gradscaler
-        # The one part of its state that DeepSpeed does not save.
-        extra = {"gradient_scaler": scaler.state_dict()} if scaler else {}
-        self.engine.save_checkpoint(str(folder), tag=CHECKPOINT_TAG, client_state=extra, save_latest=False)
+    def _judge(self, *_: Any) -> None:
+        """Before the optimiser's step: see that a refused one changes nothing. ZeRO leaves a gradient that is not
+        finite out by itself, and comes here with a finite one."""
+        norm = self.engine.optimizer._global_grad_norm if self.training.zero_stage else self.norm
+        refused, owners = self.guard.refuses(norm), self.optimizer.param_groups[0]["params"]
+        if self.training.adam == "fused":
+            # Its kernel leaves everything as it is where this is 1, without a word to the host.
+            self.optimizer.found_inf = refused.to(owners[0].device)
+        elif refused.item():
+            for owner in owners:
+                owner.grad = None
 
-    def load(self, folder: Path) -> None:
-        """Load what :meth:`save` wrote, on the same number of ranks unless ``zero_stage`` is 0.
+    def _scale_with_clipping(self) -> None:
+        """At fp16 ZeRO clips and judges the gradient before torch's scaler divides by the loss scale, and never
+        lowers the scale of one that overflowed. Its own scaler does all three in the right order."""
+        zero = self.engine.optimizer
+        if zero.torch_autocast_gradscaler is not None:
+            zero.torch_autocast_gradscaler = None
+            zero.loss_scaler = DynamicLossScaler(
+                init_scale=2**16,
+                scale_window=2000,
+                min_scale=2**-20,
+                delayed_shift=1,
+                consecutive_hysteresis=False,
+                raise_error_at_min_scale=False,
+            )
+            zero.dynamic_loss_scale = True
 
-        Raises:
-            UserError: a file asks for code to be run.
-        """
-        try:
-            _, extra = self.engine.load_checkpoint(str(folder), tag=CHECKPOINT_TAG)
-        except pickle.UnpicklingError as error:
-            raise UserError(
-                f"{folder / CHECKPOINT_TAG} holds more than tensors and numbers; loading it could run code, so it "
-                "is refused. Resume from a checkpoint that this program wrote."
-            ) from error
-        scaler = self.engine.torch_autocast_z0_gradscaler
-        # Absent where the run was saved at another precision.
-        if scaler and "gradient_scaler" in extra:
-            scaler.load_state_dict(extra["gradient_scaler"])
+    def _find_held(self) -> Iterator[Held]:
+        """What this rank steps, or at stage 0, where every rank steps all, its even share of each parameter."""
+        zero, stage = self.engine.optimizer, self.training.zero_stage
+        for name, p in self.model.named_parameters():
+            if stage == 0:
+                mine = share(p.numel())
+                held = Held(name, mine.start, p, mine.start, len(mine))
+            elif stage == 3:
+                group, offset, size = zero.grad_position[zero.get_param_id(p)]
+                start = size * zero._get_param_partition_rank(p)
+                # The last rank's run is filled up to the others' length.
+                count = max(0, min(size, p.ds_numel - start))
+                held = Held(name, start, zero.fp32_partitioned_groups_flat[group], offset, count)
+            elif p._hp_mapping is None:
+                continue
+            else:
+                part, own = p._hp_mapping.lp_fragment_address, p._hp_mapping.hp_fragment_address
+                owner = zero.single_partition_of_fp32_groups[p._hp_mapping.param_group_index]
+                held = Held(name, part.start, owner, own.start, part.numel)
+            if held.count:
+                yield held
+
+    def _start_moments(self) -> None:
+        """Adam's state from the start, so that saving and loading need no first step."""
+        for owner in {id(held.owner): held.owner for held in self.held}.values():
+            self.optimizer.state[owner] = {
+                "step": torch.zeros((), device=owner.device),
+                **{moment: torch.zeros_like(owner, requires_grad=False) for moment in MOMENTS},
+            }
+
+    @property
+    def weights(self) -> list[Fragment]:
+        """This rank's fragments of the float32 weights, live."""
+        return [Fragment(WEIGHT, held.parameter, held.start, held.of(held.owner.data)) for held in self.held]
+
+    @property
+    def fragments(self) -> list[Fragment]:
+        """This rank's fragments of weights and moments, live; those of all ranks are the whole state, once."""
+        state = self.optimizer.state
+        return self.weights + [
+            Fragment(moment, held.parameter, held.start, held.of(state[held.owner][moment]))
+            for moment in MOMENTS
+            for held in self.held
+        ]
+
+    def counters(self) -> dict[str, Any]:
+        """What the state has beside tensors: updates of Adam, loss scale, the guard's."""
+        updates = {float(self.optimizer.state[held.owner]["step"]) for held in self.held}
+        return {"updates": max(updates, default=0.0), "loss_scale": self._loss_scale(), "guard": self.guard.state()}
+
+    def load(self, parts: Parts, counters: dict[str, Any]) -> None:
+        """Take up what any number of ranks saved at any stage: ``fragments`` as parts, and ``counters``."""
+        with torch.no_grad():
+            for held in self.held:
+                kinds = [(WEIGHT, held.owner), *((m, self.optimizer.state[held.owner][m]) for m in MOMENTS)]
+                for kind, flat in kinds:
+                    held.of(flat.data).copy_(parts.read(kind, held.parameter, held.start, held.count))
+                self.optimizer.state[held.owner]["step"].fill_(counters["updates"])
+            self._load_module(parts)
+        self._set_loss_scale(counters["loss_scale"])
+        self.guard.load(counters["guard"])
+
+    def _load_module(self, parts: Parts) -> None:
+        """The weights that the network computes with, which ZeRO keeps beside those that it steps."""
+        if self.training.zero_stage < 3:
+            for name, p in self.model.named_parameters():
+                p.copy_(parts.read(WEIGHT, name, 0, p.numel()).view_as(p))
+            return
+        zero = self.engine.optimizer
+        if zero.persistent_parameters:
+            zero.persistent_parameters[0].partition(zero.persistent_parameters)
+        by_name = dict(self.model.named_parameters())
+        for held in self.held:
+            by_name[held.parameter].ds_tensor.view(-1)[: held.count].copy_(held.of(held.owner.data))
+        if zero.persistent_parameters:
+            zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
+
+    def _loss_scale(self) -> dict[str, Any]:
+        """Of the scaler there is, empty at fp32 and bf16."""
+        if self.training.precision != "fp16":
+            return {}
+        if self.training.zero_stage:
+            scaler = self.engine.optimizer.loss_scaler
+            since = scaler.cur_iter - scaler.last_overflow_iter
+            return {"scale": float(scaler.cur_scale), "since": since}
+        saved = self.engine.torch_autocast_z0_gradscaler.state_dict()
+        return {"scale": saved["scale"], "since": saved["_growth_tracker"]}
+
+    def _set_loss_scale(self, saved: dict[str, Any]) -> None:
+        """``saved`` is empty where the run was saved at another precision."""
+        if not saved or self.training.precision != "fp16":
+            return
+        if self.training.zero_stage:
+            scaler = self.engine.optimizer.loss_scaler
+            scaler.cur_scale = saved["scale"]
+            scaler.last_overflow_iter = scaler.cur_iter - saved["since"]
+        else:
+            scaler = self.engine.torch_autocast_z0_gradscaler
+            scaler.load_state_dict({**scaler.state_dict(), "scale": saved["scale"], "_growth_tracker": saved["since"]})
+
+
+def _settings(training: Training) -> dict[str, Any]:
+    """Our configuration as DeepSpeed's."""
+    accumulation = training.accumulation(world_size())
+    elements = training.bucket_mib * 2**20 // 4
+    zero = {
+        "stage": training.zero_stage,
+        # Between GPUs; on a CPU there is no second stream to reduce in.
+        "overlap_comm": training.overlap and torch.cuda.is_available() and world_size() > 1 and training.zero_stage > 0,
+        "use_multi_rank_bucket_allreduce": world_size() > REDUCE_TO_OWNERS,
+        "reduce_bucket_size": elements,
+        "allgather_bucket_size": elements,
+    }
+    if training.offload != "none":
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    if training.offload == "weights":
+        zero["offload_param"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    settings = {
+        "train_batch_size": training.global_batch,
+        "train_micro_batch_size_per_gpu": training.global_batch // world_size() // accumulation,
+        "gradient_accumulation_steps": accumulation,
+        "zero_optimization": zero,
+        # torch's fused AdamW runs on the CPU too, without a compiler on the user's machine.
+        "zero_force_ds_cpu_optimizer": False,
+        # Without ZeRO DeepSpeed clips but keeps the norm to itself: then step() clips.
+        "gradient_clipping": training.clip if training.zero_stage else 0.0,
+        "steps_per_print": 2**63 - 1,
+    }
+    if training.precision != "fp32":
+        settings["torch_autocast"] = {
+            "enabled": True,
+            "dtype": str(DTYPES[training.precision]).removeprefix("torch."),
+            # Modules whose gradients would travel in half precision: none.
+            "lower_precision_safe_modules": [],
+        }
+    return settings

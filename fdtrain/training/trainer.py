@@ -6,29 +6,56 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ema_pytorch import EMA
 from torch import Tensor
 
-from fdtrain.config import Config
+from fdtrain import ranks
+from fdtrain.config import Config, dump_config
 from fdtrain.data.lanes import own_lanes
 from fdtrain.data.loader import Batches
 from fdtrain.diffusion import objective
-from fdtrain.errors import UserError
-from fdtrain.networks.model import ModelSpec
+from fdtrain.errors import Preempted, UserError
+from fdtrain.networks.model import Model, ModelSpec
 from fdtrain.randomness import Purpose, torch_seed
 from fdtrain.training import checkpoint
-from fdtrain.training import engine as ds
+from fdtrain.training.accounting import Accounting
+from fdtrain.training.agreement import Agreement
+from fdtrain.training.device import exact_float32
 from fdtrain.training.draws import LaneDraws
+from fdtrain.training.ema import Average
+from fdtrain.training.engine import Engine
+from fdtrain.training.heartbeat import Heartbeat
 from fdtrain.training.monitor import Monitor, Stopwatch, Window, memory_gib, window_metrics
+from fdtrain.training.parts import Parts
+from fdtrain.training.profile import Profiler
+from fdtrain.training.saver import FAILED, WRITING, Keep, Saver
 from fdtrain.training.schedule import learning_rate
+
+STOP = "stop"
+"""The flag that asks all ranks to save and end."""
+FLAGS = (STOP, WRITING, FAILED)
+
+
+class Diverged(Exception):
+    """Too many steps in a row had to be left out."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """Something to do every so many steps, on every rank together: ``run(step)``."""
+    """Something to do every so many steps, on every rank together: ``run(step, averaged model)``."""
 
     every: int
-    run: Callable[[int], None]
+    run: Callable[[int, Model], None]
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a checkpoint says of the run that wrote it."""
+
+    spec: ModelSpec
+    settings: dict[str, Any]
+    """Those that fix the trajectory."""
+    code: str | None
+    """Commit of the program."""
 
 
 class Trainer:
@@ -36,92 +63,171 @@ class Trainer:
 
     Args:
         config: the run's.
-        spec: of the model, which the engine wraps.
-        identity: the settings that fix its trajectory.
+        batches: this rank's, from a step on.
         reports: done at their intervals and after the last step.
+        agreement: by which the ranks stop after the same step.
+        heartbeat: told of progress.
+        accounting: of the run's devices.
+        traced: steps, counted from 1, to trace into the run's folder.
     """
 
     def __init__(
         self,
         config: Config,
-        spec: ModelSpec,
-        identity: dict[str, Any],
-        engine: ds.Engine,
-        ema: EMA,
+        identity: Identity,
+        engine: Engine,
+        average: Average,
         draws: LaneDraws,
+        batches: Callable[[int], Batches],
         monitor: Monitor,
         reports: list[Report],
+        agreement: Agreement,
+        heartbeat: Heartbeat,
+        accounting: Accounting,
+        traced: range = range(0),
     ):
-        self.config, self.spec, self.identity = config, spec, identity
-        self.engine, self.ema, self.draws, self.monitor, self.reports = engine, ema, draws, monitor, reports
-        self.device = draws.device
+        self.config, self.identity, self.spec = config, identity, identity.spec
+        self.engine, self.average, self.monitor, self.reports = engine, average, monitor, reports
+        self.first_draws = self.draws = draws
+        self.batches, self.agreement, self.heartbeat = batches, agreement, heartbeat
+        self.accounting, self.device = accounting, draws.device
         self.window, self.watch = Window(self.device), Stopwatch()
-        self.last_saved: Path | None = None
+        self.profiler = Profiler(config.folder / "profile", traced, self.device, self.watch)
+        keep = config.checkpoint
+        self.saver = Saver(
+            config.folder, Keep(keep.keep_last, keep.keep_every, keep.max_failures), agreement, monitor.say
+        )
+        self.returns = self.skips = 0
+        self.save_pause = 0.0
+        self.left_out: Tensor | None = None
         training = config.training
-        lanes = own_lanes(ds.rank(), ds.world_size(), training.lanes)
-        size = len(lanes) // training.accumulation(ds.world_size())
+        lanes = own_lanes(ranks.rank(), ranks.world_size(), training.lanes)
+        size = len(lanes) // training.accumulation(ranks.world_size())
         self.passes = [lanes[i : i + size] for i in range(0, len(lanes), size)]
 
-    def resume(self, path: Path, state: checkpoint.State) -> None:
-        """Take up the run where the checkpoint left it."""
-        checkpoint.load(path, self.engine, self.ema)
-        if ds.rank() == 0:
+    def take_up(self, path: Path) -> int:
+        """Go on from a checkpoint, whatever number of ranks wrote it; returns its step."""
+        state, parts = checkpoint.read_state(path), Parts(path)
+        self.engine.load(parts, state.counters)
+        self.average.load(parts, state.step)
+        self.window.sums.zero_()
+        if ranks.rank() == 0:
             self.window.sums.copy_(torch.tensor(state.window, dtype=torch.float64))
-        self.last_saved = path
+        self.skips, self.left_out, self.returns = state.skips, None, state.returns
+        self.draws = self.first_draws.redrawn(self.returns)
+        self.saver.last = path
+        return state.step
 
-    def run(self, batches: Batches, start: int) -> None:
+    def run(self, start: int) -> None:
         """Train from step ``start`` to the last.
 
-        Args:
-            batches: this rank's, from step ``start`` on.
-
         Raises:
-            UserError: a sample cannot be used, or the loss is not finite.
+            UserError: a sample cannot be used, too many steps had to be left out, or too many checkpoints failed.
+            Preempted: the run was asked to stop, and is saved.
         """
-        for done in self.steps(batches, start):
-            last = done == self.config.training.steps
-            with self.watch.pause():
-                for report in self.reports:
-                    if done % report.every == 0 or last:
-                        report.run(done)
-                if done % self.config.checkpoint.every == 0 or last:
-                    self.save(done)
+        while True:
+            try:
+                self._run(start)
+                return
+            except Diverged as error:
+                start = self._return(str(error))
 
-    def steps(self, batches: Batches, start: int) -> Iterator[int]:
+    def _run(self, start: int) -> None:
+        for done in self.steps(start):
+            last = done == self.config.training.steps
+            stop = STOP in self.saver.exchange() and not last
+            with self.watch.pause():
+                if stop:
+                    # First of all: there may not be time for more.
+                    self.save(done)
+                    self.saver.finish()
+                self._report(done, last)
+                if (done % self.config.checkpoint.every == 0 or last) and not stop:
+                    self.save(done)
+            if stop:
+                raise Preempted(f"stopped as asked after step {done}; saved {self.saver.last}. --resume auto goes on.")
+        self.saver.finish()
+
+    def steps(self, start: int) -> Iterator[int]:
         """Train, yielding the number of steps done after each."""
         last = self.config.training.steps
+        batches = self.batches(start)
         self.watch.restart()
         for step in range(start, last):
-            with self.watch.wait():
-                images, labels = next(batches)
-            self.window.add_broken(batches.broken_now)
-            self._step(step, images, labels)
             done = step + 1
+            with self.profiler.step(done):
+                with self.watch.wait():
+                    images, labels = next(batches)
+                self.heartbeat.tick()
+                self.window.add_broken(batches.broken_now)
+                self._step(step, images, labels)
             self.monitor.progress()
             if done % self.config.monitor.log_every == 0 or done == last:
                 self._log(done)
             yield done
 
+    def _report(self, done: int, last: bool) -> None:
+        due = [report for report in self.reports if done % report.every == 0 or last]
+        if due:
+            with self.average.gathered(self.device) as model, exact_float32():
+                for report in due:
+                    report.run(done, model)
+
     def _step(self, step: int, images: Tensor, labels: Tensor) -> None:
         """One optimiser step over this rank's images of it, ``(n, C, H, W)`` uint8."""
         # Dropout is the one thing random by rank: exact on the same number of ranks only.
-        torch.manual_seed(torch_seed(self.config.seed, Purpose.DROPOUT, step, ds.rank()))
+        torch.manual_seed(torch_seed(self.config.seed, Purpose.DROPOUT, step, ranks.rank()))
         rate = learning_rate(step, self.config.training)
         count = len(images) // len(self.passes)
         for i, lanes in enumerate(self.passes):
             part = slice(i * count, (i + 1) * count)
-            self.engine.backward(self._loss(step, lanes, images[part], labels[part]))
-            norm = self.engine.step(rate)
-        self.ema.update()
-        self.window.add_step(norm, first=ds.rank() == 0)
+            loss = self._loss(step, lanes, images[part], labels[part])
+            # A loss that is not finite must not pass for one whose gradient is.
+            self.engine.backward(loss * torch.where(torch.isfinite(loss.detach()), 1.0, torch.nan))
+            self.engine.step(rate)
+        self.average.update()
+        self.window.add_step(self.engine.norm, self.engine.left_out, first=ranks.rank() == 0)
+        if self._skips_in_a_row() > self.config.training.max_skips:
+            raise Diverged(f"the gradient was unusable in {self.skips} steps in a row up to step {step}")
+        self.left_out = self.engine.left_out
+
+    def _skips_in_a_row(self) -> int:
+        """Steps left out in a row. Asked once the next step is under way, it does not wait for the device."""
+        if self.left_out is not None:
+            self.skips = self.skips + 1 if self.left_out.item() else 0
+            self.left_out = None
+        return self.skips
+
+    def _return(self, reason: str) -> int:
+        """Go back to the last sound checkpoint, and on from there with other draws; returns its step."""
+        self.saver.finish()
+        advice = "Lower training.lr, or train with another training.precision."
+        folder, most = self.config.folder, self.config.training.max_returns
+        path = ranks.broadcast(_before_trouble(folder) if ranks.rank() == 0 else None)
+        if path is None:
+            raise UserError(f"{reason}; there is no checkpoint to return to. {advice}")
+        returns = self.returns + 1
+        if returns > most:
+            raise UserError(
+                f"{reason}, after {most} returns to a checkpoint; the last is {path}. {advice} "
+                f"{folder / 'metrics.jsonl'} has the course."
+            )
+        start = self.take_up(path)
+        self.returns, self.draws = returns, self.first_draws.redrawn(returns)
+        self.monitor.rewind(start)
+        self.monitor.say(
+            f"fdtrain: warning: {reason}; back to {path.name} with other draws (return {returns} of {most})."
+        )
+        return start
 
     def _loss(self, step: int, lanes: range, images: Tensor, labels: Tensor) -> Tensor:
         """Mean negative ELBO of one pass, nats per dimension."""
         spec, shape = self.spec, images.shape[1:]
         u = self.draws.quantiles(step, lanes)
         t = self.draws.density.quantile(u)
-        pdf = self.draws.density.pdf(t).to(self.device)
-        t = t.to(self.device)
+        # Never a copy that waits: the host is to run ahead of the device.
+        pdf = self.draws.density.pdf(t).to(self.device, non_blocking=True)
+        t = t.to(self.device, non_blocking=True)
         x0 = objective.dequantise(
             images.to(self.device, non_blocking=True), self.draws.dequantisation(step, lanes, shape), spec.levels
         )
@@ -145,43 +251,56 @@ class Trainer:
 
     def _log(self, done: int) -> None:
         """Read the window's sums, the only place where the host waits for the device, and start a new one."""
-        sums = ds.all_reduce_sum(self.window.sums).tolist()
+        sums = ranks.all_reduce_sum(self.window.sums).tolist()
         seconds = self.watch.elapsed
         metrics = window_metrics(sums)
         steps = sums[0]
         metrics |= {
             "lr": learning_rate(done - 1, self.config.training),
             "images_seen": done * self.config.training.global_batch,
-            "images_per_second": steps * self.config.training.global_batch / seconds,
+            **self.accounting.speed(steps * self.config.training.global_batch / seconds),
             "step_seconds": seconds / steps,
             "data_wait": self.watch.waited / seconds,
+            "save_pause": self.save_pause,
             "memory_gib": memory_gib(self.device),
         }
+        if self.profiler.communication is not None:
+            metrics["communication"] = self.profiler.communication
         self.monitor.log(done, metrics)
         self.monitor.show(done, metrics)
+        self.save_pause = 0.0
         self.window.sums.zero_()
         self.watch.restart()
-        if not torch.isfinite(torch.tensor(metrics["loss"])):
-            saved = f"the last checkpoint is {self.last_saved}" if self.last_saved else "there is no checkpoint yet"
-            raise UserError(
-                f"the loss is not finite within the {steps:.0f} steps up to {done}; {saved}. "
-                "Lower training.lr, or train with another training.precision."
-            )
 
     def save(self, done: int) -> None:
-        """Checkpoint after ``done`` steps. Every rank must call it."""
-        sums = ds.all_reduce_sum(self.window.sums)
-        if ds.rank() != 0:
+        """Begin a checkpoint after ``done`` steps. Every rank must call it."""
+        sums = ranks.all_reduce_sum(self.window.sums)
+        if ranks.rank() != 0:
             sums.zero_()
         training = self.config.training
         state = checkpoint.State(
             step=done,
             images=done * training.global_batch,
-            world_size=ds.world_size(),
+            world_size=ranks.world_size(),
             zero_stage=training.zero_stage,
             window=sums.tolist(),
-            run=self.identity,
+            skips=self._skips_in_a_row(),
+            returns=self.returns,
+            counters=self.engine.counters(),
+            run=self.identity.settings,
+            code=self.identity.code,
         )
-        self.last_saved = checkpoint.save(
-            self.config.folder, self.engine, self.ema, self.spec, state, self.config.checkpoint
-        )
+        # What is logged up to here must outlive the process as the checkpoint will.
+        self.monitor.flush()
+        fragments = self.engine.fragments + self.average.fragments
+        self.save_pause += self.saver.begin(fragments, self.spec, dump_config(self.config), state)
+
+
+def _before_trouble(folder: Path) -> Path | None:
+    """The newest sound checkpoint of a run folder that was not written while steps were being left out."""
+
+    def fits(path: Path) -> None:
+        if checkpoint.read_state(path).skips:
+            raise UserError("steps were being left out")
+
+    return checkpoint.newest(folder, fits)[0]

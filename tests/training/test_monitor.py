@@ -12,8 +12,8 @@ def test_window_means():
     window = Window(torch.device("cpu"))
     u = torch.tensor([0.0, 0.05, 0.95, 0.999999], dtype=torch.float64)
     window.add_images(torch.tensor([1.0, 2.0, 3.0, 6.0]), torch.tensor([1.0, 3.0, -2.0, -4.0]), u)
-    window.add_step(torch.tensor(2.0), first=True)
-    window.add_step(float("inf"), first=True)  # fp16 overflowed: the step was skipped
+    window.add_step(torch.tensor(2.0), torch.tensor(0.0), first=True)
+    window.add_step(torch.tensor(float("inf")), torch.tensor(1.0), first=True)  # fp16 overflowed: the step was skipped
     metrics = window_metrics(window.sums.tolist())
     assert metrics["loss"] == 3.0
     assert metrics["gradient_norm"] == 2.0
@@ -65,3 +65,29 @@ def test_stopwatch_leaves_out_pauses():
         time.sleep(0.05)
     assert watch.elapsed < 0.2
     assert watch.waited == pytest.approx(0.05, abs=0.04)
+
+
+def test_images_without_a_finite_bound_are_left_out_of_the_means():
+    window = Window(torch.device("cpu"))
+    u = torch.tensor([0.05, 0.15], dtype=torch.float64)
+    window.add_images(torch.tensor([1.0, float("nan")]), torch.tensor([2.0, float("nan")]), u)
+    metrics = window_metrics(window.sums.tolist())
+    assert (metrics["loss"], metrics["integrand/0"]) == (1.0, 2.0)
+    assert "integrand/1" not in metrics
+    assert "loss" not in window_metrics([0.0] * len(window.sums))
+
+
+def test_a_full_disk_costs_the_log_and_not_the_run(tmp_path, monkeypatch, capsys):
+    monitor = Monitor(tmp_path, 3, 0, first=True)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(monitor.board, "add_scalar", full)
+        monitor.log(1, {"loss": 1.0})
+        monitor.log(2, {"loss": 1.0})
+    monitor.log(3, {"loss": 1.0})
+    monitor.close()
+    assert capsys.readouterr().err.count("the log has gaps from here on ([Errno 28] No space left on device)") == 1
+    assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3]

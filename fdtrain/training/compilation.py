@@ -1,0 +1,72 @@
+"""torch.compile of the network that trains, where it pays, tried out before the first step.
+
+The module is compiled in place: its weights keep their names, and the averaged model, copied before, stays as it was.
+"""
+
+import torch
+from torch import nn
+
+from fdtrain import ranks
+from fdtrain.config import Training
+from fdtrain.networks.model import Model, ModelSpec
+from fdtrain.training.device import DTYPES
+
+WORTHWHILE = 1e17
+"""FLOP of a whole run on one GPU from which on compiling, which takes minutes, is won back: some five minutes of a
+large one. Fixed, not measured, so that a run that is resumed decides as before. On a CPU nothing is won: its
+convolutions are the library's either way (docs/performance.md)."""
+
+
+def worthwhile(training: Training, flops_per_image: int, device: torch.device) -> bool:
+    """Whether to compile: as configured; at ``auto`` by the work of the run. ZeRO 3 gathers weights between the
+    layers, which leaves nothing to compile."""
+    if training.zero_stage == 3:
+        return False
+    if training.compile != "auto":
+        return training.compile
+    images = training.steps * training.global_batch / ranks.world_size()
+    return device.type == "cuda" and images * flops_per_image >= WORTHWHILE
+
+
+def compile_network(model: Model, spec: ModelSpec, training: Training, device: torch.device) -> str | None:
+    """Compile ``model.network`` and take one pass forward and back, whose gradients go nowhere.
+
+    Every rank must call it: where one fails none is compiled.
+
+    Returns:
+        Why it failed, or None.
+
+    Raises:
+        torch.OutOfMemoryError: the pass does not fit; nor would it uncompiled.
+    """
+    images = training.global_batch // ranks.world_size() // training.accumulation(ranks.world_size())
+    # Every pass has the same shape.
+    model.network.compile(dynamic=False)
+    failure = None
+    try:
+        _one_pass(model, spec, images, training.precision, device)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # a compiler fails in ways of its own
+        # Its first paragraph: advice to whoever debugs the compiler follows.
+        failure = " ".join(str(error).strip().partition("\n\n")[0].split())[:300] or type(error).__name__
+    failed = ranks.all_reduce_sum(torch.tensor(float(failure is not None), device=device)).item()
+    if failed:
+        uncompile(model.network)
+        return failure or f"failed on {failed:.0f} of {ranks.world_size()} processes"
+    return None
+
+
+def uncompile(network: nn.Module) -> None:
+    network._compiled_call_impl = None
+
+
+def _one_pass(model: Model, spec: ModelSpec, images: int, precision: str, device: torch.device) -> None:
+    x = torch.zeros(images, *spec.shape, device=device)
+    t = torch.full((images,), 0.5, dtype=torch.float64, device=device)
+    label = torch.zeros(images, dtype=torch.int64, device=device) if spec.classes else None
+    weights = [p for p in model.parameters() if p.requires_grad]
+    with torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32"):
+        F = model(x, t, label)
+    # Not backward(): nothing is to be accumulated, nor reduced over the ranks.
+    torch.autograd.grad(F.sum(), weights, allow_unused=True)

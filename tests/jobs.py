@@ -1,0 +1,37 @@
+"""Training jobs under way: started, watched, and looked into."""
+
+import subprocess
+import time
+
+import psutil
+from conftest import ROOT, environment
+
+
+def start(command: list[str]) -> subprocess.Popen:
+    """A job in a process group of its own."""
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment(), stdout=pipe, stderr=pipe, text=True, start_new_session=True
+    )
+
+
+def end(job: subprocess.Popen, timeout: float = 60) -> str:
+    """What a job that ends has said on stderr."""
+    return job.communicate(timeout=timeout)[1]
+
+
+def wait_for_step(launch, step: int, job: subprocess.Popen) -> None:
+    """Until the run of ``launch``, which logs each step, has done ``step`` of them."""
+    file = launch.run_folder() / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (file.exists() and f'"step": {step},' in file.read_text()):
+        assert job.poll() is None, job.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def ranks_of(job: subprocess.Popen) -> list[psutil.Process]:
+    """The rank processes under a launcher, in order; without the reading processes that they have."""
+    found = [p for p in psutil.Process(job.pid).children(recursive=True) if "main.py" in " ".join(p.cmdline())]
+    found = [p for p in found if p.environ().get("RANK") and p.parent().environ().get("RANK") is None]
+    return sorted(found, key=lambda p: int(p.environ()["RANK"]))

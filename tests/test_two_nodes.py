@@ -1,0 +1,145 @@
+"""Two hosts with a network between them: a run over both, cut in two in mid-step, comes back when it is mended.
+
+The hosts are network namespaces of this machine with a virtual cable; each has its own address and loopback. Both
+see the same disk, as cluster nodes do.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from checkpoints import assert_same
+from conftest import ROOT, environment, free_port
+
+SETTINGS = ("training.steps=60", "checkpoint.every=5", "training.silence_seconds=3", "training.patience_seconds=60")
+
+
+def ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True)
+
+
+class Hosts:
+    """Two namespaces; their names carry this process's number, so that other tests may run beside."""
+
+    def __init__(self):
+        number = os.getpid()
+        self.names = [f"fd{number}a", f"fd{number}b"]
+        self.addresses = ["10.213.77.1", "10.213.77.2"]
+
+    def __enter__(self) -> "Hosts":
+        try:
+            for name in self.names:
+                ip("netns", "add", name)
+            ip("link", "add", self.names[0], "netns", self.names[0], "type", "veth", "peer", "name", self.names[1],
+               "netns", self.names[1])  # fmt: skip
+            for name, address in zip(self.names, self.addresses):
+                ip("-n", name, "address", "add", f"{address}/24", "dev", name)
+                ip("-n", name, "link", "set", "lo", "up")
+            self.mend()
+        except FileNotFoundError:
+            pytest.skip("iproute2 is not installed")
+        except subprocess.CalledProcessError as error:
+            self.__exit__()
+            pytest.skip(f"no rights to make network namespaces: {error.stderr.strip()}")
+        return self
+
+    def __exit__(self, *_) -> None:
+        for name in self.names:
+            found = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True)
+            if found.returncode == 0:
+                subprocess.run(["kill", "-KILL", *found.stdout.split()], capture_output=True)
+                subprocess.run(["ip", "netns", "delete", name], capture_output=True)
+
+    def cut(self) -> None:
+        ip("-n", self.names[0], "link", "set", self.names[0], "down")
+
+    def mend(self) -> None:
+        for name in self.names:
+            ip("-n", name, "link", "set", name, "up")
+
+    def start(self, node: int, command: list[str]) -> subprocess.Popen:
+        return subprocess.Popen(
+            ["ip", "netns", "exec", self.names[node], *command],
+            cwd=ROOT,
+            env={
+                **environment(),
+                "GLOO_SOCKET_IFNAME": self.names[node],
+                "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+            },
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+
+@pytest.fixture(scope="module")
+def hosts():
+    with Hosts() as made:
+        yield made
+
+
+def script(launch) -> list[str]:
+    """The training command without the python in front."""
+    return launch.command(*SETTINGS, processes=0, resume=True)[1:]
+
+
+def wait_for(path: Path, jobs: list[subprocess.Popen]) -> None:
+    deadline = time.monotonic() + 180
+    while not path.exists():
+        assert all(job.poll() is None for job in jobs), [job.stderr.read() for job in jobs if job.poll() is not None]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def ended_like(launch, undisturbed) -> None:
+    assert launch.losses() == undisturbed.losses()
+    assert_same(launch.checkpoint(60), undisturbed.checkpoint(60))
+
+
+def test_deepspeed_on_two_hosts_cut_and_launched_again(launch, undisturbed, hosts, tmp_path):
+    hostfile = tmp_path / "hosts"
+    hostfile.write_text("".join(f"{address} slots=1\n" for address in hosts.addresses))
+    first = ["--hostfile", str(hostfile), "--no_ssh", "--master_addr", hosts.addresses[0]]
+
+    def start() -> list[subprocess.Popen]:
+        shared = [shutil.which("deepspeed", path=environment()["PATH"]), *first, "--master_port", str(free_port())]
+        return [hosts.start(node, [*shared, "--node_rank", str(node), *script(launch)]) for node in range(2)]
+
+    jobs = start()
+    wait_for(launch.run_folder() / "checkpoints" / "step_00000010", jobs)
+    hosts.cut()
+    said = [job.communicate(timeout=120)[1] for job in jobs]
+    assert [job.returncode for job in jobs] == [1, 1]
+    for mine, other in ((0, 1), (1, 0)):
+        who = rf"fdtrain: error \(rank {mine}\)" if mine else "fdtrain: error(| \\(rank 0\\))"
+        assert re.search(rf"{who}: lost rank {other} \(process \d+ on ", said[mine]), said[mine]
+    assert not (launch.run_folder() / "checkpoints" / "step_00000060").exists()
+    hosts.mend()
+    jobs = start()
+    said = [job.communicate(timeout=180)[1] for job in jobs]
+    assert [job.returncode for job in jobs] == [0, 0], said
+    ended_like(launch, undisturbed)
+
+
+def test_torchrun_brings_a_job_back_by_itself(launch, undisturbed, hosts):
+    endpoint = f"{hosts.addresses[0]}:{free_port()}"
+    shared = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
+    shared += ["--max-restarts", "5", "--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint, "--rdzv-id", "test"]
+    # Both have this machine's name, by which torchrun would look for the one that keeps the store.
+    own = [["--local-addr", address, "--rdzv-conf", f"is_host={i == 0:d}"] for i, address in enumerate(hosts.addresses)]
+    jobs = [hosts.start(node, [*shared, *own[node], *script(launch)]) for node in range(2)]
+    wait_for(launch.run_folder() / "checkpoints" / "step_00000010", jobs)
+    hosts.cut()
+    time.sleep(8)
+    hosts.mend()
+    said = [job.communicate(timeout=240)[1] for job in jobs]
+    assert [job.returncode for job in jobs] == [0, 0], said
+    for text in said:
+        assert re.search(r"fdtrain: error.*: lost rank [01] \(process \d+ on ", text), text
+    assert any("resuming after step" in text for text in said)
+    ended_like(launch, undisturbed)

@@ -1,0 +1,82 @@
+"""fdtrain/main.py with faults: ``injected.py '{"loss": {"steps": [2], "rank": 1}}' --config ...``.
+
+``loss``: not finite in these steps on this rank; ``gradient``: the same, of a finite loss; ``until_return``: only
+before the first return to a checkpoint; ``disk``: writing the part of these steps' checkpoints fails on this rank.
+``kill``: ``{"moment": a name, "step": 7}``: the whole job, launcher included, at the first such moment from this step
+on; the names stand below.
+"""
+
+import errno
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+from fdtrain import ranks
+from fdtrain.evaluation import nll
+from fdtrain.main import main
+from fdtrain.training import parts
+from fdtrain.training.trainer import Trainer
+
+# The launcher puts its own argument in front.
+faults = json.loads(sys.argv.pop(next(i for i, a in enumerate(sys.argv) if a.startswith("{"))))
+
+
+def hits(fault: str, step: int) -> bool:
+    here = faults.get(fault, {})
+    return step in here.get("steps", []) and here.get("rank", 0) == ranks.rank()
+
+
+def kill(moment: str, step: int) -> None:
+    wanted = faults.get("kill")
+    if wanted and wanted["moment"] == moment and step >= wanted["step"]:
+        os.killpg(0, signal.SIGKILL)
+
+
+true_loss, true_write, true_rename, true_elbo = Trainer._loss, parts.write, Path.rename, nll.elbo
+now = 0
+
+
+def loss_with_faults(self, step, *arguments):
+    global now
+    now = step
+    kill("in a step", step)
+    loss = true_loss(self, step, *arguments)
+    if faults.get("until_return") and self.returns:
+        return loss
+    if hits("loss", step):
+        return loss * float("nan")
+    if hits("gradient", step):
+        weight = next(self.engine.model.parameters())
+        return loss + (weight.sum() * 0).sqrt() * 0
+    return loss
+
+
+def write_with_faults(path, fragments):
+    if hits("disk", int(path.parent.name.removeprefix(".step_"))):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    if faults.get("kill", {}).get("moment") == "in a part":
+        true_write(path, fragments[: len(fragments) // 2])
+        kill("in a part", now)
+    return true_write(path, fragments)
+
+
+def rename_with_faults(self, target):
+    commits = self.name.startswith(".step_")
+    if commits:
+        kill("before the rename", now)
+    moved = true_rename(self, target)
+    if commits:
+        kill("after the rename", now)
+    return moved
+
+
+def elbo_with_faults(*arguments, **options):
+    kill("in evaluation", now)
+    return true_elbo(*arguments, **options)
+
+
+Trainer._loss, parts.write = loss_with_faults, write_with_faults
+Path.rename, nll.elbo = rename_with_faults, elbo_with_faults
+sys.exit(main())

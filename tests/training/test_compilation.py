@@ -1,0 +1,121 @@
+import copy
+import functools
+import subprocess
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import ROOT, environment
+from models import DIGITS
+from torch import nn
+
+from fdtrain import ranks
+from fdtrain.config import Training
+from fdtrain.networks.model import Model
+from fdtrain.training.compilation import compile_network, worthwhile
+
+CPU = torch.device("cpu")
+TRAINING = Training(steps=1, global_batch=4, lanes=2, micro_batch=2, precision="fp32")
+
+
+@pytest.fixture
+def backend(monkeypatch):
+    """Compile by another back end than the C++ one, which takes half a minute, and in a process group of none."""
+    original = nn.Module.compile
+    monkeypatch.setattr(ranks, "all_reduce_sum", lambda x: x)
+
+    def choose(name):
+        monkeypatch.setattr(nn.Module, "compile", functools.partialmethod(original, backend=name))
+
+    yield choose
+    torch.compiler.reset()
+
+
+def field_and_gradients(model, images=2):
+    torch.manual_seed(0)
+    x, t = torch.randn(images, 1, 8, 8), torch.linspace(0, 1, images, dtype=torch.float64)
+    label = torch.arange(images) if model.network.embed_label is not None else None
+    F = model(x, t, label)
+    return F, torch.autograd.grad((F - x).square().sum(), list(model.parameters()), allow_unused=True)
+
+
+@pytest.mark.parametrize(("checkpointing", "labelled"), [(False, False), (True, True)])
+def test_compiled_is_what_eager_is(backend, checkpointing, labelled):
+    backend("aot_eager")
+    spec = replace(DIGITS, classes=list("0123456789") if labelled else [])
+    model = Model(spec, checkpointing)
+    for weight in model.parameters():
+        nn.init.normal_(weight, std=0.1)
+    names = list(model.state_dict())
+    average = copy.deepcopy(model)
+    expected = field_and_gradients(model)
+    assert compile_network(model, spec, TRAINING, CPU) is None
+    assert model.network._compiled_call_impl is not None
+    assert average.network._compiled_call_impl is None
+    assert list(model.state_dict()) == names
+    assert all(weight.grad is None for weight in model.parameters())
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        F, gradients = field_and_gradients(model)
+    torch.testing.assert_close(F, expected[0])
+    for a, b in zip(gradients, expected[1], strict=True):
+        torch.testing.assert_close(a, b)
+    assert copy.deepcopy(model).network._compiled_call_impl is None
+
+
+def broken(graph, inputs):
+    raise RuntimeError("no compiler\nhere")
+
+
+def test_a_compiler_that_fails_leaves_the_network_as_it_was(backend):
+    backend(broken)
+    model = Model(DIGITS)
+    assert "no compiler" in compile_network(model, DIGITS, TRAINING, CPU)
+    assert model.network._compiled_call_impl is None
+    field_and_gradients(model)
+
+
+def test_where_one_process_fails_none_is_compiled(backend, monkeypatch):
+    backend("eager")
+    monkeypatch.setattr(ranks, "all_reduce_sum", lambda x: x + 1)
+    model = Model(DIGITS)
+    assert compile_network(model, DIGITS, TRAINING, CPU) == "failed on 1 of 1 processes"
+    assert model.network._compiled_call_impl is None
+
+
+def test_a_pass_that_does_not_fit_is_no_failure_of_the_compiler(backend):
+    def full(graph, inputs):
+        def run(*inputs):
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+        return run
+
+    backend(full)
+    with pytest.raises(torch.OutOfMemoryError):
+        compile_network(Model(DIGITS), DIGITS, TRAINING, CPU)
+
+
+@pytest.mark.parametrize(
+    ("settings", "device", "expected"),
+    [
+        ({"steps": 1000}, "cuda", False),
+        ({"steps": 1000, "compile": True}, "cpu", True),
+        ({"steps": 10**6}, "cuda", True),
+        ({"steps": 10**6, "compile": False}, "cuda", False),
+        ({"steps": 10**6}, "mps", False),
+        ({"steps": 10**6}, "cpu", False),
+    ],
+)
+def test_where_it_pays(settings, device, expected):
+    training = Training(global_batch=128, **settings)
+    assert worthwhile(training, 10**9, torch.device(device)) is expected
+    assert worthwhile(training.model_copy(update={"zero_stage": 3}), 10**9, torch.device(device)) is False
+
+
+def test_a_run_without_a_compiler_goes_on(launch):
+    command = launch.command("training.compile=true", "training.steps=2", processes=0)
+    variables = {**environment(), "CXX": "/bin/false", "TORCHINDUCTOR_CACHE_DIR": str(launch.folder)}
+    run = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert "warning: torch.compile failed, so the network is not compiled: " in run.stderr
+    assert "x cpu, fp32, ZeRO 1" in run.stderr
+    assert launch.losses().keys() == {1, 2}

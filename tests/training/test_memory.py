@@ -1,0 +1,63 @@
+import pytest
+import torch
+from test_bad_input import error_of
+
+from fdtrain.config import Config
+from fdtrain.errors import UserError
+from fdtrain.training.memory import fits
+
+
+def config(**training):
+    return Config.model_validate({"name": "x", "data": {"path": "d"}, "training": {"steps": 1, **training}})
+
+
+def test_an_allocation_that_the_cpu_refuses():
+    with pytest.raises(UserError) as error, fits(config()):
+        torch.empty(2**50)
+    message = str(error.value)
+    assert "128 images does not fit the memory of this machine, which was asked for 4194304.0 GiB more" in message
+    assert "training.micro_batch to a multiple of 2 below 128" in message
+    assert "network.checkpointing to true" in message
+    assert "\n" not in message
+
+
+def cuda_error():
+    return torch.OutOfMemoryError(
+        "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 79 GiB"
+    )
+
+
+@pytest.mark.parametrize(
+    ("raised", "part"),
+    [
+        (cuda_error(), "asked for 20.00 GiB more"),
+        (MemoryError("Unable to allocate 7.28 TiB for an array"), "asked for 7.28 TiB more"),
+        (RuntimeError("not enough memory: you tried to allocate 2147483648 bytes."), "asked for 2.0 GiB more"),
+        (MemoryError(), "does not fit the memory of this machine; "),
+    ],
+)
+def test_what_else_refuses(raised, part):
+    with pytest.raises(UserError, match=part), fits(config()):
+        raise raised
+
+
+def test_what_would_take_less(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    settings = config(micro_batch=2, zero_stage=1).model_copy()
+    with pytest.raises(UserError) as error, fits(settings):
+        raise cuda_error()
+    assert "a pass of 2 images" in str(error.value)
+    assert "raise training.lanes" in str(error.value)
+    assert "raise training.zero_stage above 1" in str(error.value)
+
+
+def test_other_errors_keep_their_trace():
+    with pytest.raises(RuntimeError, match="shapes"), fits(config()):
+        raise RuntimeError("shapes do not match")
+
+
+def test_every_rank_ends_with_one_line(launch):
+    """A network of terabytes."""
+    message = error_of(launch("network.channels=1000000", processes=2, rc=2))
+    assert "does not fit the memory of this machine" in message
+    assert "choose a smaller network" in message
