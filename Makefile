@@ -1,5 +1,6 @@
 # make demo   from nothing to a trained, evaluated, exported model of real handwritten digits
 # make test   every test
+# make chaos  a job killed fifty times, on changing numbers of processes
 # make lint   style, and the direction of imports
 # make clean  what demo and test made, the environment included
 
@@ -13,19 +14,27 @@ SETTINGS ?=
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 READY := .venv/ready
 
-.PHONY: demo test lint clean environment
+.PHONY: demo test chaos lint clean environment
 
 demo: $(READY)
 	python tools/pack.py digits data/digits
+	python tools/evaluate.py features data/digits export/digits-features
 	deepspeed --num_accelerators $(PROCESSES) fdtrain/main.py --config configs/digits.yaml --resume auto \
-		--set name=$(RUN) $(SETTINGS)
-	python tools/evaluate.py nll runs/$(RUN) --data data/digits --draws 20 --json runs/$(RUN)/nll_test.json
-	python tools/sample.py runs/$(RUN) --images 100 --out runs/$(RUN)/samples/final.png
+		--set name=$(RUN) --set monitor.frechet_every=800 --set monitor.frechet_features=export/digits-features \
+		--set monitor.frechet_images=128 $(SETTINGS)
+	python tools/evaluate.py nll runs/$(RUN) --data data/digits --draws 20
+	python tools/evaluate.py fid runs/$(RUN) --data data/digits --features export/digits-features --images 128 --steps 25
+	python tools/evaluate.py curve runs/$(RUN) --data data/digits --features export/digits-features --images 64 \
+		--solvers sde2 ode2 --nfe 5 10 --reference 20
+	python tools/sample.py runs/$(RUN) --images 100 --steps 50 --out runs/$(RUN)/samples/final.png
 	python tools/export.py runs/$(RUN) export/$(RUN)
+	python tools/evaluate.py report runs/$(RUN)
 	@echo
 	@echo "Data set             data/digits"
 	@echo "Sample grid          runs/$(RUN)/samples/final.png"
-	@echo "Test bits/dim        runs/$(RUN)/nll_test.json"
+	@echo "Report               runs/$(RUN)/report.html"
+	@echo "Test bits/dim        runs/$(RUN)/evaluation/nll_test.json"
+	@echo "Frechet distance     runs/$(RUN)/evaluation/frechet_digits-features.json"
 	@echo "Log of every window  runs/$(RUN)/metrics.jsonl"
 	@echo "TensorBoard          .venv/bin/tensorboard --logdir runs/$(RUN)/tensorboard"
 	@echo "Checkpoints          runs/$(RUN)/checkpoints"
@@ -33,6 +42,9 @@ demo: $(READY)
 
 test: $(READY)
 	python -m pytest
+
+chaos: $(READY)
+	FDTRAIN_CHAOS_KILLS=50 python -m pytest tests/chaos
 
 lint: $(READY)
 	ruff check .
@@ -48,4 +60,4 @@ $(READY): requirements.lock setup.py
 	touch $(READY)
 
 clean:
-	rm -rf .venv data/digits runs/$(RUN) export/$(RUN)
+	rm -rf .venv data/digits runs/$(RUN) export/$(RUN) export/digits-features

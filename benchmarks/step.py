@@ -1,38 +1,46 @@
-"""The trainer's own cost: images/s of the whole trainer over those of a bare loop.
+"""A training step's speed: the whole trainer against a bare loop, and against plain PyTorch.
 
     python benchmarks/step.py --config configs/digits.yaml --data data/digits
     python benchmarks/step.py --config configs/cifar10.yaml --set training.global_batch=16 --set training.lanes=16 \\
-        --rounds 5 --steps 2
+        --set training.precision=fp32 --set training.compile=true --peers --rounds 5 --steps 1
 
-The bare loop is forward, backward and fused AdamW on the same network, batch and precision, fed with one fixed
-batch: no DeepSpeed, no data, no average, no log, no clipping. The two take turns in one process, several rounds
-each, so that a machine whose speed drifts is fair to both; the median of the rounds' ratios is printed.
+The bare loop is forward, backward and fused AdamW on the same network, batch and precision, compiled if the
+trainer's is, fed with one fixed batch: no DeepSpeed, no data, no average, no log, no clipping. ``--peers`` adds
+the same loop as PyTorch comes, not compiled, in float32 and under bf16 autocast. All take turns in one process,
+several rounds each, so that a machine whose speed drifts is fair to all; the medians of the rounds' ratios are
+printed.
 """
 
 import argparse
-import contextlib
 import statistics
+import sys
 import tempfile
 import time
+from functools import partial
 
 import numpy as np
 import torch
 
+from fdtrain import ranks
 from fdtrain.assembly import own_batches
 from fdtrain.data.pack import pack
 from fdtrain.data.sources.digits import Digits
 from fdtrain.data.sources.source import Source
 from fdtrain.diffusion import objective
 from fdtrain.diffusion.time_sampling import time_density
+from fdtrain.networks.cost import flops
 from fdtrain.networks.model import Model, parameter_count
 from fdtrain.preparation import prepare
-from fdtrain.training import engine as ds
+from fdtrain.training.accounting import Accounting
+from fdtrain.training.agreement import Agreement
+from fdtrain.training.compilation import compile_network, worthwhile
+from fdtrain.training.device import DTYPES, matrix_rate, set_tf32
 from fdtrain.training.draws import LaneDraws
-from fdtrain.training.ema import make_ema
+from fdtrain.training.ema import Average
+from fdtrain.training.engine import Engine
+from fdtrain.training.heartbeat import Heartbeat
 from fdtrain.training.monitor import Monitor
-from fdtrain.training.trainer import Trainer
-
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+from fdtrain.training.trainer import FLAGS, Identity, Trainer
 
 
 def random_images(folder, images=2000):
@@ -44,17 +52,17 @@ def random_images(folder, images=2000):
     return folder
 
 
-def bare_loop(plan, device):
+def bare_loop(spec, training, device, precision, compiled):
     """A generator that makes one step at each ``next``."""
-    spec, training = plan.spec, plan.config.training
     model = Model(spec).to(device)
+    if compiled:
+        model.network.compile(dynamic=False)
     optimizer = torch.optim.AdamW(model.parameters(), lr=training.lr, betas=training.betas, fused=True)
     shape = (training.global_batch, *spec.shape)
     x0, eps = torch.rand(shape, device=device) * 2 - 1, torch.randn(shape, device=device)
     t = torch.linspace(0, 1, training.global_batch, dtype=torch.float64, device=device)
     pdf = torch.ones_like(t)
-    dtype = AUTOCAST.get(training.precision)
-    cast = torch.autocast(device.type, dtype) if dtype else contextlib.nullcontext()
+    cast = torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32")
     label = torch.zeros(training.global_batch, dtype=torch.int64, device=device) if spec.classes else None
 
     def field(x, t):
@@ -68,19 +76,37 @@ def bare_loop(plan, device):
         yield
 
 
-def whole_trainer(plan, device, monitor):
-    """The same, by the trainer: data, draws, DeepSpeed, clipping, average, log."""
+def build_trainer(plan, device, monitor, accounting, compiled=False):
+    """The trainer, as fdtrain/assembly.py joins its parts: data, draws, DeepSpeed, clipping, average, log."""
     config, spec = plan.config, plan.spec
     training = config.training
     model = Model(spec).to(device)
-    ema = make_ema(model, config.ema.decay, config.ema.warmup_power)
-    engine = ds.Engine(model, training)
+    engine = Engine(model, training)
+    average = Average(engine.weights, Model(spec), config.ema.decay, config.ema.warmup_power)
+    if compiled and (failure := compile_network(model, spec, training, device)):
+        sys.exit(f"torch.compile failed: {failure}")
     density = time_density(config.diffusion.time_density, spec.scale)
     draws = LaneDraws(
         config.seed, training.global_batch, training.lane_images, config.diffusion.time_sampling, density, device
     )
-    trainer = Trainer(config, spec, plan.identity, engine, ema, draws, monitor, [])
-    yield from trainer.steps(own_batches(plan, 0), 0)
+    identity, batches = Identity(spec, plan.identity, None), partial(own_batches, plan)
+    together = Agreement(FLAGS), Heartbeat(training.silence_seconds), accounting
+    return Trainer(config, identity, engine, average, draws, batches, monitor, [], *together)
+
+
+def take_turns(loops, rounds, steps, device):
+    """Seconds of a step of each loop in each round; the round before them warms up."""
+    times = {name: [] for name in loops}
+    for round_ in range(rounds + 1):
+        for name, loop in loops.items():
+            begin = time.perf_counter()
+            for _ in range(steps):
+                next(loop)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            if round_:
+                times[name].append((time.perf_counter() - begin) / steps)
+    return times
 
 
 def main():
@@ -88,6 +114,7 @@ def main():
     parser.add_argument("--config", required=True)
     parser.add_argument("--data", help="a packed data set; default: random images of 32x32x3")
     parser.add_argument("--set", action="append", default=[])
+    parser.add_argument("--peers", action="store_true", help="plain PyTorch too, in float32 and under bf16 autocast")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--steps", type=int, default=20, help="of each loop in each round")
     arguments = parser.parse_args()
@@ -97,28 +124,37 @@ def main():
         settings += [f"training.steps={arguments.rounds * arguments.steps + arguments.steps}"]
         settings += ["monitor.evaluate_every=null", "monitor.sample_every=null", "checkpoint.every=1000000"]
         plan = prepare(arguments.config, settings, resume=False)
-        device = ds.connect()
-        monitor = Monitor(plan.config.folder, plan.config.training.steps, 0, first=True)
-        loops = {"bare": bare_loop(plan, device), "trainer": whole_trainer(plan, device, monitor)}
-        times = {name: [] for name in loops}
-        for round_ in range(arguments.rounds + 1):
-            for name, loop in loops.items():
-                begin = time.perf_counter()
-                for _ in range(arguments.steps):
-                    next(loop)
-                if device.type == "cuda":
-                    torch.cuda.synchronize()
-                if round_:  # the first warms up
-                    times[name].append((time.perf_counter() - begin) / arguments.steps)
-        images = plan.config.training.global_batch
+        training = plan.config.training
+        device = ranks.connect()
+        set_tf32(training.tf32)
+        accounting = Accounting(flops(plan.spec).training(), 1, matrix_rate(device, training.precision))
+        compiled = worthwhile(training, accounting.flops_per_image, device)
+        monitor = Monitor(plan.config.folder, training.steps, 0, first=True)
+        loops = {
+            "bare": bare_loop(plan.spec, training, device, training.precision, compiled),
+            "trainer": build_trainer(plan, device, monitor, accounting, compiled).steps(0),
+        }
+        if arguments.peers:
+            for precision in ("fp32", "bf16"):
+                loops[f"plain {precision}"] = bare_loop(plan.spec, training, device, precision, compiled=False)
+        times = take_turns(loops, arguments.rounds, arguments.steps, device)
+        images = training.global_batch
         print(
             f"{plan.config.name}: {parameter_count(Model(plan.spec)):,} parameters, batch {images}, "
-            f"{plan.config.training.precision}, {device.type}, {torch.get_num_threads()} threads"
+            f"{training.precision}{', compiled' if compiled else ''}, "
+            f"{device.type}, {torch.get_num_threads()} threads\n"
+            f"{accounting.flops_per_image / 1e9:.1f} GFLOP per image; "
+            f"matrix products at {accounting.rate / 1e9:.0f} GFLOP/s"
         )
         for name, values in times.items():
-            print(f"{name:8} {images / statistics.median(values):9.1f} images/s (median of {len(values)} rounds)")
-        ratios = [b / t for b, t in zip(times["bare"], times["trainer"])]
-        print(f"trainer / bare: {statistics.median(ratios):.3f} (rounds {min(ratios):.3f} to {max(ratios):.3f})")
+            speed = accounting.speed(images / statistics.median(values))
+            print(
+                f"{name:10} {speed['images_per_second']:9.2f} images/s, {speed['tflops_per_device'] * 1e3:.0f} GFLOP/s "
+                f"(median of {len(values)} rounds)"
+            )
+        for name in (name for name in loops if name != "trainer"):
+            ratios = [b / t for b, t in zip(times[name], times["trainer"])]
+            print(f"trainer / {name}: {statistics.median(ratios):.3f} (rounds {min(ratios):.3f} to {max(ratios):.3f})")
         monitor.close()
 
 

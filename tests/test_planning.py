@@ -14,10 +14,10 @@ PARAMETERS = 1000
 @pytest.mark.parametrize(
     ("stage", "weights", "gradients", "optimiser", "average"),
     [
-        (0, 4000, 4000, 8000, 4000),
-        (1, 4000, 4000, 3000, 4000),
-        (2, 4000, 1000, 3000, 4000),
-        (3, 1000, 1000, 2000, 1000),
+        (0, 4000, 4000, 8000, 1000),
+        (1, 4000, 4000, 3000, 1000),
+        (2, 4000, 1000, 3000, 1000),
+        (3, 1000, 1000, 3000, 1000),
     ],
 )
 def test_state_of_a_rank_of_four(stage, weights, gradients, optimiser, average):
@@ -55,6 +55,8 @@ def test_the_tool_needs_no_data():
     for part in ("ddpmpp", "images (1, 8, 8) of 17 levels", "137 epochs", "GPU hours at 35% of 989", "on 2 GPUs"):
         assert part in out
     assert "as configured" in next(line for line in out.splitlines() if line.startswith("  2 "))
+    assert "weak scaling with 64 images per GPU, ZeRO 2, 350 GB/s in a node and 45 per GPU" in out
+    assert out.index("\n     1 ") < out.index("\n  4096 ")
     assert "(3, 64, 64) of 256" in plan("--dataset", "celeba64")
     images = ["--size", "16", "--channels", "1", "--levels", "4", "--classes", "0"]
     assert "(1, 16, 16) of 4" in plan("--set", "data.path=elsewhere", *images)
@@ -65,6 +67,7 @@ def test_the_tool_needs_no_data():
     [
         (["--utilisation", "1.5"], "--utilisation 1.5"),
         (["--tflops", "0"], "--tflops 0.0"),
+        (["--between", "-1"], "--between -1.0"),
         (["--gpus", "0"], "--gpus 0: give 1 to"),
         (["--gpus", "3"], "cannot be shared by 3 processes"),
         (["--levels", "1"], "--levels 1: give 2 to 256"),

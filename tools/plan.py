@@ -1,8 +1,8 @@
 """What a configuration will take: ``python tools/plan.py configs/cifar10.yaml --gpus 8``.
 
-Parameters, work, memory of each GPU at every ZeRO stage, and time. Needs neither the data set nor a GPU.
-Operations are counted, not guessed; the utilisation is yours to measure. Memory is a lower bound: what is
-held, without workspaces and the allocator's gaps.
+Parameters, work, memory of each GPU at every ZeRO stage, time, and the step on 8 to 4,096 GPUs. Needs neither the
+data set nor a GPU. Operations are counted, not guessed; the utilisation is yours to measure. Memory is a lower bound:
+what is held, without workspaces and the allocator's gaps. The step on many GPUs is docs/scaling.md's model of it.
 """
 
 import argparse
@@ -15,6 +15,7 @@ from fdtrain.networks.cost import Flops, activations, flops
 from fdtrain.networks.model import ModelSpec
 from fdtrain.planning import DATASETS, Published, Work, parameters, pass_images, published, state_memory, summary, work
 from fdtrain.preparation import model_spec
+from fdtrain.scaling import Network, step
 
 GIB, MIB = 2**30, 2**20
 
@@ -25,6 +26,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--gpus", type=int, default=8)
     parser.add_argument("--utilisation", type=float, default=0.35, help="share of the peak; default %(default)s")
     parser.add_argument("--tflops", type=float, default=989, help="peak of a GPU; default: H100 or H200, dense bf16")
+    parser.add_argument(
+        "--between", type=float, default=45, help="GB/s of each GPU's link to other nodes; default: 400 Gb/s at 90%%"
+    )
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override any key")
     parser.add_argument("--dataset", choices=DATASETS, help="default: by the name of data.path")
     for name in ("size", "channels", "levels", "classes"):
@@ -41,6 +45,7 @@ def main() -> None:
     counted = flops(spec)
     total = work(config, counted, arguments.gpus, arguments.tflops, arguments.utilisation)
     lines = [arguments.config, *_work(config, images, spec, counted, total), *_memory(config, spec, total.gpus)]
+    lines += _scaling(config, spec, total, Network(between=arguments.between * 1e9))
     print("\n".join([*lines, "", summary(config, spec, total)]))
 
 
@@ -54,6 +59,8 @@ def _check(arguments: argparse.Namespace) -> None:
             raise UserError(f"--{name} {value}: give {least} to {most}.")
     if not 0 < arguments.tflops < float("inf"):
         raise UserError(f"--tflops {arguments.tflops}: give the peak of a GPU, such as 989.")
+    if not 0 < arguments.between < float("inf"):
+        raise UserError(f"--between {arguments.between}: give the speed of a link in GB/s, such as 45.")
 
 
 def _images(arguments: argparse.Namespace, config: Config) -> Published:
@@ -94,6 +101,25 @@ def _memory(config: Config, spec: ModelSpec, gpus: int) -> list[str]:
         parts = (state.weights, state.gradients, state.optimiser, state.average, batch, state.total + batch)
         row = "".join(f"{part / GIB:{width}.2f}" for part, width in zip(parts, (9, 11, 11, 9, 13, 8)))
         lines.append(f"  {stage}   {row}{'  as configured' if stage == training.zero_stage else ''}")
+    return lines
+
+
+def _scaling(config: Config, spec: ModelSpec, total: Work, network: Network) -> list[str]:
+    """The step as GPUs and global batch grow together."""
+    training = config.training
+    images, passes = training.global_batch // total.gpus, training.accumulation(total.gpus)
+    alone = images * total.flops_per_image / (total.tflops * 1e12 * total.utilisation)
+    lines = [
+        f"weak scaling with {images} images per GPU, ZeRO {training.zero_stage}, "
+        f"{network.inside / 1e9:g} GB/s in a node and {network.between / 1e9:g} per GPU between nodes",
+        "  GPUs  step, ms  waiting for others, ms  of linear    images/s",
+    ]
+    for gpus in (1, 8, 64, 512, 4096):
+        found = step(alone, 4 * parameters(spec), gpus, training.zero_stage, network, passes)
+        lines.append(
+            f"  {gpus:4}{1e3 * found.seconds:10.2f}{1e3 * found.exposed:24.2f}{found.efficiency:11.0%}"
+            f"{images * gpus / found.seconds:12,.0f}"
+        )
     return lines
 
 

@@ -1,0 +1,183 @@
+"""Every kind of network's step on the GPU at hand, appended as a table to docs/performance.md.
+
+    python benchmarks/gpu.py
+
+In float32, in TF32, in bf16, and in bf16 compiled: images/s, share of the device's matrix rate, memory. Then the whole
+trainer over a bare loop, as benchmarks/step.py has it. Ends within --minutes: what is left out is named. Without a
+GPU it measures nothing.
+"""
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+import torch
+from step import bare_loop, build_trainer, random_images, take_turns
+
+from fdtrain import ranks
+from fdtrain.config import Training, load_config
+from fdtrain.networks.cost import flops
+from fdtrain.networks.model import ModelSpec
+from fdtrain.planning import published
+from fdtrain.preparation import model_spec, prepare
+from fdtrain.training.accounting import Accounting
+from fdtrain.training.device import matrix_rate, set_tf32
+from fdtrain.training.monitor import Monitor
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "performance.md"
+CONFIGURATIONS = ("cifar10", "cifar10_vdm", "imagenet64_dit")
+"""One of each network."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way to compute."""
+
+    name: str
+    precision: str
+    tf32: bool = False
+    compiled: bool = False
+    minutes: float = 0.5
+    """That it may take, compiler included."""
+
+
+VARIANTS = (
+    Variant("fp32", "fp32"),
+    Variant("TF32", "fp32", tf32=True),
+    Variant("bf16", "bf16"),
+    Variant("bf16, compiled", "bf16", compiled=True, minutes=2.0),
+)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A network's step in one variant."""
+
+    network: str
+    variant: str
+    images: int
+    images_per_second: float
+    tflops: float
+    utilisation: float
+    gib: float
+
+
+def measure(
+    name: str, spec: ModelSpec, variant: Variant, rate: float, images: int, steps: int, device: torch.device
+) -> Measured:
+    """The median step of the bare loop; half as many images wherever they do not fit."""
+    set_tf32(variant.tf32)
+    training = Training(steps=1, global_batch=images, lanes=1)
+    try:
+        loop = bare_loop(spec, training, device, variant.precision, variant.compiled)
+        times = take_turns({"loop": loop}, rounds=steps, steps=1, device=device)["loop"]
+        loop.close()
+    except torch.OutOfMemoryError:
+        if images == 1:
+            raise
+        # Out of the handler, whose trace holds on to the tensors.
+        times = None
+    gib = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else 0.0
+    _forget(device)
+    if times is None:
+        return measure(name, spec, variant, rate, images // 2, steps, device)
+    speed = Accounting(flops(spec).training(), 1, rate).speed(images / statistics.median(times))
+    figures = speed["images_per_second"], speed["tflops_per_device"], speed["utilisation"]
+    return Measured(name, variant.name, images, *figures, gib)
+
+
+def _forget(device: torch.device) -> None:
+    torch.compiler.reset()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def overhead(device: torch.device) -> str:
+    """Trainer over bare loop, of the CIFAR-10 network in bf16, compiled."""
+    set_tf32(False)
+    with tempfile.TemporaryDirectory() as folder:
+        settings = [f"output={folder}", f"data.path={random_images(f'{folder}/data')}", "data.test_split=null"]
+        settings += ["training.global_batch=256", "training.steps=1000", "monitor.evaluate_every=null"]
+        settings += ["monitor.sample_every=null", "training.zero_stage=0"]
+        plan = prepare("configs/cifar10.yaml", settings, resume=False)
+        accounting = Accounting(flops(plan.spec).training(), 1, 1.0)
+        monitor = Monitor(plan.config.folder, plan.config.training.steps, 0, first=True)
+        loops = {
+            "bare": bare_loop(plan.spec, plan.config.training, device, "bf16", compiled=True),
+            "trainer": build_trainer(plan, device, monitor, accounting, compiled=True).steps(0),
+        }
+        times = take_turns(loops, rounds=5, steps=20, device=device)
+        monitor.close()
+    ratios = [b / t for b, t in zip(times["bare"], times["trainer"])]
+    return (
+        f"Whole trainer over the bare loop, `cifar10`, 256 images, bf16 compiled: {statistics.median(ratios):.3f} "
+        f"(rounds {min(ratios):.3f} to {max(ratios):.3f})."
+    )
+
+
+def table(device: str, rates: dict[str, float], rows: list[Measured], notes: list[str]) -> str:
+    """The section that is appended."""
+    found = ", ".join(f"{name} {rate / 1e12:.1f}" for name, rate in rates.items())
+    lines = [
+        f"\n### {device}, {date.today():%Y-%m-%d}",
+        f"`python benchmarks/gpu.py`, torch {torch.__version__}. Matrix products, TFLOP/s: {found}.\n",
+        "| network | | images | images/s | TFLOP/s | of the matrix rate | peak GiB |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        lines.append(
+            f"| `{row.network}` | {row.variant} | {row.images} | {row.images_per_second:.1f} | {row.tflops:.2f} | "
+            f"{row.utilisation:.1%} | {row.gib:.1f} |"
+        )
+    return "\n".join([*lines, "", *notes]) + "\n"
+
+
+def append(page: Path, section: str) -> None:
+    page.write_text(page.read_text().rstrip("\n") + "\n" + section)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=8.0, help="to end within")
+    parser.add_argument("--images", type=int, default=256, help="of a step; fewer where they do not fit")
+    arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        sys.exit("benchmarks/gpu.py: no GPU here, so nothing is measured.")
+    end = time.monotonic() + 60 * arguments.minutes
+    device = ranks.connect()
+    torch.backends.cudnn.benchmark = False
+    rates = {}
+    for variant in VARIANTS[:3]:
+        set_tf32(variant.tf32)
+        rates[variant.name] = matrix_rate(device, variant.precision)
+    rows, notes = [], []
+    # The fastest way first: it is what the aims are about.
+    for variant in reversed(VARIANTS):
+        for name in CONFIGURATIONS:
+            if time.monotonic() + 60 * variant.minutes > end:
+                notes.append(f"Left out for time: `{name}`, {variant.name}.")
+                continue
+            config = load_config(f"configs/{name}.yaml")
+            spec = model_spec(config, published(config).description())
+            rate = rates[variant.name.removesuffix(", compiled")]
+            rows.append(measure(name, spec, variant, rate, arguments.images, 10, device))
+            print(rows[-1], flush=True)
+    if time.monotonic() + 60 < end:
+        notes.append(overhead(device))
+    else:
+        notes.append("Left out for time: the trainer's overhead.")
+    order = [variant.name for variant in VARIANTS]
+    rows.sort(key=lambda row: (CONFIGURATIONS.index(row.network), order.index(row.variant)))
+    section = table(torch.cuda.get_device_name(device), rates, rows, notes)
+    append(PAGE, section)
+    print(section)
+
+
+if __name__ == "__main__":
+    main()
