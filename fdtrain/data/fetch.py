@@ -18,6 +18,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
 """Seconds between two tries; each pause is twice the one before."""
 STALLED = 30.0
 """Seconds without a byte after which a connection counts as lost."""
+TIMED_OUT = subprocess.TimeoutExpired | TimeoutError
 
 
 class Mismatch(Exception):
@@ -47,16 +48,19 @@ def fetch(place: str, into: Path, seconds: float, check: Callable[[Path], None] 
         UserError: it cannot be had: missing, forbidden, not as expected, or the deadline has passed.
     """
     end, pause, mismatches = time.monotonic() + seconds, FIRST_PAUSE, 0
+    met: Exception | None = None
     while True:
         try:
             _copy(place, into, end)
             return check(into)
         except Exception as error:
+            # A try that was cut off says nothing of what is wrong, where one before it does.
+            met = met if met is not None and isinstance(error, TIMED_OUT) else error
             mismatches += isinstance(error, Mismatch)
             final = mismatches > 1 or _is_final(error)
             if final or time.monotonic() + pause > end:
                 tried = "" if final else f" (tried for {seconds:g} s)"
-                raise UserError(f"{shown(place)}: {_reason(error)}{tried}. {_advice(error)}") from error
+                raise UserError(f"{shown(place)}: {_reason(met)}{tried}. {_advice(met)}") from met
         time.sleep(pause)
         pause = min(2 * pause, LONGEST_PAUSE)
 
@@ -138,7 +142,7 @@ def _reason(error: Exception) -> str:
         return f"the server answers {status} {getattr(error, 'message', '')}".rstrip()
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    if isinstance(error, subprocess.TimeoutExpired | TimeoutError):
+    if isinstance(error, TIMED_OUT):
         return "timed out"
     return " ".join(str(error).split()) or type(error).__name__
 

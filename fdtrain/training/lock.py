@@ -2,8 +2,8 @@
 
 The holder touches the file every few seconds. It is free to take when its process is known to be dead (on this
 machine: none of that number and start time), or when it was not touched for a minute by the file system's own clock,
-so that hosts need not agree on the time. All this needs is exclusive creation and renaming, which NFS has since
-version 3; no lock of the kernel's, which many mounts have switched off.
+so that hosts need not agree on the time. All this needs is linking and renaming, which NFS has since version 2; no
+lock of the kernel's, which many mounts have switched off.
 """
 
 import json
@@ -78,7 +78,7 @@ def _acquire(lock: Path, mine: dict[str, Any], beat: float, stale: float) -> Non
         if left is None:
             continue
         # Aside, and only then away: two jobs may have found the same stale lock, and one have replaced it since.
-        aside = lock.with_name(f".{FILE}.{uuid4().hex}")
+        aside = _aside(lock)
         try:
             lock.rename(aside)
         except FileNotFoundError:
@@ -89,8 +89,9 @@ def _acquire(lock: Path, mine: dict[str, Any], beat: float, stale: float) -> Non
             _create(lock, moved)
         elif _create(lock, mine):
             time.sleep(SETTLE_SECONDS)
-            if _read(lock) == mine:
-                return
+            with suppress(FileNotFoundError):
+                if _read(lock) == mine:
+                    return
 
 
 def _abandoned(lock: Path, beat: float, stale: float) -> dict[str, Any] | None:
@@ -151,17 +152,24 @@ def _beat(lock: Path, mine: dict[str, Any], beat: float, end: threading.Event) -
 
 
 def _create(lock: Path, content: dict[str, Any]) -> bool:
-    """Create the lock unless there is one."""
+    """Create the lock unless there is one; from the first moment it says whose it is."""
+    aside = _aside(lock)
     try:
-        with lock.open("x") as file:
-            file.write(json.dumps(content) + "\n")
+        aside.write_text(json.dumps(content) + "\n")
+        os.link(aside, lock)
         return True
     except FileExistsError:
         return False
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _aside(lock: Path) -> Path:
+    return lock.with_name(f".{FILE}.{uuid4().hex}")
 
 
 def _read(lock: Path) -> dict[str, Any]:
-    """What a lock says; nothing if it is being written, or damaged."""
+    """What a lock says; nothing if it is damaged."""
     try:
         content = json.loads(lock.read_text())
         return content if isinstance(content, dict) else {}

@@ -105,9 +105,9 @@ def test_pipe(folder, expected, tmp_path):
         (401, r"401 Unauthorized\. Check the credentials"),
         (403, r"403 Forbidden\. Check the credentials"),
         ("wrong", r"checksum mismatch.*Upload it again"),
-        (500, r"500 Internal Server Error \(tried for 0.3 s\)\. Check the network"),
-        ("cut", r"tried for 0.3 s"),
-        ("reset", r"tried for 0.3 s"),
+        (500, r"500 Internal Server Error \(tried for 1 s\)\. Check the network"),
+        ("cut", r"tried for 1 s"),
+        ("reset", r"tried for 1 s"),
     ],
 )
 @pytest.mark.parametrize("workers", [0, 1])
@@ -115,7 +115,7 @@ def test_what_cannot_be_mended_is_told_in_one_line(folder, tmp_path, fault, comp
     flaky = Flaky(folder)
     flaky.always = dict.fromkeys(NAMES, fault)
     with flaky.serve() as url:
-        read = batches(url, tmp_path / "cache", workers, seconds=0.3)
+        read = batches(url, tmp_path / "cache", workers, seconds=1)
         with pytest.raises(UserError, match=complaint) as error:
             numbers(read)
     assert "train-00000" in str(error.value)
