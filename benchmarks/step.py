@@ -2,20 +2,23 @@
 
     python benchmarks/step.py --config configs/digits.yaml --data data/digits
     python benchmarks/step.py --config configs/cifar10.yaml --set training.global_batch=16 --set training.lanes=16 \\
-        --set training.precision=fp32 --set training.compile=true --peers --rounds 5 --steps 1
+        --peers --rounds 5 --steps 2
 
 The bare loop is forward, backward and fused AdamW on the same network, batch and precision, compiled if the
 trainer's is, fed with one fixed batch: no DeepSpeed, no data, no average, no log, no clipping. ``--peers`` adds
-the same loop as PyTorch comes, not compiled, in float32 and under bf16 autocast. All take turns in one process,
-several rounds each, so that a machine whose speed drifts is fair to all; the medians of the rounds' ratios are
-printed.
+the same loop as PyTorch comes, in float32 and under bf16 autocast: not compiled, torch's own layers, layout and
+settings, each in a process of its own. All take turns, several rounds each, so that a machine whose speed drifts is
+fair to all; the medians of the rounds' ratios are printed. None warms its learning rate up: the first steps' tiny
+gradients would have moments too small for the normal range, with which a CPU is slow.
 """
 
 import argparse
+import multiprocessing
 import statistics
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from functools import partial
 
 import numpy as np
@@ -28,13 +31,14 @@ from fdtrain.data.sources.digits import Digits
 from fdtrain.data.sources.source import Source
 from fdtrain.diffusion import objective
 from fdtrain.diffusion.time_sampling import time_density
+from fdtrain.networks import layers
 from fdtrain.networks.cost import flops
 from fdtrain.networks.model import Model, parameter_count
 from fdtrain.preparation import prepare
 from fdtrain.training.accounting import Accounting
 from fdtrain.training.agreement import Agreement
 from fdtrain.training.compilation import compile_network, worthwhile
-from fdtrain.training.device import DTYPES, matrix_rate, set_tf32
+from fdtrain.training.device import DTYPES, keep_freed_memory, matrix_rate, memory_format, set_tf32
 from fdtrain.training.draws import LaneDraws
 from fdtrain.training.ema import Average
 from fdtrain.training.engine import Engine
@@ -52,8 +56,9 @@ def random_images(folder, images=2000):
     return folder
 
 
-def bare_loop(spec, training, device, precision, compiled):
-    """A generator that makes one step at each ``next``."""
+def bare_loop(spec, training, device, precision, compiled, layout=None):
+    """A generator that makes one step at each ``next``; ``layout`` of the images: by default the trainer's."""
+    layout = layout or memory_format(device, precision)
     model = Model(spec).to(device)
     if compiled:
         model.network.compile(dynamic=False)
@@ -67,13 +72,38 @@ def bare_loop(spec, training, device, precision, compiled):
 
     def field(x, t):
         with cast:
-            return model(x, t, label)
+            return model(x.contiguous(memory_format=layout), t, label)
 
     while True:
         (objective.nelbo(field, x0, eps, t, pdf).mean() / spec.dims).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         yield
+
+
+def plain_loop(*settings):
+    """:func:`bare_loop` as PyTorch comes, in a process of its own; a generator as well."""
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    context.Process(target=_serve, args=(there, torch.get_num_threads(), *settings), daemon=True).start()
+    while True:
+        here.send(None)
+        here.recv()
+        yield
+
+
+def _serve(connection, threads, spec, training, device, precision):
+    torch.set_num_threads(threads)
+    set_tf32(training.tf32)
+    layers.GroupNorm.forward, layers.Dropout.forward = torch.nn.GroupNorm.forward, torch.nn.Dropout.forward
+    loop = bare_loop(spec, training, device, precision, False, torch.contiguous_format)
+    with suppress(EOFError):
+        while True:
+            connection.recv()
+            next(loop)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            connection.send(None)
 
 
 def build_trainer(plan, device, monitor, accounting, compiled=False):
@@ -123,10 +153,13 @@ def main():
         settings = [f"output={folder}", f"data.path={data}", "data.test_split=null", *arguments.set]
         settings += [f"training.steps={arguments.rounds * arguments.steps + arguments.steps}"]
         settings += ["monitor.evaluate_every=null", "monitor.sample_every=null", "checkpoint.every=1000000"]
+        settings += ["training.warmup_steps=0"]
         plan = prepare(arguments.config, settings, resume=False)
         training = plan.config.training
         device = ranks.connect()
         set_tf32(training.tf32)
+        if device.type == "cpu":
+            keep_freed_memory()
         accounting = Accounting(flops(plan.spec).training(), 1, matrix_rate(device, training.precision))
         compiled = worthwhile(training, accounting.flops_per_image, device)
         monitor = Monitor(plan.config.folder, training.steps, 0, first=True)
@@ -136,7 +169,7 @@ def main():
         }
         if arguments.peers:
             for precision in ("fp32", "bf16"):
-                loops[f"plain {precision}"] = bare_loop(plan.spec, training, device, precision, compiled=False)
+                loops[f"plain {precision}"] = plain_loop(plan.spec, training, device, precision)
         times = take_turns(loops, arguments.rounds, arguments.steps, device)
         images = training.global_batch
         print(

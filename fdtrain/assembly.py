@@ -62,6 +62,8 @@ def _run(plan: Plan, device: torch.device, agreement: Agreement, heartbeat: Hear
     config, spec = plan.config, plan.spec
     training, first = config.training, ranks.rank() == 0
     devices.set_tf32(training.tf32)
+    if device.type == "cpu":
+        devices.keep_freed_memory()
     torch.manual_seed(torch_seed(config.seed, Purpose.INIT))
     model = Model(spec, config.network.checkpointing).to(device)
     engine = Engine(model, training)
@@ -80,7 +82,7 @@ def _run(plan: Plan, device: torch.device, agreement: Agreement, heartbeat: Hear
     parameters = sum(shape.numel() for shape in engine.shapes.values())
     monitor.say(
         f"{config.folder}: {plan.description.name}, {parameters:,} parameters, {ranks.world_size()} x {device.type}, "
-        f"{training.precision}{', compiled' if compiled else ''}, ZeRO {training.zero_stage}, "
+        f"{training.precision}{', compiled' if compiled else ''}, ZeRO {engine.stage}, "
         f"global batch {training.global_batch}, {accounting.flops_per_image / 1e9:.3g} GFLOP per image, "
         + (f"resuming after step {start} of {training.steps}" if path else f"{training.steps} steps")
     )

@@ -140,6 +140,10 @@ class Diffusion(Section):
     time_density: Literal["uniform", "asinh"] = Field("asinh", description="of t, on [0, 1]")
 
 
+OFFLOAD_STAGE = {"none": 0, "optimizer": 1, "weights": 3}
+"""The lowest stage of ZeRO that can."""
+
+
 class Training(Section):
     steps: int = Field(ge=1, description="optimiser steps")
     global_batch: int = Field(128, ge=1, description="images of one step over all ranks")
@@ -151,8 +155,10 @@ class Training(Section):
         "auto",
         description="by torch.compile; `auto`: on GPUs, if the run is long enough to win back the minutes it takes",
     )
-    zero_stage: Literal[0, 1, 2, 3] = Field(
-        1, description="what the ranks share: nothing, optimiser state (1), gradients too (2), weights too (3)"
+    zero_stage: Literal["auto", 0, 1, 2, 3] = Field(
+        "auto",
+        description="what the ranks share: nothing, optimiser state (1), gradients too (2), weights too (3); "
+        "`auto`: 0 for one rank, 1 for several, more if `offload` needs it",
     )
     offload: Literal["none", "optimizer", "weights"] = Field(
         "none", description="what lies in the CPU's memory: optimiser state (ZeRO 1 to 3), or weights too (ZeRO 3)"
@@ -188,8 +194,8 @@ class Training(Section):
 
     @model_validator(mode="after")
     def _offloadable(self) -> "Training":
-        least = {"none": 0, "optimizer": 1, "weights": 3}[self.offload]
-        if self.zero_stage < least:
+        least = OFFLOAD_STAGE[self.offload]
+        if self.zero_stage != "auto" and self.zero_stage < least:
             raise ValueError(f"offload {self.offload} needs zero_stage {least} or more; this is {self.zero_stage}")
         return self
 
@@ -212,6 +218,13 @@ class Training(Section):
     def lane_images(self) -> int:
         """Images of one lane in one step."""
         return self.global_batch // self.lanes
+
+    def stage(self, world_size: int) -> int:
+        """ZeRO's stage on ``world_size`` ranks."""
+        if self.zero_stage != "auto":
+            return self.zero_stage
+        # One rank would only copy its gradients and weights about.
+        return max(OFFLOAD_STAGE[self.offload], int(world_size > 1))
 
     def accumulation(self, world_size: int) -> int:
         """Passes per step on each of ``world_size`` ranks.

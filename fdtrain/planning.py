@@ -128,7 +128,7 @@ def pass_images(config: Config, gpus: int) -> int:
 def summary(config: Config, spec: ModelSpec, total: Work) -> str:
     """The two lines that the comments of configs/ carry."""
     kept = activations(spec, config.training.precision, config.network.checkpointing)
-    state = state_memory(parameters(spec), config.training.zero_stage, total.gpus)
+    state = state_memory(parameters(spec), config.training.stage(total.gpus), total.gpus)
     held = state.total + kept.bytes(pass_images(config, total.gpus))
     return (
         f"# Global batch {config.training.global_batch}, {total.images / 1e6:.0f} M images seen. "

@@ -100,7 +100,7 @@ def _memory(config: Config, spec: ModelSpec, gpus: int) -> list[str]:
         batch = kept.bytes(images)
         parts = (state.weights, state.gradients, state.optimiser, state.average, batch, state.total + batch)
         row = "".join(f"{part / GIB:{width}.2f}" for part, width in zip(parts, (9, 11, 11, 9, 13, 8)))
-        lines.append(f"  {stage}   {row}{'  as configured' if stage == training.zero_stage else ''}")
+        lines.append(f"  {stage}   {row}{'  as configured' if stage == training.stage(gpus) else ''}")
     return lines
 
 
@@ -115,7 +115,7 @@ def _scaling(config: Config, spec: ModelSpec, total: Work, network: Network) -> 
         "  GPUs  step, ms  waiting for others, ms  of linear    images/s",
     ]
     for gpus in (1, 8, 64, 512, 4096):
-        found = step(alone, 4 * parameters(spec), gpus, training.zero_stage, network, passes)
+        found = step(alone, 4 * parameters(spec), gpus, training.stage(gpus), network, passes)
         lines.append(
             f"  {gpus:4}{1e3 * found.seconds:10.2f}{1e3 * found.exposed:24.2f}{found.efficiency:11.0%}"
             f"{images * gpus / found.seconds:12,.0f}"

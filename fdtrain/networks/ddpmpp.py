@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fdtrain.networks import recompute
 from fdtrain.networks.features import TIME_EMBEDDINGS, PixelFeatures
-from fdtrain.networks.layers import group_norm, pixel_attention
+from fdtrain.networks.layers import Dropout, group_norm, pixel_attention
 
 
 def _conv(inputs: int, outputs: int, kernel: int = 3, zero: bool = False) -> nn.Conv2d:
@@ -47,7 +47,7 @@ class ResidualBlock(nn.Module):
         self.norm1, self.conv1 = group_norm(inputs), _conv(inputs, outputs)
         self.time = _dense(embedding, outputs)
         self.norm2, self.conv2 = group_norm(outputs), _conv(outputs, outputs, zero=True)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.shortcut = _conv(inputs, outputs, kernel=1) if inputs != outputs or resample else nn.Identity()
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fdtrain.networks import recompute
 from fdtrain.networks.features import PixelFeatures, positional
-from fdtrain.networks.layers import group_norm, pixel_attention
+from fdtrain.networks.layers import Dropout, group_norm, pixel_attention
 
 
 def _init(layer: nn.Conv2d | nn.Linear, zero: bool = False) -> nn.Conv2d | nn.Linear:
@@ -38,7 +38,7 @@ class ResidualBlock(nn.Module):
         self.norm1, self.conv1 = group_norm(inputs), _conv(inputs, channels)
         self.condition = _init(nn.Linear(condition, channels, bias=False), zero=True)
         self.norm2, self.conv2 = group_norm(channels), _conv(channels, channels, zero=True)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.shortcut = _conv(inputs, channels, kernel=1) if inputs != channels else nn.Identity()
 
     def forward(self, condition: Tensor, *inputs: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import nn
 from fdtrain import ranks
 from fdtrain.config import Training
 from fdtrain.networks.model import Model, ModelSpec
-from fdtrain.training.device import DTYPES
+from fdtrain.training.device import DTYPES, memory_format
 
 WORTHWHILE = 1e17
 """FLOP of a whole run on one GPU from which on compiling, which takes minutes, is won back: some five minutes of a
@@ -20,7 +20,7 @@ convolutions are the library's either way (docs/performance.md)."""
 def worthwhile(training: Training, flops_per_image: int, device: torch.device) -> bool:
     """Whether to compile: as configured; at ``auto`` by the work of the run. ZeRO 3 gathers weights between the
     layers, which leaves nothing to compile."""
-    if training.zero_stage == 3:
+    if training.stage(ranks.world_size()) == 3:
         return False
     if training.compile != "auto":
         return training.compile
@@ -62,7 +62,7 @@ def uncompile(network: nn.Module) -> None:
 
 
 def _one_pass(model: Model, spec: ModelSpec, images: int, precision: str, device: torch.device) -> None:
-    x = torch.zeros(images, *spec.shape, device=device)
+    x = torch.zeros(images, *spec.shape, device=device).contiguous(memory_format=memory_format(device, precision))
     t = torch.full((images,), 0.5, dtype=torch.float64, device=device)
     label = torch.zeros(images, dtype=torch.int64, device=device) if spec.classes else None
     weights = [p for p in model.parameters() if p.requires_grad]

@@ -1,5 +1,6 @@
 """What a device can do: the precisions that it has, and the rate of its matrix products, measured."""
 
+import ctypes
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,10 @@ from fdtrain.errors import UserError
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 AMPERE = (8, 0)
 """Compute capability that brought bf16 and TF32."""
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Of glibc's malloc.h: freed bytes at the heap's end from which on they are given up, and the size of a block that gets
+a mapping of its own, 32 MiB at most."""
 
 SECONDS = 0.2
 """That a measurement of :func:`matrix_rate` takes, about."""
@@ -35,6 +40,23 @@ def check_precision(training: Training, device: torch.device) -> None:
         raise UserError(
             f"training.precision: {name} has no bf16, which 8.0 brought. Set training.precision to fp16 or fp32."
         )
+
+
+def memory_format(device: torch.device, precision: str) -> torch.memory_format:
+    """Of the images that the network gets while it trains: where a CPU's convolutions compute in half precision, their
+    channels come last, or every one of them would turn its images round and back (docs/performance.md). On a GPU
+    torch.compile chooses."""
+    half_on_cpu = device.type == "cpu" and precision != "fp32"
+    return torch.channels_last if half_on_cpu else torch.contiguous_format
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep what it is given back: the next step needs as much again, and to map it anew, page by
+    page, takes a tenth of a CPU's step. Nothing happens where the library is not glibc."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, 2**25)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def set_tf32(on: bool) -> None:

@@ -14,7 +14,7 @@ from fdtrain.config import Training
 from fdtrain.networks.model import Model
 from fdtrain.ranks import share, world_size
 from fdtrain.scaling import REDUCE_TO_OWNERS
-from fdtrain.training.device import DTYPES
+from fdtrain.training.device import DTYPES, memory_format
 from fdtrain.training.guard import Guard
 from fdtrain.training.parts import FIRST_MOMENT, SECOND_MOMENT, WEIGHT, Fragment, Parts
 
@@ -61,9 +61,11 @@ class Engine:
     """
 
     def __init__(self, model: Model, training: Training):
-        self.model, self.training = model, training
+        self.model, self.training, self.stage = model, training, training.stage(world_size())
         self.shapes = {name: p.shape for name, p in model.named_parameters()}
-        self.guard = Guard(training.spike, next(model.parameters()).device)
+        device = next(model.parameters()).device
+        self.memory_format = memory_format(device, training.precision)
+        self.guard = Guard(training.spike, device)
         self.optimizer = torch.optim.AdamW(
             model.parameters(),
             lr=training.lr,
@@ -74,7 +76,7 @@ class Engine:
         )
         self.optimizer.register_step_pre_hook(self._judge)
         self.engine, *_ = deepspeed.initialize(model=model, optimizer=self.optimizer, config=_settings(training))
-        if training.zero_stage:
+        if self.stage:
             self._scale_with_clipping()
         elif world_size() == 1:
             # DeepSpeed would copy every gradient into a bucket and back for nobody.
@@ -83,7 +85,7 @@ class Engine:
         self._start_moments()
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
-        return self.engine(x, t, label)
+        return self.engine(x.contiguous(memory_format=self.memory_format), t, label)
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate gradients of one pass; ``loss`` is its mean, the division by the passes is done here."""
@@ -98,14 +100,14 @@ class Engine:
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr
         last = self.engine.is_gradient_accumulation_boundary()
-        if last and not self.training.zero_stage:
+        if last and not self.stage:
             scaler = self.engine.torch_autocast_z0_gradscaler
             if scaler is not None:
                 scaler.unscale_(self.optimizer)
             clip = self.training.clip or float("inf")
             self.norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), clip)
         self.engine.step()
-        if self.training.zero_stage and last:
+        if self.stage and last:
             self.norm = torch.as_tensor(self.engine.get_global_grad_norm(), device=self.guard.device)
         if last:
             self.left_out = self.guard.refuses(self.norm)
@@ -114,7 +116,7 @@ class Engine:
     def _judge(self, *_: Any) -> None:
         """Before the optimiser's step: see that a refused one changes nothing. ZeRO leaves a gradient that is not
         finite out by itself, and comes here with a finite one."""
-        norm = self.engine.optimizer._global_grad_norm if self.training.zero_stage else self.norm
+        norm = self.engine.optimizer._global_grad_norm if self.stage else self.norm
         refused, owners = self.guard.refuses(norm), self.optimizer.param_groups[0]["params"]
         if self.training.adam == "fused":
             # Its kernel leaves everything as it is where this is 1, without a word to the host.
@@ -141,7 +143,7 @@ class Engine:
 
     def _find_held(self) -> Iterator[Held]:
         """What this rank steps, or at stage 0, where every rank steps all, its even share of each parameter."""
-        zero, stage = self.engine.optimizer, self.training.zero_stage
+        zero, stage = self.engine.optimizer, self.stage
         for name, p in self.model.named_parameters():
             if stage == 0:
                 mine = share(p.numel())
@@ -203,7 +205,7 @@ class Engine:
 
     def _load_module(self, parts: Parts) -> None:
         """The weights that the network computes with, which ZeRO keeps beside those that it steps."""
-        if self.training.zero_stage < 3:
+        if self.stage < 3:
             for name, p in self.model.named_parameters():
                 p.copy_(parts.read(WEIGHT, name, 0, p.numel()).view_as(p))
             return
@@ -220,7 +222,7 @@ class Engine:
         """Of the scaler there is, empty at fp32 and bf16."""
         if self.training.precision != "fp16":
             return {}
-        if self.training.zero_stage:
+        if self.stage:
             scaler = self.engine.optimizer.loss_scaler
             since = scaler.cur_iter - scaler.last_overflow_iter
             return {"scale": float(scaler.cur_scale), "since": since}
@@ -231,7 +233,7 @@ class Engine:
         """``saved`` is empty where the run was saved at another precision."""
         if not saved or self.training.precision != "fp16":
             return
-        if self.training.zero_stage:
+        if self.stage:
             scaler = self.engine.optimizer.loss_scaler
             scaler.cur_scale = saved["scale"]
             scaler.last_overflow_iter = scaler.cur_iter - saved["since"]
@@ -242,12 +244,12 @@ class Engine:
 
 def _settings(training: Training) -> dict[str, Any]:
     """Our configuration as DeepSpeed's."""
-    accumulation = training.accumulation(world_size())
+    accumulation, stage = training.accumulation(world_size()), training.stage(world_size())
     elements = training.bucket_mib * 2**20 // 4
     zero = {
-        "stage": training.zero_stage,
+        "stage": stage,
         # Between GPUs; on a CPU there is no second stream to reduce in.
-        "overlap_comm": training.overlap and torch.cuda.is_available() and world_size() > 1 and training.zero_stage > 0,
+        "overlap_comm": training.overlap and torch.cuda.is_available() and world_size() > 1 and stage > 0,
         "use_multi_rank_bucket_allreduce": world_size() > REDUCE_TO_OWNERS,
         "reduce_bucket_size": elements,
         "allgather_bucket_size": elements,
@@ -264,7 +266,7 @@ def _settings(training: Training) -> dict[str, Any]:
         # torch's fused AdamW runs on the CPU too, without a compiler on the user's machine.
         "zero_force_ds_cpu_optimizer": False,
         # Without ZeRO DeepSpeed clips but keeps the norm to itself: then step() clips.
-        "gradient_clipping": training.clip if training.zero_stage else 0.0,
+        "gradient_clipping": training.clip if stage else 0.0,
         "steps_per_print": 2**63 - 1,
     }
     if training.precision != "fp32":

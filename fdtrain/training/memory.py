@@ -36,8 +36,9 @@ def _message(config: Config, said: str) -> str:
         ways.append("raise training.lanes, which allows a smaller training.micro_batch")
     if not config.network.checkpointing:
         ways.append("set network.checkpointing to true")
-    if training.zero_stage < 2 and world_size > 1:
-        ways.append(f"raise training.zero_stage above {training.zero_stage}")
+    stage = training.stage(world_size)
+    if stage < 2 and world_size > 1:
+        ways.append(f"raise training.zero_stage above {stage}")
     ways.append("choose a smaller network")
     device = ranks.device()
     place = torch.cuda.get_device_name(device) if device.type == "cuda" else "this machine"

@@ -282,7 +282,7 @@ class Trainer:
             step=done,
             images=done * training.global_batch,
             world_size=ranks.world_size(),
-            zero_stage=training.zero_stage,
+            zero_stage=self.engine.stage,
             window=sums.tolist(),
             skips=self._skips_in_a_row(),
             returns=self.returns,
