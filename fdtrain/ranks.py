@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from fdtrain.errors import LostPeer, UserError
+from fdtrain.errors import LostPeer, Preempted, UserError
 
 PATIENCE = 600.0
 """Seconds that a rank waits for another in a call of theirs, unless a run says otherwise."""
@@ -88,11 +88,17 @@ def connect(patience: float = PATIENCE) -> torch.device:
 def peers(again: str) -> Iterator[None]:
     """Around everything that talks to other ranks: a connection that breaks raises LostPeer.
 
+    Where all ranks come to the end together, their group ends too.
+
     Args:
         again: a sentence that says how to go on.
     """
     try:
         yield
+        _part()
+    except Preempted:
+        _part()
+        raise
     except RuntimeError as error:
         if is_lost_connection(error):
             raise LostPeer(
@@ -100,6 +106,12 @@ def peers(again: str) -> Iterator[None]:
                 f"its own output says why. {again}"
             ) from error
         raise
+
+
+def _part() -> None:
+    """Join the group's threads: one that is still busy when the interpreter ends brings the process down with it."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def is_lost_connection(error: BaseException | None) -> bool:
