@@ -194,7 +194,7 @@ def _write_run_files(plan: Plan, device: torch.device, code: str | None) -> None
         "python": platform.python_version(),
         **{name: version(name) for name in PACKAGES},
         "host": platform.node(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
+        "device": devices.name(device),
         "processes": ranks.world_size(),
         "commit": code,
         "command": sys.argv,

@@ -1,9 +1,12 @@
 """What a device can do: the precisions that it has, and the rate of its matrix products, measured."""
 
 import ctypes
+import platform
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
@@ -24,6 +27,17 @@ SMALLEST, LARGEST, LONG_ENOUGH = 128, 8192, 0.01
 """Sides of the matrices, and seconds of one product from which on the side is not doubled."""
 
 
+def name(device: torch.device) -> str:
+    """What its maker calls it, as far as the system says."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        models = re.findall(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        models = []
+    return models[0] if models else platform.processor() or "cpu"
+
+
 def check_precision(training: Training, device: torch.device) -> None:
     """Raises UserError when the device lacks the precision or the TF32 that is asked for."""
     if device.type != "cuda":
@@ -33,12 +47,12 @@ def check_precision(training: Training, device: torch.device) -> None:
     capability = torch.cuda.get_device_capability(device)
     if capability >= AMPERE:
         return
-    name = f"{torch.cuda.get_device_name(device)} (compute capability {capability[0]}.{capability[1]})"
+    which = f"{name(device)} (compute capability {capability[0]}.{capability[1]})"
     if training.tf32:
-        raise UserError(f"training.tf32: {name} has no TF32, which 8.0 brought. Set training.tf32 to false.")
+        raise UserError(f"training.tf32: {which} has no TF32, which 8.0 brought. Set training.tf32 to false.")
     if training.precision == "bf16":
         raise UserError(
-            f"training.precision: {name} has no bf16, which 8.0 brought. Set training.precision to fp16 or fp32."
+            f"training.precision: {which} has no bf16, which 8.0 brought. Set training.precision to fp16 or fp32."
         )
 
 
