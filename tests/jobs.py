@@ -15,7 +15,7 @@ def start(command: list[str]) -> subprocess.Popen:
     )
 
 
-def end(job: subprocess.Popen, timeout: float = 60) -> str:
+def end(job: subprocess.Popen, timeout: float = 180) -> str:
     """What a job that ends has said on stderr."""
     return job.communicate(timeout=timeout)[1]
 

@@ -88,7 +88,7 @@ def test_batch_script_trains_and_is_requeued_when_warned(launch, slurm):
     wait_for_step(launch, 2, job)
     (srun,) = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
     os.kill(int(srun), signal.SIGUSR1)
-    _, said = job.communicate(timeout=60)
+    _, said = job.communicate(timeout=180)
     assert job.returncode == 75, said
     assert said.count("stopped as asked after step") == 1
     assert Path(slurm["REQUEUED"]).read_text() == f"requeue {os.getpid()}\n"

@@ -113,7 +113,7 @@ def test_deepspeed_on_two_hosts_cut_and_launched_again(launch, undisturbed, host
     jobs = start()
     wait_for(launch.run_folder() / "checkpoints" / "step_00000010", jobs)
     hosts.cut()
-    said = [job.communicate(timeout=120)[1] for job in jobs]
+    said = [job.communicate(timeout=300)[1] for job in jobs]
     assert [job.returncode for job in jobs] == [1, 1]
     for mine, other in ((0, 1), (1, 0)):
         who = rf"fdtrain: error \(rank {mine}\)" if mine else "fdtrain: error(| \\(rank 0\\))"
@@ -121,7 +121,7 @@ def test_deepspeed_on_two_hosts_cut_and_launched_again(launch, undisturbed, host
     assert not (launch.run_folder() / "checkpoints" / "step_00000060").exists()
     hosts.mend()
     jobs = start()
-    said = [job.communicate(timeout=180)[1] for job in jobs]
+    said = [job.communicate(timeout=300)[1] for job in jobs]
     assert [job.returncode for job in jobs] == [0, 0], said
     ended_like(launch, undisturbed)
 
@@ -137,7 +137,7 @@ def test_torchrun_brings_a_job_back_by_itself(launch, undisturbed, hosts):
     hosts.cut()
     time.sleep(8)
     hosts.mend()
-    said = [job.communicate(timeout=240)[1] for job in jobs]
+    said = [job.communicate(timeout=300)[1] for job in jobs]
     assert [job.returncode for job in jobs] == [0, 0], said
     for text in said:
         assert re.search(r"fdtrain: error.*: lost rank [01] \(process \d+ on ", text), text

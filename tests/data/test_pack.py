@@ -147,7 +147,7 @@ def test_an_interrupt_says_how_to_go_on(tmp_path):
         assert process.poll() is None
         time.sleep(0.005)
     process.send_signal(signal.SIGINT)
-    errors = process.communicate(timeout=60)[1]
+    errors = process.communicate(timeout=180)[1]
     assert process.returncode == 2
     assert "interrupted. The same command goes on" in errors
     assert "Traceback" not in errors

@@ -46,7 +46,7 @@ def test_two_processes_hear_the_same_after_the_same_step():
         )
         for rank in range(2)
     ]
-    heard = [json.loads(job.communicate(timeout=60)[0]) for job in jobs]
+    heard = [json.loads(job.communicate(timeout=180)[0]) for job in jobs]
     assert heard[0] == heard[1] == [[], [], ["bad", "stop"], ["stop"], ["saved"], []]
 
 

@@ -80,7 +80,7 @@ def test_a_second_signal_ends_a_process_at_once_even_in_a_call_that_hangs(launch
         time.sleep(2.1)
         assert jobs[0].poll() is None
         jobs[0].send_signal(signal.SIGTERM)
-        assert jobs[0].wait(10) == 128 + signal.SIGTERM
+        assert jobs[0].wait(60) == 128 + signal.SIGTERM
         assert jobs[0].stdout.read() == ""
     finally:
         for job in jobs:
@@ -116,7 +116,7 @@ def test_torchrun_restarts_a_job_whose_rank_is_killed(launch, undisturbed, monke
     wait_for_step(launch, 8, job)
     victim = ranks_of(job)[1].pid
     os.kill(victim, signal.SIGKILL)
-    error = end(job, 180)
+    error = end(job)
     assert job.returncode == 0, error
     assert f"lost rank 1 (process {victim} on " in error
     assert "resuming after step" in error
