@@ -9,8 +9,8 @@ class GroupNorm(nn.GroupNorm):
     """As torch's, whose backward pass on a CPU takes ten times as long for channels-last images as for others."""
 
     def forward(self, x: Tensor) -> Tensor:
-        half = x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float16)
-        if half and _is_channels_last(x) and not x.is_contiguous():
+        half = x.dtype in (torch.bfloat16, torch.float16)
+        if _eager_on_cpu(x) and half and _is_channels_last(x) and not x.is_contiguous():
             return _ChannelsLast.apply(x, self.weight, self.bias, self.num_groups, self.eps)
         return super().forward(x)
 
@@ -53,13 +53,18 @@ class Dropout(nn.Dropout):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.p == 0 or x.device.type != "cpu":
+        if not self.training or self.p == 0 or not _eager_on_cpu(x):
             return super().forward(x)
         dropped = round(self.p * 2**16)
         bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
         kept = (bits[: x.numel()] >= dropped - 2**15).to(x.dtype).mul_(2**16 / (2**16 - dropped))
         # In the order of the memory, so that the product is one pass.
         return x * (kept.as_strided(x.size(), x.stride()) if _is_channels_last(x) else kept.view(x.size()))
+
+
+def _eager_on_cpu(x: Tensor) -> bool:
+    """A compiler has its own ways."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def _is_channels_last(x: Tensor) -> bool:

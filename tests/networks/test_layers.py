@@ -67,3 +67,12 @@ def test_dropout_of_a_size_that_four_does_not_divide():
     y = Dropout(0.5)(torch.ones(3, 7))
     assert y.shape == (3, 7)
     assert set(y.unique().tolist()) <= {0.0, 2.0}
+
+
+def test_the_compiler_gets_one_whole_graph():
+    """Nothing of ours stops it, on images in the layout that a CPU trains on."""
+    block = nn.Sequential(nn.Conv2d(8, 32, 3), group_norm(32), Dropout(0.5))
+    compiled = torch.compile(block, backend="eager", fullgraph=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = compiled(torch.randn(2, 8, 6, 6).contiguous(memory_format=torch.channels_last))
+    assert y.dtype == torch.bfloat16
