@@ -1,5 +1,6 @@
 """The command lines, on a small run."""
 
+import html
 import json
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fdtrain.evaluation.load import load_model
+from fdtrain.training import device as devices
 from fdtrain.training.parts import AVERAGE
 
 
@@ -117,7 +119,7 @@ def test_curve_and_report(run, digits):
     tool("evaluate", "report", folder)
     page = (folder / "report.html").read_text()
     assert page.count("data:image/png;base64,") >= 5
-    assert "1 x cpu" in page
+    assert html.escape(f"1 x {devices.name(torch.device('cpu'))}") in page
 
 
 def test_nll_by_the_ode(run, digits, tmp_path):
