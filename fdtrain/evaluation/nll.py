@@ -63,14 +63,10 @@ def elbo(
     """
     values = []
     for chunk in _chunks(images, max(1, batch // draws)):
-        drawn = zip(*(_draws(spec, draws, seed, i) for i in chunk))
-        u, uniform, eps = (_stack(parts, kind) for parts, kind in zip(drawn, (torch.float64, dtype, dtype)))
-        order = u.argsort(1)
+        u, uniform, eps = _draws_of(spec, draws, seed, chunk, dtype)
         if antithetic:
             # A pair shares the stratum, of twice the width, and the place in it.
-            order = order[:, ::2].repeat_interleave(2, 1)
-        u, uniform, eps = (_rows(x, order) for x in (u, uniform, eps))
-        if antithetic:
+            u, uniform, eps = (x[:, ::2].repeat_interleave(2, 1) for x in (u, uniform, eps))
             rank = torch.arange(draws // 2).repeat_interleave(2)
             u = (rank + (u * draws) % 1) / (draws // 2)
             eps[:, 1::2].neg_()
@@ -146,9 +142,7 @@ def correction_by_stratum(
     """
     values = []
     for chunk in _chunks(images, max(1, batch // strata)):
-        drawn = zip(*(_draws(spec, strata, seed, i) for i in chunk))
-        u, uniform, eps = (_stack(parts, kind) for parts, kind in zip(drawn, (torch.float64, dtype, dtype)))
-        u, uniform, eps = (_rows(x, u.argsort(1)) for x in (u, uniform, eps))
+        u, uniform, eps = _draws_of(spec, strata, seed, chunk, dtype)
         values.append(_nelbo(model, spec, split, chunk, density, u, uniform, eps, batch, correction))
     return torch.cat(values) / (spec.dims * math.log(2))
 
@@ -168,6 +162,14 @@ def _nelbo(model, spec, split, images, density, u, uniform, eps, batch, measure=
             parts = (x0[part], eps[part], t[part], density.pdf(t[part]))
             nats.append(measure(field, *(x.to(device) for x in parts)).double().cpu())
     return _finite(torch.cat(nats).view(-1, draws), images)
+
+
+def _draws_of(spec: ModelSpec, draws: int, seed: int, images: range, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """:func:`_draws` of several images, ``(images, draws, ...)``, in the order of their times."""
+    drawn = zip(*(_draws(spec, draws, seed, image) for image in images))
+    u, uniform, eps = (_stack(parts, kind) for parts, kind in zip(drawn, (torch.float64, dtype, dtype)))
+    order = u.argsort(1)
+    return tuple(torch.stack([row[o] for row, o in zip(x, order)]) for x in (u, uniform, eps))
 
 
 def _draws(spec: ModelSpec, draws: int, seed: int, image: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -258,10 +260,6 @@ def _finite(nats: Tensor, images: range) -> Tensor:
         image = images[int(broken.nonzero()[0])]
         raise UserError(f"the model's output is not finite at image {image}: its weights are broken.")
     return nats
-
-
-def _rows(x: Tensor, order: Tensor) -> Tensor:
-    return torch.stack([row[o] for row, o in zip(x, order)])
 
 
 def _stack(parts: Sequence[np.ndarray], dtype: torch.dtype) -> Tensor:
