@@ -121,13 +121,16 @@ def is_lost_connection(error: BaseException | None) -> bool:
 
 
 def all_reduce_sum(x: Tensor) -> Tensor:
-    """Sum over ranks, in place."""
-    dist.all_reduce(x)
+    """Sum over ranks, in place; of one rank, which need not have joined a group, what it has."""
+    if world_size() > 1:
+        dist.all_reduce(x)
     return x
 
 
 def broadcast(value):
-    """Rank 0's value of a small picklable object."""
+    """Rank 0's value of a small picklable object; of one rank, which need not have joined a group, its own."""
+    if world_size() == 1:
+        return value
     box = [value]
     dist.broadcast_object_list(box)
     return box[0]

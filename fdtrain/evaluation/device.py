@@ -31,5 +31,4 @@ def join(asked: str | None) -> torch.device:
 
 def wait_for_all(device: torch.device) -> None:
     """Return when every process of the launch has come here."""
-    if ranks.world_size() > 1:
-        ranks.all_reduce_sum(torch.zeros(1, device=device))
+    ranks.all_reduce_sum(torch.zeros(1, device=device))

@@ -71,8 +71,7 @@ def over_images(
     done = torch.zeros(count, dtype=torch.bool)
     if ranks.rank() == 0:
         _read(folder, whole, done)
-    if ranks.world_size() > 1:
-        done = ranks.broadcast(done)
+    done = ranks.broadcast(done)
     left = [images for images in chunks if not done[images.start : images.stop].all()]
     mine = left[ranks.rank() :: ranks.world_size()]
     if ranks.rank() == 0 and len(left) < len(chunks):

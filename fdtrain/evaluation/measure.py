@@ -35,10 +35,6 @@ def own_chunks(images: range, batch: int) -> Iterator[range]:
         yield images[i : i + batch]
 
 
-def sum_over_ranks(x: Tensor) -> Tensor:
-    return ranks.all_reduce_sum(x) if ranks.world_size() > 1 else x
-
-
 def measure(
     network: FeatureNetwork,
     images: PixelSet,
@@ -72,12 +68,12 @@ def measure(
         if scores:
             scores.add(chunk.start, classify(pixels))
         progress(len(chunk))
-    moments.reduce(sum_over_ranks)
+    moments.reduce(ranks.all_reduce_sum)
     if scores:
-        scores.reduce(sum_over_ranks)
+        scores.reduce(ranks.all_reduce_sum)
     if not torch.isfinite(moments.total).all():
         raise UserError(f"the features '{network.identity.name}' of {images.name} are not finite.")
-    return Measured(moments, sum_over_ranks(kept), scores)
+    return Measured(moments, ranks.all_reduce_sum(kept), scores)
 
 
 def _classes(network: FeatureNetwork, images: PixelSet, device: torch.device) -> int:

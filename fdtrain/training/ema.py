@@ -7,7 +7,7 @@ from ema_pytorch import EMA
 from torch import Tensor, nn
 
 from fdtrain.networks.model import Model
-from fdtrain.ranks import all_reduce_sum, world_size
+from fdtrain.ranks import all_reduce_sum
 from fdtrain.training.parts import AVERAGE, Fragment, Parts
 
 
@@ -85,8 +85,7 @@ class Average:
         for fragment in self.fragments:
             first = offsets[fragment.parameter] + fragment.start
             flat[first : first + len(fragment.tensor)] = fragment.tensor
-        if world_size() > 1:
-            all_reduce_sum(flat)
+        all_reduce_sum(flat)
         for name, parameter in self.model.named_parameters():
             parameter.copy_(_part(flat, offsets[name], parameter))
 

@@ -76,3 +76,7 @@ def test_the_compiler_gets_one_whole_graph():
     with torch.autocast("cpu", torch.bfloat16):
         y = compiled(torch.randn(2, 8, 6, 6).contiguous(memory_format=torch.channels_last))
     assert y.dtype == torch.bfloat16
+
+
+def test_dropout_of_almost_all():
+    assert torch.isfinite(Dropout(1 - 1e-9)(torch.ones(1000))).all()

@@ -142,7 +142,7 @@ def _reference(arguments: argparse.Namespace, split: Split, network: FeatureNetw
     wanted = reference.definition(split, arguments.flip, network)
     path = arguments.reference
     # Rank 0 decides for all: it may be about to write the file.
-    if _from_first(path.is_file() if path else False):
+    if ranks.broadcast(path.is_file() if path else False):
         return reference.load(path, wanted, arguments.device)
     images = pixels.of_split(split)
     if arguments.flip:
@@ -162,15 +162,10 @@ def _begun(found: dict[str, Any], paths: list[Path]) -> list[dict[str, Any]]:
         try:
             before = json.loads(path.read_text())
             if before[PARTLY] and all(before[key] == wanted[key] for key in wanted):
-                return _from_first(before["sets"])
+                return ranks.broadcast(before["sets"])
         except (OSError, ValueError, KeyError, TypeError):
             pass  # Nothing to go on with.
-    return _from_first([])
-
-
-def _from_first(value: Any) -> Any:
-    """Rank 0's value."""
-    return ranks.broadcast(value) if ranks.world_size() > 1 else value
+    return ranks.broadcast([])
 
 
 def _compare(measured: Measured, compared: Reference) -> dict[str, Any]:
