@@ -28,7 +28,7 @@ import webdataset
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from fdtrain.data.dataset import VERSION, Description, Shard, write_description
+from fdtrain.data.dataset import VERSION, DatasetDescription, Shard, write_description
 from fdtrain.data.loader import Batches, LaneDataset
 from fdtrain.data.mixture import lane_order, open_data
 from fdtrain.data.pack import pack_digits
@@ -66,7 +66,7 @@ def write_shard(path: Path, samples: Iterable[tuple[str, str, bytes]]) -> Shard:
 
 
 def describe(folder: Path, shards: list[Shard], size: int, channels: int, encoding: str) -> None:
-    description = Description(
+    description = DatasetDescription(
         version=VERSION,
         name="benchmark",
         source="made by benchmarks/data.py",

@@ -4,11 +4,11 @@ import argparse
 import sys
 from pathlib import Path
 
+from fdtrain.errors import exit_code
+
 if not __package__:
     # Run as a file, python puts fdtrain/ itself first on the path; its parent is meant.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
-
-from fdtrain.errors import exit_code
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -31,14 +31,14 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def train(arguments: argparse.Namespace) -> None:
     """Check everything that can be checked at once, then build the run's parts and train."""
-    from fdtrain.training.signals import answered, leave_before_training
+    from fdtrain.resilience.signals import answered, leave_before_training
 
     with answered(leave_before_training):
-        from fdtrain.preparation import prepare
+        from fdtrain.training.plan import prepare
 
         plan = prepare(arguments.config, arguments.set, resume=arguments.resume == "auto", profile=arguments.profile)
         # Imports DeepSpeed, which takes seconds: a mistake in the configuration is told before that.
-        from fdtrain.assembly import run
+        from fdtrain.training.build import run
 
         run(plan)
 

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fdtrain.config import Config, dump_config, load_config
+from fdtrain.capacity.cost import flops
+from fdtrain.capacity.estimate import published, summary, work
+from fdtrain.config import RENAMED, Config, dump_config, load_config
 from fdtrain.errors import UserError
-from fdtrain.networks.cost import flops
-from fdtrain.planning import published, summary, work
-from fdtrain.preparation import model_spec
+from fdtrain.training.plan import model_spec
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 MINIMAL = {"name": "x", "data": {"path": "d"}, "training": {"steps": 10}}
@@ -51,7 +51,7 @@ def test_published_settings():
             (16,),
         )
         assert (network.dropout, config.data.flip) == (dropout, flip)
-        assert (training.lr, training.warmup_steps, training.clip) == (2e-4, 5000, 1.0)
+        assert (training.lr, training.warmup_steps, training.grad_clip) == (2e-4, 5000, 1.0)
         assert (training.global_batch, training.steps, config.ema.decay) == (128, 1_300_000, 0.9999)
 
 
@@ -172,3 +172,10 @@ def test_the_page_of_keys_is_up_to_date():
     root = Path(__file__).parent.parent
     made = subprocess.run([sys.executable, "tools/document.py"], cwd=root, capture_output=True, text=True, check=True)
     assert (root / "docs" / "configuration.md").read_text() == made.stdout
+
+
+@pytest.mark.parametrize("old", RENAMED)
+def test_a_key_of_an_earlier_version_names_its_new_one(old, write):
+    section = old.partition(".")[0]
+    with pytest.raises(UserError, match=rf"{old} is called {section}\.{RENAMED[old]} now"):
+        load_config(write(MINIMAL), [f"{old}=1"])

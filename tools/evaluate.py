@@ -7,9 +7,9 @@ The processes share the images, and the numbers do not depend on how many there 
 import argparse
 import sys
 
-from fdtrain import ranks
+from fdtrain import distributed
 from fdtrain.errors import exit_code
-from fdtrain.evaluation import device
+from fdtrain.evaluation import process
 from fdtrain.evaluation.commands import curve, features, fid, nll, report
 from fdtrain.training.monitor import show_pictures
 
@@ -33,8 +33,8 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     arguments = parse_arguments()
     if "device" in arguments:
-        arguments.device = device.join(arguments.device)
-    with ranks.peers(device.AGAIN):
+        arguments.device = process.join(arguments.device)
+    with distributed.peers(process.AGAIN):
         drawn = COMMANDS[arguments.command].run(arguments)
     if drawn is not None:
         show_pictures(*drawn)

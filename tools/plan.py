@@ -9,13 +9,23 @@ import argparse
 import sys
 from dataclasses import replace
 
+from fdtrain.capacity.cost import Flops, activations, flops
+from fdtrain.capacity.estimate import (
+    DATASETS,
+    KnownDataset,
+    Work,
+    parameters,
+    pass_images,
+    published,
+    state_memory,
+    summary,
+    work,
+)
+from fdtrain.capacity.interconnect import Interconnect, step
 from fdtrain.config import Config, load_config
 from fdtrain.errors import UserError, exit_code
-from fdtrain.networks.cost import Flops, activations, flops
 from fdtrain.networks.model import ModelSpec
-from fdtrain.planning import DATASETS, Published, Work, parameters, pass_images, published, state_memory, summary, work
-from fdtrain.preparation import model_spec
-from fdtrain.scaling import Network, step
+from fdtrain.training.plan import model_spec
 
 GIB, MIB = 2**30, 2**20
 
@@ -45,7 +55,7 @@ def main() -> None:
     counted = flops(spec)
     total = work(config, counted, arguments.gpus, arguments.tflops, arguments.utilisation)
     lines = [arguments.config, *_work(config, images, spec, counted, total), *_memory(config, spec, total.gpus)]
-    lines += _scaling(config, spec, total, Network(between=arguments.between * 1e9))
+    lines += _scaling(config, spec, total, Interconnect(between=arguments.between * 1e9))
     print("\n".join([*lines, "", summary(config, spec, total)]))
 
 
@@ -63,15 +73,15 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UserError(f"--between {arguments.between}: give the speed of a link in GB/s, such as 45.")
 
 
-def _images(arguments: argparse.Namespace, config: Config) -> Published:
+def _images(arguments: argparse.Namespace, config: Config) -> KnownDataset:
     given = {name: getattr(arguments, name) for name in ("size", "channels", "levels", "classes")}
     given = {name: value for name, value in given.items() if value is not None}
     if len(given) == 4:
-        return Published("given", train_images=0, **given)
+        return KnownDataset("given", train_images=0, **given)
     return replace(DATASETS[arguments.dataset] if arguments.dataset else published(config), **given)
 
 
-def _work(config: Config, images: Published, spec: ModelSpec, counted: Flops, total: Work) -> list[str]:
+def _work(config: Config, images: KnownDataset, spec: ModelSpec, counted: Flops, total: Work) -> list[str]:
     epochs = f", {total.images / images.train_images:,.0f} epochs" if images.train_images else ""
     again = " + forward again, by checkpointing" if config.network.checkpointing else ""
     return [
@@ -104,7 +114,7 @@ def _memory(config: Config, spec: ModelSpec, gpus: int) -> list[str]:
     return lines
 
 
-def _scaling(config: Config, spec: ModelSpec, total: Work, network: Network) -> list[str]:
+def _scaling(config: Config, spec: ModelSpec, total: Work, network: Interconnect) -> list[str]:
     """The step as GPUs and global batch grow together."""
     training = config.training
     images, passes = training.global_batch // total.gpus, training.accumulation(total.gpus)

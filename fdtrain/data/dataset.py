@@ -26,7 +26,7 @@ class Shard(_Model):
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 
-class Description(_Model):
+class DatasetDescription(_Model):
     """A packed data set: every split's shards, and what its images are.
 
     ``levels`` is the number of values a pixel takes (256 for 8-bit images): bits/dim are bits per
@@ -56,7 +56,7 @@ class Description(_Model):
         return self.channels * self.size * self.size
 
 
-def parse_description(text: str, where: str) -> Description:
+def parse_description(text: str, where: str) -> DatasetDescription:
     """Check the contents of a ``dataset.json``; ``where`` names it in messages.
 
     Raises:
@@ -66,7 +66,7 @@ def parse_description(text: str, where: str) -> Description:
         content = json.loads(text)
         if isinstance(content, dict) and content.get("version") != VERSION:
             raise UserError(f"{where}: version {content.get('version')}, this fdtrain reads {VERSION}. Pack it again.")
-        return Description.model_validate(content)
+        return DatasetDescription.model_validate(content)
     except (json.JSONDecodeError, RecursionError) as error:
         raise UserError(f"{where} is not JSON ({error}). Pack the data set again.") from error
     except ValidationError as error:
@@ -75,7 +75,7 @@ def parse_description(text: str, where: str) -> Description:
         raise UserError(f"{where}: {place}: {first['msg']}. Pack the data set again.") from error
 
 
-def read_description(folder: str | Path) -> Description:
+def read_description(folder: str | Path) -> DatasetDescription:
     """Read and check ``folder/dataset.json``.
 
     Raises:
@@ -90,14 +90,14 @@ def read_description(folder: str | Path) -> Description:
     return parse_description(file.read_text(errors="replace"), str(file))
 
 
-def write_description(folder: Path, description: Description) -> None:
+def write_description(folder: Path, description: DatasetDescription) -> None:
     """Write ``dataset.json`` last of all, in one rename: a folder that has it is complete."""
     aside = folder / f".{FILE}"
     aside.write_text(json.dumps(description.model_dump(), indent=1) + "\n")
     os.replace(aside, folder / FILE)
 
 
-def check_split(folder: str | Path, description: Description, split: str) -> None:
+def check_split(folder: str | Path, description: DatasetDescription, split: str) -> None:
     """See that every shard of a split lies in ``folder`` in full length.
 
     Raises:

@@ -158,4 +158,4 @@ def _advice(error: Exception) -> str:
         return "Upload it again, with the dataset.json it was packed with."
     if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
         return "Free space there, choose another data.cache, or set data.cache_gib."
-    return "Check the network and the server, or give it longer with data.fetch_seconds."
+    return "Check the network and the server, or give it longer with data.fetch_timeout_s."

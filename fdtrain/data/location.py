@@ -13,7 +13,7 @@ from pathlib import Path
 
 from webdataset.shardlists import expand_urls
 
-from fdtrain.data.dataset import FILE, Description, check_length, parse_description, read_description
+from fdtrain.data.dataset import FILE, DatasetDescription, check_length, parse_description, read_description
 from fdtrain.data.fetch import is_remote, read_text, shown
 from fdtrain.data.shards import PlacedShard
 from fdtrain.errors import UserError
@@ -31,7 +31,7 @@ class PackedData:
     """
 
     base: str
-    description: Description
+    description: DatasetDescription
     places: dict[str, str] | None
 
     def split(self, name: str) -> list[PlacedShard]:
@@ -96,7 +96,7 @@ def locate(path: str | Path, allow_pipe: bool = False, seconds: float = 60.0) ->
     return PackedData(base, description, _by_name(path, places, listed))
 
 
-def _description(base: str, seconds: float) -> Description:
+def _description(base: str, seconds: float) -> DatasetDescription:
     if is_remote(base):
         place = _join(base, FILE)
         return parse_description(read_text(place, seconds), shown(place))

@@ -15,7 +15,15 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 from tqdm import tqdm
 
-from fdtrain.data.dataset import FILE, VERSION, Description, Shard, check_split, read_description, write_description
+from fdtrain.data.dataset import (
+    FILE,
+    VERSION,
+    DatasetDescription,
+    Shard,
+    check_split,
+    read_description,
+    write_description,
+)
 from fdtrain.data.processes import progress, run
 from fdtrain.data.sources.source import Part, Source
 from fdtrain.data.writer import ENCODINGS, WORK, Form, finished, layout, write_part, write_text
@@ -29,7 +37,7 @@ class Request(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    description: Description
+    description: DatasetDescription
     shard_images: int
     source: str
     images: dict[str, list[int]]
@@ -42,7 +50,7 @@ def pack(
     shard_images: int = 1000,
     workers: int = 1,
     bar: bool = False,
-) -> Description:
+) -> DatasetDescription:
     """Pack ``source`` into ``folder``, or finish what an earlier call with the same request began.
 
     Args:
@@ -75,7 +83,7 @@ def pack(
     return description
 
 
-def pack_digits(folder: str | Path, shard_images: int = 100) -> Description:
+def pack_digits(folder: str | Path, shard_images: int = 100) -> DatasetDescription:
     """The embedded data set, in this process."""
     # Loaded here: worker processes import this module, and have no use for scikit-learn.
     from fdtrain.data.sources.digits import digits
@@ -86,7 +94,7 @@ def pack_digits(folder: str | Path, shard_images: int = 100) -> Description:
 def _request(source: Source, encoding: str, shard_images: int) -> Request:
     if encoding not in ENCODINGS or shard_images < 1:
         raise ValueError("encoding is npy or png, shard_images positive")
-    description = Description(
+    description = DatasetDescription(
         version=VERSION,
         name=source.name,
         source=source.source,
@@ -123,7 +131,7 @@ def _begun(folder: Path, request: Request) -> Request | None:
     return begun
 
 
-def _complete(folder: Path) -> Description:
+def _complete(folder: Path) -> DatasetDescription:
     description = read_description(folder)
     for split in description.splits:
         check_split(folder, description, split)

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fdtrain.config import Training
+from fdtrain.capacity.interconnect import REDUCE_TO_OWNERS
+from fdtrain.checkpoint.fragments import FIRST_MOMENT, SECOND_MOMENT, WEIGHT, Fragment, FragmentReader
+from fdtrain.config import TrainingConfig
+from fdtrain.distributed import share, world_size
 from fdtrain.networks.model import Model
-from fdtrain.ranks import share, world_size
-from fdtrain.scaling import REDUCE_TO_OWNERS
-from fdtrain.training.device import DTYPES, memory_format
-from fdtrain.training.guard import Guard
-from fdtrain.training.parts import FIRST_MOMENT, SECOND_MOMENT, WEIGHT, Fragment, Parts
+from fdtrain.training.grad_guard import GradGuard
+from fdtrain.training.hardware import DTYPES, memory_format
 
 # Said before the import, which otherwise warns on every rank of a machine without an accelerator.
 if not torch.cuda.is_available():
@@ -35,7 +35,7 @@ MOMENTS = (FIRST_MOMENT, SECOND_MOMENT)
 
 
 @dataclass(frozen=True)
-class Held:
+class OwnedRange:
     """Where a run of a parameter's elements lies that this rank steps: ``owner`` is what the optimiser has."""
 
     parameter: str
@@ -60,12 +60,12 @@ class Engine:
         training: the configuration's section.
     """
 
-    def __init__(self, model: Model, training: Training):
+    def __init__(self, model: Model, training: TrainingConfig):
         self.model, self.training, self.stage = model, training, training.stage(world_size())
         self.shapes = {name: p.shape for name, p in model.named_parameters()}
         device = next(model.parameters()).device
         self.memory_format = memory_format(device, training.precision)
-        self.guard = Guard(training.spike, device)
+        self.guard = GradGuard(training.skip_grad_norm_ratio, device)
         self.optimizer = torch.optim.AdamW(
             model.parameters(),
             lr=training.lr,
@@ -104,7 +104,7 @@ class Engine:
             scaler = self.engine.torch_autocast_z0_gradscaler
             if scaler is not None:
                 scaler.unscale_(self.optimizer)
-            clip = self.training.clip or float("inf")
+            clip = self.training.grad_clip or float("inf")
             self.norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), clip)
         self.engine.step()
         if self.stage and last:
@@ -141,25 +141,25 @@ class Engine:
             )
             zero.dynamic_loss_scale = True
 
-    def _find_held(self) -> Iterator[Held]:
+    def _find_held(self) -> Iterator[OwnedRange]:
         """What this rank steps, or at stage 0, where every rank steps all, its even share of each parameter."""
         zero, stage = self.engine.optimizer, self.stage
         for name, p in self.model.named_parameters():
             if stage == 0:
                 mine = share(p.numel())
-                held = Held(name, mine.start, p, mine.start, len(mine))
+                held = OwnedRange(name, mine.start, p, mine.start, len(mine))
             elif stage == 3:
                 group, offset, size = zero.grad_position[zero.get_param_id(p)]
                 start = size * zero._get_param_partition_rank(p)
                 # The last rank's run is filled up to the others' length.
                 count = max(0, min(size, p.ds_numel - start))
-                held = Held(name, start, zero.fp32_partitioned_groups_flat[group], offset, count)
+                held = OwnedRange(name, start, zero.fp32_partitioned_groups_flat[group], offset, count)
             elif p._hp_mapping is None:
                 continue
             else:
                 part, own = p._hp_mapping.lp_fragment_address, p._hp_mapping.hp_fragment_address
                 owner = zero.single_partition_of_fp32_groups[p._hp_mapping.param_group_index]
-                held = Held(name, part.start, owner, own.start, part.numel)
+                held = OwnedRange(name, part.start, owner, own.start, part.numel)
             if held.count:
                 yield held
 
@@ -191,7 +191,7 @@ class Engine:
         updates = {float(self.optimizer.state[held.owner]["step"]) for held in self.held}
         return {"updates": max(updates, default=0.0), "loss_scale": self._loss_scale(), "guard": self.guard.state()}
 
-    def load(self, parts: Parts, counters: dict[str, Any]) -> None:
+    def load(self, parts: FragmentReader, counters: dict[str, Any]) -> None:
         """Take up what any number of ranks saved at any stage: ``fragments`` as parts, and ``counters``."""
         with torch.no_grad():
             for held in self.held:
@@ -203,7 +203,7 @@ class Engine:
         self._set_loss_scale(counters["loss_scale"])
         self.guard.load(counters["guard"])
 
-    def _load_module(self, parts: Parts) -> None:
+    def _load_module(self, parts: FragmentReader) -> None:
         """The weights that the network computes with, which ZeRO keeps beside those that it steps."""
         if self.stage < 3:
             for name, p in self.model.named_parameters():
@@ -242,7 +242,7 @@ class Engine:
             scaler.load_state_dict({**scaler.state_dict(), "scale": saved["scale"], "_growth_tracker": saved["since"]})
 
 
-def _settings(training: Training) -> dict[str, Any]:
+def _settings(training: TrainingConfig) -> dict[str, Any]:
     """Our configuration as DeepSpeed's."""
     accumulation, stage = training.accumulation(world_size()), training.stage(world_size())
     elements = training.bucket_mib * 2**20 // 4
@@ -266,7 +266,7 @@ def _settings(training: Training) -> dict[str, Any]:
         # torch's fused AdamW runs on the CPU too, without a compiler on the user's machine.
         "zero_force_ds_cpu_optimizer": False,
         # Without ZeRO DeepSpeed clips but keeps the norm to itself: then step() clips.
-        "gradient_clipping": training.clip if stage else 0.0,
+        "gradient_clipping": training.grad_clip if stage else 0.0,
         "steps_per_print": 2**63 - 1,
     }
     if training.precision != "fp32":

@@ -13,7 +13,7 @@ from checkpoints import assert_close, assert_same
 from conftest import ROOT, environment
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from fdtrain.training import checkpoint
+from fdtrain.checkpoint import store
 
 MOMENTS = ("in a step", "in a part", "before the rename", "after the rename", "in evaluation")
 """Of training/injected.py."""
@@ -35,7 +35,7 @@ def interrupted(launch, name: str, seed: int, worlds: list[int]) -> None:
     moments = [MOMENTS[i % len(MOMENTS)] for i in range(KILLS)]
     draw.shuffle(moments)
     for moment in moments:
-        done = max([checkpoint.step_of(path) for path in checkpoint.committed(launch.run_folder(name))], default=0)
+        done = max([store.step_of(path) for path in store.committed(launch.run_folder(name))], default=0)
         faults = {"kill": {"moment": moment, "step": done + draw.randrange(4)}}
         world = draw.choice(worlds)
         result = run(launch, name, world, faults)

@@ -7,7 +7,7 @@ from checkpoints import assert_same, tensors
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_bad_input import error_of
 
-from fdtrain.training.parts import WEIGHT
+from fdtrain.checkpoint.fragments import WEIGHT
 
 
 def skipped(launch, name="small") -> dict[int, float]:
@@ -71,7 +71,7 @@ def test_past_the_limit_the_run_returns_with_other_draws(launch):
 
 
 def test_after_all_returns_the_run_stops(launch):
-    settings = ["training.steps=10", "training.max_skips=1", "training.max_returns=2", "checkpoint.every=2"]
+    settings = ["training.steps=10", "training.max_skips=1", "training.max_rollbacks=2", "checkpoint.every=2"]
     faults = {"loss": {"steps": [3, 4, 5, 6, 7]}}
     message = error_of(launch(*settings, processes=0, rc=2, faults=faults))
     assert "unusable in 2 steps in a row up to step 5, after 2 returns to a checkpoint" in message
@@ -81,7 +81,7 @@ def test_after_all_returns_the_run_stops(launch):
 
 def test_a_gradient_far_larger_than_usual_is_left_out(launch):
     """The limit is a multiple of the running mean after fifty steps: here of ordinary noise."""
-    settings = ["training.spike=1.2", "training.steps=70", "training.lr=1e-9", "training.max_skips=100"]
+    settings = ["training.skip_grad_norm_ratio=1.2", "training.steps=70", "training.lr=1e-9", "training.max_skips=100"]
     found = []
     for stage, adam in ((0, "fused"), (1, "fused"), (0, "foreach")):
         name = f"{adam}{stage}"

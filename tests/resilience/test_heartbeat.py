@@ -1,0 +1,133 @@
+"""Ranks that are killed, stopped or stuck: every other one ends in time, and says which it was."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT, environment, free_port
+from jobs import wait_for_step
+
+# Three ranks that sum a number over and over. The one of argv[2] does to itself what argv[1] says.
+PROGRAM = """
+import os, signal, sys, time
+import torch
+from fdtrain import distributed
+from fdtrain.errors import UserError, exit_code
+from fdtrain.resilience.heartbeat import AGAIN, Heartbeat
+
+what, who = sys.argv[1], int(sys.argv[2])
+
+def main():
+    with distributed.peers(AGAIN):
+        distributed.connect(4 if what == "stuck" else 60)
+        with Heartbeat(silence=3) as heartbeat:
+            print(os.getpid(), flush=True)
+            for step in range(100):
+                if step == 20 and distributed.rank() == who:
+                    if what == "wrong":
+                        raise UserError("the sample is broken")
+                    if what == "stuck":
+                        time.sleep(60)
+                    if what in ("SIGKILL", "SIGSTOP"):
+                        os.kill(os.getpid(), getattr(signal, what))
+                heartbeat.tick()
+                distributed.all_reduce_sum(torch.ones(1))
+                time.sleep(0.01)
+
+sys.exit(exit_code(main))
+"""
+
+
+class Group:
+    """Processes without a launcher that would end them."""
+
+    def __init__(self, count: int, command: list[str]):
+        where = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        self.jobs = [
+            subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env={**environment(), **where, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for rank in range(count)
+        ]
+
+    def __enter__(self) -> list[subprocess.Popen]:
+        return self.jobs
+
+    def __exit__(self, *_):
+        for job in self.jobs:
+            job.kill()
+            job.communicate()
+
+
+def message(job: subprocess.Popen, timeout: float) -> str:
+    """Its one line, and nothing else."""
+    assert job.wait(timeout) == 1
+    lines = job.stderr.read().splitlines()
+    (line,) = [line for line in lines if line.startswith("fdtrain: error")]
+    assert not any("Traceback" in line for line in lines)
+    return line
+
+
+@pytest.mark.parametrize(("what", "who"), [("SIGKILL", 0), ("SIGSTOP", 0), ("SIGSTOP", 1), ("stuck", 1)])
+def test_the_others_end_and_name_it(what, who):
+    with Group(3, [sys.executable, "-c", PROGRAM, what, str(who)]) as jobs:
+        for job in jobs:
+            assert int(job.stdout.readline()) == job.pid
+        for rank in {0, 1, 2} - {who}:
+            said = message(jobs[rank], 120)
+            expected = "held up the others for longer" if what == "stuck" else "Killed, stopped or cut off"
+            assert f"rank {who} (process {jobs[who].pid} on " in said
+            assert expected in said
+            assert "Launch again with --resume auto." in said
+        if what == "SIGSTOP":
+            assert jobs[who].poll() is None
+            jobs[who].send_signal(signal.SIGCONT)
+            # Given up by all, it ends as well when it wakes.
+            assert jobs[who].wait(120) == 1
+
+
+def test_an_error_of_a_rank_s_own_is_left_to_it_to_tell():
+    with Group(3, [sys.executable, "-c", PROGRAM, "wrong", "1"]) as jobs:
+        assert jobs[1].wait(120) == 2
+        assert "error (rank 1): the sample is broken" in jobs[1].stderr.read()
+        for rank in (0, 2):
+            _, said = jobs[rank].communicate(timeout=120)
+            # Nothing of their own: they share its console.
+            assert (jobs[rank].returncode, [line for line in said.splitlines() if "fdtrain: error" in line]) == (1, [])
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_whose_peer_never_comes(rank):
+    program = (
+        "import sys; from fdtrain import distributed, errors; "
+        "sys.exit(errors.exit_code(lambda: distributed.connect(1)))"
+    )
+    where = {"WORLD_SIZE": "2", "RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    with subprocess.Popen(
+        [sys.executable, "-c", program], cwd=ROOT, env={**environment(), **where}, stderr=subprocess.PIPE, text=True
+    ) as job:
+        assert "the 2 processes of this run have not all come together at 127.0.0.1 within 1 s" in message(job, 120)
+
+
+def test_ranks_that_end_well_say_nothing():
+    with Group(3, [sys.executable, "-c", PROGRAM, "nothing", "0"]) as jobs:
+        for job in jobs:
+            _, said = job.communicate(timeout=120)
+            assert (job.returncode, [line for line in said.splitlines() if line.startswith("fdtrain")]) == (0, [])
+
+
+def test_a_whole_run_with_a_rank_that_stops(launch):
+    """Rank 1 of a training run stands still: rank 0 names it, and ends."""
+    command = launch.command("training.steps=100000", "training.heartbeat_timeout_s=4", "data.workers=1", processes=0)
+    with Group(2, command) as jobs:
+        wait_for_step(launch, 2, jobs[0])
+        os.kill(jobs[1].pid, signal.SIGSTOP)
+        said = message(jobs[0], 120)
+        assert f"lost rank 1 (process {jobs[1].pid} on " in said
