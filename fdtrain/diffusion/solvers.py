@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fdtrain.diffusion.predictor import Field, score
+from fdtrain.diffusion.predictors import Field, score
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from densities import gaussian, three_modes
 
-from fdtrain.diffusion.predictor import eps_hat, x0_hat
+from fdtrain.diffusion.predictors import eps_hat, x0_hat
 from fdtrain.diffusion.solvers import GRIDS, SOLVERS, _evaluate, dpmpp2m, euler_maruyama, sample, time_grid
 
 MEAN, VARIANCE = 0.7, 0.04

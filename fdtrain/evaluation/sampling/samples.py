@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from fdtrain.diffusion.objective import quantise
-from fdtrain.diffusion.predictor import x0_hat
+from fdtrain.diffusion.predictors import x0_hat
 from fdtrain.diffusion.solvers import sample
 from fdtrain.errors import UserError
 from fdtrain.networks.model import Model, ModelSpec
