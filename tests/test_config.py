@@ -1,15 +1,35 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
 
 from fdtrain.capacity.cost import flops
 from fdtrain.capacity.estimate import published, summary, work
-from fdtrain.config import RENAMED, Config, dump_config, load_config
+from fdtrain.config import NETWORKS as SECTIONS
+from fdtrain.config import (
+    RENAMED,
+    Config,
+    DDPMppConfig,
+    DiffusionConfig,
+    DiTConfig,
+    MonitorConfig,
+    TrainingConfig,
+    dump_config,
+    load_config,
+)
+from fdtrain.diffusion.predictors import PREDICTORS
+from fdtrain.diffusion.solvers import SOLVERS
+from fdtrain.diffusion.time_sampling import DENSITIES, DRAWS
 from fdtrain.errors import UserError
+from fdtrain.networks.dit import SIZES
+from fdtrain.networks.embeddings import TIME_EMBEDDINGS
+from fdtrain.networks.model import NETWORKS
+from fdtrain.training.hardware import DTYPES
 from fdtrain.training.plan import model_spec
+from fdtrain.training.schedule import DECAYS
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 MINIMAL = {"name": "x", "data": {"path": "d"}, "training": {"steps": 10}}
@@ -179,3 +199,24 @@ def test_a_key_of_an_earlier_version_names_its_new_one(old, write):
     section = old.partition(".")[0]
     with pytest.raises(UserError, match=rf"{old} is called {section}\.{RENAMED[old]} now"):
         load_config(write(MINIMAL), [f"{old}=1"])
+
+
+CHOICES = {
+    (DiffusionConfig, "predictor"): PREDICTORS,
+    (DiffusionConfig, "time_sampling"): DRAWS,
+    (DiffusionConfig, "time_density"): DENSITIES,
+    (MonitorConfig, "sample_solver"): SOLVERS,
+    (DDPMppConfig, "time_embedding"): TIME_EMBEDDINGS,
+    (DiTConfig, "size"): SIZES,
+    (TrainingConfig, "decay"): DECAYS,
+    (TrainingConfig, "precision"): DTYPES,
+}
+
+
+@pytest.mark.parametrize(("section", "key"), CHOICES, ids=lambda value: getattr(value, "__name__", value))
+def test_the_choices_of_a_key_are_those_of_the_code(section, key):
+    assert set(get_args(section.model_fields[key].annotation)) == set(CHOICES[section, key])
+
+
+def test_every_network_has_its_section():
+    assert SECTIONS.keys() == NETWORKS.keys()
