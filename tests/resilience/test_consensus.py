@@ -25,7 +25,7 @@ for step in range(6):
     if step == 2:
         consensus.raise_flag("stop")
     if step == 3 and distributed.rank() == 0:
-        thread = threading.Thread(target=consensus.tell, args=("saved",))
+        thread = threading.Thread(target=consensus.raise_flag, args=("saved",))
         thread.start()
         thread.join()
     heard.append(sorted(consensus.exchange()))
