@@ -1,5 +1,6 @@
 """Work spread over processes that end with their parent, and a bar that shows how far it is."""
 
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -16,6 +17,9 @@ from tqdm import tqdm
 from fdtrain.errors import UserError
 
 T = TypeVar("T")
+
+PR_SET_PDEATHSIG = 1
+"""Of linux/prctl.h."""
 
 _stop: Event | None = None
 
@@ -60,13 +64,17 @@ def _begin(stop: Event) -> None:
     _stop = stop
     # An interrupt reaches the whole terminal group; the parent alone answers it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
 
 
-def _end_with_parent() -> None:
-    # A pool's processes would wait for work for ever when their parent is killed.
-    multiprocessing.parent_process().join()
-    os._exit(1)
+def end_with_parent() -> None:
+    """Let the kernel kill this worker when its parent is gone, whatever it is in: no thread could in some calls.
+
+    By Linux's prctl(2) the parent is the thread that started the worker, here always the main one.
+    """
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != multiprocessing.parent_process().pid:
+        os._exit(1)
 
 
 def heed_parent_alone(worker: int) -> None:
@@ -74,6 +82,7 @@ def heed_parent_alone(worker: int) -> None:
 
     Launchers signal whole trees of processes, terminals whole groups. A SIGTERM from the parent itself counts.
     """
+    end_with_parent()
     for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
