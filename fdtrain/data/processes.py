@@ -4,6 +4,7 @@ import ctypes
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -67,16 +68,6 @@ def _begin(stop: Event) -> None:
     end_with_parent()
 
 
-def end_with_parent() -> None:
-    """Let the kernel kill this worker when its parent is gone, whatever it is in: no thread could in some calls.
-
-    By Linux's prctl(2) the parent is the thread that started the worker, here always the main one.
-    """
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != multiprocessing.parent_process().pid:
-        os._exit(1)
-
-
 def heed_parent_alone(worker: int) -> None:
     """In a reading process of a run: leave every signal that asks the run to end to the parent, which still reads.
 
@@ -87,6 +78,18 @@ def heed_parent_alone(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     threading.Thread(target=_await_parent_s_signal, daemon=True).start()
+
+
+def end_with_parent() -> None:
+    """Let the system kill this process when its parent is gone, in whatever call it is (Linux).
+
+    For the system the parent is the thread that started it, which must be one that stays, such as the main one.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    # It may have gone before.
+    if not multiprocessing.parent_process().is_alive():
+        os._exit(1)
 
 
 def _await_parent_s_signal() -> None:
