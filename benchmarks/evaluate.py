@@ -119,11 +119,10 @@ def processes(arguments: argparse.Namespace) -> None:
 
 
 def worker(arguments: argparse.Namespace) -> None:
-    place = process.join(None)
-    model, spec = load_model(arguments.run)
-    network = open_features(arguments.features, place)
-    drawn = image_sets.of_model(model.to(place), spec, Drawing(steps=20), 0, arguments.images)
-    with distributed.peers(process.AGAIN):
+    with process.joined(None) as place:
+        model, spec = load_model(arguments.run)
+        network = open_features(arguments.features, place)
+        drawn = image_sets.of_model(model.to(place), spec, Drawing(steps=20), 0, arguments.images)
         measure(network, drawn, 64 * distributed.world_size(), 64, place)
         process.wait_for_all(place)
         begin = time.perf_counter()

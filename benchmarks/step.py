@@ -120,7 +120,7 @@ def build_trainer(plan, device, monitor, accounting, compiled=False):
         config.seed, training.global_batch, training.lane_images, config.diffusion.time_sampling, density, device
     )
     identity, batches = RunIdentity(spec, plan.identity, None), partial(own_batches, plan)
-    together = Consensus(FLAGS), Heartbeat(training.heartbeat_timeout_s), accounting
+    together = Consensus(FLAGS), Heartbeat(training.heartbeat_timeout_s, training.collective_timeout_s), accounting
     return Trainer(config, identity, engine, average, draws, batches, monitor, [], *together)
 
 

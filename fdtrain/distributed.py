@@ -53,18 +53,48 @@ def check_launcher() -> None:
         )
 
 
-def connect(patience: float = PATIENCE) -> torch.device:
+def open_store(timeout: float, serve: bool = True) -> dist.TCPStore:
+    """A connection to the store by which the ranks of a launch meet; one process alone has its own.
+
+    Args:
+        timeout: seconds that this and any later call to it waits.
+        serve: let rank 0 run the store, unless torchrun's agent does. Once a process.
+
+    Raises:
+        LostPeer: there is no store: rank 0 has not come.
+    """
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    for name, value in alone.items():
+        os.environ.setdefault(name, value)
+    os.environ.setdefault("MASTER_PORT", "0" if world_size() == 1 else "29500")
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    serve = serve and rank() == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    try:
+        # Not waiting for the others here, which the heartbeat is to watch meanwhile.
+        return dist.TCPStore(
+            host,
+            port,
+            is_master=serve,
+            timeout=timedelta(seconds=timeout),
+            wait_for_workers=False,
+            multi_tenant=True,
+        )
+    except (dist.DistStoreError, dist.DistNetworkError) as error:
+        raise LostPeer(
+            f"the {world_size()} processes of this run have not all come together at {host} within {timeout:g} s "
+            f"({str(error).splitlines()[0]}). See what became of the others, and launch again.",
+            named=True,
+        ) from error
+
+
+def connect(patience: float = PATIENCE, store: dist.Store | None = None) -> torch.device:
     """Join the process group (of one, when started without a launcher) and return this rank's device.
 
     Args:
         patience: seconds after which a call that waits for another rank gives it up.
-
-    Raises:
-        LostPeer: not all ranks have come within that time.
+        store: from :func:`open_store`, if it is open already.
     """
-    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}.items():
-        os.environ.setdefault(name, value)
-    os.environ.setdefault("MASTER_PORT", "0" if world_size() == 1 else "29500")
+    store = store or open_store(patience)
     mine = device()
     on_gpu = mine.type == "cuda"
     if on_gpu:
@@ -73,14 +103,13 @@ def connect(patience: float = PATIENCE) -> torch.device:
         # Processes that each take all cores get in each other's way.
         processes = int(os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or 1)
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // processes))
-    try:
-        dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(seconds=patience))
-    except (dist.DistStoreError, dist.DistNetworkError) as error:
-        raise LostPeer(
-            f"the {world_size()} processes of this run have not all come together at {os.environ['MASTER_ADDR']} "
-            f"within {patience:g} s ({str(error).splitlines()[0]}). See what became of the others, and launch again.",
-            named=True,
-        ) from error
+    dist.init_process_group(
+        "nccl" if on_gpu else "gloo",
+        store=store,
+        rank=rank(),
+        world_size=world_size(),
+        timeout=timedelta(seconds=patience),
+    )
     return mine
 
 

@@ -7,7 +7,6 @@ The processes share the images, and the numbers do not depend on how many there 
 import argparse
 import sys
 
-from fdtrain import distributed
 from fdtrain.errors import exit_code
 from fdtrain.evaluation import process
 from fdtrain.evaluation.commands import curve, features, fid, nll, report
@@ -32,10 +31,12 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse_arguments()
+    run = COMMANDS[arguments.command].run
     if "device" in arguments:
-        arguments.device = process.join(arguments.device)
-    with distributed.peers(process.AGAIN):
-        drawn = COMMANDS[arguments.command].run(arguments)
+        with process.joined(arguments.device) as arguments.device:
+            drawn = run(arguments)
+    else:
+        drawn = run(arguments)
     if drawn is not None:
         show_pictures(*drawn)
 

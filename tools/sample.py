@@ -45,8 +45,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     arguments = parse_arguments()
     try:
-        with distributed.peers(process.AGAIN):
-            run(arguments)
+        run(arguments)
     except KeyboardInterrupt:
         raise UserError(f"interrupted. {process.AGAIN}") from None
     except OSError as error:
@@ -61,23 +60,23 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.seed < 0:
         raise UserError("--seed must not be negative.")
     output = _output(arguments)
-    place = process.join(arguments.device)
-    request = {
-        "images": arguments.images,
-        "seed": arguments.seed,
-        **drawing.describe(),
-        "form": output.form,
-        "weights_sha256": subject.sha256,
-        # Noise is the same on any CPU, and on any GPU of a kind, but not on both.
-        "noise": place.type,
-    }
-    complete = output.check(request)
-    if not complete:
-        parts = PartialSamples(output.work, request)
-        _sample(arguments, model.to(place), spec, drawing, parts, place)
-        if distributed.rank() == 0:
-            labels = (lambda images: drawing.labels(images, spec)) if spec.classes else None
-            output.write(parts, spec, labels, subject.identity() | {"dataset": spec.dataset})
+    with process.joined(arguments.device) as place:
+        request = {
+            "images": arguments.images,
+            "seed": arguments.seed,
+            **drawing.describe(),
+            "form": output.form,
+            "weights_sha256": subject.sha256,
+            # Noise is the same on any CPU, and on any GPU of a kind, but not on both.
+            "noise": place.type,
+        }
+        complete = output.check(request)
+        if not complete:
+            parts = PartialSamples(output.work, request)
+            _sample(arguments, model.to(place), spec, drawing, parts, place)
+            if distributed.rank() == 0:
+                labels = (lambda images: drawing.labels(images, spec)) if spec.classes else None
+                output.write(parts, spec, labels, subject.identity() | {"dataset": spec.dataset})
     if distributed.rank() == 0:
         already = ", complete already" if complete else ""
         print(f"{output.path}: {arguments.images} images, {drawing.solver}, {drawing.nfe} evaluations each{already}")

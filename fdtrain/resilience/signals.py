@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from fdtrain import distributed
 from fdtrain.errors import PREEMPTED_CODE, Preempted
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -20,8 +21,8 @@ def answered(stop: Callable[[], None]) -> Iterator[None]:
     """Call ``stop`` (from a thread) at the first signal, and end the process with 128 + its number at a later one.
 
     A thread answers, so that a process that hangs in a call can be ended too. Afterwards the signals have their
-    plain effect again; but a process that ends as it was asked to ignores them, for its launcher, which sees one rank
-    gone, ends the others by signals as well.
+    plain effect again; but a process that ends as it was asked to, or because another is lost, ignores them, for its
+    launcher, which sees one rank gone, ends the others by signals as well.
     """
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
@@ -34,7 +35,9 @@ def answered(stop: Callable[[], None]) -> Iterator[None]:
     try:
         yield
     finally:
-        after = signal.SIG_IGN if isinstance(sys.exception(), Preempted) else signal.SIG_DFL
+        error = sys.exception()
+        ended_by_others = isinstance(error, Preempted) or distributed.is_lost_connection(error)
+        after = signal.SIG_IGN if ended_by_others else signal.SIG_DFL
         for number in SIGNALS:
             signal.signal(number, after)
         signal.set_wakeup_fd(before)

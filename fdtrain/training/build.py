@@ -27,7 +27,8 @@ from fdtrain.evaluation.fidelity.feature_networks import open_features
 from fdtrain.networks.model import Model
 from fdtrain.randomness import Purpose, torch_seed
 from fdtrain.resilience.consensus import Consensus
-from fdtrain.resilience.heartbeat import AGAIN, Heartbeat
+from fdtrain.resilience.heartbeat import Heartbeat, joined
+from fdtrain.resilience.launcher import followed
 from fdtrain.resilience.lock import held_for_all
 from fdtrain.resilience.signals import answered
 from fdtrain.training import callbacks
@@ -47,15 +48,14 @@ PACKAGES = ("torch", "deepspeed", "webdataset", "ema-pytorch", "numpy", "pydanti
 
 def run(plan: Plan) -> None:
     """Join the process group, build, resume if there is what to resume from, and train to the last step."""
-    with distributed.peers(AGAIN), fits(plan.config):
-        training = plan.config.training
-        device = distributed.connect(training.collective_timeout_s)
+    training = plan.config.training
+    with joined(training.heartbeat_timeout_s, training.collective_timeout_s) as (device, heartbeat):
         consensus = Consensus(FLAGS, training.collective_timeout_s)
-        with (
-            answered(lambda: consensus.raise_flag(STOP)),
-            Heartbeat(training.heartbeat_timeout_s) as heartbeat,
-            held_for_all(plan.config.folder),
-        ):
+
+        def stop() -> None:
+            consensus.raise_flag(STOP)
+
+        with followed(stop), answered(stop), held_for_all(plan.config.folder), fits(plan.config):
             _run(plan, device, consensus, heartbeat)
 
 

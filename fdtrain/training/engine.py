@@ -5,6 +5,8 @@ import os
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import torch
@@ -75,6 +77,7 @@ class Engine:
             **{training.adam: True},
         )
         self.optimizer.register_step_pre_hook(self._judge)
+        _limit_waiting(training.collective_timeout_s)
         self.engine, *_ = deepspeed.initialize(model=model, optimizer=self.optimizer, config=_settings(training))
         if self.stage:
             self._scale_with_clipping()
@@ -240,6 +243,14 @@ class Engine:
         else:
             scaler = self.engine.torch_autocast_z0_gradscaler
             scaler.load_state_dict({**scaler.state_dict(), "scale": saved["scale"], "_growth_tracker": saved["since"]})
+
+
+def _limit_waiting(seconds: float) -> None:
+    """DeepSpeed makes groups of its own, in which a call would wait for a rank as long as torch does unasked: half an
+    hour on a CPU, ten minutes on GPUs."""
+    deepspeed.init_distributed(verbose=False)
+    timeout = timedelta(seconds=seconds)
+    deepspeed.comm.comm.cdb.new_group = partial(torch.distributed.new_group, timeout=timeout)
 
 
 def _settings(training: TrainingConfig) -> dict[str, Any]:

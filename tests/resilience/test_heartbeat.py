@@ -7,83 +7,80 @@ import sys
 
 import pytest
 from conftest import ROOT, environment, free_port
-from jobs import wait_for_step
+from jobs import Group, message, wait_for_step
 
-# Three ranks that sum a number over and over. The one of argv[2] does to itself what argv[1] says.
+# Three ranks that sum a number over and over. The one of argv[2] does to itself what argv[1] says, at the moment of
+# argv[3]: before it has joined the process group, right after, or in the middle of the work.
 PROGRAM = """
 import os, signal, sys, time
 import torch
+import torch.distributed as dist
 from fdtrain import distributed
 from fdtrain.errors import UserError, exit_code
-from fdtrain.resilience.heartbeat import AGAIN, Heartbeat
+from fdtrain.resilience.heartbeat import joined
 
-what, who = sys.argv[1], int(sys.argv[2])
+what, who, when = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+join = dist.init_process_group
+
+def fall(moment):
+    if (moment, distributed.rank()) != (when, who):
+        return
+    if what == "wrong":
+        raise UserError("the sample is broken")
+    if what == "stuck":
+        time.sleep(60)
+    if what in ("SIGKILL", "SIGSTOP"):
+        os.kill(os.getpid(), getattr(signal, what))
+
+def init_process_group(*arguments, **options):
+    print(os.getpid(), flush=True)
+    if when == "joining":
+        # All have begun, and left a sign.
+        time.sleep(2)
+    fall("joining")
+    join(*arguments, **options)
+    fall("joined")
+    if when == "joined" and distributed.rank() != who:
+        # As in the import of a large package: no call of the group's would fail.
+        time.sleep(60)
 
 def main():
-    with distributed.peers(AGAIN):
-        distributed.connect(4 if what == "stuck" else 60)
-        with Heartbeat(silence=3) as heartbeat:
-            print(os.getpid(), flush=True)
-            for step in range(100):
-                if step == 20 and distributed.rank() == who:
-                    if what == "wrong":
-                        raise UserError("the sample is broken")
-                    if what == "stuck":
-                        time.sleep(60)
-                    if what in ("SIGKILL", "SIGSTOP"):
-                        os.kill(os.getpid(), getattr(signal, what))
-                heartbeat.tick()
-                distributed.all_reduce_sum(torch.ones(1))
-                time.sleep(0.01)
+    dist.init_process_group = init_process_group
+    with joined(3, 4 if what == "stuck" else 60) as (_, heartbeat):
+        for step in range(100):
+            if step == 20:
+                fall("working")
+            heartbeat.tick()
+            distributed.all_reduce_sum(torch.ones(1))
+            time.sleep(0.01)
 
 sys.exit(exit_code(main))
 """
 
 
-class Group:
-    """Processes without a launcher that would end them."""
-
-    def __init__(self, count: int, command: list[str]):
-        where = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-        self.jobs = [
-            subprocess.Popen(
-                command,
-                cwd=ROOT,
-                env={**environment(), **where, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            for rank in range(count)
-        ]
-
-    def __enter__(self) -> list[subprocess.Popen]:
-        return self.jobs
-
-    def __exit__(self, *_):
-        for job in self.jobs:
-            job.kill()
-            job.communicate()
-
-
-def message(job: subprocess.Popen, timeout: float) -> str:
-    """Its one line, and nothing else."""
-    assert job.wait(timeout) == 1
-    lines = job.stderr.read().splitlines()
-    (line,) = [line for line in lines if line.startswith("fdtrain: error")]
-    assert not any("Traceback" in line for line in lines)
-    return line
-
-
-@pytest.mark.parametrize(("what", "who"), [("SIGKILL", 0), ("SIGSTOP", 0), ("SIGSTOP", 1), ("stuck", 1)])
-def test_the_others_end_and_name_it(what, who):
-    with Group(3, [sys.executable, "-c", PROGRAM, what, str(who)]) as jobs:
+@pytest.mark.parametrize(
+    ("what", "who", "when"),
+    [
+        ("SIGKILL", 0, "working"),
+        ("SIGSTOP", 0, "working"),
+        ("SIGSTOP", 1, "working"),
+        ("stuck", 1, "working"),
+        ("SIGKILL", 0, "joining"),
+        ("SIGKILL", 1, "joining"),
+        ("SIGKILL", 0, "joined"),
+        ("SIGSTOP", 1, "joined"),
+    ],
+)
+def test_the_others_end_and_name_it(what, who, when):
+    with Group(3, [sys.executable, "-c", PROGRAM, what, str(who), when]) as jobs:
         for job in jobs:
             assert int(job.stdout.readline()) == job.pid
         for rank in {0, 1, 2} - {who}:
-            said = message(jobs[rank], 120)
+            # Far less than a call between them would wait.
+            said = message(jobs[rank], 40)
             expected = "held up the others for longer" if what == "stuck" else "Killed, stopped or cut off"
-            assert f"rank {who} (process {jobs[who].pid} on " in said
+            # Rank 0 may be gone before it has told its name.
+            assert (f"rank {who} (process {jobs[who].pid} on " if when == "working" else f"rank {who}") in said
             assert expected in said
             assert "Launch again with --resume auto." in said
         if what == "SIGSTOP":
@@ -94,7 +91,7 @@ def test_the_others_end_and_name_it(what, who):
 
 
 def test_an_error_of_a_rank_s_own_is_left_to_it_to_tell():
-    with Group(3, [sys.executable, "-c", PROGRAM, "wrong", "1"]) as jobs:
+    with Group(3, [sys.executable, "-c", PROGRAM, "wrong", "1", "working"]) as jobs:
         assert jobs[1].wait(120) == 2
         assert "error (rank 1): the sample is broken" in jobs[1].stderr.read()
         for rank in (0, 2):
@@ -106,18 +103,23 @@ def test_an_error_of_a_rank_s_own_is_left_to_it_to_tell():
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_whose_peer_never_comes(rank):
     program = (
-        "import sys; from fdtrain import distributed, errors; "
-        "sys.exit(errors.exit_code(lambda: distributed.connect(1)))"
+        "import sys\n"
+        "from fdtrain import errors\n"
+        "from fdtrain.resilience.heartbeat import joined\n"
+        "sys.exit(errors.exit_code(joined(60, 1).__enter__))"
     )
     where = {"WORLD_SIZE": "2", "RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     with subprocess.Popen(
         [sys.executable, "-c", program], cwd=ROOT, env={**environment(), **where}, stderr=subprocess.PIPE, text=True
     ) as job:
-        assert "the 2 processes of this run have not all come together at 127.0.0.1 within 1 s" in message(job, 120)
+        said = message(job, 120)
+        assert "processes of this run have not all come together" in said
+        assert "within 1 s" in said
+        assert ("rank 1 never came" in said) == (rank == 0)
 
 
 def test_ranks_that_end_well_say_nothing():
-    with Group(3, [sys.executable, "-c", PROGRAM, "nothing", "0"]) as jobs:
+    with Group(3, [sys.executable, "-c", PROGRAM, "nothing", "0", "working"]) as jobs:
         for job in jobs:
             _, said = job.communicate(timeout=120)
             assert (job.returncode, [line for line in said.splitlines() if line.startswith("fdtrain")]) == (0, [])
