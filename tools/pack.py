@@ -41,6 +41,8 @@ def main() -> None:
         print(f"{arguments.output}: {description.name}: {split}: {count} images, {len(shards)} shards")
         if source.published.get(split, count) != count:
             print(f"note: {source.published[split]} images were published as '{split}'. Is the source complete?")
+    for note in source.notes:
+        print(f"note: {note}")
 
 
 def _parser() -> argparse.ArgumentParser:
