@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 import tarfile
+import zipfile
 import zlib
 from pathlib import Path
 
@@ -317,8 +318,6 @@ def test_links_in_tars_to_nothing(tmp_path, target):
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 @pytest.mark.parametrize("kind", ["tar", "zip"])
 def test_two_files_of_one_name(tmp_path, kind):
-    import zipfile
-
     if kind == "tar":
         with tarfile.open(tmp_path / "in", "w") as tar:
             for data in FILES[:2]:
@@ -333,12 +332,17 @@ def test_two_files_of_one_name(tmp_path, kind):
         members(tmp_path / "in")
 
 
-@pytest.mark.parametrize("field", ["file_size", "stored"])
-def test_zip64_sizes_beyond_any_memory(tmp_path, field):
-    path = pub.write_zip(tmp_path / "in.zip", {"a.png": FILES[0]})
-    member = members(path)[0]._replace(**{"size" if field == "file_size" else "stored": 1 << 62})
+@pytest.mark.parametrize("field", ["file_size", "compress_size"])
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_zip64_sizes_beyond_any_memory(tmp_path, field, compression):
+    with zipfile.ZipFile(tmp_path / "in.zip", "w", compression) as content:
+        content.writestr("a.png", FILES[0])
+        setattr(content.filelist[0], field, 1 << 62)
+    [member] = members(tmp_path / "in.zip")
     with pytest.raises(UserError, match="claims 4611686018427387904 bytes, more than any image"):
         archive.read(member)
+    with pytest.raises(UserError, match=r"in\.zip, member 'a\.png'"), archive.stream(member) as file:
+        file.read()
 
 
 @pytest.mark.parametrize("container", ["tar", "folder"])

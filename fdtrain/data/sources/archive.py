@@ -205,8 +205,10 @@ def stream(member: Member) -> Iterator[BinaryIO]:
     Raises:
         UserError: too large, or damaged.
     """
-    if member.size > MAX_STREAM:
-        raise UserError(f"{member} claims {member.size} bytes, more than any published batch. Fetch it again.")
+    if max(member.size, member.stored) > MAX_STREAM:
+        raise UserError(
+            f"{member} claims {max(member.size, member.stored)} bytes, more than any published batch. Fetch it again."
+        )
     try:
         if member.kind == "file":
             with member.path.open("rb") as file:
