@@ -43,6 +43,8 @@ def main() -> None:
         print(f"{arguments.output}: {description.name}: {split}: {count} images, {len(shards)} shards")
         if source.published.get(split, count) != count:
             print(f"note: {source.published[split]} images were published as '{split}'. Is the source complete?")
+    for note in source.notes:
+        print(f"note: {note}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -108,12 +110,15 @@ def _add_images(add) -> None:
 def _add_parquet(add) -> None:
     source = add(
         "parquet",
-        lambda a: parquet(a.input, _name(a), a.image_column, a.label_column, a.resize, a.channels),
+        lambda a: parquet(a.input, _name(a), a.image_column, a.label_column, a.resize, a.channels, a.config),
         "a folder of parquet files from the Hugging Face hub, all its splits",
     )
     source.add_argument("input", type=Path, help="the folder")
     source.add_argument("--image-column", metavar="NAME", help="default: the only one that holds images")
-    source.add_argument("--label-column", metavar="NAME", help="default: the only one that holds labels, if any")
+    source.add_argument(
+        "--label-column", metavar="NAME", help="default: the only one that holds labels, if any; '': none"
+    )
+    source.add_argument("--config", metavar="NAME", help="configuration of the data set (default: the only one)")
     _add_fit(source)
 
 

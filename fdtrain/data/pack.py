@@ -26,14 +26,30 @@ from fdtrain.data.dataset import (
 )
 from fdtrain.data.processes import progress, run
 from fdtrain.data.sources.source import Part, Source
-from fdtrain.data.writer import ENCODINGS, WORK, Form, finished, layout, write_part, write_text
+from fdtrain.data.writer import (
+    ENCODINGS,
+    MANY,
+    REPORTED,
+    WORK,
+    BadImages,
+    Cut,
+    Form,
+    finished,
+    layout,
+    write_part,
+    write_text,
+    writing,
+)
 from fdtrain.errors import UserError
 
 REQUEST = "packing.json"
 
 
 class Request(BaseModel):
-    """What was asked for (``source`` is its identity), and how many images each part of each split holds."""
+    """What was asked for (``source`` is its identity), and how many images each part of each split holds.
+
+    ``bad_images`` is whether some cannot be packed: then this request is never finished, unless they are replaced.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -41,6 +57,12 @@ class Request(BaseModel):
     shard_images: int
     source: str
     images: dict[str, list[int]]
+    bad_images: bool = False
+
+    def same(self, other: "Request") -> bool:
+        """Whether the same is asked for; what has been found since does not count."""
+        found = {"images": {}, "bad_images": False}
+        return self.model_copy(update=found) == other.model_copy(update=found)
 
 
 def pack(
@@ -53,6 +75,8 @@ def pack(
 ) -> DatasetDescription:
     """Pack ``source`` into ``folder``, or finish what an earlier call with the same request began.
 
+    What another request began is replaced if it has finished no shard, or cannot be finished for its bad images.
+
     Args:
         source: to pack.
         folder: for shards and ``dataset.json``.
@@ -62,7 +86,8 @@ def pack(
         bar: show progress.
 
     Raises:
-        UserError: the source is broken, or the folder holds something else or is being packed.
+        UserError: the source is broken (all its bad images are named), or the folder holds something else, is being
+            packed, or cannot be written.
     """
     folder = Path(folder)
     with _alone(folder):
@@ -70,7 +95,7 @@ def pack(
         begun = _begun(folder, request)
         if (folder / FILE).exists():
             return _complete(folder)
-        (folder / WORK).mkdir(exist_ok=True)
+        _prepare(folder)
         if begun is None:
             request = request.model_copy(update={"images": _count(source, workers, bar)})
             write_text(folder / REQUEST, request.model_dump_json(indent=1))
@@ -78,8 +103,9 @@ def pack(
             request = begun
         splits = _write_shards(source, request, folder, workers, bar)
         description = request.description.model_copy(update={"splits": splits})
-        write_description(folder, description)
-        shutil.rmtree(folder / WORK)
+        with writing(folder / FILE, folder / f".{FILE}"):
+            write_description(folder, description)
+            shutil.rmtree(folder / WORK)
     return description
 
 
@@ -109,26 +135,51 @@ def _request(source: Source, encoding: str, shard_images: int) -> Request:
 
 
 def _begun(folder: Path, request: Request) -> Request | None:
-    """The same request as it was begun before, with its counts.
+    """The same request as it was begun before, with its counts. What is left of one that can be replaced is removed.
 
     Raises:
-        UserError: another one was.
+        UserError: another one was, and has finished shards.
     """
     file = folder / REQUEST
+    complete = (folder / FILE).exists()
     if not file.exists():
-        if (folder / FILE).exists():
+        if complete:
             raise UserError(f"{folder} holds a data set already. Remove it, or choose another folder.")
         return None
     try:
         begun = Request.model_validate_json(file.read_bytes())
-    except ValidationError:
+    except (ValidationError, OSError):
         begun = None
-    if begun is None or begun.model_copy(update={"images": {}}) != request:
+    if begun is not None and begun.same(request):
+        return begun
+    done = _finished(folder)
+    if complete or (done and not (begun and begun.bad_images)):
         raise UserError(
             f"{folder} was packed from another source or with other settings, see {REQUEST}. Repeat those, "
             "remove the folder, or choose another."
         )
-    return begun
+    # A packer may have been killed between a shard and its record.
+    named = [cut.file for parts in _plan(begun).values() for part in parts for cut in part] if begun else []
+    with writing(folder):
+        for name in {*done, *named}:
+            (folder / name).unlink(missing_ok=True)
+        shutil.rmtree(folder / WORK, ignore_errors=True)
+        file.unlink()
+    return None
+
+
+def _finished(folder: Path) -> list[str]:
+    """The shards that have a record."""
+    return [path.name.removesuffix(".json") for path in (folder / WORK).glob("*.tar.json")]
+
+
+def _prepare(folder: Path) -> None:
+    """The folder for what is not finished, without what a killed packer has left there."""
+    with writing(folder):
+        (folder / WORK).mkdir(exist_ok=True)
+        for path in (folder / WORK).iterdir():
+            if path.suffix != ".json" or path.name.startswith("."):
+                path.unlink()
 
 
 def _complete(folder: Path) -> DatasetDescription:
@@ -174,9 +225,17 @@ def _count_part(split: str, number: int, part: Part) -> tuple[str, int, int]:
     return split, number, part.count()
 
 
+def _plan(request: Request) -> dict[str, list[list[Cut]]]:
+    return {split: layout(split, counts, request.shard_images) for split, counts in request.images.items()}
+
+
 def _write_shards(source: Source, request: Request, folder: Path, workers: int, bar: bool) -> dict[str, list[Shard]]:
-    """Write every shard that is not finished yet."""
-    plan = {split: layout(split, counts, request.shard_images) for split, counts in request.images.items()}
+    """Write every shard that is not finished yet.
+
+    Raises:
+        UserError: images that cannot be packed, all of them.
+    """
+    plan = _plan(request)
     cuts = {cut.file: cut for parts in plan.values() for part in parts for cut in part}
     described = request.description
     form = Form((described.size, described.size, described.channels), len(described.classes), described.encoding)
@@ -189,10 +248,27 @@ def _write_shards(source: Source, request: Request, folder: Path, workers: int, 
 
     def done() -> int:
         """Images in finished shards."""
-        names = (name.removesuffix(".json") for name in os.listdir(folder / WORK) if name.endswith(".tar.json"))
-        return sum(len(cuts[name].images) for name in names if name in cuts)
+        return sum(len(cuts[name].images) for name in _finished(folder) if name in cuts)
 
+    found: list[BadImages] = []
     with progress(sum(map(sum, request.images.values())), done, f"packing {described.name}", bar):
-        for _ in run(write_part, tasks, workers):
-            pass
+        for bad in run(write_part, tasks, workers):
+            found.append(bad)
+            if sum(bad.count for bad in found) >= MANY:
+                break
+    if any(bad.count for bad in found):
+        write_text(folder / REQUEST, request.model_copy(update={"bad_images": True}).model_dump_json(indent=1))
+        raise UserError(_report(found, source))
     return {split: [finished(folder, cut) for part in parts for cut in part] for split, parts in plan.items()}
+
+
+def _report(found: list[BadImages], source: Source) -> str:
+    """The first bad images, and how many there are."""
+    count = sum(bad.count for bad in found)
+    first = sorted(image for bad in found for image in bad.first)[:REPORTED]
+    if count == 1:
+        return first[0].problem
+    much = f"{count} images" if count < MANY else f"{MANY} images or more (the packer went no further)"
+    shown = f"The first {len(first)}:" if count > len(first) else "They are:"
+    lines = "".join(f"\n  {image.problem}" for image in first)
+    return f"{much} of {source.source} cannot be packed. {shown}{lines}"
