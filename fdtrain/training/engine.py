@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fdtrain.capacity.interconnect import REDUCE_TO_OWNERS
 from fdtrain.checkpoint.fragments import FIRST_MOMENT, SECOND_MOMENT, WEIGHT, Fragment, FragmentReader
+from fdtrain.checkpoint.store import Counters
 from fdtrain.config import TrainingConfig
 from fdtrain.distributed import share, world_size
 from fdtrain.networks.model import Model
@@ -188,12 +189,12 @@ class Engine:
         ]
         return self.weights + moments
 
-    def counters(self) -> dict[str, Any]:
-        """What the state has beside tensors: updates of Adam, loss scale, the guard's."""
+    def counters(self) -> Counters:
+        """What the state has beside tensors."""
         updates = {float(self.optimizer.state[r.owner]["step"]) for r in self.stepped}
-        return {"updates": max(updates, default=0.0), "loss_scale": self._loss_scale(), "guard": self.guard.state()}
+        return Counters(max(updates, default=0.0), self._loss_scale(), self.guard.state())
 
-    def load(self, parts: FragmentReader, counters: dict[str, Any]) -> None:
+    def load(self, parts: FragmentReader, counters: Counters) -> None:
         """Take up what any number of ranks saved at any stage: ``fragments`` as parts, and ``counters``.
 
         Every element that this rank steps is read, whether or not it is this rank that saves it.
@@ -203,10 +204,10 @@ class Engine:
                 state = self.optimizer.state[r.owner]
                 for kind, flat in ((WEIGHT, r.owner.data), *((moment, state[moment]) for moment in MOMENTS)):
                     r.of(flat).copy_(parts.read(kind, r.parameter, r.start, r.count))
-                state["step"].fill_(counters["updates"])
+                state["step"].fill_(counters.updates)
             self._load_module(parts)
-        self._set_loss_scale(counters["loss_scale"])
-        self.guard.load(counters["guard"])
+        self._set_loss_scale(counters.loss_scale)
+        self.guard.load(counters.guard)
 
     def _load_module(self, parts: FragmentReader) -> None:
         """The weights that the network computes with, which ZeRO keeps beside those that it steps."""

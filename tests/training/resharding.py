@@ -102,7 +102,7 @@ def load_all(folder: Path) -> None:
         engine = new_engine(stage, seed=1)
         for run in sorted(folder.glob("?x?")):
             path = run / "checkpoints" / store.folder_name(SAVED_AFTER)
-            parts = FragmentReader(path)
+            parts = store.open_parts(path)
             engine.load(parts, store.read_state(path).counters)
             differing = differences(engine, parts)
             losses = [train(engine, step) for step in range(SAVED_AFTER, STEPS)]
