@@ -257,7 +257,7 @@ class EmaConfig(Section):
 
 class CheckpointConfig(Section):
     every: int = Field(5000, ge=1, description="steps")
-    keep_last: int = Field(2, ge=1, description="newest checkpoints kept")
+    keep_last: int = Field(2, ge=1, description="newest checkpoints kept; the two newest sound ones always are")
     keep_every: int | None = Field(None, ge=1, description="checkpoints at multiples of this many steps are kept")
     max_failures: int = Field(3, ge=0, description="checkpoints in a row that cannot be written before the run stops")
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fdtrain.checkpoint.fragments import AVERAGE, FIRST_MOMENT, SECOND_MOMENT, WEIGHT, FragmentReader
+from fdtrain.checkpoint import store
+from fdtrain.checkpoint.fragments import AVERAGE, FIRST_MOMENT, SECOND_MOMENT, WEIGHT
 from fdtrain.networks.model import Model, ModelSpec
 
 KINDS = (WEIGHT, AVERAGE, FIRST_MOMENT, SECOND_MOMENT)
@@ -13,7 +14,7 @@ KINDS = (WEIGHT, AVERAGE, FIRST_MOMENT, SECOND_MOMENT)
 
 def tensors(folder: Path, *kinds: str) -> dict[str, Tensor]:
     """Those of a checkpoint, all kinds unless some are named, by ``kind/parameter``."""
-    parts, model = FragmentReader(folder), Model(ModelSpec.load(folder / "model.json"))
+    parts, model = store.open_parts(folder), Model(ModelSpec.load(folder / "model.json"))
     shapes = {name: p.shape for name, p in model.named_parameters()}
     return {f"{kind}/{name}": t for kind in kinds or KINDS for name, t in parts.whole(kind, shapes).items()}
 

@@ -8,6 +8,7 @@ which DeepSpeed's universal checkpoints rest, without their conversion step and 
 import hashlib
 import json
 import os
+import re
 from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from fdtrain.errors import UserError
 
 WEIGHT, AVERAGE, FIRST_MOMENT, SECOND_MOMENT = "weight", "average", "exp_avg", "exp_avg_sq"
 
-PATTERN = "part_*.safetensors"
+PART = re.compile(r"part_\d{5,}\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -42,14 +43,14 @@ def part_name(rank: int) -> str:
     return f"part_{rank:05d}.safetensors"
 
 
-def write_part(path: Path, fragments: Iterable[Fragment]) -> dict[str, int | str]:
+def write_part(path: Path, fragments: Iterable[Fragment]) -> dict[str, int | str | bool]:
     """Write fragments that lie on the CPU, in the safetensors format, and force them to the disk.
 
     The library's own writer would copy every tensor first and hold the interpreter meanwhile; and the checksum
     would need a second reading.
 
     Returns:
-        The file's ``bytes`` and ``sha256``.
+        The file's ``bytes`` and ``sha256``, and whether all weights and averages are ``finite``.
     """
     fragments = list(fragments)
     header, offset = {}, 0
@@ -66,7 +67,7 @@ def write_part(path: Path, fragments: Iterable[Fragment]) -> dict[str, int | str
             while view:
                 view = view[_written(file, view, digest) :]
         os.fsync(file.fileno())
-        return {"bytes": file.tell(), "sha256": digest.hexdigest()}
+        return {"bytes": file.tell(), "sha256": digest.hexdigest(), "finite": all(map(_finite, fragments))}
 
 
 def _written(file, view: memoryview, digest) -> int:
@@ -75,27 +76,33 @@ def _written(file, view: memoryview, digest) -> int:
     return count
 
 
+def _finite(fragment: Fragment) -> bool:
+    """Moments may overflow where weights do not: they are not judged."""
+    return fragment.kind not in (WEIGHT, AVERAGE) or bool(torch.isfinite(fragment.tensor).all())
+
+
 class FragmentReader:
     """The fragments of a checkpoint folder, whoever wrote them.
 
+    Args:
+        parts: names of the files that belong to it; no other file is opened.
+
     Raises:
-        UserError: there are none, or a file is not what it should be.
+        UserError: a file is not what it should be.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, parts: Iterable[str]):
         self.folder = folder
         self.places: dict[tuple[str, str], list[tuple[int, str, safe_open]]] = {}
-        files = sorted(folder.glob(PATTERN))
-        if not files:
-            raise UserError(f"{folder} holds no {PATTERN}. Resume from another checkpoint.")
-        for path in files:
+        for name in parts:
+            path = folder / name
             try:
                 part = safe_open(path, "pt")
-            except (OSError, SafetensorError) as error:
+                for key in part.keys():  # noqa: SIM118 (no mapping)
+                    kind, parameter, start = key.split("/")
+                    self.places.setdefault((kind, parameter), []).append((int(start), key, part))
+            except (OSError, SafetensorError, ValueError) as error:
                 raise UserError(f"cannot read {path} ({error}). Resume from another checkpoint.") from error
-            for key in part.keys():  # noqa: SIM118 (no mapping)
-                kind, parameter, start = key.split("/")
-                self.places.setdefault((kind, parameter), []).append((int(start), key, part))
         for places in self.places.values():
             places.sort(key=lambda place: place[0])
 
@@ -123,3 +130,12 @@ class FragmentReader:
     def whole(self, kind: str, shapes: dict[str, torch.Size]) -> dict[str, Tensor]:
         """All of ``kind``, by parameter."""
         return {name: self.read(kind, name, 0, shape.numel()).view(shape) for name, shape in shapes.items()}
+
+    def finite(self) -> bool:
+        """Whether all weights and averages are, read one fragment at a time."""
+        return all(
+            _finite(Fragment(kind, parameter, start, part.get_tensor(key)))
+            for (kind, parameter), places in self.places.items()
+            if kind in (WEIGHT, AVERAGE)
+            for start, key, part in places
+        )

@@ -13,13 +13,17 @@ A folder without the dot in front of its name is complete. Nothing is loaded by 
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
+from fdtrain.checkpoint.fragments import PART, FragmentReader, part_name
 from fdtrain.errors import UserError
 from fdtrain.networks.model import ModelSpec
 
@@ -32,8 +36,30 @@ MANIFEST, LATEST, MODEL_FILE, CONFIG_FILE, STATE_FILE = (
     "state.json",
 )
 
+NAME = re.compile(r"step_(\d{8,})")
+
+SHARDS = "data.shards"
+"""Of ``State.run``: the fingerprint of the images trained on. Checkpoints of earlier versions have none."""
+
+HEALTHY = 2
+"""Checkpoints without trouble that retention never deletes: one to return to, and one in case that is damaged."""
+
 PATIENCE = 60.0
 """Seconds until another host's file must have come into sight on a shared file system."""
+
+
+@dataclass(frozen=True)
+class Counters:
+    """The engine's: updates of Adam; the scaler's ``scale`` and steps ``since`` it changed, empty without one; the
+    gradient guard's running mean and its number."""
+
+    updates: float
+    loss_scale: dict[str, int | float]
+    guard: tuple[float, float]
+
+    def __post_init__(self):
+        if self.loss_scale and self.loss_scale.keys() != {"scale", "since"}:
+            raise ValueError("loss_scale needs scale and since")
 
 
 @dataclass(frozen=True)
@@ -49,12 +75,14 @@ class State:
     """Steps left out in a row, up to this one."""
     returns: int
     """Times that the run went back to a checkpoint; the draws of later steps depend on it."""
-    counters: dict[str, Any]
-    """The engine's."""
+    counters: Counters
     run: dict[str, Any]
     """The settings that fix the run's trajectory."""
     code: str | None
     """Commit of the program that wrote it."""
+
+
+_STATE = TypeAdapter(State)
 
 
 def folder_name(step: int) -> str:
@@ -74,7 +102,7 @@ def describe(aside: Path, spec: ModelSpec, config: str, state: State) -> None:
         _sync(aside / name)
 
 
-def note_digest(part: Path, digest: dict[str, int | str]) -> None:
+def note_digest(part: Path, digest: dict[str, int | str | bool]) -> None:
     """Leave a part's size and checksum for :func:`commit`."""
     write_aside(_note(part), json.dumps(digest))
 
@@ -118,10 +146,37 @@ def _entry(path: Path) -> dict[str, int | str]:
     return {"bytes": path.stat().st_size, "sha256": _sha256(path)}
 
 
-def retain(folder: Path, keep_last: int, keep_every: int | None) -> None:
-    """Delete all but the last ``keep_last`` checkpoints and those at multiples of ``keep_every`` steps."""
-    for path in committed(folder)[keep_last:]:
-        if not (keep_every and step_of(path) % keep_every == 0):
+def retain(written: Path, keep_last: int, keep_every: int | None) -> None:
+    """Delete older checkpoints than the one just ``written``.
+
+    There stay the last ``keep_last`` up to it, those at multiples of ``keep_every`` steps, and the newest that a run in
+    trouble may return to (:func:`trouble`). Later ones, which a resumed run passed over, are not its own.
+    """
+    own = [path for path in committed(written.parent.parent) if step_of(path) <= step_of(written)]
+    stay = {*own[:keep_last], *[path for path in own if trouble(path) is None][:HEALTHY]}
+    for path in own:
+        if path not in stay and not (keep_every and step_of(path) % keep_every == 0):
+            delete(path)
+
+
+def trouble(checkpoint: Path) -> str | None:
+    """Why a run in trouble must not go back to a checkpoint, by what it says of itself; None if it may."""
+    try:
+        if read_state(checkpoint).skips:
+            return "steps were being skipped"
+        # Earlier versions do not say.
+        if not all(entry.get("finite", True) for entry in _listed(checkpoint).values()):
+            return "its weights are not finite"
+    except (OSError, ValueError, UserError) as error:
+        return str(error)
+    return None
+
+
+def return_to(checkpoint: Path) -> None:
+    """Make a checkpoint the newest of its run: delete those of later steps."""
+    write_aside(checkpoint.with_name(LATEST), checkpoint.name + "\n")
+    for path in committed(checkpoint.parent.parent):
+        if step_of(path) > step_of(checkpoint):
             delete(path)
 
 
@@ -135,38 +190,80 @@ def delete(checkpoint: Path) -> None:
 
 def clean(folder: Path) -> None:
     """Remove what an interrupted save left behind."""
-    for path in (folder / "checkpoints").glob(".*step_????????"):
+    for path in (folder / "checkpoints").glob(".*step_*"):
         shutil.rmtree(path, ignore_errors=True)
 
 
 def committed(folder: Path) -> list[Path]:
     """The checkpoints of a run folder, newest first, by name alone."""
-    return sorted((folder / "checkpoints").glob("step_????????"), reverse=True)
+    found = [path for path in (folder / "checkpoints").glob("step_*") if NAME.fullmatch(path.name)]
+    return sorted(found, key=step_of, reverse=True)
 
 
 def step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix("step_"))
+    return int(NAME.fullmatch(checkpoint.name)[1])
 
 
 def fault(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint's files, or None if all are there and unchanged."""
+    """What is wrong with a checkpoint, or None if all its files are there and unchanged, are of the step that its name
+    says, and its weights are finite."""
     try:
-        manifest = json.loads((checkpoint / MANIFEST).read_text())
-        if manifest["version"] != VERSION:
-            return f"its version is {manifest['version']}, this fdtrain reads {VERSION}"
-        files = manifest["files"]
+        files = _listed(checkpoint)
         for name, expected in files.items():
             path = checkpoint / name
             if path.stat().st_size != expected["bytes"] or _sha256(path) != expected["sha256"]:
                 return f"{name} is cut short or changed"
-        missing = {MODEL_FILE, STATE_FILE} - files.keys()
-        if missing or not any(name.startswith("part_") for name in files):
+        state = read_state(checkpoint)
+        parts = sorted(name for name in files if PART.fullmatch(name))
+        if MODEL_FILE not in files or STATE_FILE not in files or len(parts) != state.world_size:
             return f"{MANIFEST} does not list all files"
+        if NAME.fullmatch(checkpoint.name) and step_of(checkpoint) != state.step:
+            return f"{STATE_FILE} is of step {state.step}"
+        if parts != [part_name(rank) for rank in range(len(parts))]:
+            return f"{MANIFEST} does not list all files"
+        if not FragmentReader(checkpoint, parts).finite():
+            return "its weights are not finite"
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except UserError as error:
+        return str(error)
+    except (OSError, ValueError, KeyError, TypeError) as error:
         return f"{MANIFEST} cannot be read ({error})"
     return None
+
+
+def _listed(checkpoint: Path) -> dict[str, dict[str, Any]]:
+    """What the manifest says of each file.
+
+    Raises:
+        OSError, ValueError: it cannot be read, is of another version, or lists what is no checkpoint's.
+    """
+    try:
+        manifest = json.loads((checkpoint / MANIFEST).read_text())
+    except RecursionError as error:
+        raise ValueError(error) from None
+    if not isinstance(manifest, dict) or not isinstance(files := manifest.get("files"), dict):
+        raise ValueError("it lists no files")
+    if manifest.get("version") != VERSION:
+        raise UserError(f"its version is {manifest.get('version')}, this fdtrain reads {VERSION}")
+    for name, entry in files.items():
+        if name not in (MODEL_FILE, CONFIG_FILE, STATE_FILE) and not PART.fullmatch(name):
+            raise ValueError(f"it lists {name!r}")
+        if not isinstance(entry, dict):
+            raise ValueError(f"it says nothing of {name}")
+    return files
+
+
+def open_parts(checkpoint: Path) -> FragmentReader:
+    """The fragments of a checkpoint, out of the files that its manifest lists.
+
+    Raises:
+        UserError: one cannot be read.
+    """
+    try:
+        return FragmentReader(checkpoint, sorted(name for name in _listed(checkpoint) if PART.fullmatch(name)))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{checkpoint / MANIFEST} cannot be read ({error}). Resume from another checkpoint.") from None
 
 
 def newest(folder: Path, fits: Callable[[Path], Any]) -> tuple[Path | None, list[str]]:
@@ -189,7 +286,7 @@ def newest_step(folder: Path) -> Path | None:
     """The checkpoint that ``latest`` names, or, where it names none, the newest by name."""
     try:
         named = folder / "checkpoints" / (folder / "checkpoints" / LATEST).read_text().strip()
-        if named.name.startswith("step_") and named.is_dir():
+        if NAME.fullmatch(named.name) and named.is_dir():
             return named
     except (OSError, UnicodeDecodeError):
         pass
@@ -197,14 +294,15 @@ def newest_step(folder: Path) -> Path | None:
 
 
 def read_state(checkpoint: Path) -> State:
-    """Raises UserError when the file cannot be read."""
+    """Raises UserError when the file cannot be read, or lacks something."""
     try:
-        content = json.loads((checkpoint / STATE_FILE).read_text())
-        return State(**{field.name: content[field.name] for field in fields(State)})
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(
-            f"{checkpoint / STATE_FILE} cannot be read ({error}). Resume from another checkpoint."
-        ) from None
+        return _STATE.validate_json((checkpoint / STATE_FILE).read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": ")
+    except OSError as error:
+        reason = error.strerror
+    raise UserError(f"{checkpoint / STATE_FILE} cannot be read ({reason}). Resume from another checkpoint.")
 
 
 def check_fits(checkpoint: Path, spec: ModelSpec, run: dict[str, Any]) -> State:
@@ -223,6 +321,12 @@ def check_fits(checkpoint: Path, spec: ModelSpec, run: dict[str, Any]) -> State:
             "Restore the configuration, or give the run another name."
         )
     state = read_state(checkpoint)
+    if state.run.get(SHARDS, run.get(SHARDS)) != run.get(SHARDS):
+        raise UserError(
+            f"{checkpoint} belongs to a run on other shards: the data set has been packed again or changed, so its "
+            "images would come in another order. Restore it, or give the run another name."
+        )
+    run = {k: v for k, v in run.items() if k != SHARDS}
     if changed := [f"{k} {state.run.get(k)!r} against {v!r}" for k, v in run.items() if state.run.get(k) != v]:
         raise UserError(
             f"{checkpoint} belongs to a run with other settings: {'; '.join(changed)}. "

@@ -127,8 +127,7 @@ class CheckpointWriter:
             self.last = self.aside.with_name(self.aside.name.removeprefix("."))
 
     def _commit(self) -> None:
-        store.commit(self.aside, self.names)
-        store.retain(self.folder, self.keep.last, self.keep.every)
+        store.retain(store.commit(self.aside, self.names), self.keep.last, self.keep.every)
 
     def _fail(self) -> None:
         error = self.task.exception() if self.task is not None else None

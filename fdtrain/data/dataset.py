@@ -1,7 +1,9 @@
 """``dataset.json``: what a folder of shards holds (docs/data.md)."""
 
+import hashlib
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -95,6 +97,12 @@ def write_description(folder: Path, description: DatasetDescription) -> None:
     aside = folder / f".{FILE}"
     aside.write_text(json.dumps(description.model_dump(), indent=1) + "\n")
     os.replace(aside, folder / FILE)
+
+
+def fingerprint(shards: Iterable[Shard]) -> str:
+    """SHA-256 over names, counts and checksums of shards in their order, which with the seed fix the samples' order."""
+    lines = [f"{shard.file} {shard.images} {shard.sha256}\n" for shard in shards]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def check_split(folder: str | Path, description: DatasetDescription, split: str) -> None:

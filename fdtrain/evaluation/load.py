@@ -6,7 +6,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 
 from fdtrain.checkpoint import store
-from fdtrain.checkpoint.fragments import AVERAGE, FragmentReader
+from fdtrain.checkpoint.fragments import AVERAGE
 from fdtrain.errors import UserError
 from fdtrain.networks.model import Model, ModelSpec, load_weights
 
@@ -70,9 +70,8 @@ def read_model(spec_file: Path, weights: Path) -> tuple[Model, ModelSpec]:
     if weights.is_file():
         return load_weights(spec, weights), spec
     model = Model(spec).eval().requires_grad_(False)
-    model.load_state_dict(
-        FragmentReader(weights).whole(AVERAGE, {name: p.shape for name, p in model.named_parameters()})
-    )
+    shapes = {name: p.shape for name, p in model.named_parameters()}
+    model.load_state_dict(store.open_parts(weights).whole(AVERAGE, shapes))
     return model, spec
 
 

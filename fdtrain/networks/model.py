@@ -70,7 +70,7 @@ class ModelSpec:
             return ModelSpec(**content)
         except OSError as error:
             raise UserError(f"cannot read {path} ({error.strerror}).") from error
-        except (ValueError, TypeError, AttributeError, KeyError) as error:
+        except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
             raise UserError(f"{path} does not describe a model ({error}).") from error
 
     def differences(self, other: "ModelSpec") -> list[str]:

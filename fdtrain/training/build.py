@@ -166,6 +166,12 @@ def _checkpoint_to_resume(plan: Plan) -> Path | None:
     if distributed.rank() == 0:
         for fault in faults:
             print(f"fdtrain: passing over a checkpoint: {fault}", file=sys.stderr)
+        if path is not None and store.SHARDS not in store.read_state(path).run:
+            print(
+                f"fdtrain: warning: {path.name} is of an earlier version, which did not record the shards of its data "
+                "set. If they have been packed again since, the order of its images is another.",
+                file=sys.stderr,
+            )
     return path
 
 

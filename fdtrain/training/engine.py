@@ -4,7 +4,7 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fdtrain.capacity.interconnect import REDUCE_TO_OWNERS
 from fdtrain.checkpoint.fragments import FIRST_MOMENT, SECOND_MOMENT, WEIGHT, Fragment, FragmentReader
+from fdtrain.checkpoint.store import Counters
 from fdtrain.config import TrainingConfig
 from fdtrain.distributed import share, world_size
 from fdtrain.networks.model import Model
@@ -37,7 +38,7 @@ MOMENTS = (FIRST_MOMENT, SECOND_MOMENT)
 
 
 @dataclass(frozen=True)
-class OwnedRange:
+class SteppedRange:
     """Where a run of a parameter's elements lies that this rank steps: ``owner`` is what the optimiser has."""
 
     parameter: str
@@ -49,6 +50,11 @@ class OwnedRange:
     def of(self, flat: Tensor) -> Tensor:
         """These elements of the owner, or of what is shaped like it."""
         return flat.view(-1)[self.offset : self.offset + self.count]
+
+    def share(self) -> "SteppedRange":
+        """This rank's even share of a run that every rank steps."""
+        mine = share(self.count)
+        return replace(self, start=self.start + mine.start, offset=self.offset + mine.start, count=len(mine))
 
 
 class Engine:
@@ -84,7 +90,9 @@ class Engine:
         elif world_size() == 1:
             # DeepSpeed would copy every gradient into a bucket and back for nobody.
             self.engine.enable_backward_allreduce = False
-        self.held = list(self._find_held())
+        self.stepped = [found for found in self._find_stepped() if found.count]
+        # At stage 0 every rank steps everything, but saves no more than its share of it.
+        self.saved = self.stepped if self.stage else [found for r in self.stepped if (found := r.share()).count]
         self._start_moments()
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
@@ -144,31 +152,26 @@ class Engine:
             )
             zero.dynamic_loss_scale = True
 
-    def _find_held(self) -> Iterator[OwnedRange]:
-        """What this rank steps, or at stage 0, where every rank steps all, its even share of each parameter."""
+    def _find_stepped(self) -> Iterator[SteppedRange]:
+        """What this rank steps: everything at stage 0, else a part that no other rank does."""
         zero, stage = self.engine.optimizer, self.stage
         for name, p in self.model.named_parameters():
             if stage == 0:
-                mine = share(p.numel())
-                held = OwnedRange(name, mine.start, p, mine.start, len(mine))
+                yield SteppedRange(name, 0, p, 0, p.numel())
             elif stage == 3:
                 group, offset, size = zero.grad_position[zero.get_param_id(p)]
                 start = size * zero._get_param_partition_rank(p)
                 # The last rank's run is filled up to the others' length.
                 count = max(0, min(size, p.ds_numel - start))
-                held = OwnedRange(name, start, zero.fp32_partitioned_groups_flat[group], offset, count)
-            elif p._hp_mapping is None:
-                continue
-            else:
+                yield SteppedRange(name, start, zero.fp32_partitioned_groups_flat[group], offset, count)
+            elif p._hp_mapping is not None:
                 part, own = p._hp_mapping.lp_fragment_address, p._hp_mapping.hp_fragment_address
                 owner = zero.single_partition_of_fp32_groups[p._hp_mapping.param_group_index]
-                held = OwnedRange(name, part.start, owner, own.start, part.numel)
-            if held.count:
-                yield held
+                yield SteppedRange(name, part.start, owner, own.start, part.numel)
 
     def _start_moments(self) -> None:
         """Adam's state from the start, so that saving and loading need no first step."""
-        for owner in {id(held.owner): held.owner for held in self.held}.values():
+        for owner in {id(r.owner): r.owner for r in self.stepped}.values():
             self.optimizer.state[owner] = {
                 "step": torch.zeros((), device=owner.device),
                 **{moment: torch.zeros_like(owner, requires_grad=False) for moment in MOMENTS},
@@ -176,50 +179,53 @@ class Engine:
 
     @property
     def weights(self) -> list[Fragment]:
-        """This rank's fragments of the float32 weights, live."""
-        return [Fragment(WEIGHT, held.parameter, held.start, held.of(held.owner.data)) for held in self.held]
+        """This rank's fragments of the float32 weights, live; those of all ranks are all weights, once."""
+        return [Fragment(WEIGHT, r.parameter, r.start, r.of(r.owner.data)) for r in self.saved]
 
     @property
     def fragments(self) -> list[Fragment]:
         """This rank's fragments of weights and moments, live; those of all ranks are the whole state, once."""
-        state = self.optimizer.state
-        return self.weights + [
-            Fragment(moment, held.parameter, held.start, held.of(state[held.owner][moment]))
+        moments = [
+            Fragment(moment, r.parameter, r.start, r.of(self.optimizer.state[r.owner][moment]))
             for moment in MOMENTS
-            for held in self.held
+            for r in self.saved
         ]
+        return self.weights + moments
 
-    def counters(self) -> dict[str, Any]:
-        """What the state has beside tensors: updates of Adam, loss scale, the guard's."""
-        updates = {float(self.optimizer.state[held.owner]["step"]) for held in self.held}
-        return {"updates": max(updates, default=0.0), "loss_scale": self._loss_scale(), "guard": self.guard.state()}
+    def counters(self) -> Counters:
+        """What the state has beside tensors."""
+        updates = {float(self.optimizer.state[r.owner]["step"]) for r in self.stepped}
+        return Counters(max(updates, default=0.0), self._loss_scale(), self.guard.state())
 
-    def load(self, parts: FragmentReader, counters: dict[str, Any]) -> None:
-        """Take up what any number of ranks saved at any stage: ``fragments`` as parts, and ``counters``."""
+    def load(self, parts: FragmentReader, counters: Counters) -> None:
+        """Take up what any number of ranks saved at any stage: ``fragments`` as parts, and ``counters``.
+
+        Every element that this rank steps is read, whether or not it is this rank that saves it.
+        """
         with torch.no_grad():
-            for held in self.held:
-                kinds = [(WEIGHT, held.owner), *((m, self.optimizer.state[held.owner][m]) for m in MOMENTS)]
-                for kind, flat in kinds:
-                    held.of(flat.data).copy_(parts.read(kind, held.parameter, held.start, held.count))
-                self.optimizer.state[held.owner]["step"].fill_(counters["updates"])
+            for r in self.stepped:
+                state = self.optimizer.state[r.owner]
+                for kind, flat in ((WEIGHT, r.owner.data), *((moment, state[moment]) for moment in MOMENTS)):
+                    r.of(flat).copy_(parts.read(kind, r.parameter, r.start, r.count))
+                state["step"].fill_(counters.updates)
             self._load_module(parts)
-        self._set_loss_scale(counters["loss_scale"])
-        self.guard.load(counters["guard"])
+        self._set_loss_scale(counters.loss_scale)
+        self.guard.load(counters.guard)
 
     def _load_module(self, parts: FragmentReader) -> None:
         """The weights that the network computes with, which ZeRO keeps beside those that it steps."""
-        if self.stage < 3:
+        if self.stage in (1, 2):
             for name, p in self.model.named_parameters():
                 p.copy_(parts.read(WEIGHT, name, 0, p.numel()).view_as(p))
-            return
-        zero = self.engine.optimizer
-        if zero.persistent_parameters:
-            zero.persistent_parameters[0].partition(zero.persistent_parameters)
-        by_name = dict(self.model.named_parameters())
-        for held in self.held:
-            by_name[held.parameter].ds_tensor.view(-1)[: held.count].copy_(held.of(held.owner.data))
-        if zero.persistent_parameters:
-            zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
+        elif self.stage == 3:
+            zero = self.engine.optimizer
+            if zero.persistent_parameters:
+                zero.persistent_parameters[0].partition(zero.persistent_parameters)
+            by_name = dict(self.model.named_parameters())
+            for r in self.stepped:
+                by_name[r.parameter].ds_tensor.view(-1)[: r.count].copy_(r.of(r.owner.data))
+            if zero.persistent_parameters:
+                zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
 
     def _loss_scale(self) -> dict[str, Any]:
         """Of the scaler there is, empty at fp32 and bf16."""

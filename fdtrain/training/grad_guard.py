@@ -39,9 +39,9 @@ class GradGuard:
         self.mean += passed * (1 - memory) * (norm - self.mean)
         self.seen += passed
 
-    def state(self) -> list[float]:
-        return [float(self.mean), float(self.seen)]
+    def state(self) -> tuple[float, float]:
+        return float(self.mean), float(self.seen)
 
-    def load(self, state: list[float]) -> None:
+    def load(self, state: tuple[float, float]) -> None:
         self.mean.fill_(state[0])
         self.seen.fill_(state[1])

@@ -10,7 +10,7 @@ import torch
 from fdtrain import distributed
 from fdtrain.checkpoint import store
 from fdtrain.config import Config, load_config
-from fdtrain.data.dataset import DatasetDescription
+from fdtrain.data.dataset import DatasetDescription, fingerprint
 from fdtrain.data.mixture import DataSets, open_data
 from fdtrain.data.shards import PlacedShard
 from fdtrain.errors import UserError
@@ -42,6 +42,7 @@ class Plan:
         return {
             "dataset": self.description.name,
             "images": sum(placed.shard.images for part in self.train_shards for placed in part),
+            store.SHARDS: [fingerprint([placed.shard for placed in part]) for part in self.train_shards],
             "data.weights": config.data.weights,
             "seed": config.seed,
             "training.global_batch": config.training.global_batch,

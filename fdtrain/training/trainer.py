@@ -10,7 +10,6 @@ from torch import Tensor
 
 from fdtrain import distributed
 from fdtrain.checkpoint import store
-from fdtrain.checkpoint.fragments import FragmentReader
 from fdtrain.checkpoint.writer import FAILED, WRITING, CheckpointWriter, Retention
 from fdtrain.config import Config, dump_config
 from fdtrain.data.lanes import own_lanes
@@ -36,7 +35,12 @@ FLAGS = (STOP, WRITING, FAILED)
 
 
 class Diverged(Exception):
-    """Too many steps in a row had to be left out."""
+    """Too many steps in a row had to be skipped."""
+
+    def __init__(self, step: int):
+        super().__init__(step)
+        self.step = step
+        """The last of them."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,9 @@ class Trainer:
 
     def load(self, path: Path) -> int:
         """Go on from a checkpoint, whatever number of ranks wrote it; returns its step."""
-        state, parts = store.read_state(path), FragmentReader(path)
+        state, parts = store.read_state(path), store.open_parts(path)
+        if len(state.window) != len(self.window.sums):
+            raise UserError(f"{path / store.STATE_FILE} has a log window of another version. Resume from another.")
         self.engine.load(parts, state.counters)
         self.average.load(parts, state.step)
         self.window.sums.zero_()
@@ -130,7 +136,7 @@ class Trainer:
                 self._run(start)
                 return
             except Diverged as error:
-                start = self._roll_back(str(error))
+                start = self._roll_back(error.step)
 
     def _run(self, start: int) -> None:
         for done in self.steps(start):
@@ -188,7 +194,7 @@ class Trainer:
         self.average.update()
         self.window.add_step(self.engine.norm, self.engine.left_out, first=distributed.rank() == 0)
         if self._skips_in_a_row() > self.config.training.max_skips:
-            raise Diverged(f"the gradient was unusable in {self.skips} steps in a row up to step {step}")
+            raise Diverged(step)
         self.left_out = self.engine.left_out
 
     def _skips_in_a_row(self) -> int:
@@ -198,15 +204,18 @@ class Trainer:
             self.left_out = None
         return self.skips
 
-    def _roll_back(self, reason: str) -> int:
+    def _roll_back(self, step: int) -> int:
         """Go back to the last sound checkpoint, and on from there with other draws; returns its step."""
         self.saver.finish()
+        reason = f"the gradient was unusable in {self.skips} steps in a row up to step {step}"
         advice = "Lower training.lr, or train with another training.precision."
         folder, most = self.config.folder, self.config.training.max_rollbacks
-        path = distributed.broadcast(_before_trouble(folder) if distributed.rank() == 0 else None)
+        returns = self.returns + 1
+        # One after which no step has succeeded may be the cause. The first time it is tried with other draws.
+        useless = step - self.skips if returns > min(1, most) else None
+        path = distributed.broadcast(_return(folder, useless) if distributed.rank() == 0 else None)
         if path is None:
             raise UserError(f"{reason}; there is no checkpoint to return to. {advice}")
-        returns = self.returns + 1
         if returns > most:
             raise UserError(
                 f"{reason}, after {most} returns to a checkpoint; the last is {path}. {advice} "
@@ -296,11 +305,21 @@ class Trainer:
         self.save_pause += self.saver.begin(fragments, self.spec, dump_config(self.config), state)
 
 
-def _before_trouble(folder: Path) -> Path | None:
-    """The newest sound checkpoint of a run folder that was not written while steps were being left out."""
+def _return(folder: Path, useless: int | None) -> Path | None:
+    """The newest sound checkpoint of a run folder that a run in trouble may go back to, made the newest of all: what
+    came later would outrank it when the run resumes. That of the step ``useless`` serves if there is no earlier one."""
 
     def fits(path: Path) -> None:
-        if store.read_state(path).skips:
-            raise UserError("steps were being left out")
+        if reason := store.trouble(path):
+            raise UserError(reason)
 
-    return store.newest(folder, fits)[0]
+    def fits_and_is_earlier(path: Path) -> None:
+        fits(path)
+        if store.step_of(path) >= useless:
+            raise UserError("no step after it succeeded")
+
+    path = None if useless is None else store.newest(folder, fits_and_is_earlier)[0]
+    path = path or store.newest(folder, fits)[0]
+    if path is not None:
+        store.return_to(path)
+    return path

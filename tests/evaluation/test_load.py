@@ -1,6 +1,7 @@
 """Models in checkpoints that were written in parts."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -27,7 +28,9 @@ def checkpoint_of(run, model, parts, kind=AVERAGE):
             fragments.append(Fragment(kind, name, start, flat[start:stop].clone()))
         files[part_name(rank)] = write_part(folder / part_name(rank), fragments)
     DIGITS.save(folder / store.MODEL_FILE)
-    (folder / store.STATE_FILE).write_text("{}")
+    counters = store.Counters(0.0, {}, (0.0, 0.0))
+    state = store.State(7, 0, parts, 0, [0.0], 0, 0, counters, {}, None)
+    (folder / store.STATE_FILE).write_text(json.dumps(asdict(state)))
     for name in (store.MODEL_FILE, store.STATE_FILE):
         files[name] = store._entry(folder / name)
     manifest = {"version": store.VERSION, "files": files}
