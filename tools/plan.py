@@ -9,6 +9,8 @@ import argparse
 import sys
 from dataclasses import replace
 
+import interpreter  # noqa: F401
+
 from fdtrain.capacity.cost import Flops, activations, flops
 from fdtrain.capacity.estimate import (
     DATASETS,
