@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from fdtrain.capacity.cost import flops
-from fdtrain.capacity.estimate import published, summary, work
+from fdtrain.capacity.estimate import parameters, published, summary, work
 from fdtrain.config import RENAMED, Config, dump_config, load_config
 from fdtrain.errors import UserError
 from fdtrain.training.plan import model_spec
@@ -59,7 +59,10 @@ def test_published_settings():
 def test_the_comment_is_what_the_plan_says(path):
     config = load_config(path)
     spec = model_spec(config, published(config).description())
-    assert summary(config, spec, work(config, flops(spec), gpus=8, tflops=989, utilisation=0.35)) in path.read_text()
+    assert (
+        summary(config, spec, work(config, flops(spec), parameters(spec), gpus=8, tflops=989, utilisation=0.35))
+        in path.read_text()
+    )
 
 
 def test_networks(write):
