@@ -20,7 +20,9 @@ from pydantic import (
     model_validator,
 )
 
+from fdtrain.credentials import masked_values
 from fdtrain.errors import UserError
+from fdtrain.strict_yaml import MOST_BYTES, brief, parse, shown
 
 
 class Section(BaseModel):
@@ -140,6 +142,8 @@ class DiffusionConfig(Section):
     time_density: Literal["uniform", "asinh"] = Field("asinh", description="of t, on [0, 1]")
 
 
+MOST_TOLD = 8
+"""Mistakes of one message."""
 OFFLOAD_STAGE = {"none": 0, "optimizer": 1, "weights": 3}
 """The lowest stage of ZeRO that can."""
 
@@ -315,11 +319,12 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
             is one line that names the key.
     """
     try:
-        content = yaml.safe_load(Path(path).read_text())
+        with open(path, encoding="utf-8") as file:
+            content = parse(file.read(MOST_BYTES + 1))
     except OSError as error:
-        raise UserError(f"--config: cannot read {path} ({error.strerror}).") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {_one_line(error)}.") from error
+        raise UserError(f"--config: cannot read {brief(str(path))} ({error.strerror}).") from error
+    except (UserError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {brief(str(error))}.") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold sections such as 'data:' and 'training:', not {type(content).__name__}.")
     for override in overrides or []:
@@ -327,34 +332,40 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     try:
         return Config.model_validate(content)
     except ValidationError as error:
-        raise UserError("; ".join(_explain(e) for e in error.errors()) + f" (in {path}).") from error
+        mistakes = [_explain(e) for e in error.errors()]
+        more = [f"and {len(mistakes) - MOST_TOLD} more"] if mistakes[MOST_TOLD:] else []
+        raise UserError("; ".join(mistakes[:MOST_TOLD] + more) + f" (in {path}).") from error
 
 
 def dump_config(config: Config) -> str:
-    """The resolved configuration, every default spelled out, as YAML that :func:`load_config` reads."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    """The resolved configuration, every default spelled out, as YAML that :func:`load_config` reads.
+
+    Credentials in URLs are masked; references to the environment stay.
+    """
+    return yaml.safe_dump(masked_values(config.model_dump(mode="json")), sort_keys=False)
 
 
 def _apply(content: dict[str, Any], override: str) -> None:
     key, equals, value = override.partition("=")
     if not equals or not key:
-        raise UserError(f"--set {override}: expected section.key=value, such as training.lr=1e-4.")
+        raise UserError(f"--set {brief(override)}: expected section.key=value, such as training.lr=1e-4.")
     *sections, last = key.split(".")
     for section in sections:
-        if content.get(section) is None:
-            content[section] = {}
+        inner = content.get(section)
+        if not isinstance(inner, dict | None):
+            raise UserError(f"--set {brief(override)}: '{section}' is a value, not a section.")
+        # A copy: an alias may have made it another section too.
+        content[section] = dict(inner or {})
         content = content[section]
-        if not isinstance(content, dict):
-            raise UserError(f"--set {override}: '{section}' is a value, not a section.")
     try:
-        content[last] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise UserError(f"--set {override}: not a YAML value: {_one_line(error)}.") from error
+        content[last] = parse(value)
+    except UserError as error:
+        raise UserError(f"--set {brief(override)}: not a YAML value: {error}.") from error
 
 
 def _explain(error: dict[str, Any]) -> str:
     """One clause for one of pydantic's complaints."""
-    place = [str(part) for part in error["loc"]]
+    place = [brief(str(part)) for part in error["loc"]]
     sections = _sections()
     if place[0] == "network" and len(place) > 1:
         # Pydantic names the member of the union too.
@@ -370,9 +381,8 @@ def _explain(error: dict[str, Any]) -> str:
         return f"{name or 'configuration'}: {error['ctx']['error']}"
     if error["type"] == "union_tag_invalid":
         *names, last = (f"'{network}'" for network in NETWORKS)
-        return f"network.name: input should be {', '.join(names)} or {last}, not {error['ctx']['tag']!r}"
-    given = error["input"]
-    return f"{name}: {error['msg'][0].lower()}{error['msg'][1:]}, not {given!r}"
+        return f"network.name: input should be {', '.join(names)} or {last}, not {shown(error['ctx']['tag'])}"
+    return f"{name}: {error['msg'][0].lower()}{error['msg'][1:]}, not {shown(error['input'])}"
 
 
 RENAMED = {
@@ -412,7 +422,3 @@ def _sections() -> dict[str, type[BaseModel]]:
     """The class of every section; of the network's, the default one."""
     found = {name: field.annotation for name, field in Config.model_fields.items()} | {"network": DDPMppConfig}
     return {name: made for name, made in found.items() if isinstance(made, type) and issubclass(made, BaseModel)}
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

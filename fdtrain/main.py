@@ -4,11 +4,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from fdtrain.errors import exit_code
-
 if not __package__:
     # Run as a file, python puts fdtrain/ itself first on the path; its parent is meant.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from fdtrain.errors import exit_code
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from fdtrain.capacity.cost import flops
-from fdtrain.capacity.estimate import published, summary, work
+from fdtrain.capacity.estimate import parameters, published, summary, work
 from fdtrain.config import NETWORKS as SECTIONS
 from fdtrain.config import (
     RENAMED,
@@ -79,7 +79,10 @@ def test_published_settings():
 def test_the_comment_is_what_the_plan_says(path):
     config = load_config(path)
     spec = model_spec(config, published(config).description())
-    assert summary(config, spec, work(config, flops(spec), gpus=8, tflops=989, utilisation=0.35)) in path.read_text()
+    assert (
+        summary(config, spec, work(config, flops(spec), parameters(spec), gpus=8, tflops=989, utilisation=0.35))
+        in path.read_text()
+    )
 
 
 def test_networks(write):

@@ -7,6 +7,8 @@ The processes share the images, and the numbers do not depend on how many there 
 import argparse
 import sys
 
+import interpreter  # noqa: F401
+
 from fdtrain.errors import exit_code
 from fdtrain.evaluation import process
 from fdtrain.evaluation.commands import curve, features, fid, nll, report

@@ -14,6 +14,8 @@ import os
 import sys
 from pathlib import Path
 
+import interpreter  # noqa: F401
+
 from fdtrain.data.pack import pack
 from fdtrain.data.sources.celeba import celeba64
 from fdtrain.data.sources.cifar import cifar10

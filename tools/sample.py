@@ -15,6 +15,7 @@ import sys
 from contextlib import nullcontext
 from pathlib import Path
 
+import interpreter  # noqa: F401
 import torch
 from tqdm import tqdm
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from fdtrain.capacity.cost import Flops, activations
+from fdtrain.capacity.interconnect import Interconnect, StepTime, step
 from fdtrain.config import Config
 from fdtrain.data.dataset import VERSION, DatasetDescription
 from fdtrain.errors import UserError
@@ -93,27 +94,54 @@ def state_memory(parameters: int, zero_stage: int, gpus: int) -> StateMemory:
 
 @dataclass(frozen=True)
 class Work:
-    """A whole run on ``gpus`` devices of ``tflops`` peak, used to the share ``utilisation``."""
+    """A whole run on ``gpus`` devices of ``tflops`` peak, of which computation uses the share ``utilisation``.
 
+    ``step`` is one step's time, waiting for the other devices included: the run's time follows from it.
+    """
+
+    steps: int
     images: int
     flops_per_image: int
     gpus: int
     tflops: float
     utilisation: float
+    step: StepTime
 
     @property
     def gpu_hours(self) -> float:
-        return self.images * self.flops_per_image / (self.tflops * 1e12 * self.utilisation) / 3600
+        return self.steps * self.step.seconds * self.gpus / 3600
 
     @property
     def days(self) -> float:
         return self.gpu_hours / self.gpus / 24
 
 
-def work(config: Config, counted: Flops, gpus: int, tflops: float, utilisation: float) -> Work:
-    """Of the training steps; evaluation and samples come on top."""
-    images = config.training.steps * config.training.global_batch
-    return Work(images, counted.training(config.network.checkpointing), gpus, tflops, utilisation)
+def work(
+    config: Config,
+    counted: Flops,
+    weights: int,
+    gpus: int,
+    tflops: float,
+    utilisation: float,
+    network: Interconnect | None = None,
+) -> Work:
+    """Of the training steps; evaluation and samples come on top. ``weights`` is the number of parameters.
+
+    Raises:
+        UserError: so many ranks cannot share the batch.
+    """
+    training = config.training
+    per_image = counted.training(config.network.checkpointing)
+    alone = training.global_batch / gpus * per_image / (tflops * 1e12 * utilisation)
+    found = step_on(config, weights, alone, gpus, training.accumulation(gpus), network or Interconnect())
+    images = training.steps * training.global_batch
+    return Work(training.steps, images, per_image, gpus, tflops, utilisation, found)
+
+
+def step_on(config: Config, weights: int, alone: float, gpus: int, passes: int, network: Interconnect) -> StepTime:
+    """The step of ``passes`` passes, whose computation takes ``alone`` seconds, on so many devices."""
+    training = config.training
+    return step(alone, 4 * weights, gpus, training.stage(gpus), network, passes, training.overlap)
 
 
 def pass_images(config: Config, gpus: int) -> int:

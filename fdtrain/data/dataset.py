@@ -9,6 +9,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fdtrain.errors import UserError
+from fdtrain.strict_yaml import brief
 
 FILE = "dataset.json"
 VERSION = 1
@@ -84,12 +85,18 @@ def read_description(folder: str | Path) -> DatasetDescription:
         UserError: the folder or the file is missing or not one of ours.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(f"data.path: no folder {folder}. Pack a data set into it with tools/pack.py.")
     file = folder / FILE
-    if not file.is_file():
-        raise UserError(f"data.path: {folder} holds no {FILE}. Pack a data set into it with tools/pack.py.")
-    return parse_description(file.read_text(errors="replace"), str(file))
+    try:
+        if not folder.is_dir():
+            raise UserError(f"data.path: no folder {folder}. Pack a data set into it with tools/pack.py.")
+        if not file.is_file():
+            raise UserError(f"data.path: {folder} holds no {FILE}. Pack a data set into it with tools/pack.py.")
+        text = file.read_text(errors="replace")
+    except OSError as error:
+        raise UserError(
+            f"data.path: cannot read {brief(str(file))} ({error.strerror}). Check the path, and that you may read it."
+        ) from error
+    return parse_description(text, str(file))
 
 
 def write_description(folder: Path, description: DatasetDescription) -> None:
@@ -125,6 +132,8 @@ def check_length(path: Path, shard: Shard) -> None:
         found = path.stat().st_size
     except FileNotFoundError:
         raise UserError(f"{path} is listed in {FILE} but missing. Restore it or pack again.") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}). Check its permissions.") from error
     if found != shard.bytes:
         raise UserError(
             f"{path} has {found} bytes, {FILE} says {shard.bytes}: cut short or changed. Restore it or pack again."

@@ -14,6 +14,7 @@ from fdtrain import distributed
 from fdtrain.capacity.cost import flops
 from fdtrain.checkpoint import store
 from fdtrain.config import dump_config
+from fdtrain.credentials import masked_values
 from fdtrain.data.cache import Cache, open_cache
 from fdtrain.data.dataset import write_description
 from fdtrain.data.lanes import own_lanes
@@ -205,7 +206,7 @@ def _write_run_files(plan: Plan, device: torch.device, code: str | None) -> None
         "device": devices.name(device),
         "processes": distributed.world_size(),
         "commit": code,
-        "command": sys.argv,
+        "command": masked_values(sys.argv),
     }
     (folder / "environment.json").write_text(json.dumps(environment, indent=1) + "\n")
 

@@ -16,6 +16,7 @@ from fdtrain.data.shards import PlacedShard
 from fdtrain.errors import UserError
 from fdtrain.evaluation.fidelity.feature_networks import open_features
 from fdtrain.networks.model import Model, ModelSpec
+from fdtrain.strict_yaml import brief
 from fdtrain.training.hardware import check_precision
 from fdtrain.training.profile import parse_steps
 
@@ -129,5 +130,6 @@ def _check_folder(folder: Path) -> None:
             pass
     except OSError as error:
         raise UserError(
-            f"output: cannot write into {folder} ({error.strerror}). Choose another 'output' or mend its permissions."
+            f"output: cannot write into {brief(str(folder))} ({error.strerror}). "
+            "Choose another 'output', or correct its permissions."
         ) from error

@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 
@@ -35,12 +36,33 @@ def test_time_of_a_run():
     settings = {"name": "x", "data": {"path": "digits"}, "training": {"steps": 36_000, "global_batch": 64}}
     config = Config.model_validate(settings)
     # 64 TFLOP a step at 0.5 x 64 TFLOP/s: two seconds.
-    total = work(config, Flops(forward=4 * 10**11, backward=6 * 10**11), gpus=5, tflops=64, utilisation=0.5)
+    counted = Flops(forward=4 * 10**11, backward=6 * 10**11)
+    total = work(config, counted, PARAMETERS, gpus=1, tflops=64, utilisation=0.5)
     assert total.images == 64 * 36_000
     assert total.gpu_hours == pytest.approx(20)
-    assert total.days == pytest.approx(20 / 5 / 24)
+    assert total.days == pytest.approx(20 / 24)
     again = Config.model_validate(settings | {"network": {"checkpointing": True}})
-    assert work(again, Flops(4 * 10**11, 6 * 10**11), 5, 64, 0.5).gpu_hours == pytest.approx(28)
+    assert work(again, counted, PARAMETERS, 1, 64, 0.5).gpu_hours == pytest.approx(28)
+
+
+def test_the_time_of_a_run_is_its_steps_with_their_waiting():
+    """Of 64 devices, where waiting shows: the line of the run and that of the table are one number."""
+    settings = {"name": "x", "data": {"path": "digits"}, "training": {"steps": 36_000, "global_batch": 64}}
+    total = work(Config.model_validate(settings), Flops(10**11, 2 * 10**11), 10**8, 64, 989, 0.35)
+    assert total.step.exposed > 0.1 * total.step.alone
+    assert total.days == pytest.approx(36_000 * total.step.seconds / 86_400)
+    out = subprocess.run(
+        [sys.executable, "tools/plan.py", "configs/imagenet64_dit.yaml", "--gpus", "64"],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    days = float(re.search(r"([\d.]+) days on 64 GPUs", out)[1])
+    steps = int(re.search(r"run +([\d,]+) steps", out)[1].replace(",", ""))
+    milliseconds = float(re.search(r"^ +64 +([\d.]+) .*this run$", out, re.MULTILINE)[1])
+    assert days == pytest.approx(steps * milliseconds / 1e3 / 86_400, abs=0.006)
 
 
 def plan(*arguments, rc=0):

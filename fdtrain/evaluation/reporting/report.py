@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from fdtrain.credentials import masked
 from fdtrain.evaluation.reporting.published import FIGURES
 from fdtrain.evaluation.reporting.run_folder import RunFolder, number
 
@@ -241,7 +242,9 @@ def _training(picture: Path | None) -> str:
 
 
 def _configuration(run: RunFolder) -> str:
-    return f"<h2>Configuration</h2>\n<details><summary>config.yaml</summary><pre>{_e(run.config)}</pre></details>"
+    return (
+        f"<h2>Configuration</h2>\n<details><summary>config.yaml</summary><pre>{_e(masked(run.config))}</pre></details>"
+    )
 
 
 def _figure(path: Path, caption: str, pixels: bool = False) -> str:

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from fdtrain.errors import UserError
 from fdtrain.evaluation.reporting.result import FOLDER
+from fdtrain.strict_yaml import parse
 
 
 @dataclass(frozen=True)
@@ -49,9 +48,9 @@ def read(path: Path) -> RunFolder:
         raise UserError(f"{path} is not a run: it has no config.yaml. Give the folder that training wrote.")
     config = _text(path / "config.yaml")
     try:
-        yaml.safe_load(config)
-    except yaml.YAMLError as error:
-        raise UserError(f"{path / 'config.yaml'} is not YAML ({str(error).splitlines()[0]}). Restore it.") from error
+        parse(config)
+    except UserError as error:
+        raise UserError(f"{path / 'config.yaml'} is not YAML ({error}). Restore it.") from error
     results = {file: _json(file) for file in sorted((path / FOLDER).glob("*.json"))}
     return RunFolder(
         path,
