@@ -1,5 +1,6 @@
 # make demo   from nothing to a trained, evaluated, exported model of real handwritten digits
 # make test   every test
+# make signals  every launcher, signal, target, number of ranks and workers
 # make chaos  a job killed fifty times, on changing numbers of processes
 # make lint   style, and the direction of imports
 # make clean  what demo and test made, the environment included
@@ -14,7 +15,7 @@ SETTINGS ?=
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 READY := .venv/ready
 
-.PHONY: demo test chaos lint clean environment
+.PHONY: demo test signals chaos lint clean environment
 
 demo: $(READY)
 	python tools/pack.py digits data/digits
@@ -42,6 +43,9 @@ demo: $(READY)
 
 test: $(READY)
 	python -m pytest
+
+signals: $(READY)
+	FDTRAIN_SIGNALS= python -m pytest tests/resilience/test_preemption.py
 
 chaos: $(READY)
 	FDTRAIN_CHAOS_KILLS=50 python -m pytest tests/chaos

@@ -124,9 +124,11 @@ def model_spec(config: Config, description: DatasetDescription) -> ModelSpec:
 def _check_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+            # An empty file fits on a full disk.
+            file.write(b"fdtrain\n")
     except OSError as error:
         raise UserError(
-            f"output: cannot write into {folder} ({error.strerror}). Choose another 'output' or mend its permissions."
+            f"output: cannot write into {folder} ({error.strerror}). Choose another 'output', make room, or change its "
+            "permissions."
         ) from error
