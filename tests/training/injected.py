@@ -2,7 +2,8 @@
 
 ``loss``: not finite in these steps on this rank; ``gradient``: the same, of a finite loss; ``until_return``: only
 before the first return to a checkpoint; ``disk``: writing the part of these steps' checkpoints fails on this rank,
-only so many ``times`` if that is given; ``long``: a minute in one call outside of Python.
+only so many ``times`` if that is given; ``long``: a minute in one call outside of Python;
+``lock``: its owner looks at it so often (``beat`` seconds).
 ``kill``: ``{"moment": a name, "step": 7}``: the whole job, launcher included, at the first such moment from this step
 on; the names stand below.
 """
@@ -13,12 +14,14 @@ import json
 import os
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 
 from fdtrain import distributed
 from fdtrain.checkpoint import writer
 from fdtrain.evaluation.likelihood import nll
 from fdtrain.main import main
+from fdtrain.resilience import lock
 from fdtrain.training.trainer import Trainer
 
 # The launcher puts its own argument in front.
@@ -85,5 +88,6 @@ def elbo_with_faults(*arguments, **options):
 
 
 Trainer._loss, writer.write_part = loss_with_faults, write_with_faults
+lock.held = partial(lock.held, **faults.get("lock", {}))
 Path.rename, nll.elbo = rename_with_faults, elbo_with_faults
 sys.exit(main())
