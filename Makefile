@@ -1,7 +1,7 @@
 # make demo   from nothing to a trained, evaluated, exported model of real handwritten digits
 # make test   every test
-# make signals  every launcher, signal, target, number of ranks and workers
 # make chaos  a job killed fifty times, on changing numbers of processes
+# make signals  a job asked to end, by every launcher, signal, target, number of ranks and of reading processes
 # make lint   style, and the direction of imports
 # make clean  what demo and test made, the environment included
 
