@@ -1,6 +1,7 @@
 # make demo   from nothing to a trained, evaluated, exported model of real handwritten digits
 # make test   every test
 # make chaos  a job killed fifty times, on changing numbers of processes; any of them resumed by any other
+# make signals  every launcher, signal, target, number of ranks and workers
 # make lint   style, and the direction of imports
 # make clean  what demo and test made, the environment included
 
@@ -14,7 +15,7 @@ SETTINGS ?=
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 READY := .venv/ready
 
-.PHONY: demo test chaos lint clean environment
+.PHONY: demo test signals chaos lint clean environment
 
 demo: $(READY)
 	python tools/pack.py digits data/digits
@@ -42,6 +43,9 @@ demo: $(READY)
 
 test: $(READY)
 	python -m pytest
+
+signals: $(READY)
+	FDTRAIN_SIGNALS= python -m pytest tests/resilience/test_preemption.py
 
 chaos: $(READY)
 	FDTRAIN_CHAOS_KILLS=50 FDTRAIN_RESHARDING="1 2 4" python -m pytest tests/chaos tests/training/test_resharding.py

@@ -264,6 +264,9 @@ class CheckpointConfig(Section):
     keep_last: int = Field(2, ge=1, description="newest checkpoints kept; the two newest sound ones always are")
     keep_every: int | None = Field(None, ge=1, description="checkpoints at multiples of this many steps are kept")
     max_failures: int = Field(3, ge=0, description="checkpoints in a row that cannot be written before the run stops")
+    retry_seconds: float = Field(
+        300.0, ge=0, description="to try again to write the last checkpoint: at the end, or asked for by a signal"
+    )
 
 
 class MonitorConfig(Section):

@@ -32,10 +32,16 @@ class Preempted(Exception):
     """The run was asked to end, and has saved; what it says tells where, and how to go on."""
 
 
+class NotSaved(Exception):
+    """The run has ended, and its last checkpoint could not be written."""
+
+
 EXIT_CODE = 2
 LOST_PEER_CODE = BUG_CODE = 1
 HOLD_BACK_SECONDS = 12
 """That a rank which only lost a peer leaves to that peer to say why."""
+NOT_SAVED_CODE = 74
+"""Of a run whose last checkpoint could not be written (EX_IOERR of sysexits.h)."""
 PREEMPTED_CODE = 75
 """Of a run that was asked to end and can go on: what schedulers requeue on (EX_TEMPFAIL of sysexits.h)."""
 
@@ -43,7 +49,8 @@ PREEMPTED_CODE = 75
 def exit_code(main: Callable[[], None]) -> int:
     """Run ``main``; a :class:`UserError` becomes one line on stderr and exit code 2. Bugs keep their trace.
 
-    A run that ended because it was asked to returns 75, which launch scripts requeue on.
+    A run that ended because it was asked to returns 75, which launch scripts requeue on; one that could not write its
+    last checkpoint 74.
 
     One line is enough, from the rank that knows most; when it ends, the launcher ends the others. An error
     that all ranks meet is told by rank 0; a rank that is still there some seconds later has one of its own;
@@ -53,8 +60,9 @@ def exit_code(main: Callable[[], None]) -> int:
     try:
         main()
         return 0
-    except UserError as error:
-        message, code, patience = error, EXIT_CODE, 0 if rank == 0 else 4 if local_rank == 0 else 8
+    except (UserError, NotSaved) as error:
+        code = NOT_SAVED_CODE if isinstance(error, NotSaved) else EXIT_CODE
+        message, patience = error, 0 if rank == 0 else 4 if local_rank == 0 else 8
     except LostPeer as error:
         speaks = error.named and str(error)
         message, code, patience = error, LOST_PEER_CODE, 0 if speaks else HOLD_BACK_SECONDS

@@ -32,9 +32,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 def train(arguments: argparse.Namespace) -> None:
     """Check everything that can be checked at once, then build the run's parts and train."""
     from fdtrain.resilience.launcher import followed
-    from fdtrain.resilience.signals import answered, leave_before_training
+    from fdtrain.resilience.signals import BEFORE_TRAINING, answered, leave_before_training
 
-    with followed(leave_before_training), answered(leave_before_training):
+    with followed(leave_before_training), answered(leave_before_training, BEFORE_TRAINING):
         from fdtrain.training.plan import prepare
 
         plan = prepare(arguments.config, arguments.set, resume=arguments.resume == "auto", profile=arguments.profile)

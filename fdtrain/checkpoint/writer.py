@@ -13,11 +13,14 @@ from torch import Tensor
 from fdtrain import distributed
 from fdtrain.checkpoint import store
 from fdtrain.checkpoint.fragments import Fragment, part_name, write_part
-from fdtrain.errors import UserError
+from fdtrain.errors import NotSaved, UserError
 from fdtrain.networks.model import ModelSpec
 from fdtrain.resilience.consensus import Consensus
+from fdtrain.resilience.lock import GONE
 
 WRITING, FAILED = "checkpoint is being written", "checkpoint failed"
+RETRY_PAUSE = 5.0
+"""Seconds before the last checkpoint is tried again."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class CheckpointWriter:
 
     Args:
         folder: the run's.
-        consensus: knows the flags :data:`WRITING` and :data:`FAILED`.
+        consensus: knows the flags :data:`WRITING` and :data:`FAILED`, and :data:`fdtrain.resilience.lock.GONE`.
         say: puts a line on the console.
     """
 
@@ -50,10 +53,37 @@ class CheckpointWriter:
         self.task: Future | None = None
         self.told = 0
         self.failures = 0
+        self.insists = False
+        """No other checkpoint will follow this one."""
+        self.problem: str | None = None
+        """Of the latest checkpoint, if it could not be written."""
         self.others: frozenset[str] = frozenset()
         """What was agreed on while :meth:`finish` waited."""
         self.last: Path | None = None
         """The newest checkpoint that this run wrote or took up."""
+
+    def insist(
+        self, fragments: list[Fragment], spec: ModelSpec, config: str, state: store.State, seconds: float
+    ) -> None:
+        """Save the last checkpoint of this process, trying again for ``seconds``. Every rank must call it.
+
+        Raises:
+            NotSaved: it could not be written.
+        """
+        deadline, self.insists = time.monotonic() + seconds, True
+        while True:
+            self.begin(fragments, spec, config, state)
+            self.finish()
+            if self.problem is None:
+                return
+            left = distributed.broadcast(deadline - time.monotonic())
+            if left <= 0:
+                raise NotSaved(
+                    f"the run has ended, but {self.problem}. Make room in {self.folder}, or repair the disk, and go on "
+                    "with --resume auto. checkpoint.retry_seconds is how long it is tried again."
+                )
+            self.say(f"fdtrain: warning: {self.problem}. Trying again for {left:.0f} s.")
+            time.sleep(min(RETRY_PAUSE, left))
 
     def begin(self, fragments: list[Fragment], spec: ModelSpec, config: str, state: store.State) -> float:
         """Copy the state aside and start to write it. Every rank must call it.
@@ -63,11 +93,14 @@ class CheckpointWriter:
         """
         started = time.perf_counter()
         self.finish()
+        self.problem = None
         self.aside = self.folder / "checkpoints" / store.aside_name(state.step)
         copies, aside, first = self._copy(fragments), self.aside, distributed.rank() == 0
 
         def write() -> None:
-            aside.mkdir(parents=True, exist_ok=True)
+            # A run's folder that has disappeared is not made anew: it may come back.
+            aside.parent.mkdir(exist_ok=True)
+            aside.mkdir(exist_ok=True)
             if first:
                 store.describe(aside, spec, config, state)
             path = aside / part_name(distributed.rank())
@@ -95,10 +128,16 @@ class CheckpointWriter:
         """Once a step, on every rank: go on with what is being written, and learn what else all have agreed on.
 
         Raises:
-            UserError: too many saves in a row have failed.
+            UserError: too many saves in a row have failed, or the run's folder has disappeared.
         """
         self._tell()
         agreed = self.consensus.exchange()
+        if GONE in agreed:
+            saved = f" Its last checkpoint was {self.last.name}." if self.last else ""
+            raise UserError(
+                f"{self.folder} was deleted, renamed or replaced while the run was at work, or its lock removed. "
+                f"Put it back, and go on with --resume auto.{saved}"
+            )
         others, self.others = self.others | agreed, frozenset()
         self._heed(agreed)
         return others
@@ -142,10 +181,13 @@ class CheckpointWriter:
         kept = f"the newest is still {self.last.name}" if self.last else "there is none yet"
         reason = f" ({error})" if error is not None else ""
         what = f"the checkpoint {self.aside.name.removeprefix('.')} could not be written{reason}; {kept}"
+        self.problem = what
+        if self.insists:
+            return
         if self.failures > self.keep.failures:
             raise UserError(
-                f"{what}. checkpoint.max_failures is {self.keep.failures}: make room in {self.folder}, or mend the "
-                "disk, and go on with --resume auto."
+                f"{what}. checkpoint.max_failures is {self.keep.failures}: make room in {self.folder}, or repair "
+                "the disk, and go on with --resume auto."
             )
         self.say(f"fdtrain: warning: {what}. Training goes on ({self.failures} of {self.keep.failures} failures).")
 

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from fdtrain.data.lanes import LaneOrder
 from fdtrain.data.mixture import MixtureOrder
 from fdtrain.data.prefetch import Prefetcher
-from fdtrain.data.processes import heed_parent_alone
+from fdtrain.data.processes import heed_parent_alone, unheard
 from fdtrain.data.shards import ShardReader
 from fdtrain.errors import UserError
 from fdtrain.randomness import Purpose, stream
@@ -113,6 +114,21 @@ def _through_the_pipe(item):
     return tuple(x.numpy() if isinstance(x, Tensor) and x.nbytes < SMALL else x for x in item)
 
 
+@contextmanager
+def lost_workers_reported() -> Iterator[None]:
+    """Around the use of :class:`Batches`: the death of a reading process, noticed anywhere, is a UserError."""
+    try:
+        yield
+    except RuntimeError as error:
+        # torch has no type of its own for it.
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise UserError(
+            f"a reading process was lost ({str(error).splitlines()[0].strip().rstrip('.')}), perhaps for memory. "
+            "Make room or lower data.workers, and go on with --resume auto."
+        ) from None
+
+
 class Batches(Iterator[Batch]):
     """The batches of steps ``start <= k < stop``, read ahead by ``workers`` processes (0: in this one).
 
@@ -131,19 +147,19 @@ class Batches(Iterator[Batch]):
         self.images = self.broken = self.broken_now = 0
         order = dataset.order
         self._epoch = order.images * len(dataset.lanes) / order.lanes
-        self._items = iter(
-            DataLoader(
-                dataset,
-                batch_size=None,
-                sampler=range(start, stop),
-                num_workers=workers,
-                prefetch_factor=4 if workers else None,
-                # With an accelerator a thread takes the batches in and pins them, which it does to tensors only.
-                pin_memory=torch.cuda.is_available(),
-                worker_init_fn=heed_parent_alone,
-                collate_fn=None if torch.cuda.is_available() else _through_the_pipe,
-            )
+        loader = DataLoader(
+            dataset,
+            batch_size=None,
+            sampler=range(start, stop),
+            num_workers=workers,
+            prefetch_factor=4 if workers else None,
+            # With an accelerator a thread takes the batches in and pins them, which it does to tensors only.
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=heed_parent_alone,
+            collate_fn=None if torch.cuda.is_available() else _through_the_pipe,
         )
+        with unheard():
+            self._items = iter(loader)
 
     @property
     def worker_ids(self) -> list[int]:

@@ -19,6 +19,8 @@ from fdtrain.errors import UserError
 
 T = TypeVar("T")
 
+REQUESTS = {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1}
+"""Signals that ask a run to end (resilience/signals.py)."""
 PR_SET_PDEATHSIG = 1
 """Of linux/prctl.h."""
 
@@ -68,15 +70,29 @@ def _begin(stop: Event) -> None:
     end_with_parent()
 
 
+@contextmanager
+def unheard() -> Iterator[None]:
+    """Around the start of reading processes: they and all their threads begin with :data:`REQUESTS` blocked.
+
+    A mask that a process sets itself spares only the threads that it starts later. The thread that is here blocks
+    them as well meanwhile; any other still hears.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, REQUESTS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def heed_parent_alone(worker: int) -> None:
     """In a reading process of a run: leave every signal that asks the run to end to the parent, which still reads.
 
-    Launchers signal whole trees of processes, terminals whole groups. A SIGTERM from the parent itself counts.
+    Launchers signal whole trees of processes, terminals whole groups. A SIGTERM from the parent itself counts, and
+    so does the parent's death. The process must have been started within :func:`unheard`.
     """
     end_with_parent()
-    for number in (signal.SIGINT, signal.SIGUSR1):
+    for number in REQUESTS - {signal.SIGTERM}:
         signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     threading.Thread(target=_await_parent_s_signal, daemon=True).start()
 
 
@@ -93,7 +109,8 @@ def end_with_parent() -> None:
 
 
 def _await_parent_s_signal() -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+    parent = multiprocessing.parent_process().pid
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
         continue
     os._exit(0)
 

@@ -39,18 +39,29 @@ class Consensus:
     def exchange(self) -> frozenset[str]:
         """Once a step: what any rank had told by the exchange before, the same on every rank.
 
+        A single process hears at once what it has told.
+
         Raises:
             RuntimeError: another rank is gone, or has not come for ``patience`` seconds.
         """
+        told = self._flags_raised()
+        if self._group is None:
+            return self._names(told)
         if self._work is not None:
             self._work.wait()
-        agreed = frozenset(name for name, flag in zip(self.names, self._flags.tolist(), strict=True) if flag)
-        self._flags = torch.zeros_like(self._flags)
+        agreed = self._names(self._flags)
+        self._flags = told
+        self._work = dist.all_reduce(self._flags, dist.ReduceOp.MAX, group=self._group, async_op=True)
+        return agreed
+
+    def _flags_raised(self) -> torch.Tensor:
+        """Since the last call."""
+        flags = torch.zeros(len(self.names), dtype=torch.uint8)
         try:
             while True:
-                self._flags[self.names.index(self._told.get_nowait())] = 1
+                flags[self.names.index(self._told.get_nowait())] = 1
         except Empty:
-            pass
-        if self._group is not None:
-            self._work = dist.all_reduce(self._flags, dist.ReduceOp.MAX, group=self._group, async_op=True)
-        return agreed
+            return flags
+
+    def _names(self, flags: torch.Tensor) -> frozenset[str]:
+        return frozenset(name for name, flag in zip(self.names, flags.tolist(), strict=True) if flag)

@@ -9,11 +9,12 @@ lock of the kernel's, which many mounts have switched off.
 import json
 import os
 import platform
+import stat
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from fdtrain import distributed
 from fdtrain.errors import UserError
 
 FILE = "lock"
+GONE = "the lock is gone"
+"""A flag: it has disappeared, though nobody else has taken it."""
 BEAT_SECONDS = 5.0
 STALE_SECONDS = 60.0
 SETTLE_SECONDS = 1.0
@@ -30,7 +33,9 @@ SETTLE_SECONDS = 1.0
 
 
 @contextmanager
-def held(folder: Path, beat: float = BEAT_SECONDS, stale: float = STALE_SECONDS) -> Iterator[None]:
+def held(
+    folder: Path, beat: float = BEAT_SECONDS, stale: float = STALE_SECONDS, gone: Callable[[], None] | None = None
+) -> Iterator[None]:
     """Hold the lock of a run's folder.
 
     Whether a process of another machine lives is seen by watching its lock until it is touched, or has been still
@@ -38,33 +43,42 @@ def held(folder: Path, beat: float = BEAT_SECONDS, stale: float = STALE_SECONDS)
 
     Args:
         beat: seconds between two touches.
+        gone: called once, from a thread, when the lock has disappeared although nobody else has taken it, perhaps
+            with its folder; without it the process ends.
 
     Raises:
-        UserError: a living process holds it; the message names host and process.
+        UserError: a living process holds it, and the message names host and process; or it cannot be written or read.
     """
     lock, mine = folder / FILE, _describe()
-    _acquire(lock, mine, beat, stale)
+    try:
+        _acquire(lock, mine, beat, stale)
+    except OSError as error:
+        raise UserError(
+            f"{lock} cannot be written or read ({error.strerror}). Make room, repair the disk or its permissions, "
+            "or choose another 'output'."
+        ) from None
     end = threading.Event()
-    beater = threading.Thread(target=_beat, args=(lock, mine, beat, end), daemon=True)
+    beater = threading.Thread(target=_beat, args=(lock, mine, beat, end, gone), daemon=True)
     beater.start()
     try:
         yield
     finally:
         end.set()
         beater.join()
-        with suppress(FileNotFoundError):
+        # One that stays on a sick disk is of a dead process.
+        with suppress(OSError):
             if _read(lock) == mine:
                 lock.unlink()
 
 
 @contextmanager
-def held_for_all(folder: Path) -> Iterator[None]:
-    """Rank 0 holds the lock of a run's folder; every rank raises UserError if it cannot."""
+def held_for_all(folder: Path, gone: Callable[[], None]) -> Iterator[None]:
+    """Rank 0 holds the lock of a run's folder (see :func:`held`); every rank raises UserError if it cannot."""
     with ExitStack() as stack:
         problem = None
         if distributed.rank() == 0:
             try:
-                stack.enter_context(held(folder))
+                stack.enter_context(held(folder, gone=gone))
             except UserError as error:
                 problem = str(error)
         if problem := distributed.broadcast(problem):
@@ -99,6 +113,8 @@ def _abandoned(lock: Path, beat: float, stale: float) -> dict[str, Any] | None:
     seen, told = None, False
     while True:
         try:
+            if not stat.S_ISREG(lock.lstat().st_mode):
+                raise UserError(f"{lock} is in the place of the run's lock and is no file. Remove it, or rename it.")
             touched, holder = lock.stat().st_mtime_ns, _read(lock)
         except FileNotFoundError:
             return None
@@ -124,27 +140,29 @@ def _abandoned(lock: Path, beat: float, stale: float) -> dict[str, Any] | None:
         time.sleep(beat / 5)
 
 
-def _beat(lock: Path, mine: dict[str, Any], beat: float, end: threading.Event) -> None:
-    lost = 0
+def _beat(lock: Path, mine: dict[str, Any], beat: float, end: threading.Event, gone: Callable[[], None] | None) -> None:
+    missed = 0
     while not end.wait(beat):
         try:
             holder = _read(lock)
             if holder == mine:
                 os.utime(lock)
-                lost = 0
+                missed = 0
                 continue
-            # Once may be a job that has it in hand, finds it alive and puts it back.
-            lost += 1
-        except FileNotFoundError:
-            lost += 1
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             holder = {}
         except OSError:
             # A file server that is away for a while. The lock is looked at again before anything is touched.
             continue
-        if lost > 1:
+        # Once may be a job that has it in hand, finds it alive and puts it back.
+        missed += 1
+        if missed == 2 and not holder and gone is not None:
+            gone()
+        elif missed >= 2 and (holder or gone is None):
+            what = f"taken over by process {holder.get('pid')} on host {holder.get('host')}" if holder else "removed"
             print(
-                f"fdtrain: error: {lock} was taken over by process {holder.get('pid')} on host {holder.get('host')} "
-                f"while this one ({mine['pid']} on {mine['host']}) was stopped, or removed by hand; it ends.",
+                f"fdtrain: error: {lock} was {what} while this process ({mine['pid']} on {mine['host']}) was stopped "
+                "or at work; it ends.",
                 file=sys.stderr,
                 flush=True,
             )
@@ -173,7 +191,7 @@ def _read(lock: Path) -> dict[str, Any]:
     try:
         content = json.loads(lock.read_text())
         return content if isinstance(content, dict) else {}
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
 
 
@@ -192,9 +210,9 @@ def _describe() -> dict[str, Any]:
 
 
 def _alive(holder: dict[str, Any]) -> bool | None:
-    """Whether a lock's process lives; None where it cannot be seen from here."""
+    """Whether a lock's process lives; None where it cannot be seen from here, or the lock is damaged."""
     mine = _start(os.getpid())
-    if not mine or any(holder.get(key) != mine[key] for key in ("boot", "pids")):
+    if not mine or type(holder.get("pid")) is not int or any(holder.get(key) != mine[key] for key in ("boot", "pids")):
         return None
     return _start(holder["pid"]) == {key: holder.get(key) for key in mine}
 

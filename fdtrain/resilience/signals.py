@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from fdtrain import distributed
-from fdtrain.errors import PREEMPTED_CODE, Preempted
+from fdtrain.errors import PREEMPTED_CODE, NotSaved, Preempted
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 SAME_SECONDS = 2.0
@@ -17,12 +17,13 @@ SAME_SECONDS = 2.0
 
 
 @contextmanager
-def answered(stop: Callable[[], None]) -> Iterator[None]:
+def answered(stop: Callable[[], None], effect: str) -> Iterator[None]:
     """Call ``stop`` (from a thread) at the first signal, and end the process with 128 + its number at a later one.
 
-    A thread answers, so that a process that hangs in a call can be ended too. Afterwards the signals have their
-    plain effect again; but a process that ends as it was asked to, or because another is lost, ignores them, for its
-    launcher, which sees one rank gone, ends the others by signals as well.
+    A thread answers, so that a process that is in a long call, or hangs in one, says at once what the signal will do
+    (``effect``), and can be ended. Afterwards the signals have their plain effect again; but a process that ends as it
+    was asked to, or because another is lost, ignores them, for its launcher, which sees one rank gone, ends the others
+    by signals as well.
     """
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
@@ -30,13 +31,13 @@ def answered(stop: Callable[[], None]) -> Iterator[None]:
     for number in SIGNALS:
         # Said even where a shell had it ignored, as it does with SIGINT of its background jobs.
         signal.signal(number, _noted)
-    thread = threading.Thread(target=_answer, args=(reader, stop), daemon=True)
+    thread = threading.Thread(target=_answer, args=(reader, stop, effect), daemon=True)
     thread.start()
     try:
         yield
     finally:
         error = sys.exception()
-        ended_by_others = isinstance(error, Preempted) or distributed.is_lost_connection(error)
+        ended_by_others = isinstance(error, Preempted | NotSaved) or distributed.is_lost_connection(error)
         after = signal.SIG_IGN if ended_by_others else signal.SIG_DFL
         for number in SIGNALS:
             signal.signal(number, after)
@@ -45,6 +46,9 @@ def answered(stop: Callable[[], None]) -> Iterator[None]:
         thread.join()
         os.close(reader)
         os.close(writer)
+
+
+BEFORE_TRAINING = "nothing has been trained yet that could be saved; ending"
 
 
 def leave_before_training() -> None:
@@ -56,7 +60,7 @@ def _noted(number: int, frame: object) -> None:
     """The number is already on its way through the pipe."""
 
 
-def _answer(reader: int, stop: Callable[[], None]) -> None:
+def _answer(reader: int, stop: Callable[[], None], effect: str) -> None:
     first = None
     while number := os.read(reader, 1)[0]:
         # The pipe carries the numbers of other signals too, such as that of a child's end.
@@ -67,11 +71,7 @@ def _answer(reader: int, stop: Callable[[], None]) -> None:
             first = now
             if os.environ.get("LOCAL_RANK", "0") == "0":
                 name = signal.Signals(number).name
-                print(
-                    f"fdtrain: {name}: saving after this step, then ending; once more to end at once",
-                    file=sys.stderr,
-                    flush=True,
-                )
+                print(f"fdtrain: {name}: {effect}", file=sys.stderr, flush=True)
             stop()
         elif now - first > SAME_SECONDS:
             os._exit(128 + number)

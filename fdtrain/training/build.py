@@ -18,7 +18,7 @@ from fdtrain.credentials import masked_values
 from fdtrain.data.cache import Cache, open_cache
 from fdtrain.data.dataset import write_description
 from fdtrain.data.lanes import own_lanes
-from fdtrain.data.loader import Batches, LaneDataset
+from fdtrain.data.loader import Batches, LaneDataset, lost_workers_reported
 from fdtrain.data.mixture import lane_order
 from fdtrain.data.shards import ShardReader
 from fdtrain.data.split import Split
@@ -30,7 +30,7 @@ from fdtrain.randomness import Purpose, torch_seed
 from fdtrain.resilience.consensus import Consensus
 from fdtrain.resilience.heartbeat import Heartbeat, joined
 from fdtrain.resilience.launcher import followed
-from fdtrain.resilience.lock import held_for_all
+from fdtrain.resilience.lock import GONE, held_for_all
 from fdtrain.resilience.signals import answered
 from fdtrain.training import callbacks
 from fdtrain.training import hardware as devices
@@ -52,17 +52,21 @@ def run(plan: Plan) -> None:
     training = plan.config.training
     with joined(training.heartbeat_timeout_s, training.collective_timeout_s) as (device, heartbeat):
         consensus = Consensus(FLAGS, training.collective_timeout_s)
+        effect = f"stopping after {'this' if distributed.world_size() == 1 else 'the next'} step; again: at once"
 
         def stop() -> None:
             consensus.raise_flag(STOP)
 
-        with followed(stop), answered(stop), held_for_all(plan.config.folder), fits(plan.config):
+        def gone() -> None:
+            consensus.raise_flag(GONE)
+
+        with followed(stop), answered(stop, effect), held_for_all(plan.config.folder, gone), fits(plan.config):
             _run(plan, device, consensus, heartbeat)
 
 
 def _run(plan: Plan, device: torch.device, consensus: Consensus, heartbeat: Heartbeat) -> None:
     config, spec = plan.config, plan.spec
-    training, first = config.training, distributed.rank() == 0
+    training = config.training
     devices.set_tf32(training.tf32)
     if device.type == "cpu":
         devices.keep_freed_memory()
@@ -74,10 +78,7 @@ def _run(plan: Plan, device: torch.device, consensus: Consensus, heartbeat: Hear
     path = _checkpoint_to_resume(plan)
     start = store.step_of(path) if path else 0
     code = _git_commit()
-    if first:
-        store.clean(config.folder)
-        _write_run_files(plan, device, code)
-    monitor = Monitor(config.folder, training.steps, start, first)
+    monitor = _open_folder(plan, device, code, start)
     monitor.text("configuration", "```yaml\n" + dump_config(config) + "```")
     accounting = _accounting(plan, device, monitor)
     compiled = _compile(plan, model, accounting.flops_per_image, device, monitor)
@@ -101,9 +102,26 @@ def _run(plan: Plan, device: torch.device, consensus: Consensus, heartbeat: Hear
     if path is not None:
         trainer.load(path)
     try:
-        trainer.run(start)
+        with lost_workers_reported():
+            trainer.run(start)
     finally:
         monitor.close()
+
+
+def _open_folder(plan: Plan, device: torch.device, code: str | None, start: int) -> Monitor:
+    """Write what describes the run into its folder, and begin its log there; every rank raises UserError if it
+    cannot."""
+    folder, first, problem = plan.config.folder, distributed.rank() == 0, None
+    try:
+        if first:
+            store.clean(folder)
+            _write_run_files(plan, device, code)
+        monitor = Monitor(folder, plan.config.training.steps, start, first)
+    except OSError as error:
+        problem = f"{error.filename or folder} cannot be written ({error.strerror}). Make room, or repair the disk."
+    if problem := distributed.broadcast(problem):
+        raise UserError(problem)
+    return monitor
 
 
 def _accounting(plan: Plan, device: torch.device, monitor: Monitor) -> Utilisation:

@@ -18,8 +18,10 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
+
+from fdtrain.training.board import Board
+from fdtrain.training.record_file import RecordFile
 
 QUANTILES = 10
 """Equal parts of the time distribution that the integrand is reported over."""
@@ -111,48 +113,57 @@ def memory_gib(device: torch.device) -> float:
 
 
 class Monitor:
-    """The writer. On ranks other than 0 every call does nothing."""
+    """The writer. On ranks other than 0 every call does nothing.
+
+    A disk that is full or away while training goes on costs nothing of the log: it waits in memory.
+
+    Raises:
+        OSError: the log cannot be begun.
+    """
 
     def __init__(self, folder: Path, steps: int, start: int, first: bool):
-        self.first, self.steps, self.lossy = first, steps, False
+        self.first, self.steps, self.behind = first, steps, False
         if not first:
             return
-        self.file, self.boards = folder / "metrics.jsonl", folder / "tensorboard"
-        self._open_after(start)
+        self.lines = RecordFile(folder / "metrics.jsonl")
+        _drop_later_lines(self.lines.path, start)
+        self.board = Board(folder / "tensorboard", start + 1)
+        self.board.flush()
         # A bar for people; whole lines where the output goes to a file.
         self.bar = tqdm(total=steps, initial=start, unit="step", dynamic_ncols=True, disable=not sys.stderr.isatty())
 
-    def _open_after(self, step: int) -> None:
-        """Forget what was logged of later steps, which will be done again."""
-        self.board = SummaryWriter(self.boards, purge_step=step + 1)
-        if self.file.exists():
-            kept = [line for line in self.file.read_text().splitlines() if _step_of_line(line) <= step]
-            aside = self.file.with_suffix(".new")
-            aside.write_text("".join(f"{line}\n" for line in kept))
-            os.replace(aside, self.file)
-
     def rewind(self, step: int) -> None:
-        """The run goes back to ``step``."""
+        """The run goes back to ``step``: forget what was logged of later ones, which will be done again."""
         if self.first:
-            self.board.close()
-            self._open_after(step)
+            self.lines.forget_after(step, _size_up_to(self.lines.path, step))
+            self.board.rewind(step + 1)
+            self.flush()
             self.bar.n = step
 
     @contextmanager
     def tolerant(self) -> Iterator[None]:
-        """Around what is written for people: a disk that is full or away costs the log, not the run."""
+        """Around what is written for people alone: a disk that is full or away costs it, not the run."""
         try:
             yield
         except OSError as error:
-            if not self.lossy:
-                self.say(f"fdtrain: warning: the log has gaps from here on ({error}). Training goes on.")
-            self.lossy = True
+            self.say(f"fdtrain: warning: {error.filename or 'a picture'} cannot be written ({error.strerror}).")
 
     def flush(self) -> None:
-        """Give what was logged to the operating system."""
-        if self.first:
-            with self.tolerant():
-                self.board.flush()
+        """Give what was logged to the operating system, or keep it until that takes it."""
+        if not self.first:
+            return
+        problem = None
+        for file in (self.lines, self.board.file):
+            try:
+                file.write()
+            except OSError as error:
+                problem = error
+        if problem is not None and not self.behind:
+            self.say(f"fdtrain: warning: the log cannot be written ({problem}); it waits in memory. Training goes on.")
+        elif problem is None and self.behind:
+            lost = self.lines.dropped + self.board.file.dropped
+            self.say("fdtrain: the log is written again" + (f"; its {lost} oldest entries are lost." if lost else "."))
+        self.behind = problem is not None
 
     def progress(self) -> None:
         if self.first:
@@ -162,11 +173,11 @@ class Monitor:
         """Write metrics of ``step`` to TensorBoard under ``prefix`` and to metrics.jsonl."""
         if not self.first:
             return
-        with self.tolerant():
-            for name, value in metrics.items():
-                self.board.add_scalar(f"{prefix}/{name}", value, step)
-        with self.tolerant(), self.file.open("a") as file:
-            file.write(json.dumps({"step": step, **{f"{prefix}/{k}": v for k, v in metrics.items()}}) + "\n")
+        for name, value in metrics.items():
+            self.board.scalar(f"{prefix}/{name}", value, step)
+        line = json.dumps({"step": step, **{f"{prefix}/{k}": v for k, v in metrics.items()}}) + "\n"
+        self.lines.add(step, line.encode())
+        self.flush()
 
     def show(self, step: int, metrics: dict[str, float]) -> None:
         """The console's line for a training window."""
@@ -197,29 +208,56 @@ class Monitor:
     def image(self, step: int, name: str, pixels: Tensor) -> None:
         """An image ``(C, H, W)`` uint8 for TensorBoard."""
         if self.first:
-            with self.tolerant():
-                self.board.add_image(name, pixels, step)
+            self.board.image(name, pixels, step)
+            self.flush()
 
     def text(self, name: str, text: str) -> None:
         if self.first:
-            self.board.add_text(name, text)
+            self.board.text(name, text)
 
     def close(self) -> None:
         if self.first:
             self.bar.close()
-            with self.tolerant():
-                self.board.close()
+            self.flush()
+            if self.behind:
+                self.say(f"fdtrain: warning: the log of {len(self.lines.waiting)} intervals is lost.")
 
 
 def show_pictures(run: Path, step: int, pictures: dict[str, Path]) -> None:
-    """Add PNG files to the TensorBoard of a run, by name, under ``evaluation``."""
-    with SummaryWriter(run / "tensorboard") as board:
-        for name, path in pictures.items():
-            with Image.open(path) as picture:
-                board.add_image(f"evaluation/{name}", np.asarray(picture.convert("RGB")), step, dataformats="HWC")
+    """Add PNG files to the TensorBoard of a run, by name, under ``evaluation``. Raises OSError."""
+    board = Board(run / "tensorboard")
+    for name, path in pictures.items():
+        with Image.open(path) as picture:
+            board.image(f"evaluation/{name}", np.asarray(picture.convert("RGB")).transpose(2, 0, 1), step)
+    board.flush()
 
 
-def _step_of_line(line: str) -> float:
+def _drop_later_lines(file: Path, step: int) -> None:
+    """Drop from a log what is of steps after ``step``, and what a crash or an earlier version left by half."""
+    if file.exists():
+        lines = file.read_bytes().splitlines(keepends=True)
+        wanted = [line for line in lines if line.endswith(b"\n") and _step_of_line(line) <= step]
+        if wanted != lines:
+            aside = file.with_suffix(".new")
+            aside.write_bytes(b"".join(wanted))
+            os.replace(aside, file)
+
+
+def _size_up_to(file: Path, step: int) -> int | None:
+    """Bytes of a log before the first line of a step after ``step``; None where the file cannot be read."""
+    size = 0
+    try:
+        with file.open("rb") as lines:
+            for line in lines:
+                if _step_of_line(line) > step:
+                    break
+                size += len(line)
+    except OSError:
+        return None
+    return size
+
+
+def _step_of_line(line: bytes) -> float:
     try:
         return json.loads(line)["step"]
     except (ValueError, KeyError, TypeError):

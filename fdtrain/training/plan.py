@@ -126,10 +126,11 @@ def model_spec(config: Config, description: DatasetDescription) -> ModelSpec:
 def _check_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+            # An empty file fits on a full disk.
+            file.write(b"fdtrain\n")
     except OSError as error:
         raise UserError(
             f"output: cannot write into {brief(str(folder))} ({error.strerror}). "
-            "Choose another 'output', or correct its permissions."
+            "Choose another 'output', make room, or correct its permissions."
         ) from error

@@ -1,6 +1,7 @@
 """torch.profiler on some steps: a trace to look at, and now and then the share of a step spent communicating."""
 
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -101,10 +102,14 @@ class Profiler:
         with self.watch.pause():
             self._synchronise()
             self._trace.stop()
-            self.folder.mkdir(exist_ok=True)
             # The ending by which TensorBoard's plugin knows a trace; Perfetto reads any.
-            name = f"steps_{self.traced[0]}_{self.traced[-1]}.pt.trace.json"
-            self._trace.export_chrome_trace(str(self.folder / name))
+            file = self.folder / f"steps_{self.traced[0]}_{self.traced[-1]}.pt.trace.json"
+            try:
+                self.folder.mkdir(exist_ok=True)
+                self._trace.export_chrome_trace(str(file))
+            except OSError as error:
+                # A sick disk costs the trace, not the run.
+                print(f"fdtrain: warning: {file} cannot be written ({error.strerror}).", file=sys.stderr, flush=True)
             self._trace = None
 
     def _synchronise(self) -> None:

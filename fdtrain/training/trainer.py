@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fdtrain import distributed
 from fdtrain.checkpoint import store
+from fdtrain.checkpoint.fragments import Fragment
 from fdtrain.checkpoint.writer import FAILED, WRITING, CheckpointWriter, Retention
 from fdtrain.config import Config, dump_config
 from fdtrain.data.lanes import own_lanes
@@ -20,6 +21,7 @@ from fdtrain.networks.model import Model, ModelSpec
 from fdtrain.randomness import Purpose, torch_seed
 from fdtrain.resilience.consensus import Consensus
 from fdtrain.resilience.heartbeat import Heartbeat
+from fdtrain.resilience.lock import GONE
 from fdtrain.training.batch_noise import BatchNoise
 from fdtrain.training.ema import Average
 from fdtrain.training.engine import Engine
@@ -31,7 +33,7 @@ from fdtrain.training.utilisation import Utilisation
 
 STOP = "stop"
 """The flag that asks all ranks to save and end."""
-FLAGS = (STOP, WRITING, FAILED)
+FLAGS = (STOP, WRITING, FAILED, GONE)
 
 
 class Diverged(Exception):
@@ -130,6 +132,7 @@ class Trainer:
         Raises:
             UserError: a sample cannot be used, too many steps had to be left out, or too many checkpoints failed.
             Preempted: the run was asked to stop, and is saved.
+            NotSaved: the last checkpoint could not be written.
         """
         while True:
             try:
@@ -145,14 +148,14 @@ class Trainer:
             with self.watch.pause():
                 if stop:
                     # First of all: there may not be time for more.
-                    self.save(done)
-                    self.saver.finish()
+                    self.save_last(done)
                 self._report(done, last)
-                if (done % self.config.checkpoint.every == 0 or last) and not stop:
+                if last:
+                    self.save_last(done)
+                elif done % self.config.checkpoint.every == 0 and not stop:
                     self.save(done)
             if stop:
                 raise Preempted(f"stopped as asked after step {done}; saved {self.saver.last}. --resume auto goes on.")
-        self.saver.finish()
 
     def steps(self, start: int) -> Iterator[int]:
         """Train, yielding the number of steps done after each."""
@@ -283,6 +286,13 @@ class Trainer:
 
     def save(self, done: int) -> None:
         """Begin a checkpoint after ``done`` steps. Every rank must call it."""
+        self.save_pause += self.saver.begin(*self._snapshot(done))
+
+    def save_last(self, done: int) -> None:
+        """Write a checkpoint that no other will follow. Every rank must call it. Raises NotSaved."""
+        self.saver.insist(*self._snapshot(done), self.config.checkpoint.retry_seconds)
+
+    def _snapshot(self, done: int) -> tuple[list[Fragment], ModelSpec, str, store.State]:
         sums = distributed.all_reduce_sum(self.window.sums)
         if distributed.rank() != 0:
             sums.zero_()
@@ -301,8 +311,7 @@ class Trainer:
         )
         # What is logged up to here must outlive the process as the checkpoint will.
         self.monitor.flush()
-        fragments = self.engine.fragments + self.average.fragments
-        self.save_pause += self.saver.begin(fragments, self.spec, dump_config(self.config), state)
+        return self.engine.fragments + self.average.fragments, self.spec, dump_config(self.config), state
 
 
 def _return(folder: Path, useless: int | None) -> Path | None:

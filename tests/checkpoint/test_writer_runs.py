@@ -2,6 +2,7 @@
 
 import json
 
+from jobs import end, start, wait_for_step
 from test_bad_input import error_of
 
 
@@ -29,6 +30,39 @@ def test_too_many_failures_end_the_run(launch):
     launch(*settings, processes=0, resume=True)
     assert launch.losses().keys() == set(range(1, 13))
     assert launch.checkpoint(12).exists()
+
+
+def test_the_last_save_is_tried_again_until_there_is_room(launch):
+    """Twice it is full for the second rank, then freed."""
+    faults = {"disk": {"steps": [6], "rank": 1, "times": 2}}
+    result = launch("checkpoint.retry_seconds=100", "checkpoint.max_failures=0", processes=2, faults=faults)
+    assert result.stderr.count("step_00000006 could not be written; there is none yet. Trying again for ") == 2
+    assert launch.checkpoint(6).exists()
+
+
+def test_a_last_save_that_fails_is_an_error_with_a_code_of_its_own(launch):
+    """All three steps trained, none saved: not 0. Afterwards the same command goes on."""
+    settings = ["checkpoint.every=2", "checkpoint.retry_seconds=1", "training.steps=5"]
+    result = launch(*settings, processes=0, rc=74, faults={"disk": {"steps": [5]}})
+    message = error_of(result)
+    assert "the run has ended, but the checkpoint step_00000005 could not be written ([Errno 28] No space" in message
+    assert "the newest is still step_00000004" in message
+    launch(*settings, processes=0, resume=True)
+    assert launch.checkpoint(5).exists()
+    assert [line["step"] for line in launch.log()] == [1, 2, 3, 4, 5]
+
+
+def test_asked_to_end_with_a_full_disk(launch):
+    """75 means saved; what has not been saved is 74."""
+    settings = ["training.steps=60", "checkpoint.retry_seconds=1"]
+    job = start(launch.command(*settings, processes=0, faults={"disk": {"steps": list(range(60))}}))
+    wait_for_step(launch, 2, job)
+    job.terminate()
+    error = end(job)
+    assert job.returncode == 74, error
+    assert "Trying again for 1 s" in error
+    assert "fdtrain: error: the run has ended, but the checkpoint step_0000" in error
+    assert "stopped as asked" not in error
 
 
 def test_damaged_checkpoints_are_passed_over_in_a_run(launch):

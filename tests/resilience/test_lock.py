@@ -1,5 +1,6 @@
 """Two jobs on one folder: the second is refused while the first lives, and takes over when it is dead."""
 
+import errno
 import json
 import os
 import platform
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from conftest import ROOT, environment
@@ -116,6 +118,59 @@ def test_a_damaged_lock_counts_by_its_age_alone(tmp_path, content):
     (tmp_path / lock.FILE).write_text(content)
     with lock.held(tmp_path, beat=0.1, stale=0.3):
         assert json.loads((tmp_path / lock.FILE).read_text())["pid"] == os.getpid()
+
+
+def test_what_is_no_file_in_the_lock_s_place_is_named(tmp_path):
+    places = [tmp_path / name for name in ("folder", "pipe", "link")]
+    for place in places:
+        place.mkdir()
+    (places[0] / lock.FILE).mkdir()
+    os.mkfifo(places[1] / lock.FILE)
+    (places[2] / lock.FILE).symlink_to("nowhere")
+    for place in places:
+        with pytest.raises(UserError, match="is in the place of the run's lock and is no file"), lock.held(place):
+            pass
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"written or read \(Not a directory\)"), lock.held(tmp_path / "file"):
+        pass
+
+
+def test_a_lock_without_a_process_counts_by_its_age_alone(tmp_path):
+    content = lock._describe()
+    for pid in ({}, {"pid": "4"}, {"pid": None}, {"pid": True}):
+        (tmp_path / lock.FILE).write_text(json.dumps({k: v for k, v in content.items() if k != "pid"} | pid))
+        with lock.held(tmp_path, beat=0.05, stale=0.1):
+            assert json.loads((tmp_path / lock.FILE).read_text())["pid"] == os.getpid()
+
+
+@pytest.mark.parametrize("replace", [None, Path.touch, Path.mkdir])
+def test_a_folder_that_disappears_is_reported_once(tmp_path, replace):
+    folder, reports = tmp_path / "run", []
+    folder.mkdir()
+    with lock.held(folder, beat=0.02, gone=lambda: reports.append(1)):
+        folder.rename(tmp_path / "away")
+        if replace:
+            replace(folder)
+        deadline = time.monotonic() + 30
+        while not reports:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        time.sleep(0.2)
+    assert reports == [1]
+
+
+def test_a_disk_that_answers_with_errors(tmp_path, monkeypatch):
+    """They are borne while the lock stands, and one line where it cannot be had."""
+
+    def broken(*_, **__):
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch, lock.held(tmp_path, beat=0.02, gone=lambda: pytest.fail("gone")):
+        patch.setattr(Path, "read_text", broken)
+        time.sleep(0.2)
+    monkeypatch.setattr(os, "link", broken)
+    with pytest.raises(UserError, match="Input/output error"), lock.held(tmp_path):
+        pass
 
 
 def test_a_process_that_wakes_after_its_lock_was_taken_ends(tmp_path, holder):

@@ -54,7 +54,7 @@ def test_a_second_signal_ends_a_process_at_once_even_in_a_call_that_hangs(launch
         "from fdtrain import distributed\n"
         "from fdtrain.resilience.signals import answered\n"
         "distributed.connect(60)\n"
-        "with answered(lambda: print('asked', flush=True)):\n"
+        "with answered(lambda: print('asked', flush=True), 'what it does'):\n"
         "    print('ready', flush=True)\n"
         "    if distributed.rank() == 1:\n"
         "        time.sleep(60)\n"
@@ -67,6 +67,7 @@ def test_a_second_signal_ends_a_process_at_once_even_in_a_call_that_hangs(launch
             cwd=ROOT,
             env={**environment(), **where, "RANK": str(rank)},
             stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
         )
         for rank in range(2)
@@ -77,6 +78,7 @@ def test_a_second_signal_ends_a_process_at_once_even_in_a_call_that_hangs(launch
             jobs[0].send_signal(signal.SIGTERM)
             time.sleep(0.1)
         assert jobs[0].stdout.readline() == "asked\n"
+        assert jobs[0].stderr.readline() == "fdtrain: SIGTERM: what it does\n"
         time.sleep(2.1)
         assert jobs[0].poll() is None
         jobs[0].send_signal(signal.SIGTERM)
@@ -88,6 +90,20 @@ def test_a_second_signal_ends_a_process_at_once_even_in_a_call_that_hangs(launch
             job.communicate()
 
 
+def test_during_a_long_first_step_the_console_says_what_a_signal_does(launch):
+    """At once, from within a call that knows nothing of Python; and again ends it at once."""
+    job = start(launch.command(*SETTINGS, processes=0, faults={"long": {"steps": [0]}}))
+    while "a long call begins" not in (line := job.stderr.readline()):
+        assert line, job.wait()
+    job.send_signal(signal.SIGINT)
+    assert job.stderr.readline() == "fdtrain: SIGINT: stopping after this step; again: at once\n"
+    time.sleep(2.1)
+    assert job.poll() is None
+    job.send_signal(signal.SIGINT)
+    assert job.wait(60) == 128 + signal.SIGINT
+    assert job.stderr.read() == ""
+
+
 def test_before_training(launch):
     """A signal during start-up ends the run with the same code: there is nothing to save."""
     job = start(launch.command(*SETTINGS, processes=0))
@@ -96,8 +112,9 @@ def test_before_training(launch):
         assert job.poll() is None
         time.sleep(0.01)
     job.terminate()
-    end(job)
+    error = end(job)
     assert job.returncode == 75
+    assert "fdtrain: SIGTERM: nothing has been trained yet that could be saved; ending" in error
     assert not (launch.run_folder() / "checkpoints").exists()
 
 

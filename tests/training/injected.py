@@ -1,22 +1,27 @@
 """fdtrain/main.py with faults: ``injected.py '{"loss": {"steps": [2], "rank": 1}}' --config ...``.
 
 ``loss``: not finite in these steps on this rank; ``gradient``: the same, of a finite loss; ``until_return``: only
-before the first return to a checkpoint; ``disk``: writing the part of these steps' checkpoints fails on this rank.
+before the first return to a checkpoint; ``disk``: writing the part of these steps' checkpoints fails on this rank,
+only so many ``times`` if that is given; ``long``: a minute in one call outside of Python;
+``lock``: its owner looks at it so often (``beat`` seconds).
 ``kill``: ``{"moment": a name, "step": 7}``: the whole job, launcher included, at the first such moment from this step
 on; the names stand below.
 """
 
+import ctypes
 import errno
 import json
 import os
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 
 from fdtrain import distributed
 from fdtrain.checkpoint import writer
 from fdtrain.evaluation.likelihood import nll
 from fdtrain.main import main
+from fdtrain.resilience import lock
 from fdtrain.training.trainer import Trainer
 
 # The launcher puts its own argument in front.
@@ -42,6 +47,9 @@ def loss_with_faults(self, step, *arguments):
     global now
     now = step
     kill("in a step", step)
+    if hits("long", step):
+        print("a long call begins", file=sys.stderr, flush=True)
+        ctypes.CDLL(None).poll(None, 0, 60_000)
     loss = true_loss(self, step, *arguments)
     if faults.get("until_return") and self.returns:
         return loss
@@ -54,7 +62,9 @@ def loss_with_faults(self, step, *arguments):
 
 
 def write_with_faults(path, fragments):
-    if hits("disk", int(path.parent.name.removeprefix(".step_"))):
+    if hits("disk", int(path.parent.name.removeprefix(".step_"))) and faults["disk"].get("times", 1) > 0:
+        if "times" in faults["disk"]:
+            faults["disk"]["times"] -= 1
         raise OSError(errno.ENOSPC, "No space left on device")
     if faults.get("kill", {}).get("moment") == "in a part":
         true_write(path, fragments[: len(fragments) // 2])
@@ -78,5 +88,6 @@ def elbo_with_faults(*arguments, **options):
 
 
 Trainer._loss, writer.write_part = loss_with_faults, write_with_faults
+lock.held = partial(lock.held, **faults.get("lock", {}))
 Path.rename, nll.elbo = rename_with_faults, elbo_with_faults
 sys.exit(main())

@@ -1,11 +1,15 @@
+import errno
 import json
+import os
 import time
 
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from fdtrain.training.monitor import QUANTILES, MetricSums, Monitor, Stopwatch, window_metrics
+from fdtrain.evaluation.sampling.samples import save_png
+from fdtrain.training.monitor import QUANTILES, MetricSums, Monitor, Stopwatch, show_pictures, window_metrics
+from fdtrain.training.record_file import RecordFile
 
 
 def test_window_means():
@@ -36,7 +40,6 @@ def test_log_goes_to_file_and_tensorboard_and_forgets_what_is_done_again(tmp_pat
     train(0, 6)
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 7, "tr')  # cut short by a crash
-    time.sleep(1.1)  # TensorBoard orders a run's files by second
     train(4, 10)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(1, 11))
@@ -77,17 +80,84 @@ def test_images_without_a_finite_bound_are_left_out_of_the_means():
     assert "loss" not in window_metrics([0.0] * len(window.sums))
 
 
-def test_a_full_disk_costs_the_log_and_not_the_run(tmp_path, monkeypatch, capsys):
-    monitor = Monitor(tmp_path, 3, 0, first=True)
+def every_step_once(folder, steps):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, steps + 1))
+    board = EventAccumulator(str(folder / "tensorboard"))
+    board.Reload()
+    assert [e.step for e in board.Scalars("train/loss")] == list(range(1, steps + 1))
 
-    def full(*_):
-        raise OSError(28, "No space left on device")
 
-    with monkeypatch.context() as patch:
-        patch.setattr(monitor.board, "add_scalar", full)
-        monitor.log(1, {"loss": 1.0})
-        monitor.log(2, {"loss": 1.0})
-    monitor.log(3, {"loss": 1.0})
+def test_a_disk_that_fills_and_is_freed_costs_nothing_of_the_log(tmp_path, monkeypatch, capsys):
+    """Each write fails in the middle of a record, as a full disk has it."""
+    monitor = Monitor(tmp_path, 9, 0, first=True)
+    true_write = os.write
+
+    def full(file, data):
+        if len(data) < 8:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return true_write(file, bytes(data)[: len(data) // 2])
+
+    for step in range(1, 10):
+        with monkeypatch.context() as patch:
+            if step in (2, 3, 4, 7):
+                patch.setattr(os, "write", full)
+            monitor.log(step, {"loss": float(step)})
+        if step in (2, 3, 4, 7):
+            assert (tmp_path / "metrics.jsonl").read_bytes().endswith(b"}\n")
     monitor.close()
-    assert capsys.readouterr().err.count("the log has gaps from here on ([Errno 28] No space left on device)") == 1
-    assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3]
+    every_step_once(tmp_path, 9)
+    output = capsys.readouterr().err
+    assert output.count("the log cannot be written ([Errno 28] No space left on device); it waits in memory") == 2
+    assert output.count("the log is written again.") == 2
+
+
+def test_a_return_to_a_checkpoint_while_the_disk_is_full(tmp_path, monkeypatch):
+    monitor = Monitor(tmp_path, 9, 0, first=True)
+    for step in range(1, 5):
+        monitor.log(step, {"loss": 0.0})
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "Input/output error")))
+        monitor.log(5, {"loss": 0.0})
+        monitor.rewind(2)
+        monitor.log(3, {"loss": 1.0})
+    for step in range(4, 7):
+        monitor.log(step, {"loss": 1.0})
+    monitor.close()
+    every_step_once(tmp_path, 6)
+    board = EventAccumulator(str(tmp_path / "tensorboard"))
+    board.Reload()
+    assert [e.value for e in board.Scalars("train/loss")] == [0, 0, 1, 1, 1, 1]
+
+
+def test_what_waits_is_bounded_and_what_is_lost_counted(tmp_path):
+    file = RecordFile(tmp_path / "away" / "log", most=25)
+    for step in range(5):
+        file.add(step, b"record%d\n" % step)
+        with pytest.raises(FileNotFoundError):
+            file.write()
+    (tmp_path / "away").mkdir()
+    file.write()
+    assert file.path.read_bytes() == b"record2\nrecord3\nrecord4\n"[-24:]
+    assert file.dropped == 2
+
+
+def test_a_file_that_was_replaced_meanwhile_is_not_padded(tmp_path, monkeypatch):
+    file = RecordFile(tmp_path / "log")
+    file.add(1, b"one\n")
+    file.write()
+    file.forget_after(1, 4)
+    (tmp_path / "log").write_bytes(b"")
+    file.add(2, b"two\n")
+    file.write()
+    assert (tmp_path / "log").read_bytes() == b"two\n"
+
+
+def test_pictures_of_an_evaluation_leave_the_run_s_curves(tmp_path):
+    monitor = Monitor(tmp_path, 4, 0, first=True)
+    for step in range(1, 5):
+        monitor.log(step, {"loss": 0.0})
+    monitor.close()
+    save_png(torch.zeros(3, 8, 8, dtype=torch.uint8), tmp_path / "grid.png")
+    show_pictures(tmp_path, 2, {"grid": tmp_path / "grid.png"})
+    every_step_once(tmp_path, 4)

@@ -7,7 +7,8 @@ import torch
 from conftest import ROOT, environment
 
 from fdtrain.errors import UserError
-from fdtrain.training.profile import alone, parse_steps
+from fdtrain.training.monitor import Stopwatch
+from fdtrain.training.profile import Profiler, alone, parse_steps
 from fdtrain.training.utilisation import Utilisation
 
 
@@ -35,6 +36,14 @@ def test_communication_that_nothing_hides():
     calls = [("gloo:all_reduce", 0.0, 4.0), ("gloo:reduce", 3.0, 6.0), ("aten::mm", 0.0, 20.0)]
     assert alone(calls, "cpu") == 6
     assert alone([], "cuda") == 0
+
+
+def test_a_disk_that_refuses_costs_the_trace_and_not_the_run(tmp_path, capsys):
+    (tmp_path / "profile").write_text("no folder")
+    profiler = Profiler(tmp_path / "profile", range(1, 2), torch.device("cpu"), Stopwatch())
+    with profiler.step(1):
+        torch.ones(2).sum()
+    assert "profile/steps_1_1.pt.trace.json cannot be written (File exists)" in capsys.readouterr().err
 
 
 def test_speed_and_utilisation():

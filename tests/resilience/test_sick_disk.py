@@ -1,0 +1,147 @@
+"""A disk that is full, freed, read-only or gone under a run: one line, the right exit code, and nothing lost."""
+
+import subprocess
+import time
+from contextlib import suppress
+
+import psutil
+import pytest
+from conftest import Launch
+from jobs import end, start, wait_for_step
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_bad_input import error_of
+
+STEPS = "training.steps=120"
+
+
+class Disk:
+    """A small one, in memory, at ``folder``."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def fill(self) -> None:
+        with (self.folder / "other people's").open("wb", buffering=0) as file:
+            for size in (1 << 16, 1):
+                with suppress(OSError):
+                    while True:
+                        file.write(b"x" * size)
+
+    def free(self) -> None:
+        (self.folder / "other people's").unlink()
+
+    def remount(self, how: str) -> None:
+        """Waits until no file is open for writing."""
+        deadline = time.monotonic() + 60
+        while subprocess.run(["mount", "-o", f"remount,{how}", str(self.folder)], capture_output=True).returncode:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+
+@pytest.fixture
+def disk(launch):
+    """Under the runs of ``launch``."""
+    folder = launch.folder / "runs"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=4m", "none", str(folder)]
+    if subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("needs to mount")
+    yield Disk(folder)
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, digits) -> Launch:
+    """One process, undisturbed."""
+    launch = Launch(tmp_path_factory.mktemp("whole"), digits)
+    launch(STEPS, processes=0)
+    return launch
+
+
+def wait_for_line(job: subprocess.Popen, text: str) -> None:
+    while text not in (line := job.stderr.readline()):
+        assert line, job.wait()
+
+
+def test_full_from_the_start(launch, disk):
+    disk.fill()
+    assert "No space left on device" in error_of(launch(processes=0, rc=2))
+    disk.free()
+    launch(processes=0)
+    assert launch.losses().keys() == set(range(1, 7))
+
+
+def test_full_for_a_while_and_again_when_asked_to_end(launch, disk):
+    """Each step is logged once; 75 is said when there is room for the checkpoint and not before."""
+    job = start(launch.command("training.steps=100000", "checkpoint.every=100000", processes=0))
+    wait_for_step(launch, 3, job)
+    disk.fill()
+    wait_for_line(job, "fdtrain: warning: the log cannot be written ([Errno 28] No space left on device)")
+    disk.free()
+    wait_for_line(job, "fdtrain: the log is written again.")
+    disk.fill()
+    job.terminate()
+    wait_for_line(job, "could not be written ([Errno 28] No space left on device); there is none yet. Trying again")
+    disk.free()
+    error = end(job)
+    assert job.returncode == 75, error
+    (saved,) = (launch.run_folder() / "checkpoints").glob("step_*")
+    steps = list(range(1, int(saved.name[5:]) + 1))
+    assert [line["step"] for line in launch.log()] == steps
+    board = EventAccumulator(str(launch.run_folder() / "tensorboard"), {"scalars": 0})
+    board.Reload()
+    assert [event.step for event in board.Scalars("train/loss")] == steps
+
+
+def test_remounted_read_only(launch, disk, whole):
+    settings = [STEPS, "checkpoint.every=2", "checkpoint.max_failures=1"]
+    job = start(launch.command(*settings, processes=0))
+    wait_for_step(launch, 4, job)
+    disk.remount("ro")
+    output, error = job.communicate(timeout=180)
+    assert job.returncode == 2, error
+    message = error_of(subprocess.CompletedProcess(job.args, 2, output, error))
+    assert "could not be written ([Errno 30] Read-only file system" in message
+    disk.remount("rw")
+    launch(*settings, processes=0, resume=True)
+    assert launch.losses() == whole.losses()
+
+
+@pytest.mark.parametrize(("processes", "replaced"), [(2, False), (0, True)], ids=["renamed", "replaced"])
+def test_a_folder_that_is_renamed_or_replaced_under_a_run(launch, whole, undisturbed, processes, replaced):
+    """All ranks end with 2 by one line; put back, the run goes on as if nothing had happened."""
+    steps = "training.steps=60" if processes else STEPS
+    settings = [steps, "checkpoint.every=2"]
+    faults = {"lock": {"beat": 0.05}}
+    job = start(launch.command(*settings, processes=processes, faults=faults))
+    wait_for_step(launch, 4, job)
+    folder, away = launch.run_folder(), launch.folder / "away"
+    folder.rename(away)
+    if replaced:
+        folder.write_text("a file")
+    output, error = job.communicate(timeout=180)
+    assert job.returncode == 2, error
+    message = error_of(subprocess.CompletedProcess(job.args, 2, "", error))
+    assert f"{folder} was deleted, renamed or replaced while the run was at work" in message
+    assert "Traceback" not in output
+    if replaced:
+        folder.unlink()
+    assert not folder.exists()
+    away.rename(folder)
+    launch(*settings, processes=processes, resume=True)
+    assert launch.losses() == (undisturbed if processes else whole).losses()
+
+
+def test_a_killed_reading_process(launch, whole):
+    settings = [STEPS, "checkpoint.every=2"]
+    job = start(launch.command(*settings, processes=0))
+    wait_for_step(launch, 4, job)
+    (worker,) = [p for p in psutil.Process(job.pid).children() if "main.py" in " ".join(p.cmdline())]
+    worker.kill()
+    output, error = job.communicate(timeout=180)
+    assert job.returncode == 2, error
+    message = error_of(subprocess.CompletedProcess(job.args, 2, output, error))
+    assert "a reading process was lost (DataLoader worker (pid" in message
+    assert "go on with --resume auto" in message
+    launch(*settings, processes=0, resume=True)
+    assert launch.losses() == whole.losses()
