@@ -25,7 +25,7 @@ from fdtrain.evaluation.reporting import result
 from fdtrain.evaluation.sampling.options import Drawing, add_arguments
 from fdtrain.evaluation.sampling.output import Output
 from fdtrain.evaluation.sampling.partial_samples import PartialSamples
-from fdtrain.networks.model import Model, ModelSpec
+from fdtrain.networks.model import Model
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -54,7 +54,8 @@ def main() -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    model, spec, subject = result.open_model(arguments.model)
+    model, subject = result.open_model(arguments.model)
+    spec = model.spec
     drawing = Drawing.of(arguments, spec)
     if arguments.images < 1:
         raise UserError("--images must be at least 1.")
@@ -74,7 +75,7 @@ def run(arguments: argparse.Namespace) -> None:
     complete = output.check(request)
     if not complete:
         parts = PartialSamples(output.work, request)
-        _sample(arguments, model.to(place), spec, drawing, parts, place)
+        _sample(arguments, model.to(place), drawing, parts, place)
         if distributed.rank() == 0:
             labels = (lambda images: drawing.labels(images, spec)) if spec.classes else None
             output.write(parts, spec, labels, subject.identity() | {"dataset": spec.dataset})
@@ -86,7 +87,6 @@ def run(arguments: argparse.Namespace) -> None:
 def _sample(
     arguments: argparse.Namespace,
     model: Model,
-    spec: ModelSpec,
     drawing: Drawing,
     parts: PartialSamples,
     place: torch.device,
@@ -104,7 +104,7 @@ def _sample(
         shown = first and sys.stderr.isatty()
         with tqdm(total=total, initial=total - left, unit="image", disable=not shown) as bar:
             for chunk in chunks[distributed.rank() :: distributed.world_size()]:
-                parts.save(chunk, drawing.draw(model, spec, chunk, arguments.seed))
+                parts.save(chunk, drawing.draw(model, chunk, arguments.seed))
                 bar.update(sum(map(len, parts.stored())) - bar.n if shown else 0)
         process.wait_for_all(place)
 

@@ -55,7 +55,7 @@ def _damaged(folder: Path, fault: str) -> UserError:
     return UserError(f"{folder} is damaged: {fault}. Take another checkpoint.")
 
 
-def load_model(path: str | Path) -> tuple[Model, ModelSpec]:
+def load_model(path: str | Path) -> Model:
     """The model with its averaged weights, on the CPU, in evaluation mode, float32.
 
     Raises:
@@ -64,16 +64,16 @@ def load_model(path: str | Path) -> tuple[Model, ModelSpec]:
     return read_model(*find_model(path))
 
 
-def read_model(spec_file: Path, weights: Path) -> tuple[Model, ModelSpec]:
+def read_model(spec_file: Path, weights: Path) -> Model:
     """:func:`load_model` of what :func:`find_model` has found."""
     spec = ModelSpec.load(spec_file)
     if weights.is_file():
-        return load_weights(spec, weights), spec
+        return load_weights(spec, weights)
     model = Model(spec).eval().requires_grad_(False)
     model.load_state_dict(
         FragmentReader(weights).whole(AVERAGE, {name: p.shape for name, p in model.named_parameters()})
     )
-    return model, spec
+    return model
 
 
 def export(path: str | Path, destination: str | Path) -> Path:
@@ -84,12 +84,12 @@ def export(path: str | Path, destination: str | Path) -> Path:
     Raises:
         UserError: nothing to export, or the folder cannot be written.
     """
-    model, spec = load_model(path)
+    model = load_model(path)
     destination = Path(destination)
     try:
         destination.mkdir(parents=True, exist_ok=True)
         save_file(model.state_dict(), destination / WEIGHTS_FILE)
-        spec.save(destination / SPEC_FILE)
+        model.spec.save(destination / SPEC_FILE)
     except OSError as error:
         raise UserError(f"cannot write into {destination} ({error.strerror}).") from error
     return destination

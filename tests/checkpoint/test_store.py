@@ -140,9 +140,9 @@ def test_a_part_that_never_comes_into_sight_ends_the_commit(run, monkeypatch):
 
 def test_the_average_is_what_evaluation_loads(run):
     newest = store.committed(run)[0]
-    model, spec = load_model(newest)
-    assert spec == SPEC
-    again, _ = load_model(run)
+    model = load_model(newest)
+    assert model.spec == SPEC
+    again = load_model(run)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
 
 

@@ -52,11 +52,12 @@ def run(arguments: argparse.Namespace) -> tuple[Path, int, dict[str, Path]] | No
     """Returns the run, the step and the pictures by name, for TensorBoard; None if there is no run."""
     _check(arguments)
     start = time.perf_counter()
-    model, spec, subject = result.open_model(arguments.model)
+    model, subject = result.open_model(arguments.model)
     paths = list(filter(None, (subject.results and subject.results / f"curve_{arguments.split}.json", arguments.json)))
     if not paths:
         raise UserError(f"{arguments.model} is not a run: say with --json where the curves go.")
     split = Split(arguments.data, arguments.split)
+    spec = model.spec
     nll.check_same_images(spec, split)
     model.to(arguments.device)
     named = arguments.features
@@ -72,7 +73,7 @@ def run(arguments: argparse.Namespace) -> tuple[Path, int, dict[str, Path]] | No
         return partial_values.over_images(count, chunk, columns, compute, folders[-1], arguments.device, name)
 
     def solve(how: Drawing, images: range) -> Tensor:
-        return how.solve(model, spec, images, arguments.seed).flatten(1).double().cpu()
+        return how.solve(model, images, arguments.seed).flatten(1).double().cpu()
 
     def samples(how: Drawing) -> Tensor:
         chunk, name = min(arguments.batch, -(-arguments.images // 4)), f"{how.solver}, {how.grid}, {how.nfe}"
@@ -87,7 +88,6 @@ def run(arguments: argparse.Namespace) -> tuple[Path, int, dict[str, Path]] | No
     compute = partial(
         nll.correction_by_stratum,
         model,
-        spec,
         split,
         density=density,
         strata=strata,

@@ -107,13 +107,13 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _model_sets(arguments: argparse.Namespace, split: Split) -> tuple[list[PixelSet], dict[str, Any], Path | None]:
     """Sets to be drawn, all that defines them, and the run's folder of results."""
-    model, spec, subject = result.open_model(arguments.model)
-    nll.check_same_images(spec, split)
-    how = Drawing.of(arguments, spec)
+    model, subject = result.open_model(arguments.model)
+    nll.check_same_images(model.spec, split)
+    how = Drawing.of(arguments, model.spec)
     model = model.to(arguments.device)
     count = arguments.images or IMAGES
     seeds = list(range(arguments.seed, arguments.seed + arguments.sets))
-    sets = [image_sets.of_model(model, spec, how, seed, count) for seed in seeds]
+    sets = [image_sets.of_model(model, how, seed, count) for seed in seeds]
     return sets, {**subject.identity(), **how.describe(), "seeds": seeds}, subject.results
 
 

@@ -99,14 +99,14 @@ class _Job:
     """The model, the images, and everything that defines the numbers."""
 
     def __init__(self, arguments: argparse.Namespace):
-        self.model, self.spec, subject = result.open_model(arguments.model)
+        self.model, subject = result.open_model(arguments.model)
         self.split = Split(arguments.data, arguments.split)
-        nll.check_same_images(self.spec, self.split)
+        nll.check_same_images(self.model.spec, self.split)
         self.count = min(arguments.images or len(self.split), len(self.split))
         self.device, dtype = arguments.device, torch.float64 if arguments.float64 else torch.float32
         self.model.to(self.device, dtype)
         # Draws of t for the bound are spread as the model's scale suggests; any density gives the same mean.
-        self.density = time_density("asinh", self.spec.scale)
+        self.density = time_density("asinh", self.model.spec.scale)
         self.common = {"seed": arguments.seed, "batch": arguments.batch, "dtype": dtype}
         self.settings = {
             "kind": "nll",
@@ -148,7 +148,7 @@ def _elbo_importance(job: _Job, arguments: argparse.Namespace) -> dict[str, tupl
 
 
 def _ode(job: _Job, arguments: argparse.Namespace) -> dict[str, tuple[Tensor, dict]]:
-    K, dims = arguments.importance, job.spec.dims
+    K, dims = arguments.importance, job.model.spec.dims
     exact = arguments.trace == "exact" or (arguments.trace == "auto" and dims <= nll.EXACT_TRACE_DIMS)
     about = {"dequantisations": K, "tolerance": arguments.tolerance, "exact": exact}
     probes = nll.probes(exact, K)
@@ -168,14 +168,14 @@ def _ode(job: _Job, arguments: argparse.Namespace) -> dict[str, tuple[Tensor, di
         "nfe": values[:, -1].mean().item() / K,
         "evaluations": values[:, -1].mean().item(),
     }
-    found = {"ode": (bits_per_dim(nats.mean(2), dims, job.spec.levels), about)}
+    found = {"ode": (bits_per_dim(nats.mean(2), dims, job.model.spec.levels), about)}
     if K > 1:
-        found["ode_importance"] = (nll.ode_bits(nats, job.spec), about)
+        found["ode_importance"] = (nll.ode_bits(nats, job.model.spec), about)
     return found
 
 
 def _of_images(method: Callable, job: _Job, images: range, **settings):
-    return method(job.model, job.spec, job.split, images, **settings, **job.common)
+    return method(job.model, job.split, images, **settings, **job.common)
 
 
 TITLES = {

@@ -15,7 +15,7 @@ from torch import Tensor
 from fdtrain.data.split import Split
 from fdtrain.errors import UserError
 from fdtrain.evaluation.load import find_model, read_model
-from fdtrain.networks.model import Model, ModelSpec
+from fdtrain.networks.model import Model
 
 FOLDER = "evaluation"
 """Of a run: its results, and what is kept of unfinished ones."""
@@ -40,19 +40,19 @@ class Subject:
         return {"model": str(self.folder), "weights_sha256": self.sha256, "step": self.step}
 
 
-def open_model(path: str | Path) -> tuple[Model, ModelSpec, Subject]:
+def open_model(path: str | Path) -> tuple[Model, Subject]:
     """What ``path``, a run, a checkpoint or an export, stands for now: a run's newest checkpoint may change later.
 
     Raises:
         UserError: there is no model, or its files are broken.
     """
     found = find_model(path)
-    model, spec = read_model(*found)
+    model = read_model(*found)
     folder = found[0].parent
     number = folder.name.removeprefix("step_")
     is_run = (Path(path) / "checkpoints").is_dir()
     step = int(number) if number.isdigit() else None
-    return model, spec, Subject(folder, weights_digest(model), Path(path) if is_run else None, step)
+    return model, Subject(folder, weights_digest(model), Path(path) if is_run else None, step)
 
 
 def weights_digest(model: Model) -> str:
