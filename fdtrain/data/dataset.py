@@ -1,12 +1,12 @@
 """``dataset.json``: what a folder of shards holds (docs/data.md)."""
 
 import json
-import os
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fdtrain.errors import UserError
+from fdtrain.files import write_text
 
 FILE = "dataset.json"
 VERSION = 1
@@ -92,9 +92,7 @@ def read_description(folder: str | Path) -> DatasetDescription:
 
 def write_description(folder: Path, description: DatasetDescription) -> None:
     """Write ``dataset.json`` last of all, in one rename: a folder that has it is complete."""
-    aside = folder / f".{FILE}"
-    aside.write_text(json.dumps(description.model_dump(), indent=1) + "\n")
-    os.replace(aside, folder / FILE)
+    write_text(folder / FILE, json.dumps(description.model_dump(), indent=1) + "\n")
 
 
 def check_split(folder: str | Path, description: DatasetDescription, split: str) -> None:

@@ -1,6 +1,6 @@
 """Find and load a trained model: from an export, a checkpoint or a run folder. Needs no DeepSpeed, runs no code."""
 
-import sys
+import logging
 from pathlib import Path
 
 from safetensors.torch import save_file
@@ -12,6 +12,8 @@ from fdtrain.networks.model import Model, ModelSpec, load_weights
 
 SPEC_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 """Of an export."""
+
+logger = logging.getLogger(__name__)
 
 
 def find_model(path: str | Path) -> tuple[Path, Path]:
@@ -47,7 +49,7 @@ def _newest(run: Path) -> Path:
     sound, _ = store.newest(run, lambda path: None)
     if sound is None:
         raise _damaged(newest, fault)
-    print(f"fdtrain: {newest} is damaged ({fault}); taking {sound.name}", file=sys.stderr)
+    logger.warning("%s is damaged (%s); taking %s", newest, fault, sound.name)
     return sound
 
 

@@ -6,7 +6,6 @@ accelerator in between.
 
 import json
 import math
-import os
 import resource
 import sys
 import time
@@ -20,6 +19,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
+
+from fdtrain import files
 
 QUANTILES = 10
 """Equal parts of the time distribution that the integrand is reported over."""
@@ -127,9 +128,7 @@ class Monitor:
         self.board = SummaryWriter(self.boards, purge_step=step + 1)
         if self.file.exists():
             kept = [line for line in self.file.read_text().splitlines() if _step_of_line(line) <= step]
-            aside = self.file.with_suffix(".new")
-            aside.write_text("".join(f"{line}\n" for line in kept))
-            os.replace(aside, self.file)
+            files.write_text(self.file, "".join(f"{line}\n" for line in kept))
 
     def rewind(self, step: int) -> None:
         """The run goes back to ``step``."""

@@ -70,7 +70,7 @@ def flip(path):
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("damage", [truncate, empty, flip, lambda path: path.unlink()])
-def test_any_damage_to_any_file_is_found_and_passed_over(run, name, damage, capsys):
+def test_any_damage_to_any_file_is_found_and_passed_over(run, name, damage, caplog):
     newest, older = store.committed(run)
     assert store.newest(run, fits) == (newest, [])
     damage(newest / name)
@@ -82,7 +82,7 @@ def test_any_damage_to_any_file_is_found_and_passed_over(run, name, damage, caps
     assert name in faults[0] or (name == "MANIFEST.json" and "is cut short or changed" in faults[0])
     # Evaluation takes the sound one, and says so; the damaged one by its own name is refused.
     assert find_model(run)[0].parent == older
-    assert "step_00000010 is damaged" in capsys.readouterr().err
+    assert "step_00000010 is damaged" in caplog.text
     with pytest.raises(UserError, match=r"step_00000010 is damaged|holds no model"):
         find_model(newest)
 

@@ -26,6 +26,7 @@ from fdtrain.evaluation.fidelity.image_sets import PixelSet
 from fdtrain.evaluation.fidelity.measure import measure
 from fdtrain.evaluation.fidelity.moments import Moments
 from fdtrain.evaluation.likelihood import nll, partial_values
+from fdtrain.evaluation.partial import discard, folder_for
 from fdtrain.evaluation.reporting import figures, result
 from fdtrain.evaluation.sampling.options import Drawing
 from fdtrain.evaluation.sampling.samples import to_pixels
@@ -69,7 +70,7 @@ def run(arguments: argparse.Namespace) -> tuple[Path, int, dict[str, Path]] | No
     folders = []
 
     def over_images(name: str, count: int, chunk: int, columns: int, compute, about: dict[str, Any]) -> Tensor:
-        folders.append(partial_values.folder_for(paths[0].parent, {**shared, "images": count, "curve": name, **about}))
+        folders.append(folder_for(paths[0].parent, {**shared, "images": count, "curve": name, **about}))
         return partial_values.over_images(count, chunk, columns, compute, folders[-1], arguments.device, name)
 
     def solve(how: Drawing, images: range) -> Tensor:
@@ -124,7 +125,7 @@ def run(arguments: argparse.Namespace) -> tuple[Path, int, dict[str, Path]] | No
         pictures = draw(found, path)
         print(f"{path}: {', '.join(p.name for p in pictures.values())}")
     for folder in folders:
-        partial_values.discard(folder)
+        discard(folder)
     if not subject.run:
         return None
     return subject.run, subject.step or 0, pictures

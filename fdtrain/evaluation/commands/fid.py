@@ -9,13 +9,15 @@ their name.
 """
 
 import argparse
-import json
+import math
 import statistics
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from fdtrain import distributed
@@ -27,13 +29,14 @@ from fdtrain.evaluation.fidelity.image_sets import PixelSet
 from fdtrain.evaluation.fidelity.measure import KEPT, Measured, measure, own_chunks
 from fdtrain.evaluation.fidelity.reference import Reference
 from fdtrain.evaluation.likelihood import nll
+from fdtrain.evaluation.partial import PartialStore, folder_for
 from fdtrain.evaluation.reporting import result
 from fdtrain.evaluation.sampling import options
 from fdtrain.evaluation.sampling.options import Drawing
 
 IMAGES = 50_000
-PARTLY = "unfinished"
-"""Key of a result that lacks some of its sets. The same command goes on with it."""
+DISTANCES = ("value", "kid", "precision", "recall", "inception_score")
+"""Of a set, in the order of the columns of partial results."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -90,19 +93,24 @@ def run(arguments: argparse.Namespace) -> None:
     }
     path = folder / f"frechet_{network.identity.name}.json" if folder else None
     targets = {str(p): (p, option) for p, option in ((path, "the run's results"), (arguments.json, "--json")) if p}
-    done = _begun(found, [p for p, _ in targets.values()])
+    store = _store(found, path or arguments.json, len(sets))
+    done = _stored(store)
     for s in sets[len(done) :]:
         with _bar(count, f"set {len(done) + 1} of {len(sets)}") as bar:
             measured = measure(network, s, count, arguments.batch, arguments.device, scored=True, progress=bar.update)
         # The other ranks go on with the next set.
         done.append(_compare(measured, compared) if distributed.rank() == 0 else {})
         if distributed.rank() == 0:
+            if store:
+                store.save(range(len(done) - 1, len(done)), _row(done[-1]))
             seconds = time.perf_counter() - start
-            whole = found | _summary(done) | {"seconds": seconds, PARTLY: len(done) < len(sets)}
+            whole = found | _summary(done) | {"seconds": seconds, "unfinished": len(done) < len(sets)}
             for target, option in targets.values():
                 result.write(whole, target, option)
     if distributed.rank() == 0:
         _print(found | _summary(done))
+        if store:
+            store.remove()
 
 
 def _model_sets(arguments: argparse.Namespace, split: Split) -> tuple[list[PixelSet], dict[str, Any], Path | None]:
@@ -158,17 +166,28 @@ def _reference(arguments: argparse.Namespace, split: Split, network: FeatureNetw
     return made
 
 
-def _begun(found: dict[str, Any], paths: list[Path]) -> list[dict[str, Any]]:
-    """The sets that an interrupted evaluation with the same definition has finished."""
-    wanted = json.loads(json.dumps(found))
-    for path in paths:
-        try:
-            before = json.loads(path.read_text())
-            if before[PARTLY] and all(before[key] == wanted[key] for key in wanted):
-                return distributed.broadcast(before["sets"])
-        except (OSError, ValueError, KeyError, TypeError):
-            pass  # Nothing to go on with.
-    return distributed.broadcast([])
+def _store(definition: dict[str, Any], path: Path | None, sets: int) -> PartialStore | None:
+    """The distances of finished sets, beside the file of the result; None without one."""
+    folder = folder_for(path.parent, definition) if path else None
+    return PartialStore(folder, definition, sets) if folder else None
+
+
+def _stored(store: PartialStore | None) -> list[dict[str, Any]]:
+    """The distances of the first sets that an interrupted evaluation with the same definition has finished."""
+    done: list[dict[str, Any]] = []
+    if store and distributed.rank() == 0:
+        store.prepare()
+        for part, row in store.load():
+            if part.start != len(done):
+                break
+            values = [None if math.isnan(value) else value for value in row[0].tolist()]
+            done.append(dict(zip(DISTANCES, values)))
+    return distributed.broadcast(done)
+
+
+def _row(distances: dict[str, Any]) -> Tensor:
+    values = [math.nan if distances[name] is None else distances[name] for name in DISTANCES]
+    return torch.tensor([values], dtype=torch.float64)
 
 
 def _compare(measured: Measured, compared: Reference) -> dict[str, Any]:

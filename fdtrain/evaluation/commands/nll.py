@@ -21,6 +21,7 @@ from fdtrain.diffusion.objective import bits_per_dim
 from fdtrain.diffusion.time_sampling import time_density
 from fdtrain.errors import UserError
 from fdtrain.evaluation.likelihood import nll, partial_values
+from fdtrain.evaluation.partial import discard, folder_for
 from fdtrain.evaluation.reporting import result
 
 
@@ -74,8 +75,8 @@ def run(arguments: argparse.Namespace) -> None:
             option = "--json" if path == arguments.json else "the run's results"
             result.write(found, path, option)
             result.write_values(values, path.with_suffix(".safetensors"), option)
-        for folder in job.kept:
-            partial_values.discard(folder)
+        for folder in job.partial:
+            discard(folder)
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -121,12 +122,12 @@ class _Job:
         name = arguments.split if self.count == len(self.split) else f"{arguments.split}_first{self.count}"
         self.path = subject.results and subject.results / f"nll_{name}.json"
         self.results = subject.results or (arguments.json and arguments.json.parent)
-        self.kept: list[Path | None] = []
+        self.partial: list[Path | None] = []
 
     def over_images(self, name: str, compute: Callable[[range], Tensor], chunk: int, columns: int, about: dict):
-        """``compute`` over all images and processes, kept on the way."""
-        self.kept.append(partial_values.folder_for(self.results, {**self.settings, "method": name, **about}))
-        return partial_values.over_images(self.count, chunk, columns, compute, self.kept[-1], self.device, name)
+        """``compute`` over all images and processes, stored on the way."""
+        self.partial.append(folder_for(self.results, {**self.settings, "method": name, **about}))
+        return partial_values.over_images(self.count, chunk, columns, compute, self.partial[-1], self.device, name)
 
 
 def _elbo(job: _Job, arguments: argparse.Namespace) -> dict[str, tuple[Tensor, dict]]:

@@ -17,6 +17,7 @@ import torch.nn.functional as nnf
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
+from fdtrain import files
 from fdtrain.data.fetch import Mismatch, fetch, is_remote
 from fdtrain.errors import UserError
 from fdtrain.evaluation.fidelity import label_features
@@ -115,16 +116,13 @@ def _downloaded(url: str) -> Path:
     path = CACHE / INCEPTION
     if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == INCEPTION_SHA256:
         return path
-    aside = path.with_name(f".{path.name}.new")
 
     def check(found: Path) -> None:
         if hashlib.sha256(found.read_bytes()).hexdigest() != INCEPTION_SHA256:
             raise Mismatch("another checksum than the standard Inception's")
 
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fetch(url, aside, FETCH_SECONDS, check)
-        aside.replace(path)
+        files.write_atomically(path, lambda temporary: fetch(url, temporary, FETCH_SECONDS, check))
     except OSError as error:
         raise UserError(f"features: cannot write {path} ({error.strerror}).") from error
     return path

@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from fdtrain.evaluation.reporting.result import replace
+from fdtrain.evaluation.reporting.result import write_file
 
 COLOURS = ("#2563a8", "#c2521d", "#2f7d4f", "#8a3f8f", "#9a7b12", "#4d5966")
 
@@ -44,7 +44,7 @@ def quality(points: list[dict[str, Any]], key: str, title: str, path: Path) -> N
     axes.xaxis.set_minor_locator(NullLocator())
     _log_values(axes)
     axes.legend(frameon=False, fontsize=8)
-    replace(path, partial(figure.savefig, format="png"))
+    write_file(path, partial(figure.savefig, format="png"))
 
 
 def integrand(strata: dict[str, Any], path: Path) -> None:
@@ -64,7 +64,7 @@ def integrand(strata: dict[str, Any], path: Path) -> None:
     axes.axhline(0, color="#666666", linewidth=0.6)
     axes.legend(frameon=False, fontsize=8)
     _time_axis(axes, middles)
-    replace(path, partial(figure.savefig, format="png"))
+    write_file(path, partial(figure.savefig, format="png"))
 
 
 def variance(strata: dict[str, Any], path: Path) -> None:
@@ -78,7 +78,7 @@ def variance(strata: dict[str, Any], path: Path) -> None:
     _log_values(axes)
     axes.legend(frameon=False, fontsize=8)
     _time_axis(axes, middles)
-    replace(path, partial(figure.savefig, format="png"))
+    write_file(path, partial(figure.savefig, format="png"))
 
 
 def training(curves: dict[str, list[tuple[int, float]]], path: Path) -> None:
@@ -91,7 +91,7 @@ def training(curves: dict[str, list[tuple[int, float]]], path: Path) -> None:
     # The first steps would otherwise take all the height.
     axes.set_ylim(values[0] - 0.05 * abs(values[0]), values[int(0.95 * (len(values) - 1))] * 1.1 + 0.01)
     axes.legend(frameon=False, fontsize=8)
-    replace(path, partial(figure.savefig, format="png"))
+    write_file(path, partial(figure.savefig, format="png"))
 
 
 def _middles(edges: list[float]) -> list[float]:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from fdtrain import files
 from fdtrain.data.split import Split
 from fdtrain.errors import UserError
 from fdtrain.evaluation.load import find_model, read_model
@@ -79,26 +79,24 @@ def split_identity(split: Split) -> dict[str, Any]:
 
 
 def write(result: dict[str, Any], path: Path, option: str) -> None:
-    """Write a result; ``option`` is what chose the path, for the message of :func:`replace`."""
-    replace(path, lambda aside: aside.write_text(json.dumps(result, indent=1) + "\n"), option)
+    """Write a result; ``option`` is what chose the path, for the message of :func:`write_file`."""
+    write_file(path, lambda temporary: temporary.write_text(json.dumps(result, indent=1) + "\n"), option)
 
 
 def write_values(values: dict[str, Tensor], path: Path, option: str) -> None:
     """Write values of each image as safetensors, as :func:`write` does."""
-    replace(path, lambda aside: save_file({k: v.contiguous() for k, v in values.items()}, aside), option)
+    tensors = {name: value.contiguous() for name, value in values.items()}
+    write_file(path, lambda temporary: save_file(tensors, temporary), option)
 
 
-def replace(path: Path, write_to: Callable[[Path], Any], option: str | None = None) -> None:
-    """Write a file aside, in a folder that is made if need be, and give it its name in one rename.
+def write_file(path: Path, write_to: Callable[[Path], Any], option: str | None = None) -> None:
+    """:func:`fdtrain.files.write_atomically` of a file that the user asked for.
 
     Raises:
         UserError: it cannot be written; ``option`` names in the message what chose the path.
     """
-    aside = path.with_name(f".{path.name}.new")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_to(aside)
-        os.replace(aside, path)
+        files.write_atomically(path, write_to)
     except (OSError, SafetensorError) as error:
         chosen, reason = f"{option}: " if option else "", getattr(error, "strerror", None) or error
         raise UserError(f"{chosen}cannot write {path} ({reason}).") from error
