@@ -28,6 +28,7 @@ from fdtrain.evaluation.fidelity.moments import Moments
 from fdtrain.evaluation.likelihood import nll, partial_values
 from fdtrain.evaluation.partial import discard, folder_for
 from fdtrain.evaluation.reporting import figures, result
+from fdtrain.evaluation.reporting.result import CurveResult
 from fdtrain.evaluation.sampling.options import Drawing
 from fdtrain.evaluation.sampling.samples import to_pixels
 
@@ -120,9 +121,10 @@ def run(arguments: argparse.Namespace) -> tuple[Path, int, dict[str, Path]] | No
     found |= {"seconds": time.perf_counter() - start, "device": str(arguments.device)}
     if distributed.rank() != 0:
         return None
+    curves_ = CurveResult.model_validate(found)
     for path in paths:
-        result.write(found, path, "--json" if path == arguments.json else "the run's results")
-        pictures = draw(found, path)
+        result.write(curves_, path, "--json" if path == arguments.json else "the run's results")
+        pictures = draw(curves_, path)
         print(f"{path}: {', '.join(p.name for p in pictures.values())}")
     for folder in folders:
         discard(folder)
@@ -131,18 +133,16 @@ def run(arguments: argparse.Namespace) -> tuple[Path, int, dict[str, Path]] | No
     return subject.run, subject.step or 0, pictures
 
 
-def draw(found: dict, path: Path) -> dict[str, Path]:
+def draw(found: CurveResult, path: Path) -> dict[str, Path]:
     """The pictures of a result, beside the file it is in, by name."""
     pictures = {name: path.with_name(f"{path.stem}_{name}.png") for name in ("integrand", "variance", "quality")}
-    figures.integrand(found["strata"], pictures["integrand"])
-    figures.variance(found["strata"], pictures["variance"])
-    title = f"{found['distance']} to {found['split']}, {found['images']} samples"
-    figures.quality(found["points"], "distance", title, pictures["quality"])
-    if any(point["rms"] is not None for point in found["points"]):
+    figures.integrand(found.strata, pictures["integrand"])
+    figures.variance(found.strata, pictures["variance"])
+    title = f"{found.distance} to {found.split}, {found.images} samples"
+    figures.quality(found.points, "distance", title, pictures["quality"])
+    if any(point.rms is not None for point in found.points):
         pictures["ode"] = path.with_name(f"{path.stem}_ode.png")
-        figures.quality(
-            found["points"], "rms", "RMS distance to the fine ODE solution, pixels in -1..1", pictures["ode"]
-        )
+        figures.quality(found.points, "rms", "RMS distance to the fine ODE solution, pixels in -1..1", pictures["ode"])
     return pictures
 
 

@@ -31,6 +31,7 @@ from fdtrain.evaluation.fidelity.reference import Reference
 from fdtrain.evaluation.likelihood import nll
 from fdtrain.evaluation.partial import PartialStore, folder_for
 from fdtrain.evaluation.reporting import result
+from fdtrain.evaluation.reporting.result import FrechetResult
 from fdtrain.evaluation.sampling import options
 from fdtrain.evaluation.sampling.options import Drawing
 
@@ -104,11 +105,13 @@ def run(arguments: argparse.Namespace) -> None:
             if store:
                 store.save(range(len(done) - 1, len(done)), _row(done[-1]))
             seconds = time.perf_counter() - start
-            whole = found | _summary(done) | {"seconds": seconds, "unfinished": len(done) < len(sets)}
+            whole = FrechetResult.model_validate(
+                found | _summary(done) | {"seconds": seconds, "unfinished": len(done) < len(sets)}
+            )
             for target, option in targets.values():
                 result.write(whole, target, option)
     if distributed.rank() == 0:
-        _print(found | _summary(done))
+        _print(FrechetResult.model_validate(found | _summary(done) | {"seconds": 0.0, "unfinished": False}))
         if store:
             store.remove()
 
@@ -214,28 +217,26 @@ def _summary(done: list[dict[str, Any]]) -> dict[str, Any]:
     return {"value": statistics.mean(values), "values": values, "spread": spread, **means, "sets": done}
 
 
-def _print(found: dict[str, Any]) -> None:
+def _print(numbers: FrechetResult) -> None:
     """The numbers, and everything that defines them."""
-    values, about, features = found["values"], found["reference"], found["features"]
-    each = f"{len(values)} sets of {found['images']} images: " if len(values) > 1 else f"{found['images']} images: "
-    spread = "" if found["spread"] is None else f" +- {found['spread']:.2g}"
-    print(f"{found['name']} {found['value']:.4f}{spread}  ({each}{', '.join(f'{value:.4f}' for value in values)})")
-    if found["kid"] is not None:
-        first = f"by the first {min(found['images'], KEPT)} of a set and {found['kept']} of the split"
-        print(f"KID {found['kid']:.3e}, precision {found['precision']:.4f}, recall {found['recall']:.4f}  ({first})")
-    if found["inception_score"] is not None:
+    values, reference, features = numbers.values, numbers.reference, numbers.features
+    each = f"{len(values)} sets of {numbers.images} images: " if len(values) > 1 else f"{numbers.images} images: "
+    spread = "" if numbers.spread is None else f" +- {numbers.spread:.2g}"
+    print(f"{numbers.name} {numbers.value:.4f}{spread}  ({each}{', '.join(f'{value:.4f}' for value in values)})")
+    if numbers.kid is not None:
+        first = f"by the first {min(numbers.images, KEPT)} of a set and {numbers.feature_images} of the split"
+        print(f"KID {numbers.kid:.3e}, precision {numbers.precision:.4f}, recall {numbers.recall:.4f}  ({first})")
+    if numbers.inception_score is not None:
         # A classifier of other classes than ImageNet's gives another score than the one known by this name.
-        title = "Inception Score" if found["name"] == "FID" else f"class score ({features['name']})"
-        print(f"{title} {found['inception_score']:.4f}")
-    flipped = " with their mirror images" if about["flip"] else ""
-    print(f"against {about['images']} images of {about['dataset']}/{about['split']}{flipped}")
-    if found["solver"]:
-        how = f"{found['solver']}, {found['grid']} grid, {found['nfe']} evaluations, guidance {found['guidance']:g}"
-        print(f"{how}, seeds {', '.join(map(str, found['seeds']))}")
-    if found["images"] <= features["dims"]:
-        print(
-            f"note: fewer images than the {features['dims']} features: the distance says more of that than of the model"
-        )
+        title = "Inception Score" if numbers.name == "FID" else f"class score ({features.name})"
+        print(f"{title} {numbers.inception_score:.4f}")
+    flipped = " with their mirror images" if reference.flip else ""
+    print(f"against {reference.images} images of {reference.dataset}/{reference.split}{flipped}")
+    if numbers.solver:
+        options = f"{numbers.solver}, {numbers.grid} grid, {numbers.nfe} evaluations, guidance {numbers.guidance:g}"
+        print(f"{options}, seeds {', '.join(map(str, numbers.seeds))}")
+    if numbers.images <= features.dims:
+        print(f"note: fewer images than the {features.dims} features: the distance says more of that than of the model")
 
 
 def _bar(count: int, name: str) -> tqdm:

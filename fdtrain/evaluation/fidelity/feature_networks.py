@@ -21,23 +21,13 @@ from fdtrain import files
 from fdtrain.data.fetch import Mismatch, fetch, is_remote
 from fdtrain.errors import UserError
 from fdtrain.evaluation.fidelity import label_features
+from fdtrain.evaluation.reporting.result import FeatureIdentity
 
 CACHE = Path("~/.cache/fdtrain").expanduser()
 INCEPTION = "inception-2015-12-05.pt"
 INCEPTION_URL = f"https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/{INCEPTION}"
 INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
 FETCH_SECONDS = 600.0
-
-
-@dataclass(frozen=True)
-class FeatureIdentity:
-    """What a number that was measured by these features depends on. ``input`` says how images reach the network,
-    ``sha256`` is of its file, if it has one."""
-
-    name: str
-    sha256: str | None
-    dims: int
-    input: str
 
 
 @dataclass(frozen=True)
