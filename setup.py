@@ -12,6 +12,7 @@ setup(
     long_description_content_type="text/markdown",
     python_requires=">=3.11",
     packages=find_packages(include=["fdtrain", "fdtrain.*"]),
+    package_data={"fdtrain": ["py.typed"], "fdtrain.evaluation.reporting": ["*.jinja"]},
     install_requires=[
         "torch>=2.13,<3",
         "deepspeed>=0.19.8,<0.20",
@@ -25,6 +26,7 @@ setup(
         "safetensors>=0.5,<1",
         "numpy>=2,<3",
         "matplotlib>=3.9,<4",
+        "jinja2>=3.1,<4",
         "pillow>=11",
         "tqdm>=4.66,<5",
         # The embedded data set.

@@ -32,34 +32,34 @@ from fdtrain.evaluation.fidelity.measure import measure
 from fdtrain.evaluation.load import load_model
 from fdtrain.evaluation.sampling.options import Drawing
 from fdtrain.evaluation.sampling.samples import to_pixels
-from fdtrain.networks.model import Model, ModelSpec
+from fdtrain.networks.model import Model
 from fdtrain.randomness import Purpose, normal
 
 CPU = torch.device("cpu")
 
 
 @torch.no_grad()
-def truncated(model: Model, spec: ModelSpec, images: range, seed: int, steps: int) -> Tensor:
+def truncated(model: Model, images: range, seed: int, steps: int) -> Tensor:
     """Euler-Maruyama's pixels."""
 
     def noise(step: int) -> Tensor:
-        return torch.stack([normal(spec.shape, CPU, seed, Purpose.SAMPLE, image, step + 1) for image in images])
+        return torch.stack([normal(model.spec.shape, CPU, seed, Purpose.SAMPLE, image, step + 1) for image in images])
 
     x = euler_maruyama(model.field(), noise(-1), steps, noise, t_min=1e-3)
-    return to_pixels(quantise(x, spec.levels), spec.levels)
+    return to_pixels(quantise(x, model.spec.levels), model.spec.levels)
 
 
 def distance(arguments: argparse.Namespace) -> None:
-    model, spec = load_model(arguments.run)
+    model = load_model(arguments.run)
     network = open_features(arguments.features, CPU)
     split = image_sets.of_split(Split(arguments.data, "train"))
     reference = measure(network, split, split.count, 256, CPU).moments
     how, count = Drawing("sde2", arguments.grid, arguments.steps), arguments.images
     found: dict[str, list[float]] = {}
     for seed in arguments.seeds:
-        ours = image_sets.of_model(model, spec, how, seed, count)
+        ours = image_sets.of_model(model, how, seed, count)
         theirs = image_sets.PixelSet(
-            "truncated", count, spec.shape, lambda i, s=seed: truncated(model, spec, i, s, arguments.truncated), {}
+            "truncated", count, model.spec.shape, lambda i, s=seed: truncated(model, i, s, arguments.truncated), {}
         )
         for name, images in (
             (f"sde2, {arguments.grid} grid, {how.nfe} evaluations", ours),
@@ -120,9 +120,9 @@ def processes(arguments: argparse.Namespace) -> None:
 
 def worker(arguments: argparse.Namespace) -> None:
     with process.joined(None) as place:
-        model, spec = load_model(arguments.run)
+        model = load_model(arguments.run)
         network = open_features(arguments.features, place)
-        drawn = image_sets.of_model(model.to(place), spec, Drawing(steps=20), 0, arguments.images)
+        drawn = image_sets.of_model(model.to(place), Drawing(steps=20), 0, arguments.images)
         measure(network, drawn, 64 * distributed.world_size(), 64, place)
         process.wait_for_all(place)
         begin = time.perf_counter()

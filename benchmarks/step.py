@@ -113,7 +113,7 @@ def build_trainer(plan, device, monitor, accounting, compiled=False):
     model = Model(spec).to(device)
     engine = Engine(model, training)
     average = Average(engine.weights, Model(spec), config.ema.decay, config.ema.warmup_power)
-    if compiled and (failure := compile_network(model, spec, training, device)):
+    if compiled and (failure := compile_network(model, training, device)):
         sys.exit(f"torch.compile failed: {failure}")
     density = time_density(config.diffusion.time_density, spec.scale)
     draws = BatchNoise(

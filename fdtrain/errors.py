@@ -1,5 +1,6 @@
 """The one exception a user is meant to read, and how entry points show it."""
 
+import logging
 import os
 import sys
 import time
@@ -46,6 +47,19 @@ PREEMPTED_CODE = 75
 """Of a run that was asked to end and can go on: what schedulers requeue on (EX_TEMPFAIL of sysexits.h)."""
 
 
+def log_to_console() -> None:
+    """Show the messages of the library on stderr, as lines that begin with "fdtrain: ".
+
+    Rank 0 shows all of them, other ranks warnings, with their number.
+    """
+    rank = int(os.environ.get("RANK", "0"))
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter(f"fdtrain: (rank {rank}) %(message)s" if rank else "fdtrain: %(message)s"))
+    logger = logging.getLogger("fdtrain")
+    logger.handlers = [handler]
+    logger.setLevel(logging.WARNING if rank else logging.INFO)
+
+
 def exit_code(main: Callable[[], None]) -> int:
     """Run ``main``; a :class:`UserError` becomes one line on stderr and exit code 2. Bugs keep their trace.
 
@@ -56,6 +70,7 @@ def exit_code(main: Callable[[], None]) -> int:
     that all ranks meet is told by rank 0; a rank that is still there some seconds later has one of its own;
     and one that only lost a peer speaks last, if nobody has said why.
     """
+    log_to_console()
     rank, local_rank = (int(os.environ.get(name, "0")) for name in ("RANK", "LOCAL_RANK"))
     try:
         main()

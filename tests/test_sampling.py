@@ -120,17 +120,17 @@ def test_an_interrupted_command_goes_on(call, model, tmp_path, monkeypatch):
     common = [model, "--images", 20, "--steps", 3, "--out", tmp_path / "a.npz"]
     drawn, draw = [], Drawing.draw
 
-    def interrupted(self, model, spec, images, seed):
+    def interrupted(self, model, images, seed):
         if len(drawn) == 2:
             raise KeyboardInterrupt
         drawn.append(images)
-        return draw(self, model, spec, images, seed)
+        return draw(self, model, images, seed)
 
     monkeypatch.setattr(Drawing, "draw", interrupted)
     assert "The same command goes on" in call("sample", *common, "--batch", 8, rc=2)
     assert not (tmp_path / "a.npz").exists()
     assert "unfinished samples of seed 0, not 1. Repeat that" in call("sample", *common, "--seed", 1, rc=2)
-    monkeypatch.setattr(Drawing, "draw", lambda self, *rest: drawn.append(rest[2]) or draw(self, *rest))
+    monkeypatch.setattr(Drawing, "draw", lambda self, *rest: drawn.append(rest[1]) or draw(self, *rest))
     call("sample", *common, "--batch", 3)
     # Another batch size: what there was stays.
     assert sorted(i for images in drawn for i in images) == list(range(20))

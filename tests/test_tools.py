@@ -50,11 +50,11 @@ def test_pack(tmp_path):
 def test_export_reads_back_without_the_run(run, tmp_path):
     tool("export", run.run_folder(), tmp_path / "e")
     assert sorted(p.name for p in (tmp_path / "e").iterdir()) == ["config.json", "model.safetensors"]
-    model, spec = load_model(tmp_path / "e")
+    model = load_model(tmp_path / "e")
     average = tensors(run.checkpoint(30), AVERAGE)
     for name, weight in model.named_parameters():
         assert torch.equal(weight, average[f"{AVERAGE}/{name}"])
-    assert (spec.shape, spec.levels, spec.dataset) == ((1, 8, 8), 17, "digits")
+    assert (model.spec.shape, model.spec.levels, model.spec.dataset) == ((1, 8, 8), 17, "digits")
     tool("export", run.run_folder() / "checkpoints" / "step_00000030", tmp_path / "e2")
     assert (tmp_path / "e2" / "config.json").read_text() == (tmp_path / "e" / "config.json").read_text()
 

@@ -3,7 +3,7 @@
 Writes model.safetensors and config.json. To load them back:
 
     from fdtrain.evaluation.load import load_model
-    model, spec = load_model("export/digits")
+    model = load_model("export/digits")  # model.spec describes it
     F = model(x, t)  # images (B, C, H, W) in [-1, 1], times (B,) in [0, 1], float64
 """
 

@@ -12,21 +12,22 @@ A command that was stopped goes on where it was when it is repeated (docs/sampli
 
 import argparse
 import sys
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import interpreter  # noqa: F401
 import torch
 from tqdm import tqdm
 
-from fdtrain import distributed
+from fdtrain import distributed, files
 from fdtrain.errors import UserError, exit_code
 from fdtrain.evaluation import process
+from fdtrain.evaluation.partial import PartialStore
 from fdtrain.evaluation.reporting import result
 from fdtrain.evaluation.sampling.options import Drawing, add_arguments
 from fdtrain.evaluation.sampling.output import Output
-from fdtrain.evaluation.sampling.partial_samples import PartialSamples
-from fdtrain.networks.model import Model, ModelSpec
+from fdtrain.networks.model import Model
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -54,7 +55,8 @@ def main() -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    model, spec, subject = result.open_model(arguments.model)
+    model, subject = result.open_model(arguments.model)
+    spec = model.spec
     drawing = Drawing.of(arguments, spec)
     if arguments.images < 1:
         raise UserError("--images must be at least 1.")
@@ -73,11 +75,12 @@ def run(arguments: argparse.Namespace) -> None:
         }
         complete = output.check(request)
         if not complete:
-            parts = PartialSamples(output.work, request)
-            _sample(arguments, model.to(place), spec, drawing, parts, place)
-            if distributed.rank() == 0:
-                labels = (lambda images: drawing.labels(images, spec)) if spec.classes else None
-                output.write(parts, spec, labels, subject.identity() | {"dataset": spec.dataset})
+            parts = output.parts(request)
+            with _prepared(parts):
+                _sample(arguments, model.to(place), drawing, parts, place)
+                if distributed.rank() == 0:
+                    labels = (lambda images: drawing.labels(images, spec)) if spec.classes else None
+                    output.write(parts, spec, labels, subject.identity() | {"dataset": spec.dataset})
     if distributed.rank() == 0:
         already = ", complete already" if complete else ""
         print(f"{output.path}: {arguments.images} images, {drawing.solver}, {drawing.nfe} evaluations each{already}")
@@ -86,27 +89,32 @@ def run(arguments: argparse.Namespace) -> None:
 def _sample(
     arguments: argparse.Namespace,
     model: Model,
-    spec: ModelSpec,
     drawing: Drawing,
-    parts: PartialSamples,
+    parts: PartialStore,
     place: torch.device,
 ) -> None:
     """Sample what is missing, the ranks in turn batch by batch, and wait for all."""
     first = distributed.rank() == 0
-    if first:
-        parts.begin()
+    chunks = distributed.broadcast(parts.missing(arguments.batch) if first else None)
+    missing = sum(map(len, chunks))
+    shown = first and sys.stderr.isatty()
+    with tqdm(total=arguments.images, initial=arguments.images - missing, unit="image", disable=not shown) as bar:
+        for chunk in chunks[distributed.rank() :: distributed.world_size()]:
+            parts.save(chunk, drawing.draw(model, chunk, arguments.seed))
+            bar.update(sum(map(len, parts.finished())) - bar.n if shown else 0)
     process.wait_for_all(place)
-    chunks = parts.missing(arguments.batch)
-    # No rank may add a part before every rank has seen which are missing.
-    process.wait_for_all(place)
-    with parts.alone() if first else nullcontext():
-        total, left = arguments.images, sum(map(len, chunks))
-        shown = first and sys.stderr.isatty()
-        with tqdm(total=total, initial=total - left, unit="image", disable=not shown) as bar:
-            for chunk in chunks[distributed.rank() :: distributed.world_size()]:
-                parts.save(chunk, drawing.draw(model, spec, chunk, arguments.seed))
-                bar.update(sum(map(len, parts.stored())) - bar.n if shown else 0)
-        process.wait_for_all(place)
+
+
+@contextmanager
+def _prepared(parts: PartialStore) -> Iterator[None]:
+    """The folder of the parts, held by rank 0 against other launches until the samples are finished."""
+    if distributed.rank() != 0:
+        yield
+        return
+    parts.folder.mkdir(parents=True, exist_ok=True)
+    with files.exclusive(parts.folder):
+        parts.prepare()
+        yield
 
 
 def _output(arguments: argparse.Namespace) -> Output:

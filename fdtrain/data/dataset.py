@@ -2,13 +2,13 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fdtrain.errors import UserError
+from fdtrain.files import write_text
 from fdtrain.strict_yaml import brief
 
 FILE = "dataset.json"
@@ -101,9 +101,7 @@ def read_description(folder: str | Path) -> DatasetDescription:
 
 def write_description(folder: Path, description: DatasetDescription) -> None:
     """Write ``dataset.json`` last of all, in one rename: a folder that has it is complete."""
-    aside = folder / f".{FILE}"
-    aside.write_text(json.dumps(description.model_dump(), indent=1) + "\n")
-    os.replace(aside, folder / FILE)
+    write_text(folder / FILE, json.dumps(description.model_dump(), indent=1) + "\n")
 
 
 def fingerprint(shards: Iterable[Shard]) -> str:

@@ -1,6 +1,6 @@
 """Find and load a trained model: from an export, a checkpoint or a run folder. Needs no DeepSpeed, runs no code."""
 
-import sys
+import logging
 from pathlib import Path
 
 from safetensors.torch import save_file
@@ -12,6 +12,8 @@ from fdtrain.networks.model import Model, ModelSpec, load_weights
 
 SPEC_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 """Of an export."""
+
+logger = logging.getLogger(__name__)
 
 
 def find_model(path: str | Path) -> tuple[Path, Path]:
@@ -47,7 +49,7 @@ def _newest(run: Path) -> Path:
     sound, _ = store.newest(run, lambda path: None)
     if sound is None:
         raise _damaged(newest, fault)
-    print(f"fdtrain: {newest} is damaged ({fault}); taking {sound.name}", file=sys.stderr)
+    logger.warning("%s is damaged (%s); taking %s", newest, fault, sound.name)
     return sound
 
 
@@ -55,7 +57,7 @@ def _damaged(folder: Path, fault: str) -> UserError:
     return UserError(f"{folder} is damaged: {fault}. Take another checkpoint.")
 
 
-def load_model(path: str | Path) -> tuple[Model, ModelSpec]:
+def load_model(path: str | Path) -> Model:
     """The model with its averaged weights, on the CPU, in evaluation mode, float32.
 
     Raises:
@@ -64,15 +66,15 @@ def load_model(path: str | Path) -> tuple[Model, ModelSpec]:
     return read_model(*find_model(path))
 
 
-def read_model(spec_file: Path, weights: Path) -> tuple[Model, ModelSpec]:
+def read_model(spec_file: Path, weights: Path) -> Model:
     """:func:`load_model` of what :func:`find_model` has found."""
     spec = ModelSpec.load(spec_file)
     if weights.is_file():
-        return load_weights(spec, weights), spec
+        return load_weights(spec, weights)
     model = Model(spec).eval().requires_grad_(False)
     shapes = {name: p.shape for name, p in model.named_parameters()}
     model.load_state_dict(store.open_parts(weights).whole(AVERAGE, shapes))
-    return model, spec
+    return model
 
 
 def export(path: str | Path, destination: str | Path) -> Path:
@@ -83,12 +85,12 @@ def export(path: str | Path, destination: str | Path) -> Path:
     Raises:
         UserError: nothing to export, or the folder cannot be written.
     """
-    model, spec = load_model(path)
+    model = load_model(path)
     destination = Path(destination)
     try:
         destination.mkdir(parents=True, exist_ok=True)
         save_file(model.state_dict(), destination / WEIGHTS_FILE)
-        spec.save(destination / SPEC_FILE)
+        model.spec.save(destination / SPEC_FILE)
     except OSError as error:
         raise UserError(f"cannot write into {destination} ({error.strerror}).") from error
     return destination

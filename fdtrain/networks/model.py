@@ -85,11 +85,13 @@ class ModelSpec:
 class Model(nn.Module):
     """``F(x, t, label)`` in float32, whatever the network computes in.
 
-    ``checkpointing`` recomputes activations in the backward pass instead of keeping them; it changes no result.
+    ``spec`` is what rebuilds it. ``checkpointing`` recomputes activations in the backward pass instead of keeping them;
+    it changes no result.
     """
 
     def __init__(self, spec: ModelSpec, checkpointing: bool = False):
         super().__init__()
+        self.spec = spec
         self.null_label = spec.null_label if spec.null_class else None
         self.predictor = PREDICTORS[spec.predictor](spec.scale)
         try:

@@ -142,7 +142,7 @@ def _compile(plan: Plan, model: Model, flops_per_image: int, device: torch.devic
             monitor.say("fdtrain: warning: training.compile has no effect at training.zero_stage 3")
         return False
     monitor.say("compiling the network")
-    failure = compile_network(model, plan.spec, training, device)
+    failure = compile_network(model, training, device)
     if failure:
         monitor.say(f"fdtrain: warning: torch.compile failed, so the network is not compiled: {failure}")
     return failure is None
@@ -198,15 +198,15 @@ def _reports(plan: Plan, density: TimeDensity, monitor: Monitor, device: torch.d
     config, settings, reports = plan.config, plan.config.monitor, []
     if settings.evaluate_every:
         split = Split(plan.data, config.data.test_split, _cache(plan))
-        run_ = callbacks.held_out_bits(plan.spec, split, density, settings.evaluate_draws, monitor)
+        run_ = callbacks.held_out_bits(split, density, settings.evaluate_draws, monitor)
         reports.append(Callback(settings.evaluate_every, run_))
     if settings.frechet_every:
         network = open_features(settings.frechet_features, device)
         train = Split(plan.data, config.data.train_split, _cache(plan))
-        run_ = callbacks.frechet(plan.spec, train, network, settings, config.seed, monitor)
+        run_ = callbacks.frechet(train, network, settings, config.seed, monitor)
         reports.append(Callback(settings.frechet_every, run_))
     if settings.sample_every:
-        run_ = callbacks.sample_grid(plan.spec, settings, config.seed, config.folder / "samples", monitor)
+        run_ = callbacks.sample_grid(settings, config.seed, config.folder / "samples", monitor)
         reports.append(Callback(settings.sample_every, run_))
     return reports
 

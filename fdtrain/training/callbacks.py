@@ -21,7 +21,7 @@ from fdtrain.evaluation.fidelity.measure import measure
 from fdtrain.evaluation.likelihood import nll
 from fdtrain.evaluation.sampling import samples
 from fdtrain.evaluation.sampling.options import Drawing
-from fdtrain.networks.model import Model, ModelSpec
+from fdtrain.networks.model import Model
 from fdtrain.training.monitor import Monitor
 
 REFERENCE_IMAGES = 10_000
@@ -29,13 +29,13 @@ REFERENCE_IMAGES = 10_000
 FRECHET_BATCH = 64
 
 
-def held_out_bits(spec: ModelSpec, split: Split, density: TimeDensity, draws: int, monitor: Monitor):
+def held_out_bits(split: Split, density: TimeDensity, draws: int, monitor: Monitor):
     """A report that evaluates the bound over the whole split."""
 
     def run(step: int, model: Model) -> None:
         device = next(model.parameters()).device
         mine = distributed.share(len(split))
-        values = nll.elbo(model, spec, split, mine, density, draws) if mine else torch.empty(0, draws).double()
+        values = nll.elbo(model, split, mine, density, draws) if mine else torch.empty(0, draws).double()
         result = estimate(distributed.gather(values, len(split), device))
         monitor.log(step, {"bits_per_dim": result.mean, "standard_error": result.error_images}, prefix=split.name)
         monitor.say(f"step {step}  {split.name} {result.mean:.4f} +- {result.error_images:.4f} bits/dim (ELBO, EMA)")
@@ -44,7 +44,6 @@ def held_out_bits(spec: ModelSpec, split: Split, density: TimeDensity, draws: in
 
 
 def frechet(
-    spec: ModelSpec,
     split: Split,
     network: FeatureNetwork,
     settings: Settings,
@@ -58,7 +57,7 @@ def frechet(
     def run(step: int, model: Model) -> None:
         nonlocal reference
         device = next(model.parameters()).device
-        drawn = image_sets.of_model(model, spec, how, seed, settings.frechet_images)
+        drawn = image_sets.of_model(model, how, seed, settings.frechet_images)
         if reference is None:
             images = image_sets.spread(image_sets.of_split(split), REFERENCE_IMAGES)
             reference = measure(network, images, images.count, FRECHET_BATCH, device).moments
@@ -71,17 +70,17 @@ def frechet(
     return run
 
 
-def sample_grid(spec: ModelSpec, settings: Settings, seed: int, folder: Path, monitor: Monitor):
+def sample_grid(settings: Settings, seed: int, folder: Path, monitor: Monitor):
     """A report that samples a grid and its denoising path, as PNG and in TensorBoard."""
-    times = time_grid("asinh", settings.sample_steps, spec.scale)
     count = settings.sample_images
 
     def run(step: int, model: Model) -> None:
-        device = next(model.parameters()).device
+        device, spec = next(model.parameters()).device, model.spec
+        times = time_grid("asinh", settings.sample_steps, spec.scale)
         mine = distributed.share(count)
         labels = [i % len(spec.classes) for i in mine] if spec.classes else None
         if mine:
-            drawn = samples.draw(model, spec, mine, labels, times, settings.sample_solver, seed).path
+            drawn = samples.draw(model, mine, labels, times, settings.sample_solver, seed).path
         else:
             drawn = torch.empty(0, samples.PATH_IMAGES, *spec.shape, dtype=torch.uint8)
         path = samples.to_pixels(distributed.gather(drawn, count, device), spec.levels)

@@ -8,7 +8,7 @@ from torch import nn
 
 from fdtrain import distributed
 from fdtrain.config import TrainingConfig
-from fdtrain.networks.model import Model, ModelSpec
+from fdtrain.networks.model import Model
 from fdtrain.training.hardware import DTYPES, memory_format
 
 WORTHWHILE = 1e17
@@ -28,7 +28,7 @@ def worthwhile(training: TrainingConfig, flops_per_image: int, device: torch.dev
     return device.type == "cuda" and images * flops_per_image >= WORTHWHILE
 
 
-def compile_network(model: Model, spec: ModelSpec, training: TrainingConfig, device: torch.device) -> str | None:
+def compile_network(model: Model, training: TrainingConfig, device: torch.device) -> str | None:
     """Compile ``model.network`` and take one pass forward and back, whose gradients go nowhere.
 
     Every rank must call it: where one fails none is compiled.
@@ -44,7 +44,7 @@ def compile_network(model: Model, spec: ModelSpec, training: TrainingConfig, dev
     model.network.compile(dynamic=False)
     failure = None
     try:
-        _one_pass(model, spec, images, training.precision, device)
+        _one_pass(model, images, training.precision, device)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # a compiler fails in ways of its own
@@ -61,10 +61,10 @@ def uncompile(network: nn.Module) -> None:
     network._compiled_call_impl = None
 
 
-def _one_pass(model: Model, spec: ModelSpec, images: int, precision: str, device: torch.device) -> None:
-    x = torch.zeros(images, *spec.shape, device=device).contiguous(memory_format=memory_format(device, precision))
+def _one_pass(model: Model, images: int, precision: str, device: torch.device) -> None:
+    x = torch.zeros(images, *model.spec.shape, device=device).contiguous(memory_format=memory_format(device, precision))
     t = torch.full((images,), 0.5, dtype=torch.float64, device=device)
-    label = torch.zeros(images, dtype=torch.int64, device=device) if spec.classes else None
+    label = torch.zeros(images, dtype=torch.int64, device=device) if model.spec.classes else None
     weights = [p for p in model.parameters() if p.requires_grad]
     with torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32"):
         F = model(x, t, label)

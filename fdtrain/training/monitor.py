@@ -6,7 +6,6 @@ accelerator in between.
 
 import json
 import math
-import os
 import resource
 import sys
 import time
@@ -20,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from fdtrain import files
 from fdtrain.training.board import Board
 from fdtrain.training.record_file import RecordFile
 
@@ -238,9 +238,7 @@ def _drop_later_lines(file: Path, step: int) -> None:
         lines = file.read_bytes().splitlines(keepends=True)
         wanted = [line for line in lines if line.endswith(b"\n") and _step_of_line(line) <= step]
         if wanted != lines:
-            aside = file.with_suffix(".new")
-            aside.write_bytes(b"".join(wanted))
-            os.replace(aside, file)
+            files.write_atomically(file, lambda temporary: temporary.write_bytes(b"".join(wanted)))
 
 
 def _size_up_to(file: Path, step: int) -> int | None:

@@ -28,7 +28,7 @@ def run(command, model, data, *options):
     command.run(arguments)
 
 
-def test_what_was_done_before_a_failure_is_kept(export, digits, tmp_path, monkeypatch, capsys):
+def test_what_was_done_before_a_failure_is_kept(export, digits, tmp_path, monkeypatch, caplog):
     """The bound is there when the ODE fails; the same command does not compute it again."""
     options = ["--images", 4, "--draws", 2, "--json", tmp_path / "out" / "r.json", "--ode", "--tolerance", 0.1]
 
@@ -42,8 +42,9 @@ def test_what_was_done_before_a_failure_is_kept(export, digits, tmp_path, monkey
     assert not (tmp_path / "out" / "r.json").exists()
     with monkeypatch.context() as patch:
         patch.setattr(fdtrain.evaluation.likelihood.nll, "elbo", fail)
-        run(nll, export, digits, *options)
-        assert "ELBO: 4 of 4 images were already computed" in capsys.readouterr().err
+        with caplog.at_level("INFO"):
+            run(nll, export, digits, *options)
+        assert "ELBO: 4 of 4 images were already computed" in caplog.messages
         assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["r.json", "r.safetensors"]
         with pytest.raises(UserError, match="broken"):
             run(nll, export, digits, *options, "--seed", 1)

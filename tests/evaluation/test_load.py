@@ -48,14 +48,14 @@ def test_one_model_has_one_checksum_however_it_lies_on_the_disk(model, tmp_path)
     checkpoint_of(tmp_path / "one", model, 1)
     folder = checkpoint_of(tmp_path / "three", model, 3)
     export(tmp_path / "three", tmp_path / "export")
-    found = [result.open_model(path)[2] for path in (tmp_path / "one", tmp_path / "three", folder, tmp_path / "export")]
+    found = [result.open_model(path)[1] for path in (tmp_path / "one", tmp_path / "three", folder, tmp_path / "export")]
     assert len({subject.sha256 for subject in found}) == 1
     assert [subject.step for subject in found] == [7, 7, 7, None]
     assert [subject.run for subject in found] == [tmp_path / "one", tmp_path / "three", None, None]
     for weight in model.parameters():
         weight.data += 1
     checkpoint_of(tmp_path / "other", model, 1)
-    assert result.open_model(tmp_path / "other")[2].sha256 != found[0].sha256
+    assert result.open_model(tmp_path / "other")[1].sha256 != found[0].sha256
 
 
 def test_a_checkpoint_without_its_average(model, tmp_path):

@@ -49,7 +49,7 @@ def test_compiled_is_what_eager_is(backend, checkpointing, labelled):
     names = list(model.state_dict())
     average = copy.deepcopy(model)
     expected = field_and_gradients(model)
-    assert compile_network(model, spec, TRAINING, CPU) is None
+    assert compile_network(model, TRAINING, CPU) is None
     assert model.network._compiled_call_impl is not None
     assert average.network._compiled_call_impl is None
     assert list(model.state_dict()) == names
@@ -69,7 +69,7 @@ def broken(graph, inputs):
 def test_a_compiler_that_fails_leaves_the_network_as_it_was(backend):
     backend(broken)
     model = Model(DIGITS)
-    assert "no compiler" in compile_network(model, DIGITS, TRAINING, CPU)
+    assert "no compiler" in compile_network(model, TRAINING, CPU)
     assert model.network._compiled_call_impl is None
     field_and_gradients(model)
 
@@ -78,7 +78,7 @@ def test_where_one_process_fails_none_is_compiled(backend, monkeypatch):
     backend("eager")
     monkeypatch.setattr(distributed, "all_reduce_sum", lambda x: x + 1)
     model = Model(DIGITS)
-    assert compile_network(model, DIGITS, TRAINING, CPU) == "failed on 1 of 1 processes"
+    assert compile_network(model, TRAINING, CPU) == "failed on 1 of 1 processes"
     assert model.network._compiled_call_impl is None
 
 
@@ -91,7 +91,7 @@ def test_a_pass_that_does_not_fit_is_no_failure_of_the_compiler(backend):
 
     backend(full)
     with pytest.raises(torch.OutOfMemoryError):
-        compile_network(Model(DIGITS), DIGITS, TRAINING, CPU)
+        compile_network(Model(DIGITS), TRAINING, CPU)
 
 
 @pytest.mark.parametrize(

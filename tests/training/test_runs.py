@@ -204,9 +204,9 @@ def _load_in_new_process(launch):
     code = (
         "import sys, json, dataclasses\n"
         "from fdtrain.evaluation.load import load_model\n"
-        f"model, spec = load_model({str(launch.run_folder())!r})\n"
+        f"model = load_model({str(launch.run_folder())!r})\n"
         "assert 'deepspeed' not in sys.modules\n"
-        "print(json.dumps([type(model).__name__, dataclasses.asdict(spec)]))\n"
+        "print(json.dumps([type(model).__name__, dataclasses.asdict(model.spec)]))\n"
     )
     import sys
 

@@ -26,7 +26,9 @@ from fdtrain.evaluation.fidelity.image_sets import PixelSet
 from fdtrain.evaluation.fidelity.measure import measure
 from fdtrain.evaluation.fidelity.moments import Moments
 from fdtrain.evaluation.likelihood import nll, partial_values
+from fdtrain.evaluation.partial import discard, folder_for
 from fdtrain.evaluation.reporting import figures, result
+from fdtrain.evaluation.reporting.result import CurveResult
 from fdtrain.evaluation.sampling.options import Drawing
 from fdtrain.evaluation.sampling.samples import to_pixels
 
@@ -52,11 +54,12 @@ def run(arguments: argparse.Namespace) -> tuple[Path, int, dict[str, Path]] | No
     """Returns the run, the step and the pictures by name, for TensorBoard; None if there is no run."""
     _check(arguments)
     start = time.perf_counter()
-    model, spec, subject = result.open_model(arguments.model)
+    model, subject = result.open_model(arguments.model)
     paths = list(filter(None, (subject.results and subject.results / f"curve_{arguments.split}.json", arguments.json)))
     if not paths:
         raise UserError(f"{arguments.model} is not a run: say with --json where the curves go.")
     split = Split(arguments.data, arguments.split)
+    spec = model.spec
     nll.check_same_images(spec, split)
     model.to(arguments.device)
     named = arguments.features
@@ -68,11 +71,11 @@ def run(arguments: argparse.Namespace) -> tuple[Path, int, dict[str, Path]] | No
     folders = []
 
     def over_images(name: str, count: int, chunk: int, columns: int, compute, about: dict[str, Any]) -> Tensor:
-        folders.append(partial_values.folder_for(paths[0].parent, {**shared, "images": count, "curve": name, **about}))
+        folders.append(folder_for(paths[0].parent, {**shared, "images": count, "curve": name, **about}))
         return partial_values.over_images(count, chunk, columns, compute, folders[-1], arguments.device, name)
 
     def solve(how: Drawing, images: range) -> Tensor:
-        return how.solve(model, spec, images, arguments.seed).flatten(1).double().cpu()
+        return how.solve(model, images, arguments.seed).flatten(1).double().cpu()
 
     def samples(how: Drawing) -> Tensor:
         chunk, name = min(arguments.batch, -(-arguments.images // 4)), f"{how.solver}, {how.grid}, {how.nfe}"
@@ -87,7 +90,6 @@ def run(arguments: argparse.Namespace) -> tuple[Path, int, dict[str, Path]] | No
     compute = partial(
         nll.correction_by_stratum,
         model,
-        spec,
         split,
         density=density,
         strata=strata,
@@ -119,29 +121,28 @@ def run(arguments: argparse.Namespace) -> tuple[Path, int, dict[str, Path]] | No
     found |= {"seconds": time.perf_counter() - start, "device": str(arguments.device)}
     if distributed.rank() != 0:
         return None
+    curves_ = CurveResult.model_validate(found)
     for path in paths:
-        result.write(found, path, "--json" if path == arguments.json else "the run's results")
-        pictures = draw(found, path)
+        result.write(curves_, path, "--json" if path == arguments.json else "the run's results")
+        pictures = draw(curves_, path)
         print(f"{path}: {', '.join(p.name for p in pictures.values())}")
     for folder in folders:
-        partial_values.discard(folder)
+        discard(folder)
     if not subject.run:
         return None
     return subject.run, subject.step or 0, pictures
 
 
-def draw(found: dict, path: Path) -> dict[str, Path]:
+def draw(found: CurveResult, path: Path) -> dict[str, Path]:
     """The pictures of a result, beside the file it is in, by name."""
     pictures = {name: path.with_name(f"{path.stem}_{name}.png") for name in ("integrand", "variance", "quality")}
-    figures.integrand(found["strata"], pictures["integrand"])
-    figures.variance(found["strata"], pictures["variance"])
-    title = f"{found['distance']} to {found['split']}, {found['images']} samples"
-    figures.quality(found["points"], "distance", title, pictures["quality"])
-    if any(point["rms"] is not None for point in found["points"]):
+    figures.integrand(found.strata, pictures["integrand"])
+    figures.variance(found.strata, pictures["variance"])
+    title = f"{found.distance} to {found.split}, {found.images} samples"
+    figures.quality(found.points, "distance", title, pictures["quality"])
+    if any(point.rms is not None for point in found.points):
         pictures["ode"] = path.with_name(f"{path.stem}_ode.png")
-        figures.quality(
-            found["points"], "rms", "RMS distance to the fine ODE solution, pixels in -1..1", pictures["ode"]
-        )
+        figures.quality(found.points, "rms", "RMS distance to the fine ODE solution, pixels in -1..1", pictures["ode"])
     return pictures
 
 

@@ -9,13 +9,15 @@ their name.
 """
 
 import argparse
-import json
+import math
 import statistics
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from fdtrain import distributed
@@ -27,13 +29,15 @@ from fdtrain.evaluation.fidelity.image_sets import PixelSet
 from fdtrain.evaluation.fidelity.measure import KEPT, Measured, measure, own_chunks
 from fdtrain.evaluation.fidelity.reference import Reference
 from fdtrain.evaluation.likelihood import nll
+from fdtrain.evaluation.partial import PartialStore, folder_for
 from fdtrain.evaluation.reporting import result
+from fdtrain.evaluation.reporting.result import FrechetResult
 from fdtrain.evaluation.sampling import options
 from fdtrain.evaluation.sampling.options import Drawing
 
 IMAGES = 50_000
-PARTLY = "unfinished"
-"""Key of a result that lacks some of its sets. The same command goes on with it."""
+DISTANCES = ("value", "kid", "precision", "recall", "inception_score")
+"""Of a set, in the order of the columns of partial results."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -90,30 +94,37 @@ def run(arguments: argparse.Namespace) -> None:
     }
     path = folder / f"frechet_{network.identity.name}.json" if folder else None
     targets = {str(p): (p, option) for p, option in ((path, "the run's results"), (arguments.json, "--json")) if p}
-    done = _begun(found, [p for p, _ in targets.values()])
+    store = _store(found, path or arguments.json, len(sets))
+    done = _stored(store)
     for s in sets[len(done) :]:
         with _bar(count, f"set {len(done) + 1} of {len(sets)}") as bar:
             measured = measure(network, s, count, arguments.batch, arguments.device, scored=True, progress=bar.update)
         # The other ranks go on with the next set.
         done.append(_compare(measured, compared) if distributed.rank() == 0 else {})
         if distributed.rank() == 0:
+            if store:
+                store.save(range(len(done) - 1, len(done)), _row(done[-1]))
             seconds = time.perf_counter() - start
-            whole = found | _summary(done) | {"seconds": seconds, PARTLY: len(done) < len(sets)}
+            whole = FrechetResult.model_validate(
+                found | _summary(done) | {"seconds": seconds, "unfinished": len(done) < len(sets)}
+            )
             for target, option in targets.values():
                 result.write(whole, target, option)
     if distributed.rank() == 0:
-        _print(found | _summary(done))
+        _print(FrechetResult.model_validate(found | _summary(done) | {"seconds": 0.0, "unfinished": False}))
+        if store:
+            store.remove()
 
 
 def _model_sets(arguments: argparse.Namespace, split: Split) -> tuple[list[PixelSet], dict[str, Any], Path | None]:
     """Sets to be drawn, all that defines them, and the run's folder of results."""
-    model, spec, subject = result.open_model(arguments.model)
-    nll.check_same_images(spec, split)
-    how = Drawing.of(arguments, spec)
+    model, subject = result.open_model(arguments.model)
+    nll.check_same_images(model.spec, split)
+    how = Drawing.of(arguments, model.spec)
     model = model.to(arguments.device)
     count = arguments.images or IMAGES
     seeds = list(range(arguments.seed, arguments.seed + arguments.sets))
-    sets = [image_sets.of_model(model, spec, how, seed, count) for seed in seeds]
+    sets = [image_sets.of_model(model, how, seed, count) for seed in seeds]
     return sets, {**subject.identity(), **how.describe(), "seeds": seeds}, subject.results
 
 
@@ -158,17 +169,28 @@ def _reference(arguments: argparse.Namespace, split: Split, network: FeatureNetw
     return made
 
 
-def _begun(found: dict[str, Any], paths: list[Path]) -> list[dict[str, Any]]:
-    """The sets that an interrupted evaluation with the same definition has finished."""
-    wanted = json.loads(json.dumps(found))
-    for path in paths:
-        try:
-            before = json.loads(path.read_text())
-            if before[PARTLY] and all(before[key] == wanted[key] for key in wanted):
-                return distributed.broadcast(before["sets"])
-        except (OSError, ValueError, KeyError, TypeError):
-            pass  # Nothing to go on with.
-    return distributed.broadcast([])
+def _store(definition: dict[str, Any], path: Path | None, sets: int) -> PartialStore | None:
+    """The distances of finished sets, beside the file of the result; None without one."""
+    folder = folder_for(path.parent, definition) if path else None
+    return PartialStore(folder, definition, sets) if folder else None
+
+
+def _stored(store: PartialStore | None) -> list[dict[str, Any]]:
+    """The distances of the first sets that an interrupted evaluation with the same definition has finished."""
+    done: list[dict[str, Any]] = []
+    if store and distributed.rank() == 0:
+        store.prepare()
+        for part, row in store.load():
+            if part.start != len(done):
+                break
+            values = [None if math.isnan(value) else value for value in row[0].tolist()]
+            done.append(dict(zip(DISTANCES, values)))
+    return distributed.broadcast(done)
+
+
+def _row(distances: dict[str, Any]) -> Tensor:
+    values = [math.nan if distances[name] is None else distances[name] for name in DISTANCES]
+    return torch.tensor([values], dtype=torch.float64)
 
 
 def _compare(measured: Measured, compared: Reference) -> dict[str, Any]:
@@ -195,28 +217,26 @@ def _summary(done: list[dict[str, Any]]) -> dict[str, Any]:
     return {"value": statistics.mean(values), "values": values, "spread": spread, **means, "sets": done}
 
 
-def _print(found: dict[str, Any]) -> None:
+def _print(numbers: FrechetResult) -> None:
     """The numbers, and everything that defines them."""
-    values, about, features = found["values"], found["reference"], found["features"]
-    each = f"{len(values)} sets of {found['images']} images: " if len(values) > 1 else f"{found['images']} images: "
-    spread = "" if found["spread"] is None else f" +- {found['spread']:.2g}"
-    print(f"{found['name']} {found['value']:.4f}{spread}  ({each}{', '.join(f'{value:.4f}' for value in values)})")
-    if found["kid"] is not None:
-        first = f"by the first {min(found['images'], KEPT)} of a set and {found['kept']} of the split"
-        print(f"KID {found['kid']:.3e}, precision {found['precision']:.4f}, recall {found['recall']:.4f}  ({first})")
-    if found["inception_score"] is not None:
+    values, reference, features = numbers.values, numbers.reference, numbers.features
+    each = f"{len(values)} sets of {numbers.images} images: " if len(values) > 1 else f"{numbers.images} images: "
+    spread = "" if numbers.spread is None else f" +- {numbers.spread:.2g}"
+    print(f"{numbers.name} {numbers.value:.4f}{spread}  ({each}{', '.join(f'{value:.4f}' for value in values)})")
+    if numbers.kid is not None:
+        first = f"by the first {min(numbers.images, KEPT)} of a set and {numbers.feature_images} of the split"
+        print(f"KID {numbers.kid:.3e}, precision {numbers.precision:.4f}, recall {numbers.recall:.4f}  ({first})")
+    if numbers.inception_score is not None:
         # A classifier of other classes than ImageNet's gives another score than the one known by this name.
-        title = "Inception Score" if found["name"] == "FID" else f"class score ({features['name']})"
-        print(f"{title} {found['inception_score']:.4f}")
-    flipped = " with their mirror images" if about["flip"] else ""
-    print(f"against {about['images']} images of {about['dataset']}/{about['split']}{flipped}")
-    if found["solver"]:
-        how = f"{found['solver']}, {found['grid']} grid, {found['nfe']} evaluations, guidance {found['guidance']:g}"
-        print(f"{how}, seeds {', '.join(map(str, found['seeds']))}")
-    if found["images"] <= features["dims"]:
-        print(
-            f"note: fewer images than the {features['dims']} features: the distance says more of that than of the model"
-        )
+        title = "Inception Score" if numbers.name == "FID" else f"class score ({features.name})"
+        print(f"{title} {numbers.inception_score:.4f}")
+    flipped = " with their mirror images" if reference.flip else ""
+    print(f"against {reference.images} images of {reference.dataset}/{reference.split}{flipped}")
+    if numbers.solver:
+        options = f"{numbers.solver}, {numbers.grid} grid, {numbers.nfe} evaluations, guidance {numbers.guidance:g}"
+        print(f"{options}, seeds {', '.join(map(str, numbers.seeds))}")
+    if numbers.images <= features.dims:
+        print(f"note: fewer images than the {features.dims} features: the distance says more of that than of the model")
 
 
 def _bar(count: int, name: str) -> tqdm:

@@ -21,7 +21,9 @@ from fdtrain.diffusion.objective import bits_per_dim
 from fdtrain.diffusion.time_sampling import time_density
 from fdtrain.errors import UserError
 from fdtrain.evaluation.likelihood import nll, partial_values
+from fdtrain.evaluation.partial import discard, folder_for
 from fdtrain.evaluation.reporting import result
+from fdtrain.evaluation.reporting.result import Bound, NllResult, OdeLikelihood
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,25 +59,27 @@ def run(arguments: argparse.Namespace) -> None:
     _check(arguments)
     start = time.perf_counter()
     job = _Job(arguments)
-    found, values = dict(job.settings), {}
+    estimates, values = {}, {}
     methods = [_elbo]
     if arguments.importance > 1:
         methods.append(_elbo_importance)
     if arguments.ode:
         methods.append(_ode)
     for method in methods:
-        for key, (bits, about) in method(job, arguments).items():
-            found[key] = _describe(estimate(bits)) | about
+        for key, (bits, options) in method(job, arguments).items():
+            estimates[key] = _describe(estimate(bits)) | options
             values[key] = bits.mean(1)
-    found |= {"seconds": time.perf_counter() - start, "device": str(arguments.device)}
+    numbers = NllResult.model_validate(
+        {**job.settings, **estimates, "seconds": time.perf_counter() - start, "device": str(arguments.device)}
+    )
     if distributed.rank() == 0:
-        _show(found)
+        _show(numbers)
         for path in filter(None, (job.path, arguments.json)):
             option = "--json" if path == arguments.json else "the run's results"
-            result.write(found, path, option)
+            result.write(numbers, path, option)
             result.write_values(values, path.with_suffix(".safetensors"), option)
-        for folder in job.kept:
-            partial_values.discard(folder)
+        for folder in job.partial:
+            discard(folder)
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -99,14 +103,14 @@ class _Job:
     """The model, the images, and everything that defines the numbers."""
 
     def __init__(self, arguments: argparse.Namespace):
-        self.model, self.spec, subject = result.open_model(arguments.model)
+        self.model, subject = result.open_model(arguments.model)
         self.split = Split(arguments.data, arguments.split)
-        nll.check_same_images(self.spec, self.split)
+        nll.check_same_images(self.model.spec, self.split)
         self.count = min(arguments.images or len(self.split), len(self.split))
         self.device, dtype = arguments.device, torch.float64 if arguments.float64 else torch.float32
         self.model.to(self.device, dtype)
         # Draws of t for the bound are spread as the model's scale suggests; any density gives the same mean.
-        self.density = time_density("asinh", self.spec.scale)
+        self.density = time_density("asinh", self.model.spec.scale)
         self.common = {"seed": arguments.seed, "batch": arguments.batch, "dtype": dtype}
         self.settings = {
             "kind": "nll",
@@ -121,96 +125,88 @@ class _Job:
         name = arguments.split if self.count == len(self.split) else f"{arguments.split}_first{self.count}"
         self.path = subject.results and subject.results / f"nll_{name}.json"
         self.results = subject.results or (arguments.json and arguments.json.parent)
-        self.kept: list[Path | None] = []
+        self.partial: list[Path | None] = []
 
-    def over_images(self, name: str, compute: Callable[[range], Tensor], chunk: int, columns: int, about: dict):
-        """``compute`` over all images and processes, kept on the way."""
-        self.kept.append(partial_values.folder_for(self.results, {**self.settings, "method": name, **about}))
-        return partial_values.over_images(self.count, chunk, columns, compute, self.kept[-1], self.device, name)
+    def over_images(self, name: str, compute: Callable[[range], Tensor], chunk: int, columns: int, options: dict):
+        """``compute`` over all images and processes, stored on the way."""
+        self.partial.append(folder_for(self.results, {**self.settings, "method": name, **options}))
+        return partial_values.over_images(self.count, chunk, columns, compute, self.partial[-1], self.device, name)
 
 
 def _elbo(job: _Job, arguments: argparse.Namespace) -> dict[str, tuple[Tensor, dict]]:
-    about = {"draws": arguments.draws, "antithetic": arguments.antithetic}
+    options = {"draws": arguments.draws, "antithetic": arguments.antithetic}
     chunk, columns = max(1, arguments.batch // arguments.draws), arguments.draws // (1 + arguments.antithetic)
-    compute = partial(_of_images, nll.elbo, job, density=job.density, **about)
-    bits = job.over_images("ELBO", compute, chunk, columns, about)
-    return {"elbo": (bits, about | {"evaluations": arguments.draws})}
+    compute = partial(_of_images, nll.elbo, job, density=job.density, **options)
+    bits = job.over_images("ELBO", compute, chunk, columns, options)
+    return {"elbo": (bits, options | {"evaluations": arguments.draws})}
 
 
 def _elbo_importance(job: _Job, arguments: argparse.Namespace) -> dict[str, tuple[Tensor, dict]]:
     draws, K = arguments.draws, arguments.importance
-    about = {"draws": draws, "dequantisations": K, "antithetic": arguments.antithetic}
-    compute = partial(_of_images, nll.elbo_importance, job, density=job.density, **about)
-    bound, plain = job.over_images(f"ELBO, K = {K}", compute, max(1, arguments.batch // draws), 2, about).unbind(1)
+    options = {"draws": draws, "dequantisations": K, "antithetic": arguments.antithetic}
+    compute = partial(_of_images, nll.elbo_importance, job, density=job.density, **options)
+    bound, plain = job.over_images(f"ELBO, K = {K}", compute, max(1, arguments.batch // draws), 2, options).unbind(1)
     gain = estimate((plain - bound)[:, None])
-    about |= {"evaluations": draws * K, "gain": gain.mean, "error_gain": _describe(gain)["error_images"]}
-    return {"elbo_importance": (bound[:, None], about)}
+    options |= {"evaluations": draws * K, "gain": gain.mean, "error_gain": _describe(gain)["error_images"]}
+    return {"elbo_importance": (bound[:, None], options)}
 
 
 def _ode(job: _Job, arguments: argparse.Namespace) -> dict[str, tuple[Tensor, dict]]:
-    K, dims = arguments.importance, job.spec.dims
+    K, dims = arguments.importance, job.model.spec.dims
     exact = arguments.trace == "exact" or (arguments.trace == "auto" and dims <= nll.EXACT_TRACE_DIMS)
-    about = {"dequantisations": K, "tolerance": arguments.tolerance, "exact": exact}
+    options = {"dequantisations": K, "tolerance": arguments.tolerance, "exact": exact}
     probes = nll.probes(exact, K)
 
     def compute(images: range) -> Tensor:
-        nats, nfe = _of_images(nll.ode, job, images, **about)
+        nats, nfe = _of_images(nll.ode, job, images, **options)
         return torch.cat([nats.flatten(1), nfe[:, None]], 1)
 
     # Smaller than a batch where there are few images, so that several processes have something to share.
     chunk = min(arguments.batch, max(1, job.count // 16))
-    values = job.over_images("ODE", compute, chunk, K * probes + 1, about)
+    values = job.over_images("ODE", compute, chunk, K * probes + 1, options)
     nats = values[:, :-1].view(job.count, K, probes)
-    del about["exact"]
-    about |= {
+    del options["exact"]
+    options |= {
         "trace": "exact" if exact else "Hutchinson, Rademacher",
         "probes": None if exact else probes,
         "nfe": values[:, -1].mean().item() / K,
         "evaluations": values[:, -1].mean().item(),
     }
-    found = {"ode": (bits_per_dim(nats.mean(2), dims, job.spec.levels), about)}
+    values = {"ode": (bits_per_dim(nats.mean(2), dims, job.model.spec.levels), options)}
     if K > 1:
-        found["ode_importance"] = (nll.ode_bits(nats, job.spec), about)
-    return found
+        values["ode_importance"] = (nll.ode_bits(nats, job.model.spec), options)
+    return values
 
 
 def _of_images(method: Callable, job: _Job, images: range, **settings):
-    return method(job.model, job.spec, job.split, images, **settings, **job.common)
+    return method(job.model, job.split, images, **settings, **job.common)
 
 
-TITLES = {
-    "elbo": "ELBO",
-    "elbo_importance": "ELBO, importance-weighted",
-    "ode": "ODE",
-    "ode_importance": "ODE, importance-weighted",
-}
-
-
-def _show(found: dict) -> None:
-    count, whole = found["images"], found["images_in_split"]
+def _show(numbers: NllResult) -> None:
+    count, whole = numbers.images, numbers.images_in_split
     of = f"all {whole}" if count == whole else f"the first {count} of {whole}"
-    print(f"{of} images of {found['dataset']}/{found['split']}, {found['levels']} levels, {found['dtype']}")
-    for key, title in TITLES.items():
-        if key in found:
-            print(f"{title} {found[key]['bits_per_dim']:.4f} bits/dim  ({_about(found[key])})")
+    print(f"{of} images of {numbers.dataset}/{numbers.split}, {numbers.levels} levels, {numbers.dtype}")
+    for title, value in numbers.estimates():
+        print(f"{title} {value.bits_per_dim:.4f} bits/dim  ({_definition(value)})")
 
 
-def _about(e: dict) -> str:
+def _definition(value: Bound | OdeLikelihood) -> str:
+    """The standard errors of an estimate, and what it was computed with."""
     parts = []
-    if e["error_draws"] is not None:
-        parts.append(f"over draws {e['error_draws']:.4f}")
-    if e["error_images"] is not None:
-        parts.append(f"over images {e['error_images']:.4f}")
+    if value.error_draws is not None:
+        parts.append(f"over draws {value.error_draws:.4f}")
+    if value.error_images is not None:
+        parts.append(f"over images {value.error_images:.4f}")
     parts = [f"standard error {', '.join(parts)}"] if parts else []
-    if "draws" in e:
-        parts.append(f"{e['draws']} {'antithetic ' * e['antithetic']}draws per image")
-    if "gain" in e:
-        error = "" if e["error_gain"] is None else f" +- {e['error_gain']:.4f}"
-        parts.append(f"{e['gain']:.4f}{error} below the plain bound of the same draws")
-    if e.get("dequantisations", 1) > 1:
-        parts.append(f"{e['dequantisations']} dequantisations")
-    if "nfe" in e:
-        parts.append(f"Dormand-Prince at {e['tolerance']:g}, {e['nfe']:.0f} evaluations, {e['trace']} trace")
+    if isinstance(value, Bound):
+        parts.append(f"{value.draws} {'antithetic ' * value.antithetic}draws per image")
+        if value.gain is not None:
+            error = "" if value.error_gain is None else f" +- {value.error_gain:.4f}"
+            parts.append(f"{value.gain:.4f}{error} below the plain bound of the same draws")
+    if value.dequantisations > 1:
+        parts.append(f"{value.dequantisations} dequantisations")
+    if isinstance(value, OdeLikelihood):
+        parts.append(f"Dormand-Prince at {value.tolerance:g}, {value.nfe:.0f} evaluations, {value.trace} trace")
     return "; ".join(parts)
 
 

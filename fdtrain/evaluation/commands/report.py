@@ -28,5 +28,5 @@ def run(arguments: argparse.Namespace) -> None:
         figures.training(curves, picture)
     path = arguments.run / "report.html"
     page = report.page(folder, picture)
-    result.replace(path, lambda aside: aside.write_text(page, encoding="utf-8"))
+    result.write_file(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
     print(path)

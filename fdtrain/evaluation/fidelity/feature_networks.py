@@ -17,26 +17,17 @@ import torch.nn.functional as nnf
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
+from fdtrain import files
 from fdtrain.data.fetch import Mismatch, fetch, is_remote
 from fdtrain.errors import UserError
 from fdtrain.evaluation.fidelity import label_features
+from fdtrain.evaluation.reporting.result import FeatureIdentity
 
 CACHE = Path("~/.cache/fdtrain").expanduser()
 INCEPTION = "inception-2015-12-05.pt"
 INCEPTION_URL = f"https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/{INCEPTION}"
 INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
 FETCH_SECONDS = 600.0
-
-
-@dataclass(frozen=True)
-class FeatureIdentity:
-    """What a number that was measured by these features depends on. ``input`` says how images reach the network,
-    ``sha256`` is of its file, if it has one."""
-
-    name: str
-    sha256: str | None
-    dims: int
-    input: str
 
 
 @dataclass(frozen=True)
@@ -115,16 +106,13 @@ def _downloaded(url: str) -> Path:
     path = CACHE / INCEPTION
     if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == INCEPTION_SHA256:
         return path
-    aside = path.with_name(f".{path.name}.new")
 
     def check(found: Path) -> None:
         if hashlib.sha256(found.read_bytes()).hexdigest() != INCEPTION_SHA256:
             raise Mismatch("another checksum than the standard Inception's")
 
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fetch(url, aside, FETCH_SECONDS, check)
-        aside.replace(path)
+        files.write_atomically(path, lambda temporary: fetch(url, temporary, FETCH_SECONDS, check))
     except OSError as error:
         raise UserError(f"features: cannot write {path} ({error.strerror}).") from error
     return path

@@ -17,7 +17,7 @@ from fdtrain.data.split import Split
 from fdtrain.errors import UserError
 from fdtrain.evaluation.sampling.options import Drawing
 from fdtrain.evaluation.sampling.samples import to_pixels
-from fdtrain.networks.model import Model, ModelSpec
+from fdtrain.networks.model import Model
 
 
 @dataclass(frozen=True)
@@ -55,13 +55,13 @@ def spread(images: PixelSet, most: int) -> PixelSet:
     return PixelSet(images.name, count, images.shape, batch, images.about)
 
 
-def of_model(model: Model, spec: ModelSpec, how: Drawing, seed: int, count: int) -> PixelSet:
+def of_model(model: Model, how: Drawing, seed: int, count: int) -> PixelSet:
     """Samples, drawn as they are asked for."""
 
     def batch(images: range) -> Tensor:
-        return to_pixels(how.draw(model, spec, images, seed), spec.levels)
+        return to_pixels(how.draw(model, images, seed), model.spec.levels)
 
-    return PixelSet(f"set {seed}", count, spec.shape, batch, {})
+    return PixelSet(f"set {seed}", count, model.spec.shape, batch, {})
 
 
 def mirrored(images: PixelSet) -> PixelSet:

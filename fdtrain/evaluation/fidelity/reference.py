@@ -15,7 +15,7 @@ from fdtrain.errors import UserError
 from fdtrain.evaluation.fidelity.feature_networks import FeatureNetwork
 from fdtrain.evaluation.fidelity.measure import KEPT
 from fdtrain.evaluation.fidelity.moments import Moments
-from fdtrain.evaluation.reporting.result import replace, split_identity
+from fdtrain.evaluation.reporting.result import split_identity, write_file
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def save(reference: Reference, path: Path) -> None:
     count, total, outer = (part.cpu().contiguous() for part in reference.moments.sums)
     tensors = {"count": count, "total": total, "outer": outer, "kept": reference.kept.cpu().contiguous()}
     about = {"about": json.dumps(reference.about)}
-    replace(path, lambda aside: save_file(tensors, aside, about), "--reference")
+    write_file(path, lambda temporary: save_file(tensors, temporary, about), "--reference")
 
 
 def load(path: Path, wanted: dict[str, Any], device: torch.device) -> Reference:

@@ -42,7 +42,6 @@ def check_same_images(spec: ModelSpec, split: Split) -> None:
 
 def elbo(
     model: Model,
-    spec: ModelSpec,
     split: Split,
     images: range,
     density: TimeDensity,
@@ -61,7 +60,7 @@ def elbo(
     Raises:
         UserError: the model's output is not finite.
     """
-    values = []
+    spec, values = model.spec, []
     for chunk in _chunks(images, max(1, batch // draws)):
         u, uniform, eps = _draws_of(spec, draws, seed, chunk, dtype)
         if antithetic:
@@ -70,7 +69,7 @@ def elbo(
             rank = torch.arange(draws // 2).repeat_interleave(2)
             u = (rank + (u * draws) % 1) / (draws // 2)
             eps[:, 1::2].neg_()
-        nats = _nelbo(model, spec, split, chunk, density, u, uniform, eps, batch)
+        nats = _nelbo(model, split, chunk, density, u, uniform, eps, batch)
         if antithetic:
             nats = nats.view(len(chunk), -1, 2).mean(2)
         values.append(bits_per_dim(nats, spec.dims, spec.levels))
@@ -79,7 +78,6 @@ def elbo(
 
 def elbo_importance(
     model: Model,
-    spec: ModelSpec,
     split: Split,
     images: range,
     density: TimeDensity,
@@ -99,7 +97,7 @@ def elbo_importance(
     Raises:
         UserError: the model's output is not finite.
     """
-    values = []
+    spec, values = model.spec, []
     for chunk in _chunks(images, max(1, batch // draws)):
         us, epss = [], []
         for image in chunk:
@@ -116,7 +114,7 @@ def elbo_importance(
         nats = []
         for k in range(dequantisations):
             uniform = _stack([_uniform(spec, seed, i, k + 1) for i in chunk], dtype)[:, None].expand_as(eps)
-            nats.append(_nelbo(model, spec, split, chunk, density, u, uniform, eps, batch))
+            nats.append(_nelbo(model, split, chunk, density, u, uniform, eps, batch))
         halves = torch.stack(nats, 2)
         if antithetic:
             halves = halves.view(len(chunk), draws // 2, 2, -1).mean(2)
@@ -127,7 +125,6 @@ def elbo_importance(
 
 def correction_by_stratum(
     model: Model,
-    spec: ModelSpec,
     split: Split,
     images: range,
     density: TimeDensity,
@@ -140,16 +137,16 @@ def correction_by_stratum(
 
     Its mean is the bound less the standard normal's part.
     """
-    values = []
+    spec, values = model.spec, []
     for chunk in _chunks(images, max(1, batch // strata)):
         u, uniform, eps = _draws_of(spec, strata, seed, chunk, dtype)
-        values.append(_nelbo(model, spec, split, chunk, density, u, uniform, eps, batch, correction))
+        values.append(_nelbo(model, split, chunk, density, u, uniform, eps, batch, correction))
     return torch.cat(values) / (spec.dims * math.log(2))
 
 
-def _nelbo(model, spec, split, images, density, u, uniform, eps, batch, measure=nelbo) -> Tensor:
+def _nelbo(model, split, images, density, u, uniform, eps, batch, measure=nelbo) -> Tensor:
     """Negative ELBO, or another ``measure``, in nats, ``(images, draws)``, at time quantiles ``u``."""
-    levels, label = split.batch(images)
+    spec, (levels, label) = model.spec, split.batch(images)
     device, draws = next(model.parameters()).device, u.shape[1]
     t = density.quantile(u.flatten())
     x0, eps = dequantise(levels[:, None], uniform, spec.levels).flatten(0, 1), eps.flatten(0, 1)
@@ -182,7 +179,6 @@ def _draws(spec: ModelSpec, draws: int, seed: int, image: int) -> tuple[np.ndarr
 
 def ode(
     model: Model,
-    spec: ModelSpec,
     split: Split,
     images: range,
     tolerance: float = 1e-5,
@@ -200,7 +196,7 @@ def ode(
     Raises:
         UserError: the model's output is not finite.
     """
-    count = probes(exact, dequantisations)
+    spec, count = model.spec, probes(exact, dequantisations)
     device, values, evaluations = next(model.parameters()).device, [], []
     for chunk in _chunks(images, batch):
         levels, label = split.batch(chunk)

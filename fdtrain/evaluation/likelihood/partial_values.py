@@ -1,48 +1,25 @@
-"""Values of many images: shared among the processes, and kept on disk as they are finished.
+"""Values of many images: shared among the processes, and stored on the disk as they are finished.
 
-A long evaluation that is interrupted goes on where it was when the same command is given again, on any number of
-processes. What is kept lies in a folder named after a hash of everything that defines the values, so other settings
-never meet it. It is removed when the result is written.
+A long evaluation that is interrupted continues when the same command is given again, on any number of processes.
 """
 
-import hashlib
-import json
-import shutil
+import logging
 import sys
 import time
-import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
 from fdtrain import distributed
-from fdtrain.errors import UserError
+from fdtrain.evaluation.partial import PartialStore
 
-FOLDER = ".partial"
 EVERY = 20.0
 """Seconds of work that an interruption may cost."""
 
-
-def folder_for(results: Path | None, settings: dict[str, Any]) -> Path | None:
-    """Where values with these settings are kept; None, and nothing is kept, without a folder of results."""
-    if results is None:
-        return None
-    text = json.dumps(settings, sort_keys=True)
-    return results / FOLDER / hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def discard(folder: Path | None) -> None:
-    """Remove what is kept, once the result is written; the folder above too, if it was the last."""
-    if folder is not None:
-        shutil.rmtree(folder, ignore_errors=True)
-        if folder.parent.is_dir() and not any(folder.parent.iterdir()):
-            folder.parent.rmdir()
+logger = logging.getLogger(__name__)
 
 
 def over_images(
@@ -60,81 +37,71 @@ def over_images(
 
     Args:
         compute: values ``(len(images), columns)`` of some images.
-        folder: where finished chunks are kept; None: nowhere.
-        name: of the progress bar.
+        folder: where finished parts are stored (:func:`fdtrain.evaluation.partial.folder_for`); None: nowhere.
+        name: title of the progress bar.
 
     Raises:
         UserError: the folder cannot be written.
     """
-    chunks = [range(i, min(i + chunk, count)) for i in range(0, count, chunk)]
-    whole = torch.zeros(count, columns, dtype=torch.float64)
-    done = torch.zeros(count, dtype=torch.bool)
-    if distributed.rank() == 0:
-        _read(folder, whole, done)
-    done = distributed.broadcast(done)
-    left = [images for images in chunks if not done[images.start : images.stop].all()]
-    mine = left[distributed.rank() :: distributed.world_size()]
-    if distributed.rank() == 0 and len(left) < len(chunks):
-        print(f"{name}: {int(done.sum())} of {count} images were already computed", file=sys.stderr)
-    for images in left:
-        # A chunk that is half there is computed again, maybe elsewhere: its values must not be added twice.
-        whole[images.start : images.stop] = 0
-    writer = _Writer(folder)
+    store = PartialStore(folder, {"count": count, "columns": columns}, count) if folder else None
+    whole, missing = _continue(store, count, chunk, columns, name)
+    mine = [missing[i] for i in distributed.share(len(missing))]
     shared = f" on 1 of {distributed.world_size()} processes" if distributed.world_size() > 1 else ""
-    bar = tqdm(
-        total=sum(map(len, mine)),
-        unit="image",
-        desc=name + shared,
-        disable=distributed.rank() != 0 or not sys.stderr.isatty(),
-    )
-    try:
+    quiet = distributed.rank() != 0 or not sys.stderr.isatty()
+    with (
+        _Buffer(store) as buffer,
+        tqdm(total=sum(map(len, mine)), unit="image", desc=name + shared, disable=quiet) as bar,
+    ):
         for images in mine:
             values = compute(images)
             whole[images.start : images.stop] = values
-            writer.add(images, values)
+            buffer.add(images, values)
             bar.update(len(images))
-    finally:
-        bar.close()
-        writer.flush()
     if distributed.world_size() == 1:
         return whole
     return distributed.all_reduce_sum(whole.to(device)).cpu()
 
 
-def _read(folder: Path | None, whole: Tensor, done: Tensor) -> None:
-    """Fill in what is kept; a file that cannot be read, or does not fit, is computed again."""
-    for path in sorted(folder.glob("*.safetensors")) if folder else []:
-        try:
-            part = load_file(path)
-            images, values = part["images"], part["values"]
-            if values.shape[1:] == whole.shape[1:] and torch.isfinite(values).all():
-                whole[images], done[images] = values, True
-        except (OSError, SafetensorError, KeyError, IndexError, RuntimeError):
-            continue
+def _continue(
+    store: PartialStore | None, count: int, chunk: int, columns: int, name: str
+) -> tuple[Tensor, list[range]]:
+    """The values that are already stored, on rank 0 (zero elsewhere), and the chunks that all ranks have to compute."""
+    whole = torch.zeros(count, columns, dtype=torch.float64)
+    missing = [range(i, min(i + chunk, count)) for i in range(0, count, chunk)]
+    if store and distributed.rank() == 0:
+        store.prepare()
+        for images, values in store.load():
+            whole[images.start : images.stop] = values
+        missing = store.missing(chunk)
+        if done := count - sum(map(len, missing)):
+            logger.info("%s: %d of %d images were already computed", name, done, count)
+    return whole, distributed.broadcast(missing)
 
 
-class _Writer:
-    """Finished chunks of this rank, written aside and renamed every few seconds."""
+class _Buffer:
+    """Values of this rank that are written together, as consecutive images or after some seconds."""
 
-    def __init__(self, folder: Path | None):
-        self.folder, self.images, self.values, self.last = folder, [], [], time.monotonic()
+    def __init__(self, store: PartialStore | None):
+        self.store, self.last = store, time.monotonic()
+        self.images, self.values = range(0), []
+
+    def __enter__(self) -> "_Buffer":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.flush()
 
     def add(self, images: range, values: Tensor) -> None:
-        if self.folder is not None:
-            self.images.append(torch.tensor(images))
-            self.values.append(values.contiguous())
-            if time.monotonic() - self.last > EVERY:
-                self.flush()
+        if self.store is None:
+            return
+        if images.start != self.images.stop:
+            self.flush()
+        self.images = range(self.images.start if self.values else images.start, images.stop)
+        self.values.append(values.double())
+        if time.monotonic() - self.last > EVERY:
+            self.flush()
 
     def flush(self) -> None:
-        if not self.images:
-            return
-        name = uuid.uuid4().hex
-        aside = self.folder / f".{name}"
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            save_file({"images": torch.cat(self.images), "values": torch.cat(self.values)}, aside)
-            aside.rename(self.folder / f"{name}.safetensors")
-        except OSError as error:
-            raise UserError(f"cannot keep partial results in {self.folder} ({error.strerror}).") from error
-        self.images, self.values, self.last = [], [], time.monotonic()
+        if self.store and self.values:
+            self.store.save(self.images, torch.cat(self.values))
+        self.values, self.last = [], time.monotonic()

@@ -3,14 +3,13 @@
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from fdtrain.evaluation.reporting.result import replace
+from fdtrain.evaluation.reporting.result import CurvePoint, Strata, write_file
 
 COLOURS = ("#2563a8", "#c2521d", "#2f7d4f", "#8a3f8f", "#9a7b12", "#4d5966")
 
@@ -27,30 +26,31 @@ def _axes(title: str, x: str, y: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def quality(points: list[dict[str, Any]], key: str, title: str, path: Path) -> None:
-    """``point[key]`` against the number of evaluations, one line for each solver and grid."""
+def quality(points: list[CurvePoint], key: str, title: str, path: Path) -> None:
+    """``key`` of each point (distance or rms) against the number of evaluations, one line per solver and grid."""
     figure, axes = _axes(title, "evaluations of the network per image", "distance")
     lines: dict[str, list[tuple[int, float]]] = {}
     for point in points:
-        if point[key] is not None:
-            lines.setdefault(f"{point['solver']}, {point['grid']}", []).append((point["nfe"], point[key]))
+        value = getattr(point, key)
+        if value is not None:
+            lines.setdefault(f"{point.solver}, {point.grid}", []).append((point.nfe, value))
     for i, (name, line) in enumerate(sorted(lines.items())):
         style = "-" if i < len(COLOURS) else "--"
         axes.plot(*zip(*sorted(line)), style, marker="o", ms=4, color=COLOURS[i % len(COLOURS)], label=name)
     axes.set_xscale("log")
     axes.set_yscale("log")
-    counts = sorted({point["nfe"] for point in points})
+    counts = sorted({point.nfe for point in points})
     axes.set_xticks(counts, [str(count) for count in counts])
     axes.xaxis.set_minor_locator(NullLocator())
     _log_values(axes)
     axes.legend(frameon=False, fontsize=8)
-    replace(path, partial(figure.savefig, format="png"))
+    write_file(path, partial(figure.savefig, format="png"))
 
 
-def integrand(strata: dict[str, Any], path: Path) -> None:
+def integrand(strata: Strata, path: Path) -> None:
     """The bound's integrand by time, with its standard error over images."""
     figure, axes = _axes("The bound's integral by time", "t", "bits/dim per unit of the time quantile")
-    middles, mean, error = _middles(strata["t_edges"]), strata["mean"], strata["error"]
+    middles, mean, error = _middles(strata.t_edges), strata.mean, strata.error
     axes.fill_between(
         middles,
         [m - 2 * e for m, e in zip(mean, error)],
@@ -64,21 +64,21 @@ def integrand(strata: dict[str, Any], path: Path) -> None:
     axes.axhline(0, color="#666666", linewidth=0.6)
     axes.legend(frameon=False, fontsize=8)
     _time_axis(axes, middles)
-    replace(path, partial(figure.savefig, format="png"))
+    write_file(path, partial(figure.savefig, format="png"))
 
 
-def variance(strata: dict[str, Any], path: Path) -> None:
+def variance(strata: Strata, path: Path) -> None:
     """The variance of one image's loss by time, and its mean with and without strata."""
     figure, axes = _axes("Variance of one image's loss by time", "t", "(bits/dim)$^2$")
-    middles = _middles(strata["t_edges"])
-    axes.plot(middles, strata["variance"], color=COLOURS[0], marker="o", ms=3, label="within the stratum")
-    axes.axhline(strata["variance_within"], color=COLOURS[2], label="stratified times: mean within strata")
-    axes.axhline(strata["variance_iid"], color=COLOURS[1], linestyle="--", label="independent times")
+    middles = _middles(strata.t_edges)
+    axes.plot(middles, strata.variance, color=COLOURS[0], marker="o", ms=3, label="within the stratum")
+    axes.axhline(strata.variance_within, color=COLOURS[2], label="stratified times: mean within strata")
+    axes.axhline(strata.variance_iid, color=COLOURS[1], linestyle="--", label="independent times")
     axes.set_yscale("log")
     _log_values(axes)
     axes.legend(frameon=False, fontsize=8)
     _time_axis(axes, middles)
-    replace(path, partial(figure.savefig, format="png"))
+    write_file(path, partial(figure.savefig, format="png"))
 
 
 def training(curves: dict[str, list[tuple[int, float]]], path: Path) -> None:
@@ -91,7 +91,7 @@ def training(curves: dict[str, list[tuple[int, float]]], path: Path) -> None:
     # The first steps would otherwise take all the height.
     axes.set_ylim(values[0] - 0.05 * abs(values[0]), values[int(0.95 * (len(values) - 1))] * 1.1 + 0.01)
     axes.legend(frameon=False, fontsize=8)
-    replace(path, partial(figure.savefig, format="png"))
+    write_file(path, partial(figure.savefig, format="png"))
 
 
 def _middles(edges: list[float]) -> list[float]:

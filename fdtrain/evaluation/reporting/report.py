@@ -1,303 +1,185 @@
 """One HTML page of a run: what was trained, on what, for how long, and what it is worth (docs/evaluation.md).
 
-Self-contained: pictures are embedded, nothing is fetched, no script runs. Whatever comes from a file is escaped.
+The page is self-contained: pictures are embedded, nothing is fetched, no script runs. Whatever comes from a file is
+escaped by the template (report.html.jinja).
 """
 
 import base64
-import html
 import shlex
-from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
 from fdtrain.credentials import masked
 from fdtrain.evaluation.reporting.published import FIGURES
-from fdtrain.evaluation.reporting.run_folder import RunFolder, number
+from fdtrain.evaluation.reporting.result import (
+    Bound,
+    CurveResult,
+    FrechetResult,
+    NllResult,
+    OdeLikelihood,
+)
+from fdtrain.evaluation.reporting.run_folder import RunFolder
 
-METHODS = {
-    "elbo": "ELBO",
-    "elbo_importance": "ELBO, importance-weighted",
-    "ode": "ODE",
-    "ode_importance": "ODE, importance-weighted",
-}
 CURVES = {
     "ode": "Deterministic solvers: RMS distance to a fine solution of the ODE from the same noise.",
     "integrand": "The bound's integral by time. Its mean over the time quantile, and the standard normal's part, make "
     "the bound.",
     "variance": "Variance of one image's estimate by time, and what strata save of it.",
 }
+TEMPLATES = Environment(
+    loader=FileSystemLoader(Path(__file__).parent),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
 
-STYLE = """
-:root { color-scheme: light dark; --text: #1c2127; --soft: #59636e; --line: #d5dae0; --back: #ffffff; --card: #f5f7f9; }
-@media (prefers-color-scheme: dark) {
-  :root { --text: #e4e8ec; --soft: #9aa5b1; --line: #39424c; --back: #14181d; --card: #1d232a; }
-}
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 60rem; padding: 1rem; color: var(--text); background: var(--back);
-  font: 16px/1.5 system-ui, sans-serif; }
-h1 { font-size: 1.6rem; margin: 0.5rem 0 0; overflow-wrap: anywhere; }
-h2 { font-size: 1.15rem; margin: 2.2rem 0 0.6rem; padding-bottom: 0.2rem; border-bottom: 1px solid var(--line); }
-p { margin: 0.5rem 0; } .soft { color: var(--soft); }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: 0.9rem; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; vertical-align: top; padding: 0.3rem 1rem 0.3rem 0; border-bottom: 1px solid var(--line); }
-td { overflow-wrap: break-word; } td.number { white-space: nowrap; font-weight: 600; }
-@media (max-width: 40rem) {
-  thead { display: none; } table, tbody, tr, td { display: block; } td { border: none; padding: 0.05rem 0; }
-  tr { border-bottom: 1px solid var(--line); padding: 0.5rem 0; } td.number { white-space: normal; }
-  td::before { content: attr(data-head) ": "; color: var(--soft); font-weight: 400; }
-}
-dl { display: grid; grid-template-columns: minmax(7rem, max-content) 1fr; gap: 0.25rem 1rem; margin: 0; }
-dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
-figure { margin: 0.8rem 0; max-width: 40rem; } figcaption { color: var(--soft); font-size: 0.9rem; margin-top: 0.2rem; }
-img { display: block; max-width: 100%; height: auto; border-radius: 6px; background: #ffffff; }
-img.pixels { image-rendering: pixelated; }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(24rem, 100%), 1fr)); gap: 0 1.2rem; }
-.missing { background: var(--card); border: 1px dashed var(--line); border-radius: 6px; padding: 0.6rem 0.8rem; }
-pre { background: var(--card); padding: 0.8rem; border-radius: 6px; overflow-x: auto; font-size: 0.82rem; }
-code { overflow-wrap: anywhere; font-size: 0.9em; } summary { cursor: pointer; }
-"""
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG file in base64. Those of few ``pixels`` are magnified without smoothing."""
+
+    data: str
+    caption: str
+    pixels: bool = False
 
 
 def page(run: RunFolder, training: Path | None) -> str:
     """The page of a run; ``training`` is the picture of its training curve, where there is one."""
-    name = run.path.resolve().name
-    parts = [
-        _summary(run),
-        _bits(run),
-        _frechet(run),
-        _published(run),
-        _samples(run),
-        _curves(run),
-        _training(training),
-        _configuration(run),
-    ]
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
-        "style-src 'unsafe-inline'\">\n"
-        f"<title>{_e(name)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<h1>{_e(name)}</h1>\n"
-        + "\n".join(parts)
-        + "\n</body>\n</html>\n"
+    caption = "Bits/dim of training batches, and of held-out images by the averaged weights."
+    return TEMPLATES.get_template("report.html.jinja").render(
+        name=run.path.resolve().name,
+        folder=shlex.quote(str(run.path)),
+        final=shlex.quote(str(run.path / "samples" / "final.png")),
+        evaluate="python tools/evaluate.py ",
+        facts=_facts(run),
+        likelihoods=_likelihoods(run),
+        distances=[_distances(result) for result in run.of_kind(FrechetResult).values()],
+        dataset=run.dataset and run.dataset.name,
+        published=_published(run),
+        samples=_samples(run.path / "samples"),
+        curves=_curves(run),
+        training=_picture(training, caption) if training else None,
+        config=masked(run.config),
     )
 
 
-def _summary(run: RunFolder) -> str:
-    dataset, environment = run.dataset, run.environment
-    splits = dataset.get("splits") if isinstance(dataset.get("splits"), dict) else {}
-    counts = [f"{split}: {sum(_images(shards)):,} images" for split, shards in splits.items()]
-    size = f"{_t(dataset.get('size'))}x{_t(dataset.get('size'))}, {_t(dataset.get('channels'))} channels, "
-    seen, hours = run.series("train/images_seen"), run.hours
-    packages = ("fdtrain", "torch", "deepspeed", "python")
-    facts = {
-        "Data set": f"{_t(dataset.get('name'))} ({_t(dataset.get('source'))})" if dataset else None,
-        "Images": f"{size}{_t(dataset.get('levels'))} levels; {', '.join(counts)}" if dataset else None,
-        "Trained": f"{seen[-1][0]:,} steps, {seen[-1][1]:,} images seen" if seen else None,
-        "Time": f"{_hours(hours)} of training steps; evaluation, samples and checkpoints come on top"
-        if hours
-        else None,
-        "Hardware": f"{_t(environment.get('processes'))} x {_t(environment.get('device'))}" if environment else None,
-        "Versions": ", ".join(f"{p} {_t(environment.get(p))}" for p in packages) if environment else None,
-        "Commit": _t(environment.get("commit")) if environment else None,
-    }
-    rows = "".join(
-        f"<dt>{key}</dt><dd>{_e(value) if value else 'not recorded in the run'}</dd>" for key, value in facts.items()
+def _facts(run: RunFolder) -> dict[str, str | None]:
+    """What the run was, by title; None where it is not recorded."""
+    data, environment, hours = run.dataset, run.environment, run.hours
+    facts: dict[str, str | None] = dict.fromkeys(
+        ("Data set", "Images", "Trained", "Time", "Hardware", "Versions", "Commit")
     )
-    return f"<h2>Run</h2>\n<dl>{rows}</dl>"
+    if data:
+        counts = ", ".join(f"{split}: {data.images(split):,} images" for split in data.splits)
+        facts["Data set"] = f"{_short(data.name)} ({_short(data.source)})"
+        facts["Images"] = f"{data.size}x{data.size}, {data.channels} channels, {data.levels} levels; {counts}"
+    if seen := run.series("train/images_seen"):
+        facts["Trained"] = f"{seen[-1][0]:,} steps, {seen[-1][1]:,} images seen"
+    if hours:
+        facts["Time"] = f"{_hours(hours)} of training steps; evaluation, samples and checkpoints come on top"
+    if environment:
+        packages = ("fdtrain", "torch", "deepspeed", "python")
+        facts["Hardware"] = f"{_short(environment.processes)} x {_short(environment.device)}"
+        facts["Versions"] = ", ".join(f"{name} {_short(getattr(environment, name))}" for name in packages)
+        facts["Commit"] = _short(environment.commit)
+    return facts
 
 
-def _images(shards: Any) -> Iterable[int]:
-    for shard in shards if isinstance(shards, list) else []:
-        if isinstance(shard, dict) and number(shard.get("images")):
-            yield int(shard["images"])
-
-
-def _bits(run: RunFolder) -> str:
+def _likelihoods(run: RunFolder) -> list[list[str]]:
+    """Rows of the table of bits/dim."""
     rows = []
-    for result in run.of_kind("nll").values():
-        for key, title in METHODS.items():
-            if isinstance(found := result.get(key), dict):
-                rows.append(
-                    [title, _n(found.get("bits_per_dim"), 4), _errors(found), _how(result, found), _about(result)]
-                )
-    if not rows:
-        return "<h2>Bits/dim</h2>\n" + _missing(run, "Not evaluated yet.", "nll {run} --data DATA --ode")
-    note = "Of the discrete images, on the closed time interval; upper bounds of the negative log-likelihood."
-    head = ["method", "bits/dim", "standard error over draws / images", "how", "on"]
-    return f"<h2>Bits/dim</h2>\n<p>{note}</p>\n{_table(head, rows, numbers={1})}"
+    for result in run.of_kind(NllResult).values():
+        for title, value in result.estimates():
+            errors = ("-" if error is None else f"{error:.4f}" for error in (value.error_draws, value.error_images))
+            rows.append([title, f"{value.bits_per_dim:.4f}", " / ".join(errors), _method(result, value), _on(result)])
+    return rows
 
 
-def _errors(found: dict) -> str:
-    return " / ".join(_n(found.get(key), 4) if found.get(key) is not None else "-" for key in ERRORS)
-
-
-ERRORS = ("error_draws", "error_images")
-
-
-def _how(result: dict, found: dict) -> str:
-    parts = [f"{_t(result.get('dequantisation'))} dequantisation", _t(result.get("dtype"))]
-    if number(found.get("draws")):
-        parts.append(f"{found['draws']} draws per image" + (", antithetic" if found.get("antithetic") is True else ""))
-    if number(found.get("dequantisations")) and found["dequantisations"] > 1:
-        parts.append(f"K = {found['dequantisations']}")
-    if "nfe" in found:
-        parts.append(
-            f"tolerance {_t(found.get('tolerance'))}, NFE {_n(found['nfe'], 0)}, {_t(found.get('trace'))} trace"
-        )
+def _method(result: NllResult, value: Bound | OdeLikelihood) -> str:
+    parts = [f"{_short(result.dequantisation)} dequantisation", _short(result.dtype)]
+    if isinstance(value, Bound):
+        parts.append(f"{value.draws} draws per image" + (", antithetic" if value.antithetic else ""))
+    if value.dequantisations > 1:
+        parts.append(f"K = {value.dequantisations}")
+    if isinstance(value, OdeLikelihood):
+        parts.append(f"tolerance {value.tolerance}, NFE {value.nfe:.0f}, {_short(value.trace)} trace")
     return "; ".join(parts)
 
 
-def _about(result: dict) -> str:
-    """Which images, and which weights."""
-    count, whole = result.get("images"), result.get("images_in_split")
-    of = f"all {_t(count)}" if count == whole else f"the first {_t(count)} of {_t(whole)}"
-    return f"{of} images of {_t(result.get('dataset'))}/{_t(result.get('split'))}; step {_t(result.get('step'))}"
+def _on(result: NllResult) -> str:
+    """The images and the weights."""
+    count, whole = result.images, result.images_in_split
+    images = f"all {count:,}" if count == whole else f"the first {count:,} of {whole:,}"
+    return f"{images} images of {_short(result.dataset)}/{_short(result.split)}; step {_short(result.step)}"
 
 
-def _frechet(run: RunFolder) -> str:
-    title = "<h2>Distance of samples to data</h2>\n"
-    rows = []
-    for result in run.of_kind("frechet").values():
-        features = result.get("features") if isinstance(result.get("features"), dict) else {}
-        reference = result.get("reference") if isinstance(result.get("reference"), dict) else {}
-        values = result.get("values") if isinstance(result.get("values"), list) else []
-        spread = f" \u00b1 {_n(result['spread'], 3)}" if number(result.get("spread")) else ""
-        # Another network's classes give another score than the one known by Inception's name.
-        labels = OTHERS | {"inception_score": "Inception Score" if result.get("name") == "FID" else "class score"}
-        others = [f"{label} {_n(result[key], 4)}" for key, label in labels.items() if number(result.get(key))]
-        how = "unfinished: " if result.get("unfinished") is True else ""
-        how += (
-            f"{_t(result.get('images'))} images in each of {max(1, len(values))} sets, {_t(result.get('solver'))} on "
-            f"{_t(result.get('grid'))}, NFE {_t(result.get('nfe'))}, guidance {_t(result.get('guidance'))}; "
-            f"step {_t(result.get('step'))}"
-        )
-        defined = (
-            f"features {_t(features.get('name'))} ({_t(features.get('dims'))} dimensions, sha256 "
-            f"{_t(features.get('sha256'))[:12]}); reference {_t(reference.get('dataset'))}/"
-            f"{_t(reference.get('split'))}, {_t(reference.get('images'))} images"
-        )
-        rows.append([_t(result.get("name")), _n(result.get("value"), 3) + spread, "; ".join(others), how, defined])
-    if not rows:
-        return title + _missing(run, "Not evaluated yet.", "fid {run} --data DATA")
-    head = ["what", "value \u00b1 spread of sets", "others", "samples", "definition"]
-    return title + _table(head, rows, numbers={1})
-
-
-OTHERS = {"kid": "KID", "precision": "precision", "recall": "recall"}
-
-
-def _published(run: RunFolder) -> str:
-    name = run.dataset.get("name")
-    figures = FIGURES.get(name, []) if isinstance(name, str) else []
-    title = "<h2>Published figures on this data set</h2>\n"
-    if not figures:
-        return title + f"<p>None in our table is of {_e(_t(name))}; figures of other data sets do not compare.</p>"
-    rows = [[f.model, f.bits_per_dim or "-", f.fid or "-", f.how, f.source] for f in figures]
-    note = (
-        "Of whole test sets unless a paper says otherwise; bounds and dequantisations differ, as the table says. "
-        "The FIDs are Inception's, by each paper's own samples and statistics."
+def _distances(result: FrechetResult) -> list[str]:
+    """A row of the table of distances."""
+    features, reference = result.features, result.reference
+    spread = "" if result.spread is None else f" \u00b1 {result.spread:.3f}"
+    # Another network's classes give another score than the one known by Inception's name.
+    score = "Inception Score" if result.name == "FID" else "class score"
+    others = {"KID": result.kid, "precision": result.precision, "recall": result.recall, score: result.inception_score}
+    samples = (
+        f"{result.images:,} images in each of {max(1, len(result.values))} sets, {_short(result.solver)} on "
+        f"{_short(result.grid)}, NFE {_short(result.nfe)}, guidance {_short(result.guidance)}; step "
+        f"{_short(result.step)}"
     )
-    return f"{title}<p>{note}</p>\n" + _table(
-        ["model", "bits/dim", "FID", "likelihood", "source"], rows, numbers={1, 2}
+    definition = (
+        f"features {_short(features.name)} ({features.dims} dimensions, sha256 {_short(features.sha256)[:12]}); "
+        f"reference {_short(reference.dataset)}/{_short(reference.split)}, {reference.images:,} images"
     )
+    return [
+        _short(result.name),
+        f"{result.value:.3f}{spread}",
+        "; ".join(f"{label} {value:.4f}" for label, value in others.items() if value is not None),
+        f"unfinished: {samples}" if result.unfinished else samples,
+        definition,
+    ]
 
 
-def _samples(run: RunFolder) -> str:
-    title, folder = "<h2>Samples</h2>\n", run.path / "samples"
-    sheets = sorted(p for p in folder.glob("step_*.png") if not p.stem.endswith("_path"))
+def _published(run: RunFolder) -> list[list[str]]:
+    """Rows of published figures, of the run's data set alone."""
+    figures = FIGURES.get(run.dataset.name, []) if run.dataset else []
+    return [[f.model, f.bits_per_dim or "-", f.fid or "-", f.how, f.source] for f in figures]
+
+
+def _samples(folder: Path) -> list[Picture]:
+    """The last sheet of samples, and the last denoising path."""
+    sheets = sorted(path for path in folder.glob("step_*.png") if not path.stem.endswith("_path"))
     final = folder / "final.png"
-    sheet = final if final.is_file() else sheets[-1] if sheets else None
-    if sheet is None:
-        command = f"python tools/sample.py {_quoted(run.path)} --out {_quoted(final)}"
-        return title + _missing_command("No sheet of samples.", command)
-    figures = _figure(sheet, f"samples/{sheet.name}, from the averaged weights.", pixels=True)
-    paths = sorted(folder.glob("step_*_path.png"))
-    if paths:
-        caption = f"samples/{paths[-1].name}: predicted images on the way from noise to image."
-        figures += _figure(paths[-1], caption, pixels=True)
-    return f'{title}<div class="figures">{figures}</div>'
+    sheets = [final] if final.is_file() else sheets[-1:]
+    paths = sorted(folder.glob("step_*_path.png"))[-1:] if sheets else []
+    captions = {path: f"samples/{path.name}, from the averaged weights." for path in sheets}
+    captions |= {path: f"samples/{path.name}: predicted images on the way from noise to image." for path in paths}
+    return [_picture(path, caption, pixels=True) for path, caption in captions.items()]
 
 
-def _curves(run: RunFolder) -> str:
-    title = "<h2>Curves</h2>\n"
-    figures = []
-    for path, result in run.of_kind("curve").items():
-        about = f"{_t(result.get('images'))} images, {_t(result.get('split'))} split, step {_t(result.get('step'))}."
-        quality = f"{_t(result.get('distance'))} of samples to the data, against evaluations of the network."
+def _curves(run: RunFolder) -> list[Picture]:
+    pictures = []
+    for path, result in run.of_kind(CurveResult).items():
+        quality = f"{_short(result.distance)} of samples to the data, against evaluations of the network."
         for name, caption in {"quality": quality, **CURVES}.items():
             picture = path.with_name(f"{path.stem}_{name}.png")
             if picture.is_file():
-                figures.append(_figure(picture, f"{caption} {about}"))
-    if not figures:
-        return title + _missing(run, "Not drawn yet.", "curve {run} --data DATA")
-    return f'{title}<div class="figures">{"".join(figures)}</div>'
+                on = f"{result.images:,} images, {_short(result.split)} split, step {_short(result.step)}."
+                pictures.append(_picture(picture, f"{caption} {on}"))
+    return pictures
 
 
-def _training(picture: Path | None) -> str:
-    title = "<h2>Training</h2>\n"
-    if picture is None:
-        return title + '<p class="missing">No metrics.jsonl with a loss in this run: it has not logged a step.</p>'
-    return title + _figure(picture, "Bits/dim of training batches, and of held-out images by the averaged weights.")
+def _picture(path: Path, caption: str, pixels: bool = False) -> Picture:
+    return Picture(base64.b64encode(path.read_bytes()).decode(), caption, pixels)
 
 
-def _configuration(run: RunFolder) -> str:
-    return (
-        f"<h2>Configuration</h2>\n<details><summary>config.yaml</summary><pre>{_e(masked(run.config))}</pre></details>"
-    )
-
-
-def _figure(path: Path, caption: str, pixels: bool = False) -> str:
-    data = base64.b64encode(path.read_bytes()).decode()
-    kind = ' class="pixels"' if pixels else ""
-    return (
-        f'<figure><img{kind} src="data:image/png;base64,{data}" alt="{_e(caption)}">'
-        f"<figcaption>{_e(caption)}</figcaption></figure>"
-    )
-
-
-def _table(head: list[str], rows: list[list[str]], numbers: set[int]) -> str:
-    cells = "".join(f"<th>{_e(cell)}</th>" for cell in head)
-    body = "".join(
-        "<tr>"
-        + "".join(
-            f'<td data-head="{_e(head[i])}"{NUMBER if i in numbers else ""}>{_e(cell)}</td>'
-            for i, cell in enumerate(row)
-        )
-        + "</tr>"
-        for row in rows
-    )
-    return f'<div class="wide"><table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-NUMBER = ' class="number"'
-
-
-def _missing(run: RunFolder, what: str, command: str) -> str:
-    return _missing_command(what, "python tools/evaluate.py " + command.format(run=_quoted(run.path)))
-
-
-def _missing_command(what: str, command: str) -> str:
-    return f'<p class="missing">{_e(what)} To make it: <code>{_e(command)}</code></p>'
-
-
-def _quoted(path: Path) -> str:
-    return shlex.quote(str(path))
-
-
-def _e(text: str) -> str:
-    return html.escape(text)
-
-
-def _t(value: Any) -> str:
-    """A value of a file as text, short enough for a cell."""
+def _short(value: Any) -> str:
+    """A value as text that is short enough for a cell."""
     if value is None:
         return "unknown"
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)[:200]
-
-
-def _n(value: Any, digits: int) -> str:
-    return f"{value:.{digits}f}" if number(value) else _t(value)
+    return f"{value:,}" if isinstance(value, int) else str(value)[:200]
 
 
 def _hours(hours: float) -> str:

@@ -1,24 +1,221 @@
-"""Where an evaluation's numbers go: one JSON file each, with everything that defines them (docs/evaluation.md)."""
+"""The results of evaluations: one JSON file each, with everything that defines its numbers (docs/evaluation.md).
+
+This module alone writes and reads them. A key that a later version has added is preserved.
+"""
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from fdtrain import files
 from fdtrain.data.split import Split
 from fdtrain.errors import UserError
 from fdtrain.evaluation.load import find_model, read_model
-from fdtrain.networks.model import Model, ModelSpec
+from fdtrain.networks.model import Model
 
 FOLDER = "evaluation"
-"""Of a run: its results, and what is kept of unfinished ones."""
+"""The folder of a run's results, and of the partial results of unfinished ones."""
+VERSION = 1
+"""Of the format. A file that does not name its version is of the first."""
+
+
+class _Content(BaseModel):
+    model_config = ConfigDict(extra="allow", frozen=True, populate_by_name=True)
+
+
+@dataclass(frozen=True)
+class FeatureIdentity:
+    """The features that a distance was measured by: ``input`` says how images reach the network, ``sha256`` is of its
+    file, if it has one."""
+
+    name: str
+    sha256: str | None
+    dims: int
+    input: str
+
+
+class Result(_Content):
+    """What every result has: the weights that were evaluated, and what computed it.
+
+    ``step`` is the training step, where it is known. Of samples from elsewhere nothing is known of the model.
+    """
+
+    version: int = VERSION
+    kind: str
+    model: str | None = None
+    weights_sha256: str | None = None
+    step: int | None = None
+    images: int
+    device: str
+    seconds: float
+
+
+class Likelihood(_Content):
+    """A mean over images in bits/dim; its standard errors over draws and over images, where they can be had.
+
+    ``evaluations`` of the network per image.
+    """
+
+    bits_per_dim: float
+    error_draws: float | None
+    error_images: float | None
+    evaluations: float
+
+
+class Bound(Likelihood):
+    """The evidence lower bound. ``gain`` is what importance weights won over the plain bound of the same draws."""
+
+    draws: int
+    antithetic: bool
+    dequantisations: int = 1
+    gain: float | None = None
+    error_gain: float | None = None
+
+
+class OdeLikelihood(Likelihood):
+    """The likelihood by the probability-flow ODE; ``nfe`` is the mean number of evaluations per dequantisation."""
+
+    dequantisations: int
+    tolerance: float
+    trace: str
+    probes: int | None
+    nfe: float
+
+
+class SplitIdentity(_Content):
+    """The split that a result was computed on; the fingerprint is of its shards' checksums."""
+
+    dataset: str
+    source: str
+    split: str
+    fingerprint: str
+    images_in_split: int
+    levels: int
+
+
+class NllResult(SplitIdentity, Result):
+    """Bits/dim of a split, by each method that was asked for."""
+
+    TITLES: ClassVar[dict[str, str]] = {
+        "elbo": "ELBO",
+        "elbo_importance": "ELBO, importance-weighted",
+        "ode": "ODE",
+        "ode_importance": "ODE, importance-weighted",
+    }
+
+    dequantisation: str
+    dtype: str
+    seed: int
+    batch: int
+    elbo: Bound | None = None
+    elbo_importance: Bound | None = None
+    ode: OdeLikelihood | None = None
+    ode_importance: OdeLikelihood | None = None
+
+    def estimates(self) -> list[tuple[str, Bound | OdeLikelihood]]:
+        """The estimates that there are, with their titles."""
+        values = ((title, getattr(self, name)) for name, title in self.TITLES.items())
+        return [(title, value) for title, value in values if value is not None]
+
+
+class Distances(_Content):
+    """Of one set of samples, or means over sets; None where a distance cannot be had."""
+
+    value: float
+    kid: float | None
+    precision: float | None
+    recall: float | None
+    inception_score: float | None
+
+
+class ReferenceIdentity(SplitIdentity):
+    """What samples were compared with: ``images`` of the split, with their mirror images if ``flip``.
+
+    The features of the first ``feature_images`` serve the distances that moments do not give.
+    """
+
+    shape: tuple[int, int, int]
+    images: int
+    flip: bool
+    feature_images: int = Field(alias="kept")
+    features: FeatureIdentity
+
+
+class FrechetResult(Distances, Result):
+    """Distances of sets of samples to a split; ``values`` are the Frechet distances of the sets, ``spread`` their
+    standard deviation. It is ``unfinished`` while sets are missing."""
+
+    name: str
+    samples: list[str] | None = None
+    solver: str | None
+    grid: str | None
+    steps: int | None
+    nfe: int | None
+    label: int | None
+    guidance: float | None
+    seeds: list[int | None]
+    reference: ReferenceIdentity
+    features: FeatureIdentity
+    feature_images: int = Field(alias="kept")
+    values: list[float]
+    spread: float | None
+    sets: list[Distances]
+    unfinished: bool
+
+
+class Strata(_Content):
+    """The bound's integral and the variance of one image's estimate, by strata of time with the given edges."""
+
+    images: int
+    density: str
+    t_edges: list[float]
+    mean: list[float]
+    error: list[float]
+    variance: list[float]
+    variance_within: float
+    variance_iid: float
+
+
+class CurvePoint(_Content):
+    """Samples of one solver and grid at one number of evaluations: their distance to the data, and the root mean
+    square difference to the reference, for deterministic solvers."""
+
+    solver: str
+    grid: str
+    nfe: int
+    distance: float
+    rms: float | None
+
+
+class CurveReference(_Content):
+    """The fine solution of the ODE that deterministic solvers are compared with."""
+
+    solver: str
+    grid: str
+    nfe: int
+
+
+class CurveResult(SplitIdentity, Result):
+    """The data of the curves; ``distance`` is the title of the points' distances."""
+
+    seed: int
+    batch: int
+    strata: Strata
+    distance: str
+    features: FeatureIdentity
+    reference: CurveReference
+    points: list[CurvePoint]
+
+
+RESULTS: dict[str, type[Result]] = {"nll": NllResult, "frechet": FrechetResult, "curve": CurveResult}
 
 
 @dataclass(frozen=True)
@@ -40,19 +237,19 @@ class Subject:
         return {"model": str(self.folder), "weights_sha256": self.sha256, "step": self.step}
 
 
-def open_model(path: str | Path) -> tuple[Model, ModelSpec, Subject]:
+def open_model(path: str | Path) -> tuple[Model, Subject]:
     """What ``path``, a run, a checkpoint or an export, stands for now: a run's newest checkpoint may change later.
 
     Raises:
         UserError: there is no model, or its files are broken.
     """
     found = find_model(path)
-    model, spec = read_model(*found)
+    model = read_model(*found)
     folder = found[0].parent
     number = folder.name.removeprefix("step_")
     is_run = (Path(path) / "checkpoints").is_dir()
     step = int(number) if number.isdigit() else None
-    return model, spec, Subject(folder, weights_digest(model), Path(path) if is_run else None, step)
+    return model, Subject(folder, weights_digest(model), Path(path) if is_run else None, step)
 
 
 def weights_digest(model: Model) -> str:
@@ -78,27 +275,51 @@ def split_identity(split: Split) -> dict[str, Any]:
     }
 
 
-def write(result: dict[str, Any], path: Path, option: str) -> None:
-    """Write a result; ``option`` is what chose the path, for the message of :func:`replace`."""
-    replace(path, lambda aside: aside.write_text(json.dumps(result, indent=1) + "\n"), option)
+def write(result: Result | dict[str, Any], path: Path, option: str) -> None:
+    """Write a result, or another record; ``option`` is what chose the path, for the message of :func:`write_file`."""
+    content = result.model_dump(by_alias=True, exclude_unset=True) if isinstance(result, Result) else result
+    write_file(path, lambda temporary: temporary.write_text(json.dumps(content, indent=1) + "\n"), option)
+
+
+def read(path: Path) -> Result | None:
+    """Read a result; None if the file holds another kind of record.
+
+    Raises:
+        UserError: the file is damaged, or of a later version.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+        if not isinstance(content, dict):
+            raise UserError(f"{path} is damaged (not an object). Delete it, and make it again.")
+        if content.get("kind") not in RESULTS:
+            return None
+        if content.get("version", VERSION) != VERSION:
+            raise UserError(f"{path}: version {content['version']}, this fdtrain reads {VERSION}.")
+        return RESULTS[content["kind"]].model_validate(content)
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror}).") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        raise UserError(f"{path} is damaged ({reason}). Delete it, and make it again.") from error
+    except (ValueError, TypeError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({error}). Delete it, and make it again.") from error
 
 
 def write_values(values: dict[str, Tensor], path: Path, option: str) -> None:
     """Write values of each image as safetensors, as :func:`write` does."""
-    replace(path, lambda aside: save_file({k: v.contiguous() for k, v in values.items()}, aside), option)
+    tensors = {name: value.contiguous() for name, value in values.items()}
+    write_file(path, lambda temporary: save_file(tensors, temporary), option)
 
 
-def replace(path: Path, write_to: Callable[[Path], Any], option: str | None = None) -> None:
-    """Write a file aside, in a folder that is made if need be, and give it its name in one rename.
+def write_file(path: Path, write_to: Callable[[Path], Any], option: str | None = None) -> None:
+    """:func:`fdtrain.files.write_atomically` of a file that the user asked for.
 
     Raises:
         UserError: it cannot be written; ``option`` names in the message what chose the path.
     """
-    aside = path.with_name(f".{path.name}.new")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_to(aside)
-        os.replace(aside, path)
+        files.write_atomically(path, write_to)
     except (OSError, SafetensorError) as error:
         chosen, reason = f"{option}: " if option else "", getattr(error, "strerror", None) or error
         raise UserError(f"{chosen}cannot write {path} ({reason}).") from error

@@ -1,37 +1,56 @@
-"""What a run's folder says of itself, for the report: every file may be missing, none is believed to be ours."""
+"""The files in a run's folder, for the report: every file may be missing, and none is trusted."""
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from pydantic import BaseModel, ValidationError
+
+from fdtrain.data.dataset import DatasetDescription, parse_description
 from fdtrain.errors import UserError
-from fdtrain.evaluation.reporting.result import FOLDER
+from fdtrain.evaluation.reporting import result
+from fdtrain.evaluation.reporting.result import Result
 from fdtrain.strict_yaml import parse
+
+Kind = TypeVar("Kind", bound=Result)
+
+
+class Environment(BaseModel):
+    """What the run was computed by; None where a version of fdtrain did not record it."""
+
+    processes: int | None = None
+    device: str | None = None
+    fdtrain: str | None = None
+    torch: str | None = None
+    deepspeed: str | None = None
+    python: str | None = None
+    commit: str | None = None
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Files of a run as they were read; ``results`` by path. What was missing is empty."""
+    """The content of a run's files; ``results`` by path. What is missing is None or empty."""
 
     path: Path
     config: str
-    dataset: dict[str, Any]
-    environment: dict[str, Any]
+    dataset: DatasetDescription | None
+    environment: Environment | None
     metrics: list[dict[str, Any]]
-    results: dict[Path, dict[str, Any]]
+    results: dict[Path, Result]
 
     def series(self, name: str) -> list[tuple[float, float]]:
-        """(step, value) of a metric, the finite numbers of it."""
+        """(step, value) of a metric, where both are finite numbers."""
         points = ((line.get("step"), line.get(name)) for line in self.metrics)
         return [(step, value) for step, value in points if number(step) and number(value)]
 
-    def of_kind(self, kind: str) -> dict[Path, dict[str, Any]]:
-        return {path: result for path, result in self.results.items() if result.get("kind") == kind}
+    def of_kind(self, kind: type[Kind]) -> dict[Path, Kind]:
+        """The results of a kind, by path."""
+        return {path: found for path, found in self.results.items() if isinstance(found, kind)}
 
     @property
     def hours(self) -> float | None:
-        """Of training steps alone: evaluation, samples and checkpoints are not in a step's time."""
+        """Hours of training steps alone: evaluation, samples and checkpoints are not in a step's time."""
         seconds, before = 0.0, 0
         for step, each in self.series("train/step_seconds"):
             seconds, before = seconds + each * (step - before), step
@@ -51,13 +70,14 @@ def read(path: Path) -> RunFolder:
         parse(config)
     except UserError as error:
         raise UserError(f"{path / 'config.yaml'} is not YAML ({error}). Restore it.") from error
-    results = {file: _json(file) for file in sorted((path / FOLDER).glob("*.json"))}
+    results = {file: result.read(file) for file in sorted((path / result.FOLDER).glob("*.json"))}
     return RunFolder(
         path,
         config,
-        *(_json(path / name) if (path / name).is_file() else {} for name in ("dataset.json", "environment.json")),
+        _dataset(path / "dataset.json"),
+        _environment(path / "environment.json"),
         _metrics(path / "metrics.jsonl"),
-        results,
+        {file: found for file, found in results.items() if found is not None},
     )
 
 
@@ -73,14 +93,17 @@ def _text(path: Path) -> str:
         raise UserError(f"cannot read {path} ({error.strerror}).") from error
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _dataset(path: Path) -> DatasetDescription | None:
+    return parse_description(_text(path), str(path)) if path.is_file() else None
+
+
+def _environment(path: Path) -> Environment | None:
+    if not path.is_file():
+        return None
     try:
-        content = json.loads(_text(path))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is damaged ({error}). Delete it, and make it again.") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is damaged (not an object). Delete it, and make it again.")
-    return content
+        return Environment.model_validate_json(_text(path))
+    except ValidationError as error:
+        raise UserError(f"{path} is damaged ({error.errors()[0]['msg']}). Restore it, or delete it.") from error
 
 
 def _metrics(path: Path) -> list[dict[str, Any]]:

@@ -91,18 +91,18 @@ class Drawing:
             return None
         return [i % len(spec.classes) if self.label is None else self.label for i in images]
 
-    def solve(self, model: Model, spec: ModelSpec, images: range, seed: int) -> Tensor:
+    def solve(self, model: Model, images: range, seed: int) -> Tensor:
         """Images in one batch before they are rounded to levels: :func:`samples.solve`."""
-        times, labels = time_grid(self.grid, self.steps, spec.scale), self.labels(images, spec)
-        return samples.solve(model, spec, images, labels, times, self.solver, seed, self.guidance)
+        times, labels = time_grid(self.grid, self.steps, model.spec.scale), self.labels(images, model.spec)
+        return samples.solve(model, images, labels, times, self.solver, seed, self.guidance)
 
-    def draw(self, model: Model, spec: ModelSpec, images: range, seed: int) -> Tensor:
+    def draw(self, model: Model, images: range, seed: int) -> Tensor:
         """Images in one batch: levels ``(n, C, H, W)`` uint8, on the CPU.
 
         Raises:
             UserError: the model's output is not finite.
         """
-        return quantise(self.solve(model, spec, images, seed), spec.levels).cpu()
+        return quantise(self.solve(model, images, seed), model.spec.levels).cpu()
 
 
 def evaluations(solver: str, steps: int, guidance: float) -> int:

@@ -6,10 +6,10 @@ Beside them lies what they are samples of, with the SHA-256 of their pixels: ``s
 
 import hashlib
 import json
-import os
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fdtrain import files
 from fdtrain.data.pack import pack
 from fdtrain.data.sources.source import Sample, Source
 from fdtrain.errors import UserError
 from fdtrain.evaluation.fidelity import image_sets
+from fdtrain.evaluation.partial import PartialStore, differences
 from fdtrain.evaluation.reporting import result
 from fdtrain.evaluation.sampling import samples
-from fdtrain.evaluation.sampling.partial_samples import PartialSamples, differences
 from fdtrain.networks.model import ModelSpec
 
 FORMS = ("sheet", "npz", "png", "shards")
@@ -51,6 +52,10 @@ class Output:
         """Folder of what is not finished."""
         return self.path / ".sampling" if self.is_folder else self.path.with_name(f".{self.path.name}.sampling")
 
+    def parts(self, request: dict[str, Any]) -> PartialStore:
+        """The images of a request that are finished: levels ``(n, C, H, W)`` uint8."""
+        return PartialStore(self.work, request, request["images"])
+
     def check(self, request: dict[str, Any]) -> bool:
         """Whether what is asked for is there already, in full.
 
@@ -62,7 +67,7 @@ class Output:
         if self.record.is_file():
             self._check_finished(request)
             return True
-        if different := PartialSamples(self.work, request).differences():
+        if different := self.parts(request).differences():
             raise UserError(
                 f"{self.path}: unfinished samples of {'; '.join(different)}. Repeat that, remove {self.work}, "
                 "or choose another --out."
@@ -84,7 +89,7 @@ class Output:
             raise UserError(f"{self.path} was changed since it was written. Remove it to have it made again.")
 
     def write(
-        self, parts: PartialSamples, spec: ModelSpec, labels: Callable[[range], list[int]] | None, about: dict
+        self, parts: PartialStore, spec: ModelSpec, labels: Callable[[range], list[int]] | None, about: dict
     ) -> None:
         """Make the finished form of all parts, then its record; the parts go.
 
@@ -101,7 +106,7 @@ class Output:
                 self.path, parts, spec, labels
             )
             if self.form != "sheet":
-                sum_ = digest(samples.to_pixels(levels, spec.levels) for _, levels in parts.load())
+                sum_ = digest(samples.to_pixels(levels, spec.levels) for _, levels in parts.load_all())
                 result.write({**parts.request, **about, "pixels_sha256": sum_}, self.record, "--out")
         except OSError as error:
             raise UserError(f"--out: cannot write {self.path} ({error.strerror or error}).") from error
@@ -121,45 +126,47 @@ def _batches(images: image_sets.PixelSet) -> Iterator[Tensor]:
         yield images.batch(range(i, min(i + 1000, images.count)))
 
 
-def _sheet(path: Path, parts: PartialSamples, spec: ModelSpec, labels) -> None:
-    shown = samples.to_pixels(torch.cat([levels for _, levels in parts.load()]), spec.levels)
+def _sheet(path: Path, parts: PartialStore, spec: ModelSpec, labels) -> None:
+    shown = samples.to_pixels(torch.cat([levels for _, levels in parts.load_all()]), spec.levels)
     sheet = samples.grid(shown, max(1, round(len(shown) ** 0.5)), samples.zoom_for(spec.size))
-    result.replace(path, lambda aside: samples.save_png(sheet, aside), "--out")
+    files.write_atomically(path, lambda temporary: samples.save_png(sheet, temporary))
 
 
-def _pictures(path: Path, parts: PartialSamples, spec: ModelSpec, labels) -> None:
+def _pictures(path: Path, parts: PartialStore, spec: ModelSpec, labels) -> None:
     path.mkdir(exist_ok=True)
-    aside = parts.folder / "image.png"
-    for part, levels in parts.load():
+    for part, levels in parts.load_all():
         for i, image in zip(part, samples.to_pixels(levels, spec.levels)):
-            samples.save_png(image, aside)
-            os.replace(aside, path / f"{i:06d}.png")
+            # The record's checksum tells whether all are there; to flush each one would take longer than to write it.
+            write_to = partial(samples.save_png, image)
+            files.write_atomically(path / f"{i:06d}.png", write_to, durable=False)
 
 
-def _npz(path: Path, parts: PartialSamples, spec: ModelSpec, labels) -> None:
+def _npz(path: Path, parts: PartialStore, spec: ModelSpec, labels) -> None:
     """``arr_0``: images ``(n, H, W, C)`` uint8; ``arr_1``: their classes, where there are any."""
-    aside = parts.folder / "samples.npz"
-    header = {"descr": "|u1", "fortran_order": False, "shape": (parts.images, spec.size, spec.size, spec.channels)}
-    with zipfile.ZipFile(aside, "w") as archive:
-        with archive.open("arr_0.npy", "w", force_zip64=True) as file:
-            np.lib.format.write_array_header_1_0(file, header)
-            for _, levels in parts.load():
-                file.write(samples.to_pixels(levels, spec.levels).permute(0, 2, 3, 1).contiguous().numpy())
-        if labels:
-            with archive.open("arr_1.npy", "w") as file:
-                np.lib.format.write_array(file, np.array(labels(range(parts.images)), dtype=np.int64))
-    os.replace(aside, path)
+    header = {"descr": "|u1", "fortran_order": False, "shape": (parts.count, spec.size, spec.size, spec.channels)}
+
+    def write_to(temporary: Path) -> None:
+        with zipfile.ZipFile(temporary, "w") as archive:
+            with archive.open("arr_0.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array_header_1_0(file, header)
+                for _, levels in parts.load_all():
+                    file.write(samples.to_pixels(levels, spec.levels).permute(0, 2, 3, 1).contiguous().numpy())
+            if labels:
+                with archive.open("arr_1.npy", "w") as file:
+                    np.lib.format.write_array(file, np.array(labels(range(parts.count)), dtype=np.int64))
+
+    files.write_atomically(path, write_to)
 
 
 @dataclass(frozen=True)
 class _Stored:
     """Parts as a part of a source that can be packed."""
 
-    parts: PartialSamples
+    parts: PartialStore
     labels: Callable[[range], list[int]] | None
 
     def count(self) -> int:
-        return self.parts.images
+        return self.parts.count
 
     def open(self) -> Callable[[int], Sample]:
         """Reads in order."""
@@ -167,7 +174,7 @@ class _Stored:
         return lambda index: next(stream)
 
     def _samples(self) -> Iterator[Sample]:
-        for part, levels in self.parts.load():
+        for part, levels in self.parts.load_all():
             labels = self.labels(part) if self.labels else [-1] * len(part)
             yield from zip(levels.permute(0, 2, 3, 1).numpy(), labels)
 
@@ -175,7 +182,7 @@ class _Stored:
         return json.dumps(self.parts.request)
 
 
-def _shards(path: Path, parts: PartialSamples, spec: ModelSpec, labels) -> None:
+def _shards(path: Path, parts: PartialStore, spec: ModelSpec, labels) -> None:
     asked = parts.request
     source = Source(
         name=f"{spec.dataset}-samples",

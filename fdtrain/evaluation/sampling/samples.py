@@ -13,7 +13,7 @@ from fdtrain.diffusion.objective import quantise
 from fdtrain.diffusion.predictors import x0_hat
 from fdtrain.diffusion.solvers import sample
 from fdtrain.errors import UserError
-from fdtrain.networks.model import Model, ModelSpec
+from fdtrain.networks.model import Model
 from fdtrain.randomness import Purpose, normal
 
 PATH_IMAGES = 8
@@ -31,7 +31,6 @@ class Samples:
 
 def draw(
     model: Model,
-    spec: ModelSpec,
     images: Sequence[int],
     labels: Sequence[int] | None,
     times: Sequence[float],
@@ -43,14 +42,13 @@ def draw(
     parts = []
     for i in range(0, len(images), batch):
         part = slice(i, i + batch)
-        parts.append(_with_path(model, spec, images[part], labels and labels[part], times, solver, seed))
+        parts.append(_with_path(model, images[part], labels and labels[part], times, solver, seed))
     return Samples(torch.cat([p.levels for p in parts]), torch.cat([p.path for p in parts]))
 
 
 @torch.no_grad()
 def solve(
     model: Model,
-    spec: ModelSpec,
     images: Sequence[int],
     labels: Sequence[int] | None,
     times: Sequence[float],
@@ -74,7 +72,9 @@ def solve(
     field = model.field(torch.tensor(labels, device=device) if labels else None, guidance)
 
     def noise(step: int) -> Tensor:
-        return torch.stack([normal(spec.shape, device, seed, Purpose.SAMPLE, image, step + 1) for image in images])
+        return torch.stack(
+            [normal(model.spec.shape, device, seed, Purpose.SAMPLE, image, step + 1) for image in images]
+        )
 
     # noise(-1) is the draw of x_1.
     x = sample(field, noise(-1), times, solver, noise, observe)
@@ -85,7 +85,6 @@ def solve(
 
 def _with_path(
     model: Model,
-    spec: ModelSpec,
     images: Sequence[int],
     labels: Sequence[int] | None,
     times: Sequence[float],
@@ -100,10 +99,10 @@ def _with_path(
     def observe(step: int, t: float, x: Tensor, F: Tensor) -> None:
         for _ in range(kept.count(step)):
             time = torch.full((len(x),), t, dtype=torch.float64, device=x.device)
-            path.append(quantise(x0_hat(F, x, time), spec.levels))
+            path.append(quantise(x0_hat(F, x, time), model.spec.levels))
 
-    x = solve(model, spec, images, labels, times, solver, seed, observe=observe)
-    path.append(quantise(x, spec.levels))
+    x = solve(model, images, labels, times, solver, seed, observe=observe)
+    path.append(quantise(x, model.spec.levels))
     return Samples(path[-1].cpu(), torch.stack(path, 1).cpu())
 
 

@@ -50,7 +50,7 @@ def exact_bits(split, images, uniform):
 @pytest.mark.parametrize("density", [Uniform(), Asinh(0.06)], ids=str)
 def test_bound_of_an_exact_model_is_its_likelihood(gaussian_model, split, density, antithetic):
     how = {"dtype": torch.float64, "antithetic": antithetic}
-    values = nll.elbo(gaussian_model, DIGITS, split, range(100), density, draws=40, **how)
+    values = nll.elbo(gaussian_model, split, range(100), density, draws=40, **how)
     assert values.shape == (100, 20 if antithetic else 40)
     uniform = torch.stack([torch.from_numpy(nll._draws(DIGITS, 40, 0, i)[1]) for i in range(100)]).double()
     expected = torch.stack([exact_bits(split, range(100), uniform[:, k]) for k in range(40)], 1)
@@ -61,7 +61,7 @@ def test_bound_of_an_exact_model_is_its_likelihood(gaussian_model, split, densit
 
 
 def test_ode_of_an_exact_model_is_its_likelihood(gaussian_model, split):
-    nats, nfe = nll.ode(gaussian_model, DIGITS, split, range(20), tolerance=1e-6, dtype=torch.float64)
+    nats, nfe = nll.ode(gaussian_model, split, range(20), tolerance=1e-6, dtype=torch.float64)
     uniform = torch.stack([torch.from_numpy(nll._uniform(DIGITS, 0, i, 0)) for i in range(20)]).double()
     values = nll.ode_bits(nats, DIGITS)[:, 0]
     torch.testing.assert_close(values, exact_bits(split, range(20), uniform), rtol=0, atol=1e-3)
@@ -78,7 +78,7 @@ def discrete_bits(split, images):
 @pytest.mark.parametrize("antithetic", [False, True], ids=["independent", "antithetic"])
 def test_importance_weighted_bound_of_an_exact_model(gaussian_model, split, antithetic):
     images, how = range(60), {"dtype": torch.float64, "antithetic": antithetic}
-    values = nll.elbo_importance(gaussian_model, DIGITS, split, images, Asinh(0.06), 64, 6, **how)
+    values = nll.elbo_importance(gaussian_model, split, images, Asinh(0.06), 64, 6, **how)
     assert values.shape == (60, 2)
     for value in values.T:
         gap = value - discrete_bits(split, images)
@@ -91,9 +91,9 @@ def test_importance_weighted_bound_of_an_exact_model(gaussian_model, split, anti
 def test_importance_weighted_ode_of_an_exact_model(gaussian_model, split, exact):
     images = range(10)
     how = {"tolerance": 1e-4, "exact": exact, "dtype": torch.float64}
-    nats, _ = nll.ode(gaussian_model, DIGITS, split, images, dequantisations=8, **how)
+    nats, _ = nll.ode(gaussian_model, split, images, dequantisations=8, **how)
     assert nats.shape == (10, 8, 1 if exact else 2)
-    one, _ = nll.ode(gaussian_model, DIGITS, split, images, dequantisations=1, **how)
+    one, _ = nll.ode(gaussian_model, split, images, dequantisations=1, **how)
     torch.testing.assert_close(nats[:, 0, 0], one[:, 0, 0], rtol=0, atol=0.05)
     gap = nll.ode_bits(nats, DIGITS)[:, 0] - discrete_bits(split, images)
     # This field is linear and isotropic: one Rademacher probe has its divergence exactly.
@@ -103,8 +103,8 @@ def test_importance_weighted_ode_of_an_exact_model(gaussian_model, split, exact)
 
 def test_the_integral_by_time_adds_up_to_the_bound(gaussian_model, split):
     how = {"dtype": torch.float64}
-    strata = nll.correction_by_stratum(gaussian_model, DIGITS, split, range(10), Asinh(0.06), 16, **how)
-    whole = nll.elbo(gaussian_model, DIGITS, split, range(10), Asinh(0.06), 16, **how)
+    strata = nll.correction_by_stratum(gaussian_model, split, range(10), Asinh(0.06), 16, **how)
+    whole = nll.elbo(gaussian_model, split, range(10), Asinh(0.06), 16, **how)
     uniform = torch.stack([torch.from_numpy(nll._draws(DIGITS, 16, 0, i)[1]) for i in range(10)]).double()
     normal = normal_nll(dequantise(split.batch(range(10))[0][:, None], uniform, 17).flatten(0, 1)).view(10, 16)
     expected = whole.mean(1) - nll.bits_per_dim(normal.mean(1), 64, 17)
@@ -114,13 +114,13 @@ def test_the_integral_by_time_adds_up_to_the_bound(gaussian_model, split):
 def test_a_model_that_diverged_is_reported(gaussian_model, split):
     nn.init.constant_(gaussian_model.network.mean, math.nan)
     with pytest.raises(UserError, match="not finite at image 3: its weights are broken"):
-        nll.elbo(gaussian_model, DIGITS, split, range(3, 5), Uniform(), 2, dtype=torch.float64)
+        nll.elbo(gaussian_model, split, range(3, 5), Uniform(), 2, dtype=torch.float64)
     with pytest.raises(UserError, match=r"images 3 to 4: the ODE's state is not finite"):
-        nll.ode(gaussian_model, DIGITS, split, range(3, 5), dtype=torch.float64)
+        nll.ode(gaussian_model, split, range(3, 5), dtype=torch.float64)
 
 
 def test_values_do_not_depend_on_batch_or_share(gaussian_model, split):
-    arguments = (gaussian_model, DIGITS, split)
+    arguments = (gaussian_model, split)
     whole = nll.elbo(*arguments, range(30), Uniform(), draws=3, batch=90, dtype=torch.float64)
     parts = [
         nll.elbo(*arguments, part, Uniform(), draws=3, batch=7, dtype=torch.float64)

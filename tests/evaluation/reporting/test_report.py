@@ -1,14 +1,18 @@
+import html
 import json
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
+from markupsafe import escape
 from PIL import Image
 
 from fdtrain.errors import UserError
-from fdtrain.evaluation.reporting import report, run_folder
+from fdtrain.evaluation.reporting import report, result, run_folder
 
+VERSION_1 = Path(__file__).parent / "version_1"
 HOSTILE = "<script>alert('x')</script>\"&"
 
 
@@ -19,8 +23,9 @@ def folder(tmp_path):
     (folder / "evaluation").mkdir(parents=True)
     (folder / "samples").mkdir()
     (folder / "config.yaml").write_text(f"name: {json.dumps(HOSTILE)}\n")
-    shard = {"images": 300}
-    dataset = {"name": "cifar10", "source": HOSTILE, "size": 32, "channels": 3, "levels": 256}
+    shard = {"file": HOSTILE.replace("/", "-"), "images": 300, "bytes": 1, "sha256": "0" * 64}
+    dataset = {"version": 1, "name": "cifar10", "source": HOSTILE, "size": 32, "channels": 3, "levels": 256}
+    dataset |= {"classes": [HOSTILE], "encoding": HOSTILE}
     write(folder / "dataset.json", dataset | {"splits": {"train": [shard, shard], "test": [shard]}})
     write(folder / "environment.json", {"device": HOSTILE, "processes": 8, "commit": HOSTILE})
     lines = [
@@ -31,10 +36,12 @@ def folder(tmp_path):
     (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + '\n{"step": 3')
     elbo = {"bits_per_dim": 3.12345, "error_draws": 0.001, "error_images": 0.002, "draws": 20}
     about = {"images": 300, "images_in_split": 300, "dataset": HOSTILE, "split": HOSTILE, "step": 200, "dtype": HOSTILE}
-    write(folder / "evaluation" / "nll_test.json", {"kind": "nll", **about, "elbo": elbo, "ode": HOSTILE})
-    frechet = {"kind": "frechet", "name": HOSTILE, "value": 12.5, "values": [12, 13], "spread": 0.7, "kid": 0.01}
-    write(folder / "evaluation" / "frechet_x.json", frechet | {"features": {"name": HOSTILE}, "solver": HOSTILE})
-    write(folder / "evaluation" / "curve_test.json", {"kind": "curve", "images": HOSTILE})
+    change("nll_test_first2", folder / "evaluation" / "nll_test.json", about, elbo=elbo, ode={"trace": HOSTILE})
+    features = {"name": HOSTILE, "sha256": HOSTILE, "input": HOSTILE}
+    frechet = {"name": HOSTILE, "value": 12.5, "values": [12, 13], "spread": 0.7, "kid": 0.01, "solver": HOSTILE}
+    change("frechet_digits-features", folder / "evaluation" / "frechet_x.json", frechet, features=features)
+    hostile = {"distance": HOSTILE, "split": HOSTILE, "source": HOSTILE, "device": HOSTILE}
+    change("curve_test", folder / "evaluation" / "curve_test.json", hostile, features=features)
     Image.new("RGB", (640, 400)).save(folder / "evaluation" / "curve_test_quality.png")
     Image.new("RGB", (400, 400)).save(folder / "samples" / "step_00000200.png")
     return folder
@@ -44,6 +51,12 @@ def write(path, content):
     path.write_text(json.dumps(content))
 
 
+def change(name, path, keys, **nested):
+    """A result of the first version with other values."""
+    content = json.loads((VERSION_1 / f"{name}.json").read_text()) | keys
+    write(path, content | {key: content[key] | values for key, values in nested.items()})
+
+
 def page_of(folder):
     return report.page(run_folder.read(folder), None)
 
@@ -51,7 +64,7 @@ def page_of(folder):
 def test_page_says_what_the_files_say_and_executes_nothing(folder):
     page = page_of(folder)
     assert "<script" not in page
-    assert "&lt;script&gt;alert(&#x27;x&#x27;)&lt;/script&gt;&quot;&amp;" in page
+    assert page.count(str(escape(HOSTILE))) > 10
     assert "default-src 'none'" in page
     for part in ("3.1235", "0.0010 / 0.0020", "12.500 ± 0.700", "KID 0.0100", "200 steps, 25,600 images seen"):
         assert part in page
@@ -81,7 +94,7 @@ def test_what_is_missing_is_said_with_the_command_that_makes_it(tmp_path):
     (folder / "config.yaml").write_text("name: x\n")
     page = page_of(folder)
     for command in ("nll", "fid", "curve"):
-        assert f"python tools/evaluate.py {command} &#x27;{folder}&#x27; --data DATA" in page
+        assert f"python tools/evaluate.py {command} '{folder}' --data DATA" in html.unescape(page)
     assert "python tools/sample.py" in page
     assert "not recorded in the run" in page
     assert "it has not logged a step" in page
@@ -93,6 +106,43 @@ def test_a_damaged_result_is_named(folder, text):
     path.write_text(text)
     with pytest.raises(UserError, match=r"nll_test.json is damaged"):
         page_of(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "reason"),
+    [
+        ("nll_test", {"ode": HOSTILE}, "ode"),
+        ("nll_test", {"elbo": {"bits_per_dim": 3.1}}, "elbo.error_draws"),
+        ("frechet_x", {"values": [[]]}, "values.0"),
+        ("curve_test", {"images": HOSTILE}, "images"),
+    ],
+)
+def test_a_result_with_a_wrong_value_is_named(folder, name, change, reason):
+    path = folder / "evaluation" / f"{name}.json"
+    write(path, json.loads(path.read_text()) | change)
+    with pytest.raises(UserError, match=rf"{name}.json is damaged \({reason}: .*\)\. Delete it, and make it again"):
+        page_of(folder)
+
+
+def test_results_of_other_versions(folder):
+    path = folder / "evaluation" / "nll_test.json"
+    content = json.loads(path.read_text())
+    before = page_of(folder)
+    # A key that this version does not know; a record that is no result.
+    write(path, content | {"later": 1})
+    write(folder / "evaluation" / "other.json", {"kind": "other"})
+    assert page_of(folder) == before
+    write(path, content | {"version": 2})
+    with pytest.raises(UserError, match=r"nll_test.json: version 2, this fdtrain reads 1"):
+        page_of(folder)
+
+
+@pytest.mark.parametrize("file", sorted(VERSION_1.glob("*.json")), ids=lambda file: file.stem)
+def test_a_result_is_written_as_the_first_version_wrote_it(file, tmp_path):
+    numbers = result.read(file)
+    result.write(numbers, tmp_path / "again.json", "--json")
+    assert json.loads((tmp_path / "again.json").read_text()) == json.loads(file.read_text())
+    assert result.read(tmp_path / "again.json") == numbers
 
 
 def test_damaged_configuration_is_named(folder):

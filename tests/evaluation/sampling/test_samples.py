@@ -27,7 +27,7 @@ def test_samples_of_a_point_are_the_point():
     model.network = PointNetwork(((levels + 0.5) * 2 / 17 - 1).double())
     times = time_grid("asinh", 400, 1e-3)
     for solver in ("sde1", "sde2", "ode1", "ode2"):
-        out = samples.draw(model.double(), DIGITS, range(3), None, times, solver)
+        out = samples.draw(model.double(), range(3), None, times, solver)
         assert torch.equal(out.levels[0].long(), levels)
         assert out.path.shape == (3, samples.PATH_IMAGES, 1, 8, 8)
         assert torch.equal(out.path[:, -1], out.levels)
@@ -38,11 +38,11 @@ def test_an_image_depends_on_its_number_alone():
     model = Model(DIGITS)
     torch.nn.init.normal_(model.network.output[-1].weight, std=0.1)
     times = time_grid("uniform", 5)
-    together = samples.draw(model, DIGITS, range(6), None, times, batch=6).levels.int()
-    alone = samples.draw(model, DIGITS, [4], None, times).levels.int()
+    together = samples.draw(model, range(6), None, times, batch=6).levels.int()
+    alone = samples.draw(model, [4], None, times).levels.int()
     assert (together[4] - alone[0]).abs().max() <= 1
     assert (together[4] - together[3]).abs().max() > 1
-    solved = [samples.solve(model, DIGITS, images, None, times, "heun", seed=1) for images in (range(4), [2])]
+    solved = [samples.solve(model, images, None, times, "heun", seed=1) for images in (range(4), [2])]
     torch.testing.assert_close(solved[1][0], solved[0][2])
 
 
@@ -50,7 +50,7 @@ def test_a_model_that_diverged_is_reported():
     model = Model(DIGITS)
     nn.init.constant_(model.network.output[-1].bias, float("nan"))
     with pytest.raises(UserError, match="not finite"):
-        samples.draw(model, DIGITS, [0], None, time_grid("uniform", 2))
+        samples.draw(model, [0], None, time_grid("uniform", 2))
 
 
 def test_grid_and_pixels():

@@ -1,0 +1,72 @@
+"""Files that are complete or absent, and folders in which one launch works at a time."""
+
+import fcntl
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fdtrain.errors import UserError
+
+
+def write_atomically(path: Path, write_to: Callable[[Path], Any], durable: bool = True) -> None:
+    """Write a file under a temporary name in its folder, and rename it: readers see the old content or the new one.
+
+    The folder is made if need be. A write that fails leaves no file behind.
+
+    Args:
+        write_to: writes the content to the path that it is given.
+        durable: flush the content and the rename to the disk before returning.
+
+    Raises:
+        OSError: the file cannot be written; whatever ``write_to`` raises.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        write_to(temporary)
+        if durable:
+            sync(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    if durable:
+        sync(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """:func:`write_atomically` of a text in UTF-8."""
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def sync(path: Path) -> None:
+    """Flush a file's content, or a folder's entries, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def exclusive(folder: Path, activity: str = "written") -> Iterator[None]:
+    """Hold an existing folder against other launches. The system releases it however this process ends.
+
+    Args:
+        activity: what is done in the folder, for the message: "written", "packed".
+
+    Raises:
+        UserError: another launch holds it.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{folder} is being {activity} by another launch. Wait for it, or stop it.") from None
+        yield
+    finally:
+        os.close(descriptor)
