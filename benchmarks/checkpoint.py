@@ -19,25 +19,23 @@ import tempfile
 import time
 from pathlib import Path
 
-from step import build_trainer, random_images
+from step import lone_trainer, random_images
 
 from fdtrain import distributed
-from fdtrain.training.monitor import Monitor
 from fdtrain.training.plan import prepare
 from fdtrain.training.trainer import Trainer
-from fdtrain.training.utilisation import Utilisation
 
 
 def pauses(trainer: Trainer, saves: int, steps: int, folder: Path) -> None:
     """Print the pause of ours and of DeepSpeed's, and the size of both."""
-    loop = trainer.steps(0)
+    loop = trainer.steps()
     times = {"plain": [], "writing": [], "ours": [], "DeepSpeed's": []}
 
     def run_steps(kind: str) -> int:
         for _ in range(steps):
             begin = time.perf_counter()
             done = next(loop)
-            trainer.saver.exchange()
+            trainer.writer.exchange()
             times[kind].append(time.perf_counter() - begin)
         return done
 
@@ -49,7 +47,7 @@ def pauses(trainer: Trainer, saves: int, steps: int, folder: Path) -> None:
         trainer.save(done)
         times["ours"].append(time.perf_counter() - begin)
         run_steps("writing")
-        trainer.saver.finish()
+        trainer.writer.finish()
         begin = time.perf_counter()
         trainer.engine.engine.save_checkpoint(str(folder), tag="deepspeed", save_latest=False)
         times["DeepSpeed's"].append(time.perf_counter() - begin)
@@ -61,7 +59,7 @@ def pauses(trainer: Trainer, saves: int, steps: int, folder: Path) -> None:
     print(
         f"{trainer.config.name}: {parameters:,} parameters, a step takes {step:.3f} s (median of {len(times['plain'])})"
     )
-    for kind, path in (("ours", trainer.saver.last), ("DeepSpeed's", folder / "deepspeed")):
+    for kind, path in (("ours", trainer.writer.last), ("DeepSpeed's", folder / "deepspeed")):
         pause = statistics.median(times[kind])
         size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
         if kind != "ours":
@@ -109,10 +107,9 @@ def main():
         steps = (arguments.saves + 2) * 2 * arguments.steps + 1
         plan = prepare(arguments.config, [*settings, f"output={folder}/runs", f"training.steps={steps}"], resume=False)
         device = distributed.connect()
-        monitor = Monitor(plan.config.folder, steps, 0, first=True)
-        trainer = build_trainer(plan, device, monitor, Utilisation(1, 1, 1.0))
+        trainer = lone_trainer(plan, device)
         pauses(trainer, arguments.saves, arguments.steps, folder / "peer")
-        monitor.close()
+        trainer.run.monitor.close()
         starts(arguments.config, settings, folder / "starts", arguments.starts)
 
 

@@ -17,7 +17,7 @@ from datetime import date
 from pathlib import Path
 
 import torch
-from step import bare_loop, build_trainer, random_images, take_turns
+from step import bare_loop, lone_trainer, random_images, take_turns
 
 from fdtrain import distributed
 from fdtrain.capacity.cost import flops
@@ -25,7 +25,6 @@ from fdtrain.capacity.estimate import published
 from fdtrain.config import TrainingConfig, load_config
 from fdtrain.networks.model import ModelSpec
 from fdtrain.training.hardware import matrix_rate, set_tf32
-from fdtrain.training.monitor import Monitor
 from fdtrain.training.plan import model_spec, prepare
 from fdtrain.training.utilisation import Utilisation
 
@@ -104,16 +103,15 @@ def overhead(device: torch.device) -> str:
     with tempfile.TemporaryDirectory() as folder:
         settings = [f"output={folder}", f"data.path={random_images(f'{folder}/data')}", "data.test_split=null"]
         settings += ["training.global_batch=256", "training.steps=1000", "monitor.evaluate_every=null"]
-        settings += ["monitor.sample_every=null", "training.zero_stage=0"]
+        settings += ["monitor.sample_every=null", "training.zero_stage=0", "training.compile=true"]
         plan = prepare("configs/cifar10.yaml", settings, resume=False)
-        accounting = Utilisation(flops(plan.spec).training(), 1, 1.0)
-        monitor = Monitor(plan.config.folder, plan.config.training.steps, 0, first=True)
+        trainer = lone_trainer(plan, device)
         loops = {
             "bare": bare_loop(plan.spec, plan.config.training, device, "bf16", compiled=True),
-            "trainer": build_trainer(plan, device, monitor, accounting, compiled=True).steps(0),
+            "trainer": trainer.steps(),
         }
         times = take_turns(loops, rounds=5, steps=20, device=device)
-        monitor.close()
+        trainer.run.monitor.close()
     ratios = [b / t for b, t in zip(times["bare"], times["trainer"])]
     return (
         f"Whole trainer over the bare loop, `cifar10`, 256 images, bf16 compiled: {statistics.median(ratios):.3f} "

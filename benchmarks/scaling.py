@@ -57,6 +57,7 @@ def worker(arguments: argparse.Namespace) -> None:
     volume = Volume()
     from fdtrain import distributed
     from fdtrain.capacity.estimate import published
+    from fdtrain.capacity.layout import run_layout
     from fdtrain.config import load_config
     from fdtrain.networks.model import Model, parameter_count
     from fdtrain.training.engine import Engine
@@ -80,7 +81,9 @@ def worker(arguments: argparse.Namespace) -> None:
     def take(stage: int, steps: int) -> float:
         if stage not in engines:
             torch.manual_seed(0)
-            engines[stage] = Engine(Model(spec).to(device), config.training.model_copy(update={"zero_stage": stage}))
+            training = config.training.model_copy(update={"zero_stage": stage})
+            layout = run_layout(training, distributed.world_size(), distributed.rank())
+            engines[stage] = Engine(Model(spec).to(device), training, layout)
         dist.barrier()
         begin = time.perf_counter()
         for _ in range(steps):

@@ -15,36 +15,27 @@ gradients would have moments too small for the normal range, with which a CPU is
 import argparse
 import multiprocessing
 import statistics
-import sys
 import tempfile
 import time
 from contextlib import suppress
-from functools import partial
 
 import numpy as np
 import torch
 
 from fdtrain import distributed
-from fdtrain.capacity.cost import flops
 from fdtrain.data.pack import pack
 from fdtrain.data.sources.digits import Digits
 from fdtrain.data.sources.source import Source
 from fdtrain.diffusion import objective
-from fdtrain.diffusion.time_sampling import time_density
 from fdtrain.networks import layers
 from fdtrain.networks.model import Model, parameter_count
 from fdtrain.resilience.consensus import Consensus
 from fdtrain.resilience.heartbeat import Heartbeat
-from fdtrain.training.batch_noise import BatchNoise
-from fdtrain.training.build import own_batches
-from fdtrain.training.compilation import compile_network, worthwhile
-from fdtrain.training.ema import Average
-from fdtrain.training.engine import Engine
-from fdtrain.training.hardware import DTYPES, keep_freed_memory, matrix_rate, memory_format, set_tf32
-from fdtrain.training.monitor import Monitor
+from fdtrain.training.build import Launch, build
+from fdtrain.training.compilation import worthwhile
+from fdtrain.training.hardware import DTYPES, memory_format, set_tf32
 from fdtrain.training.plan import prepare
-from fdtrain.training.trainer import FLAGS, RunIdentity, Trainer
-from fdtrain.training.utilisation import Utilisation
+from fdtrain.training.trainer import FLAGS
 
 
 def random_images(folder, images=2000):
@@ -106,22 +97,13 @@ def _serve(connection, threads, spec, training, device, precision):
             connection.send(None)
 
 
-def build_trainer(plan, device, monitor, accounting, compiled=False):
-    """The trainer, as fdtrain/training/build.py joins its parts: data, draws, DeepSpeed, clipping, average, log."""
-    config, spec = plan.config, plan.spec
-    training = config.training
-    model = Model(spec).to(device)
-    engine = Engine(model, training)
-    average = Average(engine.weights, Model(spec), config.ema.decay, config.ema.warmup_power)
-    if compiled and (failure := compile_network(model, training, device)):
-        sys.exit(f"torch.compile failed: {failure}")
-    density = time_density(config.diffusion.time_density, spec.scale)
-    draws = BatchNoise(
-        config.seed, training.global_batch, training.lane_images, config.diffusion.time_sampling, density, device
-    )
-    identity, batches = RunIdentity(spec, plan.identity, None), partial(own_batches, plan)
-    together = Consensus(FLAGS), Heartbeat(training.heartbeat_timeout_s, training.collective_timeout_s), accounting
-    return Trainer(config, identity, engine, average, draws, batches, monitor, [], *together)
+def lone_trainer(plan, device):
+    """The trainer as a run of one process builds it, its log begun; ``.steps()`` trains."""
+    training = plan.config.training
+    heartbeat = Heartbeat(training.heartbeat_timeout_s, training.collective_timeout_s)
+    trainer = build(plan, Launch(device, Consensus(FLAGS), heartbeat))
+    trainer.run.monitor.begin(0)
+    return trainer
 
 
 def take_turns(loops, rounds, steps, device):
@@ -157,15 +139,12 @@ def main():
         plan = prepare(arguments.config, settings, resume=False)
         training = plan.config.training
         device = distributed.connect()
-        set_tf32(training.tf32)
-        if device.type == "cpu":
-            keep_freed_memory()
-        accounting = Utilisation(flops(plan.spec).training(), 1, matrix_rate(device, training.precision))
-        compiled = worthwhile(training, accounting.flops_per_image, device)
-        monitor = Monitor(plan.config.folder, training.steps, 0, first=True)
+        trainer = lone_trainer(plan, device)
+        accounting = trainer.run.utilisation
+        compiled = worthwhile(training, plan.layout, accounting.flops_per_image, device)
         loops = {
             "bare": bare_loop(plan.spec, training, device, training.precision, compiled),
-            "trainer": build_trainer(plan, device, monitor, accounting, compiled).steps(0),
+            "trainer": trainer.steps(),
         }
         if arguments.peers:
             for precision in ("fp32", "bf16"):
@@ -188,7 +167,7 @@ def main():
         for name in (name for name in loops if name != "trainer"):
             ratios = [b / t for b, t in zip(times[name], times["trainer"])]
             print(f"trainer / {name}: {statistics.median(ratios):.3f} (rounds {min(ratios):.3f} to {max(ratios):.3f})")
-        monitor.close()
+        trainer.run.monitor.close()
 
 
 if __name__ == "__main__":

@@ -225,34 +225,6 @@ class TrainingConfig(Section):
         """Images of one lane in one step."""
         return self.global_batch // self.lanes
 
-    def stage(self, world_size: int) -> int:
-        """ZeRO's stage on ``world_size`` ranks."""
-        if self.zero_stage != "auto":
-            return self.zero_stage
-        # One rank would only copy its gradients and weights about.
-        return max(OFFLOAD_STAGE[self.offload], int(world_size > 1))
-
-    def accumulation(self, world_size: int) -> int:
-        """Passes per step on each of ``world_size`` ranks.
-
-        Raises:
-            UserError: this number of ranks cannot share the lanes evenly.
-        """
-        if self.lanes % world_size:
-            possible = [n for n in range(1, self.lanes + 1) if self.lanes % n == 0]
-            raise UserError(
-                f"training.lanes: {self.lanes} lanes cannot be shared by {world_size} processes; "
-                f"launch a number out of {', '.join(map(str, possible))}, or change training.lanes."
-            )
-        share = self.global_batch // world_size
-        micro = self.micro_batch or share
-        if share % micro:
-            raise UserError(
-                f"training.micro_batch: each of {world_size} processes has {share} images of a step, "
-                f"which is no multiple of micro_batch {micro}; choose a divisor of {share}."
-            )
-        return share // micro
-
 
 class EmaConfig(Section):
     decay: float = Field(0.9999, ge=0, lt=1, description="largest decay per step")
@@ -264,7 +236,7 @@ class CheckpointConfig(Section):
     keep_last: int = Field(2, ge=1, description="newest checkpoints kept; the two newest sound ones always are")
     keep_every: int | None = Field(None, ge=1, description="checkpoints at multiples of this many steps are kept")
     max_failures: int = Field(3, ge=0, description="checkpoints in a row that cannot be written before the run stops")
-    retry_seconds: float = Field(
+    retry_timeout_s: float = Field(
         300.0, ge=0, description="to try again to write the last checkpoint: at the end, or asked for by a signal"
     )
 

@@ -89,7 +89,7 @@ class Launch:
         return self.run_folder(name) / "checkpoints" / f"step_{step:08d}"
 
     def losses(self, name: str = "small") -> dict[int, float]:
-        return {line["step"]: line["train/loss"] for line in self.log(name) if "train/loss" in line}
+        return {line["step"]: line["train/bits_per_dim"] for line in self.log(name) if "train/bits_per_dim" in line}
 
     def log(self, name: str = "small") -> list[dict]:
         return [json.loads(line) for line in (self.run_folder(name) / "metrics.jsonl").read_text().splitlines()]

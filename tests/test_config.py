@@ -8,6 +8,7 @@ import yaml
 
 from fdtrain.capacity.cost import flops
 from fdtrain.capacity.estimate import parameters, published, summary, work
+from fdtrain.capacity.layout import run_layout
 from fdtrain.config import NETWORKS as SECTIONS
 from fdtrain.config import (
     RENAMED,
@@ -174,7 +175,7 @@ def test_overrides_that_are_none(write, override):
 )
 def test_accumulation(settings, world_size, passes):
     training = Config.model_validate({**MINIMAL, "training": {"steps": 1, **settings}}).training
-    assert training.accumulation(world_size) == passes
+    assert run_layout(training, world_size).passes == passes
 
 
 @pytest.mark.parametrize(
@@ -187,7 +188,7 @@ def test_accumulation(settings, world_size, passes):
 def test_world_sizes_that_do_not_fit(settings, world_size, part):
     training = Config.model_validate({**MINIMAL, "training": {"steps": 1, **settings}}).training
     with pytest.raises(UserError, match=part):
-        training.accumulation(world_size)
+        run_layout(training, world_size)
 
 
 def test_the_page_of_keys_is_up_to_date():

@@ -14,6 +14,7 @@ from conftest import ROOT, environment
 from jobs import wait_for_step
 from torch.distributed.run import get_args_parser
 
+from fdtrain.capacity.layout import run_layout
 from fdtrain.config import load_config
 from fdtrain.main import parse_arguments
 
@@ -133,7 +134,7 @@ def test_manifests_fit_one_another_and_the_program(manifests):
     ours = parse_arguments(torchrun.training_script_args)
     assert (ours.resume, torchrun.training_script) == ("auto", "fdtrain/main.py")
     processes = int(torchrun.nnodes) * int(torchrun.nproc_per_node)
-    load_config(ROOT / ours.config).training.accumulation(processes)
+    run_layout(load_config(ROOT / ours.config).training, processes)
 
 
 def test_image_is_built_as_the_linter_wants_and_runs_as_who_the_job_says(manifests):

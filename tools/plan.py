@@ -25,6 +25,7 @@ from fdtrain.capacity.estimate import (
     work,
 )
 from fdtrain.capacity.interconnect import Interconnect
+from fdtrain.capacity.layout import run_layout, zero_stage
 from fdtrain.config import Config, load_config
 from fdtrain.errors import UserError, exit_code
 from fdtrain.networks.model import ModelSpec
@@ -115,14 +116,14 @@ def _memory(config: Config, spec: ModelSpec, gpus: int) -> list[str]:
         batch = kept.bytes(images)
         parts = (state.weights, state.gradients, state.optimiser, state.average, batch, state.total + batch)
         row = "".join(f"{part / GIB:{width}.2f}" for part, width in zip(parts, (9, 11, 11, 9, 13, 8)))
-        lines.append(f"  {stage}   {row}{'  as configured' if stage == training.stage(gpus) else ''}")
+        lines.append(f"  {stage}   {row}{'  as configured' if stage == zero_stage(training, gpus) else ''}")
     return lines
 
 
 def _scaling(config: Config, spec: ModelSpec, total: Work, network: Interconnect) -> list[str]:
     """The step as GPUs and global batch grow together, that of the run among them."""
     training = config.training
-    images, passes = training.global_batch // total.gpus, training.accumulation(total.gpus)
+    images, passes = training.global_batch // total.gpus, run_layout(training, total.gpus).passes
     lines = [
         f"weak scaling with {images} images per GPU, ZeRO {training.zero_stage}, "
         f"{network.inside / 1e9:g} GB/s in a node and {network.between / 1e9:g} per GPU between nodes",

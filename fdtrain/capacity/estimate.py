@@ -7,6 +7,7 @@ import torch
 
 from fdtrain.capacity.cost import Flops, activations
 from fdtrain.capacity.interconnect import Interconnect, StepTime, step
+from fdtrain.capacity.layout import run_layout, zero_stage
 from fdtrain.config import Config
 from fdtrain.data.dataset import VERSION, DatasetDescription
 from fdtrain.errors import UserError
@@ -133,7 +134,7 @@ def work(
     training = config.training
     per_image = counted.training(config.network.checkpointing)
     alone = training.global_batch / gpus * per_image / (tflops * 1e12 * utilisation)
-    found = step_on(config, weights, alone, gpus, training.accumulation(gpus), network or Interconnect())
+    found = step_on(config, weights, alone, gpus, run_layout(training, gpus).passes, network or Interconnect())
     images = training.steps * training.global_batch
     return Work(training.steps, images, per_image, gpus, tflops, utilisation, found)
 
@@ -141,7 +142,7 @@ def work(
 def step_on(config: Config, weights: int, alone: float, gpus: int, passes: int, network: Interconnect) -> StepTime:
     """The step of ``passes`` passes, whose computation takes ``alone`` seconds, on so many devices."""
     training = config.training
-    return step(alone, 4 * weights, gpus, training.stage(gpus), network, passes, training.overlap)
+    return step(alone, 4 * weights, gpus, zero_stage(training, gpus), network, passes, training.overlap)
 
 
 def pass_images(config: Config, gpus: int) -> int:
@@ -150,13 +151,13 @@ def pass_images(config: Config, gpus: int) -> int:
     Raises:
         UserError: so many ranks cannot share the batch.
     """
-    return config.training.global_batch // gpus // config.training.accumulation(gpus)
+    return run_layout(config.training, gpus).micro_batch
 
 
 def summary(config: Config, spec: ModelSpec, total: Work) -> str:
     """The two lines that the comments of configs/ carry."""
     kept = activations(spec, config.training.precision, config.network.checkpointing)
-    state = state_memory(parameters(spec), config.training.stage(total.gpus), total.gpus)
+    state = state_memory(parameters(spec), zero_stage(config.training, total.gpus), total.gpus)
     held = state.total + kept.bytes(pass_images(config, total.gpus))
     return (
         f"# Global batch {config.training.global_batch}, {total.images / 1e6:.0f} M images seen. "

@@ -19,9 +19,9 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import AliasChoices, Field, TypeAdapter, ValidationError
 
 from fdtrain.checkpoint.fragments import PART, FragmentReader, part_name
 from fdtrain.errors import UserError
@@ -73,8 +73,9 @@ class State:
     window: list[float]
     skips: int
     """Steps left out in a row, up to this one."""
-    returns: int
-    """Times that the run went back to a checkpoint; the draws of later steps depend on it."""
+    rollbacks: Annotated[int, Field(validation_alias=AliasChoices("rollbacks", "returns"))]
+    """Times that the run went back to a checkpoint; the draws of later steps depend on it. Earlier versions wrote
+    ``returns``."""
     counters: Counters
     run: dict[str, Any]
     """The settings that fix the run's trajectory."""

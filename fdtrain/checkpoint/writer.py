@@ -32,6 +32,16 @@ class Retention:
     failures: int
 
 
+@dataclass(frozen=True)
+class Snapshot:
+    """What one rank saves of a step: its ``fragments``, which may be live, and what describes them (store.py)."""
+
+    fragments: list[Fragment]
+    spec: ModelSpec
+    config: str
+    state: store.State
+
+
 class CheckpointWriter:
     """Saves one checkpoint at a time; see :meth:`begin`.
 
@@ -60,11 +70,9 @@ class CheckpointWriter:
         self.others: frozenset[str] = frozenset()
         """What was agreed on while :meth:`finish` waited."""
         self.last: Path | None = None
-        """The newest checkpoint that this run wrote or took up."""
+        """The newest checkpoint that this run wrote or resumed from."""
 
-    def insist(
-        self, fragments: list[Fragment], spec: ModelSpec, config: str, state: store.State, seconds: float
-    ) -> None:
+    def insist(self, snapshot: Snapshot, seconds: float) -> None:
         """Save the last checkpoint of this process, trying again for ``seconds``. Every rank must call it.
 
         Raises:
@@ -72,7 +80,7 @@ class CheckpointWriter:
         """
         deadline, self.insists = time.monotonic() + seconds, True
         while True:
-            self.begin(fragments, spec, config, state)
+            self.begin(snapshot)
             self.finish()
             if self.problem is None:
                 return
@@ -80,13 +88,13 @@ class CheckpointWriter:
             if left <= 0:
                 raise NotSaved(
                     f"the run has ended, but {self.problem}. Make room in {self.folder}, or repair the disk, and go on "
-                    "with --resume auto. checkpoint.retry_seconds is how long it is tried again."
+                    "with --resume auto. checkpoint.retry_timeout_s is how long it is tried again."
                 )
             self.say(f"fdtrain: warning: {self.problem}. Trying again for {left:.0f} s.")
             time.sleep(min(RETRY_PAUSE, left))
 
-    def begin(self, fragments: list[Fragment], spec: ModelSpec, config: str, state: store.State) -> float:
-        """Copy the state aside and start to write it. Every rank must call it.
+    def begin(self, snapshot: Snapshot) -> float:
+        """Copy the fragments and start to write them. Every rank must call it.
 
         Returns:
             Seconds for which training stood still.
@@ -94,15 +102,15 @@ class CheckpointWriter:
         started = time.perf_counter()
         self.finish()
         self.problem = None
-        self.aside = self.folder / "checkpoints" / store.aside_name(state.step)
-        copies, aside, first = self._copy(fragments), self.aside, distributed.rank() == 0
+        self.aside = self.folder / "checkpoints" / store.aside_name(snapshot.state.step)
+        copies, aside, first = self._copy(snapshot.fragments), self.aside, distributed.rank() == 0
 
         def write() -> None:
             # A run's folder that has disappeared is not made anew: it may come back.
             aside.parent.mkdir(exist_ok=True)
             aside.mkdir(exist_ok=True)
             if first:
-                store.describe(aside, spec, config, state)
+                store.describe(aside, snapshot.spec, snapshot.config, snapshot.state)
             path = aside / part_name(distributed.rank())
             store.note_digest(path, write_part(path, copies))
 

@@ -12,8 +12,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fdtrain.diffusion import objective
 from fdtrain.diffusion.time_sampling import TimeDensity, draw_uniform
+from fdtrain.networks.model import ModelSpec
 from fdtrain.randomness import Purpose, normal, stream, torch_seed, uniform
+
+
+@dataclass(frozen=True)
+class Batch:
+    """All that the loss of one pass is computed from, on the device but for ``quantile``: the ``u`` of each time."""
+
+    x0: Tensor
+    eps: Tensor
+    t: Tensor
+    pdf: Tensor
+    label: Tensor | None
+    quantile: Tensor
 
 
 @dataclass(frozen=True)
@@ -27,9 +41,38 @@ class BatchNoise:
     density: TimeDensity
     device: torch.device
 
-    def redrawn(self, returns: int) -> "BatchNoise":
-        """Other draws altogether, after so many returns to a checkpoint."""
-        return replace(self, seed=torch_seed(self.seed, Purpose.RETURN, returns)) if returns else self
+    def redrawn(self, rollbacks: int) -> "BatchNoise":
+        """Other draws altogether, after so many rollbacks to a checkpoint."""
+        return replace(self, seed=torch_seed(self.seed, Purpose.RETURN, rollbacks)) if rollbacks else self
+
+    def batch(self, step: int, lanes: Sequence[int], images: Tensor, labels: Tensor | None, levels: int) -> Batch:
+        """The images of ``lanes``, ``(n, C, H, W)`` uint8, dequantised, with their times and noise.
+
+        Args:
+            labels: ``(n,)``, as given to the network; None for an unconditional one.
+            levels: values that a pixel takes.
+        """
+        shape, u = images.shape[1:], self.quantiles(step, lanes)
+        t = self.density.quantile(u)
+        pdf = self.density.pdf(t)
+        return Batch(
+            x0=objective.dequantise(self._move(images), self.dequantisation(step, lanes, shape), levels),
+            eps=self.noise(step, lanes, shape),
+            t=self._move(t),
+            pdf=self._move(pdf),
+            label=None if labels is None else self._move(labels),
+            quantile=u,
+        )
+
+    def _move(self, x: Tensor) -> Tensor:
+        # Never a copy that waits: the host is to run ahead of the device.
+        return x.to(self.device, non_blocking=True)
+
+    def labels(self, step: int, lanes: Sequence[int], labels: Tensor, spec: ModelSpec, dropout: float) -> Tensor | None:
+        """What the network is given of them: nothing if it is unconditional; the dropped ones as its null class."""
+        if not spec.null_class:
+            return labels if spec.classes else None
+        return labels.masked_fill(self.dropped_labels(step, lanes, dropout), spec.null_label)
 
     def quantiles(self, step: int, lanes: Sequence[int]) -> Tensor:
         """``u`` in [0, 1) of the images of ``lanes``, shape ``(n,)``, float64, on the CPU."""

@@ -4,21 +4,23 @@ import json
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
-from fdtrain import distributed
+from fdtrain import distributed, files
 from fdtrain.capacity.cost import flops
 from fdtrain.checkpoint import store
 from fdtrain.config import dump_config
 from fdtrain.credentials import masked_values
 from fdtrain.data.cache import Cache, open_cache
 from fdtrain.data.dataset import write_description
-from fdtrain.data.lanes import own_lanes
-from fdtrain.data.loader import Batches, LaneDataset, lost_workers_reported
+from fdtrain.data.loader import Batches, LaneDataset
 from fdtrain.data.mixture import lane_order
 from fdtrain.data.shards import ShardReader
 from fdtrain.data.split import Split
@@ -32,27 +34,39 @@ from fdtrain.resilience.heartbeat import Heartbeat, joined
 from fdtrain.resilience.launcher import followed
 from fdtrain.resilience.lock import GONE, held_for_all
 from fdtrain.resilience.signals import answered
-from fdtrain.training import callbacks
-from fdtrain.training import hardware as devices
+from fdtrain.training import callbacks, hardware
 from fdtrain.training.batch_noise import BatchNoise
 from fdtrain.training.compilation import compile_network, worthwhile
 from fdtrain.training.ema import Average
 from fdtrain.training.engine import Engine
 from fdtrain.training.memory import fits
+from fdtrain.training.metrics import Stopwatch
 from fdtrain.training.monitor import Monitor
 from fdtrain.training.plan import Plan
-from fdtrain.training.trainer import FLAGS, STOP, Callback, RunIdentity, Trainer
+from fdtrain.training.profile import Profiler
+from fdtrain.training.run import Run, unwritable
+from fdtrain.training.state import TrainState
+from fdtrain.training.trainer import FLAGS, STOP, Callback, Trainer
 from fdtrain.training.utilisation import Utilisation
 
 PACKAGES = ("torch", "deepspeed", "webdataset", "ema-pytorch", "numpy", "pydantic", "safetensors")
 
 
-def run(plan: Plan) -> None:
-    """Join the process group, build, resume if there is what to resume from, and train to the last step."""
+class Launch(NamedTuple):
+    """What the processes of a launch have before there is a run."""
+
+    device: torch.device
+    consensus: Consensus
+    heartbeat: Heartbeat
+
+
+@contextmanager
+def launched(plan: Plan) -> Iterator[Launch]:
+    """Around a run: the process group joined, signals answered, the run's folder locked."""
     training = plan.config.training
     with joined(training.heartbeat_timeout_s, training.collective_timeout_s) as (device, heartbeat):
         consensus = Consensus(FLAGS, training.collective_timeout_s)
-        effect = f"stopping after {'this' if distributed.world_size() == 1 else 'the next'} step; again: at once"
+        effect = f"stopping after {'this' if plan.layout.world_size == 1 else 'the next'} step; again: at once"
 
         def stop() -> None:
             consensus.raise_flag(STOP)
@@ -60,89 +74,78 @@ def run(plan: Plan) -> None:
         def gone() -> None:
             consensus.raise_flag(GONE)
 
-        with followed(stop), answered(stop, effect), held_for_all(plan.config.folder, gone), fits(plan.config):
-            _run(plan, device, consensus, heartbeat)
+        with (
+            followed(stop),
+            answered(stop, effect),
+            held_for_all(plan.config.folder, gone),
+            fits(plan.config, plan.layout),
+        ):
+            yield Launch(device, consensus, heartbeat)
 
 
-def _run(plan: Plan, device: torch.device, consensus: Consensus, heartbeat: Heartbeat) -> None:
-    config, spec = plan.config, plan.spec
+def run(plan: Plan) -> None:
+    """Build, resume if there is what to resume from, and train to the last step."""
+    with launched(plan) as launch:
+        trainer = build(plan, launch)
+        if path := checkpoint_to_resume(plan):
+            trainer.resume(path)
+        trainer.train()
+
+
+def build(plan: Plan, launch: Launch) -> Trainer:
+    """The trainer of a checked plan, at step 0."""
+    config, spec, device = plan.config, plan.spec, launch.device
     training = config.training
-    devices.set_tf32(training.tf32)
+    hardware.set_tf32(training.tf32)
     if device.type == "cpu":
-        devices.keep_freed_memory()
+        hardware.keep_freed_memory()
     torch.manual_seed(torch_seed(config.seed, Purpose.INIT))
     model = Model(spec, config.network.checkpointing).to(device)
-    engine = Engine(model, training)
+    engine = Engine(model, training, plan.layout)
     average = Average(engine.weights, Model(spec), config.ema.decay, config.ema.warmup_power)
 
-    path = _checkpoint_to_resume(plan)
-    start = store.step_of(path) if path else 0
     code = _git_commit()
-    monitor = _open_folder(plan, device, code, start)
-    monitor.text("configuration", "```yaml\n" + dump_config(config) + "```")
-    accounting = _accounting(plan, device, monitor)
-    compiled = _compile(plan, model, accounting.flops_per_image, device, monitor)
+    _write_run_files(plan, device, code)
+    monitor = Monitor(config.folder, training.steps, plan.layout.rank == 0)
+    utilisation = _measure(plan, device, monitor)
+    compiled = _compile(plan, model, utilisation.flops_per_image, device, monitor)
+    profiler = Profiler(config.folder / "profile", plan.traced, device, Stopwatch())
+    run_ = Run(config.folder, plan.layout, monitor, launch.consensus, launch.heartbeat, profiler, utilisation)
+    state = TrainState(engine, average, plan.layout, plan.identity, code)
+    density = time_density(config.diffusion.time_density, spec.scale)
+    noise = BatchNoise(
+        config.seed, training.global_batch, training.lane_images, config.diffusion.time_sampling, density, device
+    )
     parameters = sum(shape.numel() for shape in engine.shapes.values())
     monitor.say(
         f"{config.folder}: {plan.description.name}, {parameters:,} parameters, "
-        f"{distributed.world_size()} x {device.type}, "
+        f"{plan.layout.world_size} x {device.type}, "
         f"{training.precision}{', compiled' if compiled else ''}, ZeRO {engine.stage}, "
-        f"global batch {training.global_batch}, {accounting.flops_per_image / 1e9:.3g} GFLOP per image, "
-        + (f"resuming after step {start} of {training.steps}" if path else f"{training.steps} steps")
+        f"global batch {training.global_batch}, {utilisation.flops_per_image / 1e9:.3g} GFLOP per image, "
+        f"{training.steps} steps"
     )
-
-    density = time_density(config.diffusion.time_density, spec.scale)
-    draws = BatchNoise(
-        config.seed, training.global_batch, training.lane_images, config.diffusion.time_sampling, density, device
-    )
-    identity = RunIdentity(spec, plan.identity, code)
-    batches, reports = partial(own_batches, plan), _reports(plan, density, monitor, device)
-    together = consensus, heartbeat, accounting, plan.traced
-    trainer = Trainer(config, identity, engine, average, draws, batches, monitor, reports, *together)
-    if path is not None:
-        trainer.load(path)
-    try:
-        with lost_workers_reported():
-            trainer.run(start)
-    finally:
-        monitor.close()
+    return Trainer(config, run_, state, noise, partial(own_batches, plan), _callbacks(plan, density, monitor, device))
 
 
-def _open_folder(plan: Plan, device: torch.device, code: str | None, start: int) -> Monitor:
-    """Write what describes the run into its folder, and begin its log there; every rank raises UserError if it
-    cannot."""
-    folder, first, problem = plan.config.folder, distributed.rank() == 0, None
-    try:
-        if first:
-            store.clean(folder)
-            _write_run_files(plan, device, code)
-        monitor = Monitor(folder, plan.config.training.steps, start, first)
-    except OSError as error:
-        problem = f"{error.filename or folder} cannot be written ({error.strerror}). Make room, or repair the disk."
-    if problem := distributed.broadcast(problem):
-        raise UserError(problem)
-    return monitor
-
-
-def _accounting(plan: Plan, device: torch.device, monitor: Monitor) -> Utilisation:
+def _measure(plan: Plan, device: torch.device, monitor: Monitor) -> Utilisation:
     """Measures the devices, all at once, and warns of a precision that costs where it should save."""
     precision = plan.config.training.precision
-    rate = devices.matrix_rate(device, precision)
-    if distributed.rank() == 0 and (warning := devices.lacks_units(device, precision, rate)):
+    rate = hardware.matrix_rate(device, precision)
+    if distributed.rank() == 0 and (warning := hardware.lacks_units(device, precision, rate)):
         monitor.say(f"fdtrain: warning: {warning}")
     whole = distributed.all_reduce_sum(torch.tensor(rate, dtype=torch.float64, device=device)).item()
-    return Utilisation(flops(plan.spec).training(), distributed.world_size(), whole)
+    return Utilisation(flops(plan.spec).training(), plan.layout.world_size, whole)
 
 
 def _compile(plan: Plan, model: Model, flops_per_image: int, device: torch.device, monitor: Monitor) -> bool:
     """Whether the network is compiled now."""
     training = plan.config.training
-    if not worthwhile(training, flops_per_image, device):
+    if not worthwhile(training, plan.layout, flops_per_image, device):
         if training.compile is True:
             monitor.say("fdtrain: warning: training.compile has no effect at training.zero_stage 3")
         return False
     monitor.say("compiling the network")
-    failure = compile_network(model, training, device)
+    failure = compile_network(model, training, plan.layout, device)
     if failure:
         monitor.say(f"fdtrain: warning: torch.compile failed, so the network is not compiled: {failure}")
     return failure is None
@@ -153,7 +156,7 @@ def own_batches(plan: Plan, start: int) -> Batches:
     data, training = plan.config.data, plan.config.training
     counts = [[placed.shard.images for placed in part] for part in plan.train_shards]
     order = lane_order(counts, data.weights, training.lanes, plan.config.seed, data.shuffle_window)
-    lanes = own_lanes(distributed.rank(), distributed.world_size(), training.lanes)
+    lanes = plan.layout.own_lanes
     shards = [placed for part in plan.train_shards for placed in part]
     keep_open = len(lanes) * order.shards_at_once
     reader = ShardReader(shards, plan.description, _cache(plan), keep_open, data.verify)
@@ -167,7 +170,7 @@ def _cache(plan: Plan) -> Cache | None:
     return open_cache(data.cache, data.cache_gib, data.fetch_timeout_s, places)
 
 
-def _checkpoint_to_resume(plan: Plan) -> Path | None:
+def checkpoint_to_resume(plan: Plan) -> Path | None:
     """The newest checkpoint that is sound and fits, chosen by rank 0 for all."""
     folder = plan.config.folder
     if not plan.resume:
@@ -194,39 +197,47 @@ def _checkpoint_to_resume(plan: Plan) -> Path | None:
     return path
 
 
-def _reports(plan: Plan, density: TimeDensity, monitor: Monitor, device: torch.device) -> list[Callback]:
-    config, settings, reports = plan.config, plan.config.monitor, []
+def _callbacks(plan: Plan, density: TimeDensity, monitor: Monitor, device: torch.device) -> list[Callback]:
+    config, settings, found = plan.config, plan.config.monitor, []
     if settings.evaluate_every:
         split = Split(plan.data, config.data.test_split, _cache(plan))
         run_ = callbacks.held_out_bits(split, density, settings.evaluate_draws, monitor)
-        reports.append(Callback(settings.evaluate_every, run_))
+        found.append(Callback(settings.evaluate_every, run_))
     if settings.frechet_every:
         network = open_features(settings.frechet_features, device)
         train = Split(plan.data, config.data.train_split, _cache(plan))
         run_ = callbacks.frechet(train, network, settings, config.seed, monitor)
-        reports.append(Callback(settings.frechet_every, run_))
+        found.append(Callback(settings.frechet_every, run_))
     if settings.sample_every:
         run_ = callbacks.sample_grid(settings, config.seed, config.folder / "samples", monitor)
-        reports.append(Callback(settings.sample_every, run_))
-    return reports
+        found.append(Callback(settings.sample_every, run_))
+    return found
 
 
 def _write_run_files(plan: Plan, device: torch.device, code: str | None) -> None:
-    folder = plan.config.folder
-    (folder / "config.yaml").write_text(dump_config(plan.config))
-    write_description(folder, plan.description)
-    (folder / "samples").mkdir(exist_ok=True)
+    """Write what describes the run into its folder; every rank raises UserError if it cannot."""
+    folder, problem = plan.config.folder, None
     environment = {
         "fdtrain": version("fdtrain"),
         "python": platform.python_version(),
         **{name: version(name) for name in PACKAGES},
         "host": platform.node(),
-        "device": devices.name(device),
-        "processes": distributed.world_size(),
+        "device": hardware.name(device),
+        "processes": plan.layout.world_size,
         "commit": code,
         "command": masked_values(sys.argv),
     }
-    (folder / "environment.json").write_text(json.dumps(environment, indent=1) + "\n")
+    try:
+        if plan.layout.rank == 0:
+            store.clean(folder)
+            files.write_text(folder / "config.yaml", dump_config(plan.config))
+            write_description(folder, plan.description)
+            (folder / "samples").mkdir(exist_ok=True)
+            files.write_text(folder / "environment.json", json.dumps(environment, indent=1) + "\n")
+    except OSError as error:
+        problem = unwritable(error, folder)
+    if problem := distributed.broadcast(problem):
+        raise UserError(problem)
 
 
 def _git_commit() -> str | None:

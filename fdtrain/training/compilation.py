@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from fdtrain import distributed
+from fdtrain.capacity.layout import RunLayout
 from fdtrain.config import TrainingConfig
 from fdtrain.networks.model import Model
 from fdtrain.training.hardware import DTYPES, memory_format
@@ -17,18 +18,18 @@ large one. Fixed, not measured, so that a run that is resumed decides as before.
 convolutions are the library's either way (docs/performance.md)."""
 
 
-def worthwhile(training: TrainingConfig, flops_per_image: int, device: torch.device) -> bool:
+def worthwhile(training: TrainingConfig, layout: RunLayout, flops_per_image: int, device: torch.device) -> bool:
     """Whether to compile: as configured; at ``auto`` by the work of the run. ZeRO 3 gathers weights between the
     layers, which leaves nothing to compile."""
-    if training.stage(distributed.world_size()) == 3:
+    if layout.zero_stage == 3:
         return False
     if training.compile != "auto":
         return training.compile
-    images = training.steps * training.global_batch / distributed.world_size()
+    images = training.steps * training.global_batch / layout.world_size
     return device.type == "cuda" and images * flops_per_image >= WORTHWHILE
 
 
-def compile_network(model: Model, training: TrainingConfig, device: torch.device) -> str | None:
+def compile_network(model: Model, training: TrainingConfig, layout: RunLayout, device: torch.device) -> str | None:
     """Compile ``model.network`` and take one pass forward and back, whose gradients go nowhere.
 
     Every rank must call it: where one fails none is compiled.
@@ -39,12 +40,11 @@ def compile_network(model: Model, training: TrainingConfig, device: torch.device
     Raises:
         torch.OutOfMemoryError: the pass does not fit; nor would it uncompiled.
     """
-    images = training.global_batch // distributed.world_size() // training.accumulation(distributed.world_size())
     # Every pass has the same shape.
     model.network.compile(dynamic=False)
     failure = None
     try:
-        _one_pass(model, images, training.precision, device)
+        _one_pass(model, layout.micro_batch, training.precision, device)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # a compiler fails in ways of its own
@@ -53,7 +53,7 @@ def compile_network(model: Model, training: TrainingConfig, device: torch.device
     failed = distributed.all_reduce_sum(torch.tensor(float(failure is not None), device=device)).item()
     if failed:
         uncompile(model.network)
-        return failure or f"failed on {failed:.0f} of {distributed.world_size()} processes"
+        return failure or f"failed on {failed:.0f} of {layout.world_size} processes"
     return None
 
 

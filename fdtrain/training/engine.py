@@ -3,8 +3,6 @@
 import logging
 import os
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -13,13 +11,15 @@ import torch
 from torch import Tensor
 
 from fdtrain.capacity.interconnect import REDUCE_TO_OWNERS
+from fdtrain.capacity.layout import RunLayout
 from fdtrain.checkpoint.fragments import FIRST_MOMENT, SECOND_MOMENT, WEIGHT, Fragment, FragmentReader
 from fdtrain.checkpoint.store import Counters
 from fdtrain.config import TrainingConfig
-from fdtrain.distributed import share, world_size
+from fdtrain.diffusion.predictors import Field
 from fdtrain.networks.model import Model
 from fdtrain.training.grad_guard import GradGuard
 from fdtrain.training.hardware import DTYPES, memory_format
+from fdtrain.training.zero import load_module, stepped_ranges
 
 # Said before the import, which otherwise warns on every rank of a machine without an accelerator.
 if not torch.cuda.is_available():
@@ -37,26 +37,6 @@ deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 MOMENTS = (FIRST_MOMENT, SECOND_MOMENT)
 
 
-@dataclass(frozen=True)
-class SteppedRange:
-    """Where a run of a parameter's elements lies that this rank steps: ``owner`` is what the optimiser has."""
-
-    parameter: str
-    start: int
-    owner: Tensor
-    offset: int
-    count: int
-
-    def of(self, flat: Tensor) -> Tensor:
-        """These elements of the owner, or of what is shaped like it."""
-        return flat.view(-1)[self.offset : self.offset + self.count]
-
-    def share(self) -> "SteppedRange":
-        """This rank's even share of a run that every rank steps."""
-        mine = share(self.count)
-        return replace(self, start=self.start + mine.start, offset=self.offset + mine.start, count=len(mine))
-
-
 class Engine:
     """A model under DeepSpeed: mixed precision, gradient reduction, ZeRO, offload, optimiser.
 
@@ -66,14 +46,15 @@ class Engine:
     Args:
         model: already on its device.
         training: the configuration's section.
+        layout: of the run, this rank's.
     """
 
-    def __init__(self, model: Model, training: TrainingConfig):
-        self.model, self.training, self.stage = model, training, training.stage(world_size())
+    def __init__(self, model: Model, training: TrainingConfig, layout: RunLayout):
+        self.model, self.training, self.stage = model, training, layout.zero_stage
         self.shapes = {name: p.shape for name, p in model.named_parameters()}
-        device = next(model.parameters()).device
-        self.memory_format = memory_format(device, training.precision)
-        self.guard = GradGuard(training.skip_grad_norm_ratio, device)
+        self.device = next(model.parameters()).device
+        self.memory_format = memory_format(self.device, training.precision)
+        self.guard = GradGuard(training.skip_grad_norm_ratio, self.device)
         self.optimizer = torch.optim.AdamW(
             model.parameters(),
             lr=training.lr,
@@ -84,19 +65,24 @@ class Engine:
         )
         self.optimizer.register_step_pre_hook(self._judge)
         _limit_waiting(training.collective_timeout_s)
-        self.engine, *_ = deepspeed.initialize(model=model, optimizer=self.optimizer, config=_settings(training))
+        settings = _settings(training, layout)
+        self.engine, *_ = deepspeed.initialize(model=model, optimizer=self.optimizer, config=settings)
         if self.stage:
             self._scale_with_clipping()
-        elif world_size() == 1:
+        elif layout.world_size == 1:
             # DeepSpeed would copy every gradient into a bucket and back for nobody.
             self.engine.enable_backward_allreduce = False
-        self.stepped = [found for found in self._find_stepped() if found.count]
+        self.stepped = list(stepped_ranges(self.engine.optimizer, model, self.stage))
         # At stage 0 every rank steps everything, but saves no more than its share of it.
         self.saved = self.stepped if self.stage else [found for r in self.stepped if (found := r.share()).count]
         self._start_moments()
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
         return self.engine(x.contiguous(memory_format=self.memory_format), t, label)
+
+    def field(self, label: Tensor | None) -> Field:
+        """:meth:`forward` at fixed labels."""
+        return lambda x, t: self.forward(x, t, label)
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate gradients of one pass; ``loss`` is its mean, the division by the passes is done here."""
@@ -105,7 +91,7 @@ class Engine:
     def step(self, lr: float) -> None:
         """After each pass; updates the weights after the last of a step.
 
-        Then ``norm`` is that of the global gradient before clipping, and ``left_out`` 1 if there was no update,
+        Then ``norm`` is that of the global gradient before clipping, and ``skipped`` 1 if there was no update,
         else 0; both scalars, the same on every rank.
         """
         for group in self.engine.optimizer.param_groups:
@@ -121,8 +107,8 @@ class Engine:
         if self.stage and last:
             self.norm = torch.as_tensor(self.engine.get_global_grad_norm(), device=self.guard.device)
         if last:
-            self.left_out = self.guard.refuses(self.norm)
-            self.guard.add(self.norm, self.left_out)
+            self.skipped = self.guard.refuses(self.norm)
+            self.guard.add(self.norm, self.skipped)
 
     def _judge(self, *_: Any) -> None:
         """Before the optimiser's step: see that a refused one changes nothing. ZeRO leaves a gradient that is not
@@ -151,23 +137,6 @@ class Engine:
                 raise_error_at_min_scale=False,
             )
             zero.dynamic_loss_scale = True
-
-    def _find_stepped(self) -> Iterator[SteppedRange]:
-        """What this rank steps: everything at stage 0, else a part that no other rank does."""
-        zero, stage = self.engine.optimizer, self.stage
-        for name, p in self.model.named_parameters():
-            if stage == 0:
-                yield SteppedRange(name, 0, p, 0, p.numel())
-            elif stage == 3:
-                group, offset, size = zero.grad_position[zero.get_param_id(p)]
-                start = size * zero._get_param_partition_rank(p)
-                # The last rank's run is filled up to the others' length.
-                count = max(0, min(size, p.ds_numel - start))
-                yield SteppedRange(name, start, zero.fp32_partitioned_groups_flat[group], offset, count)
-            elif p._hp_mapping is not None:
-                part, own = p._hp_mapping.lp_fragment_address, p._hp_mapping.hp_fragment_address
-                owner = zero.single_partition_of_fp32_groups[p._hp_mapping.param_group_index]
-                yield SteppedRange(name, part.start, owner, own.start, part.numel)
 
     def _start_moments(self) -> None:
         """Adam's state from the start, so that saving and loading need no first step."""
@@ -208,24 +177,9 @@ class Engine:
                 for kind, flat in ((WEIGHT, r.owner.data), *((moment, state[moment]) for moment in MOMENTS)):
                     r.of(flat).copy_(parts.read(kind, r.parameter, r.start, r.count))
                 state["step"].fill_(counters.updates)
-            self._load_module(parts)
+            load_module(self.engine.optimizer, self.model, self.stage, self.stepped, parts)
         self._set_loss_scale(counters.loss_scale)
         self.guard.load(counters.guard)
-
-    def _load_module(self, parts: FragmentReader) -> None:
-        """The weights that the network computes with, which ZeRO keeps beside those that it steps."""
-        if self.stage in (1, 2):
-            for name, p in self.model.named_parameters():
-                p.copy_(parts.read(WEIGHT, name, 0, p.numel()).view_as(p))
-        elif self.stage == 3:
-            zero = self.engine.optimizer
-            if zero.persistent_parameters:
-                zero.persistent_parameters[0].partition(zero.persistent_parameters)
-            by_name = dict(self.model.named_parameters())
-            for r in self.stepped:
-                by_name[r.parameter].ds_tensor.view(-1)[: r.count].copy_(r.of(r.owner.data))
-            if zero.persistent_parameters:
-                zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
 
     def _loss_scale(self) -> dict[str, Any]:
         """Of the scaler there is, empty at fp32 and bf16."""
@@ -259,15 +213,15 @@ def _limit_waiting(seconds: float) -> None:
     deepspeed.comm.comm.cdb.new_group = partial(torch.distributed.new_group, timeout=timeout)
 
 
-def _settings(training: TrainingConfig) -> dict[str, Any]:
+def _settings(training: TrainingConfig, layout: RunLayout) -> dict[str, Any]:
     """Our configuration as DeepSpeed's."""
-    accumulation, stage = training.accumulation(world_size()), training.stage(world_size())
+    stage, several = layout.zero_stage, layout.world_size > 1
     elements = training.bucket_mib * 2**20 // 4
     zero = {
         "stage": stage,
         # Between GPUs; on a CPU there is no second stream to reduce in.
-        "overlap_comm": training.overlap and torch.cuda.is_available() and world_size() > 1 and stage > 0,
-        "use_multi_rank_bucket_allreduce": world_size() > REDUCE_TO_OWNERS,
+        "overlap_comm": training.overlap and torch.cuda.is_available() and several and stage > 0,
+        "use_multi_rank_bucket_allreduce": layout.world_size > REDUCE_TO_OWNERS,
         "reduce_bucket_size": elements,
         "allgather_bucket_size": elements,
     }
@@ -277,8 +231,8 @@ def _settings(training: TrainingConfig) -> dict[str, Any]:
         zero["offload_param"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     settings = {
         "train_batch_size": training.global_batch,
-        "train_micro_batch_size_per_gpu": training.global_batch // world_size() // accumulation,
-        "gradient_accumulation_steps": accumulation,
+        "train_micro_batch_size_per_gpu": layout.micro_batch,
+        "gradient_accumulation_steps": layout.passes,
         "zero_optimization": zero,
         # torch's fused AdamW runs on the CPU too, without a compiler on the user's machine.
         "zero_force_ds_cpu_optimizer": False,

@@ -24,16 +24,16 @@ class GradGuard:
         self.seen = torch.zeros((), dtype=torch.float64, device=device)
 
     def refuses(self, norm: Tensor | float) -> Tensor:
-        """1 if the step is to be left out, else 0; a float32 scalar on the device."""
+        """1 if the step is to be skipped, else 0; a float32 scalar on the device."""
         norm = torch.as_tensor(norm, dtype=torch.float64, device=self.device)
         bad = ~torch.isfinite(norm)
         if self.skip_ratio is not None:
             bad |= (self.seen >= WARMUP) & (norm > self.skip_ratio * self.mean)
         return bad.float()
 
-    def add(self, norm: Tensor, left_out: Tensor) -> None:
-        """After a step: its norm, and whether it was left out."""
-        passed = 1 - left_out.double()
+    def add(self, norm: Tensor, skipped: Tensor) -> None:
+        """After a step: its norm, and whether it was skipped."""
+        passed = 1 - skipped.double()
         norm = torch.nan_to_num(norm.double(), posinf=0.0, neginf=0.0)
         memory = torch.minimum(torch.full_like(self.seen, MEMORY), self.seen / (self.seen + 1))
         self.mean += passed * (1 - memory) * (norm - self.mean)

@@ -3,6 +3,7 @@
 import ctypes
 import platform
 import re
+import resource
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -138,3 +139,10 @@ def lacks_units(device: torch.device, precision: str, rate: float) -> str | None
         f"this CPU multiplies matrices {full / rate:.0f} times slower in {precision} than in float32 (it has no unit "
         f"for it): training.precision: fp32 is faster here, and more exact"
     )
+
+
+def memory_gib(device: torch.device) -> float:
+    """Peak memory so far: of the accelerator, or of this process on the CPU. GiB."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

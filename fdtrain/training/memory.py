@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import torch
 
 from fdtrain import distributed
+from fdtrain.capacity.layout import RunLayout
 from fdtrain.config import Config
 from fdtrain.errors import UserError
 
@@ -16,29 +17,27 @@ AMOUNT = re.compile(r"allocate ([\d.]+ ?[KMGTP]iB|\d+ bytes)")
 
 
 @contextmanager
-def fits(config: Config) -> Iterator[None]:
+def fits(config: Config, layout: RunLayout) -> Iterator[None]:
     """Around the training of a run: an allocation that fails raises a UserError with what would take less."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not isinstance(error, torch.OutOfMemoryError | MemoryError) and not REFUSAL.search(str(error)):
             raise
-        raise UserError(_message(config, str(error))) from error
+        raise UserError(_message(config, layout, str(error))) from error
 
 
-def _message(config: Config, said: str) -> str:
-    training, world_size = config.training, distributed.world_size()
-    images = training.global_batch // world_size // training.accumulation(world_size)
+def _message(config: Config, layout: RunLayout, said: str) -> str:
+    images = layout.micro_batch
     ways = []
-    if images > training.lane_images:
-        ways.append(f"set training.micro_batch to a multiple of {training.lane_images} below {images}")
+    if images > layout.lane_images:
+        ways.append(f"set training.micro_batch to a multiple of {layout.lane_images} below {images}")
     elif images > 1:
         ways.append("raise training.lanes, which allows a smaller training.micro_batch")
     if not config.network.checkpointing:
         ways.append("set network.checkpointing to true")
-    stage = training.stage(world_size)
-    if stage < 2 and world_size > 1:
-        ways.append(f"raise training.zero_stage above {stage}")
+    if layout.zero_stage < 2 and layout.world_size > 1:
+        ways.append(f"raise training.zero_stage above {layout.zero_stage}")
     ways.append("choose a smaller network")
     device = distributed.device()
     place = torch.cuda.get_device_name(device) if device.type == "cuda" else "this machine"

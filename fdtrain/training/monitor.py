@@ -1,20 +1,13 @@
-"""What a run tells: the console, TensorBoard, metrics.jsonl. Rank 0 writes, the others count.
-
-Sums are kept on the device and read once per window of steps, so that logging does not stop the
-accelerator in between.
-"""
+"""What a run tells: the console, TensorBoard, metrics.jsonl. Rank 0 alone writes."""
 
 import json
 import math
-import resource
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
@@ -23,114 +16,31 @@ from fdtrain import files
 from fdtrain.training.board import Board
 from fdtrain.training.record_file import RecordFile
 
-QUANTILES = 10
-"""Equal parts of the time distribution that the integrand is reported over."""
-
-# Layout of the window's sums.
-STEPS, BITS, IMAGES, NORM, NORMS, BROKEN = range(6)
-PARTS = 6
-FIELDS = PARTS + 2 * QUANTILES
-
-
-class MetricSums:
-    """Sums over the steps since the last log line, float64 on the device; summed over ranks when read."""
-
-    def __init__(self, device: torch.device):
-        self.sums = torch.zeros(FIELDS, dtype=torch.float64, device=device)
-
-    def add_images(self, bits: Tensor, correction: Tensor, quantile: Tensor) -> None:
-        """One pass: bits/dim and integrand (bits/dim) of each image, and the quantile ``u`` of its time.
-
-        Images whose bound is not finite are left out of the means, as their steps are of the training.
-        """
-        finite = torch.isfinite(bits)
-        part = (quantile * QUANTILES).long().clamp_(max=QUANTILES - 1).to(self.sums.device, non_blocking=True)
-        self.sums[BITS] += torch.where(finite, bits, 0.0).sum()
-        self.sums[IMAGES] += finite.sum()
-        self.sums[PARTS : PARTS + QUANTILES].index_add_(0, part, torch.where(finite, correction, 0.0).double())
-        self.sums[PARTS + QUANTILES :].index_add_(0, part, finite.double())
-
-    def add_broken(self, samples: int) -> None:
-        """Broken samples of one step that others stand in for."""
-        if samples:
-            self.sums[BROKEN] += samples
-
-    def add_step(self, gradient_norm: Tensor, left_out: Tensor, first: bool) -> None:
-        """One step, and whether it was left out; both are the same on every rank, so only the ``first`` counts."""
-        if first:
-            self.sums[STEPS] += 1
-            self.sums[NORM] += torch.where(left_out > 0, 0.0, gradient_norm)
-            self.sums[NORMS] += 1 - left_out
-
-
-def window_metrics(sums: list[float]) -> dict[str, float]:
-    """Means of a window's sums over ranks: bits/dim (if of any image), gradient norm, steps left out, integrand by
-    time quantile."""
-    metrics = {
-        **({"loss": sums[BITS] / sums[IMAGES]} if sums[IMAGES] else {}),
-        "gradient_norm": sums[NORM] / max(1.0, sums[NORMS]),
-        "skipped_steps": sums[STEPS] - sums[NORMS],
-        "broken_samples": sums[BROKEN],
-    }
-    for part in range(QUANTILES):
-        if count := sums[PARTS + QUANTILES + part]:
-            metrics[f"integrand/{part}"] = sums[PARTS + part] / count
-    return metrics
-
-
-class Stopwatch:
-    """Time per step and its share spent waiting for data; pauses for what is not training."""
-
-    def __init__(self):
-        self.restart()
-
-    def restart(self) -> None:
-        self.start, self.waited, self.paused = time.perf_counter(), 0.0, 0.0
-
-    @contextmanager
-    def pause(self) -> Iterator[None]:
-        begin = time.perf_counter()
-        yield
-        self.paused += time.perf_counter() - begin
-
-    @contextmanager
-    def wait(self) -> Iterator[None]:
-        begin = time.perf_counter()
-        yield
-        self.waited += time.perf_counter() - begin
-
-    @property
-    def elapsed(self) -> float:
-        """Seconds of training since the restart."""
-        return time.perf_counter() - self.start - self.paused
-
-
-def memory_gib(device: torch.device) -> float:
-    """Peak memory so far: of the accelerator, or of this process on the CPU. GiB."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
 
 class Monitor:
     """The writer. On ranks other than 0 every call does nothing.
 
     A disk that is full or away while training goes on costs nothing of the log: it waits in memory.
-
-    Raises:
-        OSError: the log cannot be begun.
     """
 
-    def __init__(self, folder: Path, steps: int, start: int, first: bool):
-        self.first, self.steps, self.behind = first, steps, False
-        if not first:
+    def __init__(self, folder: Path, steps: int, first: bool):
+        self.folder, self.steps, self.first, self.behind = folder, steps, first, False
+
+    def begin(self, start: int) -> None:
+        """Open the log, without what it has of steps after ``start``; before this only :meth:`say` may be called.
+
+        Raises:
+            OSError: the log cannot be begun.
+        """
+        if not self.first:
             return
-        self.lines = RecordFile(folder / "metrics.jsonl")
+        self.lines = RecordFile(self.folder / "metrics.jsonl")
         _drop_later_lines(self.lines.path, start)
-        self.board = Board(folder / "tensorboard", start + 1)
+        self.board = Board(self.folder / "tensorboard", start + 1)
         self.board.flush()
         # A bar for people; whole lines where the output goes to a file.
-        self.bar = tqdm(total=steps, initial=start, unit="step", dynamic_ncols=True, disable=not sys.stderr.isatty())
+        hidden = not sys.stderr.isatty()
+        self.bar = tqdm(total=self.steps, initial=start, unit="step", dynamic_ncols=True, disable=hidden)
 
     def rewind(self, step: int) -> None:
         """The run goes back to ``step``: forget what was logged of later ones, which will be done again."""
@@ -184,7 +94,7 @@ class Monitor:
         if not self.first:
             return
         shown = {
-            "bits/dim": f"{metrics.get('loss', math.nan):.4f}",
+            "bits/dim": f"{metrics.get('bits_per_dim', math.nan):.4f}",
             "images/s": f"{metrics['images_per_second']:.0f}",
             "util": f"{metrics['utilisation']:.0%}",
             "grad": f"{metrics['gradient_norm']:.2f}",
@@ -203,7 +113,7 @@ class Monitor:
     def say(self, text: str) -> None:
         """A line on the console, above the bar."""
         if self.first:
-            self.bar.write(text, file=sys.stderr)
+            tqdm.write(text, file=sys.stderr)
 
     def image(self, step: int, name: str, pixels: Tensor) -> None:
         """An image ``(C, H, W)`` uint8 for TensorBoard."""

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from fdtrain import distributed
+from fdtrain.capacity.layout import RunLayout, run_layout
 from fdtrain.checkpoint import store
 from fdtrain.config import Config, load_config
 from fdtrain.data.dataset import DatasetDescription, fingerprint
@@ -29,6 +30,7 @@ class Plan:
     data: DataSets
     train_shards: list[list[PlacedShard]]
     spec: ModelSpec
+    layout: RunLayout
     resume: bool
     traced: range = range(0)
 
@@ -60,8 +62,7 @@ def prepare(config_file: str, overrides: list[str], resume: bool, profile: str |
     """
     distributed.check_launcher()
     config = load_config(config_file, overrides)
-    world_size = distributed.world_size()
-    config.training.accumulation(world_size)
+    layout = run_layout(config.training, distributed.world_size(), distributed.rank())
     traced = parse_steps(profile, config.training.steps)
     check_precision(config.training, distributed.device())
     how = {"allow_pipe": config.data.allow_pipe, "seconds": config.data.fetch_timeout_s}
@@ -77,7 +78,7 @@ def prepare(config_file: str, overrides: list[str], resume: bool, profile: str |
     if config.monitor.frechet_every:
         network = open_features(config.monitor.frechet_features, torch.device("cpu"))
         network.run(torch.zeros(1, *spec.shape, dtype=torch.uint8))
-    plan = Plan(config, data, shards, spec, resume, traced)
+    plan = Plan(config, data, shards, spec, layout, resume, traced)
     _check_folder(config.folder)
     existing = store.committed(config.folder)
     if existing and not resume:

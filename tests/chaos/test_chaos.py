@@ -58,10 +58,10 @@ def run(launch, name: str, world: int, stage: int, faults: dict) -> subprocess.C
 def assert_each_step_once(launch, name: str) -> None:
     evaluated = [*range(EVALUATE_EVERY, STEPS, EVALUATE_EVERY), STEPS]
     log = launch.log(name)
-    assert [line["step"] for line in log if "train/loss" in line] == list(range(1, STEPS + 1))
+    assert [line["step"] for line in log if "train/bits_per_dim" in line] == list(range(1, STEPS + 1))
     assert [line["step"] for line in log if "test/bits_per_dim" in line] == evaluated
     board = EventAccumulator(str(launch.run_folder(name) / "tensorboard"), {"scalars": 0}).Reload()
-    assert [event.step for event in board.Scalars("train/loss")] == list(range(1, STEPS + 1))
+    assert [event.step for event in board.Scalars("train/bits_per_dim")] == list(range(1, STEPS + 1))
     assert [event.step for event in board.Scalars("test/bits_per_dim")] == evaluated
 
 
@@ -83,7 +83,7 @@ def whole(tmp_path_factory, digits):
 def test_on_random_numbers_of_processes(whole):
     interrupted(whole, "random", seed=KILLS, worlds=[1, 2, 4], stages=[0, 1, 2, 3])
     assert_each_step_once(whole, "random")
-    for key in ("train/loss", "test/bits_per_dim"):
+    for key in ("train/bits_per_dim", "test/bits_per_dim"):
         expected = curve(whole, "whole", key)
         found = curve(whole, "random", key)
         assert found == {step: pytest.approx(value, rel=1e-5) for step, value in expected.items()}
@@ -93,7 +93,7 @@ def test_on_random_numbers_of_processes(whole):
 def test_on_one_process_bit_for_bit(whole):
     interrupted(whole, "same", seed=1, worlds=[1], stages=[0])
     assert_each_step_once(whole, "same")
-    for key in ("train/loss", "train/gradient_norm", "test/bits_per_dim"):
+    for key in ("train/bits_per_dim", "train/gradient_norm", "test/bits_per_dim"):
         assert curve(whole, "same", key) == curve(whole, "whole", key)
     assert_same(whole.checkpoint(STEPS, "whole"), whole.checkpoint(STEPS, "same"))
 
@@ -110,6 +110,6 @@ def test_of_the_demo_on_two_processes_bit_for_bit(tmp_path, digits):
     launch(*SETTINGS, "name=whole", processes=2)
     interrupted(launch, "killed", seed=2, worlds=[2], stages=[0], kills=max(2, KILLS // 5))
     assert_each_step_once(launch, "killed")
-    for key in ("train/loss", "train/gradient_norm", "test/bits_per_dim"):
+    for key in ("train/bits_per_dim", "train/gradient_norm", "test/bits_per_dim"):
         assert curve(launch, "killed", key) == curve(launch, "whole", key)
     assert_same(launch.checkpoint(STEPS, "whole"), launch.checkpoint(STEPS, "killed"))

@@ -35,14 +35,14 @@ def test_too_many_failures_end_the_run(launch):
 def test_the_last_save_is_tried_again_until_there_is_room(launch):
     """Twice it is full for the second rank, then freed."""
     faults = {"disk": {"steps": [6], "rank": 1, "times": 2}}
-    result = launch("checkpoint.retry_seconds=100", "checkpoint.max_failures=0", processes=2, faults=faults)
+    result = launch("checkpoint.retry_timeout_s=100", "checkpoint.max_failures=0", processes=2, faults=faults)
     assert result.stderr.count("step_00000006 could not be written; there is none yet. Trying again for ") == 2
     assert launch.checkpoint(6).exists()
 
 
 def test_a_last_save_that_fails_is_an_error_with_a_code_of_its_own(launch):
     """All three steps trained, none saved: not 0. Afterwards the same command goes on."""
-    settings = ["checkpoint.every=2", "checkpoint.retry_seconds=1", "training.steps=5"]
+    settings = ["checkpoint.every=2", "checkpoint.retry_timeout_s=1", "training.steps=5"]
     result = launch(*settings, processes=0, rc=74, faults={"disk": {"steps": [5]}})
     message = error_of(result)
     assert "the run has ended, but the checkpoint step_00000005 could not be written ([Errno 28] No space" in message
@@ -54,7 +54,7 @@ def test_a_last_save_that_fails_is_an_error_with_a_code_of_its_own(launch):
 
 def test_asked_to_end_with_a_full_disk(launch):
     """75 means saved; what has not been saved is 74."""
-    settings = ["training.steps=60", "checkpoint.retry_seconds=1"]
+    settings = ["training.steps=60", "checkpoint.retry_timeout_s=1"]
     job = start(launch.command(*settings, processes=0, faults={"disk": {"steps": list(range(60))}}))
     wait_for_step(launch, 2, job)
     job.terminate()

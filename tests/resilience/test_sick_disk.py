@@ -90,7 +90,7 @@ def test_full_for_a_while_and_again_when_asked_to_end(launch, disk):
     assert [line["step"] for line in launch.log()] == steps
     board = EventAccumulator(str(launch.run_folder() / "tensorboard"), {"scalars": 0})
     board.Reload()
-    assert [event.step for event in board.Scalars("train/loss")] == steps
+    assert [event.step for event in board.Scalars("train/bits_per_dim")] == steps
 
 
 def test_remounted_read_only(launch, disk, whole):

@@ -51,7 +51,7 @@ def loss_with_faults(self, step, *arguments):
         print("a long call begins", file=sys.stderr, flush=True)
         ctypes.CDLL(None).poll(None, 0, 60_000)
     loss = true_loss(self, step, *arguments)
-    if faults.get("until_return") and self.returns:
+    if faults.get("until_return") and self.state.rollbacks:
         return loss
     if hits("loss", step):
         return loss * float("nan")

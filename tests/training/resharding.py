@@ -17,6 +17,7 @@ from models import DIGITS
 from torch.multiprocessing import start_processes
 
 from fdtrain import distributed
+from fdtrain.capacity.layout import run_layout
 from fdtrain.checkpoint import store
 from fdtrain.checkpoint.fragments import WEIGHT, FragmentReader, part_name, write_part
 from fdtrain.config import TrainingConfig
@@ -31,7 +32,8 @@ def new_engine(stage: int, seed: int) -> Engine:
     torch.manual_seed(seed)
     # Warm moments from the first step on: what is lost of them shows at once.
     settings = {"precision": "fp32", "lr": 1e-3, "betas": (0.9, 0.99)}
-    return Engine(Model(DIGITS), TrainingConfig(steps=1, global_batch=8, lanes=4, zero_stage=stage, **settings))
+    training = TrainingConfig(steps=1, global_batch=8, lanes=4, zero_stage=stage, **settings)
+    return Engine(Model(DIGITS), training, run_layout(training, distributed.world_size(), distributed.rank()))
 
 
 def train(engine: Engine, step: int) -> float:

@@ -8,7 +8,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fdtrain.evaluation.sampling.samples import save_png
-from fdtrain.training.monitor import QUANTILES, MetricSums, Monitor, Stopwatch, show_pictures, window_metrics
+from fdtrain.training.metrics import QUANTILES, MetricSums, Stopwatch
+from fdtrain.training.monitor import Monitor, show_pictures
 from fdtrain.training.record_file import RecordFile
 
 
@@ -16,10 +17,10 @@ def test_window_means():
     window = MetricSums(torch.device("cpu"))
     u = torch.tensor([0.0, 0.05, 0.95, 0.999999], dtype=torch.float64)
     window.add_images(torch.tensor([1.0, 2.0, 3.0, 6.0]), torch.tensor([1.0, 3.0, -2.0, -4.0]), u)
-    window.add_step(torch.tensor(2.0), torch.tensor(0.0), first=True)
-    window.add_step(torch.tensor(float("inf")), torch.tensor(1.0), first=True)  # fp16 overflowed: the step was skipped
-    metrics = window_metrics(window.sums.tolist())
-    assert metrics["loss"] == 3.0
+    window.add_step(torch.tensor(2.0), torch.tensor(0.0))
+    window.add_step(torch.tensor(float("inf")), torch.tensor(1.0))  # fp16 overflowed: the step was skipped
+    _, metrics = window.read()
+    assert metrics["bits_per_dim"] == 3.0
     assert metrics["gradient_norm"] == 2.0
     assert metrics["skipped_steps"] == 1
     assert {k: v for k, v in metrics.items() if k.startswith("integrand")} == {
@@ -30,9 +31,10 @@ def test_window_means():
 
 def test_log_goes_to_file_and_tensorboard_and_forgets_what_is_done_again(tmp_path):
     def train(start, stop):
-        monitor = Monitor(tmp_path, 10, start, first=True)
+        monitor = Monitor(tmp_path, 10, first=True)
+        monitor.begin(start)
         for step in range(start + 1, stop + 1):
-            monitor.log(step, {"loss": float(step)})
+            monitor.log(step, {"bits_per_dim": float(step)})
         monitor.image(stop, "samples", torch.zeros(1, 8, 8, dtype=torch.uint8))
         monitor.text("configuration", "name: x")
         monitor.close()
@@ -45,14 +47,15 @@ def test_log_goes_to_file_and_tensorboard_and_forgets_what_is_done_again(tmp_pat
     assert [line["step"] for line in lines] == list(range(1, 11))
     board = EventAccumulator(str(tmp_path / "tensorboard"))
     board.Reload()
-    assert [e.step for e in board.Scalars("train/loss")] == list(range(1, 11))
+    assert [e.step for e in board.Scalars("train/bits_per_dim")] == list(range(1, 11))
     assert board.Tags()["images"] == ["samples"]
     assert "configuration/text_summary" in board.Tags()["tensors"]
 
 
 def test_other_ranks_write_nothing(tmp_path):
-    monitor = Monitor(tmp_path, 10, 0, first=False)
-    monitor.log(1, {"loss": 1.0})
+    monitor = Monitor(tmp_path, 10, first=False)
+    monitor.begin(0)
+    monitor.log(1, {"bits_per_dim": 1.0})
     monitor.show(1, {})
     monitor.say("x")
     monitor.progress()
@@ -74,10 +77,10 @@ def test_images_without_a_finite_bound_are_left_out_of_the_means():
     window = MetricSums(torch.device("cpu"))
     u = torch.tensor([0.05, 0.15], dtype=torch.float64)
     window.add_images(torch.tensor([1.0, float("nan")]), torch.tensor([2.0, float("nan")]), u)
-    metrics = window_metrics(window.sums.tolist())
-    assert (metrics["loss"], metrics["integrand/0"]) == (1.0, 2.0)
+    _, metrics = window.read()
+    assert (metrics["bits_per_dim"], metrics["integrand/0"]) == (1.0, 2.0)
     assert "integrand/1" not in metrics
-    assert "loss" not in window_metrics([0.0] * len(window.sums))
+    assert "bits_per_dim" not in window.read()[1]
 
 
 def every_step_once(folder, steps):
@@ -85,12 +88,13 @@ def every_step_once(folder, steps):
     assert [line["step"] for line in lines] == list(range(1, steps + 1))
     board = EventAccumulator(str(folder / "tensorboard"))
     board.Reload()
-    assert [e.step for e in board.Scalars("train/loss")] == list(range(1, steps + 1))
+    assert [e.step for e in board.Scalars("train/bits_per_dim")] == list(range(1, steps + 1))
 
 
 def test_a_disk_that_fills_and_is_freed_costs_nothing_of_the_log(tmp_path, monkeypatch, capsys):
     """Each write fails in the middle of a record, as a full disk has it."""
-    monitor = Monitor(tmp_path, 9, 0, first=True)
+    monitor = Monitor(tmp_path, 9, first=True)
+    monitor.begin(0)
     true_write = os.write
 
     def full(file, data):
@@ -102,7 +106,7 @@ def test_a_disk_that_fills_and_is_freed_costs_nothing_of_the_log(tmp_path, monke
         with monkeypatch.context() as patch:
             if step in (2, 3, 4, 7):
                 patch.setattr(os, "write", full)
-            monitor.log(step, {"loss": float(step)})
+            monitor.log(step, {"bits_per_dim": float(step)})
         if step in (2, 3, 4, 7):
             assert (tmp_path / "metrics.jsonl").read_bytes().endswith(b"}\n")
     monitor.close()
@@ -113,21 +117,22 @@ def test_a_disk_that_fills_and_is_freed_costs_nothing_of_the_log(tmp_path, monke
 
 
 def test_a_return_to_a_checkpoint_while_the_disk_is_full(tmp_path, monkeypatch):
-    monitor = Monitor(tmp_path, 9, 0, first=True)
+    monitor = Monitor(tmp_path, 9, first=True)
+    monitor.begin(0)
     for step in range(1, 5):
-        monitor.log(step, {"loss": 0.0})
+        monitor.log(step, {"bits_per_dim": 0.0})
     with monkeypatch.context() as patch:
         patch.setattr(os, "open", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "Input/output error")))
-        monitor.log(5, {"loss": 0.0})
+        monitor.log(5, {"bits_per_dim": 0.0})
         monitor.rewind(2)
-        monitor.log(3, {"loss": 1.0})
+        monitor.log(3, {"bits_per_dim": 1.0})
     for step in range(4, 7):
-        monitor.log(step, {"loss": 1.0})
+        monitor.log(step, {"bits_per_dim": 1.0})
     monitor.close()
     every_step_once(tmp_path, 6)
     board = EventAccumulator(str(tmp_path / "tensorboard"))
     board.Reload()
-    assert [e.value for e in board.Scalars("train/loss")] == [0, 0, 1, 1, 1, 1]
+    assert [e.value for e in board.Scalars("train/bits_per_dim")] == [0, 0, 1, 1, 1, 1]
 
 
 def test_what_waits_is_bounded_and_what_is_lost_counted(tmp_path):
@@ -154,9 +159,10 @@ def test_a_file_that_was_replaced_meanwhile_is_not_padded(tmp_path, monkeypatch)
 
 
 def test_pictures_of_an_evaluation_leave_the_run_s_curves(tmp_path):
-    monitor = Monitor(tmp_path, 4, 0, first=True)
+    monitor = Monitor(tmp_path, 4, first=True)
+    monitor.begin(0)
     for step in range(1, 5):
-        monitor.log(step, {"loss": 0.0})
+        monitor.log(step, {"bits_per_dim": 0.0})
     monitor.close()
     save_png(torch.zeros(3, 8, 8, dtype=torch.uint8), tmp_path / "grid.png")
     show_pictures(tmp_path, 2, {"grid": tmp_path / "grid.png"})

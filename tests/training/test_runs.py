@@ -80,10 +80,10 @@ def test_resuming_is_bit_identical(launch, processes, precision, stage):
     shutil.rmtree(folder / "step_00000006")
     launch(*settings, "name=parts", processes=processes, resume=True)
     assert_same(launch.checkpoint(6, "whole"), launch.checkpoint(6, "parts"))
-    keys = ("step", "train/loss", "train/gradient_norm", "test/bits_per_dim")
+    keys = ("step", "train/bits_per_dim", "train/gradient_norm", "test/bits_per_dim")
     kept = [[{k: line[k] for k in keys if k in line} for line in launch.log(name)] for name in ("whole", "parts")]
     assert kept[0] == kept[1]
-    assert [line["step"] for line in launch.log("parts") if "train/loss" in line] == [2, 4, 6]
+    assert [line["step"] for line in launch.log("parts") if "train/bits_per_dim" in line] == [2, 4, 6]
 
 
 def test_a_run_may_go_on_at_another_precision(launch):
@@ -180,7 +180,7 @@ def test_what_a_run_leaves_behind(launch):
     environment = json.loads((folder / "environment.json").read_text())
     assert (environment["torch"], environment["processes"]) == (torch.__version__, 2)
     line = launch.log()[0]
-    for key in ("loss", "gradient_norm", "lr", "images_per_second", "data_wait", "memory_gib", "integrand/0"):
+    for key in ("bits_per_dim", "gradient_norm", "lr", "images_per_second", "data_wait", "memory_gib", "integrand/0"):
         assert f"train/{key}" in line
     assert any("test/bits_per_dim" in line for line in launch.log())
 

@@ -18,8 +18,10 @@ def run(arguments: argparse.Namespace) -> None:
     if distributed.rank() != 0:
         return
     folder = run_folder.read(arguments.run)
-    curves = {"training": folder.series("train/loss")}
-    for name in sorted({key for line in folder.metrics for key in line if key.endswith("/bits_per_dim")}):
+    # Earlier versions logged it as the loss, which it is.
+    curves = {"training": folder.series("train/bits_per_dim") or folder.series("train/loss")}
+    names = {key for line in folder.metrics for key in line if key.endswith("/bits_per_dim")}
+    for name in sorted(names - {"train/bits_per_dim"}):
         curves[f"{name.removesuffix('/bits_per_dim')}, averaged weights"] = folder.series(name)
     curves = {name: points for name, points in curves.items() if points}
     picture = None

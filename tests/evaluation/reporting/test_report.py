@@ -29,7 +29,12 @@ def folder(tmp_path):
     write(folder / "dataset.json", dataset | {"splits": {"train": [shard, shard], "test": [shard]}})
     write(folder / "environment.json", {"device": HOSTILE, "processes": 8, "commit": HOSTILE})
     lines = [
-        {"step": step, "train/loss": 5 - step / 100, "train/images_seen": 128 * step, "train/step_seconds": 36.0}
+        {
+            "step": step,
+            "train/bits_per_dim": 5 - step / 100,
+            "train/images_seen": 128 * step,
+            "train/step_seconds": 36.0,
+        }
         for step in (100, 200)
     ]
     lines.append({"step": 200, "test/bits_per_dim": 3.1})

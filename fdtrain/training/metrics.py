@@ -1,0 +1,119 @@
+"""What is measured of a step, summed on the device and read once per window of steps, so that logging does not stop
+the accelerator in between."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from fdtrain import distributed
+from fdtrain.diffusion.objective import Loss, bits_per_dim
+from fdtrain.networks.model import ModelSpec
+
+QUANTILES = 10
+"""Equal parts of the time distribution that the integrand is reported over."""
+SCALARS = ("steps", "bits", "images", "gradient_norm", "updates", "broken")
+
+
+class MetricSums:
+    """Sums over the steps since the last log line, float64 on the device; summed over ranks when read."""
+
+    def __init__(self, device: torch.device):
+        self._all = torch.zeros(len(SCALARS) + 2 * QUANTILES, dtype=torch.float64, device=device)
+        # Views by name.
+        self.steps, self.bits, self.images, self.gradient_norm, self.updates, self.broken = self._all[: len(SCALARS)]
+        self.integrand, self.drawn = self._all[len(SCALARS) :].view(2, QUANTILES)
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    @torch.no_grad()
+    def add_loss(self, loss: Loss, quantile: Tensor, spec: ModelSpec) -> None:
+        """One pass, with the quantile ``u`` of each image's time."""
+        # The integrand: bits/dim without the constant of the discrete likelihood.
+        integrand = bits_per_dim(loss.correction, spec.dims, 2)
+        self.add_images(bits_per_dim(loss.nelbo, spec.dims, spec.levels), integrand, quantile)
+
+    def add_images(self, bits: Tensor, integrand: Tensor, quantile: Tensor) -> None:
+        """Bits/dim and integrand (bits/dim) of each image, and the quantile ``u`` of its time.
+
+        Images whose bound is not finite are left out of the means, as their steps are of the training.
+        """
+        finite = torch.isfinite(bits)
+        part = (quantile * QUANTILES).long().clamp_(max=QUANTILES - 1).to(self._all.device, non_blocking=True)
+        self.bits += torch.where(finite, bits, 0.0).sum()
+        self.images += finite.sum()
+        self.integrand.index_add_(0, part, torch.where(finite, integrand, 0.0).double())
+        self.drawn.index_add_(0, part, finite.double())
+
+    def add_broken(self, samples: int) -> None:
+        """Broken samples of one step that others stand in for."""
+        if samples:
+            self.broken += samples
+
+    def add_step(self, gradient_norm: Tensor, skipped: Tensor) -> None:
+        """One step, and whether it was skipped; both are the same on every rank, so only the first counts."""
+        if distributed.rank() == 0:
+            self.steps += 1
+            self.gradient_norm += torch.where(skipped > 0, 0.0, gradient_norm)
+            self.updates += 1 - skipped
+
+    def gathered(self) -> list[float]:
+        """The sums over all ranks, which rank 0 alone goes on with. Every rank must call it."""
+        sums = distributed.all_reduce_sum(self._all)
+        if distributed.rank() != 0:
+            sums.zero_()
+        return sums.tolist()
+
+    def restart(self, sums: Sequence[float] | None = None) -> None:
+        """From zero, or from what :meth:`gathered` gave."""
+        self._all.zero_()
+        if sums is not None:
+            self._all.copy_(torch.tensor(sums, dtype=torch.float64))
+
+    def read(self) -> tuple[float, dict[str, float]]:
+        """Steps of all ranks, and their means: bits/dim (if of any image), gradient norm, steps skipped, integrand by
+        time quantile. Starts again from zero. The only place where the host waits for the device; every rank must
+        call it."""
+        sums = distributed.all_reduce_sum(self._all).tolist()
+        self.restart()
+        scalars, parts = dict(zip(SCALARS, sums)), sums[len(SCALARS) :]
+        metrics = {
+            **({"bits_per_dim": scalars["bits"] / scalars["images"]} if scalars["images"] else {}),
+            "gradient_norm": scalars["gradient_norm"] / max(1.0, scalars["updates"]),
+            "skipped_steps": scalars["steps"] - scalars["updates"],
+            "broken_samples": scalars["broken"],
+        }
+        for i, (integrand, drawn) in enumerate(zip(parts[:QUANTILES], parts[QUANTILES:])):
+            if drawn:
+                metrics[f"integrand/{i}"] = integrand / drawn
+        return scalars["steps"], metrics
+
+
+class Stopwatch:
+    """Time per step and its share spent waiting for data; pauses for what is not training."""
+
+    def __init__(self):
+        self.restart()
+
+    def restart(self) -> None:
+        self.start, self.waited, self.paused = time.perf_counter(), 0.0, 0.0
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        begin = time.perf_counter()
+        yield
+        self.paused += time.perf_counter() - begin
+
+    @contextmanager
+    def wait(self) -> Iterator[None]:
+        begin = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - begin
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds of training since the restart."""
+        return time.perf_counter() - self.start - self.paused
