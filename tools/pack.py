@@ -33,6 +33,8 @@ RAW = argparse.RawDescriptionHelpFormatter
 
 def main() -> None:
     arguments = _parser().parse_args()
+    # Names of files may be of any bytes.
+    sys.stdout.reconfigure(errors="backslashreplace")
     try:
         source: Source = arguments.read(arguments)
         description = pack(

@@ -120,6 +120,10 @@ def pack_digits(folder: str | Path, shard_images: int = 100) -> DatasetDescripti
 def _request(source: Source, encoding: str, shard_images: int) -> Request:
     if encoding not in ENCODINGS or shard_images < 1:
         raise ValueError("encoding is npy or png, shard_images positive")
+    for text in (source.name, source.source, *source.classes):
+        # File systems and archives have names in any bytes.
+        if not text.isascii() and text.encode(errors="replace").decode() != text:
+            raise UserError(f"the name {text!a} of the data set or of a class is not UTF-8. Rename its file or folder.")
     description = DatasetDescription(
         version=VERSION,
         name=source.name,

@@ -90,6 +90,18 @@ def test_labels_in_a_wrapped_dataset_json(tmp_path):
         image_source(tmp_path / "in")
 
 
+def test_names_that_are_no_text(tmp_path):
+    """Folders and files may be called anything; classes must be text."""
+    for name in (b"caf\xe9/0.png", b"cat/1\xe9.png"):
+        path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/in/" + name))
+        path.parent.mkdir(parents=True)
+        path.write_bytes(FILES[int(path.name[0])])
+    with pytest.raises(UserError, match=r"the name 'caf\\udce9' of .* a class is not UTF-8"):
+        pack(image_source(tmp_path / "in"), tmp_path / "out")
+    os.rename(os.fsencode(tmp_path) + b"/in/caf\xe9", tmp_path / "in" / "café")
+    assert packed(tmp_path / "in", tmp_path / "out") == {"train": by_content(PICTURES[:2], [0, 1])}
+
+
 def test_skipped_files_are_counted(tmp_path):
     files = {"a/0.png": FILES[0], "b/1.png": FILES[1], "b/2.gif": b"", "b/3.gif": b"", "readme": b"", ".hidden": b""}
     notes = image_source(image_folder(tmp_path / "in", files)).notes

@@ -47,8 +47,12 @@ def celeba64(path: Path, share: int) -> Source:
 
 
 def _partition(listing: Path) -> dict[str, str]:
+    try:
+        lines = listing.read_text(errors="replace").splitlines()
+    except OSError as error:
+        raise UserError(f"{listing} cannot be read ({error.strerror}). Make it readable, or remove it.") from error
     partition = {}
-    for number, line in enumerate(listing.read_text(errors="replace").splitlines(), 1):
+    for number, line in enumerate(lines, 1):
         fields = line.split()
         if not fields:
             continue
