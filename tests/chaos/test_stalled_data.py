@@ -1,6 +1,6 @@
 """A rank whose data stands still, at each stage of ZeRO: all end in time, and it is named.
 
-In CI at two stages, which reduce in different ways; ``make chaos`` tries all.
+In CI at one stage that reduces in DeepSpeed's own group; ``make chaos`` tries all.
 """
 
 import os
@@ -10,7 +10,7 @@ import psutil
 import pytest
 from jobs import Group, message, wait_for_step
 
-STAGES = (0, 1, 2, 3) if "FDTRAIN_CHAOS_KILLS" in os.environ else (0, 2)
+STAGES = (0, 1, 2, 3) if "FDTRAIN_CHAOS_KILLS" in os.environ else (1,)
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -66,7 +66,6 @@ sys.exit(exit_code(main))
         ("SIGSTOP", 1, "working"),
         ("stuck", 1, "working"),
         ("SIGKILL", 0, "joining"),
-        ("SIGKILL", 1, "joining"),
         ("SIGKILL", 0, "joined"),
         ("SIGSTOP", 1, "joined"),
     ],

@@ -106,8 +106,7 @@ else:
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-@pytest.mark.parametrize("kind", ["loader", "pool"])
+@pytest.mark.parametrize(("kind", "number"), [("loader", signal.SIGKILL), ("pool", signal.SIGTERM)])
 def test_a_worker_ends_with_its_parent_whatever_it_is_in(kind, number):
     job = subprocess.Popen(
         [sys.executable, "-c", HOSTILE, kind], cwd=ROOT, env=environment(), stderr=subprocess.DEVNULL
