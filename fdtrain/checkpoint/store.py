@@ -86,6 +86,10 @@ class State:
 _STATE = TypeAdapter(State)
 
 
+class OtherShards(UserError):
+    """A checkpoint is of a run on other shards, so none of its run may be resumed, whatever older ones record."""
+
+
 def folder_name(step: int) -> str:
     return f"step_{step:08d}"
 
@@ -313,6 +317,7 @@ def check_fits(checkpoint: Path, spec: ModelSpec, run: dict[str, Any]) -> State:
         run: the settings that fix the run's trajectory, as the checkpoint's ``State.run`` has them.
 
     Raises:
+        OtherShards: the same data set, packed otherwise.
         UserError: another network, data set, seed or batch.
     """
     found = ModelSpec.load(checkpoint / MODEL_FILE)
@@ -323,7 +328,7 @@ def check_fits(checkpoint: Path, spec: ModelSpec, run: dict[str, Any]) -> State:
         )
     state = read_state(checkpoint)
     if state.run.get(SHARDS, run.get(SHARDS)) != run.get(SHARDS):
-        raise UserError(
+        raise OtherShards(
             f"{checkpoint} belongs to a run on other shards: the data set has been packed again or changed, so its "
             "images would come in another order. Restore it, or give the run another name."
         )

@@ -97,6 +97,8 @@ def _check_some_fit(existing: list[Path], plan: Plan) -> None:
         try:
             store.check_fits(path, plan.spec, plan.identity)
             return
+        except store.OtherShards:
+            raise
         except UserError as error:
             errors.append(error)
     if errors:

@@ -20,7 +20,9 @@ def test_a_run_does_not_resume_on_shards_that_were_packed_again(launch, digits, 
         parts = json.dumps([{"path": str(digits), "weight": 1}, {"path": str(folder), "weight": 1}])
         return [f"data.path={folder}"] if form == "path" else ["data.path=null", f"data.mixture={parts}"]
 
-    launch(*data(digits), processes=0)
+    launch(*data(digits), "checkpoint.every=3", processes=0)
+    # Nor from an older checkpoint, of a version that did not record them.
+    change_state(launch.checkpoint(3), lambda state: state["run"].pop(store.SHARDS))
     message = error_of(launch(*data(again), "training.steps=8", processes=0, resume=True, rc=2))
     assert "belongs to a run on other shards: the data set has been packed again or changed" in message
     result = launch(*data(digits), "training.steps=8", processes=0, resume=True)
