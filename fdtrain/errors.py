@@ -26,6 +26,15 @@ class Preempted(Exception):
     """The run was asked to end, and has saved; what it says tells where, and how to go on."""
 
 
+def excerpt(value: object, longest: int = 120) -> str:
+    """What a stranger's file or server says, for a message: one line, bounded, nothing that moves the cursor."""
+    # Cut first: what is shown must not cost what is hidden.
+    text = value[: 4 * longest] if isinstance(value, str | bytes) else str(value)
+    text = text.decode(errors="replace") if isinstance(text, bytes) else text
+    text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(text.split()))
+    return text if len(text) <= longest else f"{text[: longest - 3]}..."
+
+
 EXIT_CODE = 2
 LOST_PEER_CODE = 1
 HOLD_BACK_SECONDS = 12
