@@ -14,9 +14,10 @@ from pathlib import Path
 from webdataset.shardlists import expand_urls
 
 from fdtrain.data.dataset import FILE, DatasetDescription, check_length, parse_description, read_description
-from fdtrain.data.fetch import is_remote, read_text, shown
+from fdtrain.data.fetch import is_remote, shown
 from fdtrain.data.shards import PlacedShard
-from fdtrain.errors import UserError
+from fdtrain.data.text import read_text
+from fdtrain.errors import UserError, excerpt
 
 LIST = ".txt"
 
@@ -44,7 +45,7 @@ class PackedData:
             UserError: unknown or empty split; a local shard is missing, cut short or grown.
         """
         if name not in self.description.splits:
-            known = ", ".join(self.description.splits) or "none"
+            known = excerpt(", ".join(self.description.splits)) or "none"
             raise UserError(f"{shown(_join(self.base, FILE))} has no split '{name}' (it has: {known}).")
         shards = self.description.splits[name]
         if self.places and any(shard.file in self.places for shard in shards):
@@ -76,9 +77,11 @@ def locate(path: str | Path, allow_pipe: bool = False, seconds: float = 60.0) ->
     places = None
     if path.endswith(LIST):
         base = posixpath.dirname(path)
-        lines = [line.strip() for line in _read(path, seconds).splitlines()]
+        lines = [line.strip() for line in read_text(path, seconds).splitlines()]
         lines = [line for line in lines if line and not line.startswith("#")]
         places = [_absolute(base, place) for line in lines for place in expand_urls(line)]
+        if is_remote(path):
+            _check_remote(path, places)
     elif "{" in path:
         base = posixpath.dirname(path.partition("{")[0])
         places = expand_urls(path)
@@ -103,15 +106,15 @@ def _description(base: str, seconds: float) -> DatasetDescription:
     return read_description(base)
 
 
-def _read(place: str, seconds: float) -> str:
-    if is_remote(place):
-        return read_text(place, seconds)
-    try:
-        return Path(place).read_text(errors="replace")
-    except FileNotFoundError:
-        raise UserError(f"data.path: no list file {place}.") from None
-    except OSError as error:
-        raise UserError(f"data.path: cannot read {place} ({error.strerror}).") from error
+def _check_remote(path: str, places: Iterable[str]) -> None:
+    """A list from elsewhere must not make this machine read its own files."""
+    admitted = ("pipe:", "http://", "https://", "s3://", "gs://", f"{path.partition('://')[0]}://")
+    for place in places:
+        if not place.startswith(admitted):
+            raise UserError(
+                f"{shown(path)} names {excerpt(shown(place))}. A remote list may name shards beside it or in remote "
+                "stores, no local files. Correct it, or copy it to this machine."
+            )
 
 
 def _by_name(path: str, places: Iterable[str], listed: set[str]) -> dict[str, str]:
@@ -119,7 +122,7 @@ def _by_name(path: str, places: Iterable[str], listed: set[str]) -> dict[str, st
     for place in places:
         name = posixpath.basename(place)
         if name not in listed:
-            raise UserError(f"{shown(path)} names {name}, which {FILE} does not list. Correct one of the two.")
+            raise UserError(f"{shown(path)} names {excerpt(name)}, which {FILE} does not list. Correct one of the two.")
         if name in found:
             raise UserError(f"{shown(path)} names {name} twice. A sample would come twice an epoch: remove one.")
         found[name] = place

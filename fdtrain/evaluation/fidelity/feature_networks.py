@@ -26,6 +26,8 @@ INCEPTION = "inception-2015-12-05.pt"
 INCEPTION_URL = f"https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/{INCEPTION}"
 INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
 FETCH_SECONDS = 600.0
+LARGEST = 1 << 27
+"""Bytes to fetch at most: the Inception has 96 million."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,7 @@ def _downloaded(url: str) -> Path:
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        fetch(url, aside, FETCH_SECONDS, check)
+        fetch(url, aside, FETCH_SECONDS, LARGEST, check)
         aside.replace(path)
     except OSError as error:
         raise UserError(f"features: cannot write {path} ({error.strerror}).") from error
