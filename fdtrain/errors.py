@@ -6,8 +6,24 @@ import time
 from collections.abc import Callable
 
 
+LONGEST = 4000
+"""Characters of a user's error."""
+
+
+def excerpt(value: object, longest: int = 120) -> str:
+    """What a stranger's file or server says, for a message: one line, bounded, nothing that moves the cursor."""
+    # Cut first: what is shown must not cost what is hidden.
+    text = value[: 4 * longest] if isinstance(value, str | bytes) else str(value)
+    text = text.decode(errors="replace") if isinstance(text, bytes) else text
+    text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(text.split()))
+    return text if len(text) <= longest else f"{text[: longest - 3]}..."
+
+
 class UserError(Exception):
-    """What is wrong, where, and what to do about it, in one line."""
+    """What is wrong, where, and what to do about it, in one line: whatever a library's message brings along."""
+
+    def __init__(self, message: str):
+        super().__init__(excerpt(message, LONGEST))
 
 
 class LostPeer(Exception):
@@ -24,15 +40,6 @@ class LostPeer(Exception):
 
 class Preempted(Exception):
     """The run was asked to end, and has saved; what it says tells where, and how to go on."""
-
-
-def excerpt(value: object, longest: int = 120) -> str:
-    """What a stranger's file or server says, for a message: one line, bounded, nothing that moves the cursor."""
-    # Cut first: what is shown must not cost what is hidden.
-    text = value[: 4 * longest] if isinstance(value, str | bytes) else str(value)
-    text = text.decode(errors="replace") if isinstance(text, bytes) else text
-    text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(text.split()))
-    return text if len(text) <= longest else f"{text[: longest - 3]}..."
 
 
 EXIT_CODE = 2
