@@ -5,7 +5,6 @@ import sys
 import time
 from collections.abc import Callable
 
-
 LONGEST = 4000
 """Characters of a user's error."""
 

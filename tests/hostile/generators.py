@@ -1,5 +1,6 @@
 """Strategies: right shards, tars, zips, tables, JSON, YAML and HTTP answers, and ways to spoil them."""
 
+import copy
 import io
 import json
 import os
@@ -370,7 +371,7 @@ def changed(draw, content: dict) -> dict:
     for _ in range(draw(st.integers(0, 3))):
         place = draw(st.sampled_from(places(content)))
         if not place:
-            content[draw(st.sampled_from(TEXTS))] = draw(NASTY)
+            content[draw(st.sampled_from(TEXTS))] = copy.deepcopy(draw(NASTY))
             continue
         *path, last = place
         parent = content
@@ -378,7 +379,7 @@ def changed(draw, content: dict) -> dict:
             parent = parent[key]
         kind = draw(st.sampled_from(["replace", "replace", "take", "rename"]))
         if kind == "replace" or (kind == "rename" and isinstance(parent, list)):
-            parent[last] = draw(NASTY)
+            parent[last] = copy.deepcopy(draw(NASTY))
         elif kind == "take":
             del parent[last]
         else:

@@ -35,13 +35,16 @@ class Watch:
             self.noted.append(f"{event}{arguments!r}"[:300])
         elif event in CHANGES or event == "open":
             path, *rest = arguments
+            if event != "open" and rest and isinstance(rest[-1], int) and rest[-1] >= 0:
+                path = os.path.join(f"/proc/self/fd/{rest[-1]}", os.fsdecode(path))
             if isinstance(path, str | bytes | os.PathLike) and not self._allowed(os.fsdecode(path), event, rest):
                 self.noted.append(f"{event}{arguments!r}"[:300])
 
     def _allowed(self, path: str, event: str, rest: list) -> bool:
-        path = os.path.abspath(path) + os.sep
+        folder, name = os.path.split(os.path.abspath(path))
+        path = os.path.join(os.path.realpath(folder), name) + os.sep
         if path.startswith(self.folder):
-            return os.path.realpath(path).startswith(self.folder[:-1])
+            return event != "open" or os.path.realpath(path).startswith(self.folder[:-1])
         writes = event != "open" or bool((rest[1] or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
         here = (os.getcwd() + os.sep, *_LIBRARIES)
         return not writes and (os.path.realpath(path) + os.sep).startswith((*here, *_HARMLESS))
