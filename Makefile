@@ -1,6 +1,7 @@
 # make demo   from nothing to a trained, evaluated, exported model of real handwritten digits
 # make test   every test
 # make chaos  a job killed fifty times, on changing numbers of processes
+# make fuzz   thousands of spoiled files and answers from outside, other ones each time (CASES=20000 for more)
 # make lint   style, and the direction of imports
 # make clean  what demo and test made, the environment included
 
@@ -14,7 +15,9 @@ SETTINGS ?=
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 READY := .venv/ready
 
-.PHONY: demo test chaos lint clean environment
+CASES ?= 2000
+
+.PHONY: demo test chaos fuzz lint clean environment
 
 demo: $(READY)
 	python tools/pack.py digits data/digits
@@ -45,6 +48,9 @@ test: $(READY)
 
 chaos: $(READY)
 	FDTRAIN_CHAOS_KILLS=50 python -m pytest tests/chaos
+
+fuzz: $(READY)
+	FDTRAIN_FUZZ_CASES=$(CASES) python -m pytest tests/hostile
 
 lint: $(READY)
 	ruff check .

@@ -21,7 +21,7 @@ def excerpt(value: object, longest: int = 120) -> str:
 class UserError(Exception):
     """What is wrong, where, and what to do about it, in one line: whatever a library's message brings along."""
 
-    def __init__(self, message: str):
+    def __init__(self, message: object):
         super().__init__(excerpt(message, LONGEST))
 
 
