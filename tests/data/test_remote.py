@@ -374,6 +374,14 @@ def test_s3_with_faults(s3, expected, tmp_path, monkeypatch, workers):
     assert all(flaky.whole[name] == 1 for name in NAMES)
 
 
+def test_s3_ends_at_the_length_that_is_expected(s3, folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3)
+    size = (folder / NAMES[0]).stat().st_size
+    fetch.fetch(f"s3://bucket/set/{NAMES[0]}", tmp_path / "file", 30, size)
+    with pytest.raises(UserError, match=f"{size} bytes are there, at most {size - 1} are expected"):
+        fetch.fetch(f"s3://bucket/set/{NAMES[0]}", tmp_path / "file", 30, size - 1)
+
+
 def test_s3_missing_shard_bucket_and_credentials(s3, folder, tmp_path, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3)
     with pytest.raises(UserError, match="no such file"):

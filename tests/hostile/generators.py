@@ -142,7 +142,7 @@ def packed_zip(files: list[tuple[str, bytes]], compression: int = zipfile.ZIP_DE
 VALUES = st.sampled_from(
     [
         b"-1",
-        b"-1024",
+        b"-1536",
         b"0",
         b"3",
         b"1_0",
