@@ -97,6 +97,8 @@ def _other(data: mmap, header: bytes, position: int) -> tuple[bytes | None, int,
             records = _records(content, offset)
             names = [records[b"path"]] if b"path" in records else []
             if b"size" in records:
+                if size is not None:
+                    raise Bad(f"two sizes for one member, at byte {position}")
                 size = _decimal(records[b"size"], offset)
             if kind == _PAX_GLOBAL and (names or size is not None):
                 raise Bad(f"a global header that names or sizes every member, at byte {position}")
