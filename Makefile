@@ -2,6 +2,7 @@
 # make test   every test
 # make chaos  a job killed fifty times, on changing numbers of processes; any of them resumed by any other
 # make signals  every launcher, signal, target, number of ranks and workers
+# make fuzz   thousands of spoiled files and answers from outside, other ones each time (CASES=20000 for more)
 # make lint   style, and the direction of imports
 # make clean  what demo and test made, the environment included
 
@@ -15,7 +16,9 @@ SETTINGS ?=
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 READY := .venv/ready
 
-.PHONY: demo test signals chaos lint clean environment
+CASES ?= 2000
+
+.PHONY: demo test signals chaos fuzz lint clean environment
 
 demo: $(READY)
 	python tools/pack.py digits data/digits
@@ -49,6 +52,9 @@ signals: $(READY)
 
 chaos: $(READY)
 	FDTRAIN_CHAOS_KILLS=50 FDTRAIN_RESHARDING="1 2 4" python -m pytest tests/chaos tests/training/test_resharding.py
+
+fuzz: $(READY)
+	FDTRAIN_FUZZ_CASES=$(CASES) python -m pytest tests/hostile
 
 lint: $(READY)
 	ruff check .

@@ -21,8 +21,8 @@ from pydantic import (
 )
 
 from fdtrain.credentials import masked_values
-from fdtrain.errors import UserError
-from fdtrain.strict_yaml import MOST_BYTES, brief, parse, shown
+from fdtrain.errors import UserError, excerpt
+from fdtrain.strict_yaml import MOST_BYTES, parse, shown
 
 
 class Section(BaseModel):
@@ -297,9 +297,9 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
         with open(path, encoding="utf-8") as file:
             content = parse(file.read(MOST_BYTES + 1))
     except OSError as error:
-        raise UserError(f"--config: cannot read {brief(str(path))} ({error.strerror}).") from error
+        raise UserError(f"--config: cannot read {excerpt(path)} ({error.strerror}).") from error
     except (UserError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {brief(str(error))}.") from error
+        raise UserError(f"{path} is not valid YAML: {excerpt(error)}.") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold sections such as 'data:' and 'training:', not {type(content).__name__}.")
     for override in overrides or []:
@@ -323,24 +323,24 @@ def dump_config(config: Config) -> str:
 def _apply(content: dict[str, Any], override: str) -> None:
     key, equals, value = override.partition("=")
     if not equals or not key:
-        raise UserError(f"--set {brief(override)}: expected section.key=value, such as training.lr=1e-4.")
+        raise UserError(f"--set {excerpt(override)}: expected section.key=value, such as training.lr=1e-4.")
     *sections, last = key.split(".")
     for section in sections:
         inner = content.get(section)
         if not isinstance(inner, dict | None):
-            raise UserError(f"--set {brief(override)}: '{section}' is a value, not a section.")
+            raise UserError(f"--set {excerpt(override)}: '{section}' is a value, not a section.")
         # A copy: an alias may have made it another section too.
         content[section] = dict(inner or {})
         content = content[section]
     try:
         content[last] = parse(value)
     except UserError as error:
-        raise UserError(f"--set {brief(override)}: not a YAML value: {error}.") from error
+        raise UserError(f"--set {excerpt(override)}: not a YAML value: {error}.") from error
 
 
 def _explain(error: dict[str, Any]) -> str:
     """One clause for one of pydantic's complaints."""
-    place = [brief(str(part)) for part in error["loc"]]
+    place = [excerpt(part) for part in error["loc"]]
     sections = _sections()
     if place[0] == "network" and len(place) > 1:
         # Pydantic names the member of the union too.

@@ -9,12 +9,26 @@ from collections.abc import Callable
 
 from fdtrain.credentials import masked
 
+LONGEST = 4000
+"""Characters of a user's error."""
+
+
+def excerpt(value: object, longest: int = 200) -> str:
+    """What a user, a stranger's file or a server says, for a message: one line, bounded, without the credentials that a
+    URL may hold, and nothing that moves the cursor."""
+    # Cut first: what is shown must not cost what is hidden.
+    text = value[: 4 * longest] if isinstance(value, str | bytes) else str(value)
+    text = text.decode(errors="replace") if isinstance(text, bytes) else text
+    text = " ".join(masked(text).split())
+    text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+    return text if len(text) <= longest else f"{text[: longest - 3]}..."
+
 
 class UserError(Exception):
-    """What is wrong, where, and what to do about it, in one line, and without the credentials that a URL may hold."""
+    """What is wrong, where, and what to do about it, in one line: whatever a library's message brings along."""
 
     def __init__(self, message: object):
-        super().__init__(masked(str(message)))
+        super().__init__(excerpt(message, LONGEST))
 
 
 class LostPeer(Exception):

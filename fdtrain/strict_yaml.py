@@ -9,8 +9,7 @@ from typing import Any
 
 import yaml
 
-from fdtrain.credentials import masked
-from fdtrain.errors import UserError
+from fdtrain.errors import UserError, excerpt
 
 MOST_BYTES = 1 << 20
 MOST_VALUES = 20_000
@@ -35,21 +34,15 @@ def parse(text: str) -> Any:
         return yaml.load(text, _Loader)
     except yaml.MarkedYAMLError as error:
         mark, problem = error.problem_mark or error.context_mark, error.problem or error.context
-        raise UserError(f"{f'line {mark.line + 1}: ' if mark else ''}{brief(problem)}") from error
+        raise UserError(f"{f'line {mark.line + 1}: ' if mark else ''}{excerpt(problem)}") from error
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise UserError(f"line {line}: character U+{ord(text[error.position]):04X} is not admitted") from error
 
 
-def brief(text: str) -> str:
-    """A text for a message: one line, not too long, and without credentials."""
-    line = " ".join(masked(text).split())
-    return line if len(line) <= LONGEST_SHOWN else f"{line[:LONGEST_SHOWN]}..."
-
-
 def shown(value: Any) -> str:
-    """Any value for a message, as :func:`brief`."""
-    return brief(_repr.repr(value))
+    """Any value for a message, as :func:`fdtrain.errors.excerpt`."""
+    return excerpt(_repr.repr(value))
 
 
 class _Repr(reprlib.Repr):
@@ -60,7 +53,7 @@ class _Repr(reprlib.Repr):
         self.maxlevel, self.maxlist, self.maxdict, self.maxtuple, self.maxother = 3, 6, 6, 6, LONGEST_SHOWN
 
     def repr_str(self, value: str, level: int) -> str:
-        return repr(brief(value[: 1 << 16]))
+        return repr(excerpt(value))
 
 
 _repr = _Repr()
@@ -108,7 +101,7 @@ class _Loader(yaml.SafeLoader):
             if isinstance(node, yaml.ScalarNode):
                 self._check_scalar(node)
             return super().construct_object(node, deep)
-        except (ValueError, KeyError, OverflowError) as error:
+        except (ValueError, KeyError, IndexError, OverflowError) as error:
             raise _error(f"'{node.value}' is no {node.tag.rpartition(':')[2]}", node) from error
 
     def _check_scalar(self, node: yaml.ScalarNode) -> None:

@@ -13,7 +13,9 @@ import atexit
 import fcntl
 import hashlib
 import os
+import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -22,6 +24,8 @@ from pathlib import Path
 from fdtrain.data.dataset import Shard
 from fdtrain.data.fetch import Mismatch, fetch, is_remote
 from fdtrain.errors import UserError
+
+_PART = re.compile(r"[0-9a-f]{64}\.([0-9]{1,20})\.part")
 
 
 class Cache:
@@ -40,11 +44,9 @@ class Cache:
         self.folder, self.cap, self.seconds = Path(folder), cap, seconds
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            os.close(self._open_lock("room"))
         except OSError as error:
-            raise UserError(
-                f"data.cache: cannot write into {folder} ({error.strerror}). Choose another folder or mend it."
-            ) from error
+            raise self._unwritable(error) from error
+        os.close(self._open_lock("room"))
 
     def hold(self, shard: Shard, place: str) -> tuple[Path, int]:
         """The shard's file, fetched if it is not there, and a descriptor: until that is closed it is not evicted.
@@ -71,10 +73,14 @@ class Cache:
         """Fetch a shard for later, unless it is there or someone is at it."""
         with self._alone(shard.sha256) as alone:
             if alone and not _is_whole(self._path(shard), shard):
-                self._fetch(shard, place)
+                self._fetch(shard, place, ahead=True)
 
-    def _fetch(self, shard: Shard, place: str) -> None:
-        """Fetch, verify, and rename into place; the caller holds the shard's lock alone."""
+    def _fetch(self, shard: Shard, place: str, ahead: bool = False) -> None:
+        """Fetch, verify, and rename into place; the caller holds the shard's lock alone.
+
+        Args:
+            ahead: only if there is room under the cap. What is read now may exceed it where all else is read, too.
+        """
         part = self.folder / f"{shard.sha256}.{shard.bytes}.part"
 
         def check(path: Path) -> None:
@@ -86,19 +92,24 @@ class Cache:
                 os.fsync(file.fileno())
 
         try:
-            self._make_room(part, shard.bytes)
-            fetch(place, part, self.seconds, check)
+            if not self._make_room(part, shard.bytes) and ahead:
+                return
+            fetch(place, part, self.seconds, shard.bytes, check)
             os.replace(part, self._path(shard))
         except OSError as error:
-            raise UserError(f"data.cache: cannot write into {self.folder} ({error.strerror}). Mend it.") from error
+            raise self._unwritable(error) from error
         finally:
             part.unlink(missing_ok=True)
 
-    def _make_room(self, part: Path, needed: int) -> None:
-        """Evict until ``needed`` bytes fit under the cap, and reserve them by the existence of ``part``."""
+    def _make_room(self, part: Path, needed: int) -> bool:
+        """Evict until ``needed`` bytes fit under the cap, and reserve them by the existence of ``part``.
+
+        Returns: whether they fit.
+        """
         room = self._open_lock("room")
         try:
             fcntl.flock(room, fcntl.LOCK_EX)
+            total = 0
             if self.cap is not None:
                 kept = sorted(_contents(self.folder))
                 total = sum(size for _, size, _ in kept)
@@ -107,6 +118,7 @@ class Cache:
                         break
                     total -= size if self._evict(path) else 0
             part.touch()
+            return self.cap is None or total + needed <= self.cap
         finally:
             os.close(room)
 
@@ -120,7 +132,15 @@ class Cache:
         return self.folder / f"{shard.sha256}.tar"
 
     def _open_lock(self, name: str) -> int:
-        return os.open(self.folder / f"{name}.lock", os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            return os.open(self.folder / f"{name}.lock", os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> UserError:
+        return UserError(
+            f"data.cache: cannot write into {self.folder} ({error.strerror}). Choose another folder or repair it."
+        )
 
     @contextmanager
     def _alone(self, name: str) -> Iterator[bool]:
@@ -149,7 +169,8 @@ def temporary_folder() -> Path:
     # Ranks are children of one launcher.
     folder = Path(tempfile.gettempdir()) / f"fdtrain-{os.getuid()}-{os.getppid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.stat().st_uid != os.getuid():
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
         raise UserError(f"{folder} is another user's. Set data.cache to a folder of your own.")
     used = os.open(folder / "used.lock", os.O_RDWR | os.O_CREAT)
     fcntl.flock(used, fcntl.LOCK_SH)
@@ -197,7 +218,7 @@ def _contents(folder: Path) -> Iterator[tuple[float, int, Path]]:
         try:
             if entry.name.endswith(".tar"):
                 yield entry.stat().st_mtime, entry.stat().st_size, Path(entry.path)
-            elif entry.name.endswith(".part"):
-                yield entry.stat().st_mtime, int(entry.name.split(".")[1]), Path(entry.path)
+            elif found := _PART.fullmatch(entry.name):
+                yield entry.stat().st_mtime, int(found[1]), Path(entry.path)
         except FileNotFoundError:
             continue

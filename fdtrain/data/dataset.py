@@ -2,17 +2,26 @@
 
 import hashlib
 import json
+import stat
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
 
-from fdtrain.errors import UserError
+from fdtrain.data.text import read_text
+from fdtrain.errors import UserError, excerpt
 from fdtrain.files import write_text
-from fdtrain.strict_yaml import brief
 
 FILE = "dataset.json"
 VERSION = 1
+
+
+# What a stranger says ends up in messages, folders and arrays.
+_PRINTABLE = r"^[^\x00-\x1f\x7f]*$"
+Line = Annotated[str, Field(max_length=1000, pattern=_PRINTABLE)]
+MAX_CLASSES = 1 << 20
+MAX_KEYS = 1000
 
 
 class _Model(BaseModel):
@@ -22,10 +31,10 @@ class _Model(BaseModel):
 class Shard(_Model):
     """One tar file."""
 
-    # Both become file names, and a dataset.json may be a stranger's.
-    file: str = Field(pattern=r"^[^/\\]+$")
-    images: int = Field(ge=0)
-    bytes: int = Field(ge=0)
+    # Both become file names.
+    file: str = Field(pattern=r"^[^./\\\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]*$", max_length=200)
+    images: int = Field(ge=0, le=1 << 40)
+    bytes: int = Field(ge=0, le=1 << 50)
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 
@@ -37,14 +46,14 @@ class DatasetDescription(_Model):
     """
 
     version: int
-    name: str
-    source: str
-    size: int = Field(ge=1, description="height and width in pixels")
+    name: Line
+    source: str = Field(max_length=100_000)
+    size: int = Field(ge=1, le=1 << 13, description="height and width in pixels")
     channels: int = Field(ge=1, le=4)
     levels: int = Field(ge=2, le=256)
-    classes: list[str]
-    encoding: str
-    splits: dict[str, list[Shard]]
+    classes: Annotated[list[Line], FailFast()] = Field(max_length=MAX_CLASSES)
+    encoding: Line
+    splits: dict[Line, Annotated[list[Shard], FailFast()]]
 
     def images(self, split: str) -> int:
         return sum(shard.images for shard in self.splits[split])
@@ -66,16 +75,35 @@ def parse_description(text: str, where: str) -> DatasetDescription:
         UserError: it is not one of ours.
     """
     try:
-        content = json.loads(text)
+        content = json.loads(text, object_pairs_hook=_object)
         if isinstance(content, dict) and content.get("version") != VERSION:
-            raise UserError(f"{where}: version {content.get('version')}, this fdtrain reads {VERSION}. Pack it again.")
-        return DatasetDescription.model_validate(content)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise UserError(f"{where} is not JSON ({error}). Pack the data set again.") from error
+            found = excerpt(repr(content.get("version")), 40)
+            raise UserError(f"{where}: version {found}, this fdtrain reads {VERSION}. Pack it again.")
+        description = DatasetDescription.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
+        first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{where}: {place}: {first['msg']}. Pack the data set again.") from error
+        raise UserError(f"{where}: {excerpt(place)}: {excerpt(first['msg'])}. Pack the data set again.") from None
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise UserError(f"{where} is not JSON ({excerpt(error)}). Pack the data set again.") from None
+    seen: set[str] = set()
+    for shard in (shard for shards in description.splits.values() for shard in shards):
+        if shard.file in seen:
+            raise UserError(f"{where} lists {shard.file} twice. Its samples would come twice: remove one.")
+        seen.add(shard.file)
+    return description
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, small as all of ours are; of a key that came twice, readers would take one or the other."""
+    if len(pairs) > MAX_KEYS:
+        raise ValueError(f"an object of {len(pairs)} keys")
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"key '{key}' comes twice")
+        found[key] = value
+    return found
 
 
 def read_description(folder: str | Path) -> DatasetDescription:
@@ -87,16 +115,15 @@ def read_description(folder: str | Path) -> DatasetDescription:
     folder = Path(folder)
     file = folder / FILE
     try:
-        if not folder.is_dir():
-            raise UserError(f"data.path: no folder {folder}. Pack a data set into it with tools/pack.py.")
-        if not file.is_file():
-            raise UserError(f"data.path: {folder} holds no {FILE}. Pack a data set into it with tools/pack.py.")
-        text = file.read_text(errors="replace")
-    except OSError as error:
-        raise UserError(
-            f"data.path: cannot read {brief(str(file))} ({error.strerror}). Check the path, and that you may read it."
-        ) from error
-    return parse_description(text, str(file))
+        if not stat.S_ISDIR(folder.stat().st_mode):
+            raise FileNotFoundError
+    except FileNotFoundError:
+        raise UserError(f"data.path: no folder {folder}. Pack a data set into it with tools/pack.py.") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"data.path: {excerpt(folder)} cannot be read ({excerpt(error)}). Choose another.") from error
+    if not file.exists():
+        raise UserError(f"data.path: {folder} holds no {FILE}. Pack a data set into it with tools/pack.py.")
+    return parse_description(read_text(str(file), 0), str(file))
 
 
 def write_description(folder: Path, description: DatasetDescription) -> None:
@@ -127,12 +154,15 @@ def check_length(path: Path, shard: Shard) -> None:
         UserError: it is missing, cut short or grown.
     """
     try:
-        found = path.stat().st_size
+        found = path.stat()
     except FileNotFoundError:
         raise UserError(f"{path} is listed in {FILE} but missing. Restore it or pack again.") from None
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}). Check its permissions.") from error
-    if found != shard.bytes:
+        raise UserError(f"{path} is listed in {FILE} but cannot be read ({error.strerror}). Restore it.") from error
+    if not stat.S_ISREG(found.st_mode):
+        raise UserError(f"{path} is no regular file. Restore it or pack again.")
+    if found.st_size != shard.bytes:
         raise UserError(
-            f"{path} has {found} bytes, {FILE} says {shard.bytes}: cut short or changed. Restore it or pack again."
+            f"{path} has {found.st_size} bytes, {FILE} says {shard.bytes}: cut short or changed. "
+            "Restore it or pack again."
         )

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import JpegImagePlugin, PngImagePlugin
 
 from fdtrain.data.dataset import DatasetDescription
+from fdtrain.errors import excerpt
 
 PICTURES = {
     "png": PngImagePlugin.PngImageFile,
@@ -65,9 +66,9 @@ class ImageDecoder:
             read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
             shape, fortran, dtype = read_header[version](stream)
         except Exception as error:  # As with pictures: numpy's parser raises what it runs into.
-            raise Broken(f"not an npy array ({error})") from error
+            raise Broken(f"not an npy array ({excerpt(error)})") from error
         if dtype != np.uint8 or fortran:
-            raise Broken(f"array of {dtype}, expected uint8 in C order")
+            raise Broken(f"array of {excerpt(dtype)}, expected uint8 in C order")
         self._check((*shape, 1) if len(shape) == 2 else shape)
         start = stream.tell()
         if len(data) - start != self.dims:
@@ -80,19 +81,19 @@ class ImageDecoder:
         try:
             picture = kind(io.BytesIO(data))
         except Exception as error:
-            raise Broken(f"not a picture of its type ({error})") from error
+            raise Broken(f"not a picture of its type ({excerpt(error)})") from error
         self._check((picture.height, picture.width, len(picture.getbands())))
         if picture.mode != self.mode:
             raise Broken(f"picture of mode {picture.mode}, expected {self.mode}")
         try:
             out[:] = np.asarray(picture).reshape(-1)
         except Exception as error:
-            raise Broken(f"cannot be decoded ({error})") from error
+            raise Broken(f"cannot be decoded ({excerpt(error)})") from error
 
     def _check(self, shape: tuple[int, ...]) -> None:
         if shape != self.shape:
             found, expected = ("x".join(map(str, s)) for s in (shape, self.shape))
-            raise Broken(f"image of height x width x channels {found}, expected {expected}")
+            raise Broken(f"image of height x width x channels {excerpt(found)}, expected {expected}")
 
 
 def label(extension: str, data: bytes) -> int:
@@ -108,7 +109,7 @@ def label(extension: str, data: bytes) -> int:
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
     found = content.get("label", -1) if isinstance(content, dict) else -1
-    if not isinstance(found, int):
+    if type(found) is not int:
         raise ValueError("label is not a whole number")
     return found
 

@@ -1,25 +1,36 @@
-"""One file from afar: over HTTP, from an object store, through a pipe. Tried again until a deadline."""
+"""One file from afar: over HTTP, from an object store, through a pipe. Tried again until a deadline.
+
+No more is stored than was to be expected, and what a server says reaches no message as it stands.
+"""
 
 import asyncio
 import errno
+import os
 import posixpath
+import select
+import signal
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from http import HTTPStatus
 from pathlib import Path
+from typing import BinaryIO
 
 import fsspec
 from fsspec.asyn import AsyncFileSystem
+from fsspec.callbacks import Callback
 
 from fdtrain.credentials import masked
-from fdtrain.errors import UserError
+from fdtrain.errors import UserError, excerpt
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
 """Seconds between two tries; each pause is twice the one before."""
 STALLED = 30.0
 """Seconds without a byte after which a connection counts as lost."""
-TIMED_OUT = subprocess.TimeoutExpired | TimeoutError
+PIECE = 1 << 20
+"""Bytes read at a time."""
 
 
 class Mismatch(Exception):
@@ -37,11 +48,12 @@ def shown(place: str) -> str:
     return masked(place)
 
 
-def fetch(place: str, into: Path, seconds: float, check: Callable[[Path], None] = lambda path: None) -> None:
+def fetch(place: str, into: Path, seconds: float, most: int, check: Callable[[Path], None] = lambda path: None) -> None:
     """Copy a whole remote file.
 
     Args:
         seconds: after which no more is tried, and a copy under way is given up.
+        most: bytes; of a longer file the copy ends there (or one buffer later), as a :class:`Mismatch`.
         check: raises :class:`Mismatch` on a file that did not arrive as it should; tried once more.
 
     Raises:
@@ -51,11 +63,11 @@ def fetch(place: str, into: Path, seconds: float, check: Callable[[Path], None] 
     met: Exception | None = None
     while True:
         try:
-            _copy(place, into, end)
+            _copy(place, into, end, most)
             return check(into)
         except Exception as error:
             # A try that was cut off says nothing of what is wrong, where one before it does.
-            met = met if met is not None and isinstance(error, TIMED_OUT) else error
+            met = met if met is not None and isinstance(error, TimeoutError) else error
             mismatches += isinstance(error, Mismatch)
             final = mismatches > 1 or _is_final(error)
             if final or time.monotonic() + pause > end:
@@ -65,7 +77,7 @@ def fetch(place: str, into: Path, seconds: float, check: Callable[[Path], None] 
         pause = min(2 * pause, LONGEST_PAUSE)
 
 
-def read_text(place: str, seconds: float) -> str:
+def fetch_text(place: str, seconds: float, most: int) -> str:
     """A small remote text file.
 
     Raises:
@@ -73,32 +85,89 @@ def read_text(place: str, seconds: float) -> str:
     """
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "file"
-        fetch(place, file, seconds)
+        fetch(place, file, seconds, most)
         return file.read_text(errors="replace")
 
 
-def _copy(place: str, into: Path, end: float) -> None:
+def _copy(place: str, into: Path, end: float, most: int) -> None:
     if place.startswith("pipe:"):
-        with into.open("wb") as file:
-            subprocess.run(
-                place.removeprefix("pipe:"), shell=True, stdout=file, timeout=end - time.monotonic(), check=True
-            )
+        _copy_output(place.removeprefix("pipe:"), into, end, most)
         return
+    if "::" in place:
+        raise ValueError("file systems within others (::) are not read")
     system, path = fsspec.core.url_to_fs(place, skip_instance_cache=True, **_options(place))
     if system.async_impl:
-        asyncio.run(asyncio.wait_for(_copy_async(system, path, into), end - time.monotonic()))
+        asyncio.run(asyncio.wait_for(_copy_async(system, path, into, most), end - time.monotonic()))
     else:
-        system.get_file(path, str(into))
+        with system.open(path, "rb") as source, into.open("wb") as file:
+            _pour(lambda: _in_time(end) and source.read(PIECE), file, most)
 
 
-async def _copy_async(system: AsyncFileSystem, path: str, into: Path) -> None:
+def _copy_output(command: str, into: Path, end: float, most: int) -> None:
+    with subprocess.Popen(command, shell=True, stdout=subprocess.PIPE, start_new_session=True) as process:
+        output = process.stdout.fileno()
+        poll = select.poll()
+        poll.register(output, select.POLLIN)
+
+        def read() -> bytes:
+            _in_time(end)
+            while not poll.poll(100):
+                _in_time(end)
+            return os.read(output, PIECE)
+
+        try:
+            with into.open("wb") as file:
+                _pour(read, file, most)
+            code = process.wait(max(0.0, end - time.monotonic()))
+        except BaseException as error:
+            # The shell and what it has started.
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            if isinstance(error, subprocess.TimeoutExpired):
+                raise TimeoutError from error
+            raise
+    if code:
+        raise subprocess.CalledProcessError(code, command)
+
+
+def _pour(read: Callable[[], bytes], file: BinaryIO, most: int) -> None:
+    bound = _Bound(most)
+    while data := read():
+        bound.relative_update(len(data))
+        file.write(data)
+
+
+def _in_time(end: float) -> bool:
+    if time.monotonic() > end:
+        raise TimeoutError
+    return True
+
+
+class _Bound(Callback):
+    """Told how long a file is said to be, and how much has come."""
+
+    def __init__(self, most: int):
+        super().__init__()
+        self.most = most
+
+    def set_size(self, size: int | None) -> None:
+        if size is not None and size > self.most:
+            raise Mismatch(f"{size} bytes are there, at most {self.most} are expected")
+
+    def relative_update(self, inc: int = 1) -> None:
+        self.value += inc
+        if self.value > self.most:
+            raise Mismatch(f"more than {self.most} bytes arrive, which are all that is expected")
+
+
+async def _copy_async(system: AsyncFileSystem, path: str, into: Path, most: int) -> None:
     """In an event loop of its own, all of whose connections end with it.
 
     Those of fsspec's shared loop would be open when workers are forked, and what a worker then does to its copy
     leaves this process waiting for an answer: the two share the kernel's list of what to watch.
     """
     try:
-        await system._get_file(path, str(into))
+        await system._get_file(path, str(into), callback=_Bound(most))
     finally:
         session = getattr(system, "_session", None) or getattr(system, "_s3", None)
         if session is not None:
@@ -123,14 +192,30 @@ def _is_final(error: Exception) -> bool:
     """Whether trying again is in vain."""
     if isinstance(error, FileNotFoundError | PermissionError | ImportError | ValueError) or _is_credentials(error):
         return True
-    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EROFS) or _is_astray(error):
         return True
     status = getattr(error, "status", None)
-    return isinstance(status, int) and 400 <= status < 500 and status not in (408, 429)
+    # aiohttp gives an answer that is not of HTTP the status 400.
+    return isinstance(status, int) and 400 <= status < 500 and status not in (408, 429) and not _is_misframed(error)
 
 
 def _is_credentials(error: Exception) -> bool:
     return "Credentials" in type(error).__name__ or getattr(error, "status", None) in (401, 403)
+
+
+def _is_astray(error: Exception) -> bool:
+    """Whether a server leads in circles, or to what is not on the web."""
+    from aiohttp import InvalidURL, NonHttpUrlClientError, TooManyRedirects
+
+    return isinstance(error, InvalidURL | NonHttpUrlClientError | TooManyRedirects)
+
+
+def _is_misframed(error: Exception) -> bool:
+    """Whether an answer is not one of HTTP; aiohttp's message then holds its bytes."""
+    from aiohttp import ClientPayloadError
+    from aiohttp.http_exceptions import HttpProcessingError
+
+    return isinstance(error, ClientPayloadError) or isinstance(error.__cause__, HttpProcessingError)
 
 
 def _reason(error: Exception) -> str:
@@ -138,13 +223,20 @@ def _reason(error: Exception) -> str:
         return "no such file"
     if isinstance(error, subprocess.CalledProcessError):
         return f"the command ended with code {error.returncode}"
+    if _is_astray(error):
+        return "the server redirects in circles, or to what is not on the web"
+    if _is_misframed(error):
+        return "the answer is cut short, or not of HTTP"
     if isinstance(status := getattr(error, "status", None), int):
-        return f"the server answers {status} {getattr(error, 'message', '')}".rstrip()
+        # In the standard's words, not the server's.
+        phrase = HTTPStatus(status).phrase if status in HTTPStatus._value2member_map_ else ""
+        return f"the server answers {status} {phrase}".rstrip()
     if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    if isinstance(error, TIMED_OUT):
+        return excerpt(error.strerror)
+    if isinstance(error, TimeoutError):
         return "timed out"
-    return " ".join(str(error).split()) or type(error).__name__
+    # botocore's says what was no XML.
+    return type(error).__name__ if "Parser" in type(error).__name__ else excerpt(error) or type(error).__name__
 
 
 def _advice(error: Exception) -> str:
@@ -154,6 +246,8 @@ def _advice(error: Exception) -> str:
         return "Check data.path; if a shard is gone, restore it or pack again."
     if isinstance(error, ImportError):
         return "Install fdtrain with the extra of that store: fdtrain[s3] or fdtrain[gcs]."
+    if _is_astray(error):
+        return "Correct data.path: give the place that it should lead to."
     if isinstance(error, Mismatch):
         return "Upload it again, with the dataset.json it was packed with."
     if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):

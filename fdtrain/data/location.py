@@ -17,10 +17,10 @@ from pathlib import Path
 from fdtrain.credentials import MASK, expand_references
 from fdtrain.data.braces import expand
 from fdtrain.data.dataset import FILE, DatasetDescription, check_length, parse_description, read_description
-from fdtrain.data.fetch import is_remote, read_text, shown
+from fdtrain.data.fetch import is_remote, shown
 from fdtrain.data.shards import PlacedShard
-from fdtrain.errors import UserError
-from fdtrain.strict_yaml import brief
+from fdtrain.data.text import read_text
+from fdtrain.errors import UserError, excerpt
 
 LIST = ".txt"
 
@@ -48,7 +48,7 @@ class PackedData:
             UserError: unknown or empty split; a local shard is missing, cut short or grown.
         """
         if name not in self.description.splits:
-            known = ", ".join(self.description.splits) or "none"
+            known = excerpt(", ".join(self.description.splits)) or "none"
             raise UserError(f"{shown(_join(self.base, FILE))} has no split '{name}' (it has: {known}).")
         shards = self.description.splits[name]
         if self.places and any(shard.file in self.places for shard in shards):
@@ -81,9 +81,11 @@ def locate(path: str | Path, allow_pipe: bool = False, seconds: float = 60.0) ->
     place, query = _split_query(path)
     if place.endswith(LIST):
         base = posixpath.dirname(place) + query
-        lines = [line.strip() for line in _read(path, seconds).splitlines()]
+        lines = [line.strip() for line in read_text(path, seconds).splitlines()]
         lines = [line for line in lines if line and not line.startswith("#")]
         places = [_absolute(base, place) for place in _expand(path, lines)]
+        if is_remote(path):
+            _check_remote(path, places)
     elif "{" in place:
         base = posixpath.dirname(place.partition("{")[0]) + query
         places = [name + query for name in _expand(path, [place])]
@@ -108,15 +110,15 @@ def _description(base: str, seconds: float) -> DatasetDescription:
     return read_description(base)
 
 
-def _read(place: str, seconds: float) -> str:
-    if is_remote(place):
-        return read_text(place, seconds)
-    try:
-        return Path(place).read_text(errors="replace")
-    except FileNotFoundError:
-        raise UserError(f"data.path: no list file {brief(place)}.") from None
-    except OSError as error:
-        raise UserError(f"data.path: cannot read {brief(place)} ({error.strerror}).") from error
+def _check_remote(path: str, places: Iterable[str]) -> None:
+    """A list from elsewhere must not make this machine read its own files."""
+    admitted = ("pipe:", "http://", "https://", "s3://", "gs://", f"{path.partition('://')[0]}://")
+    for place in places:
+        if not place.startswith(admitted):
+            raise UserError(
+                f"{shown(path)} names {excerpt(shown(place))}. A remote list may name shards beside it or in remote "
+                "stores, no local files. Correct it, or copy it to this machine."
+            )
 
 
 def _by_name(path: str, places: Iterable[str], listed: set[str]) -> dict[str, str]:
@@ -124,7 +126,7 @@ def _by_name(path: str, places: Iterable[str], listed: set[str]) -> dict[str, st
     for place in places:
         name = posixpath.basename(_split_query(place)[0])
         if name not in listed:
-            raise UserError(f"{shown(path)} names {name}, which {FILE} does not list. Correct one of the two.")
+            raise UserError(f"{shown(path)} names {excerpt(name)}, which {FILE} does not list. Correct one of the two.")
         if name in found:
             raise UserError(f"{shown(path)} names {name} twice. A sample would come twice an epoch: remove one.")
         found[name] = place

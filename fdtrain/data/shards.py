@@ -10,7 +10,8 @@ import hashlib
 import mmap
 import os
 import resource
-import tarfile
+import stat
+from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,10 +22,12 @@ from fdtrain.data.cache import Cache
 from fdtrain.data.dataset import DatasetDescription, Shard
 from fdtrain.data.decode import IMAGES, LABELS, LONGEST_LABEL, Broken, ImageDecoder, label
 from fdtrain.data.fetch import is_remote, shown
-from fdtrain.data.tar import BLOCK, members
-from fdtrain.errors import UserError
+from fdtrain.data.tar import BLOCK, Bad, members
+from fdtrain.errors import UserError, excerpt
 
 _NO_LABEL, _BAD_LABEL = -1, -2
+_KINDS = {extension.encode(): kind for kind, extension in enumerate(IMAGES)}
+_LABELS = {extension.encode(): extension for extension in LABELS}
 
 
 @dataclass(frozen=True)
@@ -51,65 +54,89 @@ class OpenShard:
     def __init__(self, placed: PlacedShard, cache: Cache | None, verify: bool = False):
         self.placed = placed
         path, self._hold = cache.hold(placed.shard, placed.place) if is_remote(placed.place) else (placed.place, None)
+        self.file = -1
         try:
-            self.file = os.open(path, os.O_RDONLY)
+            # Opening a FIFO would wait for its writer.
+            self.file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+            if not stat.S_ISREG(os.fstat(self.file).st_mode):
+                raise UserError(f"{self.placed.name} is no regular file. Restore it or pack again.")
             if verify and self._hold is None:
-                _verify(placed)
-            with mmap.mmap(self.file, 0, access=mmap.ACCESS_READ) as data:
-                found = _samples(data)
+                self._verify()
+            self._index()
         except FileNotFoundError:
+            self.close()
             raise UserError(f"{path} has disappeared. Restore it or pack again.") from None
-        except (tarfile.TarError, ValueError, OSError) as error:
+        except (ValueError, OSError) as error:
+            self.close()
             raise UserError(
                 f"{placed.name} cannot be read as a tar file ({error}). Restore it or pack again."
             ) from error
-        if len(found) != placed.shard.images:
+        except BaseException:
+            self.close()
+            raise
+
+    def _index(self) -> None:
+        with mmap.mmap(self.file, 0, access=mmap.ACCESS_READ) as data:
+            found = _samples(data)
+        self.kind, self.offset, self.size, self.label = np.array(found, dtype=np.int64).reshape(-1, 4).T.copy()
+        if len(self.kind) != self.placed.shard.images:
             raise UserError(
-                f"{placed.name} holds {len(found)} samples, dataset.json says {placed.shard.images}. "
+                f"{self.placed.name} holds {len(self.kind)} samples, dataset.json says {self.placed.shard.images}. "
                 "Restore it or pack again."
             )
-        self.kind, self.offset, self.size, self.label = np.array(found, dtype=np.int64).reshape(-1, 4).T.copy()
+
+    def _verify(self) -> None:
+        with os.fdopen(os.dup(self.file), "rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != self.placed.shard.sha256:
+                raise UserError(
+                    f"{self.placed.name}: checksum mismatch: not the file that dataset.json describes. "
+                    "Restore it or pack again."
+                )
 
     def where(self, index: int) -> str:
         """A sample in words."""
         header = os.pread(self.file, BLOCK, int(self.offset[index]) - BLOCK)
-        key = header[:100].rstrip(b"\0").decode(errors="replace").rpartition("/")[2].partition(".")[0]
-        return f"{self.placed.name}, sample '{key}'"
+        key = header[:100].partition(b"\0")[0].rpartition(b"/")[2].partition(b".")[0]
+        return f"{self.placed.name}, sample '{excerpt(key)}'"
 
     def close(self) -> None:
-        os.close(self.file)
+        if self.file >= 0:
+            os.close(self.file)
         if self._hold is not None:
             os.close(self._hold)
 
 
-def _verify(placed: PlacedShard) -> None:
-    with open(placed.place, "rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != placed.shard.sha256:
-            raise UserError(
-                f"{placed.name}: checksum mismatch: not the file that dataset.json describes. Restore it or pack again."
-            )
+def _samples(data: mmap.mmap) -> array:
+    """``kind, offset, size, label`` of every sample, one after another: consecutive members of one key.
 
-
-def _samples(data: mmap.mmap) -> list[tuple[int, int, int, int]]:
-    """``(kind, offset, size, label)`` of every sample: consecutive members of one key."""
-    found: list[tuple[int, int, int, int]] = []
-    last, kind, place, size, number = None, -1, 0, 0, _NO_LABEL
+    Raises:
+        Bad: no tar; or a second image or label of one key, as where two samples of one key meet.
+    """
+    found = array("q")
+    last, kind, place, size, number, labelled_by = None, -1, 0, 0, _NO_LABEL, None
     for name, offset, length in members(data):
-        dot = name.find(b".", name.rfind(b"/") + 1)
-        key = name[:dot]
-        if dot <= 0 or key.endswith(b"/"):
+        first = name.rfind(b"/") + 1
+        dot = name.find(b".", first)
+        if dot <= first:
             continue
+        key = name[:dot]
         if key != last:
             if last is not None:
-                found.append((kind, place, size, number))
-            last, kind, place, size, number = key, -1, offset, 0, _NO_LABEL
-        extension = name[dot + 1 :].lower().decode("ascii", "replace")
-        if extension in IMAGES:
-            kind, place, size = IMAGES.index(extension), offset, length
-        elif extension in LABELS and number == _NO_LABEL:
-            number = _label(data, extension, offset, length)
+                found.extend((kind, place, size, number))
+            last, kind, place, size, number, labelled_by = key, -1, offset, 0, _NO_LABEL, None
+        extension = name[dot + 1 :].lower()
+        if extension in _KINDS:
+            if kind >= 0:
+                raise Bad(f"two images of one key, '{excerpt(key)}'")
+            kind, place, size = _KINDS[extension], offset, length
+        elif extension in _LABELS:
+            if extension == labelled_by:
+                raise Bad(f"two labels of one key, '{excerpt(key)}'")
+            # A .cls comes before a .json.
+            if labelled_by is None or extension == b"cls":
+                number, labelled_by = _label(data, _LABELS[extension], offset, length), extension
     if last is not None:
-        found.append((kind, place, size, number))
+        found.extend((kind, place, size, number))
     return found
 
 

@@ -14,10 +14,9 @@ from fdtrain.config import Config, load_config
 from fdtrain.data.dataset import DatasetDescription, fingerprint
 from fdtrain.data.mixture import DataSets, open_data
 from fdtrain.data.shards import PlacedShard
-from fdtrain.errors import UserError
+from fdtrain.errors import UserError, excerpt
 from fdtrain.evaluation.fidelity.feature_networks import open_features
 from fdtrain.networks.model import Model, ModelSpec
-from fdtrain.strict_yaml import brief
 from fdtrain.training.hardware import check_precision
 from fdtrain.training.profile import parse_steps
 
@@ -134,6 +133,6 @@ def _check_folder(folder: Path) -> None:
             file.write(b"fdtrain\n")
     except OSError as error:
         raise UserError(
-            f"output: cannot write into {brief(str(folder))} ({error.strerror}). "
+            f"output: cannot write into {excerpt(folder)} ({error.strerror}). "
             "Choose another 'output', make room, or correct its permissions."
         ) from error

@@ -100,6 +100,25 @@ def test_what_is_read_is_not_evicted(shards, tmp_path):
     assert cached(cache) == names(shards, 1, 2)
 
 
+def test_what_is_fetched_ahead_stays_under_the_cap(shards, tmp_path):
+    cache = Cache(tmp_path, sum(shards[i].shard.bytes for i in (0, 1)), 10)
+    held = [hold(cache, shards[i]) for i in (0, 1)]
+    cache.fetch_ahead(shards[2].shard, shards[2].place)
+    assert cached(cache) == names(shards, 0, 1)
+    assert not list(tmp_path.glob("*.part"))
+    os.close(held[0][1])
+    cache.fetch_ahead(shards[2].shard, shards[2].place)
+    assert cached(cache) == names(shards, 1, 2)
+    os.close(held[1][1])
+
+
+def test_files_of_others_in_the_folder(shards, tmp_path):
+    (tmp_path / "notes.part").write_text("x")
+    cache = Cache(tmp_path, shards[0].shard.bytes, 10)
+    use(cache, shards[0])
+    assert (tmp_path / "notes.part").exists()
+
+
 def test_a_reader_in_another_process_counts_too(shards, tmp_path):
     held, done = FORK.Event(), FORK.Event()
 

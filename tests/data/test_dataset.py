@@ -1,10 +1,12 @@
 """dataset.json is checked as it is read, and written in one rename."""
 
 import json
+import os
 
 import pytest
 from packed import pack
 
+from fdtrain.data import text
 from fdtrain.data.dataset import FILE, parse_description, read_description, write_description
 from fdtrain.errors import UserError
 
@@ -28,6 +30,39 @@ def test_what_is_written_is_read(tmp_path):
         ({"size": "big"}, "size: Input should be a valid integer"),
         ({"colour": "red"}, "colour: Extra inputs"),
         ({"classes": None}, "classes: Input should be a valid list"),
+        ({"version": "9" * 100_000}, "version '99"),
+        ({"version": [[]] * 100_000}, r"version \[\["),
+        ({"x" * 100_000: 1}, r"xxx\.\.\.: Extra inputs"),
+        ({"\x1b[2J\n": 1}, "Extra inputs"),
+        ({str(i): i for i in range(100_000)}, "an object of 100009 keys"),
+        ({"size": 2**80}, "size: "),
+        ({"size": 2**40}, "size: Input should be less"),
+        ({"size": -1}, "size: Input should be greater"),
+        ({"size": 1e300}, "size: "),
+        ({"size": float("nan")}, "size: "),
+        ({"size": float("inf")}, "size: "),
+        ({"name": "x" * 10_000}, "name: String should have at most"),
+        ({"name": "a\0b"}, "name: String should match"),
+        ({"name": "a\nb"}, "name: String should match"),
+        ({"name": "\ud800"}, "name: Input should be"),
+        ({"classes": ["x" * 2000]}, "classes.0: String should have at most"),
+        ({"classes": [1] * 1_000_000}, "classes.0: Input should be a valid string"),
+        ({"splits": {"a\0": []}}, "splits.a"),
+        ({"splits": {"train": [1] * 1_000_000}}, "splits.train.0: Input"),
+        (
+            {"splits": {"train": [{"file": "a\0", "images": 1, "bytes": 1, "sha256": "0" * 64}]}},
+            "file: String should match",
+        ),
+        (
+            {"splits": {"train": [{"file": "..", "images": 1, "bytes": 1, "sha256": "0" * 64}]}},
+            "file: String should match",
+        ),
+        (
+            {"splits": {"train": [{"file": "x" * 300, "images": 1, "bytes": 1, "sha256": "0" * 64}]}},
+            "file: String should",
+        ),
+        ({"splits": {"train": [{"file": "x", "images": 2**80, "bytes": 1, "sha256": "0" * 64}]}}, "images: "),
+        ({"splits": {"train": [{"file": "x", "images": 1, "bytes": 2**62, "sha256": "0" * 64}]}}, "bytes: Input"),
     ],
 )
 def test_names_the_key_that_is_wrong(tmp_path, change, complaint):
@@ -35,8 +70,70 @@ def test_names_the_key_that_is_wrong(tmp_path, change, complaint):
     content = json.loads((tmp_path / "set" / FILE).read_text()) | change
     with pytest.raises(UserError, match=complaint) as error:
         parse_description(json.dumps(content), "there/dataset.json")
-    assert str(error.value).startswith("there/dataset.json: ")
-    assert "\n" not in str(error.value)
+    assert str(error.value).startswith("there/dataset.json")
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) < 300
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 100_000,
+        '{"a":' * 100_000,
+        "9" * 5000,
+        '{"version": 1' + "0" * 5000 + "}",
+        '{"version": 1, "version": 1}',
+        "\x1b[2J",
+        "",
+        '"' + "x" * 100_000,
+        "[1, 2]",
+        "null",
+    ],
+)
+def test_json_that_is_none_of_ours(text):
+    with pytest.raises(UserError) as error:
+        parse_description(text, "there/dataset.json")
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) < 300
+
+
+@pytest.mark.parametrize("splits", [{"train": 2}, {"train": 1, "test": 1}])
+def test_a_shard_listed_twice(tmp_path, splits):
+    """In a split: read twice an epoch; in two: what is tested on was trained on."""
+    pack(tmp_path / "set", (2,))
+    content = json.loads((tmp_path / "set" / FILE).read_text())
+    [shard] = content["splits"]["train"]
+    content["splits"] = {split: [shard] * times for split, times in splits.items()}
+    with pytest.raises(UserError, match=r"lists train-000000\.tar twice\. Its samples would come twice"):
+        parse_description(json.dumps(content), "there/dataset.json")
+
+
+def test_a_file_that_is_no_description(tmp_path, monkeypatch):
+    pack(tmp_path / "set", (2,))
+    file = tmp_path / "set" / FILE
+    monkeypatch.setattr(text, "LONGEST", 100)
+    with pytest.raises(UserError, match=r"dataset\.json is longer than 100 bytes"):
+        read_description(tmp_path / "set")
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(UserError, match="no regular file"):
+        read_description(tmp_path / "set")
+    file.unlink()
+    file.symlink_to("/dev/zero")
+    with pytest.raises(UserError, match="no regular file"):
+        read_description(tmp_path / "set")
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(UserError, match="Is a directory"):
+        read_description(tmp_path / "set")
+
+
+@pytest.mark.parametrize("folder", ["x" * 5000, "a\0b", "/dev/null", "/dev/null/x"])
+def test_a_path_that_is_none(folder):
+    with pytest.raises(UserError) as error:
+        read_description(folder)
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) < 300
 
 
 def test_missing(tmp_path):

@@ -1,17 +1,21 @@
 """Shards over HTTP, from an S3-compatible store and through pipes: the batches of a folder, whatever fails."""
 
+import itertools
+import json
 import multiprocessing
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 
 import boto3
 import pytest
+from answers import Answers, ok, redirect
 from flaky import Flaky
 from moto.server import ThreadedMotoServer
 from packed import number, pack
 
-from fdtrain.data import fetch
+from fdtrain.data import fetch, text
 from fdtrain.data.cache import open_cache
 from fdtrain.data.lanes import LaneOrder
 from fdtrain.data.loader import Batches, LaneDataset
@@ -21,6 +25,7 @@ from fdtrain.data.split import Split
 from fdtrain.errors import UserError
 
 COUNTS = (8, 5, 9, 1, 7, 6, 12)
+MOST = 1 << 20
 NAMES = [f"train-{i:06d}.tar" for i in range(len(COUNTS))]
 
 
@@ -129,7 +134,7 @@ def test_nothing_final_is_asked_for_again(folder, tmp_path):
     with flaky.serve() as url:
         for name in NAMES[:2]:
             with pytest.raises(UserError):
-                fetch.fetch(f"{url}/{name}", tmp_path / "file", 30, _refuse_wrong(folder / name))
+                fetch.fetch(f"{url}/{name}", tmp_path / "file", 30, MOST, _refuse_wrong(folder / name))
     assert (flaky.requests[NAMES[0]], flaky.requests[NAMES[1]]) == (1, 2)
 
 
@@ -148,7 +153,131 @@ def test_a_stalled_or_endless_server_meets_the_deadline(folder, tmp_path, monkey
     with flaky.serve() as url:
         for name, seconds in ((NAMES[0], 0.3), (NAMES[1], 0.05)):
             with pytest.raises(UserError, match=r"timed out|too slow|tried for"):
-                fetch.fetch(f"{url}/{name}", tmp_path / "file", seconds)
+                fetch.fetch(f"{url}/{name}", tmp_path / "file", seconds, MOST)
+
+
+def endless(head: bytes, filling: bytes):
+    return itertools.chain([head], itertools.repeat(filling * 2**20, 2000))
+
+
+ENDLESS = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n"
+
+
+@pytest.mark.parametrize("head", [b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n", ENDLESS % 2**40])
+def test_no_more_is_stored_than_dataset_json_says(folder, tmp_path, head):
+    """A shard without end, of unknown length or of a terabyte."""
+    served = Answers({f"/{NAMES[0]}": partial(endless, head, b"x")})
+    served.answers["/dataset.json"] = ok((folder / "dataset.json").read_bytes())
+    with served.serve() as url:
+        read = batches(f"{url}/train-{{000000..000000}}.tar", tmp_path / "cache")
+        with pytest.raises(UserError, match=r"expected\. Upload it again"):
+            numbers(read)
+    # Twice by the reader, twice by whoever fetches ahead.
+    assert served.requests[f"/{NAMES[0]}"] <= 4
+    assert served.sent < 100 * 2**20
+    assert not list((tmp_path / "cache").glob("*.part"))
+
+
+@pytest.mark.parametrize("length", ["", ENDLESS])
+def test_a_description_or_list_without_end(tmp_path, monkeypatch, length):
+    monkeypatch.setattr(text, "LONGEST", 1 << 20)
+    head = ENDLESS % 2**40 if length else b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n"
+    for name, path in (("/dataset.json", ""), ("/shards.txt", "/shards.txt")):
+        served = Answers({name: partial(endless, head, b"[")})
+        with served.serve() as url, pytest.raises(UserError, match="expected") as error:
+            locate(url + path, seconds=10)
+        assert served.sent < 100 * 2**20
+        assert error.value.__str__().isprintable()
+
+
+def test_a_command_s_output_without_end(folder, tmp_path):
+    """Ended, with what it has started, at the length that is expected."""
+    shutil.copy(folder / "dataset.json", tmp_path)
+    (tmp_path / "shards.txt").write_text(f"pipe:(echo $BASHPID $$; exec cat /dev/zero) | tee {tmp_path}/{NAMES[0]}")
+    read = batches(tmp_path / "shards.txt", tmp_path / "cache", allow_pipe=True)
+    with pytest.raises(UserError, match=r"expected\. Upload it again"):
+        numbers(read)
+    # tee has ended with the shell: what it writes grows no more.
+    size = (tmp_path / NAMES[0]).stat().st_size
+    assert size < 100 * 2**20
+    assert not list((tmp_path / "cache").glob("*.part"))
+
+
+def test_a_command_that_never_ends_meets_the_deadline(tmp_path):
+    with pytest.raises(UserError, match="timed out"):
+        fetch.fetch("pipe:sleep 600", tmp_path / "file", 0.3, MOST)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        redirect(b"/set/dataset.json"),
+        redirect(b"file:///etc/passwd"),
+        redirect(b"ftp://127.0.0.1/x"),
+        redirect(b"http://["),
+    ],
+)
+def test_redirects_that_lead_nowhere_are_final(answer, tmp_path):
+    served = Answers({"/set/dataset.json": answer})
+    with served.serve() as url, pytest.raises(UserError, match="redirects in circles, or to what") as error:
+        locate(f"{url}/set", seconds=300)
+    assert served.requests["/set/dataset.json"] <= 11
+    assert "passwd" not in str(error.value)
+    assert "tried for" not in str(error.value)
+
+
+RAW = b"\x1b[2J\x00SECRET"
+MISFRAMED = {
+    "no HTTP": RAW * 10,
+    "status": b"HTTP/1.1 " + RAW + b"\r\n\r\n",
+    "header": b"HTTP/1.1 200 OK\r\n" + RAW + b"\r\n\r\n",
+    "long header": b"HTTP/1.1 200 OK\r\nX: " + RAW * 10_000 + b"\r\n\r\n",
+    "length": b"HTTP/1.1 200 OK\r\nContent-Length: " + RAW + b"\r\n\r\n",
+    "two lengths": ok(RAW, b"Content-Length: 1"),
+    "chunk": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + RAW + b"\r\n",
+    "encoding": ok(RAW, b"Content-Encoding: gzip"),
+    "phrase": b"HTTP/1.1 500 SECRET \x1b[2J\r\nContent-Length: 0\r\n\r\n",
+    "unknown status": b"HTTP/1.1 599 SECRET\r\nContent-Length: 0\r\n\r\n",
+    "cut": b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n" + RAW,
+}
+
+
+@pytest.mark.parametrize("answer", MISFRAMED.values(), ids=MISFRAMED)
+def test_an_answer_s_bytes_reach_no_message(answer):
+    with Answers({"/set/dataset.json": answer}).serve() as url, pytest.raises(UserError) as error:
+        locate(f"{url}/set", seconds=0.1)
+    assert "SECRET" not in str(error.value)
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) < 250
+
+
+def test_file_systems_within_others_are_not_read(folder, tmp_path):
+    with pytest.raises(UserError, match="file systems within others"):
+        fetch.fetch(f"simplecache::file://{folder}/{NAMES[0]}", tmp_path / "file", 30, MOST)
+
+
+@pytest.mark.parametrize(
+    "line", ["/{folder}/{name}", "file://{folder}/{name}", "local://{folder}/{name}", "memory://{name}", "zip://{name}"]
+)
+def test_a_remote_list_names_no_local_file(folder, tmp_path, line):
+    shutil.copytree(folder, tmp_path / "web")
+    (tmp_path / "web" / "shards.txt").write_text(line.format(folder=folder, name=NAMES[0]))
+    with Flaky(tmp_path / "web").serve() as url, pytest.raises(UserError, match="A remote list may name") as error:
+        locate(f"{url}/shards.txt", seconds=10)
+    assert str(error.value).isprintable()
+
+
+def test_a_description_s_numbers_are_believed_within_reason(folder, tmp_path):
+    """A shard of a petabyte does not fit into the cache that is allowed."""
+    shutil.copytree(folder, tmp_path / "web")
+    content = json.loads((folder / "dataset.json").read_text())
+    content["splits"]["train"][0]["bytes"] = 2**50
+    (tmp_path / "web" / "dataset.json").write_text(json.dumps(content))
+    with Flaky(tmp_path / "web").serve() as url:
+        data = locate(url, seconds=10)
+        shards = data.split("train")
+        with pytest.raises(UserError, match=r"data\.cache_gib"):
+            ShardReader(shards, data.description, open_cache(tmp_path / "cache", 1, 10, [s.place for s in shards]))
 
 
 def test_no_server_at_all(tmp_path):
@@ -178,10 +307,10 @@ def test_no_connection_outlives_a_fetch(folder, s3, tmp_path, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3)
     with Flaky(folder).serve() as url:
         for address, place in ((url, f"{url}/{NAMES[0]}"), (s3, f"s3://bucket/set/{NAMES[0]}")):
-            fetch.fetch(place, tmp_path / "file", 30)
+            fetch.fetch(place, tmp_path / "file", 30, MOST)
             assert connections(address) == 0
             with pytest.raises(UserError):
-                fetch.fetch(f"{place}x", tmp_path / "file", 30)
+                fetch.fetch(f"{place}x", tmp_path / "file", 30, MOST)
             assert connections(address) == 0
 
 
@@ -189,10 +318,10 @@ def test_fetching_in_a_fork_does_not_disturb_its_parent(folder, tmp_path, monkey
     monkeypatch.setattr(fetch, "STALLED", 60)
     with Flaky(folder).serve() as url:
         for i in range(5):
-            fetch.fetch(f"{url}/{NAMES[0]}", tmp_path / "file", 20)
+            fetch.fetch(f"{url}/{NAMES[0]}", tmp_path / "file", 20, MOST)
             place = f"{url}/{NAMES[1]}"
             child = multiprocessing.get_context("fork").Process(
-                target=fetch.fetch, args=(place, tmp_path / f"child{i}", 20)
+                target=fetch.fetch, args=(place, tmp_path / f"child{i}", 20, MOST)
             )
             child.start()
             child.join()
@@ -245,10 +374,18 @@ def test_s3_with_faults(s3, expected, tmp_path, monkeypatch, workers):
     assert all(flaky.whole[name] == 1 for name in NAMES)
 
 
+def test_s3_ends_at_the_length_that_is_expected(s3, folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3)
+    size = (folder / NAMES[0]).stat().st_size
+    fetch.fetch(f"s3://bucket/set/{NAMES[0]}", tmp_path / "file", 30, size)
+    with pytest.raises(UserError, match=f"{size} bytes are there, at most {size - 1} are expected"):
+        fetch.fetch(f"s3://bucket/set/{NAMES[0]}", tmp_path / "file", 30, size - 1)
+
+
 def test_s3_missing_shard_bucket_and_credentials(s3, folder, tmp_path, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3)
     with pytest.raises(UserError, match="no such file"):
-        fetch.fetch("s3://bucket/set/train-000077.tar", tmp_path / "file", 10)
+        fetch.fetch("s3://bucket/set/train-000077.tar", tmp_path / "file", 10, MOST)
     with pytest.raises(UserError, match=r"s3://nowhere/set/dataset.json: "):
         locate("s3://nowhere/set", seconds=10)
     flaky = Flaky(backend=s3)

@@ -8,6 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
+from fdtrain.data.dataset import MAX_CLASSES
 from fdtrain.errors import UserError
 
 Sample = tuple[np.ndarray, int]
@@ -78,9 +79,6 @@ class Source:
             for part in parts:
                 digest.update(part.identity().encode())
         return digest.hexdigest()
-
-
-MAX_CLASSES = 1 << 20
 
 
 def numbered(largest: int, where: str) -> list[str]:

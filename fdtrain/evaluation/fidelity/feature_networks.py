@@ -28,6 +28,8 @@ INCEPTION = "inception-2015-12-05.pt"
 INCEPTION_URL = f"https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/{INCEPTION}"
 INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
 FETCH_SECONDS = 600.0
+LARGEST = 1 << 27
+"""Bytes to fetch at most: the Inception has 96 million."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ def _downloaded(url: str) -> Path:
             raise Mismatch("another checksum than the standard Inception's")
 
     try:
-        files.write_atomically(path, lambda temporary: fetch(url, temporary, FETCH_SECONDS, check))
+        files.write_atomically(path, lambda temporary: fetch(url, temporary, FETCH_SECONDS, LARGEST, check))
     except OSError as error:
         raise UserError(f"features: cannot write {path} ({error.strerror}).") from error
     return path

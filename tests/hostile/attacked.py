@@ -1,0 +1,114 @@
+"""The program under attack. One target for each kind of thing that comes from outside."""
+
+import json
+import os
+import pickle
+import subprocess
+from contextlib import suppress
+from pathlib import Path
+
+import aiohttp  # noqa: F401  What is imported at need is imported before the limits hold.
+import pyarrow.compute
+import pyarrow.parquet  # noqa: F401
+from PIL import Image
+from watched import digest, serve
+
+from fdtrain.config import load_config
+from fdtrain.data import fetch
+from fdtrain.data.cache import Cache
+from fdtrain.data.dataset import parse_description
+from fdtrain.data.location import locate
+from fdtrain.data.shards import ShardReader
+from fdtrain.data.sources.images import images
+from fdtrain.data.sources.parquet import parquet
+from fdtrain.data.sources.source import Source
+from fdtrain.errors import UserError
+
+SECONDS = 0.5
+"""For remote things: tries follow each other quickly, and end soon."""
+
+
+def shard(folder: str) -> list:
+    """``[digest, label]`` of every sample of the split 'train', or what is wrong with it."""
+    data = locate(folder)
+    return _samples(data.split("train"), data.description)
+
+
+def remote(url: str, folder: str) -> list:
+    data = locate(url, seconds=SECONDS)
+    return _samples(data.split("train"), data.description, Cache(folder, None, SECONDS))
+
+
+def _samples(placed: list, description, cache: Cache | None = None) -> list:
+    reader = ShardReader(placed, description, cache)
+    try:
+        found = []
+        for number, one in enumerate(placed):
+            for index in range(one.shard.images):
+                pixels, labels, broken = reader.read([(number, index)])
+                found.append(broken[0] if broken else [digest(pixels[0].transpose(1, 2, 0)), int(labels[0])])
+        return found
+    finally:
+        for opened in reader._open.values():
+            opened.close()
+
+
+def archive(path: str) -> list:
+    """``[digest, class]`` of every image of a folder, zip or tar, or what is wrong with it."""
+    return _source(images(Path(path), None, 0, "x", None, None, 100))
+
+
+def table(folder: str) -> list:
+    """The same of a folder of parquet files."""
+    return _source(parquet(Path(folder), "x", None, None, None, None))
+
+
+def _source(source: Source) -> list:
+    found = []
+    for split, parts in sorted(source.splits.items()):
+        for part in parts:
+            read = part.open()
+            for index in range(part.count()):
+                try:
+                    pixels, label = read(index)
+                except UserError as error:
+                    found.append(str(error))
+                else:
+                    found.append([split, digest(pixels), source.classes[label] if label >= 0 else None])
+    return found
+
+
+def description(path: str) -> dict:
+    return parse_description(Path(path).read_bytes().decode(errors="replace"), "dataset.json").model_dump()
+
+
+def configuration(path: str) -> None:
+    load_config(path)
+
+
+def misbehave(path: str) -> None:
+    """What no other target may do, so that the watch can be tested."""
+    with open("/etc/passwd"), suppress(FileNotFoundError):
+        os.remove("/nowhere/x")
+    os.system("true")
+    subprocess.run(["true"], check=True)
+    pickle.loads(pickle.dumps(Path))
+
+
+def spin() -> None:
+    while True:
+        continue
+
+
+def swell() -> None:
+    bytearray(1 << 34)
+
+
+if __name__ == "__main__":
+    fetch.FIRST_PAUSE, fetch.STALLED = 0.01, 0.3
+    Image.init()
+    json.loads("[]")
+    serve(
+        {f.__name__: f for f in (shard, remote, archive, table, description, configuration, misbehave, spin, swell)},
+        UserError,
+    )

@@ -1,0 +1,528 @@
+"""Strategies: right shards, tars, zips, tables, JSON, YAML and HTTP answers, and ways to spoil them."""
+
+import copy
+import io
+import json
+import os
+import pickle
+import struct
+import tarfile
+import zipfile
+import zlib
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from hypothesis import strategies as st
+from packed import npy, picture
+from tars import extended, header, record
+
+SIZES = (0, 1, 511, 2**31, 2**33, 2**62, 2**63, 2**64, 2**80)
+TEXTS = (
+    "",
+    "a\0b",
+    "\x1b[2J\n",
+    "../../etc/passwd",
+    "/etc/passwd",
+    "x" * 300,
+    "x" * 100_000,
+    "ü" * 200,
+    "\u202e",
+    "$HOME",
+    "~",
+)
+
+
+class Mark:
+    """Leaves a mark if it is ever unpickled."""
+
+    def __reduce__(self):
+        return os.system, ("touch marked",)
+
+
+def image(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(width: int, height: int, *chunks: bytes) -> bytes:
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)) + b"".join(chunks)
+    )
+
+
+def npy_header(text: bytes, body: bytes = b"") -> bytes:
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text + body
+
+
+BOMB = zlib.compress(bytes(50_000_000), 9)
+OBJECTS = io.BytesIO()
+np.save(OBJECTS, np.array([Mark()], dtype=object), allow_pickle=True)
+PICTURES = [
+    b"",
+    pickle.dumps(Mark()),
+    OBJECTS.getvalue(),
+    png(60000, 60000, chunk(b"IDAT", BOMB)),
+    png(2**31 - 1, 2**31 - 1, chunk(b"IDAT", BOMB)),
+    png(4, 4, chunk(b"IDAT", BOMB), chunk(b"IEND", b"")),
+    png(4, 4, chunk(b"zTXt", b"a\0\0" + BOMB), chunk(b"IDAT", zlib.compress(bytes(52)))),
+    png(4, 4, chunk(b"iCCP", b"a\0\0" + BOMB), chunk(b"IDAT", zlib.compress(bytes(52)))),
+    png(4, 4, struct.pack(">I", 2**31) + b"IDAT"),
+    npy_header(b"{'descr': '|u1', 'fortran_order': False, 'shape': (99999999, 9999, 3)}\n"),
+    npy_header(b"{'descr': '|O', 'fortran_order': False, 'shape': (1,)}\n", pickle.dumps(Mark())),
+    npy_header(b"{'descr': '|u1', 'fortran_order': False, 'shape': (4, 4, -3)}\n", bytes(48)),
+    npy_header(b"{'descr': '|u1', 'fortran_order': True, 'shape': (4, 4, 3)}\n", bytes(48)),
+    npy_header(b"__import__('os').system('touch marked')\n"),
+    npy_header(b"(" * 3000),
+    b"\x93NUMPY\x02\x00" + struct.pack("<I", 2**31) + b"{}",
+    b"\x93NUMPY\x03\x00" + struct.pack("<I", 4) + b"{}  ",
+]
+LABELS = [b"", b"-1", b"-2", b"1_0", b" 3 ", b"+3", b"9" * 5000, b"0x3", b"3.0", b"\xd9\xa3", b"nan", b"\0", b"11"]
+JSON_LABELS = [
+    b"{}",
+    b'{"label": 3}',
+    b'{"label": true}',
+    b'{"label": 1e400}',
+    b'{"label": NaN}',
+    b'{"label": "3"}',
+    b'{"label": 3, "label": 4}',
+    b'{"label": ' + b"9" * 5000 + b"}",
+    b"[" * 100_000,
+    b'{"a":' * 50_000,
+    b"\xff\xfe{",
+    b"3",
+]
+
+
+@st.composite
+def members(draw) -> list[tuple[str, bytes]]:
+    """Of a shard: samples, most of them right."""
+    found = []
+    for number in range(draw(st.integers(1, 4))):
+        key = draw(
+            st.sampled_from(
+                [f"{number:06d}", f"d/{number}", "k" * 120 + str(number), "same", f"ü{number}", f"{number}/a"]
+            )
+        )
+        pixels = image(draw(st.integers(0, 5)))
+        extension = draw(st.sampled_from(["npy", "png", "npy", "png", "jpg", "NPY", "seg.png", "txt", "pyd"]))
+        right = {"npy": npy, "png": picture, "jpg": lambda p: picture(p, "jpeg")}.get(extension.lower(), npy)(pixels)
+        sample = [(f"{key}.{extension}", draw(st.just(right) | st.just(right) | st.sampled_from(PICTURES)))]
+        if draw(st.booleans()):
+            sample.append((f"{key}.cls", draw(st.just(b"%d" % number) | st.sampled_from(LABELS))))
+        if draw(st.integers(0, 3)) == 0:
+            sample.append((f"{key}.json", draw(st.sampled_from(JSON_LABELS))))
+        if draw(st.integers(0, 9)) == 0:
+            sample.append(sample[0])
+        found += draw(st.permutations(sample))
+    return found
+
+
+def packed_tar(files: list[tuple[str, bytes]], format: int, mode: str = "w") -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode=mode, format=format) as tar:
+        for name, data in files:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return file.getvalue()
+
+
+def packed_zip(files: list[tuple[str, bytes]], compression: int = zipfile.ZIP_DEFLATED) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", compression) as archive:
+        for name, data in files:
+            archive.writestr(name, data)
+    return file.getvalue()
+
+
+VALUES = st.sampled_from(
+    [
+        b"-1",
+        b"-1536",
+        b"0",
+        b"3",
+        b"1_0",
+        b"9" * 5000,
+        str(2**80).encode(),
+        b"",
+        b"a\0.npy",
+        b"same.npy",
+        b"b.npy/",
+        b"\xff",
+        b"x" * 70_000,
+    ]
+)
+EXTENSIONS = st.builds(
+    lambda records, kind, copies: extended(b"".join(records), kind) * copies,
+    st.lists(
+        st.builds(
+            record,
+            st.sampled_from([b"size", b"path", b"comment", b"GNU.sparse.major", b"GNU.sparse.size", b"hdrcharset"]),
+            VALUES,
+        )
+        | st.sampled_from([b"1" * 30_000, b"0 a=b\n", b"99 a=b\n", b"-5 a=b\n", b"5 a=", b"6  a=b\n"]),
+        max_size=3,
+    ),
+    st.sampled_from([b"x", b"g", b"X", b"L", b"K"]),
+    st.sampled_from([1, 1, 1, 2, 1500]),
+)
+FIELDS = {
+    "size": st.sampled_from(
+        [b"\x80" + n.to_bytes(11, "big") for n in SIZES]
+        + [
+            b"\xff" * 12,
+            b"-0000000001\0",
+            b"00000000009\0",
+            b"0o000000001\0",
+            bytes(12),
+            b"           1",
+            b"77777777777\0",
+        ]
+    ),
+    "kind": st.sampled_from([bytes([k]) for k in b"\x001234567DKLMNSVXgx?"]),
+    "magic": st.sampled_from([b"", b"ustar  \0", b"ustar\x0000", b"garbage"]),
+    "name": st.sampled_from([b"", b"a.npy", b"a.npy/", b"000000.cls", b"\xff" * 100, b"a\0b.npy", b"../x.npy"]),
+    "prefix": st.sampled_from([b"", b"p", b"p/", b"\0p"]),
+}
+HEADERS = st.builds(lambda fields: header(**fields), st.fixed_dictionaries({}, optional=FIELDS))
+
+
+@st.composite
+def spoiled(draw, data: bytes, blocks: int = 512) -> bytes:
+    """Cut, changed, with pieces repeated or taken away; in a tar, along its blocks, with headers of all kinds."""
+    for _ in range(draw(st.integers(0, 3))):
+        at = draw(st.integers(0, max(0, len(data) - 1)))
+        edge = at // blocks * blocks
+        kinds = ["cut", "flip", "repeat", "take", "zero", "noise"] + (
+            ["header", "extension", "field"] * 2 if blocks > 1 else []
+        )
+        kind = draw(st.sampled_from(kinds))
+        if kind == "cut":
+            data = data[:at]
+        elif kind == "flip":
+            data = data[:at] + bytes([data[at] ^ (1 << draw(st.integers(0, 7)))]) + data[at + 1 :] if data else data
+        elif kind == "repeat":
+            data = data[:edge] + data[edge : edge + blocks] * 2 + data[edge + blocks :]
+        elif kind == "take":
+            data = data[:edge] + data[edge + blocks :]
+        elif kind == "zero":
+            data = data[:edge] + bytes(blocks) + data[edge + blocks :]
+        elif kind == "noise":
+            data = data[:at] + draw(st.binary(min_size=1, max_size=16)) + data[at + 16 :]
+        elif kind == "header":
+            data = data[:edge] + draw(HEADERS) + data[edge:]
+        elif kind == "extension":
+            data = data[:edge] + draw(EXTENSIONS) + data[edge:]
+        else:
+            data = _changed_field(draw, data)
+    return data
+
+
+def _changed_field(draw, data: bytes) -> bytes:
+    """One field of one header, its sum made right again."""
+    places = [at for at in range(0, len(data) - 511, 512) if data[at + 257 : at + 262] == b"ustar"]
+    if not places:
+        return data
+    at = draw(st.sampled_from(places))
+    begin, length = {"size": (124, 12), "kind": (156, 1), "magic": (257, 8), "name": (0, 100), "prefix": (345, 155)}[
+        field := draw(st.sampled_from(list(FIELDS)))
+    ]
+    block = bytearray(data[at : at + 512])
+    block[begin : begin + length] = draw(FIELDS[field]).ljust(length, b"\0")
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return data[:at] + bytes(block) + data[at + 512 :]
+
+
+def pictures(minimum: int = 1) -> st.SearchStrategy[list[tuple[str, bytes]]]:
+    """Named pictures in folders, most of them right; a file of labels now and then."""
+    right = st.builds(lambda seed: picture(image(seed)), st.integers(0, 5))
+    name = st.sampled_from(
+        ["a/0.png", "a/1.png", "b/0.png", "b/1.png", "c/2.png", "b/../a/0.png", "/a/0.png", "../0.png", "a/x.jpg"]
+    )
+    files = st.lists(st.tuples(name, right | right | right | st.sampled_from(PICTURES)), min_size=minimum, max_size=5)
+    labels = st.none() | st.sampled_from(
+        [
+            b'{"labels": [["a/0.png", 0]]}',
+            b'{"labels": [["a/0.png", 1e400]]}',
+            b'{"labels": {"a": NaN}}',
+            b"[" * 100_000,
+        ]
+        + [b'{"labels": [["a/0.png", %d]]}' % n for n in (-1, 2**31, 2**80)]
+        + [
+            b'{"labels": [["a/0.png", ' + b"9" * 5000 + b"]]}",
+            b'{"labels": 5}',
+            b'{"labels": [5]}',
+            b'{"labels": [[[], 0]]}',
+        ]
+    )
+    return st.builds(lambda f, l: f + ([("dataset.json", l)] if l else []), files, labels)
+
+
+@st.composite
+def tars(draw) -> bytes:
+    files = draw(pictures())
+    mode = draw(st.sampled_from(["w", "w", "w:gz"]))
+    data = packed_tar(
+        files, draw(st.sampled_from([tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])), mode
+    )
+    return draw(spoiled(data, 512 if mode == "w" else 1))
+
+
+@st.composite
+def zips(draw) -> bytes:
+    data = packed_zip(
+        draw(pictures()), draw(st.sampled_from([zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED, zipfile.ZIP_LZMA]))
+    )
+    directory = data.find(b"PK\1\2")
+    if draw(st.booleans()):
+        # A number of the directory: sizes, lengths, the local header's place, flags, method.
+        at = directory + draw(st.sampled_from([8, 10, 16, 20, 24, 28, 30, 32, 38, 42]))
+        data = (
+            data[:at]
+            + struct.pack("<I", draw(st.sampled_from([0, 1, 2**16 - 1, 2**31 - 1, 2**32 - 1])))
+            + data[at + 4 :]
+        )
+    if draw(st.integers(0, 3)) == 0:
+        # A size of 64 bits in an extra field.
+        name = int.from_bytes(data[directory + 28 : directory + 30], "little")
+        extra = struct.pack(
+            "<HHQQ", 1, 16, draw(st.sampled_from([2**62, 2**64 - 1])), draw(st.sampled_from([60, 2**62]))
+        )
+        entry = bytearray(data[directory : directory + 46 + name])
+        entry[20:28], entry[30:32] = b"\xff" * 8, struct.pack("<H", len(extra))
+        data = data[:directory] + bytes(entry) + extra + data[directory + 46 + name :]
+    return draw(spoiled(data, 1))
+
+
+METADATA = st.sampled_from(
+    [
+        None,
+        b"",
+        b"[" * 100_000,
+        b"5",
+        b'{"info": 5}',
+        b'{"info": {"features": []}}',
+        b'{"info": {"features": {"label": 5}}}',
+    ]
+    + [
+        json.dumps(
+            {"info": {"features": {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": names}}}}
+        ).encode()
+        for names in (["a", "b", "c"], ["c", "b", "a"], "abc", {"0": "a"}, [1, None, []], ["x" * 10_000], [], None)
+    ]
+    + [
+        b'{"info": {"features": {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": ['
+        + b"9" * 5000
+        + b"]}}}}"
+    ]
+)
+
+
+@st.composite
+def tables(draw) -> tuple[bytes, bool]:
+    """A parquet file, and whether it was spoiled."""
+    count = draw(st.integers(1, 4))
+    right = st.builds(lambda seed: picture(image(seed)), st.integers(0, 5))
+    columns = {
+        "image": [
+            {"bytes": draw(right | right | right | st.sampled_from([*PICTURES, None])), "path": None}
+            for _ in range(count)
+        ]
+    }
+    labels = draw(st.sampled_from(["int", "int", "none", "text", "float", "null", "huge"]))
+    if labels != "none":
+        value = {"int": 1, "text": "b", "float": 1.5, "null": None, "huge": 2**62}[labels]
+        columns["label"] = [value if i % 2 == 0 else {"text": "a"}.get(labels, 0) for i in range(count)]
+    table = pa.table(columns)
+    metadata = draw(METADATA)
+    if metadata is not None:
+        table = table.replace_schema_metadata({b"huggingface": metadata})
+    file = io.BytesIO()
+    pq.write_table(table, file, row_group_size=draw(st.sampled_from([1, 2, 100])))
+    data = file.getvalue()
+    spoilt = draw(spoiled(data, 1))
+    return spoilt, spoilt != data
+
+
+NASTY = st.one_of(
+    st.sampled_from(
+        [None, True, [], {}, "", -1, 0, 1e308, float("nan"), float("inf"), *SIZES, -(2**80), [[]], {"a": {}}]
+    ),
+    st.sampled_from(TEXTS),
+    st.sampled_from([["x"] * 1000, [0] * 100_000, {str(i): i for i in range(2000)}]),
+)
+
+
+def places(content, here=()) -> list[tuple]:
+    """Of every value in nested dicts and lists."""
+    items = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
+    return [here] + [place for key, value in items for place in places(value, (*here, key))]
+
+
+@st.composite
+def changed(draw, content: dict) -> dict:
+    """Values and keys of nested dicts and lists, replaced, added, taken away."""
+    content = json.loads(json.dumps(content))
+    for _ in range(draw(st.integers(0, 3))):
+        place = draw(st.sampled_from(places(content)))
+        if not place:
+            content[draw(st.sampled_from(TEXTS))] = copy.deepcopy(draw(NASTY))
+            continue
+        *path, last = place
+        parent = content
+        for key in path:
+            parent = parent[key]
+        kind = draw(st.sampled_from(["replace", "replace", "take", "rename"]))
+        if kind == "replace" or (kind == "rename" and isinstance(parent, list)):
+            parent[last] = copy.deepcopy(draw(NASTY))
+        elif kind == "take":
+            del parent[last]
+        else:
+            parent[draw(st.sampled_from(TEXTS))] = parent.pop(last)
+    return content
+
+
+JSON_TEXTS = st.sampled_from(
+    [
+        b"[" * 1_000_000,
+        b'{"a":' * 200_000,
+        b"9" * 100_000,
+        b'{"version": 1' + b"0" * 5000 + b"}",
+        b'{"version": 1, "version": 1}',
+        b'"' + b"\\ud800" * 100 + b'"',
+        b"[" + b"{}," * 1_000_000 + b"{}]",
+        b"1e999999",
+        b"\xff\xfe",
+        b"\0",
+        b"",
+    ]
+)
+
+
+def bomb(depth: int, merge: bool = False) -> bytes:
+    """Aliases of aliases: nine to the power of ``depth`` values in a few lines."""
+    lines = ["a0: &a0 {x: y}" if merge else "a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    for i in range(depth):
+        inner = ", ".join([f"*a{i}"] * 9)
+        lines.append(f"a{i + 1}: &a{i + 1} " + ("{<<: [" + inner + "]}" if merge else f"[{inner}]"))
+    return "\n".join([*lines, f"name: *a{depth}", ""]).encode()
+
+
+YAML_TEXTS = st.sampled_from(
+    [
+        *(bomb(depth, merge) for depth in (2, 6, 9, 30) for merge in (False, True)),
+        b"name: !!python/object/apply:os.system ['touch marked']\n",
+        b"name: !!python/name:os.system\n",
+        b"name: !!python/object/new:subprocess.Popen [[touch, marked]]\n",
+        b"[" * 10_000,
+        b"{a: " * 10_000,
+        b"- " * 10_000,
+        b"name: 2020-13-45\n",
+        b"name: 2020-02-30T25:61:61Z\n",
+        b"name: !!binary '\xff'\n",
+        b"name: !!binary 'x'\n",
+        b"name: !!int 'x'\n",
+        b"name: !!float 'x'\n",
+        b"name: !!float ''\n",
+        b"name: !!int ''\n",
+        b"name: !!bool 'x'\n",
+        b"name: !!timestamp 'x'\n",
+        b"name: !!set {a, b}\n",
+        b"name: " + b"9" * 100_000 + b"\n",
+        b"seed: 1:60:60:60\nname: 0b" + b"1" * 100_000 + b"\n",
+        b"training: {lr: .inf}\n",
+        b"training: {steps: " + b"9" * 5000 + b"}\n",
+        b"? [a, b]\n: c\n",
+        b"? {a: b}\n: c\n",
+        b"&a [*a]\n",
+        b"name: &a [*a]\n",
+        b"training: &a {lr: *a}\n",
+        b"name: a\nname: b\n",
+        b"<<: 5\n",
+        b"%YAML 9.9\n---\na\n",
+        b"--- a\n--- b\n",
+        b"\0",
+        b"\xff\xfe\xff",
+        b"name: \xed\xa0\x80\n",
+        b'name: "\\ud800"\n',
+        b"data: {path: 'x-{0..999999999}.tar'}\n",
+        b"5: 6\n",
+        b"null: 6\n",
+        b"",
+    ]
+)
+
+PIECES = st.sampled_from(
+    [
+        b"\0",
+        b"\x1b[2J",
+        b"\xff" * 10,
+        b"SECRET",
+        b" ",
+        b"\t",
+        b"\r",
+        b"\n",
+        b"\r\n",
+        b"\r\n\r\n",
+        b"0\r\n\r\n",
+        b"-1",
+        b"ffffffffffffffffff\r\n",
+        b"x" * 20_000,
+    ]
+)
+HEADER_LINES = st.sampled_from(
+    [
+        b"Transfer-Encoding: chunked",
+        b"Transfer-Encoding: x",
+        b"Content-Encoding: gzip",
+        b"Content-Encoding: br",
+        b"Content-Encoding: x",
+    ]
+    + [b"Content-Length: %d" % n for n in (0, 1, 10, 2**31, 2**62, 2**80)]
+    + [
+        b"Content-Length: -1",
+        b"Content-Length: SECRET",
+        b"Connection: keep-alive",
+        b"Set-Cookie: SECRET=" + b"x" * 5000,
+        b"X\0: SECRET",
+    ]
+    + [
+        b"Location: " + to
+        for to in (b"/dataset.json", b"file:///etc/passwd", b"http://[", b"//", b"ftp://a/b", b"http://SECRET:0/")
+    ]
+)
+
+
+@st.composite
+def answers(draw, body: bytes) -> bytes:
+    """To one request: right, or of another status, with other headers, misframed, cut."""
+    status = draw(
+        st.sampled_from(
+            [b"200 OK"] * 4
+            + [
+                b"204 No",
+                b"206 Part",
+                b"301 SECRET",
+                b"302 F",
+                b"307 T",
+                b"308 P",
+                b"404 No",
+                b"500 SECRET",
+                b"999 X",
+                b"SECRET",
+            ]
+        )
+    )
+    lines = draw(st.lists(HEADER_LINES, max_size=2))
+    if draw(st.booleans()):
+        lines.insert(0, b"Content-Length: %d" % len(body))
+    data = b"\r\n".join([b"HTTP/1.1 " + status, *lines, b"", body])
+    for _ in range(draw(st.integers(0, 2))):
+        at = draw(st.integers(0, len(data)))
+        data = data[:at] + draw(PIECES) + data[at + draw(st.sampled_from([0, 1, 10])) :]
+    return data[: draw(st.sampled_from([len(data), len(data), len(data) - 1, len(data) // 2]))]

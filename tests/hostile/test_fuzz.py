@@ -1,0 +1,197 @@
+"""Things from outside, spoiled in every way: refused in one line or read as others read them; nothing else happens.
+
+``make fuzz`` tries many more cases, and other ones each time.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tarfile
+from pathlib import Path
+
+import generators as make
+import pytest
+import yaml
+from answers import Answers, ok
+from children import Child, Ended
+from conftest import SMALL
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from packed import pack
+
+from fdtrain.data.dataset import FILE
+
+CASES = int(os.environ.get("FDTRAIN_FUZZ_CASES", "0"))
+
+
+def cases(number: int):
+    """So many in the test suite, always the same; with ``make fuzz``, as many as are asked for."""
+    return settings(
+        max_examples=CASES or number,
+        derandomize=not CASES,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        # A case that fails is told as it is: to make it smaller would take many restarts of the children.
+        phases=[Phase.generate],
+    )
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("hostile")
+
+
+@pytest.fixture(scope="module")
+def attacked(place):
+    child = Child("attacked.py", place, cpu_seconds=20)
+    yield child
+    child.close()
+
+
+@pytest.fixture(scope="module")
+def reference(place):
+    child = Child("reference.py", place, cpu_seconds=2)
+    yield child
+    child.close()
+
+
+def emptied(place: Path) -> Path:
+    folder = place / "case"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    return folder
+
+
+def told(child: Child, **case):
+    """What the program made of a case; None: it was refused, in a line."""
+    answer = child(**case)
+    assert "trace" not in answer, answer["trace"]
+    assert not answer["noted"]
+    assert not Path("marked").exists()
+    for message in [answer.get("refused", ""), *(x for x in answer.get("result") or [] if isinstance(x, str))]:
+        assert message.isprintable(), message
+        assert len(message) < 1000, message
+        assert "SECRET" not in message
+    return answer.get("result")
+
+
+def otherwise(child: Child, **case):
+    """What others make of it; None: they cannot read it, or not in time."""
+    try:
+        return child(**case).get("result")
+    except Ended:
+        return None
+
+
+def describe(folder: Path, images: int) -> dict:
+    data = (folder / "train.tar").read_bytes()
+    shard = {"file": "train.tar", "images": images, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    content = {"version": 1, "name": "x", "source": "x", "size": 4, "channels": 3, "levels": 256, "encoding": "npy"}
+    content |= {"classes": [str(i) for i in range(10)], "splits": {"train": [shard]}}
+    (folder / FILE).write_text(json.dumps(content))
+    return content
+
+
+@cases(150)
+@given(data=st.data())
+def test_shards(data, place, attacked, reference):
+    folder = emptied(place)
+    members = data.draw(make.members())
+    format = data.draw(st.sampled_from([tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]))
+    try:
+        content = make.packed_tar(members, format)
+    except ValueError:  # A name too long for USTAR.
+        content = make.packed_tar(members, tarfile.PAX_FORMAT)
+    (folder / "train.tar").write_bytes(data.draw(make.spoiled(content)))
+    expected = otherwise(reference, target="shard", path=str(folder / "train.tar"))
+    describe(folder, len(expected) if expected else 2)
+    found = told(attacked, target="shard", folder=str(folder))
+    if found is None or expected is None:
+        return
+    assert "ambiguous" not in expected
+    assert [a if isinstance(a, list) else b for a, b in zip(expected, found, strict=True) if isinstance(b, list)] == [
+        b for b in found if isinstance(b, list)
+    ]
+
+
+@cases(60)
+@given(data=st.data())
+def test_archives(data, place, attacked, reference):
+    """Tars and zips of pictures. An image is that of its name, with the class of its folder."""
+    folder = emptied(place)
+    path = folder / data.draw(st.sampled_from(["a.tar", "a.zip"]))
+    path.write_bytes(data.draw(make.tars() if path.suffix == ".tar" else make.zips()))
+    found = told(attacked, target="archive", path=str(path))
+    expected = otherwise(reference, target="archive", path=str(path))
+    if found is None or expected is None:
+        return
+    admitted = {digest for _, digests in expected for digest in digests}
+    assert {x[1] for x in found if isinstance(x, list)} <= admitted
+
+
+@cases(60)
+@given(data=st.data())
+def test_tables(data, place, attacked, reference):
+    folder = emptied(place)
+    content, _ = data.draw(make.tables())
+    (folder / "train-00000-of-00001.parquet").write_bytes(content)
+    found = told(attacked, target="table", folder=str(folder))
+    expected = otherwise(reference, target="table", path=str(folder / "train-00000-of-00001.parquet"))
+    if found is None or expected is None:
+        return
+    for own, (digest, _) in zip(found, expected, strict=True):
+        assert isinstance(own, str) or own[1] == digest
+
+
+@cases(100)
+@given(data=st.data())
+def test_descriptions(data, place, attacked):
+    folder = emptied(place)
+    (folder / "train.tar").write_bytes(b"x" * 1024)
+    right = describe(folder, 1)
+    text = data.draw(make.changed(right).map(lambda c: json.dumps(c).encode()) | make.JSON_TEXTS)
+    (folder / FILE).write_bytes(data.draw(make.spoiled(text, 1)) if len(text) < 10_000 else text)
+    found = told(attacked, target="description", path=str(folder / FILE))
+    if found is not None:
+        assert found == json.loads((folder / FILE).read_bytes().decode(errors="replace"))
+    told(attacked, target="shard", folder=str(folder))
+
+
+@cases(100)
+@given(data=st.data())
+def test_configurations(data, place, attacked):
+    folder = emptied(place)
+    content = {"output": str(folder), **SMALL}
+    text = data.draw(make.changed(content).map(lambda c: yaml.safe_dump(c).encode()) | make.YAML_TEXTS)
+    (folder / "a.yaml").write_bytes(data.draw(make.spoiled(text, 1)) if len(text) < 10_000 else text)
+    told(attacked, target="configuration", path=str(folder / "a.yaml"))
+
+
+@cases(60)
+@given(data=st.data())
+def test_answers(data, place, attacked):
+    """Of a web server: a shard's bytes are those that were packed, or none."""
+    folder = emptied(place)
+    pack(folder / "set", (2,))
+    expected = told(attacked, target="shard", folder=str(folder / "set"))
+    served = Answers({f"/{file.name}": ok(file.read_bytes()) for file in (folder / "set").iterdir()})
+    name = data.draw(st.sampled_from(["dataset.json", "train-000000.tar"]))
+    served.answers[f"/{name}"] = data.draw(make.answers((folder / "set" / name).read_bytes()))
+    with served.serve() as url:
+        found = told(attacked, target="remote", url=url, folder=str(folder / "cache"))
+    assert found is None or found == expected
+
+
+def test_the_watch_sees_what_it_must(place, attacked):
+    """Else nothing above would show anything."""
+    (place / "case").mkdir(exist_ok=True)
+    answer = attacked(target="misbehave", path=str(place / "case"))
+    assert "PermissionError" not in answer.get("trace", "")
+    seen = " ".join(answer["noted"])
+    for event in ("open('/etc/passwd'", "os.system", "os.remove", "pickle.find_class", "subprocess.Popen"):
+        assert event in seen
+    assert "MemoryError" in attacked(target="swell")["trace"]
+    with pytest.raises(Ended, match="exit code -24"):  # SIGXCPU
+        Child("attacked.py", place, cpu_seconds=1)(target="spin")
