@@ -1,7 +1,7 @@
 # make demo   from nothing to a trained, evaluated, exported model of real handwritten digits
 # make test   every test
 # make chaos  a job killed fifty times, on changing numbers of processes
-# make lint   style, and the direction of imports
+# make lint   style, the direction of imports, types
 # make clean  what demo and test made, the environment included
 
 PYTHON ?= python3
@@ -50,6 +50,7 @@ lint: $(READY)
 	ruff check .
 	ruff format --check .
 	lint-imports
+	pyright
 
 environment: $(READY)
 
