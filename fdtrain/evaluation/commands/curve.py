@@ -1,7 +1,7 @@
 """Curves as pictures: samples against evaluations, the bound and its variance against time.
 
 Writes the run's evaluation/curve_SPLIT.json and the pictures made of it (.png) beside it, and shows them in the run's
-TensorBoard. When it is interrupted, the same command goes on where it was.
+TensorBoard. When it is interrupted, the same command continues.
 """
 
 import argparse
