@@ -3,7 +3,7 @@
 # make chaos  a job killed fifty times, on changing numbers of processes; any of them resumed by any other
 # make signals  every launcher, signal, target, number of ranks and workers
 # make fuzz   thousands of spoiled files and answers from outside, other ones each time (CASES=20000 for more)
-# make lint   style, and the direction of imports
+# make lint   style, the direction of imports, types
 # make clean  what demo and test made, the environment included
 
 PYTHON ?= python3
@@ -60,6 +60,7 @@ lint: $(READY)
 	ruff check .
 	ruff format --check .
 	lint-imports
+	pyright
 
 environment: $(READY)
 

@@ -44,6 +44,7 @@ setup(
             "psutil>=6",
             "ruff>=0.9",
             "import-linter>=2.1",
+            "pyright>=1.1.400",
             "pyarrow>=17",
             # Of the files in launch/ and of the Dockerfile.
             # Has no package for other processors.

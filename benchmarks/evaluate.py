@@ -54,15 +54,15 @@ def distance(arguments: argparse.Namespace) -> None:
     network = open_features(arguments.features, CPU)
     split = image_sets.of_split(Split(arguments.data, "train"))
     reference = measure(network, split, split.count, 256, CPU).moments
-    how, count = Drawing("sde2", arguments.grid, arguments.steps), arguments.images
+    drawing, count = Drawing("sde2", arguments.grid, arguments.steps), arguments.images
     found: dict[str, list[float]] = {}
     for seed in arguments.seeds:
-        ours = image_sets.of_model(model, how, seed, count)
+        ours = image_sets.of_model(model, drawing, seed, count)
         theirs = image_sets.PixelSet(
             "truncated", count, model.spec.shape, lambda i, s=seed: truncated(model, i, s, arguments.truncated), {}
         )
         for name, images in (
-            (f"sde2, {arguments.grid} grid, {how.nfe} evaluations", ours),
+            (f"sde2, {arguments.grid} grid, {drawing.nfe} evaluations", ours),
             (f"Euler-Maruyama cut at 1e-3, {arguments.truncated} evaluations", theirs),
         ):
             value = frechet_distance(measure(network, images, count, 256, CPU).moments, reference)
@@ -78,7 +78,7 @@ def moments(arguments: argparse.Namespace) -> None:
     network = open_features(arguments.features, CPU)
     split = image_sets.of_split(Split(arguments.data, "train"))
     held = split.batch(range(split.count)).repeat(8, 1, 1, 1)
-    images = image_sets.held("held", held)
+    images = image_sets.in_memory("held", held)
     chunks = [range(i, min(i + 256, len(held))) for i in range(0, len(held), 256)]
 
     def alone() -> None:

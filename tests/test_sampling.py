@@ -139,6 +139,29 @@ def test_an_interrupted_command_goes_on(call, model, tmp_path, monkeypatch):
     assert np.abs(a - b).max() <= 16  # a level: batches round differently
 
 
+def test_a_damaged_partial_result_is_sampled_again(call, model, tmp_path, monkeypatch, caplog):
+    common = [model, "--images", 9, "--steps", 2, "--batch", 3]
+    call("sample", *common, "--out", tmp_path / "whole.npz")
+    drawn, draw = [], Drawing.draw
+
+    def interrupted(self, model, images, seed):
+        if len(drawn) == 2:
+            raise KeyboardInterrupt
+        drawn.append(images)
+        return draw(self, model, images, seed)
+
+    monkeypatch.setattr(Drawing, "draw", interrupted)
+    call("sample", *common, "--out", tmp_path / "a.npz", rc=2)
+    part, _ = sorted((tmp_path / ".a.npz.sampling").glob("*.npy"))
+    part.write_bytes(part.read_bytes()[:-1])
+    again = []
+    monkeypatch.setattr(Drawing, "draw", lambda self, *rest: again.append(rest[1]) or draw(self, *rest))
+    call("sample", *common, "--out", tmp_path / "a.npz")
+    assert again == [range(0, 3), range(6, 9)]
+    assert f"{part} is damaged; it is removed and computed again" in caplog.messages
+    assert np.array_equal(images_of(tmp_path / "a.npz"), images_of(tmp_path / "whole.npz"))
+
+
 def test_what_is_complete_is_not_sampled_again(call, model, tmp_path, monkeypatch):
     common = [model, "--images", 4, "--steps", 2, "--out", tmp_path / "a"]
     call("sample", *common)

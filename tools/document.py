@@ -19,26 +19,28 @@ repeat, and types beyond texts, numbers, booleans, lists and sections: a date is
 
 def document() -> str:
     lines = [HEAD]
-    top = {n: field for n, field in Config.model_fields.items() if n != "network" and not _is_section(field)}
+    top = {n: field for n, field in Config.model_fields.items() if n != "network" and not _section(field)}
     lines += ["## Run\n", *_table(top)]
     for name, field in Config.model_fields.items():
         if name == "network":
             lines.append("\n## network\n\nOne of these, chosen by `name`: docs/networks.md.")
             for title, section in NETWORKS.items():
                 lines += [f"\n### {title}\n", *_table(section.model_fields)]
-        elif _is_section(field):
-            lines += [f"\n## {name}\n", *_table(field.annotation.model_fields)]
+        elif section := _section(field):
+            lines += [f"\n## {name}\n", *_table(section.model_fields)]
     return "\n".join(lines) + "\n"
 
 
-def _is_section(field: FieldInfo) -> bool:
-    return isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+def _section(field: FieldInfo) -> type[BaseModel] | None:
+    """The class of a section; None of a single key."""
+    kind = field.annotation
+    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
 
 
 def _table(fields: dict[str, FieldInfo]) -> list[str]:
     rows = ["| key | default | |", "|---|---|---|"]
     for name, field in fields.items():
-        rows.append(f"| `{name}` | {_default(field)} | {_about(field)} |")
+        rows.append(f"| `{name}` | {_default(field)} | {_description(field)} |")
     return rows
 
 
@@ -54,13 +56,13 @@ def _yaml(value: object) -> str:
     return str(list(value) if isinstance(value, tuple) else value)
 
 
-def _about(field: FieldInfo) -> str:
+def _description(field: FieldInfo) -> str:
     choices = getattr(field.annotation, "__args__", ())
-    about = field.description or ""
+    description = field.description or ""
     if getattr(field.annotation, "__origin__", None) is not tuple and all(isinstance(c, str | int) for c in choices):
         listed = ", ".join(f"`{_yaml(choice)}`" for choice in choices)
-        about = f"{listed}; {about}" if about and listed else listed or about
-    return about
+        description = f"{listed}; {description}" if description and listed else listed or description
+    return description
 
 
 if __name__ == "__main__":

@@ -24,9 +24,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, command in COMMANDS.items():
-        about = command.__doc__
+        description = command.__doc__ or ""
         command.add_arguments(
-            commands.add_parser(name, help=about.splitlines()[0], description=about, formatter_class=style)
+            commands.add_parser(name, help=description.splitlines()[0], description=description, formatter_class=style)
         )
     return parser.parse_args()
 

@@ -2,7 +2,7 @@
 
 Parameters, work, memory of each GPU at every ZeRO stage, time, and the step on 8 to 4,096 GPUs. Needs neither the
 data set nor a GPU. Operations are counted, not guessed; the utilisation is yours to measure. Memory is a lower bound:
-what is held, without workspaces and the allocator's gaps. The step on many GPUs is docs/scaling.md's model of it.
+tensors alone, without workspaces and the allocator's gaps. The step on many GPUs is docs/scaling.md's model of it.
 """
 
 import argparse
@@ -103,17 +103,17 @@ def _work(config: Config, images: KnownDataset, spec: ModelSpec, counted: Flops,
 
 def _memory(config: Config, spec: ModelSpec, gpus: int) -> list[str]:
     training = config.training
-    kept = activations(spec, training.precision, config.network.checkpointing)
+    memory = activations(spec, training.precision, config.network.checkpointing)
     images = pass_images(config, gpus)
     lines = [
-        f"activations  {kept.per_image / MIB:.1f} MiB per image and {kept.fixed / MIB:.0f} MiB ({training.precision}, "
-        f"eager), {images} images in a pass: {kept.bytes(images) / GIB:.2f} GiB",
+        f"activations  {memory.per_image / MIB:.1f} MiB per image and {memory.fixed / MIB:.0f} MiB "
+        f"({training.precision}, eager), {images} images in a pass: {memory.bytes(images) / GIB:.2f} GiB",
         f"memory of each of {gpus} GPUs, GiB",
         "  ZeRO  weights  gradients  optimiser  average  activations   total",
     ]
     for stage in range(4):
         state = state_memory(parameters(spec), stage, gpus)
-        batch = kept.bytes(images)
+        batch = memory.bytes(images)
         parts = (state.weights, state.gradients, state.optimiser, state.average, batch, state.total + batch)
         row = "".join(f"{part / GIB:{width}.2f}" for part, width in zip(parts, (9, 11, 11, 9, 13, 8)))
         lines.append(f"  {stage}   {row}{'  as configured' if stage == zero_stage(training, gpus) else ''}")
@@ -130,10 +130,10 @@ def _scaling(config: Config, spec: ModelSpec, total: Work, network: Interconnect
         "  GPUs  step, ms  waiting for others, ms  of linear    images/s",
     ]
     for gpus in sorted({1, 8, 64, 512, 4096, total.gpus}):
-        found = step_on(config, parameters(spec), total.step.alone, gpus, passes, network)
+        scaled = step_on(config, parameters(spec), total.step.alone, gpus, passes, network)
         lines.append(
-            f"  {gpus:4}{1e3 * found.seconds:10.2f}{1e3 * found.exposed:24.2f}{found.efficiency:11.0%}"
-            f"{images * gpus / found.seconds:12,.0f}{'  this run' if gpus == total.gpus else ''}"
+            f"  {gpus:4}{1e3 * scaled.seconds:10.2f}{1e3 * scaled.exposed:24.2f}{scaled.efficiency:11.0%}"
+            f"{images * gpus / scaled.seconds:12,.0f}{'  this run' if gpus == total.gpus else ''}"
         )
     return lines
 

@@ -14,6 +14,7 @@ import argparse
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import interpreter  # noqa: F401
@@ -79,7 +80,7 @@ def run(arguments: argparse.Namespace) -> None:
             with _prepared(parts):
                 _sample(arguments, model.to(place), drawing, parts, place)
                 if distributed.rank() == 0:
-                    labels = (lambda images: drawing.labels(images, spec)) if spec.classes else None
+                    labels = partial(drawing.labels, spec=spec) if spec.classes else None
                     output.write(parts, spec, labels, subject.identity() | {"dataset": spec.dataset})
     if distributed.rank() == 0:
         already = ", complete already" if complete else ""
@@ -95,7 +96,7 @@ def _sample(
 ) -> None:
     """Sample what is missing, the ranks in turn batch by batch, and wait for all."""
     first = distributed.rank() == 0
-    chunks = distributed.broadcast(parts.missing(arguments.batch) if first else None)
+    chunks = distributed.broadcast(parts.missing(arguments.batch) if first else [])
     missing = sum(map(len, chunks))
     shown = first and sys.stderr.isatty()
     with tqdm(total=arguments.images, initial=arguments.images - missing, unit="image", disable=not shown) as bar:

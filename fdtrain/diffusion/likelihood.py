@@ -182,7 +182,7 @@ def dormand_prince(
     first = derivative(t, y)
     while t < end:
         h = min(h, end - t)
-        slopes = [first]
+        slopes, ahead = [first], y
         for node, weights in zip(NODES[1:], STAGES[1:], strict=True):
             ahead = y + h * sum(w * k for w, k in zip(weights, slopes, strict=True) if w)
             # The last stage lies exactly on the end of the interval, not a rounding beyond it.

@@ -2,19 +2,22 @@
 
     -log p(x0) <= NELBO(x0) = (d/2) log(2 pi) + |x0|^2 / 2 + Int_0^1 E_eps[ t |F|^2 - 2 v . F ] dt      (nats)
 
-In words: the negative log-likelihood under a standard normal, plus a correction that is nought for
+In words: the negative log-likelihood under a standard normal, plus a correction that is zero for
 ``F = 0``. Nothing is cut off at either end. Sums over the dimensions of an image are in nats; bits/dim
 are for the reader only.
 """
 
 import math
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from fdtrain.diffusion.predictors import Field
 from fdtrain.diffusion.process import per_image, perturb, velocity
+
+Nats = TypeVar("Nats", Tensor, float)
 
 
 def normal_nll(x: Tensor) -> Tensor:
@@ -80,6 +83,6 @@ def quantise(x: Tensor, levels: int) -> Tensor:
     return ((x + 1) * (levels / 2)).floor().clamp(0, levels - 1).to(torch.uint8)
 
 
-def bits_per_dim(nats: Tensor | float, dims: int, levels: int):
+def bits_per_dim(nats: Nats, dims: int, levels: int) -> Nats:
     """``nats / (d ln 2) + log2(levels / 2)``: bits per dimension of the discrete image (7 added for 8-bit images)."""
     return nats / (dims * math.log(2)) + math.log2(levels / 2)

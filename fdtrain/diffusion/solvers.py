@@ -167,7 +167,7 @@ def sample(
         now = _evaluate(field, x, s)
         if observe is not None:
             observe(i, s, x, now.F)
-        x = step.step(field, x, now, t, before, noise(i) if step.stochastic else None)
+        x = step.step(field, x, now, t, before, noise(i) if noise and step.stochastic else None)
         before = now
     return x
 

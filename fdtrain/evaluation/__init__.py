@@ -1,1 +1,1 @@
-"""What a trained model is worth: likelihoods and samples. Knows nothing of the run that made it."""
+"""Evaluation of a trained model: likelihoods, samples and their distances. It knows nothing of the training."""

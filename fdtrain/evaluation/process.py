@@ -9,40 +9,44 @@ from fdtrain import distributed
 from fdtrain.errors import UserError
 from fdtrain.resilience import heartbeat, launcher
 
-HEARTBEAT = 60.0
-"""Seconds without a sign of life after which a process is given up."""
-PATIENCE = 7 * 24 * 3600.0
-"""Seconds. Sampling and evaluation have no common step: a process that is done may wait for hours for the others."""
+HEARTBEAT_TIMEOUT_S = 60.0
+"""Without a sign of life, after which a process is given up."""
+COLLECTIVE_TIMEOUT_S = 7 * 24 * 3600.0
+"""Sampling and evaluation have no common step: a process that has finished may wait for hours for the others."""
 
 AGAIN = "The same command goes on where it was."
 
 
 @contextmanager
-def joined(asked: str | None) -> Iterator[torch.device]:
+def joined(name: str | None) -> Iterator[torch.device]:
     """Around the work of a tool: this process's device, once it has joined the others where there are any.
 
+    Args:
+        name: the device that the user asked for, as torch names it; None: a GPU where there is one.
+
     Raises:
-        UserError: a device was asked for that cannot be had.
+        UserError: that device is not available.
         LostPeer: another process is lost.
     """
     if distributed.world_size() == 1:
-        yield _device(asked)
+        yield _device(name)
         return
-    if asked is not None:
+    if name is not None:
         raise UserError("--device: under a launcher each process takes its own device. Leave it out.")
-    with launcher.followed(launcher.end), heartbeat.joined(HEARTBEAT, PATIENCE, AGAIN) as (device, _):
+    timeouts = HEARTBEAT_TIMEOUT_S, COLLECTIVE_TIMEOUT_S
+    with launcher.followed(launcher.end), heartbeat.joined(*timeouts, AGAIN) as (device, _):
         yield device
 
 
-def _device(asked: str | None) -> torch.device:
+def _device(name: str | None) -> torch.device:
     try:
-        device = torch.device(asked or ("cuda" if torch.cuda.is_available() else "cpu"))
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {asked}: {str(error).splitlines()[0]}.") from error
+        raise UserError(f"--device {name}: {str(error).splitlines()[0]}.") from error
     return device
 
 
 def wait_for_all(device: torch.device) -> None:
-    """Return when every process of the launch has come here."""
+    """Return when every process of the launch has called this function."""
     distributed.all_reduce_sum(torch.zeros(1, device=device))

@@ -7,6 +7,7 @@ untrained network is the standard normal, exactly.
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as nnf
@@ -35,7 +36,8 @@ def _init(layer: nn.Conv2d | nn.Linear, zero: bool) -> None:
         nn.init.zeros_(layer.weight)
     else:
         nn.init.xavier_uniform_(layer.weight)
-    nn.init.zeros_(layer.bias)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
 
 
 class ResidualBlock(nn.Module):
@@ -136,7 +138,7 @@ class DDPMpp(nn.Module):
                 size //= 2
                 skips.append(width)
             for _ in range(blocks):
-                stage = [residual(width, multiplier * channels)]
+                stage: list[nn.Module] = [residual(width, multiplier * channels)]
                 width = multiplier * channels
                 if size in attention:
                     stage.append(Attention(width))
@@ -148,16 +150,16 @@ class DDPMpp(nn.Module):
         self.up = nn.ModuleList()
         for level, multiplier in reversed(list(enumerate(multipliers))):
             for block in range(blocks + 1):
-                stage = [residual(width + skips.pop(), multiplier * channels)]
+                modules: list[nn.Module] = [residual(width + skips.pop(), multiplier * channels)]
                 width = multiplier * channels
                 if block == blocks:
                     # As published: on the way up attention follows a level's last block only.
                     if size in attention:
-                        stage.append(Attention(width))
+                        modules.append(Attention(width))
                     if level > 0:
-                        stage.append(residual(width, width, "up"))
+                        modules.append(residual(width, width, "up"))
                         size *= 2
-                self.up.append(nn.ModuleList(stage))
+                self.up.append(nn.ModuleList(modules))
 
         self.output = nn.Sequential(group_norm(width), nn.SiLU(), _conv(width, image_channels, zero=True))
 
@@ -175,11 +177,11 @@ class DDPMpp(nn.Module):
             h = self._run(stage, embedding, h, skips.pop())
         return self.output(h)
 
-    def _run(self, stage: nn.ModuleList, embedding: Tensor, *inputs: Tensor) -> Tensor:
-        """The modules of a stage in turn, on inputs joined by channel."""
+    def _run(self, stage: Any, embedding: Tensor, *inputs: Tensor) -> Tensor:
+        """The modules of a stage, an ``nn.ModuleList``, in turn, on inputs joined by channel."""
 
         def modules(embedding: Tensor, *inputs: Tensor) -> Tensor:
-            h = torch.cat(inputs, 1) if len(inputs) > 1 else inputs[0]
+            h = torch.cat(inputs, 1) if inputs[1:] else inputs[0]
             for module in stage:
                 h = module(h, embedding)
             return h

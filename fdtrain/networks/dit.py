@@ -112,7 +112,7 @@ class DiT(nn.Module):
         self.patch, self.levels, self.checkpointing = patch, levels, checkpointing
         self.features = PixelFeatures(levels, fourier_features)
         self.input = _dense(self.features.channels(image_channels) * patch**2, width)
-        # Not a weight: made anew wherever the model is built.
+        # Not a weight: made again wherever the model is built.
         self.register_buffer("position", position_embedding(image_size // patch, width), persistent=False)
         self.embed = nn.Sequential(_dense(TIME_CHANNELS, width, std=0.02), nn.SiLU(), _dense(width, width, std=0.02))
         self.embed_label = nn.Embedding(classes, width) if classes else None

@@ -1,4 +1,4 @@
-"""Bounded features of the two numbers a network is told exactly: the time and, within its level, a pixel."""
+"""Bounded features of the two numbers that a network needs exactly: the time and, within its level, a pixel."""
 
 import math
 from collections.abc import Callable

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 class GroupNorm(nn.GroupNorm):
     """As torch's, whose backward pass on a CPU takes ten times as long for channels-last images as for others."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        half = x.dtype in (torch.bfloat16, torch.float16)
+    def forward(self, input: Tensor) -> Tensor:
+        x, half = input, input.dtype in (torch.bfloat16, torch.float16)
         if _eager_on_cpu(x) and half and _is_channels_last(x) and not x.is_contiguous():
             return _ChannelsLast.apply(x, self.weight, self.bias, self.num_groups, self.eps)
         return super().forward(x)
@@ -26,10 +26,10 @@ class _ChannelsLast(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         """With ``g = gamma dy`` and ``n`` values in a group:
         ``dx = rstd (g - sum(g) / n - (x - mean) rstd^2 sum(g (x - mean)) / n)``."""
-        x, gamma, mean, rstd = ctx.saved_tensors
+        (dy,), (x, gamma, mean, rstd) = grad_outputs, ctx.saved_tensors
         (B, C, H, W), G = x.shape, mean.shape[1]
         D = C // G
         # Few numbers, (B, G, D) or (B, G, 1), in float32.
@@ -49,17 +49,18 @@ class _ChannelsLast(torch.autograd.Function):
 class Dropout(nn.Dropout):
     """As torch's, whose random numbers take a CPU a tenth of a step: 16 bits for each value do, by four at a time.
 
-    What is kept is scaled by the inverse of exactly the share that is: no bias.
+    What remains is scaled by the inverse of exactly the share that does: no bias.
     """
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
+        x = input
         if not self.training or self.p == 0 or not _eager_on_cpu(x):
             return super().forward(x)
         dropped = min(round(self.p * 2**16), 2**16 - 1)
         bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
-        kept = (bits[: x.numel()] >= dropped - 2**15).to(x.dtype).mul_(2**16 / (2**16 - dropped))
+        scale = (bits[: x.numel()] >= dropped - 2**15).to(x.dtype).mul_(2**16 / (2**16 - dropped))
         # In the order of the memory, so that the product is one pass.
-        return x * (kept.as_strided(x.size(), x.stride()) if _is_channels_last(x) else kept.view(x.size()))
+        return x * (scale.as_strided(x.size(), x.stride()) if _is_channels_last(x) else scale.view(x.size()))
 
 
 def _eager_on_cpu(x: Tensor) -> bool:

@@ -8,7 +8,7 @@ from torch.utils.checkpoint import checkpoint
 
 
 def call(block: Callable[..., Tensor], *inputs: Tensor, recompute: bool) -> Tensor:
-    """``block(*inputs)``; with ``recompute`` what it would save for the gradient is not kept.
+    """``block(*inputs)``; with ``recompute`` what it would save for the gradient is computed again.
 
     Dropout is the same the second time, and so are the gradients.
     """

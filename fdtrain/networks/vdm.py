@@ -6,6 +6,8 @@ connections, attention in the middle only. Against the published code: a label t
 untrained network is the standard normal, exactly.
 """
 
+from typing import TypeVar
+
 import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
@@ -14,8 +16,10 @@ from fdtrain.networks import recompute
 from fdtrain.networks.embeddings import PixelFeatures, positional
 from fdtrain.networks.layers import Dropout, group_norm, pixel_attention
 
+Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
 
-def _init(layer: nn.Conv2d | nn.Linear, zero: bool = False) -> nn.Conv2d | nn.Linear:
+
+def _init(layer: Layer, zero: bool = False) -> Layer:
     """Normal weights of variance 1 / inputs, or zeros; bias zero."""
     if zero:
         nn.init.zeros_(layer.weight)
@@ -42,7 +46,7 @@ class ResidualBlock(nn.Module):
         self.shortcut = _conv(inputs, channels, kernel=1) if inputs != channels else nn.Identity()
 
     def forward(self, condition: Tensor, *inputs: Tensor) -> Tensor:
-        x = torch.cat(inputs, 1) if len(inputs) > 1 else inputs[0]
+        x = torch.cat(inputs, 1) if inputs[1:] else inputs[0]
         h = self.conv1(nnf.silu(self.norm1(x))) + self.condition(condition)[:, :, None, None]
         h = self.conv2(self.dropout(nnf.silu(self.norm2(h))))
         return self.shortcut(x) + h

@@ -51,20 +51,20 @@ def frechet(
     monitor: Monitor,
 ):
     """A report that measures how far samples are from the training images, on the same draws each time."""
-    how = Drawing(settings.sample_solver, "asinh", settings.sample_steps)
+    drawing = Drawing(settings.sample_solver, "asinh", settings.sample_steps)
     reference = None
 
     def run(step: int, model: Model) -> None:
         nonlocal reference
         device = next(model.parameters()).device
-        drawn = image_sets.of_model(model, how, seed, settings.frechet_images)
+        drawn = image_sets.of_model(model, drawing, seed, settings.frechet_images)
         if reference is None:
             images = image_sets.spread(image_sets.of_split(split), REFERENCE_IMAGES)
             reference = measure(network, images, images.count, FRECHET_BATCH, device).moments
         found = measure(network, drawn, drawn.count, FRECHET_BATCH, device).moments
         value = frechet_distance(found, reference)
         monitor.log(step, {network.identity.name: value}, prefix="frechet")
-        count = f"{drawn.count} images, {how.nfe} evaluations, EMA"
+        count = f"{drawn.count} images, {drawing.nfe} evaluations, EMA"
         monitor.say(f"step {step}  {network.title} {value:.3f} to {split.name} ({count})")
 
     return run

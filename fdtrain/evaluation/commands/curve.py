@@ -1,7 +1,7 @@
 """Curves as pictures: samples against evaluations, the bound and its variance against time.
 
 Writes the run's evaluation/curve_SPLIT.json and the pictures made of it (.png) beside it, and shows them in the run's
-TensorBoard. When it is interrupted, the same command goes on where it was.
+TensorBoard. When it is interrupted, the same command continues.
 """
 
 import argparse
@@ -64,22 +64,27 @@ def run(arguments: argparse.Namespace) -> tuple[Path, int, dict[str, Path]] | No
     model.to(arguments.device)
     named = arguments.features
     network = (
-        feature_networks.open_features(named, arguments.device) if named else feature_networks.of_pixels(spec.shape)
+        feature_networks.open_features(named, arguments.device)
+        if named
+        else feature_networks.pixel_features(spec.shape)
     )
     shared = {**subject.identity(), **result.split_identity(split), "seed": arguments.seed, "batch": arguments.batch}
     found = {"kind": "curve", **shared, "images": arguments.images}
     folders = []
 
-    def over_images(name: str, count: int, chunk: int, columns: int, compute, about: dict[str, Any]) -> Tensor:
-        folders.append(folder_for(paths[0].parent, {**shared, "images": count, "curve": name, **about}))
+    def over_images(name: str, count: int, chunk: int, columns: int, compute, options: dict[str, Any]) -> Tensor:
+        folders.append(folder_for(paths[0].parent, {**shared, "images": count, "curve": name, **options}))
         return partial_values.over_images(count, chunk, columns, compute, folders[-1], arguments.device, name)
 
-    def solve(how: Drawing, images: range) -> Tensor:
-        return how.solve(model, images, arguments.seed).flatten(1).double().cpu()
+    def solve(drawing: Drawing, images: range) -> Tensor:
+        return drawing.solve(model, images, arguments.seed).flatten(1).double().cpu()
 
-    def samples(how: Drawing) -> Tensor:
-        chunk, name = min(arguments.batch, -(-arguments.images // 4)), f"{how.solver}, {how.grid}, {how.nfe}"
-        return over_images(name, arguments.images, chunk, spec.dims, partial(solve, how), how.describe())
+    def samples(drawing: Drawing) -> Tensor:
+        chunk, name = (
+            min(arguments.batch, -(-arguments.images // 4)),
+            f"{drawing.solver}, {drawing.grid}, {drawing.nfe}",
+        )
+        return over_images(name, arguments.images, chunk, spec.dims, partial(solve, drawing), drawing.describe())
 
     def moments(images: PixelSet) -> Moments:
         return measure(network, images, images.count, arguments.batch, arguments.device).moments
@@ -104,24 +109,24 @@ def run(arguments: argparse.Namespace) -> tuple[Path, int, dict[str, Path]] | No
     found |= {"distance": network.title, "features": network.describe()}
     found["reference"] = {"solver": "heun", "grid": "angle", "nfe": arguments.reference}
     found["points"] = []
-    for how in _drawings(arguments):
-        x = samples(how)
+    for drawing in _drawings(arguments):
+        x = samples(drawing)
         levels = quantise(x.view(-1, *spec.shape), spec.levels)
-        images = image_sets.held(f"samples of {how.solver}", to_pixels(levels, spec.levels))
+        images = image_sets.in_memory(f"samples of {drawing.solver}", to_pixels(levels, spec.levels))
         found["points"].append(
             {
-                "solver": how.solver,
-                "grid": how.grid,
-                "nfe": how.nfe,
+                "solver": drawing.solver,
+                "grid": drawing.grid,
+                "nfe": drawing.nfe,
                 "distance": frechet_distance(moments(images), data),
                 # A stochastic solver has no one solution to be near to.
-                "rms": None if SOLVERS[how.solver].stochastic else curves.rms(x, reference),
+                "rms": None if SOLVERS[drawing.solver].stochastic else curves.rms(x, reference),
             }
         )
     found |= {"seconds": time.perf_counter() - start, "device": str(arguments.device)}
     if distributed.rank() != 0:
         return None
-    curves_ = CurveResult.model_validate(found)
+    curves_, pictures = CurveResult.model_validate(found), {}
     for path in paths:
         result.write(curves_, path, "--json" if path == arguments.json else "the run's results")
         pictures = draw(curves_, path)

@@ -25,10 +25,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     split = Split(arguments.data, arguments.split)
     with tqdm(total=label_features.EPOCHS, unit="epoch", disable=not sys.stderr.isatty()) as bar:
-        network, about = label_features.train(split, bar.update)
-    label_features.save(network, about, arguments.folder)
-    found = [f"{about.accuracy:.1%} of {split.name}"]
+        network, description = label_features.train(split, bar.update)
+    label_features.save(network, description, arguments.folder)
+    shares = [f"{description.accuracy:.1%} of {split.name}"]
     for other in split.description.splits:
         if other != split.name and split.description.images(other):
-            found.append(f"{label_features.accuracy(network, Split(arguments.data, other)):.1%} of {other}")
-    print(f"{arguments.folder}: {about.name}, {about.dims} features, labels right: {', '.join(found)}")
+            shares.append(f"{label_features.accuracy(network, Split(arguments.data, other)):.1%} of {other}")
+    print(f"{arguments.folder}: {description.name}, {description.dims} features, labels right: {', '.join(shares)}")

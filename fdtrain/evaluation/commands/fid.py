@@ -26,7 +26,7 @@ from fdtrain.errors import UserError
 from fdtrain.evaluation.fidelity import frechet, image_sets, reference
 from fdtrain.evaluation.fidelity.feature_networks import FeatureNetwork, open_features
 from fdtrain.evaluation.fidelity.image_sets import PixelSet
-from fdtrain.evaluation.fidelity.measure import KEPT, Measured, measure, own_chunks
+from fdtrain.evaluation.fidelity.measure import FIRST_FEATURES, Measured, measure, own_chunks
 from fdtrain.evaluation.fidelity.reference import Reference
 from fdtrain.evaluation.likelihood import nll
 from fdtrain.evaluation.partial import PartialStore, folder_for
@@ -49,10 +49,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", default="train", help="of it (default: train)")
     parser.add_argument("--flip", action="store_true", help="compare with the split's mirror images too")
     parser.add_argument(
-        "--features", help="TorchScript file, folder or the Inception's URL; default: the Inception kept"
+        "--features", help="TorchScript file, folder or the Inception's URL; default: the Inception in ~/.cache/fdtrain"
     )
     parser.add_argument(
-        "--reference", type=Path, metavar="FILE", help="keep the split's statistics there, or use those kept"
+        "--reference",
+        type=Path,
+        metavar="FILE",
+        help="store the split's statistics there, or use those that are stored",
     )
     parser.add_argument("--images", type=int, help=f"of a set (default: {IMAGES}; of --samples, all)")
     parser.add_argument("--sets", type=int, default=3, help="of samples to draw (default: 3)")
@@ -73,7 +76,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError("give a model to sample from, or samples with --samples.")
     split = Split(arguments.data, arguments.split)
     network = open_features(arguments.features, arguments.device)
-    sets, found, folder = _model_sets(arguments, split) if arguments.model else _stored_sets(arguments, split)
+    sets, definition, folder = _model_sets(arguments, split) if arguments.model else _stored_sets(arguments, split)
     counts = {s.count for s in sets}
     if len(counts) > 1 and arguments.images is None:
         raise UserError(f"the sets hold {', '.join(str(s.count) for s in sets)} images. Say how many with --images.")
@@ -81,37 +84,37 @@ def run(arguments: argparse.Namespace) -> None:
     for s in sets:
         if s.count < count:
             raise UserError(f"{s.name} holds {s.count} images, {count} are asked for. Finish it, or lower --images.")
-    compared = _reference(arguments, split, network)
-    found = {
+    target = _reference(arguments, split, network)
+    definition = {
         "kind": "frechet",
         "name": network.title,
-        **found,
+        **definition,
         "images": count,
-        "reference": compared.about,
+        "reference": target.metadata,
         "features": network.describe(),
-        "kept": len(compared.kept),
+        "kept": len(target.first_features),
         "device": arguments.device.type,
     }
     path = folder / f"frechet_{network.identity.name}.json" if folder else None
-    targets = {str(p): (p, option) for p, option in ((path, "the run's results"), (arguments.json, "--json")) if p}
-    store = _store(found, path or arguments.json, len(sets))
+    outputs = {str(p): (p, option) for p, option in ((path, "the run's results"), (arguments.json, "--json")) if p}
+    store = _store(definition, path or arguments.json, len(sets))
     done = _stored(store)
     for s in sets[len(done) :]:
         with _bar(count, f"set {len(done) + 1} of {len(sets)}") as bar:
             measured = measure(network, s, count, arguments.batch, arguments.device, scored=True, progress=bar.update)
-        # The other ranks go on with the next set.
-        done.append(_compare(measured, compared) if distributed.rank() == 0 else {})
+        # The other ranks continue with the next set.
+        done.append(_compare(measured, target) if distributed.rank() == 0 else {})
         if distributed.rank() == 0:
             if store:
                 store.save(range(len(done) - 1, len(done)), _row(done[-1]))
             seconds = time.perf_counter() - start
             whole = FrechetResult.model_validate(
-                found | _summary(done) | {"seconds": seconds, "unfinished": len(done) < len(sets)}
+                definition | _summary(done) | {"seconds": seconds, "unfinished": len(done) < len(sets)}
             )
-            for target, option in targets.values():
-                result.write(whole, target, option)
+            for file, option in outputs.values():
+                result.write(whole, file, option)
     if distributed.rank() == 0:
-        _print(FrechetResult.model_validate(found | _summary(done) | {"seconds": 0.0, "unfinished": False}))
+        _print(FrechetResult.model_validate(definition | _summary(done) | {"seconds": 0.0, "unfinished": False}))
         if store:
             store.remove()
 
@@ -120,12 +123,12 @@ def _model_sets(arguments: argparse.Namespace, split: Split) -> tuple[list[Pixel
     """Sets to be drawn, all that defines them, and the run's folder of results."""
     model, subject = result.open_model(arguments.model)
     nll.check_same_images(model.spec, split)
-    how = Drawing.of(arguments, model.spec)
+    drawing = Drawing.of(arguments, model.spec)
     model = model.to(arguments.device)
     count = arguments.images or IMAGES
     seeds = list(range(arguments.seed, arguments.seed + arguments.sets))
-    sets = [image_sets.of_model(model, how, seed, count) for seed in seeds]
-    return sets, {**subject.identity(), **how.describe(), "seeds": seeds}, subject.results
+    sets = [image_sets.of_model(model, drawing, seed, count) for seed in seeds]
+    return sets, {**subject.identity(), **drawing.describe(), "seeds": seeds}, subject.results
 
 
 def _stored_sets(arguments: argparse.Namespace, split: Split) -> tuple[list[PixelSet], dict[str, Any], None]:
@@ -137,33 +140,33 @@ def _stored_sets(arguments: argparse.Namespace, split: Split) -> tuple[list[Pixe
                 f"{split.description.shape}."
             )
     keys = ("model", "weights_sha256", "step", "solver", "grid", "steps", "nfe", "label", "guidance")
-    found: dict[str, Any] = {"samples": [s.name for s in sets]}
+    definition: dict[str, Any] = {"samples": [s.name for s in sets]}
     for key in keys:
-        values = [s.about.get(key) for s in sets]
+        values = [s.metadata.get(key) for s in sets]
         if any(value != values[0] for value in values):
             raise UserError(f"the sets differ in {key}: {', '.join(map(str, values))}. Compare them one by one.")
-        found[key] = values[0]
-    seeds = [s.about.get("seed") for s in sets]
+        definition[key] = values[0]
+    seeds = [s.metadata.get("seed") for s in sets]
     if None not in seeds and len(set(seeds)) < len(seeds):
         raise UserError(
             f"--samples: two sets have the same seed ({', '.join(map(str, seeds))}): they are the same images."
         )
-    return sets, found | {"seeds": seeds}, None
+    return sets, definition | {"seeds": seeds}, None
 
 
 def _reference(arguments: argparse.Namespace, split: Split, network: FeatureNetwork) -> Reference:
-    """The split's statistics: kept from before, or computed now."""
-    wanted = reference.definition(split, arguments.flip, network)
+    """The split's statistics: loaded from the file that has them, or computed now."""
+    definition = reference.definition(split, arguments.flip, network)
     path = arguments.reference
     # Rank 0 decides for all: it may be about to write the file.
     if distributed.broadcast(path.is_file() if path else False):
-        return reference.load(path, wanted, arguments.device)
+        return reference.load(path, definition, arguments.device)
     images = image_sets.of_split(split)
     if arguments.flip:
         images = image_sets.mirrored(images)
     with _bar(images.count, "reference") as bar:
         measured = measure(network, images, images.count, arguments.batch, arguments.device, progress=bar.update)
-    made = Reference(measured.moments, measured.kept, wanted)
+    made = Reference(measured.moments, measured.first_features, definition)
     if path and distributed.rank() == 0:
         reference.save(made, path)
     return made
@@ -193,13 +196,15 @@ def _row(distances: dict[str, Any]) -> Tensor:
     return torch.tensor([values], dtype=torch.float64)
 
 
-def _compare(measured: Measured, compared: Reference) -> dict[str, Any]:
+def _compare(measured: Measured, target: Reference) -> dict[str, Any]:
     """All distances of one set."""
-    enough = min(len(measured.kept), len(compared.kept)) > frechet.NEIGHBOUR
-    precision, recall = frechet.precision_recall(compared.kept, measured.kept) if enough else (None, None)
+    enough = min(len(measured.first_features), len(target.first_features)) > frechet.NEIGHBOUR
+    precision, recall = (
+        frechet.precision_recall(target.first_features, measured.first_features) if enough else (None, None)
+    )
     return {
-        "value": frechet.frechet_distance(measured.moments, compared.moments),
-        "kid": frechet.kernel_distance(measured.kept, compared.kept) if enough else None,
+        "value": frechet.frechet_distance(measured.moments, target.moments),
+        "kid": frechet.kernel_distance(measured.first_features, target.first_features) if enough else None,
         "precision": precision,
         "recall": recall,
         "inception_score": frechet.inception_score(measured.scores)[0] if measured.scores else None,
@@ -224,7 +229,7 @@ def _print(numbers: FrechetResult) -> None:
     spread = "" if numbers.spread is None else f" +- {numbers.spread:.2g}"
     print(f"{numbers.name} {numbers.value:.4f}{spread}  ({each}{', '.join(f'{value:.4f}' for value in values)})")
     if numbers.kid is not None:
-        first = f"by the first {min(numbers.images, KEPT)} of a set and {numbers.feature_images} of the split"
+        first = f"by the first {min(numbers.images, FIRST_FEATURES)} of a set and {numbers.feature_images} of the split"
         print(f"KID {numbers.kid:.3e}, precision {numbers.precision:.4f}, recall {numbers.recall:.4f}  ({first})")
     if numbers.inception_score is not None:
         # A classifier of other classes than ImageNet's gives another score than the one known by this name.

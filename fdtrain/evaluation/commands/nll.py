@@ -1,7 +1,7 @@
 """bits/dim of a whole split, with errors, by the bound and by the ODE.
 
 Prints the numbers with all that defines them, and writes them to the run's evaluation/nll_SPLIT.json, and each
-image's beside it (.safetensors). When it is interrupted, the same command goes on where it was.
+image's beside it (.safetensors). When it is interrupted, the same command continues.
 """
 
 import argparse

@@ -95,7 +95,7 @@ def open_features(path: str | Path | None, device: torch.device) -> FeatureNetwo
     return _scripted(script, path, digest, device)
 
 
-def of_pixels(shape: tuple[int, int, int]) -> FeatureNetwork:
+def pixel_features(shape: tuple[int, int, int]) -> FeatureNetwork:
     """The pixels themselves as features: a distance sees what their mean and covariance see, and is no FID."""
     identity = FeatureIdentity("pixels", None, math.prod(shape), "bytes to -1..1")
     return FeatureNetwork(identity, lambda pixels: pixels.flatten(1).double() / 127.5 - 1)
@@ -109,8 +109,8 @@ def _downloaded(url: str) -> Path:
     if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == INCEPTION_SHA256:
         return path
 
-    def check(found: Path) -> None:
-        if hashlib.sha256(found.read_bytes()).hexdigest() != INCEPTION_SHA256:
+    def check(downloaded: Path) -> None:
+        if hashlib.sha256(downloaded.read_bytes()).hexdigest() != INCEPTION_SHA256:
             raise Mismatch("another checksum than the standard Inception's")
 
     try:
@@ -143,7 +143,7 @@ def _inception(script: torch.jit.ScriptModule, device: torch.device) -> FeatureN
     )
 
 
-class _Description(BaseModel):
+class InputFormat(BaseModel):
     """``NAME.json``: how images reach a network that somebody has exported."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -159,7 +159,7 @@ def _scripted(script: torch.jit.ScriptModule, path: Path, digest: str, device: t
     """TorchScript that maps normalised images ``(n, 3, size, size)`` float32 to features ``(n, dims)``."""
     sidecar = path.with_suffix(".json")
     try:
-        about = _Description.model_validate_json(sidecar.read_text())
+        expected = InputFormat.model_validate_json(sidecar.read_text())
     except OSError as error:
         raise UserError(
             f"features {path}: no {sidecar.name} beside it, which says how images reach the network: "
@@ -168,39 +168,44 @@ def _scripted(script: torch.jit.ScriptModule, path: Path, digest: str, device: t
     except ValidationError as error:
         first = error.errors()[0]
         raise UserError(f"{sidecar}: {'.'.join(map(str, first['loc'])) or 'content'}: {first['msg']}.") from error
-    mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in (about.mean, about.std))
+    mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in (expected.mean, expected.std))
 
     @torch.no_grad()
     def run(pixels: Tensor) -> Tensor:
         x = _coloured(pixels).float() / 255
-        if x.shape[2:] != (about.size, about.size):
-            x = nnf.interpolate(x, (about.size, about.size), mode=about.resize, antialias=True).clamp(0, 1)
+        if x.shape[2:] != (expected.size, expected.size):
+            x = nnf.interpolate(x, (expected.size, expected.size), mode=expected.resize, antialias=True).clamp(0, 1)
         return script((x - mean) / std)
 
     try:
-        features = run(torch.zeros(2, 3, about.size, about.size, dtype=torch.uint8, device=device))
+        features = run(torch.zeros(2, 3, expected.size, expected.size, dtype=torch.uint8, device=device))
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
         raise UserError(f"features {path} does not take images as {sidecar.name} says ({reason}).") from error
     if not isinstance(features, Tensor) or features.dim() != 2 or len(features) != 2:
         raise UserError(f"features {path} does not map images (n, 3, H, W) to features (n, dims).")
-    input_ = f"{about.size}x{about.size} {about.resize} antialiased, mean {list(about.mean)}, std {list(about.std)}"
-    return FeatureNetwork(FeatureIdentity(about.name, digest, features.shape[1], input_), run)
+    scale = f"mean {list(expected.mean)}, std {list(expected.std)}"
+    input_ = f"{expected.size}x{expected.size} {expected.resize} antialiased, {scale}"
+    return FeatureNetwork(FeatureIdentity(expected.name, digest, features.shape[1], input_), run)
 
 
 def _label_features(folder: Path, device: torch.device) -> FeatureNetwork:
-    network, about, digest = label_features.load(folder)
+    network, description, digest = label_features.load(folder)
     network.to(device)
 
     @torch.no_grad()
     def both(pixels: Tensor) -> tuple[Tensor, Tensor]:
-        if pixels.shape[1:] != about.shape:
+        if pixels.shape[1:] != description.shape:
             raise UserError(
-                f"the features '{about.name}' are of images (C, H, W) = {about.shape}, not {tuple(pixels.shape[1:])}."
+                f"the features '{description.name}' are of images (C, H, W) = {description.shape}, "
+                f"not {tuple(pixels.shape[1:])}."
             )
         return network(pixels)
 
     identity = FeatureIdentity(
-        about.name, digest, about.dims, f"{about.channels}x{about.size}x{about.size}, bytes to -1..1"
+        description.name,
+        digest,
+        description.dims,
+        f"{description.channels}x{description.size}x{description.size}, bytes to -1..1",
     )
     return FeatureNetwork(identity, lambda pixels: both(pixels)[0], lambda pixels: both(pixels)[1].softmax(1))

@@ -29,8 +29,8 @@ def _root(covariance: Tensor) -> Tensor:
     """``A`` with ``A A^T = covariance``, ``(dims, rank)``."""
     values, vectors = torch.linalg.eigh(covariance)
     # What rounding leaves of a zero eigenvalue has a root that is not small.
-    kept = values > len(values) * torch.finfo(values.dtype).eps * values.max()
-    return vectors[:, kept] * values[kept].sqrt()
+    nonzero = values > len(values) * torch.finfo(values.dtype).eps * values.max()
+    return vectors[:, nonzero] * values[nonzero].sqrt()
 
 
 def kernel_distance(x: Tensor, y: Tensor, subsets: int = 100, size: int = 1000) -> float:

@@ -22,13 +22,13 @@ from fdtrain.networks.model import Model
 
 @dataclass(frozen=True)
 class PixelSet:
-    """``batch(range)`` gives images ``(n, C, H, W)`` uint8. ``about`` is what is known of where they come from."""
+    """``batch(range)`` gives images ``(n, C, H, W)`` uint8. ``metadata`` is what is known of their origin."""
 
     name: str
     count: int
     shape: tuple[int, int, int]
     batch: Callable[[range], Tensor]
-    about: dict[str, Any]
+    metadata: dict[str, Any]
 
 
 def of_split(split: Split) -> PixelSet:
@@ -39,9 +39,15 @@ def of_split(split: Split) -> PixelSet:
     )
 
 
-def held(name: str, pixels: Tensor, about: dict[str, Any] | None = None) -> PixelSet:
+def in_memory(name: str, pixels: Tensor, metadata: dict[str, Any] | None = None) -> PixelSet:
     """Images in memory, ``(n, C, H, W)`` uint8."""
-    return PixelSet(name, len(pixels), tuple(pixels.shape[1:]), lambda i: pixels[i.start : i.stop], about or {})
+    return PixelSet(
+        name,
+        len(pixels),
+        (pixels.shape[1], pixels.shape[2], pixels.shape[3]),
+        lambda i: pixels[i.start : i.stop],
+        metadata or {},
+    )
 
 
 def spread(images: PixelSet, most: int) -> PixelSet:
@@ -52,14 +58,14 @@ def spread(images: PixelSet, most: int) -> PixelSet:
     def batch(wanted: range) -> Tensor:
         return images.batch(range(wanted.start * step, min(wanted.stop * step, images.count), step))
 
-    return PixelSet(images.name, count, images.shape, batch, images.about)
+    return PixelSet(images.name, count, images.shape, batch, images.metadata)
 
 
-def of_model(model: Model, how: Drawing, seed: int, count: int) -> PixelSet:
+def of_model(model: Model, drawing: Drawing, seed: int, count: int) -> PixelSet:
     """Samples, drawn as they are asked for."""
 
     def batch(images: range) -> Tensor:
-        return to_pixels(how.draw(model, images, seed), model.spec.levels)
+        return to_pixels(drawing.draw(model, images, seed), model.spec.levels)
 
     return PixelSet(f"set {seed}", count, model.spec.shape, batch, {})
 
@@ -74,7 +80,7 @@ def mirrored(images: PixelSet) -> PixelSet:
         parts = [images.batch(plain)] if plain else []
         return torch.cat([*parts, images.batch(flipped).flip(-1)] if flipped else parts)
 
-    return PixelSet(f"{images.name} and mirrored", 2 * images.count, images.shape, batch, images.about)
+    return PixelSet(f"{images.name} and mirrored", 2 * images.count, images.shape, batch, images.metadata)
 
 
 def open_samples(path: Path) -> PixelSet:
@@ -98,8 +104,8 @@ def _packed(path: Path) -> PixelSet:
         raise UserError(
             f"{path} is a data set of several splits, not samples. Give a folder that sample.py has packed."
         )
-    found = of_split(Split(path, next(iter(splits), "train")))
-    return PixelSet(str(path), found.count, found.shape, found.batch, _about(path / "samples.json"))
+    stored = of_split(Split(path, next(iter(splits), "train")))
+    return PixelSet(str(path), stored.count, stored.shape, stored.batch, _metadata(path / "samples.json"))
 
 
 def _npz(path: Path) -> PixelSet:
@@ -113,7 +119,7 @@ def _npz(path: Path) -> PixelSet:
     if images.dtype != np.uint8 or images.ndim != 4 or not len(images) or images.shape[3] not in (1, 3):
         raise UserError(f"{path}: arr_0 is {images.dtype} of shape {images.shape}, expected uint8 (n, H, W, 1 or 3).")
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
-    return held(str(path), pixels, _about(path.with_name(f"{path.name}.json")))
+    return in_memory(str(path), pixels, _metadata(path.with_name(f"{path.name}.json")))
 
 
 def _pictures(path: Path) -> PixelSet:
@@ -124,10 +130,12 @@ def _pictures(path: Path) -> PixelSet:
 
     def read(file: Path) -> np.ndarray:
         data = file.read_bytes()
-        found = fit_like(data, str(file), None, None)
-        if found != fit:
-            ours, theirs = (f"{f.size}x{f.size} with {f.channels} channels" for f in (fit, found))
-            raise UserError(f"{file} is {theirs}, but {files[0].name} is {ours}. A sample set has images of one size.")
+        stored = fit_like(data, str(file), None, None)
+        if stored != fit:
+            expected, actual = (f"{f.size}x{f.size} with {f.channels} channels" for f in (fit, stored))
+            raise UserError(
+                f"{file} is {actual}, but {files[0].name} is {expected}. A sample set has images of one size."
+            )
         return decode(data, str(file), fit)
 
     def batch(images: range) -> Tensor:
@@ -135,10 +143,10 @@ def _pictures(path: Path) -> PixelSet:
             0, 3, 1, 2
         )
 
-    return PixelSet(str(path), len(files), (fit.channels, fit.size, fit.size), batch, _about(path / "samples.json"))
+    return PixelSet(str(path), len(files), (fit.channels, fit.size, fit.size), batch, _metadata(path / "samples.json"))
 
 
-def _about(path: Path) -> dict[str, Any]:
+def _metadata(path: Path) -> dict[str, Any]:
     """What sample.py has written beside its samples; of samples from elsewhere nothing is known."""
     try:
         content = json.loads(path.read_text())

@@ -26,7 +26,7 @@ VERSION = 1
 DIMS = 64
 EPOCHS, BATCH, RATE, DECAY = 20, 64, 2e-3, 1e-2
 MOST_IMAGES = 100_000
-"""Of a split that are trained on: they are held in memory."""
+"""Of a split that are trained on: they are all in memory."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,9 @@ class ClassifierDescription:
 class Classifier(nn.Module):
     """Convolutions that halve the image down to 4x4, a layer of ``DIMS`` features, and the classes."""
 
+    mean: Tensor
+    deviation: Tensor
+
     def __init__(self, channels: int, size: int, classes: int):
         super().__init__()
         width, layers = 32, [nn.Conv2d(channels, 32, 3, padding=1), nn.ReLU()]
@@ -75,7 +78,7 @@ class Classifier(nn.Module):
 
 
 def train(
-    split: Split, progress: Callable[[int], None] = lambda epochs: None
+    split: Split, progress: Callable[[int], object] = lambda epochs: None
 ) -> tuple[Classifier, ClassifierDescription]:
     """Learn the labels of a split; the same features whenever it is done on the same kind of machine.
 
@@ -97,7 +100,7 @@ def train(
     finally:
         torch.set_num_threads(threads)
     network.eval().requires_grad_(False)
-    about = ClassifierDescription(
+    description = ClassifierDescription(
         name=f"{data.name}-features",
         dataset=data.name,
         split=split.name,
@@ -109,10 +112,10 @@ def train(
         epochs=EPOCHS,
         accuracy=_accuracy(network, pixels, labels),
     )
-    return network, about
+    return network, description
 
 
-def _fit(network: Classifier, pixels: Tensor, labels: Tensor, progress: Callable[[int], None]) -> None:
+def _fit(network: Classifier, pixels: Tensor, labels: Tensor, progress: Callable[[int], object]) -> None:
     optimiser = torch.optim.AdamW(network.parameters(), RATE, weight_decay=DECAY)
     for epoch in range(EPOCHS):
         order = torch.from_numpy(stream(0, Purpose.FEATURES, 1, epoch).permutation(len(pixels)))
@@ -144,17 +147,17 @@ def _images(split: Split, images: range) -> tuple[Tensor, Tensor]:
 def _accuracy(network: Classifier, pixels: Tensor, labels: Tensor) -> float:
     with torch.no_grad():
         right = [(network(p)[1].argmax(1) == l).sum() for p, l in zip(pixels.split(1000), labels.split(1000))]
-    return (sum(right) / len(labels)).item()
+    return (torch.stack(right).sum() / len(labels)).item()
 
 
-def save(network: Classifier, about: ClassifierDescription, folder: Path) -> None:
+def save(network: Classifier, description: ClassifierDescription, folder: Path) -> None:
     """Write weights, then what they are.
 
     Raises:
         UserError: the folder cannot be written.
     """
     write_values(network.state_dict(), folder / WEIGHTS, "features")
-    write(asdict(about), folder / DESCRIPTION, "features")
+    write(asdict(description), folder / DESCRIPTION, "features")
 
 
 def load(folder: Path) -> tuple[Classifier, ClassifierDescription, str]:
@@ -167,9 +170,11 @@ def load(folder: Path) -> tuple[Classifier, ClassifierDescription, str]:
         content = json.loads((folder / DESCRIPTION).read_text())
         if content.get("version") != VERSION:
             raise UserError(f"{folder / DESCRIPTION}: version {content.get('version')}, this fdtrain reads {VERSION}.")
-        about = ClassifierDescription(**content)
+        description = ClassifierDescription(**content)
         data = (folder / WEIGHTS).read_bytes()
-        network = Classifier(about.channels, about.size, len(about.classes)).eval().requires_grad_(False)
+        network = (
+            Classifier(description.channels, description.size, len(description.classes)).eval().requires_grad_(False)
+        )
         network.load_state_dict(load_file(folder / WEIGHTS))
     except FileNotFoundError as error:
         raise UserError(
@@ -180,4 +185,4 @@ def load(folder: Path) -> tuple[Classifier, ClassifierDescription, str]:
             f"{folder} holds broken features ({str(error).splitlines()[0]}). Make them again: "
             f"tools/evaluate.py features DATA {folder}."
         ) from error
-    return network, about, hashlib.sha256(data).hexdigest()
+    return network, description, hashlib.sha256(data).hexdigest()

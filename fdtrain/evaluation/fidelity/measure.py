@@ -16,8 +16,8 @@ from fdtrain.evaluation.fidelity.feature_networks import FeatureNetwork
 from fdtrain.evaluation.fidelity.image_sets import PixelSet
 from fdtrain.evaluation.fidelity.moments import ClassScores, Moments
 
-KEPT = 10_000
-"""First images of a set whose features are kept, for the distances that moments do not give."""
+FIRST_FEATURES = 10_000
+"""The number of first images of a set whose features are stored, for the distances that moments do not give."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Measured:
     """Of a whole set, on every rank: moments, the first features ``(k, dims)`` float32, class scores if asked for."""
 
     moments: Moments
-    kept: Tensor
+    first_features: Tensor
     scores: ClassScores | None
 
 
@@ -42,7 +42,7 @@ def measure(
     batch: int,
     device: torch.device,
     scored: bool = False,
-    progress: Callable[[int], None] = lambda images: None,
+    progress: Callable[[int], object] = lambda images: None,
 ) -> Measured:
     """Features of the first ``count`` images. Every rank must call it.
 
@@ -56,16 +56,16 @@ def measure(
     if images.count < count:
         raise UserError(f"{images.name} holds {images.count} images, {count} are asked for.")
     moments = Moments(network.identity.dims, device)
-    kept = torch.zeros(min(count, KEPT), network.identity.dims, device=device)
+    first_features = torch.zeros(min(count, FIRST_FEATURES), network.identity.dims, device=device)
     classify = network.classify if scored else None
-    scores = ClassScores(_classes(network, images, device), count, device) if classify else None
+    scores = ClassScores(_classes(classify, images, device), count, device) if classify else None
     for chunk in own_chunks(range(count), batch):
         pixels = images.batch(chunk).to(device)
         features = network.run(pixels)
         moments.add(features)
-        if chunk.start < len(kept):
-            kept[chunk.start : chunk.stop] = features[: len(kept) - chunk.start]
-        if scores:
+        if chunk.start < len(first_features):
+            first_features[chunk.start : chunk.stop] = features[: len(first_features) - chunk.start]
+        if classify and scores:
             scores.add(chunk.start, classify(pixels))
         progress(len(chunk))
     moments.reduce(distributed.all_reduce_sum)
@@ -73,8 +73,8 @@ def measure(
         scores.reduce(distributed.all_reduce_sum)
     if not torch.isfinite(moments.total).all():
         raise UserError(f"the features '{network.identity.name}' of {images.name} are not finite.")
-    return Measured(moments, distributed.all_reduce_sum(kept), scores)
+    return Measured(moments, distributed.all_reduce_sum(first_features), scores)
 
 
-def _classes(network: FeatureNetwork, images: PixelSet, device: torch.device) -> int:
-    return network.classify(torch.zeros(1, *images.shape, dtype=torch.uint8, device=device)).shape[1]
+def _classes(classify: Callable[[Tensor], Tensor], images: PixelSet, device: torch.device) -> int:
+    return classify(torch.zeros(1, *images.shape, dtype=torch.uint8, device=device)).shape[1]

@@ -1,4 +1,4 @@
-"""What is kept of features as they stream by: sums in float64 that add up over batches and ranks."""
+"""Sums of features in float64, which add up over batches and ranks: all that a Frechet distance needs."""
 
 from collections.abc import Callable
 
@@ -27,8 +27,8 @@ class Moments:
         self.outer.addmm_(features.T, features)
 
     def merge(self, other: "Moments") -> None:
-        for mine, theirs in zip(self.sums, other.sums):
-            mine += theirs
+        for own, added in zip(self.sums, other.sums):
+            own += added
 
     def reduce(self, reduce: Reduce) -> None:
         for part in self.sums:

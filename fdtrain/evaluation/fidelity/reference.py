@@ -13,18 +13,18 @@ from torch import Tensor
 from fdtrain.data.split import Split
 from fdtrain.errors import UserError
 from fdtrain.evaluation.fidelity.feature_networks import FeatureNetwork
-from fdtrain.evaluation.fidelity.measure import KEPT
+from fdtrain.evaluation.fidelity.measure import FIRST_FEATURES
 from fdtrain.evaluation.fidelity.moments import Moments
 from fdtrain.evaluation.reporting.result import split_identity, write_file
 
 
 @dataclass(frozen=True)
 class Reference:
-    """Moments and first features of a split; ``about`` is all that defines them."""
+    """Moments of a split, and the features of its first images; ``metadata`` is all that defines them."""
 
     moments: Moments
-    kept: Tensor
-    about: dict[str, Any]
+    first_features: Tensor
+    metadata: dict[str, Any]
 
 
 def definition(split: Split, flip: bool, network: FeatureNetwork) -> dict[str, Any]:
@@ -34,7 +34,7 @@ def definition(split: Split, flip: bool, network: FeatureNetwork) -> dict[str, A
         "shape": list(split.description.shape),
         "images": len(split) * (1 + flip),
         "flip": flip,
-        "kept": KEPT,
+        "kept": FIRST_FEATURES,
         "features": network.describe(),
     }
 
@@ -46,9 +46,9 @@ def save(reference: Reference, path: Path) -> None:
         UserError: it cannot be written.
     """
     count, total, outer = (part.cpu().contiguous() for part in reference.moments.sums)
-    tensors = {"count": count, "total": total, "outer": outer, "kept": reference.kept.cpu().contiguous()}
-    about = {"about": json.dumps(reference.about)}
-    write_file(path, lambda temporary: save_file(tensors, temporary, about), "--reference")
+    tensors = {"count": count, "total": total, "outer": outer, "kept": reference.first_features.cpu().contiguous()}
+    metadata = {"about": json.dumps(reference.metadata)}
+    write_file(path, lambda temporary: save_file(tensors, temporary, metadata), "--reference")
 
 
 def load(path: Path, wanted: dict[str, Any], device: torch.device) -> Reference:
@@ -59,22 +59,22 @@ def load(path: Path, wanted: dict[str, Any], device: torch.device) -> Reference:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {})["about"])
-            count, total, outer, kept = (
+            metadata = json.loads((file.metadata() or {})["about"])
+            count, total, outer, first_features = (
                 file.get_tensor(name).to(device) for name in ("count", "total", "outer", "kept")
             )
-        if not isinstance(about, dict):
+        if not isinstance(metadata, dict):
             raise ValueError("its description is no object")
         moments = Moments(len(total), device)
-        for mine, theirs in zip(moments.sums, (count, total, outer)):
-            mine.copy_(theirs)
+        for own, stored in zip(moments.sums, (count, total, outer)):
+            own.copy_(stored)
     except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as error:
-        raise UserError(f"--reference {path} holds no statistics ({error}). Remove it to have it made anew.") from error
-    different = [key for key in wanted if about.get(key) != wanted[key]]
+        raise UserError(f"--reference {path} holds no statistics ({error}). Remove it to make it again.") from error
+    different = [key for key in wanted if metadata.get(key) != wanted[key]]
     if different:
-        clauses = "; ".join(f"{key} {_brief(about.get(key))}, not {_brief(wanted[key])}" for key in different)
+        clauses = "; ".join(f"{key} {_brief(metadata.get(key))}, not {_brief(wanted[key])}" for key in different)
         raise UserError(f"--reference {path} was made of something else: {clauses}. Name another file, or remove it.")
-    return Reference(moments, kept, about)
+    return Reference(moments, first_features, metadata)
 
 
 def _brief(value: Any) -> str:

@@ -31,12 +31,13 @@ EXACT_TRACE_DIMS = 256
 
 def check_same_images(spec: ModelSpec, split: Split) -> None:
     """Raise UserError unless the split holds what the model models."""
-    found = split.description
-    ours, theirs = (spec.shape, spec.levels), (found.shape, found.levels)
-    if ours != theirs:
+    description = split.description
+    expected, actual = (spec.shape, spec.levels), (description.shape, description.levels)
+    if expected != actual:
         raise UserError(
-            f"the model is of images (C, H, W) = {ours[0]} with {ours[1]} levels, "
-            f"data set '{found.name}' has {theirs[0]} with {theirs[1]}. Evaluate on the data set '{spec.dataset}'."
+            f"the model is of images (C, H, W) = {expected[0]} with {expected[1]} levels, "
+            f"data set '{description.name}' has {actual[0]} with {actual[1]}. "
+            f"Evaluate on the data set '{spec.dataset}'."
         )
 
 

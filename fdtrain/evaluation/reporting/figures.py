@@ -81,7 +81,7 @@ def variance(strata: Strata, path: Path) -> None:
     write_file(path, partial(figure.savefig, format="png"))
 
 
-def training(curves: dict[str, list[tuple[int, float]]], path: Path) -> None:
+def training(curves: dict[str, list[tuple[float, float]]], path: Path) -> None:
     """Bits/dim against steps: ``curves`` by name."""
     figure, axes = _axes("", "step", "bits/dim")
     for i, (name, points) in enumerate(curves.items()):

@@ -243,9 +243,9 @@ def open_model(path: str | Path) -> tuple[Model, Subject]:
     Raises:
         UserError: there is no model, or its files are broken.
     """
-    found = find_model(path)
-    model = read_model(*found)
-    folder = found[0].parent
+    files_of_model = find_model(path)
+    model = read_model(*files_of_model)
+    folder = files_of_model[0].parent
     number = folder.name.removeprefix("step_")
     is_run = (Path(path) / "checkpoints").is_dir()
     step = int(number) if number.isdigit() else None

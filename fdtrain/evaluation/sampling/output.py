@@ -1,7 +1,7 @@
 """Finished samples in the forms that others read: a sheet, a folder of PNG files, a .npz, a packed data set.
 
 Beside them lies what they are samples of, with the SHA-256 of their pixels: ``samples.json`` in a folder,
-``NAME.npz.json`` beside a file. A sheet is for looking at, and is drawn anew.
+``NAME.npz.json`` beside a file. A sheet is for looking at, and is drawn again each time.
 """
 
 import hashlib
@@ -29,6 +29,8 @@ from fdtrain.networks.model import ModelSpec
 
 FORMS = ("sheet", "npz", "png", "shards")
 SPLIT = "samples"
+Labels = Callable[[range], list[int] | None]
+"""Classes of the images with the given numbers."""
 
 
 @dataclass(frozen=True)
@@ -79,23 +81,21 @@ class Output:
 
     def _check_finished(self, request: dict[str, Any]) -> None:
         try:
-            found = json.loads(self.record.read_text())
+            record = json.loads(self.record.read_text())
         except ValueError:
-            found = None
-        if different := differences(found, request):
+            record = {}
+        if different := differences(record, request):
             raise UserError(f"{self.path} holds samples of {'; '.join(different)}. Choose another --out, or remove it.")
         there = image_sets.open_samples(self.path)
-        if there.count != request["images"] or digest(_batches(there)) != found.get("pixels_sha256"):
+        if there.count != request["images"] or digest(_batches(there)) != record.get("pixels_sha256"):
             raise UserError(f"{self.path} was changed since it was written. Remove it to have it made again.")
 
-    def write(
-        self, parts: PartialStore, spec: ModelSpec, labels: Callable[[range], list[int]] | None, about: dict
-    ) -> None:
-        """Make the finished form of all parts, then its record; the parts go.
+    def write(self, parts: PartialStore, spec: ModelSpec, labels: Labels | None, metadata: dict) -> None:
+        """Write the finished form of all parts, then its record, and remove the parts.
 
         Args:
             labels: classes of images, of a class-conditional model.
-            about: for the record, besides the request.
+            metadata: what the record says besides the request.
 
         Raises:
             UserError: it cannot be written; nothing is lost.
@@ -107,7 +107,7 @@ class Output:
             )
             if self.form != "sheet":
                 sum_ = digest(samples.to_pixels(levels, spec.levels) for _, levels in parts.load_all())
-                result.write({**parts.request, **about, "pixels_sha256": sum_}, self.record, "--out")
+                result.write({**parts.request, **metadata, "pixels_sha256": sum_}, self.record, "--out")
         except OSError as error:
             raise UserError(f"--out: cannot write {self.path} ({error.strerror or error}).") from error
         parts.remove()
@@ -117,7 +117,7 @@ def digest(batches: Iterator[Tensor]) -> str:
     """SHA-256 of images ``(n, C, H, W)`` uint8 in order."""
     total = hashlib.sha256()
     for batch in batches:
-        total.update(batch.contiguous().numpy())
+        total.update(batch.contiguous().numpy().data)
     return total.hexdigest()
 
 
@@ -150,7 +150,7 @@ def _npz(path: Path, parts: PartialStore, spec: ModelSpec, labels) -> None:
             with archive.open("arr_0.npy", "w", force_zip64=True) as file:
                 np.lib.format.write_array_header_1_0(file, header)
                 for _, levels in parts.load_all():
-                    file.write(samples.to_pixels(levels, spec.levels).permute(0, 2, 3, 1).contiguous().numpy())
+                    file.write(samples.to_pixels(levels, spec.levels).permute(0, 2, 3, 1).contiguous().numpy().data)
             if labels:
                 with archive.open("arr_1.npy", "w") as file:
                     np.lib.format.write_array(file, np.array(labels(range(parts.count)), dtype=np.int64))
@@ -163,7 +163,7 @@ class _Stored:
     """Parts as a part of a source that can be packed."""
 
     parts: PartialStore
-    labels: Callable[[range], list[int]] | None
+    labels: Labels | None
 
     def count(self) -> int:
         return self.parts.count
@@ -175,7 +175,7 @@ class _Stored:
 
     def _samples(self) -> Iterator[Sample]:
         for part, levels in self.parts.load_all():
-            labels = self.labels(part) if self.labels else [-1] * len(part)
+            labels = (self.labels and self.labels(part)) or [-1] * len(part)
             yield from zip(levels.permute(0, 2, 3, 1).numpy(), labels)
 
     def identity(self) -> str:

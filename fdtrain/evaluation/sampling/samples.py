@@ -17,7 +17,7 @@ from fdtrain.networks.model import Model
 from fdtrain.randomness import Purpose, normal
 
 PATH_IMAGES = 8
-"""Moments of the denoising path that :func:`draw` keeps, the image itself included."""
+"""Moments of the denoising path that :func:`draw` returns, the image itself included."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def draw(
     seed: int = 0,
     batch: int = 256,
 ) -> Samples:
-    """Sample the images with the given numbers, and keep their paths. Arguments and errors as of :func:`solve`."""
+    """Sample images by their numbers, with their denoising paths. Arguments and errors as of :func:`solve`."""
     parts = []
     for i in range(0, len(images), batch):
         part = slice(i, i + batch)
@@ -93,11 +93,11 @@ def _with_path(
 ) -> Samples:
     # Evenly in time, of the steps there are: a grid that is dense near the data changes little there.
     wanted = np.linspace(1, 0, PATH_IMAGES)[:-1]
-    kept = [int(np.abs(np.asarray(times[:-1]) - t).argmin()) for t in wanted]
+    steps = [int(np.abs(np.asarray(times[:-1]) - t).argmin()) for t in wanted]
     path: list[Tensor] = []
 
     def observe(step: int, t: float, x: Tensor, F: Tensor) -> None:
-        for _ in range(kept.count(step)):
+        for _ in range(steps.count(step)):
             time = torch.full((len(x),), t, dtype=torch.float64, device=x.device)
             path.append(quantise(x0_hat(F, x, time), model.spec.levels))
 

@@ -31,16 +31,16 @@ def test_a_set_is_measured_whatever_the_batch(split):
     assert a.moments.count == b.moments.count == 300
     torch.testing.assert_close(a.moments.covariance, b.moments.covariance, rtol=1e-12, atol=1e-14)
     torch.testing.assert_close(a.scores.total, b.scores.total)
-    assert torch.equal(a.kept, b.kept)
-    assert a.kept.shape == (300, 32)
+    assert torch.equal(a.first_features, b.first_features)
+    assert a.first_features.shape == (300, 32)
 
 
 def test_pixels_as_features():
     """Fewer images than pixels; a shift of all pixels by a level of 16 adds its square."""
     images = torch.randint(0, 240, (20, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    network = feature_networks.of_pixels((1, 8, 8))
+    network = feature_networks.pixel_features((1, 8, 8))
     one, same, brighter = (
-        measure.measure(network, image_sets.held("x", x), 20, 7, CPU).moments
+        measure.measure(network, image_sets.in_memory("x", x), 20, 7, CPU).moments
         for x in (images, images.clone(), images + 15)
     )
     assert frechet_distance(one, same) == pytest.approx(0, abs=1e-9)
@@ -60,10 +60,10 @@ def test_the_ranks_share_the_chunks(monkeypatch):
 
 
 def test_features_are_kept_up_to_a_limit(split, monkeypatch):
-    monkeypatch.setattr(measure, "KEPT", 50)
+    monkeypatch.setattr(measure, "FIRST_FEATURES", 50)
     images = image_sets.of_split(split)
-    kept = measure.measure(NETWORK, images, 300, 64, CPU).kept
-    assert torch.equal(kept, NETWORK.run(images.batch(range(50))))
+    first_features = measure.measure(NETWORK, images, 300, 64, CPU).first_features
+    assert torch.equal(first_features, NETWORK.run(images.batch(range(50))))
 
 
 def test_what_cannot_be_measured(split):
@@ -97,11 +97,11 @@ def test_statistics_are_kept_with_what_they_were_made_of(split, tmp_path, digits
     wanted = reference.definition(split, False, NETWORK)
     found = measure.measure(NETWORK, image_sets.of_split(split), 300, 64, CPU)
     path = tmp_path / "reference.safetensors"
-    reference.save(reference.Reference(found.moments, found.kept, wanted), path)
+    reference.save(reference.Reference(found.moments, found.first_features, wanted), path)
     read = reference.load(path, wanted, CPU)
-    assert read.about == wanted
+    assert read.metadata == wanted
     assert torch.equal(read.moments.outer, found.moments.outer)
-    assert torch.equal(read.kept, found.kept)
+    assert torch.equal(read.first_features, found.first_features)
     assert (wanted["dataset"], wanted["split"], wanted["images"], wanted["flip"]) == ("digits", "test", 300, False)
 
 
@@ -109,7 +109,7 @@ def test_statistics_of_something_else_are_refused(split, tmp_path, digits):
     wanted = reference.definition(split, False, NETWORK)
     found = measure.measure(NETWORK, image_sets.of_split(split), 300, 64, CPU)
     path = tmp_path / "reference.safetensors"
-    reference.save(reference.Reference(found.moments, found.kept, wanted), path)
+    reference.save(reference.Reference(found.moments, found.first_features, wanted), path)
     other = FeatureNetwork(FeatureIdentity("halves", "1" * 64, 32, "half the pixels"), NETWORK.run)
     for asked, part in (
         (reference.definition(Split(digits, "train"), False, NETWORK), "split 'test', not 'train'"),
