@@ -193,11 +193,11 @@ class ShardReader:
 
     def _sample(self, opened: OpenShard, index: int, out: np.ndarray) -> int:
         """The image into ``out``; returns the label."""
-        kind = opened.kind[index]
+        kind = opened.kind.item(index)
         if kind < 0:
             raise Broken(f"no image member (one of {', '.join(IMAGES)})")
-        self._decoder.read(opened.file, IMAGES[kind], int(opened.offset[index]), int(opened.size[index]), out)
-        number, labels = int(opened.label[index]), opened.placed.labels
+        self._decoder.read(opened.file, IMAGES[kind], opened.offset.item(index), opened.size.item(index), out)
+        number, labels = opened.label.item(index), opened.placed.labels
         if number == _NO_LABEL:
             return number
         if number == _BAD_LABEL:
