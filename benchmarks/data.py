@@ -158,17 +158,18 @@ def decode_into(out: np.ndarray, data: bytes, encoding: str) -> None:
         out[:] = np.asarray(PngImagePlugin.PngImageFile(io.BytesIO(data)))
 
 
-def batch_of(files: Sequence[bytes], encoding: str) -> tuple[torch.Tensor, torch.Tensor]:
+def batch_of(files: Sequence[bytes], encoding: str) -> tuple[np.ndarray, np.ndarray]:
+    """Arrays, which go through a pipe: for tensors of this size the processes would shake hands for longer."""
     images = np.empty((len(files), 32, 32, 3), np.uint8)
     for out, data in zip(images, files):
         decode_into(out, data, encoding)
-    return torch.from_numpy(images), torch.full((len(files),), 3)
+    return images, np.full(len(files), 3)
 
 
 class LeanFiles(Files):
     """Batches at a time."""
 
-    def __getitems__(self, numbers: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    def __getitems__(self, numbers: list[int]) -> tuple[np.ndarray, np.ndarray]:
         return batch_of([read_file(self.files[i]) for i in numbers], self.encoding)
 
 
@@ -205,8 +206,8 @@ class MappedArray(Dataset):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitems__(self, numbers: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        return torch.from_numpy(self.images[numbers]), torch.full((len(numbers),), 3)
+    def __getitems__(self, numbers: list[int]) -> tuple[np.ndarray, np.ndarray]:
+        return self.images[numbers], np.full(len(numbers), 3)
 
 
 def mapped_batches(folder: Path, encoding: str, images: int) -> Iterable:
