@@ -3,12 +3,17 @@
 import io
 import json
 import shutil
+import subprocess
+import sys
 import tarfile
 
 import numpy as np
 import pytest
+from conftest import ROOT
 
 from fdtrain.data.dataset import FILE
+
+TOOLS = [path for path in sorted((ROOT / "tools").glob("*.py")) if path.name != "interpreter.py"]
 
 
 def error_of(result) -> str:
@@ -77,6 +82,17 @@ def test_every_rank_ends_at_once_with_one_line(launch):
 )
 def test_settings(launch, setting, part):
     assert part in error_of(launch(setting, processes=0, rc=2))
+
+
+@pytest.mark.parametrize("script", ["fdtrain/main.py", *(f"tools/{path.name}" for path in TOOLS)])
+def test_a_python_without_the_packages(script):
+    """-S: without its site-packages."""
+    result = subprocess.run(
+        [sys.executable, "-S", script, "--config", "x"], cwd=ROOT, env={}, capture_output=True, text=True
+    )
+    assert result.returncode == 2, result.stderr
+    assert "has no " in error_of(result)
+    assert "`make environment` (or `make demo`) makes" in error_of(result)
 
 
 def test_a_world_size_that_does_not_divide_the_lanes(launch):

@@ -1,5 +1,7 @@
 """Batches of one rank, in the order of the lanes (docs/data.md)."""
 
+import math
+import mmap
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,8 +22,8 @@ from fdtrain.randomness import Purpose, stream
 Batch = tuple[Tensor, Tensor]
 """Images ``(n, C, H, W)`` uint8 and labels ``(n,)`` int64, lane after lane."""
 
-SMALL = 1 << 20
-"""Bytes below which a copy through a pipe is quicker than shared memory."""
+AHEAD = 4
+"""Steps that a worker reads ahead."""
 SHOWN = 10
 """Broken samples that a rank tells of one by one; the rest are counted."""
 
@@ -57,22 +59,31 @@ class LaneDataset(Dataset):
         # By lane, the position up to which its shards are wanted.
         self._wanted: dict[int, int] = {}
 
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Of a step's images, ``(n, C, H, W)``."""
+        return len(self.lanes) * self.lane_images, *self.reader.description.shape
+
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor, list[str]] | UserError:
+        return self.read(step)
+
+    def read(self, step: int, out: np.ndarray | None = None) -> tuple[Tensor, Tensor, list[str]] | UserError:
+        """The item of a step, its images in ``out`` if it is given."""
         # An error is the end of the run: steps read ahead of it must not each wait out a deadline first.
         if self._error is None:
             try:
-                return self._batch(step)
+                return self._batch(step, out)
             except UserError as error:
                 self._error = error
         # As a value: raised in a worker process it would arrive wrapped in that worker's trace.
         return self._error
 
-    def _batch(self, step: int) -> tuple[Tensor, Tensor, list[str]]:
+    def _batch(self, step: int, out: np.ndarray | None) -> tuple[Tensor, Tensor, list[str]]:
         n = self.lane_images
         if self._prefetcher:
             self._look_ahead(step * n)
         rows = np.concatenate([self.order.samples(lane, step * n, (step + 1) * n) for lane in self.lanes])
-        images, labels, broken = self.reader.read(rows.tolist())
+        images, labels, broken = self.reader.read(rows.tolist(), out)
         for place, problem in broken.items():
             lane, position = self.lanes[place // n], step * n + place % n
             images[place], labels[place] = self._substitute(lane, position, problem)
@@ -107,11 +118,33 @@ class LaneDataset(Dataset):
         self._wanted |= dict.fromkeys(lanes, position + reach)
 
 
-def _through_the_pipe(item):
-    """Small tensors as arrays: for a tensor's shared memory the processes shake hands, which takes a millisecond."""
-    if isinstance(item, UserError):
-        return item
-    return tuple(x.numpy() if isinstance(x, Tensor) and x.nbytes < SMALL else x for x in item)
+class SharedSlots(Dataset):
+    """A dataset whose images lie in memory that forked workers share with this process, a slot for each step ahead.
+
+    A tensor sent to another process costs a millisecond of handshakes, an array two copies through a pipe in
+    pieces of 64 KiB; what is sent here is the labels. The loader gives a worker another step before a batch is
+    taken from its slot, hence one slot more than there are steps ahead.
+    """
+
+    def __init__(self, dataset: LaneDataset, ahead: int):
+        self.dataset = dataset
+        # Anonymous: /dev/shm may be small, as it is in a container.
+        memory = mmap.mmap(-1, (ahead + 1) * max(1, math.prod(dataset.shape)))
+        self._slots = np.frombuffer(memory, np.uint8)[: (ahead + 1) * math.prod(dataset.shape)]
+        self._slots = self._slots.reshape(ahead + 1, *dataset.shape)
+
+    def __getitem__(self, step: int) -> tuple[int, np.ndarray, list[str]] | UserError:
+        item = self.dataset.read(step, self._slots[step % len(self._slots)])
+        return item if isinstance(item, UserError) else (step, item[1].numpy(), item[2])
+
+    def images(self, step: int) -> np.ndarray:
+        """A copy of a step's images: the slot is used again."""
+        return self._slots[step % len(self._slots)].copy()
+
+
+def _as_it_is(item):
+    """In place of torch's conversion, which makes tensors of arrays."""
+    return item
 
 
 @contextmanager
@@ -147,16 +180,19 @@ class Batches(Iterator[Batch]):
         self.images = self.broken = self.broken_now = 0
         order = dataset.order
         self._epoch = order.images * len(dataset.lanes) / order.lanes
+        # With an accelerator a thread takes the batches in and pins them, which it does to tensors only.
+        pinned = torch.cuda.is_available()
+        self._shared = SharedSlots(dataset, AHEAD * workers) if workers and not pinned else None
         loader = DataLoader(
-            dataset,
+            self._shared or dataset,
             batch_size=None,
             sampler=range(start, stop),
             num_workers=workers,
-            prefetch_factor=4 if workers else None,
-            # With an accelerator a thread takes the batches in and pins them, which it does to tensors only.
-            pin_memory=torch.cuda.is_available(),
+            prefetch_factor=AHEAD if workers else None,
+            multiprocessing_context="fork" if workers else None,
+            pin_memory=pinned,
             worker_init_fn=heed_parent_alone,
-            collate_fn=None if torch.cuda.is_available() else _through_the_pipe,
+            collate_fn=_as_it_is,
         )
         with unheard():
             self._items = iter(loader)
@@ -171,8 +207,9 @@ class Batches(Iterator[Batch]):
         try:
             if isinstance(item, UserError):
                 raise item
-            images, labels = (torch.as_tensor(x) for x in item[:2])
-            problems = item[2]
+            images, labels, problems = item
+            if self._shared:
+                images, labels = torch.from_numpy(self._shared.images(images)), torch.from_numpy(labels)
             self.images += len(images)
             self.broken_now = len(problems)
             for problem in problems:

@@ -186,9 +186,14 @@ class ShardReader:
         self._decoder = ImageDecoder(description)
         self._open: OrderedDict[int, OpenShard] = OrderedDict()
 
-    def read(self, rows: Sequence[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
+    def read(
+        self, rows: Sequence[tuple[int, int]], out: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
         """Images ``(n, C, H, W)`` uint8 below ``description.levels``, labels ``(n,)`` int64 (-1: none), and for
         each broken sample its place in ``rows`` with what is wrong.
+
+        Args:
+            out: where the images go, if there is a place for them.
 
         Raises:
             UserError: a whole shard is missing or broken.
@@ -208,16 +213,18 @@ class ShardReader:
                 shard, index = rows[i]
                 problem = f"level {images[i].max()}, but the data set has levels 0 to {d.levels - 1}"
                 broken.setdefault(i, f"{self._opened(shard).where(index)}: {problem}")
-        images = images.reshape(-1, d.size, d.size, d.channels).transpose(0, 3, 1, 2)
-        return np.ascontiguousarray(images), labels, broken
+        if out is None:
+            out = np.empty((len(rows), *d.shape), np.uint8)
+        np.copyto(out, images.reshape(-1, d.size, d.size, d.channels).transpose(0, 3, 1, 2))
+        return out, labels, broken
 
     def _sample(self, opened: OpenShard, index: int, out: np.ndarray) -> int:
         """The image into ``out``; returns the label."""
-        kind = opened.kind[index]
+        kind = opened.kind.item(index)
         if kind < 0:
             raise Broken(f"no image member (one of {', '.join(IMAGES)})")
-        self._decoder.read(opened.file, IMAGES[kind], int(opened.offset[index]), int(opened.size[index]), out)
-        number, labels = int(opened.label[index]), opened.placed.labels
+        self._decoder.read(opened.file, IMAGES[kind], opened.offset.item(index), opened.size.item(index), out)
+        number, labels = opened.label.item(index), opened.placed.labels
         if number == _NO_LABEL:
             return number
         if number == _BAD_LABEL:

@@ -1,5 +1,6 @@
 """Batches: the lanes' order in pixels, whoever reads; broken samples skipped, counted, and borne to a limit."""
 
+import time
 from itertools import chain
 
 import numpy as np
@@ -54,6 +55,19 @@ def test_workers_and_resume_change_nothing(folder, workers):
     whole = numbers(Batches(dataset(folder), 0, 12, workers=0))
     assert numbers(Batches(dataset(folder), 0, 12, workers)) == whole
     assert numbers(Batches(dataset(folder), 7, 12, workers)) == whole[7:]
+
+
+@pytest.mark.parametrize("pause", [0.0, 0.02])
+def test_a_batch_stays_what_it_was_while_workers_read_on(folder, pause):
+    """Slots of memory are used again, whether the workers or their reader are the slower."""
+    whole = list(Batches(dataset(folder), 0, 60, workers=0))
+    read = []
+    for batch in Batches(dataset(folder), 0, 60, workers=2):
+        read.append(batch)
+        time.sleep(pause)
+    for (images, labels), (expected, known) in zip(read, whole, strict=True):
+        assert torch.equal(images, expected)
+        assert torch.equal(labels, known)
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25)

@@ -240,6 +240,51 @@ def test_text_bomb_in_a_picture_of_the_right_size(tmp_path):
     assert isinstance(found, str)
 
 
+def chunks(png: bytes) -> list[tuple[bytes, bytes]]:
+    """Type and content of each."""
+    found, position = [], 8
+    while position < len(png):
+        length = int.from_bytes(png[position : position + 4], "big")
+        found.append((png[position + 4 : position + 8], png[position + 8 : position + 8 + length]))
+        position += 12 + length
+    return found
+
+
+def png_of(parts: list[tuple[bytes, bytes]]) -> bytes:
+    written = (len(c).to_bytes(4, "big") + kind + c + zlib.crc32(kind + c).to_bytes(4, "big") for kind, c in parts)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(written)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda head, data, end: [head, data, end],
+        lambda head, data, end: [head, *((b"IDAT", data[1][i : i + 7]) for i in range(0, len(data[1]), 7)), end],
+        lambda head, data, end: [head, (b"IDAT", b""), data, end],
+        lambda head, data, end: [head, (b"tEXt", b"Comment\0x"), data, end],
+        lambda head, data, end: [head, data, (b"tEXt", b"Comment\0x"), end],
+        lambda head, data, end: [head, (b"gAMA", b"\0\0\xb1\x8f"), data, end],
+    ],
+    ids=["plain", "pieces", "empty piece", "text before", "text after", "gamma"],
+)
+def test_a_png_is_what_pillow_makes_of_it(tmp_path, channels, change):
+    pixels = np.random.default_rng(channels).integers(0, 256, (4, 4, channels), dtype=np.uint8)
+    data = png_of(change(*chunks(picture(pixels))))
+    with Image.open(io.BytesIO(data)) as opened:
+        assert np.array_equal(np.asarray(opened).reshape(4, 4, channels), pixels)
+    image, _ = read_one(tmp_path / "set", [("0.png", data)], channels=channels)
+    assert np.array_equal(image.transpose(1, 2, 0), pixels)
+
+
+def test_a_changed_bit_in_the_pixels_of_a_png_is_found(tmp_path):
+    data = bytearray(picture(image(0)))
+    for i in range(data.index(b"IDAT") + 4, len(data) - 16):
+        data[i] ^= 1
+        assert "cannot be decoded" in read_one(tmp_path / str(i), [("0.png", bytes(data))])
+        data[i] ^= 1
+
+
 def test_more_pixel_data_than_the_header_says_is_not_kept(tmp_path):
     pixels, _ = read_one(tmp_path / "set", [("0.png", png(4, 4, (b"IDAT", ZEROS)))])
     assert pixels.shape == (3, 4, 4)
