@@ -1,6 +1,6 @@
 # make demo   from nothing to a trained, evaluated, exported model of real handwritten digits
 # make test   every test
-# make chaos  a job killed fifty times, on changing numbers of processes
+# make chaos  a job killed fifty times, on changing numbers of processes; any of them resumed by any other
 # make lint   style, and the direction of imports
 # make clean  what demo and test made, the environment included
 
@@ -44,7 +44,7 @@ test: $(READY)
 	python -m pytest
 
 chaos: $(READY)
-	FDTRAIN_CHAOS_KILLS=50 python -m pytest tests/chaos
+	FDTRAIN_CHAOS_KILLS=50 FDTRAIN_RESHARDING="1 2 4" python -m pytest tests/chaos tests/training/test_resharding.py
 
 lint: $(READY)
 	ruff check .

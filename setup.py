@@ -16,6 +16,7 @@ setup(
         "torch>=2.13,<3",
         "deepspeed>=0.19.8,<0.20",
         "webdataset>=1.0.2,<2",
+        "braceexpand>=0.1.7,<0.2",
         "fsspec[http]>=2025.3",
         "ema-pytorch>=0.8.3,<0.9",
         "tensorboard>=2.20,<3",

@@ -21,11 +21,11 @@ from pathlib import Path
 
 from step import build_trainer, random_images
 
-from fdtrain import ranks
-from fdtrain.preparation import prepare
-from fdtrain.training.accounting import Accounting
+from fdtrain import distributed
 from fdtrain.training.monitor import Monitor
+from fdtrain.training.plan import prepare
 from fdtrain.training.trainer import Trainer
+from fdtrain.training.utilisation import Utilisation
 
 
 def pauses(trainer: Trainer, saves: int, steps: int, folder: Path) -> None:
@@ -108,9 +108,9 @@ def main():
         settings += ["monitor.evaluate_every=null", "monitor.sample_every=null"]
         steps = (arguments.saves + 2) * 2 * arguments.steps + 1
         plan = prepare(arguments.config, [*settings, f"output={folder}/runs", f"training.steps={steps}"], resume=False)
-        device = ranks.connect()
+        device = distributed.connect()
         monitor = Monitor(plan.config.folder, steps, 0, first=True)
-        trainer = build_trainer(plan, device, monitor, Accounting(1, 1, 1.0))
+        trainer = build_trainer(plan, device, monitor, Utilisation(1, 1, 1.0))
         pauses(trainer, arguments.saves, arguments.steps, folder / "peer")
         monitor.close()
         starts(arguments.config, settings, folder / "starts", arguments.starts)

@@ -4,6 +4,8 @@
   installed) and a map-style folder of files. All decode the same files and give batches of 128 through a torch
   DataLoader; the others are spared the transposition to (C, H, W). Rounds take turns; medians are compared.
 * memory of a worker over two epochs
+* images/s that one process packs, beside tarfile with np.save and webdataset's writer, given the same 32x32 arrays and
+  asked for the same checksums; and its memory while it packs
 * seconds to the first batch when starting at step k, at 1.28 M images in 1,281 shards
 * share of a step that training waits for data, with the network of configs/digits.yaml on the CPU
 """
@@ -16,10 +18,12 @@ import os
 import statistics
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -28,11 +32,12 @@ import webdataset
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from fdtrain.data.dataset import VERSION, Description, Shard, write_description
+from fdtrain.data.dataset import VERSION, DatasetDescription, Shard, write_description
 from fdtrain.data.loader import Batches, LaneDataset
 from fdtrain.data.mixture import lane_order, open_data
-from fdtrain.data.pack import pack_digits
+from fdtrain.data.pack import pack, pack_digits
 from fdtrain.data.shards import ShardReader
+from fdtrain.data.sources.source import Sample, Source
 
 BATCH, LANES, WINDOW, SHARD = 128, 64, 1024, 1000
 ROOT = Path(__file__).resolve().parent.parent
@@ -66,7 +71,7 @@ def write_shard(path: Path, samples: Iterable[tuple[str, str, bytes]]) -> Shard:
 
 
 def describe(folder: Path, shards: list[Shard], size: int, channels: int, encoding: str) -> None:
-    description = Description(
+    description = DatasetDescription(
         version=VERSION,
         name="benchmark",
         source="made by benchmarks/data.py",
@@ -203,6 +208,85 @@ def resident_mib(process: int) -> float:
     return sum(int(line.split()[1]) for line in lines if line.startswith("Rss:")) / 1024
 
 
+@dataclass(frozen=True)
+class Pool:
+    """A part of any length whose reading costs nothing: the same 1,000 images again and again."""
+
+    images: np.ndarray
+    length: int
+    resident: list[float] = field(default_factory=list)
+
+    def count(self) -> int:
+        return self.length
+
+    def open(self) -> Callable[[int], Sample]:
+        return self._read
+
+    def _read(self, index: int) -> Sample:
+        if index % 1000 == 0:
+            self.resident.append(resident_mib(os.getpid()))
+        return self.images[index % len(self.images)], 3
+
+    def identity(self) -> str:
+        return str(self.length)
+
+
+def pack_fdtrain(pool: Pool, encoding: str, folder: Path) -> None:
+    pack(Source("benchmark", "made", 32, 3, [str(i) for i in range(10)], {"train": [pool]}), folder, encoding, SHARD)
+
+
+def pack_tarfile(pool: Pool, encoding: str, folder: Path) -> None:
+    folder.mkdir()
+    for start in range(0, pool.length, SHARD):
+        path = folder / f"train-{start // SHARD:06d}.tar"
+        with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+            for i in range(start, start + SHARD):
+                for extension, data in (("cls", b"3"), (encoding, encode(pool.images[i % 1000], encoding))):
+                    info = tarfile.TarInfo(f"{i:08d}.{extension}")
+                    info.size = len(data)
+                    tar.addfile(info, io.BytesIO(data))
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            hashlib.file_digest(file, "sha256")
+
+
+def pack_webdataset(pool: Pool, encoding: str, folder: Path) -> None:
+    folder.mkdir()
+    for start in range(0, pool.length, SHARD):
+        samples = ((f"{i:08d}", encoding, encode(pool.images[i % 1000], encoding)) for i in range(start, start + SHARD))
+        path = folder / f"train-{start // SHARD:06d}.tar"
+        write_shard(path, samples)
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+
+
+def packing(folder: Path, images: int, rounds: int) -> None:
+    folder.mkdir()
+    pictures = np.stack([picture(i) for i in range(1000)])
+    writers = {"fdtrain": pack_fdtrain, "tarfile, np.save": pack_tarfile, "webdataset": pack_webdataset}
+    for encoding in ("npy", "png"):
+        rates: dict[str, list[float]] = {name: [] for name in writers}
+        pool = Pool(pictures, images - images % SHARD)
+        for number in range(rounds):
+            for name, write in writers.items():
+                begin = time.perf_counter()
+                write(pool, encoding, folder / f"{encoding}-{name[:3]}-{number}")
+                rates[name].append(pool.length / (time.perf_counter() - begin))
+        for name, values in rates.items():
+            ratios = sorted(a / b for a, b in zip(rates["fdtrain"], values, strict=True))
+            print(
+                f"packing {encoding}  {name:<16} {statistics.median(values):8,.0f} images/s"
+                f"   fdtrain is {statistics.median(ratios):5.2f}x ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+            )
+    pool = Pool(pictures, 10 * images)
+    pack_fdtrain(pool, "npy", folder / "memory")
+    marks = pool.resident[len(pool.resident) // 10 :]
+    print(
+        f"packer's memory over {pool.length:,} images: {marks[0]:.1f} MiB after a tenth, {max(marks):.1f} at most "
+        f"({100 * (max(marks) / marks[0] - 1):+.1f} %)"
+    )
+
+
 def start_cost(folder: Path) -> None:
     """One shard of 1,000 tiny images under 1,281 names: what is read of it is read as often as of 1,281 shards."""
     folder.mkdir()
@@ -246,6 +330,7 @@ def main() -> None:
         folder = Path(name)
         throughput(folder, arguments.images, arguments.rounds)
         memory(folder, arguments.images)
+        packing(folder / "packing", arguments.images, arguments.rounds)
         start_cost(folder / "many")
         data_wait(folder)
 

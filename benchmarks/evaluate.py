@@ -20,17 +20,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fdtrain import ranks
+from fdtrain import distributed
 from fdtrain.data.split import Split
 from fdtrain.diffusion.objective import quantise
 from fdtrain.diffusion.solvers import euler_maruyama
-from fdtrain.evaluation import device, pixels
-from fdtrain.evaluation.drawing import Drawing
-from fdtrain.evaluation.features import open_features
-from fdtrain.evaluation.frechet import frechet_distance
+from fdtrain.evaluation import process
+from fdtrain.evaluation.fidelity import image_sets
+from fdtrain.evaluation.fidelity.feature_networks import open_features
+from fdtrain.evaluation.fidelity.frechet import frechet_distance
+from fdtrain.evaluation.fidelity.measure import measure
 from fdtrain.evaluation.load import load_model
-from fdtrain.evaluation.measure import measure
-from fdtrain.evaluation.samples import to_pixels
+from fdtrain.evaluation.sampling.options import Drawing
+from fdtrain.evaluation.sampling.samples import to_pixels
 from fdtrain.networks.model import Model, ModelSpec
 from fdtrain.randomness import Purpose, normal
 
@@ -51,13 +52,13 @@ def truncated(model: Model, spec: ModelSpec, images: range, seed: int, steps: in
 def distance(arguments: argparse.Namespace) -> None:
     model, spec = load_model(arguments.run)
     network = open_features(arguments.features, CPU)
-    split = pixels.of_split(Split(arguments.data, "train"))
+    split = image_sets.of_split(Split(arguments.data, "train"))
     reference = measure(network, split, split.count, 256, CPU).moments
     how, count = Drawing("sde2", arguments.grid, arguments.steps), arguments.images
     found: dict[str, list[float]] = {}
     for seed in arguments.seeds:
-        ours = pixels.of_model(model, spec, how, seed, count)
-        theirs = pixels.PixelSet(
+        ours = image_sets.of_model(model, spec, how, seed, count)
+        theirs = image_sets.PixelSet(
             "truncated", count, spec.shape, lambda i, s=seed: truncated(model, spec, i, s, arguments.truncated), {}
         )
         for name, images in (
@@ -75,9 +76,9 @@ def distance(arguments: argparse.Namespace) -> None:
 
 def moments(arguments: argparse.Namespace) -> None:
     network = open_features(arguments.features, CPU)
-    split = pixels.of_split(Split(arguments.data, "train"))
+    split = image_sets.of_split(Split(arguments.data, "train"))
     held = split.batch(range(split.count)).repeat(8, 1, 1, 1)
-    images = pixels.held("held", held)
+    images = image_sets.held("held", held)
     chunks = [range(i, min(i + 256, len(held))) for i in range(0, len(held), 256)]
 
     def alone() -> None:
@@ -118,17 +119,16 @@ def processes(arguments: argparse.Namespace) -> None:
 
 
 def worker(arguments: argparse.Namespace) -> None:
-    place = device.join(None)
-    model, spec = load_model(arguments.run)
-    network = open_features(arguments.features, place)
-    drawn = pixels.of_model(model.to(place), spec, Drawing(steps=20), 0, arguments.images)
-    with ranks.peers(device.AGAIN):
-        measure(network, drawn, 64 * ranks.world_size(), 64, place)
-        device.wait_for_all(place)
+    with process.joined(None) as place:
+        model, spec = load_model(arguments.run)
+        network = open_features(arguments.features, place)
+        drawn = image_sets.of_model(model.to(place), spec, Drawing(steps=20), 0, arguments.images)
+        measure(network, drawn, 64 * distributed.world_size(), 64, place)
+        process.wait_for_all(place)
         begin = time.perf_counter()
         measure(network, drawn, arguments.images, 64, place)
         seconds = time.perf_counter() - begin
-    if ranks.rank() == 0:
+    if distributed.rank() == 0:
         print(arguments.images / seconds)
 
 

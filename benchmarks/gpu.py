@@ -19,15 +19,15 @@ from pathlib import Path
 import torch
 from step import bare_loop, build_trainer, random_images, take_turns
 
-from fdtrain import ranks
-from fdtrain.config import Training, load_config
-from fdtrain.networks.cost import flops
+from fdtrain import distributed
+from fdtrain.capacity.cost import flops
+from fdtrain.capacity.estimate import published
+from fdtrain.config import TrainingConfig, load_config
 from fdtrain.networks.model import ModelSpec
-from fdtrain.planning import published
-from fdtrain.preparation import model_spec, prepare
-from fdtrain.training.accounting import Accounting
-from fdtrain.training.device import matrix_rate, set_tf32
+from fdtrain.training.hardware import matrix_rate, set_tf32
 from fdtrain.training.monitor import Monitor
+from fdtrain.training.plan import model_spec, prepare
+from fdtrain.training.utilisation import Utilisation
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "performance.md"
 CONFIGURATIONS = ("cifar10", "cifar10_vdm", "imagenet64_dit")
@@ -72,7 +72,7 @@ def measure(
 ) -> Measured:
     """The median step of the bare loop; half as many images wherever they do not fit."""
     set_tf32(variant.tf32)
-    training = Training(steps=1, global_batch=images, lanes=1)
+    training = TrainingConfig(steps=1, global_batch=images, lanes=1)
     try:
         loop = bare_loop(spec, training, device, variant.precision, variant.compiled)
         times = take_turns({"loop": loop}, rounds=steps, steps=1, device=device)["loop"]
@@ -86,7 +86,7 @@ def measure(
     _forget(device)
     if times is None:
         return measure(name, spec, variant, rate, images // 2, steps, device)
-    speed = Accounting(flops(spec).training(), 1, rate).speed(images / statistics.median(times))
+    speed = Utilisation(flops(spec).training(), 1, rate).speed(images / statistics.median(times))
     figures = speed["images_per_second"], speed["tflops_per_device"], speed["utilisation"]
     return Measured(name, variant.name, images, *figures, gib)
 
@@ -106,7 +106,7 @@ def overhead(device: torch.device) -> str:
         settings += ["training.global_batch=256", "training.steps=1000", "monitor.evaluate_every=null"]
         settings += ["monitor.sample_every=null", "training.zero_stage=0"]
         plan = prepare("configs/cifar10.yaml", settings, resume=False)
-        accounting = Accounting(flops(plan.spec).training(), 1, 1.0)
+        accounting = Utilisation(flops(plan.spec).training(), 1, 1.0)
         monitor = Monitor(plan.config.folder, plan.config.training.steps, 0, first=True)
         loops = {
             "bare": bare_loop(plan.spec, plan.config.training, device, "bf16", compiled=True),
@@ -150,7 +150,7 @@ def main() -> None:
     if not torch.cuda.is_available():
         sys.exit("benchmarks/gpu.py: no GPU here, so nothing is measured.")
     end = time.monotonic() + 60 * arguments.minutes
-    device = ranks.connect()
+    device = distributed.connect()
     torch.backends.cudnn.benchmark = False
     rates = {}
     for variant in VARIANTS[:3]:

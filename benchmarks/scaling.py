@@ -55,19 +55,23 @@ class Volume:
 def worker(arguments: argparse.Namespace) -> None:
     """Answers the parent's lines: ``volume STAGE``, ``time STAGE STEPS``, ``bandwidth``. Rank 0 replies."""
     volume = Volume()
-    from fdtrain import ranks
+    from fdtrain import distributed
+    from fdtrain.capacity.estimate import published
     from fdtrain.config import load_config
     from fdtrain.networks.model import Model, parameter_count
-    from fdtrain.planning import published
-    from fdtrain.preparation import model_spec
     from fdtrain.training.engine import Engine
+    from fdtrain.training.plan import model_spec
 
-    os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[ranks.rank()]})
-    batch = arguments.images * ranks.world_size()
-    batches = [f"training.global_batch={batch}", f"training.lanes={ranks.world_size()}", "training.micro_batch=null"]
+    os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[distributed.rank()]})
+    batch = arguments.images * distributed.world_size()
+    batches = [
+        f"training.global_batch={batch}",
+        f"training.lanes={distributed.world_size()}",
+        "training.micro_batch=null",
+    ]
     config = load_config(arguments.config, [*arguments.set, *batches])
     spec = model_spec(config, published(config).description())
-    device = ranks.connect()
+    device = distributed.connect()
     x = torch.rand(arguments.images, *spec.shape, device=device)
     t = torch.rand(arguments.images, dtype=torch.float64, device=device)
     label = torch.zeros(arguments.images, dtype=torch.int64, device=device) if spec.classes else None
@@ -93,7 +97,7 @@ def worker(arguments: argparse.Namespace) -> None:
             begin = time.perf_counter()
             dist.all_reduce(flat)
             times.append(time.perf_counter() - begin)
-        return 2 * (ranks.world_size() - 1) / ranks.world_size() * flat.nbytes / statistics.median(times)
+        return 2 * (distributed.world_size() - 1) / distributed.world_size() * flat.nbytes / statistics.median(times)
 
     def moved(words: list[str]) -> list[float]:
         take(int(words[0]), 1)
@@ -105,7 +109,7 @@ def worker(arguments: argparse.Namespace) -> None:
     for line in sys.stdin:
         name, *words = line.split()
         answer = answers[name](words)
-        if ranks.rank() == 0:
+        if distributed.rank() == 0:
             print("answer", json.dumps(answer), flush=True)
 
 
@@ -172,7 +176,7 @@ def main() -> None:
 
 
 def _volumes(two: Group) -> list[str]:
-    from fdtrain.scaling import least
+    from fdtrain.capacity.interconnect import least
 
     lines = []
     for stage in STAGES:
@@ -183,11 +187,11 @@ def _volumes(two: Group) -> list[str]:
 
 
 def _times(one: Group, two: Group, arguments: argparse.Namespace) -> list[str]:
-    from fdtrain.scaling import Network, step
+    from fdtrain.capacity.interconnect import Interconnect, step
 
     _, gradient = two.ask("volume 0")
     bandwidth = two.ask("bandwidth")
-    network = Network(inside=bandwidth, latency=0.0)
+    network = Interconnect(inside=bandwidth, latency=0.0)
     times = {stage: ([], []) for stage in STAGES}
     for round_ in range(arguments.rounds + 1):
         for stage, pair in times.items():

@@ -24,27 +24,27 @@ from functools import partial
 import numpy as np
 import torch
 
-from fdtrain import ranks
-from fdtrain.assembly import own_batches
+from fdtrain import distributed
+from fdtrain.capacity.cost import flops
 from fdtrain.data.pack import pack
 from fdtrain.data.sources.digits import Digits
 from fdtrain.data.sources.source import Source
 from fdtrain.diffusion import objective
 from fdtrain.diffusion.time_sampling import time_density
 from fdtrain.networks import layers
-from fdtrain.networks.cost import flops
 from fdtrain.networks.model import Model, parameter_count
-from fdtrain.preparation import prepare
-from fdtrain.training.accounting import Accounting
-from fdtrain.training.agreement import Agreement
+from fdtrain.resilience.consensus import Consensus
+from fdtrain.resilience.heartbeat import Heartbeat
+from fdtrain.training.batch_noise import BatchNoise
+from fdtrain.training.build import own_batches
 from fdtrain.training.compilation import compile_network, worthwhile
-from fdtrain.training.device import DTYPES, keep_freed_memory, matrix_rate, memory_format, set_tf32
-from fdtrain.training.draws import LaneDraws
 from fdtrain.training.ema import Average
 from fdtrain.training.engine import Engine
-from fdtrain.training.heartbeat import Heartbeat
+from fdtrain.training.hardware import DTYPES, keep_freed_memory, matrix_rate, memory_format, set_tf32
 from fdtrain.training.monitor import Monitor
-from fdtrain.training.trainer import FLAGS, Identity, Trainer
+from fdtrain.training.plan import prepare
+from fdtrain.training.trainer import FLAGS, RunIdentity, Trainer
+from fdtrain.training.utilisation import Utilisation
 
 
 def random_images(folder, images=2000):
@@ -107,7 +107,7 @@ def _serve(connection, threads, spec, training, device, precision):
 
 
 def build_trainer(plan, device, monitor, accounting, compiled=False):
-    """The trainer, as fdtrain/assembly.py joins its parts: data, draws, DeepSpeed, clipping, average, log."""
+    """The trainer, as fdtrain/training/build.py joins its parts: data, draws, DeepSpeed, clipping, average, log."""
     config, spec = plan.config, plan.spec
     training = config.training
     model = Model(spec).to(device)
@@ -116,11 +116,11 @@ def build_trainer(plan, device, monitor, accounting, compiled=False):
     if compiled and (failure := compile_network(model, spec, training, device)):
         sys.exit(f"torch.compile failed: {failure}")
     density = time_density(config.diffusion.time_density, spec.scale)
-    draws = LaneDraws(
+    draws = BatchNoise(
         config.seed, training.global_batch, training.lane_images, config.diffusion.time_sampling, density, device
     )
-    identity, batches = Identity(spec, plan.identity, None), partial(own_batches, plan)
-    together = Agreement(FLAGS), Heartbeat(training.silence_seconds), accounting
+    identity, batches = RunIdentity(spec, plan.identity, None), partial(own_batches, plan)
+    together = Consensus(FLAGS), Heartbeat(training.heartbeat_timeout_s, training.collective_timeout_s), accounting
     return Trainer(config, identity, engine, average, draws, batches, monitor, [], *together)
 
 
@@ -156,11 +156,11 @@ def main():
         settings += ["training.warmup_steps=0"]
         plan = prepare(arguments.config, settings, resume=False)
         training = plan.config.training
-        device = ranks.connect()
+        device = distributed.connect()
         set_tf32(training.tf32)
         if device.type == "cpu":
             keep_freed_memory()
-        accounting = Accounting(flops(plan.spec).training(), 1, matrix_rate(device, training.precision))
+        accounting = Utilisation(flops(plan.spec).training(), 1, matrix_rate(device, training.precision))
         compiled = worthwhile(training, accounting.flops_per_image, device)
         monitor = Monitor(plan.config.folder, training.steps, 0, first=True)
         loops = {

@@ -20,21 +20,23 @@ from pydantic import (
     model_validator,
 )
 
+from fdtrain.credentials import masked_values
 from fdtrain.errors import UserError
+from fdtrain.strict_yaml import MOST_BYTES, brief, parse, shown
 
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class Source(Section):
+class MixtureSource(Section):
     path: str
     weight: float = Field(gt=0, description="share of the images, up to the sum of all weights")
 
 
-class Data(Section):
+class DataConfig(Section):
     path: str | None = Field(None, description="packed data set: folder, URL, brace pattern or list; docs/data.md")
-    mixture: tuple[Source, ...] = Field(
+    mixture: tuple[MixtureSource, ...] = Field(
         (), description="instead of path: several packed data sets, as `[{path, weight}, ...]`"
     )
     train_split: str = Field("train", description="what is trained on")
@@ -46,11 +48,11 @@ class Data(Section):
     verify: bool = Field(False, description="check local shards against their SHA-256 whenever one is opened")
     cache: Path | None = Field(None, description="folder for fetched shards; null: a temporary one")
     cache_gib: float | None = Field(None, gt=0, description="most it may hold; null: no limit")
-    fetch_seconds: float = Field(600.0, gt=0, description="to try to fetch a shard for")
+    fetch_timeout_s: float = Field(600.0, gt=0, description="to try to fetch a shard for")
     allow_pipe: bool = Field(False, description="let a list of shards name commands (pipe:), which are executed")
 
     @model_validator(mode="after")
-    def _one_source(self) -> "Data":
+    def _one_source(self) -> "DataConfig":
         if (self.path is None) == (not self.mixture):
             raise ValueError("set either path or mixture")
         if any(source.weight * 4096 < sum(s.weight for s in self.mixture) for source in self.mixture):
@@ -67,7 +69,7 @@ class Data(Section):
         return [source.weight for source in self.mixture] if self.mixture else [1.0]
 
 
-class Network(Section):
+class NetworkConfig(Section):
     """What every network has."""
 
     name: str
@@ -79,13 +81,13 @@ class Network(Section):
     checkpointing: bool = Field(False, description="recompute activations: less memory, about a third more work")
 
     @model_validator(mode="after")
-    def _labelled(self) -> "Network":
+    def _labelled(self) -> "NetworkConfig":
         if self.label_dropout and not self.class_conditional:
             raise ValueError("label_dropout needs labels; set class_conditional to true, or label_dropout to 0")
         return self
 
 
-class DDPMppNetwork(Network):
+class DDPMppConfig(NetworkConfig):
     name: Literal["ddpmpp"] = Field("ddpmpp", description="the U-Net of Song et al. 2021")
     channels: int = Field(128, ge=8, multiple_of=8, description="width at full resolution")
     multipliers: tuple[int, ...] = Field(
@@ -106,7 +108,7 @@ class DDPMppNetwork(Network):
         return value
 
 
-class VDMNetwork(Network):
+class VDMConfig(NetworkConfig):
     name: Literal["vdm"] = Field("vdm", description="Kingma et al. 2021: full resolution throughout")
     channels: int = Field(128, ge=8, multiple_of=8, description="width; published: 128 CIFAR-10, 256 ImageNet")
     blocks: int = Field(32, ge=1, description="residual blocks each way")
@@ -114,13 +116,13 @@ class VDMNetwork(Network):
     fourier_features: int = Field(2, ge=0, le=8, description="octaves of sines of the input, from one level upwards")
 
 
-class DiTNetwork(Network):
+class DiTConfig(NetworkConfig):
     name: Literal["dit"] = Field("dit", description="the transformer of Peebles & Xie 2023")
     size: Literal["S", "B", "L", "XL"] = Field("S", description="the paper's")
     patch: int = Field(2, ge=1, description="pixels of a token's side")
 
 
-NETWORKS: dict[str, type[Network]] = {"ddpmpp": DDPMppNetwork, "vdm": VDMNetwork, "dit": DiTNetwork}
+NETWORKS: dict[str, type[NetworkConfig]] = {"ddpmpp": DDPMppConfig, "vdm": VDMConfig, "dit": DiTConfig}
 
 
 def _network_name(value: Any) -> str:
@@ -129,7 +131,7 @@ def _network_name(value: Any) -> str:
     return name if isinstance(name, str) else repr(name)
 
 
-class Diffusion(Section):
+class DiffusionConfig(Section):
     predictor: Literal["plain", "bounded", "alpha"] = Field(
         "bounded", description="how the network's output becomes the field F; docs/method.md, section 2"
     )
@@ -140,11 +142,13 @@ class Diffusion(Section):
     time_density: Literal["uniform", "asinh"] = Field("asinh", description="of t, on [0, 1]")
 
 
+MOST_TOLD = 8
+"""Mistakes of one message."""
 OFFLOAD_STAGE = {"none": 0, "optimizer": 1, "weights": 3}
 """The lowest stage of ZeRO that can."""
 
 
-class Training(Section):
+class TrainingConfig(Section):
     steps: int = Field(ge=1, description="optimiser steps")
     global_batch: int = Field(128, ge=1, description="images of one step over all ranks")
     micro_batch: int | None = Field(None, ge=1, description="images of one rank in one pass; null: all of its share")
@@ -174,16 +178,18 @@ class Training(Section):
     betas: tuple[float, float] = Field((0.9, 0.999), description="of AdamW")
     eps: float = Field(1e-8, gt=0, description="of AdamW")
     weight_decay: float = Field(0.0, ge=0, description="of AdamW")
-    clip: float = Field(1.0, ge=0, description="largest gradient norm; 0: no clipping")
-    spike: float | None = Field(
+    grad_clip: float = Field(1.0, ge=0, description="largest gradient norm; 0: no clipping")
+    skip_grad_norm_ratio: float | None = Field(
         None, gt=1, description="leave out steps whose gradient norm is above so many times its running mean"
     )
     max_skips: int = Field(30, ge=1, description="steps left out in a row before the run returns to a checkpoint")
-    max_returns: int = Field(3, ge=0, description="returns to a checkpoint, each with other draws, before it stops")
-    silence_seconds: float = Field(
+    max_rollbacks: int = Field(3, ge=0, description="returns to a checkpoint, each with other draws, before it stops")
+    heartbeat_timeout_s: float = Field(
         60.0, ge=1, description="without a sign of life from a rank, after which the others end and name it"
     )
-    patience_seconds: float = Field(600.0, ge=1, description="that a rank waits for another, living one in one call")
+    collective_timeout_s: float = Field(
+        600.0, ge=1, description="that a rank waits for another, living one in one call"
+    )
 
     @field_validator("betas")
     @classmethod
@@ -193,14 +199,14 @@ class Training(Section):
         return value
 
     @model_validator(mode="after")
-    def _offloadable(self) -> "Training":
+    def _offloadable(self) -> "TrainingConfig":
         least = OFFLOAD_STAGE[self.offload]
         if self.zero_stage != "auto" and self.zero_stage < least:
             raise ValueError(f"offload {self.offload} needs zero_stage {least} or more; this is {self.zero_stage}")
         return self
 
     @model_validator(mode="after")
-    def _divisible(self) -> "Training":
+    def _divisible(self) -> "TrainingConfig":
         if self.global_batch % self.lanes:
             nearest = max(n for n in range(1, self.lanes + 1) if self.global_batch % n == 0)
             raise ValueError(
@@ -248,19 +254,19 @@ class Training(Section):
         return share // micro
 
 
-class Ema(Section):
+class EmaConfig(Section):
     decay: float = Field(0.9999, ge=0, lt=1, description="largest decay per step")
     warmup_power: float = Field(1.0, gt=0, description="decay of step n is at most 1 - (1 + n / 10)^-power")
 
 
-class Checkpoint(Section):
+class CheckpointConfig(Section):
     every: int = Field(5000, ge=1, description="steps")
-    keep_last: int = Field(2, ge=1, description="newest checkpoints kept")
+    keep_last: int = Field(2, ge=1, description="newest checkpoints kept; the two newest sound ones always are")
     keep_every: int | None = Field(None, ge=1, description="checkpoints at multiples of this many steps are kept")
     max_failures: int = Field(3, ge=0, description="checkpoints in a row that cannot be written before the run stops")
 
 
-class Monitor(Section):
+class MonitorConfig(Section):
     log_every: int = Field(50, ge=1, description="steps averaged into one line of the log")
     evaluate_every: int | None = Field(None, ge=1, description="steps between bits/dim on the held-out split")
     evaluate_draws: int = Field(1, ge=1, description="draws of (u, t, eps) per held-out image")
@@ -285,16 +291,16 @@ class Config(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="of the run, and of its folder")
     output: Path = Field(Path("runs"), description="folder of all runs")
     seed: int = Field(0, ge=0, lt=2**63, description="fixes everything random about the run")
-    data: Data
+    data: DataConfig
     network: Annotated[
-        Annotated[DDPMppNetwork, Tag("ddpmpp")] | Annotated[VDMNetwork, Tag("vdm")] | Annotated[DiTNetwork, Tag("dit")],
+        Annotated[DDPMppConfig, Tag("ddpmpp")] | Annotated[VDMConfig, Tag("vdm")] | Annotated[DiTConfig, Tag("dit")],
         Discriminator(_network_name),
-    ] = DDPMppNetwork()
-    diffusion: Diffusion = Diffusion()
-    training: Training
-    ema: Ema = Ema()
-    checkpoint: Checkpoint = Checkpoint()
-    monitor: Monitor = Monitor()
+    ] = DDPMppConfig()
+    diffusion: DiffusionConfig = DiffusionConfig()
+    training: TrainingConfig
+    ema: EmaConfig = EmaConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    monitor: MonitorConfig = MonitorConfig()
 
     @property
     def folder(self) -> Path:
@@ -313,11 +319,12 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
             is one line that names the key.
     """
     try:
-        content = yaml.safe_load(Path(path).read_text())
+        with open(path, encoding="utf-8") as file:
+            content = parse(file.read(MOST_BYTES + 1))
     except OSError as error:
-        raise UserError(f"--config: cannot read {path} ({error.strerror}).") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {_one_line(error)}.") from error
+        raise UserError(f"--config: cannot read {brief(str(path))} ({error.strerror}).") from error
+    except (UserError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {brief(str(error))}.") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold sections such as 'data:' and 'training:', not {type(content).__name__}.")
     for override in overrides or []:
@@ -325,39 +332,47 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     try:
         return Config.model_validate(content)
     except ValidationError as error:
-        raise UserError("; ".join(_explain(e) for e in error.errors()) + f" (in {path}).") from error
+        mistakes = [_explain(e) for e in error.errors()]
+        more = [f"and {len(mistakes) - MOST_TOLD} more"] if mistakes[MOST_TOLD:] else []
+        raise UserError("; ".join(mistakes[:MOST_TOLD] + more) + f" (in {path}).") from error
 
 
 def dump_config(config: Config) -> str:
-    """The resolved configuration, every default spelled out, as YAML that :func:`load_config` reads."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    """The resolved configuration, every default spelled out, as YAML that :func:`load_config` reads.
+
+    Credentials in URLs are masked; references to the environment stay.
+    """
+    return yaml.safe_dump(masked_values(config.model_dump(mode="json")), sort_keys=False)
 
 
 def _apply(content: dict[str, Any], override: str) -> None:
     key, equals, value = override.partition("=")
     if not equals or not key:
-        raise UserError(f"--set {override}: expected section.key=value, such as training.lr=1e-4.")
+        raise UserError(f"--set {brief(override)}: expected section.key=value, such as training.lr=1e-4.")
     *sections, last = key.split(".")
     for section in sections:
-        if content.get(section) is None:
-            content[section] = {}
+        inner = content.get(section)
+        if not isinstance(inner, dict | None):
+            raise UserError(f"--set {brief(override)}: '{section}' is a value, not a section.")
+        # A copy: an alias may have made it another section too.
+        content[section] = dict(inner or {})
         content = content[section]
-        if not isinstance(content, dict):
-            raise UserError(f"--set {override}: '{section}' is a value, not a section.")
     try:
-        content[last] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise UserError(f"--set {override}: not a YAML value: {_one_line(error)}.") from error
+        content[last] = parse(value)
+    except UserError as error:
+        raise UserError(f"--set {brief(override)}: not a YAML value: {error}.") from error
 
 
 def _explain(error: dict[str, Any]) -> str:
     """One clause for one of pydantic's complaints."""
-    place = [str(part) for part in error["loc"]]
+    place = [brief(str(part)) for part in error["loc"]]
     sections = _sections()
     if place[0] == "network" and len(place) > 1:
         # Pydantic names the member of the union too.
         sections["network"] = NETWORKS[place.pop(1)]
     name = ".".join(place)
+    if name in RENAMED:
+        return f"{name} is called {'.'.join([*place[:-1], RENAMED[name]])} now"
     if error["type"] == "extra_forbidden":
         return f"unknown key '{place[-1]}' in {_section_name(place[:-1])}{_suggest(place, sections)}"
     if error["type"] == "missing":
@@ -366,9 +381,19 @@ def _explain(error: dict[str, Any]) -> str:
         return f"{name or 'configuration'}: {error['ctx']['error']}"
     if error["type"] == "union_tag_invalid":
         *names, last = (f"'{network}'" for network in NETWORKS)
-        return f"network.name: input should be {', '.join(names)} or {last}, not {error['ctx']['tag']!r}"
-    given = error["input"]
-    return f"{name}: {error['msg'][0].lower()}{error['msg'][1:]}, not {given!r}"
+        return f"network.name: input should be {', '.join(names)} or {last}, not {shown(error['ctx']['tag'])}"
+    return f"{name}: {error['msg'][0].lower()}{error['msg'][1:]}, not {shown(error['input'])}"
+
+
+RENAMED = {
+    "training.clip": "grad_clip",
+    "training.spike": "skip_grad_norm_ratio",
+    "training.max_returns": "max_rollbacks",
+    "training.silence_seconds": "heartbeat_timeout_s",
+    "training.patience_seconds": "collective_timeout_s",
+    "data.fetch_seconds": "fetch_timeout_s",
+}
+"""Keys of earlier versions, and what their sections call them now."""
 
 
 def _section_name(place: list[str]) -> str:
@@ -395,9 +420,5 @@ def _suggest(place: list[str], sections: dict[str, type[BaseModel]]) -> str:
 
 def _sections() -> dict[str, type[BaseModel]]:
     """The class of every section; of the network's, the default one."""
-    found = {name: field.annotation for name, field in Config.model_fields.items()} | {"network": DDPMppNetwork}
+    found = {name: field.annotation for name, field in Config.model_fields.items()} | {"network": DDPMppConfig}
     return {name: made for name, made in found.items() if isinstance(made, type) and issubclass(made, BaseModel)}
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -3,11 +3,17 @@
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable
+
+from fdtrain.credentials import masked
 
 
 class UserError(Exception):
-    """What is wrong, where, and what to do about it, in one line."""
+    """What is wrong, where, and what to do about it, in one line, and without the credentials that a URL may hold."""
+
+    def __init__(self, message: object):
+        super().__init__(masked(str(message)))
 
 
 class LostPeer(Exception):
@@ -27,7 +33,7 @@ class Preempted(Exception):
 
 
 EXIT_CODE = 2
-LOST_PEER_CODE = 1
+LOST_PEER_CODE = BUG_CODE = 1
 HOLD_BACK_SECONDS = 12
 """That a rank which only lost a peer leaves to that peer to say why."""
 PREEMPTED_CODE = 75
@@ -56,6 +62,20 @@ def exit_code(main: Callable[[], None]) -> int:
         if rank == 0:
             print(f"fdtrain: {news}", file=sys.stderr, flush=True)
         return PREEMPTED_CODE
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("fdtrain"):
+            raise
+        print(
+            f"fdtrain: error: {sys.executable} has no {error.name}. Run this with .venv/bin/python, which "
+            "`make environment` (or `make demo`) makes, or install it into this Python.",
+            file=sys.stderr,
+            flush=True,
+        )
+        return EXIT_CODE
+    except Exception:
+        # The texts of other libraries' errors may hold URLs.
+        print(masked(traceback.format_exc()), file=sys.stderr, flush=True)
+        return BUG_CODE
     time.sleep(patience)
     who = f" (rank {rank})" if rank else ""
     if str(message):

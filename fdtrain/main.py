@@ -31,14 +31,15 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def train(arguments: argparse.Namespace) -> None:
     """Check everything that can be checked at once, then build the run's parts and train."""
-    from fdtrain.training.signals import answered, leave_before_training
+    from fdtrain.resilience.launcher import followed
+    from fdtrain.resilience.signals import answered, leave_before_training
 
-    with answered(leave_before_training):
-        from fdtrain.preparation import prepare
+    with followed(leave_before_training), answered(leave_before_training):
+        from fdtrain.training.plan import prepare
 
         plan = prepare(arguments.config, arguments.set, resume=arguments.resume == "auto", profile=arguments.profile)
         # Imports DeepSpeed, which takes seconds: a mistake in the configuration is told before that.
-        from fdtrain.assembly import run
+        from fdtrain.training.build import run
 
         run(plan)
 

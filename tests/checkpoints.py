@@ -5,15 +5,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fdtrain.checkpoint import store
+from fdtrain.checkpoint.fragments import AVERAGE, FIRST_MOMENT, SECOND_MOMENT, WEIGHT
 from fdtrain.networks.model import Model, ModelSpec
-from fdtrain.training.parts import AVERAGE, FIRST_MOMENT, SECOND_MOMENT, WEIGHT, Parts
 
 KINDS = (WEIGHT, AVERAGE, FIRST_MOMENT, SECOND_MOMENT)
 
 
 def tensors(folder: Path, *kinds: str) -> dict[str, Tensor]:
     """Those of a checkpoint, all kinds unless some are named, by ``kind/parameter``."""
-    parts, model = Parts(folder), Model(ModelSpec.load(folder / "model.json"))
+    parts, model = store.open_parts(folder), Model(ModelSpec.load(folder / "model.json"))
     shapes = {name: p.shape for name, p in model.named_parameters()}
     return {f"{kind}/{name}": t for kind in kinds or KINDS for name, t in parts.whole(kind, shapes).items()}
 

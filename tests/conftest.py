@@ -101,7 +101,7 @@ def fork(command: list[str], folder: Path, timeout: int = 240) -> subprocess.Com
     It is forked from a server that does nothing but import them, once for all tests.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["fdtrain.assembly"])
+    context.set_forkserver_preload(["fdtrain.training.build"])
     files = folder / "stdout.txt", folder / "stderr.txt"
     kept, os.environ["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS"), "1"
     try:

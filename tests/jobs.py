@@ -4,7 +4,7 @@ import subprocess
 import time
 
 import psutil
-from conftest import ROOT, environment
+from conftest import ROOT, environment, free_port
 
 
 def start(command: list[str]) -> subprocess.Popen:
@@ -35,3 +35,38 @@ def ranks_of(job: subprocess.Popen) -> list[psutil.Process]:
     found = [p for p in psutil.Process(job.pid).children(recursive=True) if "main.py" in " ".join(p.cmdline())]
     found = [p for p in found if p.environ().get("RANK") and p.parent().environ().get("RANK") is None]
     return sorted(found, key=lambda p: int(p.environ()["RANK"]))
+
+
+class Group:
+    """Processes without a launcher that would end them."""
+
+    def __init__(self, count: int, command: list[str]):
+        where = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        self.jobs = [
+            subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env={**environment(), **where, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for rank in range(count)
+        ]
+
+    def __enter__(self) -> list[subprocess.Popen]:
+        return self.jobs
+
+    def __exit__(self, *_):
+        for job in self.jobs:
+            job.kill()
+            job.communicate()
+
+
+def message(job: subprocess.Popen, timeout: float) -> str:
+    """Its one line, and nothing else."""
+    assert job.wait(timeout) == 1
+    lines = job.stderr.read().splitlines()
+    (line,) = [line for line in lines if line.startswith("fdtrain: error")]
+    assert not any("Traceback" in line for line in lines)
+    return line

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from fdtrain.data.dataset import VERSION, Description, Shard, write_description
+from fdtrain.data.dataset import VERSION, DatasetDescription, Shard, write_description
 
 Members = Sequence[tuple[str, bytes]]
 
@@ -52,7 +52,7 @@ def write_tar(path: Path, members: Members, format: int = tarfile.USTAR_FORMAT) 
             tar.addfile(info, io.BytesIO(data))
 
 
-def describe(folder: Path, splits: dict[str, dict[str, int]], **changes) -> Description:
+def describe(folder: Path, splits: dict[str, dict[str, int]], **changes) -> DatasetDescription:
     """Write the dataset.json of shards that lie in ``folder``: by split, file names and their numbers of images."""
 
     def shard(file: str, images: int) -> Shard:
@@ -70,14 +70,14 @@ def describe(folder: Path, splits: dict[str, dict[str, int]], **changes) -> Desc
         "encoding": "npy",
         "splits": {split: [shard(*item) for item in files.items()] for split, files in splits.items()},
     } | changes
-    description = Description(**settings)
+    description = DatasetDescription(**settings)
     write_description(folder, description)
     return description
 
 
 def pack(
     folder: Path, counts: Sequence[int] = (5, 7, 4), encoding: str = "npy", first: int = 0, **changes
-) -> Description:
+) -> DatasetDescription:
     """A data set of numbered images in shards of so many, all in 'train'."""
     folder.mkdir(parents=True, exist_ok=True)
     shape = {key: changes[key] for key in ("size", "channels") if key in changes}

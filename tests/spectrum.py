@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from fdtrain.diffusion.predictor import Field
+from fdtrain.diffusion.predictors import Field
 from fdtrain.diffusion.process import alpha
 from fdtrain.diffusion.solvers import Solver, sample
 

@@ -188,6 +188,6 @@ def test_resuming_another_run_s_checkpoint(launch):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(launch):
-    message = error_of(launch("training.lr=1e30", "training.clip=0", "training.steps=50", processes=0, rc=2))
+    message = error_of(launch("training.lr=1e30", "training.grad_clip=0", "training.steps=50", processes=0, rc=2))
     assert "the gradient was unusable in 31 steps in a row up to step" in message
     assert "there is no checkpoint to return to. Lower training.lr" in message

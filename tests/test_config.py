@@ -1,15 +1,35 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
 
-from fdtrain.config import Config, dump_config, load_config
+from fdtrain.capacity.cost import flops
+from fdtrain.capacity.estimate import parameters, published, summary, work
+from fdtrain.config import NETWORKS as SECTIONS
+from fdtrain.config import (
+    RENAMED,
+    Config,
+    DDPMppConfig,
+    DiffusionConfig,
+    DiTConfig,
+    MonitorConfig,
+    TrainingConfig,
+    dump_config,
+    load_config,
+)
+from fdtrain.diffusion.predictors import PREDICTORS
+from fdtrain.diffusion.solvers import SOLVERS
+from fdtrain.diffusion.time_sampling import DENSITIES, DRAWS
 from fdtrain.errors import UserError
-from fdtrain.networks.cost import flops
-from fdtrain.planning import published, summary, work
-from fdtrain.preparation import model_spec
+from fdtrain.networks.dit import SIZES
+from fdtrain.networks.embeddings import TIME_EMBEDDINGS
+from fdtrain.networks.model import NETWORKS
+from fdtrain.training.hardware import DTYPES
+from fdtrain.training.plan import model_spec
+from fdtrain.training.schedule import DECAYS
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 MINIMAL = {"name": "x", "data": {"path": "d"}, "training": {"steps": 10}}
@@ -51,7 +71,7 @@ def test_published_settings():
             (16,),
         )
         assert (network.dropout, config.data.flip) == (dropout, flip)
-        assert (training.lr, training.warmup_steps, training.clip) == (2e-4, 5000, 1.0)
+        assert (training.lr, training.warmup_steps, training.grad_clip) == (2e-4, 5000, 1.0)
         assert (training.global_batch, training.steps, config.ema.decay) == (128, 1_300_000, 0.9999)
 
 
@@ -59,7 +79,10 @@ def test_published_settings():
 def test_the_comment_is_what_the_plan_says(path):
     config = load_config(path)
     spec = model_spec(config, published(config).description())
-    assert summary(config, spec, work(config, flops(spec), gpus=8, tflops=989, utilisation=0.35)) in path.read_text()
+    assert (
+        summary(config, spec, work(config, flops(spec), parameters(spec), gpus=8, tflops=989, utilisation=0.35))
+        in path.read_text()
+    )
 
 
 def test_networks(write):
@@ -172,3 +195,31 @@ def test_the_page_of_keys_is_up_to_date():
     root = Path(__file__).parent.parent
     made = subprocess.run([sys.executable, "tools/document.py"], cwd=root, capture_output=True, text=True, check=True)
     assert (root / "docs" / "configuration.md").read_text() == made.stdout
+
+
+@pytest.mark.parametrize("old", RENAMED)
+def test_a_key_of_an_earlier_version_names_its_new_one(old, write):
+    section = old.partition(".")[0]
+    with pytest.raises(UserError, match=rf"{old} is called {section}\.{RENAMED[old]} now"):
+        load_config(write(MINIMAL), [f"{old}=1"])
+
+
+CHOICES = {
+    (DiffusionConfig, "predictor"): PREDICTORS,
+    (DiffusionConfig, "time_sampling"): DRAWS,
+    (DiffusionConfig, "time_density"): DENSITIES,
+    (MonitorConfig, "sample_solver"): SOLVERS,
+    (DDPMppConfig, "time_embedding"): TIME_EMBEDDINGS,
+    (DiTConfig, "size"): SIZES,
+    (TrainingConfig, "decay"): DECAYS,
+    (TrainingConfig, "precision"): DTYPES,
+}
+
+
+@pytest.mark.parametrize(("section", "key"), CHOICES, ids=lambda value: getattr(value, "__name__", value))
+def test_the_choices_of_a_key_are_those_of_the_code(section, key):
+    assert set(get_args(section.model_fields[key].annotation)) == set(CHOICES[section, key])
+
+
+def test_every_network_has_its_section():
+    assert SECTIONS.keys() == NETWORKS.keys()

@@ -14,12 +14,14 @@ from models import DIGITS
 from PIL import Image
 from safetensors.torch import save_file
 
-from fdtrain import ranks
+from fdtrain import distributed
 from fdtrain.data.split import Split
 from fdtrain.errors import LostPeer, UserError, exit_code
-from fdtrain.evaluation import device, label_features, result
+from fdtrain.evaluation import process
 from fdtrain.evaluation.commands import fid as command
-from fdtrain.evaluation.drawing import Drawing
+from fdtrain.evaluation.fidelity import label_features
+from fdtrain.evaluation.reporting import result
+from fdtrain.evaluation.sampling.options import Drawing
 from fdtrain.networks.model import Model
 
 
@@ -361,5 +363,5 @@ def test_sets_that_cannot_be_measured(call, features, digits, tmp_path):
 
 def test_a_lost_process_of_a_tool_is_told_how_to_go_on():
     message = r"another process .* was lost .*\. The same command goes on where it was\.$"
-    with pytest.raises(LostPeer, match=message), ranks.peers(device.AGAIN):
+    with pytest.raises(LostPeer, match=message), distributed.peers(process.AGAIN):
         raise RuntimeError("gloo: connection closed by peer")

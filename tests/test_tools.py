@@ -15,9 +15,9 @@ from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from fdtrain.checkpoint.fragments import AVERAGE
 from fdtrain.evaluation.load import load_model
-from fdtrain.training import device as devices
-from fdtrain.training.parts import AVERAGE
+from fdtrain.training import hardware as devices
 
 
 @pytest.fixture(scope="module")

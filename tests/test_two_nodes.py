@@ -16,7 +16,12 @@ import pytest
 from checkpoints import assert_same
 from conftest import ROOT, environment, free_port
 
-SETTINGS = ("training.steps=60", "checkpoint.every=5", "training.silence_seconds=3", "training.patience_seconds=60")
+SETTINGS = (
+    "training.steps=60",
+    "checkpoint.every=5",
+    "training.heartbeat_timeout_s=3",
+    "training.collective_timeout_s=60",
+)
 
 
 def ip(*arguments: str) -> None:

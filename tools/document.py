@@ -1,5 +1,6 @@
 """Write the table of every configuration key: ``python tools/document.py > docs/configuration.md``."""
 
+import interpreter  # noqa: F401
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
@@ -9,8 +10,10 @@ from fdtrain.config import NETWORKS, Config
 HEAD = """# Configuration
 
 One YAML file a run; `--set section.key=value` overrides any key. An unknown key, a wrong type or an impossible
-combination is refused before anything starts, and the resolved configuration is saved with the run. This page is
-made from `fdtrain/config.py` by `python tools/document.py`.
+combination is refused before anything starts, and the resolved configuration is saved with the run, credentials in
+URLs masked (docs/data.md). Refused too are a key that is given twice, more than 20,000 values with those that aliases
+repeat, and types beyond texts, numbers, booleans, lists and sections: a date is a text. This page is made from
+`fdtrain/config.py` by `python tools/document.py`.
 """
 
 

@@ -7,9 +7,10 @@ The processes share the images, and the numbers do not depend on how many there 
 import argparse
 import sys
 
-from fdtrain import ranks
+import interpreter  # noqa: F401
+
 from fdtrain.errors import exit_code
-from fdtrain.evaluation import device
+from fdtrain.evaluation import process
 from fdtrain.evaluation.commands import curve, features, fid, nll, report
 from fdtrain.training.monitor import show_pictures
 
@@ -32,10 +33,12 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse_arguments()
+    run = COMMANDS[arguments.command].run
     if "device" in arguments:
-        arguments.device = device.join(arguments.device)
-    with ranks.peers(device.AGAIN):
-        drawn = COMMANDS[arguments.command].run(arguments)
+        with process.joined(arguments.device) as arguments.device:
+            drawn = run(arguments)
+    else:
+        drawn = run(arguments)
     if drawn is not None:
         show_pictures(*drawn)
 

@@ -10,6 +10,8 @@ Writes model.safetensors and config.json. To load them back:
 import argparse
 import sys
 
+import interpreter  # noqa: F401
+
 from fdtrain.errors import exit_code
 from fdtrain.evaluation.load import export
 

@@ -2,6 +2,7 @@
 
     python tools/pack.py digits data/digits
     python tools/pack.py cifar10 cifar-10-python.tar.gz data/cifar10
+    python tools/pack.py idx /usr/share/datasets/fashion-mnist data/fashion-mnist
     python tools/pack.py imagenet32 Imagenet32_train.zip Imagenet32_val.zip data/imagenet32-new
     python tools/pack.py images photographs/ data/photographs --resize 64 --holdout 1000
 
@@ -13,10 +14,13 @@ import os
 import sys
 from pathlib import Path
 
+import interpreter  # noqa: F401
+
 from fdtrain.data.pack import pack
 from fdtrain.data.sources.celeba import celeba64
 from fdtrain.data.sources.cifar import cifar10
 from fdtrain.data.sources.digits import digits
+from fdtrain.data.sources.idx import idx
 from fdtrain.data.sources.imagenet import imagenet32_old, imagenet_new
 from fdtrain.data.sources.images import images
 from fdtrain.data.sources.parquet import parquet
@@ -41,6 +45,8 @@ def main() -> None:
         print(f"{arguments.output}: {description.name}: {split}: {count} images, {len(shards)} shards")
         if source.published.get(split, count) != count:
             print(f"note: {source.published[split]} images were published as '{split}'. Is the source complete?")
+    for note in source.notes:
+        print(f"note: {note}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -70,11 +76,24 @@ def _parser() -> argparse.ArgumentParser:
     source.add_argument(
         "input", type=Path, help="img_align_celeba.zip, beside it list_eval_partition.txt if you have it"
     )
+    _add_idx(add)
     _add_images(add)
     _add_parquet(add)
     for name, source in sources.choices.items():
         _add_output(source, shard_images=100 if name == "digits" else 1000)
     return parser
+
+
+def _add_idx(add) -> None:
+    source = add(
+        "idx",
+        lambda a: idx(a.input, _name(a), a.subset, a.classes.split(",") if a.classes else None),
+        "a folder of IDX files: MNIST, Fashion-MNIST, KMNIST, EMNIST",
+    )
+    source.add_argument("input", type=Path, help="the folder with train-images-idx3-ubyte.gz and the others")
+    source.add_argument("--name", help="of the data set (default: the output folder's)")
+    source.add_argument("--subset", help="of several in one folder, such as emnist-balanced")
+    source.add_argument("--classes", metavar="NAME,...", help="names of the labels from 0 on (default: their numbers)")
 
 
 def _add_images(add) -> None:
@@ -93,12 +112,15 @@ def _add_images(add) -> None:
 def _add_parquet(add) -> None:
     source = add(
         "parquet",
-        lambda a: parquet(a.input, _name(a), a.image_column, a.label_column, a.resize, a.channels),
+        lambda a: parquet(a.input, _name(a), a.image_column, a.label_column, a.resize, a.channels, a.config),
         "a folder of parquet files from the Hugging Face hub, all its splits",
     )
     source.add_argument("input", type=Path, help="the folder")
     source.add_argument("--image-column", metavar="NAME", help="default: the only one that holds images")
-    source.add_argument("--label-column", metavar="NAME", help="default: the only one that holds labels, if any")
+    source.add_argument(
+        "--label-column", metavar="NAME", help="default: the only one that holds labels, if any; '': none"
+    )
+    source.add_argument("--config", metavar="NAME", help="configuration of the data set (default: the only one)")
     _add_fit(source)
 
 

@@ -9,13 +9,26 @@ import argparse
 import sys
 from dataclasses import replace
 
+import interpreter  # noqa: F401
+
+from fdtrain.capacity.cost import Flops, activations, flops
+from fdtrain.capacity.estimate import (
+    DATASETS,
+    KnownDataset,
+    Work,
+    parameters,
+    pass_images,
+    published,
+    state_memory,
+    step_on,
+    summary,
+    work,
+)
+from fdtrain.capacity.interconnect import Interconnect
 from fdtrain.config import Config, load_config
 from fdtrain.errors import UserError, exit_code
-from fdtrain.networks.cost import Flops, activations, flops
 from fdtrain.networks.model import ModelSpec
-from fdtrain.planning import DATASETS, Published, Work, parameters, pass_images, published, state_memory, summary, work
-from fdtrain.preparation import model_spec
-from fdtrain.scaling import Network, step
+from fdtrain.training.plan import model_spec
 
 GIB, MIB = 2**30, 2**20
 
@@ -43,9 +56,10 @@ def main() -> None:
     images = _images(arguments, config)
     spec = model_spec(config, images.description())
     counted = flops(spec)
-    total = work(config, counted, arguments.gpus, arguments.tflops, arguments.utilisation)
+    network = Interconnect(between=arguments.between * 1e9)
+    total = work(config, counted, parameters(spec), arguments.gpus, arguments.tflops, arguments.utilisation, network)
     lines = [arguments.config, *_work(config, images, spec, counted, total), *_memory(config, spec, total.gpus)]
-    lines += _scaling(config, spec, total, Network(between=arguments.between * 1e9))
+    lines += _scaling(config, spec, total, network)
     print("\n".join([*lines, "", summary(config, spec, total)]))
 
 
@@ -63,15 +77,15 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UserError(f"--between {arguments.between}: give the speed of a link in GB/s, such as 45.")
 
 
-def _images(arguments: argparse.Namespace, config: Config) -> Published:
+def _images(arguments: argparse.Namespace, config: Config) -> KnownDataset:
     given = {name: getattr(arguments, name) for name in ("size", "channels", "levels", "classes")}
     given = {name: value for name, value in given.items() if value is not None}
     if len(given) == 4:
-        return Published("given", train_images=0, **given)
+        return KnownDataset("given", train_images=0, **given)
     return replace(DATASETS[arguments.dataset] if arguments.dataset else published(config), **given)
 
 
-def _work(config: Config, images: Published, spec: ModelSpec, counted: Flops, total: Work) -> list[str]:
+def _work(config: Config, images: KnownDataset, spec: ModelSpec, counted: Flops, total: Work) -> list[str]:
     epochs = f", {total.images / images.train_images:,.0f} epochs" if images.train_images else ""
     again = " + forward again, by checkpointing" if config.network.checkpointing else ""
     return [
@@ -80,8 +94,9 @@ def _work(config: Config, images: Published, spec: ModelSpec, counted: Flops, to
         f"forward {counted.forward / 1e9:.1f} + backward {counted.backward / 1e9:.1f}{again}",
         f"run          {config.training.steps:,} steps of global batch {config.training.global_batch}: "
         f"{total.images / 1e6:.1f} M images{epochs}",
-        f"time         {total.gpu_hours:,.0f} GPU hours at {total.utilisation:.0%} of {total.tflops:g} TFLOP/s: "
-        f"{total.days:.2f} days on {total.gpus} GPUs",
+        f"time         {total.gpu_hours:,.0f} GPU hours at {total.utilisation:.0%} of {total.tflops:g} TFLOP/s"
+        f" and {total.step.efficiency:.0%} of linear: {total.days:.2f} days on {total.gpus} GPUs, "
+        f"{1e3 * total.step.seconds:.2f} ms a step",
     ]
 
 
@@ -104,21 +119,20 @@ def _memory(config: Config, spec: ModelSpec, gpus: int) -> list[str]:
     return lines
 
 
-def _scaling(config: Config, spec: ModelSpec, total: Work, network: Network) -> list[str]:
-    """The step as GPUs and global batch grow together."""
+def _scaling(config: Config, spec: ModelSpec, total: Work, network: Interconnect) -> list[str]:
+    """The step as GPUs and global batch grow together, that of the run among them."""
     training = config.training
     images, passes = training.global_batch // total.gpus, training.accumulation(total.gpus)
-    alone = images * total.flops_per_image / (total.tflops * 1e12 * total.utilisation)
     lines = [
         f"weak scaling with {images} images per GPU, ZeRO {training.zero_stage}, "
         f"{network.inside / 1e9:g} GB/s in a node and {network.between / 1e9:g} per GPU between nodes",
         "  GPUs  step, ms  waiting for others, ms  of linear    images/s",
     ]
-    for gpus in (1, 8, 64, 512, 4096):
-        found = step(alone, 4 * parameters(spec), gpus, training.stage(gpus), network, passes)
+    for gpus in sorted({1, 8, 64, 512, 4096, total.gpus}):
+        found = step_on(config, parameters(spec), total.step.alone, gpus, passes, network)
         lines.append(
             f"  {gpus:4}{1e3 * found.seconds:10.2f}{1e3 * found.exposed:24.2f}{found.efficiency:11.0%}"
-            f"{images * gpus / found.seconds:12,.0f}"
+            f"{images * gpus / found.seconds:12,.0f}{'  this run' if gpus == total.gpus else ''}"
         )
     return lines
 

@@ -15,15 +15,17 @@ import sys
 from contextlib import nullcontext
 from pathlib import Path
 
+import interpreter  # noqa: F401
 import torch
 from tqdm import tqdm
 
-from fdtrain import ranks
+from fdtrain import distributed
 from fdtrain.errors import UserError, exit_code
-from fdtrain.evaluation import device, result
-from fdtrain.evaluation.drawing import Drawing, add_arguments
-from fdtrain.evaluation.output import Output
-from fdtrain.evaluation.parts import Parts
+from fdtrain.evaluation import process
+from fdtrain.evaluation.reporting import result
+from fdtrain.evaluation.sampling.options import Drawing, add_arguments
+from fdtrain.evaluation.sampling.output import Output
+from fdtrain.evaluation.sampling.partial_samples import PartialSamples
 from fdtrain.networks.model import Model, ModelSpec
 
 
@@ -44,10 +46,9 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     arguments = parse_arguments()
     try:
-        with ranks.peers(device.AGAIN):
-            run(arguments)
+        run(arguments)
     except KeyboardInterrupt:
-        raise UserError(f"interrupted. {device.AGAIN}") from None
+        raise UserError(f"interrupted. {process.AGAIN}") from None
     except OSError as error:
         raise UserError(f"--out: cannot write {arguments.out} ({error.strerror or error}).") from error
 
@@ -60,47 +61,52 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.seed < 0:
         raise UserError("--seed must not be negative.")
     output = _output(arguments)
-    place = device.join(arguments.device)
-    request = {
-        "images": arguments.images,
-        "seed": arguments.seed,
-        **drawing.describe(),
-        "form": output.form,
-        "weights_sha256": subject.sha256,
-        # Noise is the same on any CPU, and on any GPU of a kind, but not on both.
-        "noise": place.type,
-    }
-    complete = output.check(request)
-    if not complete:
-        parts = Parts(output.work, request)
-        _sample(arguments, model.to(place), spec, drawing, parts, place)
-        if ranks.rank() == 0:
-            labels = (lambda images: drawing.labels(images, spec)) if spec.classes else None
-            output.write(parts, spec, labels, subject.identity() | {"dataset": spec.dataset})
-    if ranks.rank() == 0:
+    with process.joined(arguments.device) as place:
+        request = {
+            "images": arguments.images,
+            "seed": arguments.seed,
+            **drawing.describe(),
+            "form": output.form,
+            "weights_sha256": subject.sha256,
+            # Noise is the same on any CPU, and on any GPU of a kind, but not on both.
+            "noise": place.type,
+        }
+        complete = output.check(request)
+        if not complete:
+            parts = PartialSamples(output.work, request)
+            _sample(arguments, model.to(place), spec, drawing, parts, place)
+            if distributed.rank() == 0:
+                labels = (lambda images: drawing.labels(images, spec)) if spec.classes else None
+                output.write(parts, spec, labels, subject.identity() | {"dataset": spec.dataset})
+    if distributed.rank() == 0:
         already = ", complete already" if complete else ""
         print(f"{output.path}: {arguments.images} images, {drawing.solver}, {drawing.nfe} evaluations each{already}")
 
 
 def _sample(
-    arguments: argparse.Namespace, model: Model, spec: ModelSpec, drawing: Drawing, parts: Parts, place: torch.device
+    arguments: argparse.Namespace,
+    model: Model,
+    spec: ModelSpec,
+    drawing: Drawing,
+    parts: PartialSamples,
+    place: torch.device,
 ) -> None:
     """Sample what is missing, the ranks in turn batch by batch, and wait for all."""
-    first = ranks.rank() == 0
+    first = distributed.rank() == 0
     if first:
         parts.begin()
-    device.wait_for_all(place)
+    process.wait_for_all(place)
     chunks = parts.missing(arguments.batch)
     # No rank may add a part before every rank has seen which are missing.
-    device.wait_for_all(place)
+    process.wait_for_all(place)
     with parts.alone() if first else nullcontext():
         total, left = arguments.images, sum(map(len, chunks))
         shown = first and sys.stderr.isatty()
         with tqdm(total=total, initial=total - left, unit="image", disable=not shown) as bar:
-            for chunk in chunks[ranks.rank() :: ranks.world_size()]:
+            for chunk in chunks[distributed.rank() :: distributed.world_size()]:
                 parts.save(chunk, drawing.draw(model, spec, chunk, arguments.seed))
                 bar.update(sum(map(len, parts.stored())) - bar.n if shown else 0)
-        device.wait_for_all(place)
+        process.wait_for_all(place)
 
 
 def _output(arguments: argparse.Namespace) -> Output:

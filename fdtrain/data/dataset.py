@@ -1,12 +1,15 @@
 """``dataset.json``: what a folder of shards holds (docs/data.md)."""
 
+import hashlib
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fdtrain.errors import UserError
+from fdtrain.strict_yaml import brief
 
 FILE = "dataset.json"
 VERSION = 1
@@ -26,7 +29,7 @@ class Shard(_Model):
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 
-class Description(_Model):
+class DatasetDescription(_Model):
     """A packed data set: every split's shards, and what its images are.
 
     ``levels`` is the number of values a pixel takes (256 for 8-bit images): bits/dim are bits per
@@ -56,7 +59,7 @@ class Description(_Model):
         return self.channels * self.size * self.size
 
 
-def parse_description(text: str, where: str) -> Description:
+def parse_description(text: str, where: str) -> DatasetDescription:
     """Check the contents of a ``dataset.json``; ``where`` names it in messages.
 
     Raises:
@@ -66,7 +69,7 @@ def parse_description(text: str, where: str) -> Description:
         content = json.loads(text)
         if isinstance(content, dict) and content.get("version") != VERSION:
             raise UserError(f"{where}: version {content.get('version')}, this fdtrain reads {VERSION}. Pack it again.")
-        return Description.model_validate(content)
+        return DatasetDescription.model_validate(content)
     except (json.JSONDecodeError, RecursionError) as error:
         raise UserError(f"{where} is not JSON ({error}). Pack the data set again.") from error
     except ValidationError as error:
@@ -75,29 +78,41 @@ def parse_description(text: str, where: str) -> Description:
         raise UserError(f"{where}: {place}: {first['msg']}. Pack the data set again.") from error
 
 
-def read_description(folder: str | Path) -> Description:
+def read_description(folder: str | Path) -> DatasetDescription:
     """Read and check ``folder/dataset.json``.
 
     Raises:
         UserError: the folder or the file is missing or not one of ours.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(f"data.path: no folder {folder}. Pack a data set into it with tools/pack.py.")
     file = folder / FILE
-    if not file.is_file():
-        raise UserError(f"data.path: {folder} holds no {FILE}. Pack a data set into it with tools/pack.py.")
-    return parse_description(file.read_text(errors="replace"), str(file))
+    try:
+        if not folder.is_dir():
+            raise UserError(f"data.path: no folder {folder}. Pack a data set into it with tools/pack.py.")
+        if not file.is_file():
+            raise UserError(f"data.path: {folder} holds no {FILE}. Pack a data set into it with tools/pack.py.")
+        text = file.read_text(errors="replace")
+    except OSError as error:
+        raise UserError(
+            f"data.path: cannot read {brief(str(file))} ({error.strerror}). Check the path, and that you may read it."
+        ) from error
+    return parse_description(text, str(file))
 
 
-def write_description(folder: Path, description: Description) -> None:
+def write_description(folder: Path, description: DatasetDescription) -> None:
     """Write ``dataset.json`` last of all, in one rename: a folder that has it is complete."""
     aside = folder / f".{FILE}"
     aside.write_text(json.dumps(description.model_dump(), indent=1) + "\n")
     os.replace(aside, folder / FILE)
 
 
-def check_split(folder: str | Path, description: Description, split: str) -> None:
+def fingerprint(shards: Iterable[Shard]) -> str:
+    """SHA-256 over names, counts and checksums of shards in their order, which with the seed fix the samples' order."""
+    lines = [f"{shard.file} {shard.images} {shard.sha256}\n" for shard in shards]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def check_split(folder: str | Path, description: DatasetDescription, split: str) -> None:
     """See that every shard of a split lies in ``folder`` in full length.
 
     Raises:
@@ -117,6 +132,8 @@ def check_length(path: Path, shard: Shard) -> None:
         found = path.stat().st_size
     except FileNotFoundError:
         raise UserError(f"{path} is listed in {FILE} but missing. Restore it or pack again.") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}). Check its permissions.") from error
     if found != shard.bytes:
         raise UserError(
             f"{path} has {found} bytes, {FILE} says {shard.bytes}: cut short or changed. Restore it or pack again."

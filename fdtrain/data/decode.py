@@ -12,7 +12,7 @@ import os
 import numpy as np
 from PIL import JpegImagePlugin, PngImagePlugin
 
-from fdtrain.data.dataset import Description
+from fdtrain.data.dataset import DatasetDescription
 
 PICTURES = {
     "png": PngImagePlugin.PngImageFile,
@@ -36,7 +36,7 @@ class Broken(Exception):
 class ImageDecoder:
     """Reads images of one data set's shape straight into a batch."""
 
-    def __init__(self, description: Description):
+    def __init__(self, description: DatasetDescription):
         self.shape = (description.size, description.size, description.channels)
         self.dims = description.dims
         self.mode = _MODES[description.channels]

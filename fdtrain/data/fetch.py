@@ -12,6 +12,7 @@ from pathlib import Path
 import fsspec
 from fsspec.asyn import AsyncFileSystem
 
+from fdtrain.credentials import masked
 from fdtrain.errors import UserError
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
@@ -33,8 +34,7 @@ def shown(place: str) -> str:
     """A place for messages: without the secrets that a URL or a command may hold."""
     if place.startswith("pipe:"):
         return f"pipe: ... {posixpath.basename(place)}"
-    scheme, separator, rest = place.rpartition("://")
-    return scheme + separator + rest.rpartition("@")[2] if separator else place
+    return masked(place)
 
 
 def fetch(place: str, into: Path, seconds: float, check: Callable[[Path], None] = lambda path: None) -> None:
@@ -158,4 +158,4 @@ def _advice(error: Exception) -> str:
         return "Upload it again, with the dataset.json it was packed with."
     if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
         return "Free space there, choose another data.cache, or set data.cache_gib."
-    return "Check the network and the server, or give it longer with data.fetch_seconds."
+    return "Check the network and the server, or give it longer with data.fetch_timeout_s."

@@ -4,19 +4,23 @@ data/cifar10                                 a folder with dataset.json
 https://host/cifar10, s3://bucket/cifar10    the same, elsewhere
 s3://bucket/cifar10/train-{000..099}.tar     some of its shards; dataset.json beside them
 data/shards.txt                              a list, one shard (or pattern) a line; dataset.json beside it
+
+Of a URL, ``?...`` belongs to every file beneath it, and ``${NAME}`` stands for a variable of the environment.
 """
 
+import os
 import posixpath
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from webdataset.shardlists import expand_urls
-
-from fdtrain.data.dataset import FILE, Description, check_length, parse_description, read_description
+from fdtrain.credentials import MASK, expand_references
+from fdtrain.data.braces import expand
+from fdtrain.data.dataset import FILE, DatasetDescription, check_length, parse_description, read_description
 from fdtrain.data.fetch import is_remote, read_text, shown
 from fdtrain.data.shards import PlacedShard
 from fdtrain.errors import UserError
+from fdtrain.strict_yaml import brief
 
 LIST = ".txt"
 
@@ -31,7 +35,7 @@ class PackedData:
     """
 
     base: str
-    description: Description
+    description: DatasetDescription
     places: dict[str, str] | None
 
     def split(self, name: str) -> list[PlacedShard]:
@@ -70,20 +74,21 @@ def locate(path: str | Path, allow_pipe: bool = False, seconds: float = 60.0) ->
     Raises:
         UserError: there is none; a pattern or list names what it does not describe; a folder holds other shards.
     """
-    path = str(path)
+    path = _with_credentials(str(path))
     if path.startswith("pipe:"):
         raise UserError("data.path: put pipe: commands into a list file (.txt) beside a local dataset.json.")
     places = None
-    if path.endswith(LIST):
-        base = posixpath.dirname(path)
+    place, query = _split_query(path)
+    if place.endswith(LIST):
+        base = posixpath.dirname(place) + query
         lines = [line.strip() for line in _read(path, seconds).splitlines()]
         lines = [line for line in lines if line and not line.startswith("#")]
-        places = [_absolute(base, place) for line in lines for place in expand_urls(line)]
-    elif "{" in path:
-        base = posixpath.dirname(path.partition("{")[0])
-        places = expand_urls(path)
+        places = [_absolute(base, place) for place in _expand(path, lines)]
+    elif "{" in place:
+        base = posixpath.dirname(place.partition("{")[0]) + query
+        places = [name + query for name in _expand(path, [place])]
     else:
-        base = path.rstrip("/") or "/"
+        base = (place.rstrip("/") or "/") + query
     base = base or "."
     description = _description(base, seconds)
     listed = {shard.file for shards in description.splits.values() for shard in shards}
@@ -92,11 +97,11 @@ def locate(path: str | Path, allow_pipe: bool = False, seconds: float = 60.0) ->
             _check_no_others(Path(base), listed)
         return PackedData(base, description, None)
     if not allow_pipe and any(place.startswith("pipe:") for place in places):
-        raise UserError(f"{path} runs commands (pipe:). Set data.allow_pipe to true if you trust it.")
+        raise UserError(f"{shown(path)} runs commands (pipe:). Set data.allow_pipe to true if you trust it.")
     return PackedData(base, description, _by_name(path, places, listed))
 
 
-def _description(base: str, seconds: float) -> Description:
+def _description(base: str, seconds: float) -> DatasetDescription:
     if is_remote(base):
         place = _join(base, FILE)
         return parse_description(read_text(place, seconds), shown(place))
@@ -109,15 +114,15 @@ def _read(place: str, seconds: float) -> str:
     try:
         return Path(place).read_text(errors="replace")
     except FileNotFoundError:
-        raise UserError(f"data.path: no list file {place}.") from None
+        raise UserError(f"data.path: no list file {brief(place)}.") from None
     except OSError as error:
-        raise UserError(f"data.path: cannot read {place} ({error.strerror}).") from error
+        raise UserError(f"data.path: cannot read {brief(place)} ({error.strerror}).") from error
 
 
 def _by_name(path: str, places: Iterable[str], listed: set[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for place in places:
-        name = posixpath.basename(place)
+        name = posixpath.basename(_split_query(place)[0])
         if name not in listed:
             raise UserError(f"{shown(path)} names {name}, which {FILE} does not list. Correct one of the two.")
         if name in found:
@@ -129,7 +134,11 @@ def _by_name(path: str, places: Iterable[str], listed: set[str]) -> dict[str, st
 
 
 def _check_no_others(folder: Path, listed: set[str]) -> None:
-    others = sorted(file.name for file in folder.glob("[!.]*.tar") if file.name not in listed)
+    try:
+        there = os.listdir(folder)
+    except OSError as error:
+        raise UserError(f"data.path: cannot read {folder} ({error.strerror}). Check its permissions.") from error
+    others = sorted(name for name in there if name.endswith(".tar") and name[0] != "." and name not in listed)
     if others:
         raise UserError(
             f"{folder} holds {others[0]}{f' and {len(others) - 1} more' if others[1:] else ''}, which {FILE} does not "
@@ -138,7 +147,43 @@ def _check_no_others(folder: Path, listed: set[str]) -> None:
 
 
 def _join(base: str, name: str) -> str:
-    return f"{base}/{name}"
+    place, query = _split_query(base)
+    return f"{place.rstrip('/')}/{name}{query}"
+
+
+def _split_query(place: str) -> tuple[str, str]:
+    """A place, and of a URL what follows from ``?`` on."""
+    if not is_remote(place) or place.startswith("pipe:"):
+        return place, ""
+    path, mark, query = place.partition("?")
+    return path, mark + query
+
+
+def _with_credentials(path: str) -> str:
+    """``path`` with its references to the environment expanded.
+
+    Raises:
+        UserError: it is empty, names a variable that does not exist, or its credentials were removed.
+    """
+    if not path.strip():
+        raise UserError("data.path is empty. Give the folder or URL of a packed data set.")
+    try:
+        expanded = expand_references(path)
+    except KeyError as error:
+        raise UserError(f"data.path names ${{{error.args[0]}}}, which the environment does not have. Set it.") from None
+    if is_remote(expanded) and MASK in expanded:
+        raise UserError(
+            f"data.path: {MASK} stands where the credentials of {expanded} were removed when it was stored. "
+            "Give the path again, best with ${NAME} for a variable of the environment that holds them."
+        )
+    return expanded
+
+
+def _expand(path: str, patterns: list[str]) -> list[str]:
+    try:
+        return expand(patterns)
+    except UserError as error:
+        raise UserError(f"data.path: {shown(path)} {error}. Correct it.") from None
 
 
 def _absolute(base: str, place: str) -> str:

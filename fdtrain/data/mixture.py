@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fdtrain.data.dataset import Description
+from fdtrain.data.dataset import DatasetDescription
 from fdtrain.data.lanes import LaneOrder
 from fdtrain.data.location import PackedData, locate
 from fdtrain.data.shards import PlacedShard
@@ -28,7 +28,7 @@ class DataSets:
 
     parts: list[PackedData]
     weights: list[float]
-    description: Description
+    description: DatasetDescription
 
     def split(self, name: str) -> list[list[PlacedShard]]:
         """Each data set's shards of a split, with labels as in the common description.

@@ -15,24 +15,54 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 from tqdm import tqdm
 
-from fdtrain.data.dataset import FILE, VERSION, Description, Shard, check_split, read_description, write_description
+from fdtrain.data.dataset import (
+    FILE,
+    VERSION,
+    DatasetDescription,
+    Shard,
+    check_split,
+    read_description,
+    write_description,
+)
 from fdtrain.data.processes import progress, run
 from fdtrain.data.sources.source import Part, Source
-from fdtrain.data.writer import ENCODINGS, WORK, Form, finished, layout, write_part, write_text
+from fdtrain.data.writer import (
+    ENCODINGS,
+    MANY,
+    REPORTED,
+    WORK,
+    BadImages,
+    Cut,
+    Form,
+    finished,
+    layout,
+    write_part,
+    write_text,
+    writing,
+)
 from fdtrain.errors import UserError
 
 REQUEST = "packing.json"
 
 
 class Request(BaseModel):
-    """What was asked for (``source`` is its identity), and how many images each part of each split holds."""
+    """What was asked for (``source`` is its identity), and how many images each part of each split holds.
+
+    ``bad_images`` is whether some cannot be packed: then this request is never finished, unless they are replaced.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    description: Description
+    description: DatasetDescription
     shard_images: int
     source: str
     images: dict[str, list[int]]
+    bad_images: bool = False
+
+    def same(self, other: "Request") -> bool:
+        """Whether the same is asked for; what has been found since does not count."""
+        found = {"images": {}, "bad_images": False}
+        return self.model_copy(update=found) == other.model_copy(update=found)
 
 
 def pack(
@@ -42,8 +72,10 @@ def pack(
     shard_images: int = 1000,
     workers: int = 1,
     bar: bool = False,
-) -> Description:
+) -> DatasetDescription:
     """Pack ``source`` into ``folder``, or finish what an earlier call with the same request began.
+
+    What another request began is replaced if it has finished no shard, or cannot be finished for its bad images.
 
     Args:
         source: to pack.
@@ -54,7 +86,8 @@ def pack(
         bar: show progress.
 
     Raises:
-        UserError: the source is broken, or the folder holds something else or is being packed.
+        UserError: the source is broken (all its bad images are named), or the folder holds something else, is being
+            packed, or cannot be written.
     """
     folder = Path(folder)
     with _alone(folder):
@@ -62,7 +95,7 @@ def pack(
         begun = _begun(folder, request)
         if (folder / FILE).exists():
             return _complete(folder)
-        (folder / WORK).mkdir(exist_ok=True)
+        _prepare(folder)
         if begun is None:
             request = request.model_copy(update={"images": _count(source, workers, bar)})
             write_text(folder / REQUEST, request.model_dump_json(indent=1))
@@ -70,12 +103,13 @@ def pack(
             request = begun
         splits = _write_shards(source, request, folder, workers, bar)
         description = request.description.model_copy(update={"splits": splits})
-        write_description(folder, description)
-        shutil.rmtree(folder / WORK)
+        with writing(folder / FILE, folder / f".{FILE}"):
+            write_description(folder, description)
+            shutil.rmtree(folder / WORK)
     return description
 
 
-def pack_digits(folder: str | Path, shard_images: int = 100) -> Description:
+def pack_digits(folder: str | Path, shard_images: int = 100) -> DatasetDescription:
     """The embedded data set, in this process."""
     # Loaded here: worker processes import this module, and have no use for scikit-learn.
     from fdtrain.data.sources.digits import digits
@@ -86,7 +120,7 @@ def pack_digits(folder: str | Path, shard_images: int = 100) -> Description:
 def _request(source: Source, encoding: str, shard_images: int) -> Request:
     if encoding not in ENCODINGS or shard_images < 1:
         raise ValueError("encoding is npy or png, shard_images positive")
-    description = Description(
+    description = DatasetDescription(
         version=VERSION,
         name=source.name,
         source=source.source,
@@ -101,29 +135,54 @@ def _request(source: Source, encoding: str, shard_images: int) -> Request:
 
 
 def _begun(folder: Path, request: Request) -> Request | None:
-    """The same request as it was begun before, with its counts.
+    """The same request as it was begun before, with its counts. What is left of one that can be replaced is removed.
 
     Raises:
-        UserError: another one was.
+        UserError: another one was, and has finished shards.
     """
     file = folder / REQUEST
+    complete = (folder / FILE).exists()
     if not file.exists():
-        if (folder / FILE).exists():
+        if complete:
             raise UserError(f"{folder} holds a data set already. Remove it, or choose another folder.")
         return None
     try:
         begun = Request.model_validate_json(file.read_bytes())
-    except ValidationError:
+    except (ValidationError, OSError):
         begun = None
-    if begun is None or begun.model_copy(update={"images": {}}) != request:
+    if begun is not None and begun.same(request):
+        return begun
+    done = _finished(folder)
+    if complete or (done and not (begun and begun.bad_images)):
         raise UserError(
             f"{folder} was packed from another source or with other settings, see {REQUEST}. Repeat those, "
             "remove the folder, or choose another."
         )
-    return begun
+    # A packer may have been killed between a shard and its record.
+    named = [cut.file for parts in _plan(begun).values() for part in parts for cut in part] if begun else []
+    with writing(folder):
+        for name in {*done, *named}:
+            (folder / name).unlink(missing_ok=True)
+        shutil.rmtree(folder / WORK, ignore_errors=True)
+        file.unlink()
+    return None
 
 
-def _complete(folder: Path) -> Description:
+def _finished(folder: Path) -> list[str]:
+    """The shards that have a record."""
+    return [path.name.removesuffix(".json") for path in (folder / WORK).glob("*.tar.json")]
+
+
+def _prepare(folder: Path) -> None:
+    """The folder for what is not finished, without what a killed packer has left there."""
+    with writing(folder):
+        (folder / WORK).mkdir(exist_ok=True)
+        for path in (folder / WORK).iterdir():
+            if path.suffix != ".json" or path.name.startswith("."):
+                path.unlink()
+
+
+def _complete(folder: Path) -> DatasetDescription:
     description = read_description(folder)
     for split in description.splits:
         check_split(folder, description, split)
@@ -166,9 +225,17 @@ def _count_part(split: str, number: int, part: Part) -> tuple[str, int, int]:
     return split, number, part.count()
 
 
+def _plan(request: Request) -> dict[str, list[list[Cut]]]:
+    return {split: layout(split, counts, request.shard_images) for split, counts in request.images.items()}
+
+
 def _write_shards(source: Source, request: Request, folder: Path, workers: int, bar: bool) -> dict[str, list[Shard]]:
-    """Write every shard that is not finished yet."""
-    plan = {split: layout(split, counts, request.shard_images) for split, counts in request.images.items()}
+    """Write every shard that is not finished yet.
+
+    Raises:
+        UserError: images that cannot be packed, all of them.
+    """
+    plan = _plan(request)
     cuts = {cut.file: cut for parts in plan.values() for part in parts for cut in part}
     described = request.description
     form = Form((described.size, described.size, described.channels), len(described.classes), described.encoding)
@@ -181,10 +248,27 @@ def _write_shards(source: Source, request: Request, folder: Path, workers: int, 
 
     def done() -> int:
         """Images in finished shards."""
-        names = (name.removesuffix(".json") for name in os.listdir(folder / WORK) if name.endswith(".tar.json"))
-        return sum(len(cuts[name].images) for name in names if name in cuts)
+        return sum(len(cuts[name].images) for name in _finished(folder) if name in cuts)
 
+    found: list[BadImages] = []
     with progress(sum(map(sum, request.images.values())), done, f"packing {described.name}", bar):
-        for _ in run(write_part, tasks, workers):
-            pass
+        for bad in run(write_part, tasks, workers):
+            found.append(bad)
+            if sum(bad.count for bad in found) >= MANY:
+                break
+    if any(bad.count for bad in found):
+        write_text(folder / REQUEST, request.model_copy(update={"bad_images": True}).model_dump_json(indent=1))
+        raise UserError(_report(found, source))
     return {split: [finished(folder, cut) for part in parts for cut in part] for split, parts in plan.items()}
+
+
+def _report(found: list[BadImages], source: Source) -> str:
+    """The first bad images, and how many there are."""
+    count = sum(bad.count for bad in found)
+    first = sorted(image for bad in found for image in bad.first)[:REPORTED]
+    if count == 1:
+        return first[0].problem
+    much = f"{count} images" if count < MANY else f"{MANY} images or more (the packer went no further)"
+    shown = f"The first {len(first)}:" if count > len(first) else "They are:"
+    lines = "".join(f"\n  {image.problem}" for image in first)
+    return f"{much} of {source.source} cannot be packed. {shown}{lines}"

@@ -1,8 +1,10 @@
 """Work spread over processes that end with their parent, and a bar that shows how far it is."""
 
+import ctypes
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -16,6 +18,9 @@ from tqdm import tqdm
 from fdtrain.errors import UserError
 
 T = TypeVar("T")
+
+PR_SET_PDEATHSIG = 1
+"""Of linux/prctl.h."""
 
 _stop: Event | None = None
 
@@ -60,13 +65,7 @@ def _begin(stop: Event) -> None:
     _stop = stop
     # An interrupt reaches the whole terminal group; the parent alone answers it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    # A pool's processes would wait for work for ever when their parent is killed.
-    multiprocessing.parent_process().join()
-    os._exit(1)
+    end_with_parent()
 
 
 def heed_parent_alone(worker: int) -> None:
@@ -74,10 +73,23 @@ def heed_parent_alone(worker: int) -> None:
 
     Launchers signal whole trees of processes, terminals whole groups. A SIGTERM from the parent itself counts.
     """
+    end_with_parent()
     for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     threading.Thread(target=_await_parent_s_signal, daemon=True).start()
+
+
+def end_with_parent() -> None:
+    """Let the system kill this process when its parent is gone, in whatever call it is (Linux).
+
+    For the system the parent is the thread that started it, which must be one that stays, such as the main one.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    # It may have gone before.
+    if not multiprocessing.parent_process().is_alive():
+        os._exit(1)
 
 
 def _await_parent_s_signal() -> None:

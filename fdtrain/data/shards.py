@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fdtrain.data.cache import Cache
-from fdtrain.data.dataset import Description, Shard
+from fdtrain.data.dataset import DatasetDescription, Shard
 from fdtrain.data.decode import IMAGES, LABELS, LONGEST_LABEL, Broken, ImageDecoder, label
 from fdtrain.data.fetch import is_remote, shown
 from fdtrain.data.tar import BLOCK, members
@@ -140,7 +140,7 @@ class ShardReader:
     def __init__(
         self,
         shards: Sequence[PlacedShard],
-        description: Description,
+        description: DatasetDescription,
         cache: Cache | None = None,
         keep_open: int = 256,
         verify: bool = False,

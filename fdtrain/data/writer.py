@@ -1,10 +1,11 @@
 """Shards: which images each one holds, and writing it so that it is there in full or not at all."""
 
-import hashlib
 import io
+import math
 import os
-import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,13 +15,19 @@ from pydantic import ValidationError
 
 from fdtrain.data.dataset import Shard
 from fdtrain.data.processes import stopped
-from fdtrain.data.sources.source import Part, Sample, even
+from fdtrain.data.sources.source import BadSample, Part, Sample, even
+from fdtrain.data.tar_writer import TarWriter
 from fdtrain.errors import UserError
 
 WORK = ".packing"
 """Folder beside the shards for what is not finished, and for the records of what is."""
 
 ENCODINGS = ("npy", "png")
+
+REPORTED = 20
+"""Bad images that are reported one by one."""
+MANY = 1000
+"""Bad images after which a part is given up: it is then not the images that are wrong, but the command."""
 
 
 class Cut(NamedTuple):
@@ -61,67 +68,121 @@ def finished(folder: Path, cut: Cut) -> Shard | None:
     return shard if there else None
 
 
-def write_part(part: Part, cuts: list[Cut], folder: Path, form: Form) -> None:
-    """Write some of the shards of a part."""
+class BadImage(NamedTuple):
+    """An image that cannot be packed: its number in the split, its shard, and what is wrong with it."""
+
+    file: str
+    number: int
+    problem: str
+
+
+class BadImages(NamedTuple):
+    """How many images of a part cannot be packed, and the first of them."""
+
+    count: int
+    first: list[BadImage]
+
+
+def write_part(part: Part, cuts: list[Cut], folder: Path, form: Form) -> BadImages:
+    """Write some of the shards of a part, except those that hold a bad image; all images are looked at."""
     read = part.open()
+    count, first = 0, []
     for cut in cuts:
-        if stopped():
-            return
-        _write_shard(read, cut, folder, form)
+        if stopped() or count >= MANY:
+            break
+        bad = _write_shard(read, cut, folder, form)
+        count += len(bad)
+        first += bad[: REPORTED - len(first)]
+    return BadImages(count, first)
 
 
-def _write_shard(read: Callable[[int], Sample], cut: Cut, folder: Path, form: Form) -> None:
-    """Write aside, rename, record. Times and owners are fixed: the same samples give the same bytes."""
+def _write_shard(read: Callable[[int], Sample], cut: Cut, folder: Path, form: Form) -> list[BadImage]:
+    """Write to a temporary path, rename, record. The same samples give the same bytes."""
+    bad: list[BadImage] = []
+    path = folder / cut.file
     # A process that outlives its killed parent by a moment must not write into the same file.
-    aside = folder / WORK / f"{cut.file}.{os.getpid()}"
-    try:
-        with aside.open("w+b") as file:
-            with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-                for number, index in enumerate(cut.images, cut.first):
+    temporary = folder / WORK / f"{cut.file}.{os.getpid()}"
+    with writing(path, temporary):
+        with temporary.open("wb") as file:
+            tar = TarWriter(file)
+            for number, index in enumerate(cut.images, cut.first):
+                try:
                     image, label = read(index)
                     _check(image, label, form, f"image {number} of {cut.file}")
-                    if label >= 0:
-                        _add(tar, f"{number:08d}.cls", str(label).encode())
-                    _add(tar, f"{number:08d}.{form.encoding}", encode(image, form.encoding))
-            file.flush()
+                except BadSample as error:
+                    bad.append(BadImage(cut.file, number, str(error)))
+                    if len(bad) >= MANY:
+                        break
+                if bad:
+                    continue
+                if label >= 0:
+                    tar.add(b"%08d.cls" % number, b"%d" % label)
+                tar.add(b"%08d.%b" % (number, form.encoding.encode()), *encode(image, form.encoding))
+            if bad:
+                return bad
+            digest = tar.close()
             os.fsync(file.fileno())
-            size = file.seek(0, os.SEEK_END)
-            file.seek(0)
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        os.replace(aside, folder / cut.file)
-        shard = Shard(file=cut.file, images=len(cut.images), bytes=size, sha256=digest)
-        write_text(folder / WORK / f"{cut.file}.json", shard.model_dump_json())
+        os.replace(temporary, path)
+    shard = Shard(file=cut.file, images=len(cut.images), bytes=tar.size, sha256=digest)
+    write_text(folder / WORK / f"{cut.file}.json", shard.model_dump_json())
+    return bad
+
+
+@contextmanager
+def writing(path: Path, temporary: Path | None = None) -> Iterator[None]:
+    """What the system refuses while ``path`` is written, as one line. However it ends, no temporary file is left.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    refused: OSError | None = None
+    try:
+        yield
     except OSError as error:
+        refused = error
+    finally:
+        left = temporary is not None and not _removed(temporary)
+    if refused is not None:
         raise UserError(
-            f"{folder / cut.file} cannot be written ({error}). Mend that, and the same command goes on."
-        ) from error
+            f"{path} cannot be written ({refused.strerror or refused}). "
+            + (f"{temporary} is left of it. " if left else "Nothing unfinished is left of it. ")
+            + "Make room, or the folder writable; then the same command goes on."
+        ) from refused
+
+
+def _removed(path: Path) -> bool:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError:
+        return False
+    return True
 
 
 def _check(image: np.ndarray, label: int, form: Form, where: str) -> None:
     if image.shape != form.shape or image.dtype != np.uint8:
         raise ValueError(f"{where}: {image.dtype} of shape {image.shape}, the source says {form.shape}")
     if label >= form.classes:
-        raise UserError(f"{where} has label {label}, but the source has {form.classes} classes. Correct the source.")
+        raise BadSample(f"{where} has label {label}, but the source has {form.classes} classes. Correct the source.")
 
 
-def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    info = tarfile.TarInfo(name)
-    info.size, info.mode = len(data), 0o444
-    info.uname = info.gname = "bigdata"  # As webdataset's own writer has it.
-    tar.addfile(info, io.BytesIO(data))
-
-
-def encode(image: np.ndarray, encoding: str) -> bytes:
-    """``(H, W, C)`` uint8 to the bytes of a .npy or .png file."""
-    file = io.BytesIO()
+def encode(image: np.ndarray, encoding: str) -> tuple[bytes, ...]:
+    """``(H, W, C)`` uint8 to the bytes of a .npy or .png file, in pieces."""
     if encoding == "npy":
-        np.save(file, np.ascontiguousarray(image), allow_pickle=False)
-    else:
-        Image.fromarray(np.ascontiguousarray(image[:, :, 0] if image.shape[2] == 1 else image)).save(file, "PNG")
-    return file.getvalue()
+        return _npy_header(image.shape), image.tobytes()
+    file = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(image[:, :, 0] if image.shape[2] == 1 else image)).save(file, "PNG")
+    return (file.getvalue(),)
+
+
+@cache
+def _npy_header(shape: tuple[int, ...]) -> bytes:
+    file = io.BytesIO()
+    np.save(file, np.empty(shape, np.uint8), allow_pickle=False)
+    return file.getvalue()[: file.tell() - math.prod(shape)]
 
 
 def write_text(path: Path, text: str) -> None:
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(text + "\n")
-    os.replace(aside, path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with writing(path, temporary):
+        temporary.write_text(text + "\n")
+        os.replace(temporary, path)

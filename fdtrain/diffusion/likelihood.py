@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fdtrain.diffusion.objective import normal_nll
-from fdtrain.diffusion.predictor import Field
+from fdtrain.diffusion.predictors import Field
 
 
 @dataclass(frozen=True)

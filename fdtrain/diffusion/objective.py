@@ -8,11 +8,12 @@ are for the reader only.
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from fdtrain.diffusion.predictor import Field
+from fdtrain.diffusion.predictors import Field
 from fdtrain.diffusion.process import per_image, perturb, velocity
 
 
@@ -48,6 +49,25 @@ def correction(field: Field, x0: Tensor, eps: Tensor, t: Tensor, pdf: Tensor) ->
 def nelbo(field: Field, x0: Tensor, eps: Tensor, t: Tensor, pdf: Tensor) -> Tensor:
     """One-sample estimate of the negative ELBO of each image, nats, shape ``(B,)``; as :func:`correction`."""
     return normal_nll(x0) + correction(field, x0, eps, t, pdf)
+
+
+@dataclass(frozen=True)
+class Loss:
+    """One-sample estimates of each image, nats, shapes ``(B,)``."""
+
+    train: Tensor
+    """What is trained on."""
+    nelbo: Tensor
+    """The bound that is reported."""
+    correction: Tensor
+    """Its part that depends on the model: the bound less :func:`normal_nll`."""
+
+
+def loss(field: Field, x0: Tensor, eps: Tensor, t: Tensor, pdf: Tensor) -> Loss:
+    """What a step trains on, and the bound beside it; arguments as of :func:`correction`. Here they are the same."""
+    part = correction(field, x0, eps, t, pdf)
+    bound = normal_nll(x0) + part
+    return Loss(train=bound, nelbo=bound, correction=part)
 
 
 def dequantise(levels_image: Tensor, u: Tensor, levels: int) -> Tensor:

@@ -77,6 +77,10 @@ TimeDensity = Uniform | Asinh
 """Density of ``t`` on the closed interval, with its exact inverse distribution function."""
 
 
+DENSITIES: dict[str, Callable[[float], TimeDensity]] = {"uniform": lambda scale: Uniform(), "asinh": Asinh}
+"""By name, each made with the ``s`` of ``asinh``."""
+
+
 def time_density(kind: str, scale: float) -> TimeDensity:
-    """The density named ``kind``: ``uniform``, or ``asinh`` with scale ``s``."""
-    return {"uniform": Uniform(), "asinh": Asinh(scale)}[kind]
+    """The density named ``kind`` in :data:`DENSITIES`."""
+    return DENSITIES[kind](scale)

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
+from fdtrain.checkpoint import store
+from fdtrain.checkpoint.fragments import AVERAGE
 from fdtrain.errors import UserError
 from fdtrain.networks.model import Model, ModelSpec, load_weights
-from fdtrain.training import checkpoint
-from fdtrain.training.parts import AVERAGE, Parts
 
 SPEC_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 """Of an export."""
@@ -29,22 +29,22 @@ def find_model(path: str | Path) -> tuple[Path, Path]:
         return folder / SPEC_FILE, folder / WEIGHTS_FILE
     if (folder / "checkpoints").is_dir():
         folder = _newest(folder)
-    elif not (folder / checkpoint.MODEL_FILE).is_file():
+    elif not (folder / store.MODEL_FILE).is_file():
         raise UserError(f"{path} holds no model: it is no run with a checkpoint, no checkpoint, and no export.")
-    elif fault := checkpoint.fault(folder):
+    elif fault := store.fault(folder):
         raise _damaged(folder, fault)
-    return folder / checkpoint.MODEL_FILE, folder
+    return folder / store.MODEL_FILE, folder
 
 
 def _newest(run: Path) -> Path:
     """The newest sound checkpoint of a run."""
-    newest = checkpoint.newest_step(run)
+    newest = store.newest_step(run)
     if newest is None:
         raise UserError(f"{run} holds no checkpoint yet. Wait for the first, or look at checkpoint.every.")
-    fault = checkpoint.fault(newest)
+    fault = store.fault(newest)
     if fault is None:
         return newest
-    sound, _ = checkpoint.newest(run, lambda path: None)
+    sound, _ = store.newest(run, lambda path: None)
     if sound is None:
         raise _damaged(newest, fault)
     print(f"fdtrain: {newest} is damaged ({fault}); taking {sound.name}", file=sys.stderr)
@@ -70,7 +70,8 @@ def read_model(spec_file: Path, weights: Path) -> tuple[Model, ModelSpec]:
     if weights.is_file():
         return load_weights(spec, weights), spec
     model = Model(spec).eval().requires_grad_(False)
-    model.load_state_dict(Parts(weights).whole(AVERAGE, {name: p.shape for name, p in model.named_parameters()}))
+    shapes = {name: p.shape for name, p in model.named_parameters()}
+    model.load_state_dict(store.open_parts(weights).whole(AVERAGE, shapes))
     return model, spec
 
 

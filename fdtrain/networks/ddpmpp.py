@@ -13,7 +13,7 @@ import torch.nn.functional as nnf
 from torch import Tensor, nn
 
 from fdtrain.networks import recompute
-from fdtrain.networks.features import TIME_EMBEDDINGS, PixelFeatures
+from fdtrain.networks.embeddings import TIME_EMBEDDINGS, PixelFeatures
 from fdtrain.networks.layers import Dropout, group_norm, pixel_attention
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as nnf
 from torch import Tensor, nn
 
 from fdtrain.networks import recompute
-from fdtrain.networks.features import PixelFeatures, positional
+from fdtrain.networks.embeddings import PixelFeatures, positional
 
 SIZES: dict[str, tuple[int, int, int]] = {
     "S": (12, 384, 6),

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from fdtrain.diffusion.predictor import Field, Predictor
+from fdtrain.diffusion.predictors import PREDICTORS, Field
 from fdtrain.errors import UserError
 from fdtrain.networks.ddpmpp import DDPMpp
 from fdtrain.networks.dit import DiT
@@ -70,7 +70,7 @@ class ModelSpec:
             return ModelSpec(**content)
         except OSError as error:
             raise UserError(f"cannot read {path} ({error.strerror}).") from error
-        except (ValueError, TypeError, AttributeError, KeyError) as error:
+        except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
             raise UserError(f"{path} does not describe a model ({error}).") from error
 
     def differences(self, other: "ModelSpec") -> list[str]:
@@ -91,7 +91,7 @@ class Model(nn.Module):
     def __init__(self, spec: ModelSpec, checkpointing: bool = False):
         super().__init__()
         self.null_label = spec.null_label if spec.null_class else None
-        self.predictor = Predictor(spec.predictor, spec.scale)
+        self.predictor = PREDICTORS[spec.predictor](spec.scale)
         try:
             self.network = NETWORKS[spec.network](
                 image_channels=spec.channels,
@@ -107,7 +107,8 @@ class Model(nn.Module):
     def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
         """Images ``(B, C, H, W)`` and times ``(B,)`` in float64 to ``F``, like ``x``."""
         dtype = next(self.network.parameters()).dtype
-        return self.predictor.field(self.network(x.to(dtype), t.to(dtype), label), t)
+        image, time = self.predictor.inputs(x, t)
+        return self.predictor.field(self.network(image.to(dtype), time.to(dtype), label), x, t)
 
     def field(self, label: Tensor | None = None, guidance: float = 1.0) -> Field:
         """``F(x, t)`` at fixed labels, or guided: ``F_null + guidance (F_label - F_null)``, at twice the work.

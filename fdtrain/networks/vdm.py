@@ -11,7 +11,7 @@ import torch.nn.functional as nnf
 from torch import Tensor, nn
 
 from fdtrain.networks import recompute
-from fdtrain.networks.features import PixelFeatures, positional
+from fdtrain.networks.embeddings import PixelFeatures, positional
 from fdtrain.networks.layers import Dropout, group_norm, pixel_attention
 
 

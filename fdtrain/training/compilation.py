@@ -6,10 +6,10 @@ The module is compiled in place: its weights keep their names, and the averaged 
 import torch
 from torch import nn
 
-from fdtrain import ranks
-from fdtrain.config import Training
+from fdtrain import distributed
+from fdtrain.config import TrainingConfig
 from fdtrain.networks.model import Model, ModelSpec
-from fdtrain.training.device import DTYPES, memory_format
+from fdtrain.training.hardware import DTYPES, memory_format
 
 WORTHWHILE = 1e17
 """FLOP of a whole run on one GPU from which on compiling, which takes minutes, is won back: some five minutes of a
@@ -17,18 +17,18 @@ large one. Fixed, not measured, so that a run that is resumed decides as before.
 convolutions are the library's either way (docs/performance.md)."""
 
 
-def worthwhile(training: Training, flops_per_image: int, device: torch.device) -> bool:
+def worthwhile(training: TrainingConfig, flops_per_image: int, device: torch.device) -> bool:
     """Whether to compile: as configured; at ``auto`` by the work of the run. ZeRO 3 gathers weights between the
     layers, which leaves nothing to compile."""
-    if training.stage(ranks.world_size()) == 3:
+    if training.stage(distributed.world_size()) == 3:
         return False
     if training.compile != "auto":
         return training.compile
-    images = training.steps * training.global_batch / ranks.world_size()
+    images = training.steps * training.global_batch / distributed.world_size()
     return device.type == "cuda" and images * flops_per_image >= WORTHWHILE
 
 
-def compile_network(model: Model, spec: ModelSpec, training: Training, device: torch.device) -> str | None:
+def compile_network(model: Model, spec: ModelSpec, training: TrainingConfig, device: torch.device) -> str | None:
     """Compile ``model.network`` and take one pass forward and back, whose gradients go nowhere.
 
     Every rank must call it: where one fails none is compiled.
@@ -39,7 +39,7 @@ def compile_network(model: Model, spec: ModelSpec, training: Training, device: t
     Raises:
         torch.OutOfMemoryError: the pass does not fit; nor would it uncompiled.
     """
-    images = training.global_batch // ranks.world_size() // training.accumulation(ranks.world_size())
+    images = training.global_batch // distributed.world_size() // training.accumulation(distributed.world_size())
     # Every pass has the same shape.
     model.network.compile(dynamic=False)
     failure = None
@@ -50,10 +50,10 @@ def compile_network(model: Model, spec: ModelSpec, training: Training, device: t
     except Exception as error:  # a compiler fails in ways of its own
         # Its first paragraph: advice to whoever debugs the compiler follows.
         failure = " ".join(str(error).strip().partition("\n\n")[0].split())[:300] or type(error).__name__
-    failed = ranks.all_reduce_sum(torch.tensor(float(failure is not None), device=device)).item()
+    failed = distributed.all_reduce_sum(torch.tensor(float(failure is not None), device=device)).item()
     if failed:
         uncompile(model.network)
-        return failure or f"failed on {failed:.0f} of {ranks.world_size()} processes"
+        return failure or f"failed on {failed:.0f} of {distributed.world_size()} processes"
     return None
 
 

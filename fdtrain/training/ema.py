@@ -6,9 +6,9 @@ import torch
 from ema_pytorch import EMA
 from torch import Tensor, nn
 
+from fdtrain.checkpoint.fragments import AVERAGE, Fragment, FragmentReader
+from fdtrain.distributed import all_reduce_sum
 from fdtrain.networks.model import Model
-from fdtrain.ranks import all_reduce_sum
-from fdtrain.training.parts import AVERAGE, Fragment, Parts
 
 
 class Shard(nn.Module):
@@ -56,7 +56,7 @@ class Average:
             Fragment(AVERAGE, w.parameter, w.start, part.data) for w, part in zip(self.weights, averages, strict=True)
         ]
 
-    def load(self, parts: Parts, steps: int) -> None:
+    def load(self, parts: FragmentReader, steps: int) -> None:
         """Take up the average after ``steps`` updates."""
         for fragment in self.fragments:
             fragment.tensor.copy_(parts.read(AVERAGE, fragment.parameter, fragment.start, len(fragment.tensor)))

@@ -4,19 +4,22 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fdtrain.config import Training
+from fdtrain.capacity.interconnect import REDUCE_TO_OWNERS
+from fdtrain.checkpoint.fragments import FIRST_MOMENT, SECOND_MOMENT, WEIGHT, Fragment, FragmentReader
+from fdtrain.checkpoint.store import Counters
+from fdtrain.config import TrainingConfig
+from fdtrain.distributed import share, world_size
 from fdtrain.networks.model import Model
-from fdtrain.ranks import share, world_size
-from fdtrain.scaling import REDUCE_TO_OWNERS
-from fdtrain.training.device import DTYPES, memory_format
-from fdtrain.training.guard import Guard
-from fdtrain.training.parts import FIRST_MOMENT, SECOND_MOMENT, WEIGHT, Fragment, Parts
+from fdtrain.training.grad_guard import GradGuard
+from fdtrain.training.hardware import DTYPES, memory_format
 
 # Said before the import, which otherwise warns on every rank of a machine without an accelerator.
 if not torch.cuda.is_available():
@@ -35,7 +38,7 @@ MOMENTS = (FIRST_MOMENT, SECOND_MOMENT)
 
 
 @dataclass(frozen=True)
-class Held:
+class SteppedRange:
     """Where a run of a parameter's elements lies that this rank steps: ``owner`` is what the optimiser has."""
 
     parameter: str
@@ -47,6 +50,11 @@ class Held:
     def of(self, flat: Tensor) -> Tensor:
         """These elements of the owner, or of what is shaped like it."""
         return flat.view(-1)[self.offset : self.offset + self.count]
+
+    def share(self) -> "SteppedRange":
+        """This rank's even share of a run that every rank steps."""
+        mine = share(self.count)
+        return replace(self, start=self.start + mine.start, offset=self.offset + mine.start, count=len(mine))
 
 
 class Engine:
@@ -60,12 +68,12 @@ class Engine:
         training: the configuration's section.
     """
 
-    def __init__(self, model: Model, training: Training):
+    def __init__(self, model: Model, training: TrainingConfig):
         self.model, self.training, self.stage = model, training, training.stage(world_size())
         self.shapes = {name: p.shape for name, p in model.named_parameters()}
         device = next(model.parameters()).device
         self.memory_format = memory_format(device, training.precision)
-        self.guard = Guard(training.spike, device)
+        self.guard = GradGuard(training.skip_grad_norm_ratio, device)
         self.optimizer = torch.optim.AdamW(
             model.parameters(),
             lr=training.lr,
@@ -75,13 +83,16 @@ class Engine:
             **{training.adam: True},
         )
         self.optimizer.register_step_pre_hook(self._judge)
+        _limit_waiting(training.collective_timeout_s)
         self.engine, *_ = deepspeed.initialize(model=model, optimizer=self.optimizer, config=_settings(training))
         if self.stage:
             self._scale_with_clipping()
         elif world_size() == 1:
             # DeepSpeed would copy every gradient into a bucket and back for nobody.
             self.engine.enable_backward_allreduce = False
-        self.held = list(self._find_held())
+        self.stepped = [found for found in self._find_stepped() if found.count]
+        # At stage 0 every rank steps everything, but saves no more than its share of it.
+        self.saved = self.stepped if self.stage else [found for r in self.stepped if (found := r.share()).count]
         self._start_moments()
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
@@ -104,7 +115,7 @@ class Engine:
             scaler = self.engine.torch_autocast_z0_gradscaler
             if scaler is not None:
                 scaler.unscale_(self.optimizer)
-            clip = self.training.clip or float("inf")
+            clip = self.training.grad_clip or float("inf")
             self.norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), clip)
         self.engine.step()
         if self.stage and last:
@@ -141,31 +152,26 @@ class Engine:
             )
             zero.dynamic_loss_scale = True
 
-    def _find_held(self) -> Iterator[Held]:
-        """What this rank steps, or at stage 0, where every rank steps all, its even share of each parameter."""
+    def _find_stepped(self) -> Iterator[SteppedRange]:
+        """What this rank steps: everything at stage 0, else a part that no other rank does."""
         zero, stage = self.engine.optimizer, self.stage
         for name, p in self.model.named_parameters():
             if stage == 0:
-                mine = share(p.numel())
-                held = Held(name, mine.start, p, mine.start, len(mine))
+                yield SteppedRange(name, 0, p, 0, p.numel())
             elif stage == 3:
                 group, offset, size = zero.grad_position[zero.get_param_id(p)]
                 start = size * zero._get_param_partition_rank(p)
                 # The last rank's run is filled up to the others' length.
                 count = max(0, min(size, p.ds_numel - start))
-                held = Held(name, start, zero.fp32_partitioned_groups_flat[group], offset, count)
-            elif p._hp_mapping is None:
-                continue
-            else:
+                yield SteppedRange(name, start, zero.fp32_partitioned_groups_flat[group], offset, count)
+            elif p._hp_mapping is not None:
                 part, own = p._hp_mapping.lp_fragment_address, p._hp_mapping.hp_fragment_address
                 owner = zero.single_partition_of_fp32_groups[p._hp_mapping.param_group_index]
-                held = Held(name, part.start, owner, own.start, part.numel)
-            if held.count:
-                yield held
+                yield SteppedRange(name, part.start, owner, own.start, part.numel)
 
     def _start_moments(self) -> None:
         """Adam's state from the start, so that saving and loading need no first step."""
-        for owner in {id(held.owner): held.owner for held in self.held}.values():
+        for owner in {id(r.owner): r.owner for r in self.stepped}.values():
             self.optimizer.state[owner] = {
                 "step": torch.zeros((), device=owner.device),
                 **{moment: torch.zeros_like(owner, requires_grad=False) for moment in MOMENTS},
@@ -173,50 +179,53 @@ class Engine:
 
     @property
     def weights(self) -> list[Fragment]:
-        """This rank's fragments of the float32 weights, live."""
-        return [Fragment(WEIGHT, held.parameter, held.start, held.of(held.owner.data)) for held in self.held]
+        """This rank's fragments of the float32 weights, live; those of all ranks are all weights, once."""
+        return [Fragment(WEIGHT, r.parameter, r.start, r.of(r.owner.data)) for r in self.saved]
 
     @property
     def fragments(self) -> list[Fragment]:
         """This rank's fragments of weights and moments, live; those of all ranks are the whole state, once."""
-        state = self.optimizer.state
-        return self.weights + [
-            Fragment(moment, held.parameter, held.start, held.of(state[held.owner][moment]))
+        moments = [
+            Fragment(moment, r.parameter, r.start, r.of(self.optimizer.state[r.owner][moment]))
             for moment in MOMENTS
-            for held in self.held
+            for r in self.saved
         ]
+        return self.weights + moments
 
-    def counters(self) -> dict[str, Any]:
-        """What the state has beside tensors: updates of Adam, loss scale, the guard's."""
-        updates = {float(self.optimizer.state[held.owner]["step"]) for held in self.held}
-        return {"updates": max(updates, default=0.0), "loss_scale": self._loss_scale(), "guard": self.guard.state()}
+    def counters(self) -> Counters:
+        """What the state has beside tensors."""
+        updates = {float(self.optimizer.state[r.owner]["step"]) for r in self.stepped}
+        return Counters(max(updates, default=0.0), self._loss_scale(), self.guard.state())
 
-    def load(self, parts: Parts, counters: dict[str, Any]) -> None:
-        """Take up what any number of ranks saved at any stage: ``fragments`` as parts, and ``counters``."""
+    def load(self, parts: FragmentReader, counters: Counters) -> None:
+        """Take up what any number of ranks saved at any stage: ``fragments`` as parts, and ``counters``.
+
+        Every element that this rank steps is read, whether or not it is this rank that saves it.
+        """
         with torch.no_grad():
-            for held in self.held:
-                kinds = [(WEIGHT, held.owner), *((m, self.optimizer.state[held.owner][m]) for m in MOMENTS)]
-                for kind, flat in kinds:
-                    held.of(flat.data).copy_(parts.read(kind, held.parameter, held.start, held.count))
-                self.optimizer.state[held.owner]["step"].fill_(counters["updates"])
+            for r in self.stepped:
+                state = self.optimizer.state[r.owner]
+                for kind, flat in ((WEIGHT, r.owner.data), *((moment, state[moment]) for moment in MOMENTS)):
+                    r.of(flat).copy_(parts.read(kind, r.parameter, r.start, r.count))
+                state["step"].fill_(counters.updates)
             self._load_module(parts)
-        self._set_loss_scale(counters["loss_scale"])
-        self.guard.load(counters["guard"])
+        self._set_loss_scale(counters.loss_scale)
+        self.guard.load(counters.guard)
 
-    def _load_module(self, parts: Parts) -> None:
+    def _load_module(self, parts: FragmentReader) -> None:
         """The weights that the network computes with, which ZeRO keeps beside those that it steps."""
-        if self.stage < 3:
+        if self.stage in (1, 2):
             for name, p in self.model.named_parameters():
                 p.copy_(parts.read(WEIGHT, name, 0, p.numel()).view_as(p))
-            return
-        zero = self.engine.optimizer
-        if zero.persistent_parameters:
-            zero.persistent_parameters[0].partition(zero.persistent_parameters)
-        by_name = dict(self.model.named_parameters())
-        for held in self.held:
-            by_name[held.parameter].ds_tensor.view(-1)[: held.count].copy_(held.of(held.owner.data))
-        if zero.persistent_parameters:
-            zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
+        elif self.stage == 3:
+            zero = self.engine.optimizer
+            if zero.persistent_parameters:
+                zero.persistent_parameters[0].partition(zero.persistent_parameters)
+            by_name = dict(self.model.named_parameters())
+            for r in self.stepped:
+                by_name[r.parameter].ds_tensor.view(-1)[: r.count].copy_(r.of(r.owner.data))
+            if zero.persistent_parameters:
+                zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
 
     def _loss_scale(self) -> dict[str, Any]:
         """Of the scaler there is, empty at fp32 and bf16."""
@@ -242,7 +251,15 @@ class Engine:
             scaler.load_state_dict({**scaler.state_dict(), "scale": saved["scale"], "_growth_tracker": saved["since"]})
 
 
-def _settings(training: Training) -> dict[str, Any]:
+def _limit_waiting(seconds: float) -> None:
+    """DeepSpeed makes groups of its own, in which a call would wait for a rank as long as torch does unasked: half an
+    hour on a CPU, ten minutes on GPUs."""
+    deepspeed.init_distributed(verbose=False)
+    timeout = timedelta(seconds=seconds)
+    deepspeed.comm.comm.cdb.new_group = partial(torch.distributed.new_group, timeout=timeout)
+
+
+def _settings(training: TrainingConfig) -> dict[str, Any]:
     """Our configuration as DeepSpeed's."""
     accumulation, stage = training.accumulation(world_size()), training.stage(world_size())
     elements = training.bucket_mib * 2**20 // 4
@@ -266,7 +283,7 @@ def _settings(training: Training) -> dict[str, Any]:
         # torch's fused AdamW runs on the CPU too, without a compiler on the user's machine.
         "zero_force_ds_cpu_optimizer": False,
         # Without ZeRO DeepSpeed clips but keeps the norm to itself: then step() clips.
-        "gradient_clipping": training.clip if stage else 0.0,
+        "gradient_clipping": training.grad_clip if stage else 0.0,
         "steps_per_print": 2**63 - 1,
     }
     if training.precision != "fp32":

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import torch
 
-from fdtrain import ranks
+from fdtrain import distributed
 from fdtrain.config import Config
 from fdtrain.errors import UserError
 
@@ -27,7 +27,7 @@ def fits(config: Config) -> Iterator[None]:
 
 
 def _message(config: Config, said: str) -> str:
-    training, world_size = config.training, ranks.world_size()
+    training, world_size = config.training, distributed.world_size()
     images = training.global_batch // world_size // training.accumulation(world_size)
     ways = []
     if images > training.lane_images:
@@ -40,7 +40,7 @@ def _message(config: Config, said: str) -> str:
     if stage < 2 and world_size > 1:
         ways.append(f"raise training.zero_stage above {stage}")
     ways.append("choose a smaller network")
-    device = ranks.device()
+    device = distributed.device()
     place = torch.cuda.get_device_name(device) if device.type == "cuda" else "this machine"
     amount = AMOUNT.search(said)
     more = f", which was asked for {_readable(amount[1])} more" if amount else ""

@@ -30,7 +30,7 @@ PARTS = 6
 FIELDS = PARTS + 2 * QUANTILES
 
 
-class Window:
+class MetricSums:
     """Sums over the steps since the last log line, float64 on the device; summed over ranks when read."""
 
     def __init__(self, device: torch.device):

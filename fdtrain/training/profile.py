@@ -10,7 +10,7 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from fdtrain import ranks
+from fdtrain import distributed
 from fdtrain.errors import UserError
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class Profiler:
     @contextmanager
     def step(self, number: int) -> Iterator[None]:
         """Around step ``number``, the first being 1."""
-        if ranks.rank() != 0:
+        if distributed.rank() != 0:
             yield
         elif number in self.traced:
             # Taken up in the middle when the run resumes there.
@@ -68,7 +68,7 @@ class Profiler:
                 yield
             if number == self.traced[-1]:
                 self._export()
-        elif ranks.world_size() > 1 and number % EVERY == SAMPLED:
+        elif distributed.world_size() > 1 and number % EVERY == SAMPLED:
             sample = self._start(with_host=self.device.type == "cpu")
             yield
             self.communication = self._share(sample)

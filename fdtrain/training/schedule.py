@@ -2,7 +2,7 @@
 
 import math
 
-from fdtrain.config import Training
+from fdtrain.config import TrainingConfig
 
 DECAYS = {
     "constant": lambda done: 1.0,
@@ -11,7 +11,7 @@ DECAYS = {
 }
 
 
-def learning_rate(step: int, training: Training) -> float:
+def learning_rate(step: int, training: TrainingConfig) -> float:
     """Rate of the step after ``step`` are done: linear warm-up to ``lr``, then the decay over all steps."""
     warmup = min(1.0, (step + 1) / max(1, training.warmup_steps))
     return training.lr * warmup * DECAYS[training.decay](step / training.steps)

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fdtrain import ranks
+from fdtrain import distributed
+from fdtrain.checkpoint import store
+from fdtrain.checkpoint.writer import FAILED, WRITING, CheckpointWriter, Retention
 from fdtrain.config import Config, dump_config
 from fdtrain.data.lanes import own_lanes
 from fdtrain.data.loader import Batches
@@ -16,19 +18,16 @@ from fdtrain.diffusion import objective
 from fdtrain.errors import Preempted, UserError
 from fdtrain.networks.model import Model, ModelSpec
 from fdtrain.randomness import Purpose, torch_seed
-from fdtrain.training import checkpoint
-from fdtrain.training.accounting import Accounting
-from fdtrain.training.agreement import Agreement
-from fdtrain.training.device import exact_float32
-from fdtrain.training.draws import LaneDraws
+from fdtrain.resilience.consensus import Consensus
+from fdtrain.resilience.heartbeat import Heartbeat
+from fdtrain.training.batch_noise import BatchNoise
 from fdtrain.training.ema import Average
 from fdtrain.training.engine import Engine
-from fdtrain.training.heartbeat import Heartbeat
-from fdtrain.training.monitor import Monitor, Stopwatch, Window, memory_gib, window_metrics
-from fdtrain.training.parts import Parts
+from fdtrain.training.hardware import exact_float32
+from fdtrain.training.monitor import MetricSums, Monitor, Stopwatch, memory_gib, window_metrics
 from fdtrain.training.profile import Profiler
-from fdtrain.training.saver import FAILED, WRITING, Keep, Saver
 from fdtrain.training.schedule import learning_rate
+from fdtrain.training.utilisation import Utilisation
 
 STOP = "stop"
 """The flag that asks all ranks to save and end."""
@@ -36,11 +35,16 @@ FLAGS = (STOP, WRITING, FAILED)
 
 
 class Diverged(Exception):
-    """Too many steps in a row had to be left out."""
+    """Too many steps in a row had to be skipped."""
+
+    def __init__(self, step: int):
+        super().__init__(step)
+        self.step = step
+        """The last of them."""
 
 
 @dataclass(frozen=True)
-class Report:
+class Callback:
     """Something to do every so many steps, on every rank together: ``run(step, averaged model)``."""
 
     every: int
@@ -48,7 +52,7 @@ class Report:
 
 
 @dataclass(frozen=True)
-class Identity:
+class RunIdentity:
     """What a checkpoint says of the run that wrote it."""
 
     spec: ModelSpec
@@ -65,7 +69,7 @@ class Trainer:
         config: the run's.
         batches: this rank's, from a step on.
         reports: done at their intervals and after the last step.
-        agreement: by which the ranks stop after the same step.
+        consensus: by which the ranks stop after the same step.
         heartbeat: told of progress.
         accounting: of the run's devices.
         traced: steps, counted from 1, to trace into the run's folder.
@@ -74,44 +78,46 @@ class Trainer:
     def __init__(
         self,
         config: Config,
-        identity: Identity,
+        identity: RunIdentity,
         engine: Engine,
         average: Average,
-        draws: LaneDraws,
+        draws: BatchNoise,
         batches: Callable[[int], Batches],
         monitor: Monitor,
-        reports: list[Report],
-        agreement: Agreement,
+        reports: list[Callback],
+        consensus: Consensus,
         heartbeat: Heartbeat,
-        accounting: Accounting,
+        accounting: Utilisation,
         traced: range = range(0),
     ):
         self.config, self.identity, self.spec = config, identity, identity.spec
         self.engine, self.average, self.monitor, self.reports = engine, average, monitor, reports
         self.first_draws = self.draws = draws
-        self.batches, self.agreement, self.heartbeat = batches, agreement, heartbeat
+        self.batches, self.consensus, self.heartbeat = batches, consensus, heartbeat
         self.accounting, self.device = accounting, draws.device
-        self.window, self.watch = Window(self.device), Stopwatch()
+        self.window, self.watch = MetricSums(self.device), Stopwatch()
         self.profiler = Profiler(config.folder / "profile", traced, self.device, self.watch)
         keep = config.checkpoint
-        self.saver = Saver(
-            config.folder, Keep(keep.keep_last, keep.keep_every, keep.max_failures), agreement, monitor.say
+        self.saver = CheckpointWriter(
+            config.folder, Retention(keep.keep_last, keep.keep_every, keep.max_failures), consensus, monitor.say
         )
         self.returns = self.skips = 0
         self.save_pause = 0.0
         self.left_out: Tensor | None = None
         training = config.training
-        lanes = own_lanes(ranks.rank(), ranks.world_size(), training.lanes)
-        size = len(lanes) // training.accumulation(ranks.world_size())
+        lanes = own_lanes(distributed.rank(), distributed.world_size(), training.lanes)
+        size = len(lanes) // training.accumulation(distributed.world_size())
         self.passes = [lanes[i : i + size] for i in range(0, len(lanes), size)]
 
-    def take_up(self, path: Path) -> int:
+    def load(self, path: Path) -> int:
         """Go on from a checkpoint, whatever number of ranks wrote it; returns its step."""
-        state, parts = checkpoint.read_state(path), Parts(path)
+        state, parts = store.read_state(path), store.open_parts(path)
+        if len(state.window) != len(self.window.sums):
+            raise UserError(f"{path / store.STATE_FILE} has a log window of another version. Resume from another.")
         self.engine.load(parts, state.counters)
         self.average.load(parts, state.step)
         self.window.sums.zero_()
-        if ranks.rank() == 0:
+        if distributed.rank() == 0:
             self.window.sums.copy_(torch.tensor(state.window, dtype=torch.float64))
         self.skips, self.left_out, self.returns = state.skips, None, state.returns
         self.draws = self.first_draws.redrawn(self.returns)
@@ -130,7 +136,7 @@ class Trainer:
                 self._run(start)
                 return
             except Diverged as error:
-                start = self._return(str(error))
+                start = self._roll_back(error.step)
 
     def _run(self, start: int) -> None:
         for done in self.steps(start):
@@ -176,7 +182,7 @@ class Trainer:
     def _step(self, step: int, images: Tensor, labels: Tensor) -> None:
         """One optimiser step over this rank's images of it, ``(n, C, H, W)`` uint8."""
         # Dropout is the one thing random by rank: exact on the same number of ranks only.
-        torch.manual_seed(torch_seed(self.config.seed, Purpose.DROPOUT, step, ranks.rank()))
+        torch.manual_seed(torch_seed(self.config.seed, Purpose.DROPOUT, step, distributed.rank()))
         rate = learning_rate(step, self.config.training)
         count = len(images) // len(self.passes)
         for i, lanes in enumerate(self.passes):
@@ -186,9 +192,9 @@ class Trainer:
             self.engine.backward(loss * torch.where(torch.isfinite(loss.detach()), 1.0, torch.nan))
             self.engine.step(rate)
         self.average.update()
-        self.window.add_step(self.engine.norm, self.engine.left_out, first=ranks.rank() == 0)
+        self.window.add_step(self.engine.norm, self.engine.left_out, first=distributed.rank() == 0)
         if self._skips_in_a_row() > self.config.training.max_skips:
-            raise Diverged(f"the gradient was unusable in {self.skips} steps in a row up to step {step}")
+            raise Diverged(step)
         self.left_out = self.engine.left_out
 
     def _skips_in_a_row(self) -> int:
@@ -198,21 +204,24 @@ class Trainer:
             self.left_out = None
         return self.skips
 
-    def _return(self, reason: str) -> int:
+    def _roll_back(self, step: int) -> int:
         """Go back to the last sound checkpoint, and on from there with other draws; returns its step."""
         self.saver.finish()
+        reason = f"the gradient was unusable in {self.skips} steps in a row up to step {step}"
         advice = "Lower training.lr, or train with another training.precision."
-        folder, most = self.config.folder, self.config.training.max_returns
-        path = ranks.broadcast(_before_trouble(folder) if ranks.rank() == 0 else None)
+        folder, most = self.config.folder, self.config.training.max_rollbacks
+        returns = self.returns + 1
+        # One after which no step has succeeded may be the cause. The first time it is tried with other draws.
+        useless = step - self.skips if returns > min(1, most) else None
+        path = distributed.broadcast(_return(folder, useless) if distributed.rank() == 0 else None)
         if path is None:
             raise UserError(f"{reason}; there is no checkpoint to return to. {advice}")
-        returns = self.returns + 1
         if returns > most:
             raise UserError(
                 f"{reason}, after {most} returns to a checkpoint; the last is {path}. {advice} "
                 f"{folder / 'metrics.jsonl'} has the course."
             )
-        start = self.take_up(path)
+        start = self.load(path)
         self.returns, self.draws = returns, self.first_draws.redrawn(returns)
         self.monitor.rewind(start)
         self.monitor.say(
@@ -251,7 +260,7 @@ class Trainer:
 
     def _log(self, done: int) -> None:
         """Read the window's sums, the only place where the host waits for the device, and start a new one."""
-        sums = ranks.all_reduce_sum(self.window.sums).tolist()
+        sums = distributed.all_reduce_sum(self.window.sums).tolist()
         seconds = self.watch.elapsed
         metrics = window_metrics(sums)
         steps = sums[0]
@@ -274,14 +283,14 @@ class Trainer:
 
     def save(self, done: int) -> None:
         """Begin a checkpoint after ``done`` steps. Every rank must call it."""
-        sums = ranks.all_reduce_sum(self.window.sums)
-        if ranks.rank() != 0:
+        sums = distributed.all_reduce_sum(self.window.sums)
+        if distributed.rank() != 0:
             sums.zero_()
         training = self.config.training
-        state = checkpoint.State(
+        state = store.State(
             step=done,
             images=done * training.global_batch,
-            world_size=ranks.world_size(),
+            world_size=distributed.world_size(),
             zero_stage=self.engine.stage,
             window=sums.tolist(),
             skips=self._skips_in_a_row(),
@@ -296,11 +305,21 @@ class Trainer:
         self.save_pause += self.saver.begin(fragments, self.spec, dump_config(self.config), state)
 
 
-def _before_trouble(folder: Path) -> Path | None:
-    """The newest sound checkpoint of a run folder that was not written while steps were being left out."""
+def _return(folder: Path, useless: int | None) -> Path | None:
+    """The newest sound checkpoint of a run folder that a run in trouble may go back to, made the newest of all: what
+    came later would outrank it when the run resumes. That of the step ``useless`` serves if there is no earlier one."""
 
     def fits(path: Path) -> None:
-        if checkpoint.read_state(path).skips:
-            raise UserError("steps were being left out")
+        if reason := store.trouble(path):
+            raise UserError(reason)
 
-    return checkpoint.newest(folder, fits)[0]
+    def fits_and_is_earlier(path: Path) -> None:
+        fits(path)
+        if store.step_of(path) >= useless:
+            raise UserError("no step after it succeeded")
+
+    path = None if useless is None else store.newest(folder, fits_and_is_earlier)[0]
+    path = path or store.newest(folder, fits)[0]
+    if path is not None:
+        store.return_to(path)
+    return path

@@ -1,9 +1,14 @@
 """``data.path`` in its forms, and what is said when dataset.json and the shards disagree."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+from flaky import Flaky
 from packed import pack
 
 from fdtrain.data.dataset import FILE
@@ -113,6 +118,59 @@ def test_a_pattern_must_agree_with_dataset_json(folder):
     (folder / "shards.txt").write_text("\n")
     with pytest.raises(UserError, match="names no shard"):
         locate(folder / "shards.txt")
+
+
+@pytest.mark.parametrize(
+    ("path", "complaint"),
+    [
+        ("", "data.path is empty"),
+        ("  ", "data.path is empty"),
+        ("set/train-{000..003.tar", "has a '{' without a '}'"),
+        ("x" * 5000, r"cannot read x+\.\.\. \(File name too long\)"),
+        ("x" * 5000 + ".txt", r"cannot read x+\.\.\. \(File name too long\)"),
+        ("x" * 5000 + "/{0..3}", r"cannot read x+\.\.\. \(File name too long\)"),
+    ],
+    ids=lambda text: text[:20],
+)
+def test_paths_that_are_none(path, complaint):
+    with pytest.raises(UserError, match=complaint) as error:
+        locate(path)
+    assert len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize("unreadable", ["folder", "file"])
+def test_what_may_not_be_read(folder, unreadable):
+    """In a process of another user: permissions do not bind root."""
+    (folder if unreadable == "folder" else folder / FILE).chmod(0)
+    folder.parent.chmod(0o755)
+    code = (
+        "import os, sys\n"
+        "from fdtrain.data.location import locate\n"
+        "from fdtrain.errors import exit_code\n"
+        "os.setuid(65534) if os.getuid() == 0 else None\n"
+        "sys.exit(exit_code(lambda: locate(sys.argv[1])))"
+    )
+    for part in folder.parents:
+        if part.stat().st_uid == os.getuid() and part != Path("/"):
+            part.chmod(part.stat().st_mode | 0o011)
+    result = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True)
+    folder.chmod(0o700)
+    assert result.returncode == 2, result.stderr
+    assert "Permission denied" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_list_of_signed_urls_is_known_by_file_names(folder, tmp_path):
+    with Flaky(folder).serve() as url:
+        (folder / "shards.txt").write_text(f"{url}/train-{{000000..000001}}.tar?sig=a/b.tar\n")
+        data = locate(folder / "shards.txt")
+        assert [placed.place for placed in data.split("train")] == [
+            f"{url}/train-{i:06d}.tar?sig=a/b.tar" for i in range(2)
+        ]
+        # One signature for the whole folder.
+        [first, *_] = locate(f"{url}/?sig=a/b").split("train")
+        assert first.place == f"{url}/train-000000.tar?sig=a/b"
+        assert len(locate(f"{url}/train-{{000000..000001}}.tar?sig=a").split("train")) == 2
 
 
 def test_unknown_and_empty_splits(folder, tmp_path):

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -177,7 +178,7 @@ def test_a_shard_that_changed_is_packed_again(tmp_path, cifar, monkeypatch):
     pack(cifar10(cifar), tmp_path / "whole", shard_images=3)
     out = tmp_path / "out"
     monkeypatch.setattr(packing, "write_description", stop)
-    with pytest.raises(InterruptedError):
+    with pytest.raises(KeyboardInterrupt):
         pack(cifar10(cifar), out, shard_images=3)
     os.truncate(out / "train-000001.tar", 1000)
     os.remove(out / ".packing" / "train-000003.tar.json")
@@ -190,7 +191,7 @@ def test_a_shard_that_changed_is_packed_again(tmp_path, cifar, monkeypatch):
 
 
 def stop(*_: object) -> None:
-    raise InterruptedError
+    raise KeyboardInterrupt
 
 
 def test_another_request_in_the_same_folder(tmp_path, cifar):
@@ -265,15 +266,150 @@ def test_label_out_of_range_and_no_images(tmp_path):
         pack(Source("some", "counted", 8, 3, [], {"test": [Counted(0)]}), tmp_path / "empty")
 
 
+def left(folder: Path) -> set[str]:
+    """Files that are neither finished shards nor their records."""
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    return {name for name in names if not name.endswith((".tar", ".tar.json"))}
+
+
 def test_disk_full(tmp_path, cifar, monkeypatch):
     def full(handle: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(writer.os, "fsync", full)
-    with pytest.raises(UserError, match=r"train-000000.tar cannot be written .*No space left"):
+    with pytest.raises(
+        UserError, match=r"train-000000.tar cannot be written .*No space left.*Nothing unfinished is left"
+    ):
         pack(cifar10(cifar), tmp_path / "out")
     monkeypatch.undo()
+    assert left(tmp_path / "out") == {"packing.json"}
+    pack(cifar10(cifar), tmp_path / "out", shard_images=3)
+
+
+def test_a_file_that_can_grow_no_further(tmp_path, cifar):
+    """As a full disk, at whatever write the system refuses; what was finished before stays."""
+    pack(cifar10(cifar), tmp_path / "whole", shard_images=3)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for limit in (100, 10_000, 20_000):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+        try:
+            with pytest.raises(UserError, match=r"cannot be written \(File too large\)"):
+                pack(cifar10(cifar), tmp_path / "out", shard_images=3)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert left(tmp_path / "out") <= {"packing.json"}
+    pack(cifar10(cifar), tmp_path / "out", shard_images=3)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    "place", [".packing", "packing.json", "train-000000.tar", "train-000000.tar.json", "dataset.json"]
+)
+def test_a_folder_that_turns_read_only(tmp_path, cifar, monkeypatch, place):
+    """Permissions do not bind the superuser, whom tests may run as, so the calls themselves refuse."""
+    mkdir, replace = Path.mkdir, os.replace
+
+    def refuse(path: Path) -> None:
+        if path.name == place:
+            raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(Path, "mkdir", lambda self, *a, **o: (refuse(self), mkdir(self, *a, **o))[1])
+    monkeypatch.setattr(os, "replace", lambda a, b: (refuse(Path(b)), replace(a, b))[1])
+    with pytest.raises(UserError, match=r"cannot be written \(Read-only file system\)"):
+        pack(cifar10(cifar), tmp_path / "out")
+    monkeypatch.undo()
+    assert left(tmp_path / "out") <= {"packing.json"}
     pack(cifar10(cifar), tmp_path / "out")
+
+
+def test_leftovers_of_a_killed_packer_are_removed(tmp_path, cifar, monkeypatch):
+    monkeypatch.setattr(packing, "write_description", stop)
+    with pytest.raises(KeyboardInterrupt):
+        pack(cifar10(cifar), tmp_path / "out")
+    work = tmp_path / "out" / ".packing"
+    for name in ("train-000000.tar.123", ".train-000000.tar.json.123"):
+        (work / name).write_bytes(bytes(100))
+    with pytest.raises(KeyboardInterrupt):
+        pack(cifar10(cifar), tmp_path / "out")
+    assert {path.suffix for path in work.iterdir()} == {".json"}
+    assert not [path for path in work.iterdir() if path.name.startswith(".")]
+
+
+def bad_folder(root: Path, images: int, bad: set[int]) -> Path:
+    root.mkdir()
+    for i, picture in enumerate(pub.random_images(images, 8)):
+        data = pub.encoded(picture)
+        (root / f"{i:03d}.png").write_bytes(b"no image" if i in bad else data)
+    return root
+
+
+def image_source(folder: Path, share: int = 10) -> Source:
+    return images(folder, None, 0, "some", None, None, share)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_all_bad_images_are_reported_together(tmp_path, workers):
+    bad = set(range(0, 60, 2))
+    folder = bad_folder(tmp_path / "in", 60, bad)
+    with pytest.raises(UserError) as caught:
+        pack(image_source(folder), tmp_path / "out", shard_images=5, workers=workers)
+    first, *lines = str(caught.value).splitlines()
+    assert first == "30 images of in cannot be packed. The first 20:"
+    assert len(lines) == len(set(lines)) == 20
+    assert all("is not an image" in line and int(line.rpartition("/")[2][:3]) in bad for line in lines)
+
+
+def test_a_corrected_command_is_not_refused_after_bad_images(tmp_path):
+    """Sound shards were written, but with the bad images gone the same request cannot come again."""
+    folder = bad_folder(tmp_path / "in", 60, {7, 30})
+    with pytest.raises(UserError, match=r"2 images of in cannot be packed. They are:") as caught:
+        pack(image_source(folder), tmp_path / "out", shard_images=2)
+    assert {name for name in ("007.png", "030.png") if name in str(caught.value)} == {"007.png", "030.png"}
+    assert list((tmp_path / "out").glob("*.tar"))
+    for name in ("007.png", "030.png"):
+        (folder / name).unlink()
+    pack(image_source(folder), tmp_path / "out", shard_images=4)
+    pack(image_source(folder), tmp_path / "again", shard_images=4)
+    assert contents(tmp_path / "out") == contents(tmp_path / "again")
+
+
+def test_a_first_image_that_is_bad_does_not_hide_others(tmp_path):
+    folder = bad_folder(tmp_path / "in", 6, set())
+    first = image_source(folder).splits["train"][0].members[0].path
+    first.write_bytes(b"no image")
+    with pytest.raises(UserError, match=rf"{first.name} is not an image"):
+        pack(image_source(folder), tmp_path / "out")
+    bad_folder(tmp_path / "all", 6, set(range(6)))
+    with pytest.raises(UserError, match="is not an image"):
+        image_source(tmp_path / "all")
+
+
+def test_a_hopeless_source_is_given_up(tmp_path, monkeypatch):
+    for module in (packing, writer):
+        monkeypatch.setattr(module, "MANY", 5)
+    folder = bad_folder(tmp_path / "in", 40, set(range(39)))
+    with pytest.raises(UserError, match=r"5 images or more \(the packer went no further\) of in cannot be packed"):
+        pack(image_source(folder), tmp_path / "out", shard_images=2)
+
+
+def test_a_request_without_a_finished_shard_gives_way(tmp_path, cifar, monkeypatch):
+    monkeypatch.setattr(packing, "run", stop_after_counting)
+    with pytest.raises(KeyboardInterrupt):
+        pack(cifar10(cifar), tmp_path / "out")
+    monkeypatch.undo()
+    assert (tmp_path / "out" / "packing.json").exists()
+    # A shard whose record was not written any more, and that the next request does not have.
+    (tmp_path / "out" / "train-000004.tar").write_bytes(b"")
+    pack(cifar10(cifar), tmp_path / "out", "png", shard_images=100)
+    pack(cifar10(cifar), tmp_path / "again", "png", shard_images=100)
+    assert contents(tmp_path / "out") == contents(tmp_path / "again")
+
+
+def stop_after_counting(function, tasks, workers):
+    if function is writer.write_part:
+        raise KeyboardInterrupt
+    for task in tasks:
+        yield function(*task)
 
 
 def test_a_file_in_place_of_the_folder(tmp_path, cifar):

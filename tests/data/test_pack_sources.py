@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from fdtrain.data.dataset import Description, read_description
+from fdtrain.data.dataset import DatasetDescription, read_description
 from fdtrain.data.pack import pack
 from fdtrain.data.sources.celeba import celeba64
 from fdtrain.data.sources.cifar import cifar10
@@ -249,7 +249,7 @@ def test_parquet_of_raw_bytes(tmp_path):
 def test_digits_are_what_they_were(digits):
     from sklearn.datasets import load_digits
 
-    description: Description = read_description(digits)
+    description: DatasetDescription = read_description(digits)
     found = by_content(*unpacked(digits, "train")) | by_content(*unpacked(digits, "test"))
     data = load_digits()
     assert found == by_content(data.images.astype(np.uint8), data.target.tolist())

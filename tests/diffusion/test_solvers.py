@@ -5,7 +5,7 @@ import pytest
 import torch
 from densities import gaussian, three_modes
 
-from fdtrain.diffusion.predictor import eps_hat, x0_hat
+from fdtrain.diffusion.predictors import eps_hat, x0_hat
 from fdtrain.diffusion.solvers import GRIDS, SOLVERS, euler_maruyama, sample, time_grid
 from fdtrain.diffusion.solvers.sampling import integrate
 

@@ -7,6 +7,7 @@ import torch
 from models import DIGITS
 from safetensors.torch import save_file
 
+import fdtrain.evaluation.likelihood.nll
 from fdtrain.errors import UserError
 from fdtrain.evaluation.commands import curve, nll, report
 from fdtrain.networks.model import Model
@@ -35,12 +36,12 @@ def test_what_was_done_before_a_failure_is_kept(export, digits, tmp_path, monkey
         raise UserError("broken")
 
     with monkeypatch.context() as patch:
-        patch.setattr(nll.nll, "ode", fail)
+        patch.setattr(fdtrain.evaluation.likelihood.nll, "ode", fail)
         with pytest.raises(UserError, match="broken"):
             run(nll, export, digits, *options)
     assert not (tmp_path / "out" / "r.json").exists()
     with monkeypatch.context() as patch:
-        patch.setattr(nll.nll, "elbo", fail)
+        patch.setattr(fdtrain.evaluation.likelihood.nll, "elbo", fail)
         run(nll, export, digits, *options)
         assert "ELBO: 4 of 4 images were already computed" in capsys.readouterr().err
         assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["r.json", "r.safetensors"]

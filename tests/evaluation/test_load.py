@@ -1,17 +1,18 @@
 """Models in checkpoints that were written in parts."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 import torch
 from models import DIGITS
 
+from fdtrain.checkpoint import store
+from fdtrain.checkpoint.fragments import AVERAGE, WEIGHT, Fragment, part_name, write_part
 from fdtrain.errors import UserError
-from fdtrain.evaluation import result
 from fdtrain.evaluation.load import export, load_model
+from fdtrain.evaluation.reporting import result
 from fdtrain.networks.model import Model
-from fdtrain.training import checkpoint
-from fdtrain.training.parts import AVERAGE, WEIGHT, Fragment, part_name, write
 
 
 def checkpoint_of(run, model, parts, kind=AVERAGE):
@@ -25,13 +26,15 @@ def checkpoint_of(run, model, parts, kind=AVERAGE):
             flat = weight.detach().flatten()
             start, stop = (len(flat) * r // parts for r in (rank, rank + 1))
             fragments.append(Fragment(kind, name, start, flat[start:stop].clone()))
-        files[part_name(rank)] = write(folder / part_name(rank), fragments)
-    DIGITS.save(folder / checkpoint.MODEL_FILE)
-    (folder / checkpoint.STATE_FILE).write_text("{}")
-    for name in (checkpoint.MODEL_FILE, checkpoint.STATE_FILE):
-        files[name] = checkpoint._entry(folder / name)
-    manifest = {"version": checkpoint.VERSION, "files": files}
-    (folder / checkpoint.MANIFEST).write_text(json.dumps(manifest))
+        files[part_name(rank)] = write_part(folder / part_name(rank), fragments)
+    DIGITS.save(folder / store.MODEL_FILE)
+    counters = store.Counters(0.0, {}, (0.0, 0.0))
+    state = store.State(7, 0, parts, 0, [0.0], 0, 0, counters, {}, None)
+    (folder / store.STATE_FILE).write_text(json.dumps(asdict(state)))
+    for name in (store.MODEL_FILE, store.STATE_FILE):
+        files[name] = store._entry(folder / name)
+    manifest = {"version": store.VERSION, "files": files}
+    (folder / store.MANIFEST).write_text(json.dumps(manifest))
     return folder
 
 

@@ -2,10 +2,10 @@ import pytest
 import torch
 
 from fdtrain.config import load_config
-from fdtrain.data.dataset import VERSION, Description
+from fdtrain.data.dataset import VERSION, DatasetDescription
 from fdtrain.networks.ddpmpp import DDPMpp
 from fdtrain.networks.model import Model, parameter_count
-from fdtrain.preparation import model_spec
+from fdtrain.training.plan import model_spec
 
 
 @pytest.mark.parametrize(("blocks", "published"), [(4, 61_804_419), (8, 106_632_579)])
@@ -28,7 +28,7 @@ def test_images_that_cannot_be_halved_are_refused():
 
 def test_cifar10_configuration_builds_the_published_network():
     config = load_config("configs/cifar10.yaml")
-    description = Description(
+    description = DatasetDescription(
         version=VERSION,
         name="cifar10",
         source="",

@@ -13,10 +13,10 @@ import signal
 import sys
 from pathlib import Path
 
-from fdtrain import ranks
-from fdtrain.evaluation import nll
+from fdtrain import distributed
+from fdtrain.checkpoint import writer
+from fdtrain.evaluation.likelihood import nll
 from fdtrain.main import main
-from fdtrain.training import parts
 from fdtrain.training.trainer import Trainer
 
 # The launcher puts its own argument in front.
@@ -25,7 +25,7 @@ faults = json.loads(sys.argv.pop(next(i for i, a in enumerate(sys.argv) if a.sta
 
 def hits(fault: str, step: int) -> bool:
     here = faults.get(fault, {})
-    return step in here.get("steps", []) and here.get("rank", 0) == ranks.rank()
+    return step in here.get("steps", []) and here.get("rank", 0) == distributed.rank()
 
 
 def kill(moment: str, step: int) -> None:
@@ -34,7 +34,7 @@ def kill(moment: str, step: int) -> None:
         os.killpg(0, signal.SIGKILL)
 
 
-true_loss, true_write, true_rename, true_elbo = Trainer._loss, parts.write, Path.rename, nll.elbo
+true_loss, true_write, true_rename, true_elbo = Trainer._loss, writer.write_part, Path.rename, nll.elbo
 now = 0
 
 
@@ -77,6 +77,6 @@ def elbo_with_faults(*arguments, **options):
     return true_elbo(*arguments, **options)
 
 
-Trainer._loss, parts.write = loss_with_faults, write_with_faults
+Trainer._loss, writer.write_part = loss_with_faults, write_with_faults
 Path.rename, nll.elbo = rename_with_faults, elbo_with_faults
 sys.exit(main())

@@ -1,13 +1,18 @@
 """Losses and gradients that are not finite, injected into real runs."""
 
 import json
+import re
+import subprocess
+from pathlib import Path
 
 import pytest
 from checkpoints import assert_same, tensors
+from jobs import end, start
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_bad_input import error_of
 
-from fdtrain.training.parts import WEIGHT
+from fdtrain.checkpoint import store
+from fdtrain.checkpoint.fragments import WEIGHT
 
 
 def skipped(launch, name="small") -> dict[int, float]:
@@ -71,7 +76,7 @@ def test_past_the_limit_the_run_returns_with_other_draws(launch):
 
 
 def test_after_all_returns_the_run_stops(launch):
-    settings = ["training.steps=10", "training.max_skips=1", "training.max_returns=2", "checkpoint.every=2"]
+    settings = ["training.steps=10", "training.max_skips=1", "training.max_rollbacks=2", "checkpoint.every=2"]
     faults = {"loss": {"steps": [3, 4, 5, 6, 7]}}
     message = error_of(launch(*settings, processes=0, rc=2, faults=faults))
     assert "unusable in 2 steps in a row up to step 5, after 2 returns to a checkpoint" in message
@@ -81,7 +86,7 @@ def test_after_all_returns_the_run_stops(launch):
 
 def test_a_gradient_far_larger_than_usual_is_left_out(launch):
     """The limit is a multiple of the running mean after fifty steps: here of ordinary noise."""
-    settings = ["training.spike=1.2", "training.steps=70", "training.lr=1e-9", "training.max_skips=100"]
+    settings = ["training.skip_grad_norm_ratio=1.2", "training.steps=70", "training.lr=1e-9", "training.max_skips=100"]
     found = []
     for stage, adam in ((0, "fused"), (1, "fused"), (0, "foreach")):
         name = f"{adam}{stage}"
@@ -92,3 +97,50 @@ def test_a_gradient_far_larger_than_usual_is_left_out(launch):
     assert sum(found[0][step] for step in range(1, 51)) == 0
     assert 0 < sum(found[0].values()) < 15
     assert found[0] == found[1] == found[2]
+
+
+def start_until(command: list[str], text: str) -> tuple[subprocess.Popen, str]:
+    """A job that has said ``text``, and what it said up to there."""
+    job, said = start(command), ""
+    while text not in said:
+        line = job.stderr.readline()
+        assert line, said
+        said += line
+    return job, said
+
+
+def test_a_rate_far_too_high_costs_no_sound_checkpoint(launch):
+    """Bad checkpoints come and go above the sound ones; whatever then ends the run, a good rate goes on."""
+    settings = ["checkpoint.every=5", "checkpoint.keep_last=1"]
+    launch(*settings, "training.steps=20", processes=0)
+    sound = launch.losses()
+    bad = [*settings, "training.steps=1000", "training.lr=1e6", "training.max_skips=12"]
+    command = launch.command(*bad, "training.max_rollbacks=99", processes=0, resume=True)
+    job, _ = start_until(command, "back to step_00000020 with other draws (return 1 of 99)")
+    job.terminate()
+    said = end(job)
+    assert job.returncode == 75, said
+    saved = Path(re.search(r"saved (\S+)\. ", said)[1])
+    folder = launch.run_folder() / "checkpoints"
+    assert store.committed(launch.run_folder())[0] == saved
+    assert store.fault(saved) is None
+    assert (folder / "latest").read_text() == f"{saved.name}\n"
+    assert launch.checkpoint(20).exists()
+    message = error_of(launch(*bad, "training.max_rollbacks=1", processes=0, resume=True, rc=2))
+    assert f"after 1 returns to a checkpoint; the last is {launch.checkpoint(20)}" in message
+    assert [path.name for path in store.committed(launch.run_folder())] == ["step_00000020", "step_00000015"]
+    assert (folder / "latest").read_text() == "step_00000020\n"
+    launch(*settings, "training.steps=25", processes=0, resume=True)
+    assert {step: loss for step, loss in launch.losses().items() if step <= 20} == sound
+    assert launch.losses().keys() == set(range(1, 26))
+    assert sum(skipped(launch).values()) == 0
+
+
+def test_a_checkpoint_after_which_no_step_succeeds_is_given_up(launch):
+    """Written right after the step that destroyed the weights, it says of no trouble yet."""
+    settings = ["checkpoint.every=7", "checkpoint.keep_last=1", "training.max_skips=2", "training.max_rollbacks=2"]
+    launch(*settings, "training.steps=20", processes=0)
+    result = launch(*settings, "training.steps=60", "training.lr=1e6", processes=0, resume=True, rc=2)
+    assert "back to step_00000021 with other draws (return 1 of 2)" in result.stderr
+    assert "back to step_00000020 with other draws (return 2 of 2)" in result.stderr
+    assert store.committed(launch.run_folder())[0] == launch.checkpoint(20)

@@ -9,20 +9,20 @@ from conftest import ROOT, environment
 from models import DIGITS
 from torch import nn
 
-from fdtrain import ranks
-from fdtrain.config import Training
+from fdtrain import distributed
+from fdtrain.config import TrainingConfig
 from fdtrain.networks.model import Model
 from fdtrain.training.compilation import compile_network, worthwhile
 
 CPU = torch.device("cpu")
-TRAINING = Training(steps=1, global_batch=4, lanes=2, micro_batch=2, precision="fp32")
+TRAINING = TrainingConfig(steps=1, global_batch=4, lanes=2, micro_batch=2, precision="fp32")
 
 
 @pytest.fixture
 def backend(monkeypatch):
     """Compile by another back end than the C++ one, which takes half a minute, and in a process group of none."""
     original = nn.Module.compile
-    monkeypatch.setattr(ranks, "all_reduce_sum", lambda x: x)
+    monkeypatch.setattr(distributed, "all_reduce_sum", lambda x: x)
 
     def choose(name):
         monkeypatch.setattr(nn.Module, "compile", functools.partialmethod(original, backend=name))
@@ -76,7 +76,7 @@ def test_a_compiler_that_fails_leaves_the_network_as_it_was(backend):
 
 def test_where_one_process_fails_none_is_compiled(backend, monkeypatch):
     backend("eager")
-    monkeypatch.setattr(ranks, "all_reduce_sum", lambda x: x + 1)
+    monkeypatch.setattr(distributed, "all_reduce_sum", lambda x: x + 1)
     model = Model(DIGITS)
     assert compile_network(model, DIGITS, TRAINING, CPU) == "failed on 1 of 1 processes"
     assert model.network._compiled_call_impl is None
@@ -106,7 +106,7 @@ def test_a_pass_that_does_not_fit_is_no_failure_of_the_compiler(backend):
     ],
 )
 def test_where_it_pays(settings, device, expected):
-    training = Training(global_batch=128, **settings)
+    training = TrainingConfig(global_batch=128, **settings)
     assert worthwhile(training, 10**9, torch.device(device)) is expected
     assert worthwhile(training.model_copy(update={"zero_stage": 3}), 10**9, torch.device(device)) is False
 

@@ -7,7 +7,7 @@ import torch
 
 from fdtrain.diffusion.time_sampling import Asinh
 from fdtrain.networks.model import ModelSpec
-from fdtrain.training.draws import LaneDraws
+from fdtrain.training.batch_noise import BatchNoise
 from fdtrain.training.trainer import Trainer
 
 SPEC = ModelSpec("dit", {}, "bounded", 0.1, 1, 8, 17, "digits", classes=["a", "b", "c"])
@@ -18,7 +18,7 @@ def given(spec, share):
         spec=spec,
         device=torch.device("cpu"),
         config=SimpleNamespace(network=SimpleNamespace(label_dropout=share)),
-        draws=LaneDraws(0, 4000, 1000, "iid", Asinh(0.1), torch.device("cpu")),
+        draws=BatchNoise(0, 4000, 1000, "iid", Asinh(0.1), torch.device("cpu")),
     )
     return Trainer._label(trainer, 5, range(1, 3), torch.arange(2000) % 3), trainer
 

@@ -5,11 +5,11 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from fdtrain.training.monitor import QUANTILES, Monitor, Stopwatch, Window, window_metrics
+from fdtrain.training.monitor import QUANTILES, MetricSums, Monitor, Stopwatch, window_metrics
 
 
 def test_window_means():
-    window = Window(torch.device("cpu"))
+    window = MetricSums(torch.device("cpu"))
     u = torch.tensor([0.0, 0.05, 0.95, 0.999999], dtype=torch.float64)
     window.add_images(torch.tensor([1.0, 2.0, 3.0, 6.0]), torch.tensor([1.0, 3.0, -2.0, -4.0]), u)
     window.add_step(torch.tensor(2.0), torch.tensor(0.0), first=True)
@@ -68,7 +68,7 @@ def test_stopwatch_leaves_out_pauses():
 
 
 def test_images_without_a_finite_bound_are_left_out_of_the_means():
-    window = Window(torch.device("cpu"))
+    window = MetricSums(torch.device("cpu"))
     u = torch.tensor([0.05, 0.15], dtype=torch.float64)
     window.add_images(torch.tensor([1.0, float("nan")]), torch.tensor([2.0, float("nan")]), u)
     metrics = window_metrics(window.sums.tolist())

@@ -7,8 +7,8 @@ import torch
 from conftest import ROOT, environment
 
 from fdtrain.errors import UserError
-from fdtrain.training.accounting import Accounting
 from fdtrain.training.profile import alone, parse_steps
+from fdtrain.training.utilisation import Utilisation
 
 
 def test_steps_to_trace():
@@ -38,7 +38,7 @@ def test_communication_that_nothing_hides():
 
 
 def test_speed_and_utilisation():
-    speed = Accounting(flops_per_image=2 * 10**9, devices=4, rate=4e12).speed(1000.0)
+    speed = Utilisation(flops_per_image=2 * 10**9, devices=4, rate=4e12).speed(1000.0)
     assert speed == {
         "images_per_second": 1000.0,
         "images_per_second_per_device": 250.0,

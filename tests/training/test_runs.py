@@ -12,7 +12,7 @@ import torch
 from checkpoints import assert_same, tensors
 from conftest import ROOT, environment
 
-from fdtrain.training.parts import AVERAGE, WEIGHT
+from fdtrain.checkpoint.fragments import AVERAGE, WEIGHT
 
 
 @pytest.fixture(scope="module")

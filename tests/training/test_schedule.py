@@ -1,11 +1,11 @@
 import pytest
 
-from fdtrain.config import Training
+from fdtrain.config import TrainingConfig
 from fdtrain.training.schedule import learning_rate
 
 
 def rate(step, **settings):
-    return learning_rate(step, Training(steps=100, lr=1.0, **settings))
+    return learning_rate(step, TrainingConfig(steps=100, lr=1.0, **settings))
 
 
 def test_warmup_then_constant():

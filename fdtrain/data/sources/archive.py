@@ -1,17 +1,20 @@
 """Files in a folder, zip or tar: listed without reading them, read one by one, never extracted to disk."""
 
-import io
 import lzma
 import os
 import posixpath
+import stat
 import tarfile
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from fdtrain.data.sources import tar
+from fdtrain.data.sources.source import BadSample
 from fdtrain.errors import UserError
 
 MAX_READ = 1 << 28
@@ -19,6 +22,9 @@ MAX_READ = 1 << 28
 
 MAX_STREAM = 1 << 33
 """Bytes of the largest file that is streamed: five times a pickled batch of ImageNet-64."""
+
+MAX_LINKS = 16
+"""From link to link, before a file comes."""
 
 BROKEN = (OSError, EOFError, ValueError, RuntimeError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, tarfile.TarError)
 """What the standard library's readers raise on damaged archives."""
@@ -44,26 +50,32 @@ class Member(NamedTuple):
 
 
 def members(path: Path) -> list[Member]:
-    """The regular files in a folder (by name), zip or tar (as stored). Hidden ones are left out.
+    """The files in a folder (by name), zip or tar (as stored), hidden ones excluded. Links stand for what they lead to.
 
     Raises:
-        UserError: no such file, not an archive, or a broken one.
+        UserError: no such file, not an archive, or a broken one; a folder that cannot be read or is reached twice; a
+            link to nothing; two files of one name; anything that is neither file nor folder.
     """
     try:
         if path.is_dir():
             found = _folder(path)
         elif not path.exists():
             raise UserError(f"no file or folder {path}. Download it first, or correct the path.")
+        elif not path.is_file():
+            raise UserError(f"{path} is neither a file nor a folder. Correct the path.")
         elif zipfile.is_zipfile(path):
-            found = _zip(path)
+            found = [member for member in _zip(path) if not _hidden(member.name)]
         else:
             found = _tar(path)
-        return [member for member in found if not _hidden(member.name)]
     except BROKEN as error:
         reason = str(error).partition("\n")[0].rstrip(":")
         raise UserError(
             f"{path} cannot be read as a folder, zip or tar ({reason}). It may be cut short: fetch it again."
         ) from error
+    for name, count in Counter(member.name for member in found).items():
+        if count > 1:
+            raise UserError(f"{path} holds '{name}' {count} times. Pack it anew with one file of each name.")
+    return found
 
 
 def _hidden(name: str) -> bool:
@@ -71,12 +83,38 @@ def _hidden(name: str) -> bool:
     return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
 
 
-def _folder(path: Path) -> Iterator[Member]:
-    files = [Path(folder, name) for folder, _, names in os.walk(path, followlinks=True) for name in names]
-    names = {file.relative_to(path).as_posix(): file for file in files}
-    for name in sorted(names):
-        size = names[name].stat().st_size
-        yield Member(names[name], name, size, "file", stored=size)
+def _folder(path: Path) -> list[Member]:
+    files: dict[str, Member] = {}
+    # No folder is read twice: a link may lead back to where it lies, or multiply what it leads to.
+    seen: dict[tuple[int, int], Path] = {}
+    pending = [path]
+    while pending:
+        folder = pending.pop()
+        status = _status(folder)
+        if (earlier := seen.setdefault((status.st_dev, status.st_ino), folder)) != folder:
+            raise UserError(f"{folder} leads to the same folder as {earlier}. Remove the link.")
+        try:
+            names = [name for name in os.listdir(folder) if not _hidden(name)]
+        except OSError as error:
+            raise UserError(f"{folder} cannot be read ({error.strerror}). Make it readable, or remove it.") from error
+        for place in (folder / name for name in names):
+            status = _status(place)
+            if stat.S_ISDIR(status.st_mode):
+                pending.append(place)
+            elif stat.S_ISREG(status.st_mode):
+                name = place.relative_to(path).as_posix()
+                files[name] = Member(place, name, status.st_size, "file", stored=status.st_size)
+            else:
+                raise UserError(f"{place} is neither a file nor a folder. Remove it.")
+    return [files[name] for name in sorted(files)]
+
+
+def _status(path: Path) -> os.stat_result:
+    try:
+        return path.stat()
+    except OSError as error:
+        what = "is a link to nothing" if path.is_symlink() else "cannot be read"
+        raise UserError(f"{path} {what} ({error.strerror}). Correct or remove it.") from error
 
 
 def _zip(path: Path) -> Iterator[Member]:
@@ -88,27 +126,56 @@ def _zip(path: Path) -> Iterator[Member]:
             if info.flag_bits & 1 or info.compress_type not in kinds:
                 raise UserError(f"{path}, member '{info.filename}' is encrypted or of a rare compression. Zip it anew.")
             kind = kinds[info.compress_type]
-            yield Member(path, info.filename, info.file_size, kind, info.header_offset, info.compress_size, info.CRC)
+            name = posixpath.normpath(info.filename)
+            yield Member(path, name, info.file_size, kind, info.header_offset, info.compress_size, info.CRC)
 
 
-def _tar(path: Path) -> Iterator[Member]:
-    with tarfile.open(path, "r:*") as archive:
-        kind = "tar" if isinstance(archive.fileobj, io.BufferedReader) else "compressed-tar"
-        while (info := archive.next()) is not None:
-            # tarfile keeps every header it has seen: a gigabyte for a million images.
-            archive.members = []
-            if info.isreg():
-                yield Member(path, posixpath.normpath(info.name), info.size, kind, info.offset_data, info.size)
+def _tar(path: Path) -> list[Member]:
+    kind = "compressed-tar" if tar.compressed(path) else "tar"
+    found: list[Member] = []
+    links: list[tuple[int, tar.Entry]] = []
+    for entry in tar.entries(path):
+        name = posixpath.normpath(entry.name)
+        if _hidden(name):
+            continue
+        if entry.link is not None:
+            links.append((len(found), entry))
+        found.append(Member(path, name, entry.size, kind, entry.offset, entry.size))
+    if links:
+        _resolve(path, found, links)
+    return found
+
+
+def _resolve(path: Path, found: list[Member], links: list[tuple[int, tar.Entry]]) -> None:
+    """Give each link, in place, the bytes that it leads to: by its name in the archive, or from where it lies."""
+    places = {member.name: number for number, member in enumerate(found)}
+    targets = {}
+    for number, entry in links:
+        beside = posixpath.dirname(found[number].name) if entry.symbolic else ""
+        targets[number] = places.get(posixpath.normpath(posixpath.join(beside, entry.link)))
+    for number, entry in links:
+        target: int | None = number
+        for _ in range(MAX_LINKS):
+            if target not in targets:
+                break
+            target = targets[target]
+        if target is None or target in targets:
+            raise UserError(
+                f"{path}, member '{found[number].name}' is a link to '{entry.link}', no file of the archive. "
+                "Pack it anew with the file in place of the link."
+            )
+        found[number] = found[target]._replace(name=found[number].name)
 
 
 def read(member: Member) -> bytes:
     """All bytes of a file.
 
     Raises:
-        UserError: too large (refused before it is read or inflated), damaged, or in a compressed tar.
+        BadSample: too large (refused before it is read or inflated), or damaged.
+        UserError: in a compressed tar.
     """
-    if member.size > MAX_READ:
-        raise UserError(f"{member} claims {member.size} bytes, more than any image. Remove it.")
+    if max(member.size, member.stored) > MAX_READ:
+        raise BadSample(f"{member} claims {max(member.size, member.stored)} bytes, more than any image. Remove it.")
     if member.kind == "compressed-tar":
         raise UserError(f"{member.path} is a compressed tar, which can only be read from its start. Decompress it.")
     try:
@@ -125,9 +192,9 @@ def read(member: Member) -> bytes:
             # Never more than the directory promised: a small file may inflate to fill the memory.
             data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, max(member.size, 1))
     except (OSError, zlib.error) as error:
-        raise UserError(f"{member} cannot be read ({error}). Fetch it again.") from error
+        raise BadSample(f"{member} cannot be read ({error}). Fetch it again.") from error
     if len(data) != member.size or (member.kind in ("stored", "deflated") and zlib.crc32(data) != member.crc):
-        raise UserError(f"{member} is cut short or damaged. Fetch it again.")
+        raise BadSample(f"{member} is cut short or damaged. Fetch it again.")
     return data
 
 
@@ -138,24 +205,26 @@ def stream(member: Member) -> Iterator[BinaryIO]:
     Raises:
         UserError: too large, or damaged.
     """
-    if member.size > MAX_STREAM:
-        raise UserError(f"{member} claims {member.size} bytes, more than any published batch. Fetch it again.")
+    if max(member.size, member.stored) > MAX_STREAM:
+        raise UserError(
+            f"{member} claims {max(member.size, member.stored)} bytes, more than any published batch. Fetch it again."
+        )
     try:
         if member.kind == "file":
             with member.path.open("rb") as file:
                 yield file
         elif member.kind in ("stored", "deflated"):
-            with zipfile.ZipFile(member.path) as archive, archive.open(member.name) as file:
+            with zipfile.ZipFile(member.path) as archive, archive.open(_info(archive, member)) as file:
                 yield file
         else:
-            with tarfile.open(member.path, "r:*") as archive:
-                yield _extracted(archive, member)
+            with tar.section(member.path, member.offset, member.size) as file:
+                yield file
     except BROKEN as error:
         raise UserError(f"{member} cannot be read ({error}). Fetch it again.") from error
 
 
-def _extracted(archive: tarfile.TarFile, member: Member) -> BinaryIO:
-    for info in archive:
-        if posixpath.normpath(info.name) == member.name and info.isreg():
-            return archive.extractfile(info)
+def _info(archive: zipfile.ZipFile, member: Member) -> zipfile.ZipInfo:
+    for info in archive.infolist():
+        if info.header_offset == member.offset:
+            return info
     raise UserError(f"{member} has disappeared. Run the command again.")

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from fdtrain.data.sources import pickled
-from fdtrain.data.sources.archive import Member, stream
+from fdtrain.data.sources.archive import MAX_STREAM, Member, stream
 from fdtrain.data.sources.source import Sample
 from fdtrain.errors import UserError
 
@@ -91,6 +91,6 @@ def _npy(archive: zipfile.ZipFile, name: str) -> np.ndarray:
         if version not in readers:
             raise ValueError(f"npy format {version}")
         shape, fortran, dtype = readers[version](file)
-        if dtype.hasobject or fortran or math.prod(shape) * dtype.itemsize + file.tell() != size:
+        if size > MAX_STREAM or dtype.hasobject or fortran or math.prod(shape) * dtype.itemsize + file.tell() != size:
             raise ValueError(f"{name}: {dtype} of shape {shape} in {size} bytes")
         return np.frombuffer(file.read(), dtype).reshape(shape)

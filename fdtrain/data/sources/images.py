@@ -1,20 +1,19 @@
-"""Any folder, zip or tar of images; classes are its folders, or the labels of an EDM-style dataset.json."""
+"""Any folder, zip or tar of images, with their splits and labels where it has them."""
 
-import json
+from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from fdtrain.data.sources import labels
 from fdtrain.data.sources.archive import Member, members, read
-from fdtrain.data.sources.picture import fit_like, image_parts, is_image
-from fdtrain.data.sources.source import Source, numbered
+from fdtrain.data.sources.picture import fit_like_first, image_parts, is_image
+from fdtrain.data.sources.source import SPLIT_NAMES, Source, numbered
 from fdtrain.errors import UserError
-
-LABELS = "dataset.json"
 
 
 class _Listing(NamedTuple):
-    """Images by name, and the class of each: a folder, a number, or ``None`` for all."""
+    """Images of a split by name, and the class of each: a folder, a number, or ``None`` for all."""
 
     members: list[Member]
     classes: list[str] | list[int] | None
@@ -32,7 +31,7 @@ def images(
     """Images of one size, or of any size where ``resize`` asks for one.
 
     They are packed in a fixed permutation, since folders come class by class; without ``test``, its last
-    ``holdout`` images are held out.
+    ``holdout`` images are held out. Folders ``train`` and ``test`` (or ``val``...) inside ``train`` are its splits.
 
     Args:
         train, test: folder, zip or tar; a test set is optional.
@@ -45,19 +44,24 @@ def images(
     Raises:
         UserError: no images, an image of another size, or labels that do not fit the images.
     """
-    listings = {"train": _shuffled(_list(train))}
+    listings, notes = _list(train)
+    if len(listings) > 1 and (test or holdout):
+        raise UserError(f"{train} has splits of its own ({', '.join(listings)}). Pack it without --test and --holdout.")
     if test:
-        listings["test"] = _shuffled(_list(test))
-    elif holdout:
+        found, more = _list(test, classes=set(listings["train"].classes or ()))
+        if len(found) > 1:
+            raise UserError(f"{test} has splits of its own ({', '.join(found)}). Give one of its folders.")
+        listings["test"], notes = found["train"], notes + more
+    listings = {split: _shuffled(listing) for split, listing in listings.items()}
+    if holdout:
         listings = _held_out(listings["train"], holdout, train)
-    first = listings["train"].members[0]
-    fit = fit_like(read(first), str(first), resize, channels)
+    fit = fit_like_first(listings["train"].members, read, resize, channels)
     classes = _classes(listings, train)
     number = {name: index for index, name in enumerate(classes)}
     splits = {}
     for split, listing in listings.items():
-        labels = None if listing.classes is None else [number[str(key)] for key in listing.classes]
-        splits[split] = image_parts(listing.members, labels, fit, share)
+        numbers = None if listing.classes is None else [number[str(key)] for key in listing.classes]
+        splits[split] = image_parts(listing.members, numbers, fit, share)
     change = f", largest centre square, Lanczos to {resize}x{resize}" if resize else ""
     return Source(
         name=name,
@@ -66,46 +70,81 @@ def images(
         channels=fit.channels,
         classes=classes,
         splits=splits,
+        notes=tuple(notes),
     )
 
 
-def _list(path: Path) -> _Listing:
+def _list(path: Path, classes: set[str] | None = None) -> tuple[dict[str, _Listing], list[str]]:
+    """The images of each split, and notes on what is skipped. ``classes``: folders that are known to be some."""
     files = members(path)
     found = sorted((member for member in files if is_image(member)), key=lambda member: member.name)
     if not found:
         raise UserError(f"{path} holds no images. Give a folder, zip or tar of PNG, JPEG, WebP or BMP files.")
-    labels = next((member for member in files if member.name == LABELS), None)
-    return _Listing(found, _listed(found, labels) if labels else _folders(found, path))
+    wrapper = _wrapper(found)
+    written = labels.written(found, files, wrapper)
+    listings: dict[str, _Listing] = {}
+    for split, chosen in _splits([member.name.removeprefix(wrapper) for member in found], path).items():
+        images = [found[i] for i in chosen]
+        if written is None:
+            known = set(classes or ()) if split == "train" else set(listings["train"].classes or ())
+            kinds = labels.by_folder([image.name for image in images], known, str(path))
+        else:
+            kinds = [written[i] for i in chosen]
+            kinds = None if kinds[0] == labels.NONE else kinds
+        listings[split] = _Listing(images, kinds)
+    return listings, _skipped(files, found, path)
 
 
-def _folders(found: Sequence[Member], path: Path) -> list[str] | None:
-    """The first folder of each image. One folder that holds all is a wrapper and no class."""
-    parts = [member.name.split("/") for member in found]
-    if all(len(names) > 1 and names[0] == parts[0][0] for names in parts):
-        parts = [names[1:] for names in parts]
-    inside = [len(names) > 1 for names in parts]
-    if not any(inside):
-        return None
-    if not all(inside):
-        stray = found[inside.index(False)].name
-        raise UserError(f"{path}: '{stray}' lies beside the class folders. Move it into one, or remove it.")
-    return [names[0] for names in parts]
+def _wrapper(found: Sequence[Member]) -> str:
+    """The folders that hold everything, with a slash behind each; usually none or one. Names of splits are none."""
+    folders = [member.name.split("/")[:-1] for member in found]
+    common: list[str] = []
+    for level in zip(*folders, strict=False):
+        if len(set(level)) > 1:
+            break
+        common.append(level[0])
+    return "".join(f"{folder}/" for folder in common)
 
 
-def _listed(found: Sequence[Member], labels: Member) -> list[int] | None:
-    """The labels that ``{"labels": [[path, label], ...]}`` gives; ``null`` in place of the list means none."""
-    try:
-        content = json.loads(read(labels))["labels"]
-        if content is None:
-            return None
-        table = {str(path): label for path, label in content}
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f'{labels} is not of the form {{"labels": [[path, label], ...]}}. Correct it.') from error
-    for member in found:
-        label = table.get(member.name)
-        if type(label) is not int or label < 0:
-            raise UserError(f"{labels}: no label, a number from 0, for '{member.name}'. Add it.")
-    return [table[member.name] for member in found]
+def _splits(names: Sequence[str], path: Path) -> dict[str, list[int]]:
+    """Images by split: folders ``train`` and ``test`` or ``val`` side by side are splits and no classes.
+
+    Raises:
+        UserError: folders of splits lie beside others, or one of them is missing or there twice.
+    """
+    folders = [name.partition("/")[0] if "/" in name else "" for name in names]
+    named: dict[str, list[str]] = {}
+    for folder in sorted(set(folders)):
+        if folder.lower() in SPLIT_NAMES:
+            named.setdefault(SPLIT_NAMES[folder.lower()], []).append(folder)
+    others = sorted(set(folders) - {folder for same in named.values() for folder in same})
+    # A class may well be called 'train'.
+    if not named or (list(named) == ["train"] and others):
+        return {"train": list(range(len(names)))}
+    doubled = [same for same in named.values() if len(same) > 1]
+    if others or doubled or "train" not in named:
+        beside = f", beside {', '.join(others[:5]) if any(others) else 'images'}" if others else ""
+        raise UserError(
+            f"{path} has folders {', '.join(folder for same in named.values() for folder in same)}{beside}: are they "
+            "splits or classes? For splits, leave train and test (or valid) alone, or give one as the input and the "
+            "other with --test; for classes, rename them."
+        )
+    split_of = {same[0]: split for split, same in named.items()}
+    chosen: dict[str, list[int]] = {split: [] for split in ("train", "valid", "test") if split in named}
+    for i, folder in enumerate(folders):
+        chosen[split_of[folder]].append(i)
+    return chosen
+
+
+def _skipped(files: Sequence[Member], found: Sequence[Member], path: Path) -> list[str]:
+    """How many files of which kinds are neither images nor labels."""
+    keys = labels.keys(found)
+    others = [file for file in files if not is_image(file) and not labels.used(file, keys)]
+    if not others:
+        return []
+    kinds = Counter(PurePosixPath(file.name).suffix.lower() or "no extension" for file in others)
+    listed = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(5))
+    return [f"{path}: {len(others)} files are of other kinds and were skipped ({listed})."]
 
 
 def _shuffled(listing: _Listing) -> _Listing:
@@ -134,10 +173,10 @@ def _classes(listings: dict[str, _Listing], path: Path) -> list[str]:
     if all(classes is None for classes in found):
         return []
     if any(classes is None for classes in found) or len({type(classes[0]) for classes in found}) > 1:
-        raise UserError("one of the train and test images has labels, or another kind of labels. Label both alike.")
+        raise UserError("the images of one split have labels, or another kind of labels. Label both alike.")
     train, every = set(found[0]), set().union(*found)
     if isinstance(found[0][0], int):
         return numbered(max(every), str(path))
     if every != train:
-        raise UserError(f"the test images have classes that the train images lack: {sorted(every - train)}.")
+        raise UserError(f"the held-out images have classes that the train images lack: {sorted(every - train)}.")
     return sorted(train)

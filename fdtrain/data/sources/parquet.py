@@ -1,21 +1,19 @@
 """A folder of parquet files as the Hugging Face hub serves them: encoded images in a column."""
 
-import json
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fdtrain.data.sources.picture import Fit, decode, fit_like
-from fdtrain.data.sources.source import Sample, Source, numbered
+from fdtrain.data.sources import hub
+from fdtrain.data.sources.archive import members
+from fdtrain.data.sources.columns import Labels, choose, features, guarded, labels, opened
+from fdtrain.data.sources.picture import Fit, decode, fit_like_first
+from fdtrain.data.sources.source import BadSample, Sample, Source
 from fdtrain.errors import UserError
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    import pyarrow.parquet as pq
-
-SPLIT_NAMES = {"validation": "valid", "val": "valid", "dev": "valid"}
 
 MAX_ROW_GROUP = 1 << 32
 """Bytes of images that a row group may hold; it is read at once."""
@@ -29,7 +27,7 @@ class ParquetFile:
     size: int
     rows: int
     image: str
-    label: str | None
+    labels: Labels | None
     fit: Fit
 
     def count(self) -> int:
@@ -39,61 +37,56 @@ class ParquetFile:
         return _Reader(self)
 
     def identity(self) -> str:
-        return repr((self.path.name, self.size, self.rows, self.image, self.label, self.fit))
+        return repr((self.path.name, self.size, self.rows, self.image, self.labels, self.fit))
 
 
 class _Reader:
     """Samples of a file by row; holds one row group, rows ``start`` to ``stop``."""
 
     def __init__(self, part: ParquetFile):
-        self.part, self.file = part, _open(part.path)
+        self.part, self.file = part, opened(part.path)
         self.start = self.stop = 0
         self.columns: dict[str, pa.ChunkedArray] = {}
 
     def __call__(self, index: int) -> Sample:
         if not self.start <= index < self.stop:
             self._read_group(index)
-        row = index - self.start
-        where = f"{self.part.path}, row {index}"
-        label = self.columns[self.part.label][row].as_py() if self.part.label else None
-        image = _bytes(self.columns[self.part.image][row].as_py(), where)
-        return decode(image, where, self.part.fit), -1 if label is None else max(int(label), -1)
+        row, part = index - self.start, self.part
+        where = f"{part.path}, row {index}"
+        with guarded(part.path):
+            value = self.columns[part.image][row].as_py()
+            name = self.columns[part.labels.column][row].as_py() if part.labels else None
+        label = part.labels.label(name, where) if part.labels else -1
+        return decode(_bytes(value, where), where, part.fit), label
 
     def _read_group(self, index: int) -> None:
-        import pyarrow as pa
-
         group, start = 0, 0
         while start + self.file.metadata.row_group(group).num_rows <= index:
             start += self.file.metadata.row_group(group).num_rows
             group += 1
         if self.file.metadata.row_group(group).total_byte_size > MAX_ROW_GROUP:
             raise UserError(f"{self.part.path}: row group {group} is absurdly large. Write it in smaller ones.")
-        columns = [self.part.image, *([self.part.label] if self.part.label else [])]
-        try:
+        columns = [self.part.image, *([self.part.labels.column] if self.part.labels else [])]
+        with guarded(self.part.path):
             table = self.file.read_row_group(group, columns=columns)
             self.columns = {name: table.column(name) for name in columns}
-        except (pa.ArrowException, OSError, KeyError) as error:
-            raise UserError(f"{self.part.path} is damaged or lacks a column ({error}). Fetch it again.") from error
         self.start, self.stop = start, start + table.num_rows
 
 
-def _open(path: Path) -> "pq.ParquetFile":
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError as error:
-        raise UserError("parquet needs pyarrow. Install it: pip install 'fdtrain[parquet]'.") from error
-    try:
-        return pq.ParquetFile(path)
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path} is not a parquet file, or cut short ({error}). Fetch it again.") from error
+class _Row(NamedTuple):
+    path: Path
+    number: int
+    value: Any
+
+    def __str__(self) -> str:
+        return f"{self.path}, row {self.number}"
 
 
 def _bytes(value: Any, where: str) -> bytes:
     """The encoded image of a row: the bytes themselves, or ``{"bytes": ..., "path": ...}``."""
     data = value.get("bytes") if isinstance(value, dict) else value
     if not isinstance(data, bytes):
-        raise UserError(f"{where}: no image bytes. Only data sets that embed their images can be packed.")
+        raise BadSample(f"{where}: no image bytes. Only data sets that embed their images can be packed.")
     return data
 
 
@@ -104,110 +97,60 @@ def parquet(
     label: str | None,
     resize: int | None,
     channels: int | None,
+    configuration: str | None = None,
 ) -> Source:
-    """Every split of the folder, rows in the order they are stored in. A negative label means none.
+    """Every split of a configuration, rows in the order they are stored in. A negative or absent label means none.
 
     Args:
         folder: with files such as ``data/train-00000-of-00002.parquet`` or ``test/0000.parquet``.
         name: of the data set.
-        image, label: columns; ``None``: the only one of its kind (a data set need not have labels).
+        image, label: columns; ``None``: the only one of its kind (a data set need not have labels). An empty label
+            column: none.
         resize, channels: as for images in a folder.
+        configuration: of the hub; ``None``: the only one.
 
     Raises:
-        UserError: no parquet files, columns that are missing or ambiguous, an image that does not fit.
+        UserError: no parquet files, some that are missing or of different kinds, columns that are missing, ambiguous
+            or of a type that they cannot be, an image that does not fit.
     """
-    files = sorted(folder.rglob("*.parquet")) if folder.is_dir() else []
+    files = [file for file in members(folder) if file.name.endswith(".parquet")] if folder.is_dir() else []
     if not files:
         raise UserError(f"{folder} is no folder with .parquet files. Download the data set's files first.")
-    schema = _open(files[0]).schema_arrow
-    features = _features(schema)
-    image = image or _image_column(schema, features, files[0])
-    label = label or _label_column(schema, features, files[0])
-    for column in (image, *([label] if label else [])):
-        if column not in schema.names:
-            raise UserError(f"{files[0]} has no column '{column}' (it has: {', '.join(schema.names)}).")
-    fit = _fit(files, image, resize, channels)
-    splits: dict[str, list[ParquetFile]] = {}
-    for path in files:
-        rows = _open(path).metadata.num_rows
-        if rows:
-            splits.setdefault(_split(path, folder), []).append(
-                ParquetFile(path, path.stat().st_size, rows, image, label, fit)
-            )
+    splits = hub.splits(files, configuration, folder)
+    paths = [file.path for of_split in splits.values() for file in of_split]
+    rows = {path: opened(path).metadata.num_rows for path in paths}
+    if not any(rows.values()):
+        raise UserError(f"{folder}: the parquet files have no rows.")
+    schemas = {path: opened(path).schema_arrow for path in paths}
+    described = {path: features(schemas[path], path) for path in paths}
+    image, label = choose(schemas, described, image, label)
+    of_file, classes = labels(paths, label, described) if label else ({}, [])
+    fit = fit_like_first(_rows(paths, image), lambda row: _bytes(row.value, str(row)), resize, channels)
+    unused = [column for column in schemas[paths[0]].names if column not in (image, label)]
+    parts: dict[str, list[ParquetFile]] = {}
+    for split, of_split in splits.items():
+        for file in of_split:
+            if rows[file.path]:
+                part = ParquetFile(file.path, file.size, rows[file.path], image, of_file.get(file.path), fit)
+                parts.setdefault(split, []).append(part)
     change = f", largest centre square, Lanczos to {resize}x{resize}" if resize else ""
+    chosen = f"configuration '{configuration}', " if configuration else ""
     return Source(
         name=name,
-        source=f"{folder.name} (parquet, images '{image}', labels '{label}'){change}",
+        source=f"{folder.name} (parquet, {chosen}images '{image}', labels '{label}'){change}",
         size=fit.size,
         channels=fit.channels,
-        classes=_classes(files, label, features) if label else [],
-        splits=splits,
+        classes=classes,
+        splits=parts,
+        notes=(f"columns that are not packed: {', '.join(unused)}.",) if unused else (),
     )
 
 
-def _split(path: Path, folder: Path) -> str:
-    """``train-00000-of-00002.parquet`` names its split; else the folder does; else the file's own name."""
-    named = re.fullmatch(r"(.+?)-\d+-of-\d+(-[0-9a-f]+)?", path.stem)
-    beside = path.stem if path.parent == folder else path.parent.name
-    split = re.sub(r"[^A-Za-z0-9_]", "_", named[1] if named else beside)
-    return SPLIT_NAMES.get(split, split)
-
-
-def _features(schema: "pa.Schema") -> dict[str, Any]:
-    """The hub's own description of the columns, if there is one."""
-    try:
-        return json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-    except (KeyError, ValueError, TypeError):
-        return {}
-
-
-def _image_column(schema: "pa.Schema", features: dict[str, Any], path: Path) -> str:
-    import pyarrow as pa
-
-    def holds_bytes(kind: pa.DataType) -> bool:
-        if pa.types.is_struct(kind):
-            return kind.get_field_index("bytes") >= 0
-        return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
-
-    found = [n for n, f in features.items() if isinstance(f, dict) and f.get("_type") == "Image"]
-    found = found or [f.name for f in schema if holds_bytes(f.type)]
-    if len(found) != 1:
-        raise UserError(f"{path}: image columns: {', '.join(found) or 'none'}. Choose one with --image-column.")
-    return found[0]
-
-
-def _label_column(schema: "pa.Schema", features: dict[str, Any], path: Path) -> str | None:
-    import pyarrow as pa
-
-    found = [n for n, f in features.items() if isinstance(f, dict) and f.get("_type") == "ClassLabel"]
-    found = found or [f.name for f in schema if f.name in ("label", "labels") and pa.types.is_integer(f.type)]
-    if len(found) > 1:
-        raise UserError(f"{path}: label columns: {', '.join(found)}. Choose one with --label-column.")
-    return found[0] if found else None
-
-
-def _fit(files: list[Path], image: str, resize: int | None, channels: int | None) -> Fit:
-    for path in files:
-        for batch in _open(path).iter_batches(batch_size=1, columns=[image]):
-            where = f"{path}, row 0"
-            return fit_like(_bytes(batch.column(0)[0].as_py(), where), where, resize, channels)
-    raise UserError(f"{files[0].parent}: the parquet files have no rows.")
-
-
-def _classes(files: list[Path], label: str, features: dict[str, Any]) -> list[str]:
-    """Names from the hub's description; without one, the numbers up to the largest."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    names = features.get(label, {}).get("names")
-    if isinstance(names, list):
-        return [str(name) for name in names]
-    largest = -1
-    for path in files:
-        for batch in _open(path).iter_batches(columns=[label]):
-            column = batch.column(0)
-            if not pa.types.is_integer(column.type):
-                raise UserError(f"{path}: column '{label}' is of {column.type}, expected whole numbers.")
-            found = pc.max(column).as_py()
-            largest = largest if found is None else max(largest, found)
-    return numbered(largest, f"{files[0].parent}, column '{label}'")
+def _rows(paths: list[Path], image: str) -> Iterator[_Row]:
+    for path in paths:
+        with guarded(path):
+            number = 0
+            for batch in opened(path).iter_batches(batch_size=16, columns=[image]):
+                for value in batch.column(0):
+                    yield _Row(path, number, value.as_py())
+                    number += 1

@@ -1,18 +1,21 @@
 """Image files to arrays: what a picture must be like is checked on its header, before a pixel is decoded."""
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from fdtrain.data.sources.archive import Member, read
-from fdtrain.data.sources.source import Sample, even
+from fdtrain.data.sources.source import BadSample, Sample, even
 from fdtrain.errors import UserError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
+T = TypeVar("T")
 
 MAX_PIXELS = 1 << 26
 """8192 x 8192: a picture of more is refused, decoding it could fill the memory."""
@@ -48,55 +51,101 @@ def fit_like(data: bytes, where: str, resize: int | None, channels: int | None) 
         UserError: it is not an image, or not square though no resize is asked for.
     """
     picture = _open(data, where)
+    try:
+        size = _upright_size(picture)
+    except Exception as error:  # As in decode.
+        raise _broken(where, error) from error
     channels = channels or (1 if picture.mode in ("1", "L") else 3)
     if resize:
         return Fit(resize, channels, picture=None)
-    if picture.width != picture.height:
-        raise UserError(f"{where} has {_size(picture.size)} pixels: not square. Ask for a square with --resize.")
-    return exactly(picture.width, channels)
+    if size[0] != size[1]:
+        raise UserError(f"{where} has {_size(size)} pixels: not square. Ask for a square with --resize.")
+    return exactly(size[0], channels)
+
+
+def fit_like_first(pictures: Iterable[T], read: Callable[[T], bytes], resize: int | None, channels: int | None) -> Fit:
+    """As :func:`fit_like`, by the first picture that can be opened; ``str`` of a picture names it.
+
+    Raises:
+        BadSample: none can; this is the first one's.
+        UserError: as :func:`fit_like`.
+    """
+    first: BadSample | None = None
+    for picture in pictures:
+        try:
+            return fit_like(read(picture), str(picture), resize, channels)
+        except BadSample as error:
+            first = first or error
+    raise first or UserError("there are no images.")
 
 
 def decode(data: bytes, where: str, fit: Fit) -> np.ndarray:
-    """An image file to ``(size, size, channels)`` uint8.
+    """An image file to ``(size, size, channels)`` uint8, turned upright as its EXIF orientation says.
 
     Raises:
-        UserError: not an image of a known format, broken, absurdly large, or not what ``fit`` takes.
+        BadSample: not an image of a known format, broken, absurdly large, or not what ``fit`` takes.
     """
     picture = _open(data, where)
-    if fit.picture and picture.size != fit.picture:
-        raise UserError(
-            f"{where} has {_size(picture.size)} pixels, expected {_size(fit.picture)}. Remove it, or (for a folder "
-            "or zip of images) ask for one size with --resize."
-        )
     try:
+        size = _upright_size(picture)
+        if fit.picture and size != fit.picture:
+            raise BadSample(
+                f"{where} has {_size(size)} pixels, expected {_size(fit.picture)}. Remove it, or (for a folder "
+                "or zip of images) ask for one size with --resize."
+            )
+        if _orientation(picture) != 1:
+            picture = ImageOps.exif_transpose(picture)
         picture = _squared(_coloured(picture, where, fit.channels), fit)
     except UserError:
         raise
     except Exception as error:  # Pillow's parsers raise all kinds on hostile data.
-        raise UserError(f"{where} is a broken image ({error}). Remove it or fetch it again.") from error
+        raise _broken(where, error) from error
     return np.asarray(picture).reshape(fit.size, fit.size, fit.channels)
 
 
+def _broken(where: str, error: Exception) -> BadSample:
+    return BadSample(f"{where} is a broken image ({error}). Remove it or fetch it again.")
+
+
 def _open(data: bytes, where: str) -> Image.Image:
+    """Its header alone is read; what is lost in eight bits a channel or in one frame is refused."""
     try:
         picture = Image.open(io.BytesIO(data), formats=FORMATS)
+        frames = getattr(picture, "n_frames", 1)
     except Image.DecompressionBombError as error:
-        raise UserError(f"{where}: {error}. Remove it.") from error
+        raise BadSample(f"{where}: {error}. Remove it.") from error
     except Exception as error:  # As in decode.
-        raise UserError(f"{where} is not an image ({', '.join(FORMATS)}). Remove it.") from error
+        raise BadSample(f"{where} is not an image ({', '.join(FORMATS)}). Remove it.") from error
     if picture.width * picture.height > MAX_PIXELS:
-        raise UserError(f"{where} claims {_size(picture.size)} pixels, the limit is {MAX_PIXELS}. Remove it.")
+        raise BadSample(f"{where} claims {_size(picture.size)} pixels, the limit is {MAX_PIXELS}. Remove it.")
+    # Pillow opens coloured PNGs of 16 bits as RGB and drops the lower eight.
+    if picture.format == "PNG" and any("16" in str(tile[3]) for tile in picture.tile):
+        raise BadSample(f"{where} is of 16 bits, not of 8 bits a channel. Convert it first.")
+    # Phones' JPEGs may carry previews as further frames.
+    if picture.format in ("PNG", "WEBP") and frames > 1:
+        raise BadSample(f"{where} is animated. Save the frame that you want as an image of its own.")
     return picture
+
+
+def _orientation(picture: Image.Image) -> int:
+    """1: upright; 2 to 8 as EXIF has them."""
+    found = picture.getexif().get(ExifTags.Base.Orientation, 1)
+    return found if found in range(1, 9) else 1
+
+
+def _upright_size(picture: Image.Image) -> tuple[int, int]:
+    """(width, height) when it is turned upright."""
+    return picture.size if _orientation(picture) < 5 else (picture.height, picture.width)
 
 
 def _coloured(picture: Image.Image, where: str, channels: int) -> Image.Image:
     """Lossless where possible: grey becomes RGB of equal values, but nothing is turned grey or made opaque."""
     if "A" in picture.getbands() or "transparency" in picture.info:
-        raise UserError(f"{where} has transparency. Flatten it onto a background first.")
+        raise BadSample(f"{where} has transparency. Flatten it onto a background first.")
     if picture.mode not in ("1", "L", "P", "RGB", "CMYK", "YCbCr"):
-        raise UserError(f"{where} is of mode {picture.mode}, not of 8 bits a channel. Convert it first.")
+        raise BadSample(f"{where} is of mode {picture.mode}, not of 8 bits a channel. Convert it first.")
     if channels == 1 and picture.mode not in ("1", "L"):
-        raise UserError(f"{where} has colours, but the data set is grey. For a set with both, ask for --channels 3.")
+        raise BadSample(f"{where} has colours, but the data set is grey. For a set with both, ask for --channels 3.")
     return picture.convert("L" if channels == 1 else "RGB")
 
 

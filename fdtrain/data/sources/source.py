@@ -13,6 +13,22 @@ from fdtrain.errors import UserError
 Sample = tuple[np.ndarray, int]
 """Image ``(H, W, C)`` uint8 and its label, -1 without one."""
 
+SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "test": "test",
+    "testing": "test",
+    "val": "valid",
+    "valid": "valid",
+    "validation": "valid",
+    "dev": "valid",
+}
+"""What folders and files call a split, and its name here."""
+
+
+class BadSample(UserError):
+    """One sample cannot be packed; others of its part may. The packer goes on, and reports all that it finds."""
+
 
 class Part(Protocol):
     """A stretch of a split that one process reads: a batch file, a run of image files.
@@ -27,6 +43,7 @@ class Part(Protocol):
         """Make it ready; the result maps ``0 <= index < count()`` to a sample, fastest in order.
 
         Raises:
+            BadSample: from the result, when this one sample is broken.
             UserError: here or from the result, when the source is broken or not as published.
         """
 
@@ -36,7 +53,12 @@ class Part(Protocol):
 
 @dataclass(frozen=True)
 class Source:
-    """A data set that can be packed. ``published`` has the images of each split as published, where known."""
+    """A data set that can be packed.
+
+    Args:
+        published: the images of each split as published, where known.
+        notes: what the reader has skipped or decided, one sentence each, to be printed.
+    """
 
     name: str
     source: str
@@ -46,6 +68,7 @@ class Source:
     splits: dict[str, list[Part]]
     levels: int = 256
     published: dict[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def identity(self) -> str:
         """SHA-256 over the splits' parts."""

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fdtrain.diffusion.predictor import Field, score
+from fdtrain.diffusion.predictors import Field, score
 from fdtrain.diffusion.solvers.grids import check_grid
 from fdtrain.diffusion.solvers.named import DEFAULT, SOLVERS, Solver
 from fdtrain.diffusion.solvers.step import FORMS, Step

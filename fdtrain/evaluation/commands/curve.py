@@ -13,19 +13,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fdtrain import ranks
+from fdtrain import distributed
 from fdtrain.data.split import Split
 from fdtrain.diffusion.objective import quantise
 from fdtrain.diffusion.solvers import GRIDS, SOLVERS
 from fdtrain.diffusion.time_sampling import time_density
 from fdtrain.errors import UserError
-from fdtrain.evaluation import curves, features, figures, kept, nll, pixels, result
-from fdtrain.evaluation.drawing import Drawing
-from fdtrain.evaluation.frechet import frechet_distance
-from fdtrain.evaluation.measure import measure
-from fdtrain.evaluation.moments import Moments
-from fdtrain.evaluation.pixels import PixelSet
-from fdtrain.evaluation.samples import to_pixels
+from fdtrain.evaluation import curves
+from fdtrain.evaluation.fidelity import feature_networks, image_sets
+from fdtrain.evaluation.fidelity.frechet import frechet_distance
+from fdtrain.evaluation.fidelity.image_sets import PixelSet
+from fdtrain.evaluation.fidelity.measure import measure
+from fdtrain.evaluation.fidelity.moments import Moments
+from fdtrain.evaluation.likelihood import nll, partial_values
+from fdtrain.evaluation.reporting import figures, result
+from fdtrain.evaluation.sampling.options import Drawing
+from fdtrain.evaluation.sampling.samples import to_pixels
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,14 +60,16 @@ def run(arguments: argparse.Namespace) -> tuple[Path, int, dict[str, Path]] | No
     nll.check_same_images(spec, split)
     model.to(arguments.device)
     named = arguments.features
-    network = features.open_features(named, arguments.device) if named else features.of_pixels(spec.shape)
+    network = (
+        feature_networks.open_features(named, arguments.device) if named else feature_networks.of_pixels(spec.shape)
+    )
     shared = {**subject.identity(), **result.split_identity(split), "seed": arguments.seed, "batch": arguments.batch}
     found = {"kind": "curve", **shared, "images": arguments.images}
     folders = []
 
     def over_images(name: str, count: int, chunk: int, columns: int, compute, about: dict[str, Any]) -> Tensor:
-        folders.append(kept.folder_for(paths[0].parent, {**shared, "images": count, "curve": name, **about}))
-        return kept.over_images(count, chunk, columns, compute, folders[-1], arguments.device, name)
+        folders.append(partial_values.folder_for(paths[0].parent, {**shared, "images": count, "curve": name, **about}))
+        return partial_values.over_images(count, chunk, columns, compute, folders[-1], arguments.device, name)
 
     def solve(how: Drawing, images: range) -> Tensor:
         return how.solve(model, spec, images, arguments.seed).flatten(1).double().cpu()
@@ -76,7 +81,7 @@ def run(arguments: argparse.Namespace) -> tuple[Path, int, dict[str, Path]] | No
     def moments(images: PixelSet) -> Moments:
         return measure(network, images, images.count, arguments.batch, arguments.device).moments
 
-    data = moments(pixels.of_split(split))
+    data = moments(image_sets.of_split(split))
     strata, count = arguments.strata, min(arguments.images, len(split))
     density = time_density("asinh", spec.scale)
     compute = partial(
@@ -100,7 +105,7 @@ def run(arguments: argparse.Namespace) -> tuple[Path, int, dict[str, Path]] | No
     for how in _drawings(arguments):
         x = samples(how)
         levels = quantise(x.view(-1, *spec.shape), spec.levels)
-        images = pixels.held(f"samples of {how.solver}", to_pixels(levels, spec.levels))
+        images = image_sets.held(f"samples of {how.solver}", to_pixels(levels, spec.levels))
         found["points"].append(
             {
                 "solver": how.solver,
@@ -112,14 +117,14 @@ def run(arguments: argparse.Namespace) -> tuple[Path, int, dict[str, Path]] | No
             }
         )
     found |= {"seconds": time.perf_counter() - start, "device": str(arguments.device)}
-    if ranks.rank() != 0:
+    if distributed.rank() != 0:
         return None
     for path in paths:
         result.write(found, path, "--json" if path == arguments.json else "the run's results")
         pictures = draw(found, path)
         print(f"{path}: {', '.join(p.name for p in pictures.values())}")
     for folder in folders:
-        kept.discard(folder)
+        partial_values.discard(folder)
     if not subject.run:
         return None
     return subject.run, subject.step or 0, pictures

@@ -13,7 +13,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from fdtrain.data.split import Split
-from fdtrain.evaluation import label_features
+from fdtrain.evaluation.fidelity import label_features
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

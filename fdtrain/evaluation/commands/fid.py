@@ -18,15 +18,18 @@ from typing import Any
 
 from tqdm import tqdm
 
-from fdtrain import ranks
+from fdtrain import distributed
 from fdtrain.data.split import Split
 from fdtrain.errors import UserError
-from fdtrain.evaluation import drawing, frechet, nll, pixels, reference, result
-from fdtrain.evaluation.drawing import Drawing
-from fdtrain.evaluation.features import FeatureNetwork, open_features
-from fdtrain.evaluation.measure import KEPT, Measured, measure, own_chunks
-from fdtrain.evaluation.pixels import PixelSet
-from fdtrain.evaluation.reference import Reference
+from fdtrain.evaluation.fidelity import frechet, image_sets, reference
+from fdtrain.evaluation.fidelity.feature_networks import FeatureNetwork, open_features
+from fdtrain.evaluation.fidelity.image_sets import PixelSet
+from fdtrain.evaluation.fidelity.measure import KEPT, Measured, measure, own_chunks
+from fdtrain.evaluation.fidelity.reference import Reference
+from fdtrain.evaluation.likelihood import nll
+from fdtrain.evaluation.reporting import result
+from fdtrain.evaluation.sampling import options
+from fdtrain.evaluation.sampling.options import Drawing
 
 IMAGES = 50_000
 PARTLY = "unfinished"
@@ -50,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", type=int, help=f"of a set (default: {IMAGES}; of --samples, all)")
     parser.add_argument("--sets", type=int, default=3, help="of samples to draw (default: 3)")
     parser.add_argument("--seed", type=int, default=0, help="of the first set; the next has the next")
-    drawing.add_arguments(parser)
+    options.add_arguments(parser)
     parser.add_argument("--json", type=Path, help="write the numbers there too")
     parser.add_argument("--device", help="such as cpu or cuda:1; by default the GPU, where there is one")
 
@@ -92,13 +95,13 @@ def run(arguments: argparse.Namespace) -> None:
         with _bar(count, f"set {len(done) + 1} of {len(sets)}") as bar:
             measured = measure(network, s, count, arguments.batch, arguments.device, scored=True, progress=bar.update)
         # The other ranks go on with the next set.
-        done.append(_compare(measured, compared) if ranks.rank() == 0 else {})
-        if ranks.rank() == 0:
+        done.append(_compare(measured, compared) if distributed.rank() == 0 else {})
+        if distributed.rank() == 0:
             seconds = time.perf_counter() - start
             whole = found | _summary(done) | {"seconds": seconds, PARTLY: len(done) < len(sets)}
             for target, option in targets.values():
                 result.write(whole, target, option)
-    if ranks.rank() == 0:
+    if distributed.rank() == 0:
         _print(found | _summary(done))
 
 
@@ -110,12 +113,12 @@ def _model_sets(arguments: argparse.Namespace, split: Split) -> tuple[list[Pixel
     model = model.to(arguments.device)
     count = arguments.images or IMAGES
     seeds = list(range(arguments.seed, arguments.seed + arguments.sets))
-    sets = [pixels.of_model(model, spec, how, seed, count) for seed in seeds]
+    sets = [image_sets.of_model(model, spec, how, seed, count) for seed in seeds]
     return sets, {**subject.identity(), **how.describe(), "seeds": seeds}, subject.results
 
 
 def _stored_sets(arguments: argparse.Namespace, split: Split) -> tuple[list[PixelSet], dict[str, Any], None]:
-    sets = [pixels.open_samples(path) for path in arguments.samples]
+    sets = [image_sets.open_samples(path) for path in arguments.samples]
     for s in sets:
         if s.shape != split.description.shape:
             raise UserError(
@@ -142,15 +145,15 @@ def _reference(arguments: argparse.Namespace, split: Split, network: FeatureNetw
     wanted = reference.definition(split, arguments.flip, network)
     path = arguments.reference
     # Rank 0 decides for all: it may be about to write the file.
-    if ranks.broadcast(path.is_file() if path else False):
+    if distributed.broadcast(path.is_file() if path else False):
         return reference.load(path, wanted, arguments.device)
-    images = pixels.of_split(split)
+    images = image_sets.of_split(split)
     if arguments.flip:
-        images = pixels.mirrored(images)
+        images = image_sets.mirrored(images)
     with _bar(images.count, "reference") as bar:
         measured = measure(network, images, images.count, arguments.batch, arguments.device, progress=bar.update)
     made = Reference(measured.moments, measured.kept, wanted)
-    if path and ranks.rank() == 0:
+    if path and distributed.rank() == 0:
         reference.save(made, path)
     return made
 
@@ -162,10 +165,10 @@ def _begun(found: dict[str, Any], paths: list[Path]) -> list[dict[str, Any]]:
         try:
             before = json.loads(path.read_text())
             if before[PARTLY] and all(before[key] == wanted[key] for key in wanted):
-                return ranks.broadcast(before["sets"])
+                return distributed.broadcast(before["sets"])
         except (OSError, ValueError, KeyError, TypeError):
             pass  # Nothing to go on with.
-    return ranks.broadcast([])
+    return distributed.broadcast([])
 
 
 def _compare(measured: Measured, compared: Reference) -> dict[str, Any]:
@@ -219,4 +222,4 @@ def _print(found: dict[str, Any]) -> None:
 def _bar(count: int, name: str) -> tqdm:
     """Of this rank's images; rank 0 shows its own."""
     own = sum(map(len, own_chunks(range(count), 1)))
-    return tqdm(total=own, unit="image", desc=name, disable=ranks.rank() != 0 or not sys.stderr.isatty())
+    return tqdm(total=own, unit="image", desc=name, disable=distributed.rank() != 0 or not sys.stderr.isatty())

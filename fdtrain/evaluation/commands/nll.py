@@ -14,13 +14,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fdtrain import ranks
+from fdtrain import distributed
 from fdtrain.data.split import Split
 from fdtrain.diffusion.likelihood import Estimate, estimate
 from fdtrain.diffusion.objective import bits_per_dim
 from fdtrain.diffusion.time_sampling import time_density
 from fdtrain.errors import UserError
-from fdtrain.evaluation import kept, nll, result
+from fdtrain.evaluation.likelihood import nll, partial_values
+from fdtrain.evaluation.reporting import result
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,14 +68,14 @@ def run(arguments: argparse.Namespace) -> None:
             found[key] = _describe(estimate(bits)) | about
             values[key] = bits.mean(1)
     found |= {"seconds": time.perf_counter() - start, "device": str(arguments.device)}
-    if ranks.rank() == 0:
+    if distributed.rank() == 0:
         _show(found)
         for path in filter(None, (job.path, arguments.json)):
             option = "--json" if path == arguments.json else "the run's results"
             result.write(found, path, option)
             result.write_values(values, path.with_suffix(".safetensors"), option)
         for folder in job.kept:
-            kept.discard(folder)
+            partial_values.discard(folder)
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -124,8 +125,8 @@ class _Job:
 
     def over_images(self, name: str, compute: Callable[[range], Tensor], chunk: int, columns: int, about: dict):
         """``compute`` over all images and processes, kept on the way."""
-        self.kept.append(kept.folder_for(self.results, {**self.settings, "method": name, **about}))
-        return kept.over_images(self.count, chunk, columns, compute, self.kept[-1], self.device, name)
+        self.kept.append(partial_values.folder_for(self.results, {**self.settings, "method": name, **about}))
+        return partial_values.over_images(self.count, chunk, columns, compute, self.kept[-1], self.device, name)
 
 
 def _elbo(job: _Job, arguments: argparse.Namespace) -> dict[str, tuple[Tensor, dict]]:

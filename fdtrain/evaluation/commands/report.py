@@ -6,8 +6,8 @@ Reads what training and the other commands have written; what is missing is said
 import argparse
 from pathlib import Path
 
-from fdtrain import ranks
-from fdtrain.evaluation import figures, report, result, run_folder
+from fdtrain import distributed
+from fdtrain.evaluation.reporting import figures, report, result, run_folder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    if ranks.rank() != 0:
+    if distributed.rank() != 0:
         return
     folder = run_folder.read(arguments.run)
     curves = {"training": folder.series("train/loss")}

@@ -1,0 +1,141 @@
+"""A model's state cut into parts, one file a rank, readable by any number of ranks.
+
+A *fragment* is a run of one parameter's elements, flat. A part is a safetensors file of fragments; its keys are
+``kind/parameter/start``, so what a rank needs is found by arithmetic whatever wrote it: this is the mapping on
+which DeepSpeed's universal checkpoints rest, without their conversion step and without pickles.
+"""
+
+import hashlib
+import json
+import os
+import re
+from bisect import bisect_right
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from fdtrain.errors import UserError
+
+WEIGHT, AVERAGE, FIRST_MOMENT, SECOND_MOMENT = "weight", "average", "exp_avg", "exp_avg_sq"
+
+PART = re.compile(r"part_\d{5,}\.safetensors")
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """``tensor`` holds elements ``start`` to ``start + len(tensor)`` of a parameter, float32, flat."""
+
+    kind: str
+    parameter: str
+    start: int
+    tensor: Tensor
+
+    @property
+    def key(self) -> str:
+        return f"{self.kind}/{self.parameter}/{self.start}"
+
+
+def part_name(rank: int) -> str:
+    return f"part_{rank:05d}.safetensors"
+
+
+def write_part(path: Path, fragments: Iterable[Fragment]) -> dict[str, int | str | bool]:
+    """Write fragments that lie on the CPU, in the safetensors format, and force them to the disk.
+
+    The library's own writer would copy every tensor first and hold the interpreter meanwhile; and the checksum
+    would need a second reading.
+
+    Returns:
+        The file's ``bytes`` and ``sha256``, and whether all weights and averages are ``finite``.
+    """
+    fragments = list(fragments)
+    header, offset = {}, 0
+    for fragment in fragments:
+        end = offset + fragment.tensor.numel() * 4
+        header[fragment.key] = {"dtype": "F32", "shape": [len(fragment.tensor)], "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    digest = hashlib.sha256()
+    with path.open("wb", buffering=0) as file:
+        for piece in [len(text).to_bytes(8, "little"), text, *(memoryview(f.tensor.numpy()) for f in fragments)]:
+            view = memoryview(piece).cast("B")
+            while view:
+                view = view[_written(file, view, digest) :]
+        os.fsync(file.fileno())
+        return {"bytes": file.tell(), "sha256": digest.hexdigest(), "finite": all(map(_finite, fragments))}
+
+
+def _written(file, view: memoryview, digest) -> int:
+    count = file.write(view[: 2**24])
+    digest.update(view[:count])
+    return count
+
+
+def _finite(fragment: Fragment) -> bool:
+    """Moments may overflow where weights do not: they are not judged."""
+    return fragment.kind not in (WEIGHT, AVERAGE) or bool(torch.isfinite(fragment.tensor).all())
+
+
+class FragmentReader:
+    """The fragments of a checkpoint folder, whoever wrote them.
+
+    Args:
+        parts: names of the files that belong to it; no other file is opened.
+
+    Raises:
+        UserError: a file is not what it should be.
+    """
+
+    def __init__(self, folder: Path, parts: Iterable[str]):
+        self.folder = folder
+        self.places: dict[tuple[str, str], list[tuple[int, str, safe_open]]] = {}
+        for name in parts:
+            path = folder / name
+            try:
+                part = safe_open(path, "pt")
+                for key in part.keys():  # noqa: SIM118 (no mapping)
+                    kind, parameter, start = key.split("/")
+                    self.places.setdefault((kind, parameter), []).append((int(start), key, part))
+            except (OSError, SafetensorError, ValueError) as error:
+                raise UserError(f"cannot read {path} ({error}). Resume from another checkpoint.") from error
+        for places in self.places.values():
+            places.sort(key=lambda place: place[0])
+
+    def read(self, kind: str, parameter: str, start: int, count: int) -> Tensor:
+        """Elements ``start`` to ``start + count`` of a parameter's weights, average or moments, float32, flat.
+
+        Raises:
+            UserError: the parts do not hold them all.
+        """
+        places = self.places.get((kind, parameter), [])
+        found, at, end = [], start, start + count
+        index = max(0, bisect_right(places, start, key=lambda place: place[0]) - 1)
+        for first, key, part in places[index:]:
+            piece = part.get_slice(key)
+            last = first + piece.get_shape()[0]
+            if at >= end or first > at:
+                break
+            if last > at:
+                found.append(piece[at - first : min(end, last) - first])
+                at = min(end, last)
+        if at < end:
+            raise UserError(f"{self.folder} lacks elements {at} to {end} of {kind} of {parameter}: parts are missing.")
+        return torch.cat(found) if found else torch.empty(0)
+
+    def whole(self, kind: str, shapes: dict[str, torch.Size]) -> dict[str, Tensor]:
+        """All of ``kind``, by parameter."""
+        return {name: self.read(kind, name, 0, shape.numel()).view(shape) for name, shape in shapes.items()}
+
+    def finite(self) -> bool:
+        """Whether all weights and averages are, read one fragment at a time."""
+        return all(
+            _finite(Fragment(kind, parameter, start, part.get_tensor(key)))
+            for (kind, parameter), places in self.places.items()
+            if kind in (WEIGHT, AVERAGE)
+            for start, key, part in places
+        )

@@ -1,0 +1,84 @@
+"""Credentials in URLs: masked in whatever is printed or stored, and taken from the environment when they are used.
+
+A URL may carry them as ``scheme://user:password@host``, in its query (``?sig=...``, ``?X-Amz-Signature=...``), or
+anywhere as ``${NAME}``, which stands for an environment variable. Only the reader of a data set expands such a
+reference, so what is stored of a configuration still holds the reference.
+"""
+
+import os
+import re
+from typing import Any
+
+MASK = "***"
+_URL = re.compile(
+    r"""[a-z][a-z0-9+.-]{0,30}:/+
+    (?: [^\s/?#@"'<>]*@                              # user and password
+      | [^\s/?#:@\[]*:(?!\d+(?:[/?#"'\s]|$)).*@ )?  # a password that is not encoded may hold any character
+    [^\s"'<>]*""",
+    re.IGNORECASE | re.VERBOSE,
+)
+_USER = re.compile(r"[^/?#:@\s]+:[^/?#@\s]+@")
+_REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+_expanded: dict[str, str] = {}
+"""Values that references of this process stood for, and the references."""
+
+
+def masked(text: str) -> str:
+    """``text`` with the credentials of every URL in it replaced: user and password, the query, expanded references."""
+    return _URL.sub(lambda found: _masked_url(found[0]), text)
+
+
+def masked_values(content: Any) -> Any:
+    """Lists and mappings with every text in them masked."""
+    if isinstance(content, dict):
+        return {key: masked_values(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [masked_values(value) for value in content]
+    return masked(content) if isinstance(content, str) else content
+
+
+def expand_references(place: str) -> str:
+    """``place`` with every ``${NAME}`` replaced by the environment's value.
+
+    Raises:
+        KeyError: the environment has no variable of this name.
+    """
+
+    def value(found: re.Match) -> str:
+        expanded = os.environ[found[1]]
+        if expanded:
+            _expanded[expanded] = found[0]
+        return expanded
+
+    return _REFERENCE.sub(value, place)
+
+
+def _masked_url(url: str) -> str:
+    for value in sorted(_expanded, key=len, reverse=True):
+        url = url.replace(value, _expanded[value])
+    start = re.search(r":/+", url)
+    if start is None:
+        return url
+    scheme, rest = url[: start.end()], url[start.end() :]
+    end = _end_of_user(rest)
+    user, place = rest[:end], rest[end:]
+    path, mark, query = re.fullmatch(r"([^?#]*)([?#]?)(.*)", place, re.DOTALL).groups()
+    # Of a URL within this one.
+    path = _USER.sub(f"{MASK}@", path)
+    return f"{scheme}{_masked_part(user, ':')}{path}{mark}{_masked_part(query, '&')}"
+
+
+def _end_of_user(rest: str) -> int:
+    """Where the ``@`` lies that ends the user in what follows ``scheme://``; 0 if there is none before the path."""
+    authority = re.match(r"[^/?#]*", rest)[0]
+    if "@" in authority:
+        return authority.rindex("@")
+    _, colon, port = authority.partition(":")
+    odd_password = "@" in rest and colon and not port.isdigit() and not authority.startswith("[")
+    return rest.rindex("@") if odd_password else 0
+
+
+def _masked_part(part: str, separator: str) -> str:
+    """Of a URL, a part that is secret unless all its values are references."""
+    values = [value.rpartition("=")[2] for value in part.split(separator)]
+    return part if not part or all(map(_REFERENCE.fullmatch, values)) else MASK

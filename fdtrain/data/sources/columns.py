@@ -1,0 +1,270 @@
+"""Columns of parquet files: which hold images and labels, and what the labels are called."""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fdtrain.data.sources.source import MAX_CLASSES, BadSample, numbered
+from fdtrain.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+NO_LABELS = ""
+"""The label column of who wants none."""
+LABEL_NAMES = ("label", "labels")
+
+
+def opened(path: Path) -> "pq.ParquetFile":
+    try:
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise UserError("parquet needs pyarrow. Install it: pip install 'fdtrain[parquet]'.") from error
+    with guarded(path, "is not a parquet file, or cut short"):
+        return pq.ParquetFile(path)
+
+
+@contextmanager
+def guarded(path: Path, problem: str = "is damaged or lacks a column") -> Iterator[None]:
+    """What pyarrow raises on damaged files, as one line."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except (pa.ArrowException, OSError, KeyError, ValueError, MemoryError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{path} {problem} ({reason}). Fetch it again.") from error
+
+
+def features(schema: "pa.Schema", path: Path) -> dict[str, dict[str, Any]]:
+    """The hub's own description of the columns, if there is one.
+
+    Raises:
+        UserError: there is one, but not of the form that the hub's library writes.
+    """
+    text = (schema.metadata or {}).get(b"huggingface")
+    if text is None:
+        return {}
+    try:
+        content = json.loads(text)
+        found = content.get("info", {}).get("features", {})
+        if found is None:
+            return {}
+        for name, feature in found.items():
+            # Lists and dicts of features are columns of lists and structures.
+            if isinstance(feature, dict) and feature.get("_type") == "ClassLabel":
+                _check_names(feature.get("names"), f"{path}, column '{name}'")
+        return {name: feature for name, feature in found.items() if isinstance(feature, dict)}
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise UserError(
+            f"{path}: its description of columns ('huggingface') is not of the hub's form ({error}). Fetch it again."
+        ) from error
+
+
+def _check_names(names: Any, where: str) -> None:
+    if names is None:
+        return
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or len(names) > MAX_CLASSES:
+        raise UserError(f"{where}: class names that are not a list of texts. Fetch it again.")
+    if len(set(names)) < len(names):
+        raise UserError(f"{where}: two classes of one name. Correct the file.")
+
+
+def choose(
+    schemas: Mapping[Path, "pa.Schema"],
+    described: Mapping[Path, dict[str, dict[str, Any]]],
+    image: str | None,
+    label: str | None,
+) -> tuple[str, str | None]:
+    """The columns of images and labels, the same in all files.
+
+    Raises:
+        UserError: a file lacks one, has several to choose from, or has them in other columns than the first; images
+            that are no bytes.
+    """
+    import pyarrow as pa
+
+    chosen: tuple[str, str | None] | None = None
+    for path, schema in schemas.items():
+        image_here = image or _image_column(schema, described[path], path)
+        label_here = _label_column(schema, described[path], path) if label is None else label or None
+        for column in (image_here, *([label_here] if label_here else [])):
+            if schema.names.count(column) != 1:
+                found = ", ".join(schema.names)
+                raise UserError(f"{path} has {schema.names.count(column) or 'no'} column '{column}' (it has: {found}).")
+        if not _holds_bytes(schema.field(image_here).type):
+            raise UserError(
+                f"{path}: column '{image_here}' is of {schema.field(image_here).type}, expected image bytes."
+            )
+        if chosen is None:
+            chosen, first = (image_here, label_here), path
+        elif chosen != (image_here, label_here):
+            raise UserError(
+                f"{first} has images and labels in columns {chosen}, {path} in {(image_here, label_here)}. "
+                "Choose with --image-column and --label-column."
+            )
+        kinds = [s.field(label_here).type for s in (schemas[first], schema)] if label_here else []
+        if len({_kind(kind) for kind in kinds}) > 1:
+            raise UserError(f"column '{label_here}' is of {kinds[0]} in {first}, of {kinds[1]} in {path}. Convert one.")
+        if kinds and _kind(kinds[0]) is None and not pa.types.is_null(kinds[0]):
+            raise UserError(
+                f"{path}: column '{label_here}' is of {kinds[0]}, expected whole numbers, texts or booleans. "
+                "Choose another with --label-column, or pack without labels by --label-column ''."
+            )
+    return chosen
+
+
+def _holds_bytes(kind: "pa.DataType") -> bool:
+    import pyarrow as pa
+
+    if pa.types.is_struct(kind):
+        return kind.get_field_index("bytes") >= 0
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def _kind(kind: "pa.DataType") -> str | None:
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return "text"
+    if pa.types.is_boolean(kind):
+        return "boolean"
+    # Whole numbers with gaps come out of pandas as floats.
+    return "number" if pa.types.is_integer(kind) or pa.types.is_floating(kind) else None
+
+
+def _image_column(schema: "pa.Schema", described: dict[str, dict[str, Any]], path: Path) -> str:
+    found = [name for name, feature in described.items() if feature.get("_type") == "Image"]
+    found = found or [field.name for field in schema if _holds_bytes(field.type)]
+    if len(found) != 1:
+        raise UserError(f"{path}: image columns: {', '.join(found) or 'none'}. Choose one with --image-column.")
+    return found[0]
+
+
+def _label_column(schema: "pa.Schema", described: dict[str, dict[str, Any]], path: Path) -> str | None:
+    found = [name for name, feature in described.items() if feature.get("_type") == "ClassLabel"]
+    found = found or [name for name in schema.names if name in LABEL_NAMES]
+    if len(found) > 1:
+        raise UserError(f"{path}: label columns: {', '.join(found)}. Choose one with --label-column.")
+    return found[0] if found else None
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The label column of one file, and what its values stand for; without a ``table`` they are the labels."""
+
+    column: str
+    table: tuple[tuple[int | bool | str, int], ...] | None
+
+    def label(self, value: Any, where: str) -> int:
+        """-1: none, as for a value that is absent or negative.
+
+        Raises:
+            BadSample: a value that stands for nothing.
+        """
+        if value is None or (isinstance(value, float) and math.isnan(value)):
+            return -1
+        if isinstance(value, float):
+            value = _whole(value, where)
+        if not isinstance(value, str) and value < 0:
+            return -1
+        if self.table is None:
+            return value
+        found = self._by_value.get(value)
+        if found is None:
+            raise BadSample(f"{where} has label {value!r}, but the source has {len(self.table)} classes. Correct it.")
+        return found
+
+    @cached_property
+    def _by_value(self) -> dict[int | bool | str, int]:
+        return dict(self.table)
+
+
+def _whole(value: float, where: str) -> int:
+    if not value.is_integer():
+        raise BadSample(f"{where}: label {value} is no whole number. Correct it, or choose another --label-column.")
+    return int(value)
+
+
+def labels(
+    paths: list[Path], column: str, described: Mapping[Path, dict[str, dict[str, Any]]]
+) -> tuple[dict[Path, Labels], list[str]]:
+    """What the values of each file stand for, and the names of the classes.
+
+    Names are the hub's own, in the order of the first file; files that have the same names in another order are
+    mapped by name. Without them texts name their classes, in alphabetical order; booleans are two, False and True;
+    numbers are named by themselves, up to the largest.
+
+    Raises:
+        UserError: the files name different classes, or have values that can be no labels.
+    """
+    names = {path: described[path].get(column, {}).get("names") for path in paths}
+    if any(found is not None for found in names.values()):
+        return _named(names, column)
+    values: set[Any] = set()
+    for path in paths:
+        values |= _values(path, column)
+        if len(values) > MAX_CLASSES:
+            raise UserError(f"{path}, column '{column}': more than {MAX_CLASSES} classes. Is it the labels' column?")
+    if any(isinstance(value, str) for value in values):
+        classes = sorted(values)
+        table = tuple((name, number) for number, name in enumerate(classes))
+    elif any(isinstance(value, bool) for value in values):
+        classes, table = ["False", "True"], ((False, 0), (True, 1))
+    else:
+        classes, table = numbered(max(values, default=-1), f"{paths[0].parent}, column '{column}'"), None
+    return {path: Labels(column, table) for path in paths}, classes
+
+
+def _named(names: Mapping[Path, list[str] | None], column: str) -> tuple[dict[Path, Labels], list[str]]:
+    (first, classes), *_ = names.items()
+    for path, found in names.items():
+        if classes is None or found is None or set(found) != set(classes):
+            raise UserError(
+                f"column '{column}': {first} and {path} name different classes "
+                f"({_listed(classes)}; {_listed(found)}). Pack them apart."
+            )
+    number = {name: i for i, name in enumerate(classes)}
+    tables = {path: tuple((i, number[name]) for i, name in enumerate(found)) for path, found in names.items()}
+    return {path: Labels(column, table) for path, table in tables.items()}, classes
+
+
+def _listed(names: list[str] | None) -> str:
+    if names is None:
+        return "no names"
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+
+
+def _values(path: Path, column: str) -> set[Any]:
+    """The distinct labels of a file; of numbers the largest alone."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    found: set[Any] = set()
+    start = 0
+    with guarded(path):
+        for batch in opened(path).iter_batches(columns=[column]):
+            values = batch.column(0)
+            if pa.types.is_dictionary(values.type):
+                values = values.cast(values.type.value_type)
+            if pa.types.is_floating(values.type):
+                for row, value in enumerate(values.to_pylist(), start):
+                    if value is not None and not math.isnan(value):
+                        found = {max(found | {_whole(value, f"{path}, row {row}")})}
+            elif pa.types.is_integer(values.type):
+                largest = pc.max(values).as_py()
+                found = {max(found | {largest})} if largest is not None else found
+            else:
+                found |= set(pc.unique(values).to_pylist()) - {None}
+            start += len(values)
+            if len(found) > MAX_CLASSES:
+                return found
+    return found

@@ -1,0 +1,120 @@
+"""The labels of image files: an EDM-style dataset.json, a WebDataset-style member beside each image, or folders."""
+
+import json
+from collections.abc import Sequence
+
+from fdtrain.data.decode import LONGEST_LABEL, label
+from fdtrain.data.sources.archive import Member, read
+from fdtrain.errors import UserError
+
+LISTING = "dataset.json"
+NONE = -1
+
+
+def written(images: Sequence[Member], files: Sequence[Member], wrapper: str) -> list[int] | None:
+    """A label for each image, -1 without one, where the files say so; ``None``: they leave it to folders.
+
+    Args:
+        images: to be labelled.
+        files: all there are.
+        wrapper: ``"folder/"`` that holds everything, or empty.
+
+    Raises:
+        UserError: what is written cannot be read, or labels some of the images only.
+    """
+    by_name = {file.name: file for file in files}
+    for prefix in ("", wrapper):
+        if (listing := by_name.get(prefix + LISTING)) is not None:
+            return _listed([image.name.removeprefix(prefix) for image in images], listing)
+    return _beside(images, by_name)
+
+
+def used(file: Member, images_by_key: set[str]) -> bool:
+    """Whether a file that is no image could hold labels of some."""
+    name = file.name.rpartition("/")[2]
+    return name == LISTING or (_extension(file.name) in LONGEST_LABEL and _key(file.name) in images_by_key)
+
+
+def keys(images: Sequence[Member]) -> set[str]:
+    return {_key(image.name) for image in images}
+
+
+def _listed(names: Sequence[str], listing: Member) -> list[int]:
+    """The labels that ``{"labels": [[path, label], ...]}`` gives; ``null`` in place of the list means none."""
+    try:
+        content = json.loads(read(listing))["labels"]
+        table = None if content is None else {str(path): label for path, label in content}
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise UserError(f'{listing} is not of the form {{"labels": [[path, label], ...]}}. Correct it.') from error
+    if table is None:
+        return [NONE] * len(names)
+    if len(table) < len(content):
+        raise UserError(f"{listing} lists an image twice. Correct it.")
+    for name in names:
+        found = table.get(name)
+        if type(found) is not int or found < 0:
+            raise UserError(f"{listing}: no label, a number from 0, for '{name}'. Add it.")
+    return [table[name] for name in names]
+
+
+def _beside(images: Sequence[Member], by_name: dict[str, Member]) -> list[int] | None:
+    """``KEY.cls``, or the ``label`` of ``KEY.json``, of each image ``KEY.png``, as WebDataset shards have them."""
+    labels = []
+    for image in images:
+        found = NONE
+        for extension in LONGEST_LABEL:
+            beside = by_name.get(f"{_key(image.name)}.{extension}")
+            if beside is not None and found == NONE:
+                found = _label(beside, extension)
+        labels.append(found)
+    if all(number == NONE for number in labels):
+        return None
+    if NONE in labels:
+        without = images[labels.index(NONE)]
+        raise UserError(f"{without} has no label, {images[_first(labels)]} has one. Label all images, or none.")
+    return labels
+
+
+def _first(labels: Sequence[int]) -> int:
+    return next(i for i, number in enumerate(labels) if number != NONE)
+
+
+def _label(file: Member, extension: str) -> int:
+    try:
+        if file.size > LONGEST_LABEL[extension]:
+            raise ValueError
+        number = label(extension, read(file))
+    except ValueError as error:
+        raise UserError(
+            f"{file} holds no whole number as a label. Correct it, or remove such files and give each class a folder."
+        ) from error
+    if isinstance(number, bool) or number < NONE:
+        raise UserError(f"{file}: label {number}, expected a number from 0. Correct it.")
+    return number
+
+
+def _key(name: str) -> str:
+    """Up to the first dot of the file's name, as WebDataset has it."""
+    folder, slash, file = name.rpartition("/")
+    return folder + slash + file.partition(".")[0]
+
+
+def _extension(name: str) -> str:
+    return name.rpartition("/")[2].partition(".")[2]
+
+
+def by_folder(names: Sequence[str], known: set[str], where: str) -> list[str] | None:
+    """The first folder of each image. One that holds all is a wrapper and no class, unless it is a ``known`` class.
+
+    Raises:
+        UserError: an image lies beside the folders of the others.
+    """
+    parts = [name.split("/")[:-1] for name in names]
+    while all(folders and folders[0] == parts[0][0] for folders in parts) and parts[0][0] not in known:
+        parts = [folders[1:] for folders in parts]
+    if not any(parts):
+        return None
+    if not all(parts):
+        stray = names[next(i for i, folders in enumerate(parts) if not folders)]
+        raise UserError(f"{where}: '{stray}' lies beside the class folders. Move it into one, or remove it.")
+    return [folders[0] for folders in parts]

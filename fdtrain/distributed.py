@@ -1,0 +1,178 @@
+"""The processes of a launch: who this one is, how they share work, and the few calls by which they talk.
+
+Any launcher will do that sets RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, as DeepSpeed's and
+torchrun do; without one there is a single process.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from fdtrain.errors import LostPeer, Preempted, UserError
+
+PATIENCE = 600.0
+"""Seconds that a rank waits for another in a call of theirs, unless a run says otherwise."""
+
+
+def world_size() -> int:
+    """Processes of this launch, known from the launcher before any process group exists."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+def local_rank() -> int:
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def device() -> torch.device:
+    """This rank's: its GPU where there are any, unless DS_ACCELERATOR says cpu."""
+    on_gpu = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR", "cuda") == "cuda"
+    return torch.device("cuda", local_rank()) if on_gpu else torch.device("cpu")
+
+
+def check_launcher() -> None:
+    """Refuse a launch whose restarts could not be relied upon.
+
+    Raises:
+        UserError: torchrun would keep one store for all attempts, in which a restarted rank reads the addresses of
+            the dead ones if it is quicker than those who replace them.
+    """
+    restarts = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")
+    if restarts != "0" and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        raise UserError(
+            f"torchrun --max-restarts {restarts}: its attempts share a store, so a new rank may call on dead ones. "
+            "Set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in torchrun's environment on every machine."
+        )
+
+
+def open_store(timeout: float, serve: bool = True) -> dist.TCPStore:
+    """A connection to the store by which the ranks of a launch meet; one process alone has its own.
+
+    Args:
+        timeout: seconds that this and any later call to it waits.
+        serve: let rank 0 run the store, unless torchrun's agent does. Once a process.
+
+    Raises:
+        LostPeer: there is no store: rank 0 has not come.
+    """
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    for name, value in alone.items():
+        os.environ.setdefault(name, value)
+    os.environ.setdefault("MASTER_PORT", "0" if world_size() == 1 else "29500")
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    serve = serve and rank() == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    try:
+        # Not waiting for the others here, which the heartbeat is to watch meanwhile.
+        return dist.TCPStore(
+            host,
+            port,
+            is_master=serve,
+            timeout=timedelta(seconds=timeout),
+            wait_for_workers=False,
+            multi_tenant=True,
+        )
+    except (dist.DistStoreError, dist.DistNetworkError) as error:
+        raise LostPeer(
+            f"the {world_size()} processes of this run have not all come together at {host} within {timeout:g} s "
+            f"({str(error).splitlines()[0]}). See what became of the others, and launch again.",
+            named=True,
+        ) from error
+
+
+def connect(patience: float = PATIENCE, store: dist.Store | None = None) -> torch.device:
+    """Join the process group (of one, when started without a launcher) and return this rank's device.
+
+    Args:
+        patience: seconds after which a call that waits for another rank gives it up.
+        store: from :func:`open_store`, if it is open already.
+    """
+    store = store or open_store(patience)
+    mine = device()
+    on_gpu = mine.type == "cuda"
+    if on_gpu:
+        torch.cuda.set_device(mine)
+    elif "OMP_NUM_THREADS" not in os.environ:
+        # Processes that each take all cores get in each other's way.
+        processes = int(os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or 1)
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // processes))
+    dist.init_process_group(
+        "nccl" if on_gpu else "gloo",
+        store=store,
+        rank=rank(),
+        world_size=world_size(),
+        timeout=timedelta(seconds=patience),
+    )
+    return mine
+
+
+@contextmanager
+def peers(again: str) -> Iterator[None]:
+    """Around everything that talks to other ranks: a connection that breaks raises LostPeer.
+
+    Where all ranks come to the end together, their group ends too.
+
+    Args:
+        again: a sentence that says how to go on.
+    """
+    try:
+        yield
+        _part()
+    except Preempted:
+        _part()
+        raise
+    except RuntimeError as error:
+        if is_lost_connection(error):
+            raise LostPeer(
+                f"the connection to another process of this run was lost ({str(error).splitlines()[0]}); "
+                f"its own output says why. {again}"
+            ) from error
+        raise
+
+
+def _part() -> None:
+    """Join the group's threads: one that is still busy when the interpreter ends brings the process down with it."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def is_lost_connection(error: BaseException | None) -> bool:
+    """Whether an error of a call between ranks means that another is gone or does not answer."""
+    kinds = (dist.DistBackendError, dist.DistStoreError, dist.DistNetworkError)
+    return isinstance(error, kinds) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+
+
+def all_reduce_sum(x: Tensor) -> Tensor:
+    """Sum over ranks, in place; of one rank, which need not have joined a group, what it has."""
+    if world_size() > 1:
+        dist.all_reduce(x)
+    return x
+
+
+def broadcast(value):
+    """Rank 0's value of a small picklable object; of one rank, which need not have joined a group, its own."""
+    if world_size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box)
+    return box[0]
+
+
+def share(count: int) -> range:
+    """This rank's part of ``range(count)``."""
+    return range(count * rank() // world_size(), count * (rank() + 1) // world_size())
+
+
+def gather(part: Tensor, count: int, device: torch.device) -> Tensor:
+    """The parts ``(len(share(count)), ...)`` of all ranks in order, ``(count, ...)``, on every rank's CPU."""
+    mine = share(count)
+    whole = torch.zeros((count, *part.shape[1:]), dtype=part.dtype, device=device)
+    whole[mine.start : mine.stop] = part.to(device)
+    return all_reduce_sum(whole).cpu()

@@ -1,0 +1,80 @@
+"""Distances between two sets of images by their features: pure functions, float64.
+
+Frechet distance (Heusel et al. 2017), kernel distance (Binkowski et al. 2018), precision and recall (Kynkaanniemi et
+al. 2019), Inception Score (Salimans et al. 2016).
+"""
+
+import torch
+from torch import Tensor
+
+from fdtrain.evaluation.fidelity.moments import ClassScores, Moments
+from fdtrain.randomness import Purpose, stream
+
+NEIGHBOUR = 3
+"""The k of precision and recall: an image's neighbourhood reaches to its k-th nearest neighbour."""
+
+
+def frechet_distance(a: Moments, b: Moments) -> float:
+    """``|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2))``, between Gaussians of these moments.
+
+    The last trace is the sum of the singular values of ``A^T B`` for any ``A A^T = C_a``, ``B B^T = C_b``. Unlike the
+    square root of ``C_a C_b`` that needs no full rank: there may be fewer images than features.
+    """
+    distance = (a.mean - b.mean).square().sum() + a.covariance.trace() + b.covariance.trace()
+    cross = _root(a.covariance).T @ _root(b.covariance)
+    return max(0.0, (distance - 2 * torch.linalg.svdvals(cross).sum()).item())
+
+
+def _root(covariance: Tensor) -> Tensor:
+    """``A`` with ``A A^T = covariance``, ``(dims, rank)``."""
+    values, vectors = torch.linalg.eigh(covariance)
+    # What rounding leaves of a zero eigenvalue has a root that is not small.
+    kept = values > len(values) * torch.finfo(values.dtype).eps * values.max()
+    return vectors[:, kept] * values[kept].sqrt()
+
+
+def kernel_distance(x: Tensor, y: Tensor, subsets: int = 100, size: int = 1000) -> float:
+    """Squared maximum mean discrepancy under ``(x . y / dims + 1)^3``, unbiased: the mean over random subsets.
+
+    Args:
+        x, y: features ``(n, dims)``, at least two of each. Subsets have ``size`` of each, or as many as there are.
+    """
+    size, total = min(size, len(x), len(y)), 0.0
+    for subset in range(subsets):
+        own = stream(0, Purpose.FEATURES, 2, subset)
+        a, b = (part[torch.from_numpy(own.permutation(len(part))[:size])].double() for part in (x, y))
+        aa, bb, ab = _kernel(a, a), _kernel(b, b), _kernel(a, b)
+        within = (aa.sum() - aa.trace() + bb.sum() - bb.trace()) / (size * (size - 1))
+        total += (within - 2 * ab.mean()).item()
+    return total / subsets
+
+
+def _kernel(a: Tensor, b: Tensor) -> Tensor:
+    return (a @ b.T / a.shape[1] + 1) ** 3
+
+
+def precision_recall(real: Tensor, generated: Tensor) -> tuple[float, float]:
+    """Share of generated images that lie in a real one's neighbourhood, and the other way round.
+
+    Args:
+        real, generated: features ``(n, dims)``, more than :data:`NEIGHBOUR` of each.
+    """
+    return _covered(generated, real), _covered(real, generated)
+
+
+def _covered(points: Tensor, centres: Tensor, rows: int = 1024) -> float:
+    """Share of ``points`` within the neighbourhood of any of ``centres``."""
+    points, centres = points.double(), centres.double()
+    # The nearest of all is the centre itself.
+    radii = torch.cat([torch.cdist(part, centres).kthvalue(NEIGHBOUR + 1).values for part in centres.split(rows)])
+    inside = [(torch.cdist(part, centres) <= radii).any(1) for part in points.split(rows)]
+    return torch.cat(inside).double().mean().item()
+
+
+def inception_score(scores: ClassScores) -> tuple[float, float]:
+    """``exp(E KL(p(class|image) || p(class)))``, its mean over the ten parts of the images and standard deviation."""
+    used = scores.count > 0
+    count, total = scores.count[used], scores.total[used]
+    marginal = total / count[:, None]
+    values = (scores.negentropy[used] / count - torch.special.xlogy(marginal, marginal).sum(1)).exp()
+    return values.mean().item(), values.std(correction=0).item()

@@ -1,0 +1,1 @@
+"""Results for people: files of numbers, pictures, one page."""

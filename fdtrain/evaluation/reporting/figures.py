@@ -1,0 +1,114 @@
+"""Pictures of results, with matplotlib's Agg renderer: no display is needed, and no global state is touched."""
+
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+from fdtrain.evaluation.reporting.result import replace
+
+COLOURS = ("#2563a8", "#c2521d", "#2f7d4f", "#8a3f8f", "#9a7b12", "#4d5966")
+
+
+def _axes(title: str, x: str, y: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(6.4, 4.0), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.set_title(title, loc="left", fontsize=10)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.grid(alpha=0.25, linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def quality(points: list[dict[str, Any]], key: str, title: str, path: Path) -> None:
+    """``point[key]`` against the number of evaluations, one line for each solver and grid."""
+    figure, axes = _axes(title, "evaluations of the network per image", "distance")
+    lines: dict[str, list[tuple[int, float]]] = {}
+    for point in points:
+        if point[key] is not None:
+            lines.setdefault(f"{point['solver']}, {point['grid']}", []).append((point["nfe"], point[key]))
+    for i, (name, line) in enumerate(sorted(lines.items())):
+        style = "-" if i < len(COLOURS) else "--"
+        axes.plot(*zip(*sorted(line)), style, marker="o", ms=4, color=COLOURS[i % len(COLOURS)], label=name)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    counts = sorted({point["nfe"] for point in points})
+    axes.set_xticks(counts, [str(count) for count in counts])
+    axes.xaxis.set_minor_locator(NullLocator())
+    _log_values(axes)
+    axes.legend(frameon=False, fontsize=8)
+    replace(path, partial(figure.savefig, format="png"))
+
+
+def integrand(strata: dict[str, Any], path: Path) -> None:
+    """The bound's integrand by time, with its standard error over images."""
+    figure, axes = _axes("The bound's integral by time", "t", "bits/dim per unit of the time quantile")
+    middles, mean, error = _middles(strata["t_edges"]), strata["mean"], strata["error"]
+    axes.fill_between(
+        middles,
+        [m - 2 * e for m, e in zip(mean, error)],
+        [m + 2 * e for m, e in zip(mean, error)],
+        color=COLOURS[0],
+        alpha=0.2,
+        linewidth=0,
+        label="two standard errors over images",
+    )
+    axes.plot(middles, mean, color=COLOURS[0], marker="o", ms=3)
+    axes.axhline(0, color="#666666", linewidth=0.6)
+    axes.legend(frameon=False, fontsize=8)
+    _time_axis(axes, middles)
+    replace(path, partial(figure.savefig, format="png"))
+
+
+def variance(strata: dict[str, Any], path: Path) -> None:
+    """The variance of one image's loss by time, and its mean with and without strata."""
+    figure, axes = _axes("Variance of one image's loss by time", "t", "(bits/dim)$^2$")
+    middles = _middles(strata["t_edges"])
+    axes.plot(middles, strata["variance"], color=COLOURS[0], marker="o", ms=3, label="within the stratum")
+    axes.axhline(strata["variance_within"], color=COLOURS[2], label="stratified times: mean within strata")
+    axes.axhline(strata["variance_iid"], color=COLOURS[1], linestyle="--", label="independent times")
+    axes.set_yscale("log")
+    _log_values(axes)
+    axes.legend(frameon=False, fontsize=8)
+    _time_axis(axes, middles)
+    replace(path, partial(figure.savefig, format="png"))
+
+
+def training(curves: dict[str, list[tuple[int, float]]], path: Path) -> None:
+    """Bits/dim against steps: ``curves`` by name."""
+    figure, axes = _axes("", "step", "bits/dim")
+    for i, (name, points) in enumerate(curves.items()):
+        few = len(points) < 40
+        axes.plot(*zip(*points), color=COLOURS[i], marker="o" if few else None, ms=4, label=name)
+    values = sorted(value for points in curves.values() for _, value in points)
+    # The first steps would otherwise take all the height.
+    axes.set_ylim(values[0] - 0.05 * abs(values[0]), values[int(0.95 * (len(values) - 1))] * 1.1 + 0.01)
+    axes.legend(frameon=False, fontsize=8)
+    replace(path, partial(figure.savefig, format="png"))
+
+
+def _middles(edges: list[float]) -> list[float]:
+    return [0.5 * (a + b) for a, b in pairwise(edges)]
+
+
+def _log_values(axes: Axes) -> None:
+    """Plain numbers at 1, 2, 5, 10: a range within one decade has ticks too."""
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def _time_axis(axes: Axes, middles: list[float]) -> None:
+    # Linear below the first stratum's end, logarithmic above: as the times are spread.
+    axes.set_xscale("symlog", linthresh=2 * middles[0])
+    axes.set_xlim(0, 1)
+    ticks = [t for t in (0.001, 0.01, 0.1, 1.0) if t > 2 * middles[0]]
+    axes.set_xticks([0.0, *ticks], ["0", *(f"{t:g}" for t in ticks)])
+    axes.xaxis.set_minor_locator(NullLocator())

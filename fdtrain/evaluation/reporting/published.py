@@ -1,0 +1,51 @@
+"""Published figures, for the report to stand beside ours: only on the same data set (docs/method.md, section 8).
+
+The two ImageNet-32, *old* (van den Oord's, withdrawn) and *new* (box-resized), are different data sets.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class PublishedResult:
+    """One model's figures on one data set, as its paper gives them; ``how`` is its likelihood and dequantisation."""
+
+    model: str
+    bits_per_dim: str | None
+    fid: str | None
+    how: str
+    source: str
+
+
+CIFAR10, OLD, NEW = "cifar10", "imagenet32-old", "imagenet32-new"
+
+SDE, SCOREFLOW = "Song et al. 2021, arXiv:2011.13456", "Song et al. 2021, arXiv:2101.09258"
+VDM, TRUNCATION = "Kingma et al. 2021, arXiv:2107.00630", "Kim et al. 2022, arXiv:2106.05527"
+FLOW, DODE = "Lipman et al. 2023, arXiv:2210.02747", "Zheng et al. 2023, arXiv:2305.03935"
+MULAN, EDM = "Sahoo et al. 2024, arXiv:2312.13236", "Karras et al. 2022, arXiv:2206.00364"
+
+FIGURES: dict[str, list[PublishedResult]] = {
+    CIFAR10: [
+        PublishedResult("DDPM++ cont. VP", "3.16", "2.55", "ODE, uniform", SDE),
+        PublishedResult("DDPM++ cont. deep sub-VP", "2.99", "2.41", "ODE, uniform", SDE),
+        PublishedResult("ScoreFlow", "2.83", "5.34", "ODE, variational", SCOREFLOW),
+        PublishedResult("VDM", "2.65", "7.41", "ELBO, discrete", VDM),
+        PublishedResult("Soft Truncation DDPM++ VP", "3.03", "2.47", "ODE, uniform", TRUNCATION),
+        PublishedResult("Flow Matching OT", "2.99", "6.35", "ODE, uniform, importance-weighted", FLOW),
+        PublishedResult("i-DODE", "2.56", "11.20", "ODE, truncated normal", DODE),
+        PublishedResult("MuLAN", "2.55", "17.6", "ODE, truncated normal, 20 samples", MULAN),
+        PublishedResult("EDM", None, "1.97", "no likelihood", EDM),
+    ],
+    OLD: [
+        PublishedResult("ScoreFlow", "3.76", "11.20", "ODE, variational", SCOREFLOW),
+        PublishedResult("VDM", "3.72", None, "ELBO, discrete", VDM),
+        PublishedResult("Soft Truncation DDPM++ VP", "3.90", "8.42", "ODE, uniform", TRUNCATION),
+        PublishedResult("i-DODE", "3.69", None, "ODE, truncated normal", DODE),
+        PublishedResult("MuLAN", "3.67", "13.2", "ODE, truncated normal, 20 samples", MULAN),
+    ],
+    NEW: [
+        PublishedResult("Flow Matching OT", "3.53", "5.02", "ODE, uniform, importance-weighted", FLOW),
+        PublishedResult("i-DODE", "3.43", None, "ODE, truncated normal", DODE),
+    ],
+}
+"""By the name that tools/pack.py gives a data set."""

@@ -1,0 +1,110 @@
+"""How images are sampled: solver, grid, evaluations, labels, guidance. The same options for every tool that samples."""
+
+import argparse
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from fdtrain.diffusion.objective import quantise
+from fdtrain.diffusion.solvers import GRIDS, SOLVERS, time_grid
+from fdtrain.errors import UserError
+from fdtrain.evaluation.sampling import samples
+from fdtrain.networks.model import Model, ModelSpec
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--solver", choices=SOLVERS, default="sde2")
+    parser.add_argument("--grid", choices=GRIDS, default="asinh", help="spacing of the times")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--steps", type=int, help="solver steps from t = 1 to t = 0 (default: 200)")
+    length.add_argument("--nfe", type=int, help="instead: evaluations of the network for each image")
+    parser.add_argument("--label", type=int, help="class, for a class-conditional model; default: all in turn")
+    parser.add_argument(
+        "--guidance",
+        type=float,
+        default=1.0,
+        metavar="W",
+        help="F without label + W (F with it - F without); needs a model trained with network.label_dropout",
+    )
+    parser.add_argument("--batch", type=int, default=64, help="images that are computed together (default: 64)")
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """Everything about samples but their model, seed and number. ``label`` None: all classes in turn."""
+
+    solver: str = "sde2"
+    grid: str = "asinh"
+    steps: int = 200
+    label: int | None = None
+    guidance: float = 1.0
+
+    @staticmethod
+    def of(arguments: argparse.Namespace, spec: ModelSpec) -> "Drawing":
+        """From the command line.
+
+        Raises:
+            UserError: the model cannot be sampled so.
+        """
+        for name in ("steps", "nfe", "batch"):
+            if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
+                raise UserError(f"--{name} must be at least 1.")
+        if not math.isfinite(arguments.guidance):
+            raise UserError("--guidance must be finite.")
+        if arguments.guidance != 1 and not spec.null_class:
+            raise UserError("--guidance needs a model trained with network.label_dropout above 0.")
+        if arguments.label is not None:
+            if not spec.classes:
+                raise UserError("--label: this model was trained without labels.")
+            if not 0 <= arguments.label < len(spec.classes):
+                raise UserError(f"--label {arguments.label}: this model has classes 0 to {len(spec.classes) - 1}.")
+        steps = arguments.steps or 200
+        if arguments.nfe:
+            per_step = evaluations(arguments.solver, 1, arguments.guidance)
+            steps, over = divmod(arguments.nfe, per_step)
+            if over:
+                raise UserError(
+                    f"--nfe {arguments.nfe}: a step of {arguments.solver} here takes {per_step} evaluations."
+                )
+        return Drawing(arguments.solver, arguments.grid, steps, arguments.label, arguments.guidance)
+
+    @property
+    def nfe(self) -> int:
+        """Evaluations of the network for each image."""
+        return evaluations(self.solver, self.steps, self.guidance)
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "solver": self.solver,
+            "grid": self.grid,
+            "steps": self.steps,
+            "nfe": self.nfe,
+            "label": self.label,
+            "guidance": self.guidance,
+        }
+
+    def labels(self, images: range, spec: ModelSpec) -> list[int] | None:
+        """Class of each image, of a class-conditional model."""
+        if not spec.classes:
+            return None
+        return [i % len(spec.classes) if self.label is None else self.label for i in images]
+
+    def solve(self, model: Model, spec: ModelSpec, images: range, seed: int) -> Tensor:
+        """Images in one batch before they are rounded to levels: :func:`samples.solve`."""
+        times, labels = time_grid(self.grid, self.steps, spec.scale), self.labels(images, spec)
+        return samples.solve(model, spec, images, labels, times, self.solver, seed, self.guidance)
+
+    def draw(self, model: Model, spec: ModelSpec, images: range, seed: int) -> Tensor:
+        """Images in one batch: levels ``(n, C, H, W)`` uint8, on the CPU.
+
+        Raises:
+            UserError: the model's output is not finite.
+        """
+        return quantise(self.solve(model, spec, images, seed), spec.levels).cpu()
+
+
+def evaluations(solver: str, steps: int, guidance: float) -> int:
+    """A guided step evaluates the network with the labels and without."""
+    return steps * SOLVERS[solver].evaluations_per_step * (1 if guidance == 1 else 2)

@@ -1,0 +1,189 @@
+"""Finished samples in the forms that others read: a sheet, a folder of PNG files, a .npz, a packed data set.
+
+Beside them lies what they are samples of, with the SHA-256 of their pixels: ``samples.json`` in a folder,
+``NAME.npz.json`` beside a file. A sheet is for looking at, and is drawn anew.
+"""
+
+import hashlib
+import json
+import os
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fdtrain.data.pack import pack
+from fdtrain.data.sources.source import Sample, Source
+from fdtrain.errors import UserError
+from fdtrain.evaluation.fidelity import image_sets
+from fdtrain.evaluation.reporting import result
+from fdtrain.evaluation.sampling import samples
+from fdtrain.evaluation.sampling.partial_samples import PartialSamples, differences
+from fdtrain.networks.model import ModelSpec
+
+FORMS = ("sheet", "npz", "png", "shards")
+SPLIT = "samples"
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where samples go and as what."""
+
+    path: Path
+    form: str
+
+    @property
+    def is_folder(self) -> bool:
+        return self.form in ("png", "shards")
+
+    @property
+    def record(self) -> Path:
+        """What the samples are, written last."""
+        return self.path / "samples.json" if self.is_folder else self.path.with_name(f"{self.path.name}.json")
+
+    @property
+    def work(self) -> Path:
+        """Folder of what is not finished."""
+        return self.path / ".sampling" if self.is_folder else self.path.with_name(f".{self.path.name}.sampling")
+
+    def check(self, request: dict[str, Any]) -> bool:
+        """Whether what is asked for is there already, in full.
+
+        Raises:
+            UserError: something else is, or what is there was changed.
+        """
+        if self.form == "sheet":
+            return False
+        if self.record.is_file():
+            self._check_finished(request)
+            return True
+        if different := PartialSamples(self.work, request).differences():
+            raise UserError(
+                f"{self.path}: unfinished samples of {'; '.join(different)}. Repeat that, remove {self.work}, "
+                "or choose another --out."
+            )
+        others = [p for p in self.path.iterdir() if p != self.work] if self.path.is_dir() else []
+        if not self.work.is_dir() and (others if self.is_folder else self.path.exists()):
+            raise UserError(f"{self.path} holds something else already. Choose another --out.")
+        return False
+
+    def _check_finished(self, request: dict[str, Any]) -> None:
+        try:
+            found = json.loads(self.record.read_text())
+        except ValueError:
+            found = None
+        if different := differences(found, request):
+            raise UserError(f"{self.path} holds samples of {'; '.join(different)}. Choose another --out, or remove it.")
+        there = image_sets.open_samples(self.path)
+        if there.count != request["images"] or digest(_batches(there)) != found.get("pixels_sha256"):
+            raise UserError(f"{self.path} was changed since it was written. Remove it to have it made again.")
+
+    def write(
+        self, parts: PartialSamples, spec: ModelSpec, labels: Callable[[range], list[int]] | None, about: dict
+    ) -> None:
+        """Make the finished form of all parts, then its record; the parts go.
+
+        Args:
+            labels: classes of images, of a class-conditional model.
+            about: for the record, besides the request.
+
+        Raises:
+            UserError: it cannot be written; nothing is lost.
+        """
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            {"sheet": _sheet, "npz": _npz, "png": _pictures, "shards": _shards}[self.form](
+                self.path, parts, spec, labels
+            )
+            if self.form != "sheet":
+                sum_ = digest(samples.to_pixels(levels, spec.levels) for _, levels in parts.load())
+                result.write({**parts.request, **about, "pixels_sha256": sum_}, self.record, "--out")
+        except OSError as error:
+            raise UserError(f"--out: cannot write {self.path} ({error.strerror or error}).") from error
+        parts.remove()
+
+
+def digest(batches: Iterator[Tensor]) -> str:
+    """SHA-256 of images ``(n, C, H, W)`` uint8 in order."""
+    total = hashlib.sha256()
+    for batch in batches:
+        total.update(batch.contiguous().numpy())
+    return total.hexdigest()
+
+
+def _batches(images: image_sets.PixelSet) -> Iterator[Tensor]:
+    for i in range(0, images.count, 1000):
+        yield images.batch(range(i, min(i + 1000, images.count)))
+
+
+def _sheet(path: Path, parts: PartialSamples, spec: ModelSpec, labels) -> None:
+    shown = samples.to_pixels(torch.cat([levels for _, levels in parts.load()]), spec.levels)
+    sheet = samples.grid(shown, max(1, round(len(shown) ** 0.5)), samples.zoom_for(spec.size))
+    result.replace(path, lambda aside: samples.save_png(sheet, aside), "--out")
+
+
+def _pictures(path: Path, parts: PartialSamples, spec: ModelSpec, labels) -> None:
+    path.mkdir(exist_ok=True)
+    aside = parts.folder / "image.png"
+    for part, levels in parts.load():
+        for i, image in zip(part, samples.to_pixels(levels, spec.levels)):
+            samples.save_png(image, aside)
+            os.replace(aside, path / f"{i:06d}.png")
+
+
+def _npz(path: Path, parts: PartialSamples, spec: ModelSpec, labels) -> None:
+    """``arr_0``: images ``(n, H, W, C)`` uint8; ``arr_1``: their classes, where there are any."""
+    aside = parts.folder / "samples.npz"
+    header = {"descr": "|u1", "fortran_order": False, "shape": (parts.images, spec.size, spec.size, spec.channels)}
+    with zipfile.ZipFile(aside, "w") as archive:
+        with archive.open("arr_0.npy", "w", force_zip64=True) as file:
+            np.lib.format.write_array_header_1_0(file, header)
+            for _, levels in parts.load():
+                file.write(samples.to_pixels(levels, spec.levels).permute(0, 2, 3, 1).contiguous().numpy())
+        if labels:
+            with archive.open("arr_1.npy", "w") as file:
+                np.lib.format.write_array(file, np.array(labels(range(parts.images)), dtype=np.int64))
+    os.replace(aside, path)
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """Parts as a part of a source that can be packed."""
+
+    parts: PartialSamples
+    labels: Callable[[range], list[int]] | None
+
+    def count(self) -> int:
+        return self.parts.images
+
+    def open(self) -> Callable[[int], Sample]:
+        """Reads in order."""
+        stream = self._samples()
+        return lambda index: next(stream)
+
+    def _samples(self) -> Iterator[Sample]:
+        for part, levels in self.parts.load():
+            labels = self.labels(part) if self.labels else [-1] * len(part)
+            yield from zip(levels.permute(0, 2, 3, 1).numpy(), labels)
+
+    def identity(self) -> str:
+        return json.dumps(self.parts.request)
+
+
+def _shards(path: Path, parts: PartialSamples, spec: ModelSpec, labels) -> None:
+    asked = parts.request
+    source = Source(
+        name=f"{spec.dataset}-samples",
+        source=f"fdtrain: {asked['solver']}, {asked['nfe']} evaluations, seed {asked['seed']}",
+        size=spec.size,
+        channels=spec.channels,
+        classes=spec.classes,
+        splits={SPLIT: [_Stored(parts, labels)]},
+        levels=spec.levels,
+    )
+    pack(source, path)

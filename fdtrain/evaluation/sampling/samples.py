@@ -1,0 +1,135 @@
+"""Images from a model: image ``i`` depends on (seed, i) alone, whatever the batch and however many processes."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from fdtrain.diffusion.objective import quantise
+from fdtrain.diffusion.predictors import x0_hat
+from fdtrain.diffusion.solvers import sample
+from fdtrain.errors import UserError
+from fdtrain.networks.model import Model, ModelSpec
+from fdtrain.randomness import Purpose, normal
+
+PATH_IMAGES = 8
+"""Moments of the denoising path that :func:`draw` keeps, the image itself included."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """``levels``: images ``(n, C, H, W)`` uint8 below ``spec.levels``; ``path``: predicted images on the way to
+    them, ``(n, moments, C, H, W)`` uint8, the last being the images."""
+
+    levels: Tensor
+    path: Tensor
+
+
+def draw(
+    model: Model,
+    spec: ModelSpec,
+    images: Sequence[int],
+    labels: Sequence[int] | None,
+    times: Sequence[float],
+    solver: str = "sde2",
+    seed: int = 0,
+    batch: int = 256,
+) -> Samples:
+    """Sample the images with the given numbers, and keep their paths. Arguments and errors as of :func:`solve`."""
+    parts = []
+    for i in range(0, len(images), batch):
+        part = slice(i, i + batch)
+        parts.append(_with_path(model, spec, images[part], labels and labels[part], times, solver, seed))
+    return Samples(torch.cat([p.levels for p in parts]), torch.cat([p.path for p in parts]))
+
+
+@torch.no_grad()
+def solve(
+    model: Model,
+    spec: ModelSpec,
+    images: Sequence[int],
+    labels: Sequence[int] | None,
+    times: Sequence[float],
+    solver: str = "sde2",
+    seed: int = 0,
+    guidance: float = 1.0,
+    observe: Callable[[int, float, Tensor, Tensor], None] | None = None,
+) -> Tensor:
+    """The images with the given numbers before they are rounded to levels, ``(n, C, H, W)`` on the model's device.
+
+    Args:
+        labels: one class per image, for a class-conditional model.
+        times: falling from 1 to 0, as :func:`fdtrain.diffusion.solvers.time_grid` makes.
+        guidance: 1 samples the model itself; see :meth:`Model.field`.
+        observe: as of :func:`fdtrain.diffusion.solvers.sample`.
+
+    Raises:
+        UserError: the model's output is not finite, or it cannot be guided.
+    """
+    device = next(model.parameters()).device
+    field = model.field(torch.tensor(labels, device=device) if labels else None, guidance)
+
+    def noise(step: int) -> Tensor:
+        return torch.stack([normal(spec.shape, device, seed, Purpose.SAMPLE, image, step + 1) for image in images])
+
+    # noise(-1) is the draw of x_1.
+    x = sample(field, noise(-1), times, solver, noise, observe)
+    if not torch.isfinite(x).all():
+        raise UserError("the model's output is not finite: its weights are broken, or training diverged.")
+    return x
+
+
+def _with_path(
+    model: Model,
+    spec: ModelSpec,
+    images: Sequence[int],
+    labels: Sequence[int] | None,
+    times: Sequence[float],
+    solver: str,
+    seed: int,
+) -> Samples:
+    # Evenly in time, of the steps there are: a grid that is dense near the data changes little there.
+    wanted = np.linspace(1, 0, PATH_IMAGES)[:-1]
+    kept = [int(np.abs(np.asarray(times[:-1]) - t).argmin()) for t in wanted]
+    path: list[Tensor] = []
+
+    def observe(step: int, t: float, x: Tensor, F: Tensor) -> None:
+        for _ in range(kept.count(step)):
+            time = torch.full((len(x),), t, dtype=torch.float64, device=x.device)
+            path.append(quantise(x0_hat(F, x, time), spec.levels))
+
+    x = solve(model, spec, images, labels, times, solver, seed, observe=observe)
+    path.append(quantise(x, spec.levels))
+    return Samples(path[-1].cpu(), torch.stack(path, 1).cpu())
+
+
+def to_pixels(levels: Tensor, count: int) -> Tensor:
+    """Images of ``count`` levels to the range 0 to 255, uint8."""
+    return (levels.float() * (255 / (count - 1))).round().to(torch.uint8)
+
+
+def grid(images: Tensor, columns: int, zoom: int = 1) -> Tensor:
+    """Images ``(n, C, H, W)`` side by side, row by row, with a line of two pixels between: ``(C, H', W')``."""
+    images = images.repeat_interleave(zoom, 2).repeat_interleave(zoom, 3)
+    n, channels, height, width = images.shape
+    rows, gap = -(-n // columns), 2
+    sheet = torch.full((channels, rows * (height + gap) + gap, columns * (width + gap) + gap), 128, dtype=torch.uint8)
+    for i, image in enumerate(images):
+        top, left = (i // columns) * (height + gap) + gap, (i % columns) * (width + gap) + gap
+        sheet[:, top : top + height, left : left + width] = image
+    return sheet
+
+
+def save_png(pixels: Tensor, path: Path) -> None:
+    """Write ``(C, H, W)`` uint8, one channel or three."""
+    array = np.ascontiguousarray(pixels.permute(1, 2, 0).numpy())
+    Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(path, "png")
+
+
+def zoom_for(size: int) -> int:
+    """Magnification that makes small images large enough to look at."""
+    return max(1, 48 // size)

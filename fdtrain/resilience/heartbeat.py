@@ -1,0 +1,212 @@
+"""Signs of life between the ranks: which one is dead, stopped or cut off, said by every other that must end for it.
+
+A broken connection does not name who broke it, and a stopped process breaks none. So each rank leaves a sign every
+second or two in the store by which the ranks meet, which is run by rank 0's process (or by the agent of torchrun on
+its host). Rank 0 watches all, the others watch rank 0 and listen for its verdict: the work grows with the number of
+ranks, not with its square. Whoever cannot reach the store has lost rank 0's host.
+
+What follows from the signs is decided in :mod:`fdtrain.resilience.verdict`; here they are left, read and acted upon.
+"""
+
+import os
+import platform
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from types import TracebackType
+
+import torch
+
+from fdtrain import distributed
+from fdtrain.errors import HOLD_BACK_SECONDS, LOST_PEER_CODE, LostPeer, Preempted
+from fdtrain.resilience.signals import SIGNALS
+from fdtrain.resilience.verdict import Heard, Limits, Loss, Sign, State, Verdict, hear, judge
+
+AGAIN = "Launch again with --resume auto."
+NOTHING = "-"
+"""In the store, where nothing has been written yet."""
+
+
+@contextmanager
+def joined(heartbeat: float, collective: float, again: str = AGAIN) -> Iterator[tuple[torch.device, "Heartbeat"]]:
+    """Around all that the processes of a launch do together: this rank's device, and its heartbeat.
+
+    The heartbeat begins before the process group does, so that there is no moment at which a lost rank would not be
+    noticed. One process alone makes a group of one.
+
+    Args:
+        heartbeat: seconds without a sign of life after which a rank is given up.
+        collective: seconds that a call between ranks waits for one that is alive.
+        again: a sentence that says how to go on.
+
+    Raises:
+        LostPeer: another rank is lost.
+    """
+    with distributed.peers(again):
+        store = distributed.open_store(collective)
+        with Heartbeat(heartbeat, collective, again) as beat:
+            yield distributed.connect(collective, store), beat
+
+
+class Heartbeat:
+    """A context around what the ranks do together, on every rank. With one rank it does nothing.
+
+    Inside, a rank that finds another lost ends its process with one line that names it, for it may hang in a call
+    that cannot be interrupted. An error of a connection that reaches the context becomes a LostPeer with the name.
+
+    Args: as of :func:`joined`.
+    """
+
+    def __init__(self, heartbeat: float, collective: float, again: str = AGAIN):
+        self.limits, self.again = Limits(heartbeat, collective), again
+        self._name = f"rank {distributed.rank()} (process {os.getpid()} on {platform.node()})"
+        self._progress, self._state = 0, State.WORKING
+        self._end, self._decided, self._wake = threading.Event(), threading.Event(), threading.Event()
+        self._speaks = threading.Lock()
+        self._written: State | None = None
+        self._broken = False
+        self._verdict: Verdict | None = None
+        self._disconnected: float | None = None
+
+    def tick(self) -> None:
+        """Something that the ranks do in the same order is done: who has the fewest of these holds up the others."""
+        self._progress += 1
+
+    def __enter__(self) -> "Heartbeat":
+        if distributed.world_size() > 1:
+            self._begin()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if distributed.world_size() == 1:
+            return
+        try:
+            if distributed.is_lost_connection(error):
+                raise self._diagnose() from error
+        finally:
+            self._leave(State.DONE if error is None or isinstance(error, Preempted) else State.FAILED)
+
+    def _begin(self) -> None:
+        self._store = distributed.open_store(self.limits.heartbeat, serve=False)
+        # A store may outlive an attempt: that of torchrun's agent does.
+        place = f"fdtrain/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+        self._key, self._verdict_key = f"{place}/{distributed.rank()}", f"{place}/verdict"
+        others = range(1, distributed.world_size()) if distributed.rank() == 0 else [0]
+        self._heard: dict[int, Heard | None] = dict.fromkeys(others)
+        self._keys = [*(f"{place}/{rank}" for rank in others), self._verdict_key]
+        for key in self._keys:
+            # Reading a key that is not there would wait for it.
+            self._store.compare_set(key, "", NOTHING)
+        self._leave_sign(0)
+        self._answered = time.monotonic()
+        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._beat, self._judge)]
+        for thread in self._threads:
+            thread.start()
+
+    def _sign(self, count: int = 0) -> Sign:
+        return Sign(self._name, count, self._progress, self._state)
+
+    def _leave_sign(self, count: int) -> None:
+        sign = self._sign(count)
+        self._store.set(self._key, sign.encode())
+        self._written = sign.state
+
+    def _beat(self) -> None:
+        """Leave signs and look for those of others. A thread of its own, for a call to the store may hang."""
+        count = 0
+        while True:
+            ended = self._end.is_set()
+            count += 1
+            try:
+                self._leave_sign(count)
+                if distributed.rank() == 0 and self._verdict:
+                    self._store.set(self._verdict_key, self._verdict.encode())
+                *signs, verdict = (value.decode() for value in self._store.multi_get(self._keys))
+            except RuntimeError:
+                # The connection does not come back. What follows from that is for _judge.
+                self._broken = True
+                return
+            now = self._answered = time.monotonic()
+            for rank, sign in zip(self._heard, signs, strict=True):
+                if sign != NOTHING:
+                    self._heard[rank] = hear(self._heard[rank], Sign.decode(sign), now)
+            if verdict != NOTHING:
+                self._verdict = self._verdict or Verdict.decode(verdict)
+            if ended:
+                return
+            self._wake.wait(self.limits.interval)
+            self._wake.clear()
+
+    def _judge(self) -> None:
+        before = time.monotonic()
+        while not self._end.wait(self.limits.interval / 2):
+            now = time.monotonic()
+            if now - before > self.limits.heartbeat / 2:
+                # This process itself was stopped: what it has not seen meanwhile says nothing.
+                self._answered = now
+                self._heard = {rank: heard and replace(heard, since=now) for rank, heard in self._heard.items()}
+            before = now
+            own = Heard(self._sign(), now, self._disconnected)
+            ranks = {**self._heard, distributed.rank(): own}
+            found = judge(distributed.rank(), ranks, self._answered, self._broken, now, self.limits)
+            if verdict := self._verdict or found:
+                self._decide(verdict)
+                return
+
+    def _decide(self, verdict: Verdict) -> None:
+        self._verdict = verdict
+        self._decided.set()
+        if not self._speaks.acquire(blocking=False):
+            # The main program waits for this in _diagnose, or is leaving with an error of its own.
+            return
+        self._pass_on(State.FAILED)
+        if text := self._message(verdict):
+            print(f"fdtrain: error (rank {distributed.rank()}): {text}", file=sys.stderr, flush=True)
+        else:
+            # Whoever ends first gives a launcher its exit code: that is for the rank that knows why.
+            time.sleep(HOLD_BACK_SECONDS)
+        os._exit(LOST_PEER_CODE)
+
+    def _message(self, verdict: Verdict) -> str:
+        """Nothing of a rank that has ended by an error of its own on this host, where its output is to be seen."""
+        here = any(name.endswith(f" on {platform.node()})") for name in verdict.names)
+        return "" if verdict.loss == Loss.FAILED and here else f"{verdict} {self.again}"
+
+    def _diagnose(self) -> LostPeer:
+        """Who is to blame for a broken connection; waits until that is clear."""
+        # The launcher ends all ranks when it sees one gone. It grants them half a minute.
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+        if not self._speaks.acquire(blocking=False):
+            # _decide was quicker, and ends this process.
+            threading.Event().wait()
+        self._disconnected, self._state = time.monotonic(), State.DISCONNECTED
+        self._wake.set()
+        if not self._decided.wait(self.limits.heartbeat + 8 * self.limits.interval):
+            return LostPeer(f"the connection to another process of this run was lost. {self.again}")
+        return LostPeer(self._message(self._verdict), named=True)
+
+    def _leave(self, state: State) -> None:
+        self._speaks.acquire(blocking=False)
+        self._pass_on(state)
+        self._end.set()
+        self._wake.set()
+        for thread in self._threads:
+            # The interpreter must not end with one within a call, unless that hangs for good.
+            thread.join(self.limits.interval)
+
+    def _pass_on(self, state: State) -> None:
+        """Let the others learn how this rank ends. Rank 0 stays until they have, for the store may end with it."""
+        self._state, interval = state, self.limits.interval
+        deadline = time.monotonic() + (self.limits.heartbeat if state == State.DONE else 4 * interval)
+        while time.monotonic() < deadline:
+            self._wake.set()
+            time.sleep(interval / 20)
+            fresh = time.monotonic() - 3 * interval
+            staying = any(heard and heard.present and heard.since > fresh for heard in list(self._heard.values()))
+            if self._broken or (self._written == state and not (distributed.rank() == 0 and staying)):
+                return

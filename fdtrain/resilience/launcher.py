@@ -1,0 +1,98 @@
+"""The launcher of this rank: when it is gone, so is whoever would end the rank, and the rank ends by itself.
+
+Only torchrun and DeepSpeed are followed. Whatever else has started a process may end before it, as the shell does
+under nohup, setsid or tmux; SLURM and Kubernetes end what they have started in any case.
+"""
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+LAUNCHED = {"TORCHELASTIC_RUN_ID", "CROSS_RANK"}
+"""Variables that torchrun and DeepSpeed's launcher give to what they start."""
+NOBODY = 0
+"""The parent of no process."""
+INTERVAL = 1.0
+"""Seconds between two looks."""
+
+_answers: list[Callable[[], None]] = []
+_following = threading.Lock()
+
+
+@contextmanager
+def followed(answer: Callable[[], None]) -> Iterator[None]:
+    """Call ``answer`` (from a thread, once) when the launcher has ended; the innermost context's counts.
+
+    Looking for the parent now and then, instead of asking the kernel for a signal at its death: that would come when
+    the launcher's *thread* ends that started this rank, and would count as a second signal to end where the launcher
+    dies of a first one that this rank is answering already.
+    """
+    _answers.append(answer)
+    if _following.acquire(blocking=False) and (ancestors := _ancestors()):
+        threading.Thread(target=_follow, args=ancestors, daemon=True).start()
+    try:
+        yield
+    finally:
+        _answers.remove(answer)
+
+
+def end() -> None:
+    """What to do where there is nothing to save."""
+    os._exit(1)
+
+
+def _follow(parent: int, *above: int) -> None:
+    while os.getppid() == parent and all(map(_alive, above)):
+        time.sleep(INTERVAL)
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        # Its console may have gone with it.
+        with suppress(OSError):
+            print("fdtrain: the launcher has ended, and so do its processes.", file=sys.stderr, flush=True)
+    if _answers:
+        _answers[-1]()
+
+
+def _ancestors() -> list[int]:
+    """The processes to follow, the parent first; none of a process that no launcher has started."""
+    if not os.environ.keys() & LAUNCHED:
+        return []
+    parent = os.getppid()
+    command = _command(parent)
+    if (parent == 1 or Path(command[0]).name == "systemd") and not any("python" in word for word in command):
+        # The launcher has ended already. It may itself be process 1, in a container.
+        return [NOBODY]
+    above = _parent(parent)
+    if "deepspeed.launcher.launch" in command and any(
+        Path(word).name.startswith("deepspeed") for word in _command(above)[:4]
+    ):
+        # ``deepspeed`` itself, which on other hosts ssh stands in for.
+        return [parent, above]
+    return [parent]
+
+
+def _status(process: int) -> list[str]:
+    """State, parent and further fields of a process; nothing if there is none."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
+def _alive(process: int) -> bool:
+    # A zombie has ended, though nobody has asked for its code yet.
+    return _status(process)[:1] not in ([], ["Z"], ["X"])
+
+
+def _parent(process: int) -> int:
+    return int((_status(process)[1:] or [NOBODY])[0])
+
+
+def _command(process: int) -> list[str]:
+    try:
+        return Path(f"/proc/{process}/cmdline").read_text().split("\0")
+    except OSError:
+        return [""]

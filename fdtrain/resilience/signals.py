@@ -1,0 +1,77 @@
+"""The wish of a scheduler or a user that a run end: SIGTERM, SIGUSR1 (SLURM's warning), Ctrl-C."""
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from fdtrain import distributed
+from fdtrain.errors import PREEMPTED_CODE, Preempted
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SAME_SECONDS = 2.0
+"""Signals within this time of the first are the same one: a Ctrl-C comes from the terminal and the launcher."""
+
+
+@contextmanager
+def answered(stop: Callable[[], None]) -> Iterator[None]:
+    """Call ``stop`` (from a thread) at the first signal, and end the process with 128 + its number at a later one.
+
+    A thread answers, so that a process that hangs in a call can be ended too. Afterwards the signals have their
+    plain effect again; but a process that ends as it was asked to, or because another is lost, ignores them, for its
+    launcher, which sees one rank gone, ends the others by signals as well.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    for number in SIGNALS:
+        # Said even where a shell had it ignored, as it does with SIGINT of its background jobs.
+        signal.signal(number, _noted)
+    thread = threading.Thread(target=_answer, args=(reader, stop), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        error = sys.exception()
+        ended_by_others = isinstance(error, Preempted) or distributed.is_lost_connection(error)
+        after = signal.SIG_IGN if ended_by_others else signal.SIG_DFL
+        for number in SIGNALS:
+            signal.signal(number, after)
+        signal.set_wakeup_fd(before)
+        os.write(writer, b"\0")
+        thread.join()
+        os.close(reader)
+        os.close(writer)
+
+
+def leave_before_training() -> None:
+    """What to do at a signal while nothing is trained that could be saved."""
+    os._exit(PREEMPTED_CODE)
+
+
+def _noted(number: int, frame: object) -> None:
+    """The number is already on its way through the pipe."""
+
+
+def _answer(reader: int, stop: Callable[[], None]) -> None:
+    first = None
+    while number := os.read(reader, 1)[0]:
+        # The pipe carries the numbers of other signals too, such as that of a child's end.
+        if number not in SIGNALS:
+            continue
+        now = time.monotonic()
+        if first is None:
+            first = now
+            if os.environ.get("LOCAL_RANK", "0") == "0":
+                name = signal.Signals(number).name
+                print(
+                    f"fdtrain: {name}: saving after this step, then ending; once more to end at once",
+                    file=sys.stderr,
+                    flush=True,
+                )
+            stop()
+        elif now - first > SAME_SECONDS:
+            os._exit(128 + number)

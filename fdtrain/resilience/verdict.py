@@ -1,0 +1,180 @@
+"""What follows from the signs of life that ranks leave, and from the clock: a pure function of both.
+
+Nothing here reads a clock or talks to anybody; :mod:`fdtrain.resilience.heartbeat` does.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+
+NAMED = 8
+"""Ranks that a message names one by one; the rest are counted."""
+
+
+class State(StrEnum):
+    """What a rank's sign says of it."""
+
+    WORKING = "working"
+    DISCONNECTED = "disconnected"
+    """A call between ranks has failed, and the rank waits to learn whose fault that was."""
+    FAILED = "failed"
+    """It ends by an error of its own."""
+    DONE = "done"
+
+
+@dataclass(frozen=True)
+class Sign:
+    """What a rank leaves in the store: ``count`` grows with every sign, ``progress`` with the work done."""
+
+    name: str
+    count: int = 0
+    progress: int = 0
+    state: State = State.WORKING
+
+    def encode(self) -> str:
+        return json.dumps([self.name, self.count, self.progress, self.state])
+
+    @classmethod
+    def decode(cls, text: str) -> "Sign":
+        name, count, progress, state = json.loads(text)
+        return cls(name, count, progress, State(state))
+
+
+@dataclass(frozen=True)
+class Heard:
+    """The last sign of a rank; when it came, and when the rank first said that it is disconnected (seconds)."""
+
+    sign: Sign
+    since: float
+    disconnected: float | None = None
+
+    @property
+    def present(self) -> bool:
+        return self.sign.state in (State.WORKING, State.DISCONNECTED)
+
+
+def hear(before: Heard | None, sign: Sign, now: float) -> Heard:
+    """What is known of a rank after ``sign`` was read, which may be the one that was read before."""
+    if before is not None and before.sign == sign:
+        return before
+    disconnected = before.disconnected if before is not None else None
+    if disconnected is None and sign.state == State.DISCONNECTED:
+        disconnected = now
+    return Heard(sign, now, disconnected)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Seconds.
+
+    Args:
+        heartbeat: without a sign after which a rank is given up.
+        collective: that a call between ranks waits for one that is alive.
+    """
+
+    heartbeat: float
+    collective: float
+
+    @property
+    def interval(self) -> float:
+        """Between two signs."""
+        return min(2.0, self.heartbeat / 6)
+
+    @property
+    def short(self) -> float:
+        """Without a sign where a connection is known to be broken: three missing signs will do."""
+        return min(self.heartbeat, 3 * self.interval)
+
+
+class Loss(StrEnum):
+    """Why the run cannot go on."""
+
+    FAILED = "failed"
+    """A rank has ended by an error of its own, which its own output tells."""
+    UNREACHABLE = "unreachable"
+    """Rank 0, whose host keeps the store."""
+    SILENT = "silent"
+    MISSING = "missing"
+    """A rank has never come."""
+    LATE = "late"
+    """A rank is alive, and the others have waited for it as long as they may."""
+    NETWORK = "network"
+    """All are alive and equally far, and yet a call between them has failed."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Why the run cannot go on, the ranks that are to blame, and for how many seconds they have been."""
+
+    loss: Loss
+    names: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+    def encode(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def decode(cls, text: str) -> "Verdict":
+        read = json.loads(text)
+        return cls(Loss(read["loss"]), tuple(read["names"]), read["seconds"])
+
+    def __str__(self) -> str:
+        who = ", ".join(self.names)
+        return {
+            Loss.FAILED: f"{who} ended with an error; its own output says why.",
+            Loss.UNREACHABLE: f"lost {who}: no answer from its host for {self.seconds:.0f} s. Killed, stopped or cut "
+            "off, unless it is this host that is cut off.",
+            Loss.SILENT: f"lost {who}: no sign of life for {self.seconds:.0f} s. Killed, stopped or cut off.",
+            Loss.MISSING: f"the processes of this run have not all come together within {self.seconds:g} s: {who} "
+            "never came. See what became of the others.",
+            Loss.LATE: f"{who} held up the others for longer than training.collective_timeout_s "
+            f"({self.seconds:g} s), though alive.",
+            Loss.NETWORK: "a connection between ranks broke, though all processes are alive: "
+            "the network failed for a moment.",
+        }[self.loss]
+
+
+def judge(
+    rank: int, ranks: Mapping[int, Heard | None], answered: float, broken: bool, now: float, limits: Limits
+) -> Verdict | None:
+    """Why ``rank`` must end now, or None.
+
+    Args:
+        ranks: itself, and those that it watches: rank 0 all, another rank only rank 0, from whom it also learns of
+            the rest. None: has left no sign yet.
+        answered: when the store last answered.
+        broken: the connection to the store has failed for good.
+    """
+    own, peers = ranks[rank], {r: heard for r, heard in ranks.items() if r != rank}
+    present = {r: heard for r, heard in peers.items() if heard is not None and heard.present}
+    failed = [r for r, heard in peers.items() if heard is not None and heard.sign.state == State.FAILED]
+    disconnected = min((h.disconnected for h in ranks.values() if h and h.disconnected is not None), default=None)
+    limit = limits.heartbeat if disconnected is None and not broken else limits.short
+    if failed:
+        return Verdict(Loss.FAILED, _names(ranks, failed))
+    if rank != 0 and now - answered > limit and (ranks[0] is None or ranks[0].present):
+        return Verdict(Loss.UNREACHABLE, _names(ranks, [0]), now - answered)
+    silent = [r for r, heard in present.items() if now - heard.since > limit]
+    if silent:
+        return Verdict(Loss.SILENT, _names(ranks, silent), max(now - present[r].since for r in silent))
+    if disconnected is None:
+        return None
+    missing = [r for r, heard in peers.items() if heard is None]
+    # Rank 0 knows more of the others.
+    patience = 2 * limit if rank == 0 else 3 * limit
+    if missing and now - disconnected > patience:
+        return Verdict(Loss.MISSING, _names(ranks, missing), limits.collective)
+    if rank == 0 and now - disconnected > patience:
+        present[rank] = own
+        least = min(heard.sign.progress for heard in present.values())
+        late = [r for r, heard in sorted(present.items()) if heard.sign.progress == least]
+        if len(late) < len(present):
+            return Verdict(Loss.LATE, _names(ranks, late), limits.collective)
+        return Verdict(Loss.NETWORK)
+    return None
+
+
+def _names(ranks: Mapping[int, Heard | None], found: list[int]) -> tuple[str, ...]:
+    named = [heard.sign.name if (heard := ranks[r]) is not None else f"rank {r}" for r in found[:NAMED]]
+    return tuple(named + [f"{len(found) - NAMED} more"] * (len(found) > NAMED))

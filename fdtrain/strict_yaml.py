@@ -1,0 +1,134 @@
+"""YAML as configurations need it: plain values, each key once, and nothing that grows when it is read.
+
+PyYAML's safe loader lets the last of two equal keys win, reads dates, and follows aliases of aliases, of which a
+few lines can stand for gigabytes.
+"""
+
+import reprlib
+from typing import Any
+
+import yaml
+
+from fdtrain.credentials import masked
+from fdtrain.errors import UserError
+
+MOST_BYTES = 1 << 20
+MOST_VALUES = 20_000
+"""Values of a document, each counted as often as aliases repeat it."""
+DEEPEST = 32
+LONGEST_NUMBER = 64
+"""Characters."""
+LONGEST_SHOWN = 200
+"""Characters of a value in a message."""
+_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "seq", "map", "merge")}
+
+
+def parse(text: str) -> Any:
+    """The value that a YAML document holds.
+
+    Raises:
+        UserError: it is no YAML, or has what a configuration may not have; the message is a clause with its line.
+    """
+    if len(text) > MOST_BYTES:
+        raise UserError(f"longer than {MOST_BYTES >> 20} MiB")
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.MarkedYAMLError as error:
+        mark, problem = error.problem_mark or error.context_mark, error.problem or error.context
+        raise UserError(f"{f'line {mark.line + 1}: ' if mark else ''}{brief(problem)}") from error
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise UserError(f"line {line}: character U+{ord(text[error.position]):04X} is not admitted") from error
+
+
+def brief(text: str) -> str:
+    """A text for a message: one line, not too long, and without credentials."""
+    line = " ".join(masked(text).split())
+    return line if len(line) <= LONGEST_SHOWN else f"{line[:LONGEST_SHOWN]}..."
+
+
+def shown(value: Any) -> str:
+    """Any value for a message, as :func:`brief`."""
+    return brief(_repr.repr(value))
+
+
+class _Repr(reprlib.Repr):
+    """The beginning of a value, of which the rest is never made into text."""
+
+    def __init__(self):
+        super().__init__()
+        self.maxlevel, self.maxlist, self.maxdict, self.maxtuple, self.maxother = 3, 6, 6, 6, LONGEST_SHOWN
+
+    def repr_str(self, value: str, level: int) -> str:
+        return repr(brief(value[: 1 << 16]))
+
+
+_repr = _Repr()
+
+
+class _Loader(yaml.SafeLoader):
+    def __init__(self, stream: str):
+        super().__init__(stream)
+        self._depth = self._values = 0
+        # Of anchored nodes, their values; of one that is not complete yet there is none.
+        self._size: dict[yaml.Node, int] = {}
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent):
+            node = super().compose_node(parent, index)
+            if node not in self._size:
+                raise _error(f"alias '*{event.anchor}' stands within what it is of", event)
+            self._add(self._size[node], event)
+            return node
+        before, self._depth = self._values, self._depth + 1
+        if self._depth > DEEPEST:
+            raise _error(f"nested deeper than {DEEPEST} levels", event)
+        self._add(1, event)
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        self._size[node] = self._values - before
+        if node.tag not in _TAGS:
+            raise _error(f"values of type {node.tag} are not admitted", event)
+        return node
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        lines: dict[tuple[str, str], int] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise _error("a key must be a plain text", key)
+            if (key.tag, key.value) in lines:
+                raise _error(f"key '{key.value}' was given in line {lines[key.tag, key.value] + 1} already", key)
+            lines[key.tag, key.value] = key.start_mark.line
+        return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            if isinstance(node, yaml.ScalarNode):
+                self._check_scalar(node)
+            return super().construct_object(node, deep)
+        except (ValueError, KeyError, OverflowError) as error:
+            raise _error(f"'{node.value}' is no {node.tag.rpartition(':')[2]}", node) from error
+
+    def _check_scalar(self, node: yaml.ScalarNode) -> None:
+        if "\0" in node.value:
+            raise _error("a text holds a NUL character", node)
+        if node.tag.endswith((":int", ":float")) and len(node.value) > LONGEST_NUMBER:
+            raise _error(f"a number of {len(node.value)} characters; at most {LONGEST_NUMBER} are admitted", node)
+
+    def _add(self, values: int, place: yaml.Event) -> None:
+        self._values += values
+        if self._values > MOST_VALUES:
+            raise _error(f"more than {MOST_VALUES:,} values, each counted as often as aliases repeat it", place)
+
+
+# A date is a text: a run may be called 2026-11-24.
+_Loader.yaml_implicit_resolvers = {
+    first: [resolver for resolver in resolvers if not resolver[0].endswith(":timestamp")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def _error(problem: str, place: yaml.Event | yaml.Node) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=place.start_mark)

@@ -1,0 +1,60 @@
+"""The random part of a training batch, lane by lane: times, dequantisation noise, diffusion noise.
+
+Each lane's draws are a function of (seed, step, lane) alone, so they do not depend on how the lanes are
+shared among ranks and passes. The strata of ``t`` are laid over the global batch by a permutation drawn
+from (seed, step).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fdtrain.diffusion.time_sampling import TimeDensity, draw_uniform
+from fdtrain.randomness import Purpose, normal, stream, torch_seed, uniform
+
+
+@dataclass(frozen=True)
+class BatchNoise:
+    """Draws of a run; ``lane_images`` images of each of ``global_batch / lane_images`` lanes in a step."""
+
+    seed: int
+    global_batch: int
+    lane_images: int
+    time_sampling: str
+    density: TimeDensity
+    device: torch.device
+
+    def redrawn(self, returns: int) -> "BatchNoise":
+        """Other draws altogether, after so many returns to a checkpoint."""
+        return replace(self, seed=torch_seed(self.seed, Purpose.RETURN, returns)) if returns else self
+
+    def quantiles(self, step: int, lanes: Sequence[int]) -> Tensor:
+        """``u`` in [0, 1) of the images of ``lanes``, shape ``(n,)``, float64, on the CPU."""
+        shared = stream(self.seed, Purpose.STRATA, step)
+        strata, shift = shared.permutation(self.global_batch), shared.random()
+        parts = []
+        for lane in lanes:
+            own = stream(self.seed, Purpose.TIME, step, lane).random(self.lane_images)
+            mine = strata[lane * self.lane_images : (lane + 1) * self.lane_images]
+            parts.append(draw_uniform(self.time_sampling, mine, own, shift, self.global_batch))
+        return torch.from_numpy(np.concatenate(parts))
+
+    def dropped_labels(self, step: int, lanes: Sequence[int], share: float) -> Tensor:
+        """Which images of ``lanes`` go without their label, ``(n,)`` bool, on the CPU."""
+        draws = [stream(self.seed, Purpose.LABEL, step, lane).random(self.lane_images) for lane in lanes]
+        return torch.from_numpy(np.concatenate(draws) < share)
+
+    def dequantisation(self, step: int, lanes: Sequence[int], shape: tuple[int, ...]) -> Tensor:
+        """Uniform noise on [0, 1), ``(n, *shape)``."""
+        return self._lanes(uniform, Purpose.DEQUANTISE, step, lanes, shape)
+
+    def noise(self, step: int, lanes: Sequence[int], shape: tuple[int, ...]) -> Tensor:
+        """Standard normal noise, ``(n, *shape)``."""
+        return self._lanes(normal, Purpose.NOISE, step, lanes, shape)
+
+    def _lanes(self, draw, purpose: Purpose, step: int, lanes: Sequence[int], shape: tuple[int, ...]) -> Tensor:
+        parts = [draw((self.lane_images, *shape), self.device, self.seed, purpose, step, lane) for lane in lanes]
+        return torch.cat(parts)

@@ -1,0 +1,100 @@
+"""What a run shows of itself at intervals, from the averaged weights: bits/dim, Frechet distance, sample grids.
+
+The ranks share the work. Nothing here touches the training stream: the draws have purposes of their own, and
+the averaged model is not the one that trains.
+"""
+
+from pathlib import Path
+
+import torch
+
+from fdtrain import distributed
+from fdtrain.config import MonitorConfig as Settings
+from fdtrain.data.split import Split
+from fdtrain.diffusion.likelihood import estimate
+from fdtrain.diffusion.solvers import time_grid
+from fdtrain.diffusion.time_sampling import TimeDensity
+from fdtrain.evaluation.fidelity import image_sets
+from fdtrain.evaluation.fidelity.feature_networks import FeatureNetwork
+from fdtrain.evaluation.fidelity.frechet import frechet_distance
+from fdtrain.evaluation.fidelity.measure import measure
+from fdtrain.evaluation.likelihood import nll
+from fdtrain.evaluation.sampling import samples
+from fdtrain.evaluation.sampling.options import Drawing
+from fdtrain.networks.model import Model, ModelSpec
+from fdtrain.training.monitor import Monitor
+
+REFERENCE_IMAGES = 10_000
+"""Most images of the split that samples are compared with while training, spread over it."""
+FRECHET_BATCH = 64
+
+
+def held_out_bits(spec: ModelSpec, split: Split, density: TimeDensity, draws: int, monitor: Monitor):
+    """A report that evaluates the bound over the whole split."""
+
+    def run(step: int, model: Model) -> None:
+        device = next(model.parameters()).device
+        mine = distributed.share(len(split))
+        values = nll.elbo(model, spec, split, mine, density, draws) if mine else torch.empty(0, draws).double()
+        result = estimate(distributed.gather(values, len(split), device))
+        monitor.log(step, {"bits_per_dim": result.mean, "standard_error": result.error_images}, prefix=split.name)
+        monitor.say(f"step {step}  {split.name} {result.mean:.4f} +- {result.error_images:.4f} bits/dim (ELBO, EMA)")
+
+    return run
+
+
+def frechet(
+    spec: ModelSpec,
+    split: Split,
+    network: FeatureNetwork,
+    settings: Settings,
+    seed: int,
+    monitor: Monitor,
+):
+    """A report that measures how far samples are from the training images, on the same draws each time."""
+    how = Drawing(settings.sample_solver, "asinh", settings.sample_steps)
+    reference = None
+
+    def run(step: int, model: Model) -> None:
+        nonlocal reference
+        device = next(model.parameters()).device
+        drawn = image_sets.of_model(model, spec, how, seed, settings.frechet_images)
+        if reference is None:
+            images = image_sets.spread(image_sets.of_split(split), REFERENCE_IMAGES)
+            reference = measure(network, images, images.count, FRECHET_BATCH, device).moments
+        found = measure(network, drawn, drawn.count, FRECHET_BATCH, device).moments
+        value = frechet_distance(found, reference)
+        monitor.log(step, {network.identity.name: value}, prefix="frechet")
+        count = f"{drawn.count} images, {how.nfe} evaluations, EMA"
+        monitor.say(f"step {step}  {network.title} {value:.3f} to {split.name} ({count})")
+
+    return run
+
+
+def sample_grid(spec: ModelSpec, settings: Settings, seed: int, folder: Path, monitor: Monitor):
+    """A report that samples a grid and its denoising path, as PNG and in TensorBoard."""
+    times = time_grid("asinh", settings.sample_steps, spec.scale)
+    count = settings.sample_images
+
+    def run(step: int, model: Model) -> None:
+        device = next(model.parameters()).device
+        mine = distributed.share(count)
+        labels = [i % len(spec.classes) for i in mine] if spec.classes else None
+        if mine:
+            drawn = samples.draw(model, spec, mine, labels, times, settings.sample_solver, seed).path
+        else:
+            drawn = torch.empty(0, samples.PATH_IMAGES, *spec.shape, dtype=torch.uint8)
+        path = samples.to_pixels(distributed.gather(drawn, count, device), spec.levels)
+        if distributed.rank() != 0:
+            return
+        zoom = samples.zoom_for(spec.size)
+        columns = max(1, round(count**0.5))
+        images = samples.grid(path[:, -1], columns, zoom)
+        denoising = samples.grid(path[:8].flatten(0, 1), path.shape[1], zoom)
+        with monitor.tolerant():
+            samples.save_png(images, folder / f"step_{step:08d}.png")
+            samples.save_png(denoising, folder / f"step_{step:08d}_path.png")
+        monitor.image(step, "samples", images)
+        monitor.image(step, "denoising_path", denoising)
+
+    return run

@@ -1,0 +1,135 @@
+"""Everything about a run that can be known, and be wrong, before any process group exists or DeepSpeed is imported."""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fdtrain import distributed
+from fdtrain.checkpoint import store
+from fdtrain.config import Config, load_config
+from fdtrain.data.dataset import DatasetDescription, fingerprint
+from fdtrain.data.mixture import DataSets, open_data
+from fdtrain.data.shards import PlacedShard
+from fdtrain.errors import UserError
+from fdtrain.evaluation.fidelity.feature_networks import open_features
+from fdtrain.networks.model import Model, ModelSpec
+from fdtrain.strict_yaml import brief
+from fdtrain.training.hardware import check_precision
+from fdtrain.training.profile import parse_steps
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked run."""
+
+    config: Config
+    data: DataSets
+    train_shards: list[list[PlacedShard]]
+    spec: ModelSpec
+    resume: bool
+    traced: range = range(0)
+
+    @property
+    def description(self) -> DatasetDescription:
+        return self.data.description
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The settings that a run may not change when it resumes: they fix what it is, step by step."""
+        config = self.config
+        return {
+            "dataset": self.description.name,
+            "images": sum(placed.shard.images for part in self.train_shards for placed in part),
+            store.SHARDS: [fingerprint([placed.shard for placed in part]) for part in self.train_shards],
+            "data.weights": config.data.weights,
+            "seed": config.seed,
+            "training.global_batch": config.training.global_batch,
+            "training.lanes": config.training.lanes,
+            "data.shuffle_window": config.data.shuffle_window,
+        }
+
+
+def prepare(config_file: str, overrides: list[str], resume: bool, profile: str | None = None) -> Plan:
+    """Read and check configuration, data set, model, output folder, and the checkpoint to resume from.
+
+    Raises:
+        UserError: whatever is wrong, on every rank alike.
+    """
+    distributed.check_launcher()
+    config = load_config(config_file, overrides)
+    world_size = distributed.world_size()
+    config.training.accumulation(world_size)
+    traced = parse_steps(profile, config.training.steps)
+    check_precision(config.training, distributed.device())
+    how = {"allow_pipe": config.data.allow_pipe, "seconds": config.data.fetch_timeout_s}
+    data = open_data(config.data.paths, config.data.weights, **how)
+    shards = data.split(config.data.train_split)
+    if config.data.test_split is not None:
+        data.split(config.data.test_split)
+    elif config.monitor.evaluate_every:
+        raise UserError("monitor.evaluate_every needs held-out images: set data.test_split, or evaluate_every to null.")
+    spec = model_spec(config, data.description)
+    with torch.device("meta"):
+        Model(spec)
+    if config.monitor.frechet_every:
+        network = open_features(config.monitor.frechet_features, torch.device("cpu"))
+        network.run(torch.zeros(1, *spec.shape, dtype=torch.uint8))
+    plan = Plan(config, data, shards, spec, resume, traced)
+    _check_folder(config.folder)
+    existing = store.committed(config.folder)
+    if existing and not resume:
+        raise UserError(
+            f"{config.folder} already holds a run ({existing[0].name}). "
+            "Add --resume auto to go on with it, or choose another 'name'."
+        )
+    _check_some_fit(existing, plan)
+    return plan
+
+
+def _check_some_fit(existing: list[Path], plan: Plan) -> None:
+    """At least one of the checkpoints must be the run's, as far as their descriptions tell."""
+    errors = []
+    for path in existing:
+        try:
+            store.check_fits(path, plan.spec, plan.identity)
+            return
+        except UserError as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
+
+
+def model_spec(config: Config, description: DatasetDescription) -> ModelSpec:
+    """The model that a configuration asks for on a data set."""
+    network = config.network
+    if network.class_conditional and not description.classes:
+        raise UserError(f"network.class_conditional: data set '{description.name}' has no labels. Set it to false.")
+    # How it is trained, or said elsewhere in the specification.
+    others = {"name", "class_conditional", "label_dropout", "checkpointing"}
+    return ModelSpec(
+        network=network.name,
+        network_options=network.model_dump(mode="json", exclude=others),
+        predictor=config.diffusion.predictor,
+        scale=config.scale(description.levels),
+        channels=description.channels,
+        size=description.size,
+        levels=description.levels,
+        dataset=description.name,
+        classes=description.classes if network.class_conditional else [],
+        null_class=network.label_dropout > 0,
+    )
+
+
+def _check_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"output: cannot write into {brief(str(folder))} ({error.strerror}). "
+            "Choose another 'output', or correct its permissions."
+        ) from error

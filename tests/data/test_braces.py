@@ -1,0 +1,52 @@
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fdtrain.data.braces import MOST_CHARACTERS, expand, most_names
+from fdtrain.errors import UserError
+
+
+def test_expand():
+    assert expand(["a-{08..11}.tar", "{x,y}/b.tar"]) == [*(f"a-{i:02}.tar" for i in range(8, 12)), "x/b.tar", "y/b.tar"]
+    assert expand(["{a..c}{3..1}"]) == [f"{a}{i}" for a in "abc" for i in (3, 2, 1)]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "problem"),
+    [
+        ("{a,b}" * 40, "too many names"),
+        ("{0..99999999999}", "too many names"),
+        ("{0..9}" * 30, "too many names"),
+        ("{a..z}" * 10, "too many names"),
+        ("{{0..9999999},{0..9999999}}", "too many names"),
+        ("{0.." + "9" * 5000 + "}", "too large numbers"),
+        ("{" * 50_000, "deeper than 8"),
+        ("{" * 9 + "a,b" + "}" * 9, "deeper than 8"),
+        ("train-{000..099.tar", "has a '{' without a '}'"),
+        ("train-000..099}.tar", "has a '}' without a '{'"),
+        ("a}{b", "has a '}' without a '{'"),
+    ],
+    ids=lambda text: text[:20],
+)
+def test_refused(pattern, problem):
+    with pytest.raises(UserError, match=problem):
+        expand([pattern])
+
+
+def test_the_bound_is_of_all_lines_together():
+    line = "{0..9999}-" + "x" * 90
+    assert len(expand([line])) == 10_000
+    with pytest.raises(UserError, match="too many names"):
+        expand([line] * (MOST_CHARACTERS // (10_000 * len(line)) + 1))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(alphabet="ab,.0123{}\\-", max_size=24))
+def test_no_pattern_stands_for_more_names_than_counted(pattern):
+    try:
+        if most_names(pattern) > 10_000:
+            return
+        names = expand([pattern])
+    except UserError:
+        return
+    assert len(names) <= most_names(pattern)

@@ -1,0 +1,386 @@
+"""Folders and archives of images as people have them: splits, links, rotated pictures, labels beside images."""
+
+import io
+import json
+import os
+import struct
+import subprocess
+import sys
+import tarfile
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import published as pub
+import pytest
+from PIL import Image
+from test_pack_sources import by_content, image_folder, image_source, unpacked
+
+from fdtrain.data.pack import pack
+from fdtrain.data.sources import archive
+from fdtrain.data.sources.archive import members
+from fdtrain.data.sources.picture import decode, exactly
+from fdtrain.errors import UserError
+
+PICTURES = pub.random_images(12, 8)
+FILES = [pub.encoded(picture) for picture in PICTURES]
+
+
+def packed(path: Path, out: Path, **options) -> dict[str, set]:
+    """Images and labels by split."""
+    description = pack(image_source(path, **options), out)
+    return {split: by_content(*unpacked(out, split)) for split in description.splits}
+
+
+@pytest.mark.parametrize("wrapper", ["", "photos/", "photos/data/"])
+@pytest.mark.parametrize(("train", "held_out", "split"), [("train", "test", "test"), ("Train", "Validation", "valid")])
+def test_train_and_test_inside_are_splits(tmp_path, wrapper, train, held_out, split):
+    files = {f"{wrapper}{train}/{'ab'[i % 2]}/{i}.png": FILES[i] for i in range(8)}
+    files |= {f"{wrapper}{held_out}/{'ab'[i % 2]}/{i}.png": FILES[i] for i in range(8, 12)}
+    found = packed(image_folder(tmp_path / "in", files), tmp_path / "out")
+    assert found == {
+        "train": by_content(PICTURES[:8], [0, 1] * 4),
+        split: by_content(PICTURES[8:], [0, 1] * 2),
+    }
+    with pytest.raises(UserError, match="has splits of its own"):
+        image_source(tmp_path / "in", holdout=2)
+
+
+def test_a_split_of_one_class_keeps_its_class(tmp_path):
+    files = {f"train/{'ab'[i % 2]}/{i}.png": FILES[i] for i in range(8)}
+    files |= {f"test/b/{i}.png": FILES[i] for i in range(8, 10)}
+    assert packed(image_folder(tmp_path / "in", files), tmp_path / "out")["test"] == by_content(PICTURES[8:10], [1, 1])
+
+
+def test_splits_without_classes(tmp_path):
+    files = {f"{'train/images' if i < 8 else 'valid'}/{i}.png": FILES[i] for i in range(12)}
+    found = packed(image_folder(tmp_path / "in", files), tmp_path / "out")
+    assert found == {"train": by_content(PICTURES[:8], [-1] * 8), "valid": by_content(PICTURES[8:], [-1] * 4)}
+
+
+@pytest.mark.parametrize(
+    ("folders", "message"),
+    [
+        (["train", "test", "cat"], "test, train, beside cat: are they splits or classes"),
+        (["cat", "dog", "test"], "folders test, beside cat, dog"),
+        (["test", "val"], "folders test, val: are they"),
+        (["train", "val", "validation"], "folders train, val, validation: are they"),
+    ],
+)
+def test_folders_that_may_be_splits_or_classes(tmp_path, folders, message):
+    files = {f"{folders[i % len(folders)]}/{i}.png": FILES[i] for i in range(12)}
+    with pytest.raises(UserError, match=message):
+        image_source(image_folder(tmp_path / "in", files))
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    files = {f"{('bus', 'train')[i % 2]}/{i}.png": FILES[i] for i in range(12)}
+    assert packed(image_folder(tmp_path / "in", files), tmp_path / "out") == {"train": by_content(PICTURES, [0, 1] * 6)}
+
+
+def test_labels_in_a_wrapped_dataset_json(tmp_path):
+    files = {f"edm/{i // 6:05d}/{i}.png": FILES[i] for i in range(12)}
+    labels = [[f"{i // 6:05d}/{i}.png", i % 3] for i in range(12)]
+    files["edm/dataset.json"] = json.dumps({"labels": labels}).encode()
+    found = packed(image_folder(tmp_path / "in", files), tmp_path / "out")
+    assert found == {"train": by_content(PICTURES, [0, 1, 2] * 4)}
+    (tmp_path / "in" / "edm" / "dataset.json").write_text(json.dumps({"labels": [*labels, ["00000/0.png", 2]]}))
+    with pytest.raises(UserError, match="lists an image twice"):
+        image_source(tmp_path / "in")
+
+
+def test_skipped_files_are_counted(tmp_path):
+    files = {"a/0.png": FILES[0], "b/1.png": FILES[1], "b/2.gif": b"", "b/3.gif": b"", "readme": b"", ".hidden": b""}
+    notes = image_source(image_folder(tmp_path / "in", files)).notes
+    assert len(notes) == 1
+    assert "3 files are of other kinds and were skipped (2 .gif, 1 no extension)" in notes[0]
+
+
+def test_a_folder_that_cannot_be_read(tmp_path, monkeypatch):
+    image_folder(tmp_path / "in", {"cat/a.png": FILES[0], "dog/b.png": FILES[1]})
+    listdir = os.listdir
+
+    def refused(folder):
+        if Path(folder).name == "cat":
+            raise PermissionError(13, "Permission denied")
+        return listdir(folder)
+
+    # Permissions do not bind the superuser, whom tests may run as.
+    monkeypatch.setattr(archive.os, "listdir", refused)
+    with pytest.raises(UserError, match=r"in/cat cannot be read \(Permission denied\). Make it readable"):
+        image_source(tmp_path / "in")
+
+
+@pytest.mark.parametrize(
+    ("name", "target", "message"),
+    [
+        ("cat/again", ".", "leads to the same folder as"),
+        ("cat/again", "..", "leads to the same folder as"),
+        ("dog", "cat", "leads to the same folder as"),
+        ("again", "again", r"again is a link to nothing \(Too many levels of symbolic links\)"),
+        ("b.png", "absent.png", "b.png is a link to nothing"),
+    ],
+)
+def test_links_that_lead_back_or_nowhere(tmp_path, name, target, message):
+    image_folder(tmp_path / "in", {"cat/a.png": FILES[0]})
+    (tmp_path / "in" / name).symlink_to(target)
+    with pytest.raises(UserError, match=message):
+        image_source(tmp_path / "in")
+
+
+def test_links_to_other_folders_and_files_are_followed(tmp_path):
+    image_folder(tmp_path / "elsewhere", {"a.png": FILES[0], "b.png": FILES[1]})
+    (tmp_path / "in" / "dog").mkdir(parents=True)
+    (tmp_path / "in" / "cat").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "in" / "dog" / "c.png").symlink_to(tmp_path / "elsewhere" / "b.png")
+    found = packed(tmp_path / "in", tmp_path / "out")
+    assert found["train"] == by_content(PICTURES[[0, 1, 1]], [0, 0, 1])
+
+
+@pytest.mark.parametrize(("source", "place"), [("images", "in"), ("images", "in/x.png"), ("parquet", "in/x.parquet")])
+def test_fifos_do_not_hang(tmp_path, source, place):
+    if place != "in":
+        image_folder(tmp_path / "in", {"a.png": FILES[0]})
+    os.mkfifo(tmp_path / place)
+    tool = Path(__file__).resolve().parents[2] / "tools" / "pack.py"
+    command = [sys.executable, tool, source, tmp_path / "in", tmp_path / "out"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+    assert "neither a file nor a folder" in result.stderr
+
+
+# Pixels as they are stored, and turned upright, by EXIF orientation.
+UPRIGHT = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.transpose(1, 0, 2),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda a: np.rot90(a),
+}
+
+
+def oriented(picture: np.ndarray, orientation: int, form: str) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    file = io.BytesIO()
+    options = {"lossless": True} if form == "WEBP" else {}
+    Image.fromarray(picture).save(file, form, exif=exif, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("form", ["PNG", "WEBP", "JPEG"])
+@pytest.mark.parametrize("orientation", UPRIGHT)
+def test_rotated_pictures_are_turned_upright(orientation, form):
+    data = oriented(PICTURES[0], orientation, form)
+    stored = np.asarray(Image.open(io.BytesIO(data)))
+    np.testing.assert_array_equal(decode(data, "a", exactly(8, 3)), UPRIGHT[orientation](stored))
+
+
+def test_a_rotated_picture_is_cropped_upright(tmp_path):
+    wide = pub.random_images(1, (20, 30))[0]
+    folder = image_folder(tmp_path / "in", {"a.png": oriented(wide, 6, "PNG")})
+    found = packed(folder, tmp_path / "out", resize=20)
+    assert found["train"] == by_content(np.rot90(wide, -1)[5:25][None], [-1])
+
+
+def png16(picture: np.ndarray) -> bytes:
+    """``(H, W, 1 to 4)`` uint16 as a PNG of 16 bits a channel, which Pillow cannot write in colour."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    height, width, channels = picture.shape
+    head = struct.pack(">IIBBBBB", width, height, 16, {1: 0, 2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in picture)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_16_bits_are_refused(channels):
+    picture = np.full((8, 8, channels), 0x1234, np.uint16)
+    with pytest.raises(UserError, match=r"a.png is of 16 bits, not of 8 bits a channel"):
+        decode(png16(picture), "a.png", exactly(8, 3))
+
+
+@pytest.mark.parametrize("form", ["PNG", "WEBP"])
+def test_animations_are_refused(form):
+    file = io.BytesIO()
+    first, second = (Image.fromarray(picture) for picture in PICTURES[:2])
+    first.save(file, form, save_all=True, append_images=[second])
+    with pytest.raises(UserError, match="is animated"):
+        decode(file.getvalue(), "a", exactly(8, 3))
+
+
+def tar_bytes(files: dict[str, bytes], form: int = tarfile.PAX_FORMAT) -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w", format=form) as tar:
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return file.getvalue()
+
+
+def damaged_tars() -> dict[str, tuple[bytes, str]]:
+    """Tars that would lose images if what cannot be read were taken for their end."""
+    whole = tar_bytes({f"{i}.png": data for i, data in enumerate(FILES)})
+    second = 512 + -(-len(FILES[0]) // 512) * 512
+    end = len(whole.rstrip(b"\0"))
+    end += -end % 512
+    return {
+        "garbage header": (whole[:second] + b"\xa5" * 512 + whole[second + 512 :], "no tar header at byte"),
+        "no end": (whole[:end], "no end-of-archive block"),
+        "cut in a member": (whole[: end - 600], "cut short"),
+        "a second archive behind": (whole + tar_bytes({"more.png": FILES[0]}), "several archives in one file"),
+        "pax of a negative size": (pax_member({"size": "-512"}), "a member of '-512' bytes"),
+        "pax of a huge size": (pax_member({"size": "9" * 19}), "a member of 9999999999999999999 bytes"),
+        "sparse": (pax_member({"GNU.sparse.major": "1"}), "sparse"),
+        "a chain of headers": (pax_member({"comment": "x"})[:1024] * 50 + whole, "absurdly long names"),
+        "a fifo": (special(tarfile.FIFOTYPE), "neither a plain file, a folder nor a link"),
+        "a header of negative size": (special(tarfile.REGTYPE, size=-512), "a member of -512 bytes"),
+        "a long name of a terabyte": (special(tarfile.GNUTYPE_LONGNAME, size=1 << 40), "absurdly long names"),
+    }
+
+
+def pax_member(records: dict[str, str]) -> bytes:
+    info = tarfile.TarInfo("a.png")
+    info.size, info.pax_headers = len(FILES[0]), records
+    data = FILES[0] + bytes(-len(FILES[0]) % 512)
+    return info.tobuf(tarfile.PAX_FORMAT) + data + bytes(1024)
+
+
+def special(kind: bytes, size: int = 0) -> bytes:
+    info = tarfile.TarInfo("x.png")
+    info.type, info.size = kind, size
+    return info.tobuf(tarfile.GNU_FORMAT) + bytes(1024)
+
+
+@pytest.mark.parametrize("compress", [False, True])
+@pytest.mark.parametrize("what", damaged_tars())
+def test_damaged_tars_lose_nothing_silently(tmp_path, what, compress):
+    import gzip
+
+    data, message = damaged_tars()[what]
+    path = tmp_path / "in.tar"
+    path.write_bytes(gzip.compress(data) if compress else data)
+    with pytest.raises(UserError, match=rf"in\.tar cannot be read as a folder, zip or tar .*{message}"):
+        members(path)
+
+
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_long_and_foreign_names(tmp_path, form):
+    # Two components, each short enough for USTAR's fields.
+    names = [f"{'a' * 60}/{'b' * 60}{i}.png" for i in range(2)] + ["ä/é.png"]
+    (tmp_path / "in.tar").write_bytes(tar_bytes(dict(zip(names, FILES)), form))
+    found = members(tmp_path / "in.tar")
+    assert [member.name for member in found] == names
+    assert [archive.read(member) for member in found] == FILES[:3]
+
+
+@pytest.mark.parametrize("compress", [False, True])
+def test_links_in_tars_stand_for_their_files(tmp_path, compress):
+    with tarfile.open(tmp_path / "in.tar", "w:gz" if compress else "w") as tar:
+        for name, kind, target in (
+            ("cat/later.png", tarfile.SYMTYPE, "../dog/a.png"),
+            ("./dog/a.png", tarfile.REGTYPE, None),
+            ("cat/hard.png", tarfile.LNKTYPE, "dog/a.png"),
+            ("cat/chain.png", tarfile.SYMTYPE, "hard.png"),
+        ):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, target or ""
+            info.size = 0 if target else len(FILES[0])
+            tar.addfile(info, None if target else io.BytesIO(FILES[0]))
+    found = members(tmp_path / "in.tar")
+    assert [member.name for member in found] == ["cat/later.png", "dog/a.png", "cat/hard.png", "cat/chain.png"]
+    for member in found:
+        with archive.stream(member) as file:
+            assert file.read() == FILES[0]
+    if not compress:
+        assert len(packed(tmp_path / "in.tar", tmp_path / "out")["train"]) == 2
+
+
+@pytest.mark.parametrize("target", ["absent.png", "b.png", "/etc/passwd"])
+def test_links_in_tars_to_nothing(tmp_path, target):
+    with tarfile.open(tmp_path / "in.tar", "w") as tar:
+        for name, link in (("a.png", target), ("b.png", "a.png")):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = tarfile.SYMTYPE, link
+            tar.addfile(info)
+    with pytest.raises(UserError, match=r"'a.png' is a link to '.*', no file of the archive"):
+        members(tmp_path / "in.tar")
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+def test_two_files_of_one_name(tmp_path, kind):
+    if kind == "tar":
+        with tarfile.open(tmp_path / "in", "w") as tar:
+            for data in FILES[:2]:
+                info = tarfile.TarInfo("a.png")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    else:
+        with zipfile.ZipFile(tmp_path / "in", "w") as content:
+            for data in FILES[:2]:
+                content.writestr("a.png", data)
+    with pytest.raises(UserError, match=r"holds 'a.png' 2 times"):
+        members(tmp_path / "in")
+
+
+@pytest.mark.parametrize("field", ["file_size", "compress_size"])
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_zip64_sizes_beyond_any_memory(tmp_path, field, compression):
+    with zipfile.ZipFile(tmp_path / "in.zip", "w", compression) as content:
+        content.writestr("a.png", FILES[0])
+        setattr(content.filelist[0], field, 1 << 62)
+    [member] = members(tmp_path / "in.zip")
+    with pytest.raises(UserError, match="claims 4611686018427387904 bytes, more than any image"):
+        archive.read(member)
+    with pytest.raises(UserError, match=r"in\.zip, member 'a\.png'"), archive.stream(member) as file:
+        file.read()
+
+
+@pytest.mark.parametrize("container", ["tar", "folder"])
+@pytest.mark.parametrize("extension", ["cls", "json"])
+def test_labels_of_webdataset_shards(tmp_path, container, extension):
+    files = {}
+    for i, data in enumerate(FILES):
+        text = str(i % 3) if extension == "cls" else json.dumps({"label": i % 3, "caption": "x"})
+        files |= {f"some/{i:04d}.{extension}": text.encode(), f"some/{i:04d}.png": data}
+    if container == "tar":
+        path = tmp_path / "in.tar"
+        path.write_bytes(tar_bytes(files))
+    else:
+        path = image_folder(tmp_path / "in", files)
+    assert packed(path, tmp_path / "out")["train"] == by_content(PICTURES, [0, 1, 2] * 4)
+
+
+def test_captions_are_no_labels(tmp_path):
+    files = {f"{'ab'[i % 2]}/{i}.png": data for i, data in enumerate(FILES)}
+    files |= {f"{'ab'[i % 2]}/{i}.json": b'{"caption": "x"}' for i in range(12)}
+    found = packed(image_folder(tmp_path / "in", files), tmp_path / "out")
+    assert found["train"] == by_content(PICTURES, [0, 1] * 6)
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"0.cls": b"0"}, "1.png has no label, .*0.png has one. Label all images, or none"),
+        ({"0.cls": b"cat", "1.cls": b"dog"}, "0.cls holds no whole number as a label.*give each class a folder"),
+        ({"0.json": b'{"label": "cat"}', "1.json": b"{}"}, "0.json holds no whole number"),
+        ({"0.json": b'{"label": 1.5}', "1.json": b"{}"}, "0.json holds no whole number"),
+        ({"0.json": b"[" * 10000, "1.json": b"{}"}, "0.json holds no whole number"),
+        ({"0.cls": b"9" * 19, "1.cls": b"0"}, "at most 1048576 classes"),
+        ({"0.cls": b"-7", "1.cls": b"0"}, "label -7, expected a number from 0"),
+        ({"0.cls": bytes(2000), "1.cls": b"0"}, "0.cls holds no whole number"),
+    ],
+)
+def test_labels_beside_images_that_are_none(tmp_path, files, message):
+    folder = image_folder(tmp_path / "in", {"0.png": FILES[0], "1.png": FILES[1]} | files)
+    with pytest.raises(UserError, match=message):
+        image_source(folder)

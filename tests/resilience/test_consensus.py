@@ -1,0 +1,62 @@
+"""What one rank tells, every rank learns after the same step."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT, environment, free_port
+
+from fdtrain.resilience.consensus import Consensus
+
+PROGRAM = """
+import json, signal, os, sys, threading
+from fdtrain import distributed
+from fdtrain.resilience.consensus import Consensus
+
+distributed.connect(20)
+consensus = Consensus(("stop", "bad", "saved"), patience=20)
+signal.signal(signal.SIGUSR1, lambda *_: consensus.raise_flag("bad"))
+heard = []
+for step in range(6):
+    if step == 1 and distributed.rank() == 1:
+        consensus.raise_flag("stop")
+        os.kill(os.getpid(), signal.SIGUSR1)
+    if step == 2:
+        consensus.raise_flag("stop")
+    if step == 3 and distributed.rank() == 0:
+        thread = threading.Thread(target=consensus.raise_flag, args=("saved",))
+        thread.start()
+        thread.join()
+    heard.append(sorted(consensus.exchange()))
+print(json.dumps(heard))
+"""
+
+
+def test_two_processes_hear_the_same_after_the_same_step():
+    """From the main program, a signal's handler and a thread."""
+    where = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    jobs = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROGRAM],
+            cwd=ROOT,
+            env={**environment(), **where, "RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    heard = [json.loads(job.communicate(timeout=180)[0]) for job in jobs]
+    assert heard[0] == heard[1] == [[], [], ["bad", "stop"], ["stop"], ["saved"], []]
+
+
+def test_one_process_hears_itself_as_late_and_needs_no_group():
+    consensus = Consensus(("stop",))
+    consensus.raise_flag("stop")
+    consensus.raise_flag("stop")
+    assert [consensus.exchange() for _ in range(3)] == [set(), {"stop"}, set()]
+
+
+def test_an_unknown_flag():
+    with pytest.raises(ValueError, match="no flag 'halt'; there are stop, bad"):
+        Consensus(("stop", "bad")).raise_flag("halt")

@@ -1,0 +1,135 @@
+"""Ranks that are killed, stopped or stuck: every other one ends in time, and says which it was."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT, environment, free_port
+from jobs import Group, message, wait_for_step
+
+# Three ranks that sum a number over and over. The one of argv[2] does to itself what argv[1] says, at the moment of
+# argv[3]: before it has joined the process group, right after, or in the middle of the work.
+PROGRAM = """
+import os, signal, sys, time
+import torch
+import torch.distributed as dist
+from fdtrain import distributed
+from fdtrain.errors import UserError, exit_code
+from fdtrain.resilience.heartbeat import joined
+
+what, who, when = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+join = dist.init_process_group
+
+def fall(moment):
+    if (moment, distributed.rank()) != (when, who):
+        return
+    if what == "wrong":
+        raise UserError("the sample is broken")
+    if what == "stuck":
+        time.sleep(60)
+    if what in ("SIGKILL", "SIGSTOP"):
+        os.kill(os.getpid(), getattr(signal, what))
+
+def init_process_group(*arguments, **options):
+    print(os.getpid(), flush=True)
+    if when == "joining":
+        # All have begun, and left a sign.
+        time.sleep(2)
+    fall("joining")
+    join(*arguments, **options)
+    fall("joined")
+    if when == "joined" and distributed.rank() != who:
+        # As in the import of a large package: no call of the group's would fail.
+        time.sleep(60)
+
+def main():
+    dist.init_process_group = init_process_group
+    with joined(3, 4 if what == "stuck" else 60) as (_, heartbeat):
+        for step in range(100):
+            if step == 20:
+                fall("working")
+            heartbeat.tick()
+            distributed.all_reduce_sum(torch.ones(1))
+            time.sleep(0.01)
+
+sys.exit(exit_code(main))
+"""
+
+
+@pytest.mark.parametrize(
+    ("what", "who", "when"),
+    [
+        ("SIGKILL", 0, "working"),
+        ("SIGSTOP", 0, "working"),
+        ("SIGSTOP", 1, "working"),
+        ("stuck", 1, "working"),
+        ("SIGKILL", 0, "joining"),
+        ("SIGKILL", 1, "joining"),
+        ("SIGKILL", 0, "joined"),
+        ("SIGSTOP", 1, "joined"),
+    ],
+)
+def test_the_others_end_and_name_it(what, who, when):
+    with Group(3, [sys.executable, "-c", PROGRAM, what, str(who), when]) as jobs:
+        for job in jobs:
+            assert int(job.stdout.readline()) == job.pid
+        for rank in {0, 1, 2} - {who}:
+            # Far less than a call between them would wait.
+            said = message(jobs[rank], 40)
+            expected = "held up the others for longer" if what == "stuck" else "Killed, stopped or cut off"
+            # Rank 0 may be gone before it has told its name.
+            assert (f"rank {who} (process {jobs[who].pid} on " if when == "working" else f"rank {who}") in said
+            assert expected in said
+            assert "Launch again with --resume auto." in said
+        if what == "SIGSTOP":
+            assert jobs[who].poll() is None
+            jobs[who].send_signal(signal.SIGCONT)
+            # Given up by all, it ends as well when it wakes.
+            assert jobs[who].wait(120) == 1
+
+
+def test_an_error_of_a_rank_s_own_is_left_to_it_to_tell():
+    with Group(3, [sys.executable, "-c", PROGRAM, "wrong", "1", "working"]) as jobs:
+        assert jobs[1].wait(120) == 2
+        assert "error (rank 1): the sample is broken" in jobs[1].stderr.read()
+        for rank in (0, 2):
+            _, said = jobs[rank].communicate(timeout=120)
+            # Nothing of their own: they share its console.
+            assert (jobs[rank].returncode, [line for line in said.splitlines() if "fdtrain: error" in line]) == (1, [])
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_whose_peer_never_comes(rank):
+    program = (
+        "import sys\n"
+        "from fdtrain import errors\n"
+        "from fdtrain.resilience.heartbeat import joined\n"
+        "sys.exit(errors.exit_code(joined(60, 1).__enter__))"
+    )
+    where = {"WORLD_SIZE": "2", "RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    with subprocess.Popen(
+        [sys.executable, "-c", program], cwd=ROOT, env={**environment(), **where}, stderr=subprocess.PIPE, text=True
+    ) as job:
+        said = message(job, 120)
+        assert "processes of this run have not all come together" in said
+        assert "within 1 s" in said
+        assert ("rank 1 never came" in said) == (rank == 0)
+
+
+def test_ranks_that_end_well_say_nothing():
+    with Group(3, [sys.executable, "-c", PROGRAM, "nothing", "0", "working"]) as jobs:
+        for job in jobs:
+            _, said = job.communicate(timeout=120)
+            assert (job.returncode, [line for line in said.splitlines() if line.startswith("fdtrain")]) == (0, [])
+
+
+def test_a_whole_run_with_a_rank_that_stops(launch):
+    """Rank 1 of a training run stands still: rank 0 names it, and ends."""
+    command = launch.command("training.steps=100000", "training.heartbeat_timeout_s=4", "data.workers=1", processes=0)
+    with Group(2, command) as jobs:
+        wait_for_step(launch, 2, jobs[0])
+        os.kill(jobs[1].pid, signal.SIGSTOP)
+        said = message(jobs[0], 120)
+        assert f"lost rank 1 (process {jobs[1].pid} on " in said

@@ -1,0 +1,130 @@
+"""When a launcher is killed, nothing that it has started stays behind; what was started by hand does."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+from conftest import ROOT, environment
+from jobs import ranks_of, start, wait_for_step
+
+# What starts the child leaves it behind when it is killed.
+PARENT = "import subprocess, sys; sys.exit(subprocess.call([sys.executable, '-c', sys.argv[1]]))"
+CHILD = """
+import os, time
+from fdtrain.resilience import launcher
+with launcher.followed(time.sleep), launcher.followed(launcher.end):
+    print(os.getpid(), flush=True)
+    time.sleep(120)
+"""
+
+
+@pytest.mark.parametrize(
+    ("variables", "ends"),
+    [
+        ({"TORCHELASTIC_RUN_ID": "none", "RANK": "0"}, True),
+        ({"CROSS_RANK": "0", "RANK": "0"}, True),
+        ({"RANK": "0"}, False),
+    ],
+    ids=["torchrun", "DeepSpeed", "by hand"],
+)
+def test_a_process_ends_with_its_launcher_alone(variables, ends):
+    job = subprocess.Popen(
+        [sys.executable, "-c", PARENT, CHILD],
+        cwd=ROOT,
+        env={**environment(), "RANK": "0", **variables},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
+    child = psutil.Process(int(job.stdout.readline()))
+    job.kill()
+    job.wait()
+    try:
+        if ends:
+            assert child.wait(60) is None
+        else:
+            with pytest.raises(psutil.TimeoutExpired):
+                child.wait(4)
+    finally:
+        if child.is_running():
+            child.kill()
+
+
+@pytest.mark.parametrize(("launcher", "number"), [("torchrun", signal.SIGKILL), ("deepspeed", signal.SIGTERM)])
+def test_a_run_saves_and_ends_when_its_launcher_is_gone(launch, launcher, number):
+    """Its reading processes too. The signal is to the launcher's first process alone."""
+    settings = ("training.steps=100000", "data.workers=1")
+    command = launch.command(*settings, processes=2)
+    if launcher == "torchrun":
+        script = launch.command(*settings, processes=0)[1:]
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *script]
+    job = start(command)
+    wait_for_step(launch, 2, job)
+    ranks = ranks_of(job)
+    started = psutil.Process(job.pid).children(recursive=True)
+    assert len(started) >= 4
+    os.kill(job.pid, number)
+    job.wait(60)
+    try:
+        for process in psutil.wait_procs(started, timeout=120)[1]:
+            pytest.fail(f"{process.pid} is still there: {process.cmdline()}")
+    finally:
+        for process in started:
+            if process.is_running():
+                process.kill()
+    said = job.communicate()[1]
+    assert len(ranks) == 2
+    assert "fdtrain: the launcher has ended, and so do its processes." in said
+    assert "stopped as asked after step" in said
+    assert "Traceback" not in said
+    assert len(list((launch.run_folder() / "checkpoints").glob("step_*"))) == 1
+
+
+# The expression takes for ever, and lets no other thread of its process do anything meanwhile.
+HOSTILE = """
+import re, sys
+from torch.utils.data import DataLoader, Dataset
+from fdtrain.data import processes
+
+task = ("(a+)+$", 60 * "a" + "b")
+
+class Hostile(Dataset):
+    def __len__(self):
+        return 1
+    def __getitem__(self, i):
+        return re.match(*task)
+
+if sys.argv[1] == "loader":
+    next(iter(DataLoader(Hostile(), num_workers=1, worker_init_fn=processes.heed_parent_alone)))
+else:
+    list(processes.run(re.match, [task, task], 2))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("kind", ["loader", "pool"])
+def test_a_worker_ends_with_its_parent_whatever_it_is_in(kind, number):
+    job = subprocess.Popen(
+        [sys.executable, "-c", HOSTILE, kind], cwd=ROOT, env=environment(), stderr=subprocess.DEVNULL
+    )
+    workers = []
+    try:
+        deadline = time.monotonic() + 120
+        while not workers or max(worker.cpu_times().user for worker in workers) < 3:
+            assert time.monotonic() < deadline
+            assert job.poll() is None
+            time.sleep(0.2)
+            workers = psutil.Process(job.pid).children()
+        os.kill(job.pid, number)
+        job.wait(60)
+        assert psutil.wait_procs(workers, timeout=60)[1] == []
+    finally:
+        for process in [job, *workers]:
+            if isinstance(process, subprocess.Popen) or process.is_running():
+                process.kill()
+        job.wait()

@@ -1,0 +1,124 @@
+"""Asked to end, a run saves after the step at hand, exits with 75, and goes on as if it had not been interrupted."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+from checkpoints import assert_same
+from conftest import ROOT, environment, free_port
+from jobs import end, ranks_of, start, wait_for_step
+
+SETTINGS = ("training.steps=60", "checkpoint.every=50", "monitor.evaluate_every=20")
+
+
+def test_one_rank_s_warning_stops_all_after_the_same_step(launch, undisturbed):
+    """SIGUSR1 to rank 1 alone; the code comes through the launcher; then on to the end."""
+    job = start(launch.command(*SETTINGS, processes=2))
+    wait_for_step(launch, 1, job)
+    os.kill(ranks_of(job)[1].pid, signal.SIGUSR1)
+    error = end(job)
+    assert job.returncode == 75, error
+    stopped = [line for line in error.splitlines() if line.startswith("fdtrain: stopped as asked after step")]
+    assert len(stopped) == 1
+    assert "--resume auto goes on" in stopped[0]
+    assert "Traceback" not in error
+    (saved,) = (launch.run_folder() / "checkpoints").glob("step_*")
+    assert 1 < int(saved.name[5:]) < 60
+    launch(*SETTINGS, processes=2, resume=True)
+    assert launch.losses() == undisturbed.losses()
+    keep = ("step", "test/bits_per_dim")
+    assert [[line.get(k) for k in keep] for line in launch.log()] == [
+        [line.get(k) for k in keep] for line in undisturbed.log()
+    ]
+    assert_same(launch.checkpoint(60), undisturbed.checkpoint(60))
+
+
+def test_a_whole_group_is_signalled_and_the_launcher_adds_to_it(launch):
+    """As Ctrl-C does it: everything in the terminal's group at once, DeepSpeed's launcher then rank after rank."""
+    job = start(launch.command(*SETTINGS, processes=2))
+    wait_for_step(launch, 3, job)
+    os.killpg(job.pid, signal.SIGINT)
+    error = end(job)
+    assert job.returncode != 0
+    assert "stopped as asked after step" in error
+    assert "is killed by signal" not in error  # what torch says of a reading process that died
+    assert len(list((launch.run_folder() / "checkpoints").glob("step_*"))) == 1
+
+
+def test_a_second_signal_ends_a_process_at_once_even_in_a_call_that_hangs(launch):
+    """Rank 0 alone waits for rank 1, which never comes."""
+    program = (
+        "import torch.distributed as dist, signal, time\n"
+        "from fdtrain import distributed\n"
+        "from fdtrain.resilience.signals import answered\n"
+        "distributed.connect(60)\n"
+        "with answered(lambda: print('asked', flush=True)):\n"
+        "    print('ready', flush=True)\n"
+        "    if distributed.rank() == 1:\n"
+        "        time.sleep(60)\n"
+        "    dist.barrier()\n"
+    )
+    where = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    jobs = [
+        subprocess.Popen(
+            [sys.executable, "-c", program],
+            cwd=ROOT,
+            env={**environment(), **where, "RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        assert jobs[0].stdout.readline() == "ready\n"
+        for _ in range(3):  # one wish, told three times
+            jobs[0].send_signal(signal.SIGTERM)
+            time.sleep(0.1)
+        assert jobs[0].stdout.readline() == "asked\n"
+        time.sleep(2.1)
+        assert jobs[0].poll() is None
+        jobs[0].send_signal(signal.SIGTERM)
+        assert jobs[0].wait(60) == 128 + signal.SIGTERM
+        assert jobs[0].stdout.read() == ""
+    finally:
+        for job in jobs:
+            job.kill()
+            job.communicate()
+
+
+def test_before_training(launch):
+    """A signal during start-up ends the run with the same code: there is nothing to save."""
+    job = start(launch.command(*SETTINGS, processes=0))
+    time.sleep(0.05)
+    while not signal_is_caught(job.pid):
+        assert job.poll() is None
+        time.sleep(0.01)
+    job.terminate()
+    end(job)
+    assert job.returncode == 75
+    assert not (launch.run_folder() / "checkpoints").exists()
+
+
+def signal_is_caught(pid: int) -> bool:
+    with open(f"/proc/{pid}/status") as file:
+        caught = next(int(line.split()[1], 16) for line in file if line.startswith("SigCgt"))
+    return bool(caught >> (signal.SIGTERM - 1) & 1)
+
+
+def test_torchrun_restarts_a_job_whose_rank_is_killed(launch, undisturbed, monkeypatch):
+    """From the last checkpoint, by itself, to the same weights; the survivor has said which rank it was."""
+    monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+    script = launch.command(*SETTINGS, "checkpoint.every=5", processes=0, resume=True)[1:]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=2"]
+    job = start([*torchrun, *script])
+    wait_for_step(launch, 8, job)
+    victim = ranks_of(job)[1].pid
+    os.kill(victim, signal.SIGKILL)
+    error = end(job)
+    assert job.returncode == 0, error
+    assert f"lost rank 1 (process {victim} on " in error
+    assert "resuming after step" in error
+    assert launch.losses() == undisturbed.losses()
+    assert_same(launch.checkpoint(60), undisturbed.checkpoint(60))

@@ -1,0 +1,112 @@
+"""YAML that a configuration may not have: refused by its line, in a short message, before it costs anything."""
+
+import contextlib
+import itertools
+import resource
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT, environment
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fdtrain.config import EmaConfig, load_config
+from fdtrain.errors import UserError
+from fdtrain.strict_yaml import LONGEST_SHOWN, parse, shown
+
+LEVELS = "abcdefghijkl"
+
+
+def bomb(first: str, repeated: str) -> str:
+    """Twelve anchors, each of which names the one before ten times."""
+    lines = [f"a: &a {first}"]
+    for before, name in itertools.pairwise(LEVELS):
+        lines.append(f"{name}: &{name} " + repeated.format(", ".join([f"*{before}"] * 10)))
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("a: 1\nb: 2\na: 3", "line 3: key 'a' was given in line 1 already"),
+        ("s:\n  x: 1\n  y: 1\n  'x': 2", "line 4: key 'x' was given in line 2 already"),
+        ("s: {x: 1, x: 1}", "line 1: key 'x' was given in line 1 already"),
+        (bomb("[x, x]", "[{}]"), "line 5: more than 20,000 values, each counted as often as aliases repeat it"),
+        (bomb("{x: 1}", "{{<<: [{}]}}"), "more than 20,000 values"),
+        (bomb("{x: 1}", "[{{<<: [{}]}}]"), "more than 20,000 values"),
+        ("&a [*a]", "line 1: alias '*a' stands within what it is of"),
+        ("&a {<<: *a}", "line 1: alias '*a' stands within what it is of"),
+        ("[" * 100_000, "line 1: nested deeper than 32 levels"),
+        ("a: " + "9" * 5000, "line 1: a number of 5000 characters; at most 64 are admitted"),
+        ("a: 0x" + "f" * 5000, "line 1: a number of 5002 characters"),
+        ("a: 1" + ":59" * 1000, "line 1: a number of 3001 characters"),
+        ("a: !!int x", "line 1: 'x' is no int"),
+        ("a: !!bool perhaps", "line 1: 'perhaps' is no bool"),
+        ("a: !!timestamp 2026-13-45", "line 1: values of type tag:yaml.org,2002:timestamp are not admitted"),
+        ("a: !!python/object/apply:os.system ['true']", "are not admitted"),
+        ("a: 1\n? [x]\n: 2", "line 2: a key must be a plain text"),
+        ('a: "\\0"', "line 1: a text holds a NUL character"),
+        ("a: 1\nb\0: 2", "line 2: character U+0000 is not admitted"),
+        ("a: *b", "line 1: found undefined alias 'b'"),
+        ("x" * (1 << 20) + "y", "longer than 1 MiB"),
+    ],
+    ids=lambda text: ascii(text)[:30],
+)
+def test_refused(text, problem):
+    with pytest.raises(UserError) as error:
+        parse(text)
+    message = str(error.value)
+    assert problem in message
+    assert "\n" not in message
+    assert len(message) < LONGEST_SHOWN + 50
+
+
+def test_what_aliases_are_for_stays():
+    text = "base: &b {x: 1, y: 2}\none: {<<: *b, x: 3}\ntwo: {<<: *b}\nlist: [*b, *b]"
+    assert parse(text)["one"] == {"x": 3, "y": 2}
+    assert parse(text)["list"] == [{"x": 1, "y": 2}] * 2
+
+
+def test_a_date_is_a_text():
+    assert parse("a: 2026-11-24\nb: 2026-13-45") == {"a": "2026-11-24", "b": "2026-13-45"}
+
+
+def test_an_override_changes_its_own_section_alone(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text("name: x\ndata: {path: d}\ntraining: {steps: 1}\nema: &e {}\ncheckpoint: *e\nmonitor: *e\n")
+    config = load_config(file, ["checkpoint.every=7"])
+    assert (config.checkpoint.every, config.ema) == (7, EmaConfig())
+
+
+@pytest.mark.parametrize("value", ["x" * 10_000, [["x" * 1000] * 1000] * 1000, {"a": {"b": {"c": {"d": 1}}}}, 10**300])
+def test_shown_values_are_short(value):
+    assert len(shown(value)) < LONGEST_SHOWN + 10
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(alphabet="ab:-[]{}&*<>!?|'\"#, \n01.", max_size=60))
+def test_any_text_is_a_value_or_a_mistake(text):
+    with contextlib.suppress(UserError):
+        parse(text)
+
+
+@pytest.mark.parametrize("place", ["file", "override"])
+def test_a_bomb_ends_the_trainer_with_one_short_line(tmp_path, place):
+    """Within little memory beyond what the imports take, and few seconds of computing."""
+    file = tmp_path / "c.yaml"
+    text = bomb("{x: 1}", "{{<<: [{}]}}")
+    file.write_text(text if place == "file" else "name: x\n")
+    override = "data={" + ", ".join(text.splitlines()) + "}" if place == "override" else "seed=1"
+    command = [sys.executable, "fdtrain/main.py", "--config", str(file), "--set", override]
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_CPU, (60, 60))
+
+    result = subprocess.run(
+        command, cwd=ROOT, env=environment(), capture_output=True, text=True, preexec_fn=limit, timeout=240
+    )
+    assert result.returncode == 2, result.stderr
+    [line] = [line for line in result.stderr.splitlines() if line.startswith("fdtrain: error")]
+    assert "more than 20,000 values" in line
+    assert len(line) < 800

@@ -1,0 +1,131 @@
+"""Saves under every number of processes and stage, and loads each under each: ``resharding.py FOLDER WORLD...``.
+
+The ranks are real processes, forked from one that has imported DeepSpeed. Each writes what it found after loading
+into ``FOLDER/found_WORLD_RANK.json``: by what was loaded and under which stage, the elements that differ from the
+checkpoint, by kind, and the losses of the steps that follow.
+"""
+
+import json
+import os
+import socket
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from models import DIGITS
+from torch.multiprocessing import start_processes
+
+from fdtrain import distributed
+from fdtrain.checkpoint import store
+from fdtrain.checkpoint.fragments import WEIGHT, FragmentReader, part_name, write_part
+from fdtrain.config import TrainingConfig
+from fdtrain.networks.model import Model
+from fdtrain.training.engine import MOMENTS, Engine
+
+STAGES = (0, 1, 2, 3)
+SAVED_AFTER, STEPS = 3, 5
+
+
+def new_engine(stage: int, seed: int) -> Engine:
+    torch.manual_seed(seed)
+    # Warm moments from the first step on: what is lost of them shows at once.
+    settings = {"precision": "fp32", "lr": 1e-3, "betas": (0.9, 0.99)}
+    return Engine(Model(DIGITS), TrainingConfig(steps=1, global_batch=8, lanes=4, zero_stage=stage, **settings))
+
+
+def train(engine: Engine, step: int) -> float:
+    """One step on images that the step's number fixes; the loss of the global batch."""
+    draws = torch.Generator().manual_seed(step)
+    x = torch.randn(8, *DIGITS.shape, generator=draws)
+    t = torch.rand(8, generator=draws, dtype=torch.float64)
+    mine = distributed.share(8)
+    loss = (engine.forward(x[mine.start : mine.stop], t[mine.start : mine.stop], None) - 1).square().mean()
+    engine.backward(loss)
+    engine.step(1e-3)
+    return float(distributed.all_reduce_sum(loss.detach().double()) / distributed.world_size())
+
+
+def save(engine: Engine, run: Path) -> None:
+    aside = run / "checkpoints" / store.aside_name(SAVED_AFTER)
+    aside.mkdir(parents=True, exist_ok=True)
+    names = [part_name(rank) for rank in range(distributed.world_size())]
+    mine = aside / names[distributed.rank()]
+    store.note_digest(mine, write_part(mine, engine.fragments))
+    dist.barrier()
+    if distributed.rank() == 0:
+        counters = engine.counters()
+        state = store.State(SAVED_AFTER, 0, len(names), engine.stage, [0.0], 0, 0, counters, {}, None)
+        store.describe(aside, DIGITS, "", state)
+        store.commit(aside, names)
+
+
+def differences(engine: Engine, parts: FragmentReader) -> dict[str, int]:
+    """Elements that are not as in the checkpoint, by kind: of all at stage 0, else of what this rank steps."""
+    found = dict.fromkeys((WEIGHT, "module", "updates", *MOMENTS), 0)
+
+    def compare(kind: str, tensor: torch.Tensor, parameter: str, start: int = 0) -> None:
+        tensor = tensor.detach().flatten()
+        found[kind] += int((tensor != parts.read(kind.replace("module", WEIGHT), parameter, start, len(tensor))).sum())
+
+    for name, p in engine.model.named_parameters():
+        if engine.stage == 3:
+            start = distributed.rank() * p.ds_tensor.numel()
+            compare("module", p.ds_tensor[: max(0, p.ds_numel - start)], name, start)
+        else:
+            compare("module", p, name)
+        if engine.stage == 0:
+            for moment in MOMENTS:
+                compare(moment, engine.optimizer.state[p][moment], name)
+    if engine.stage:
+        for fragment in engine.fragments:
+            compare(fragment.kind, fragment.tensor, fragment.parameter, fragment.start)
+    found["updates"] = sum(int(state["step"] != SAVED_AFTER) for state in engine.optimizer.state.values())
+    return found
+
+
+def save_all(folder: Path) -> None:
+    for stage in STAGES:
+        engine = new_engine(stage, seed=0)
+        for step in range(SAVED_AFTER):
+            train(engine, step)
+        run = folder / f"{distributed.world_size()}x{stage}"
+        save(engine, run)
+        losses = [train(engine, step) for step in range(SAVED_AFTER, STEPS)]
+        if distributed.rank() == 0:
+            (run / "losses.json").write_text(json.dumps(losses))
+
+
+def load_all(folder: Path) -> None:
+    found = {}
+    for stage in STAGES:
+        engine = new_engine(stage, seed=1)
+        for run in sorted(folder.glob("?x?")):
+            path = run / "checkpoints" / store.folder_name(SAVED_AFTER)
+            parts = store.open_parts(path)
+            engine.load(parts, store.read_state(path).counters)
+            differing = differences(engine, parts)
+            losses = [train(engine, step) for step in range(SAVED_AFTER, STEPS)]
+            found[f"{run.name} {stage}"] = {"differing": differing, "losses": losses}
+    name = f"found_{distributed.world_size()}_{distributed.rank()}.json"
+    (folder / name).write_text(json.dumps(found))
+
+
+def of_rank(rank: int, world: int, port: int, work, folder: Path) -> None:
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), MASTER_PORT=str(port))
+    distributed.connect()
+    work(folder)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+if __name__ == "__main__":
+    for work in (save_all, load_all):
+        for world in map(int, sys.argv[2:]):
+            start_processes(of_rank, (world, free_port(), work, Path(sys.argv[1])), world, start_method="fork")

@@ -1,0 +1,126 @@
+import platform
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import ROOT, environment
+
+from fdtrain.config import TrainingConfig
+from fdtrain.errors import UserError
+from fdtrain.training import hardware as devices
+from fdtrain.training.plan import prepare
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
+
+
+@pytest.fixture
+def turing(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+
+
+@pytest.mark.parametrize(
+    ("settings", "device", "part"),
+    [
+        ({"precision": "bf16"}, GPU, r"training.precision: Tesla T4 \(compute capability 7.5\) has no bf16.*fp16 or"),
+        ({"precision": "fp32", "tf32": True}, GPU, "training.tf32: Tesla T4 .* Set training.tf32 to false"),
+        ({"precision": "fp32", "tf32": True}, CPU, "training.tf32: the CPU has no TF32"),
+    ],
+)
+def test_a_precision_that_the_device_lacks(turing, settings, device, part):
+    with pytest.raises(UserError, match=part):
+        devices.check_precision(TrainingConfig(steps=1, **settings), device)
+
+
+def test_precisions_that_there_are(turing, monkeypatch):
+    devices.check_precision(TrainingConfig(steps=1, precision="fp16"), GPU)
+    for precision in ("fp32", "bf16", "fp16"):
+        devices.check_precision(TrainingConfig(steps=1, precision=precision), CPU)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    devices.check_precision(TrainingConfig(steps=1, precision="bf16", tf32=True), GPU)
+
+
+def test_refused_before_anything_starts(launch, monkeypatch):
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    with pytest.raises(UserError, match=r"training\.tf32: the CPU has no TF32"):
+        prepare(str(launch.config), ["training.tf32=true"], resume=False)
+    assert not launch.run_folder().exists()
+
+
+def test_tf32_is_off_for_reports_and_on_again():
+    try:
+        devices.set_tf32(True)
+        with devices.exact_float32():
+            assert not torch.backends.cuda.matmul.allow_tf32
+            assert not torch.backends.cudnn.allow_tf32
+        assert torch.backends.cuda.matmul.allow_tf32
+        assert torch.backends.cudnn.allow_tf32
+    finally:
+        devices.set_tf32(False)
+
+
+def test_the_matrix_rate_is_that_of_the_largest_product_in_time(monkeypatch):
+    """Sides are doubled until a product takes a hundredth of a second."""
+    asked = []
+
+    def product(device, precision, side):
+        asked.append(side)
+        return side**3 * 1e-10
+
+    monkeypatch.setattr(devices, "_product", product)
+    assert devices.matrix_rate(CPU, "fp32") == pytest.approx(2e10)
+    assert asked[:3] == [128, 256, 512]
+    assert set(asked[3:]) == {512}
+
+
+def test_a_product_is_timed():
+    """Against the clock around it: the best of its repetitions is no more than their share."""
+    begin = time.perf_counter()
+    seconds = devices._product(CPU, "fp32", 256, repeats=5)
+    assert 0 < seconds <= (time.perf_counter() - begin) / 5
+
+
+def test_a_cpu_without_half_precision_units_is_told_of(monkeypatch):
+    monkeypatch.setattr(devices, "matrix_rate", lambda device, precision: 100e9)
+    warning = devices.lacks_units(CPU, "bf16", rate=10e9)
+    assert "10 times slower in bf16" in warning
+    assert "training.precision: fp32" in warning
+    assert devices.lacks_units(CPU, "bf16", rate=200e9) is None
+    assert devices.lacks_units(CPU, "fp32", rate=10e9) is None
+    assert devices.lacks_units(GPU, "bf16", rate=10e9) is None
+
+
+FAULTS = """
+import resource, sys, torch
+from fdtrain.training.hardware import keep_freed_memory
+if sys.argv[1] == "kept":
+    keep_freed_memory()
+for i in range(4):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    step = [torch.ones(2**20) for _ in range(30)]
+    del step
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+def test_freed_memory_is_kept():
+    """The fourth time that 120 MiB are asked for in pieces they are there: hardly a page is mapped anew."""
+    kept, usual = (
+        int(subprocess.check_output([sys.executable, "-c", FAULTS, how], cwd=ROOT, env=environment()))
+        for how in ("kept", "as it comes")
+    )
+    assert kept < usual / 10
+
+
+def test_the_layout_of_images():
+    last, usual = torch.channels_last, torch.contiguous_format
+    layouts = [devices.memory_format(d, p) for d in (CPU, GPU) for p in ("fp32", "bf16", "fp16")]
+    assert layouts == [usual, last, last, usual, usual, usual]
+
+
+def test_the_device_has_a_name(turing):
+    assert devices.name(GPU) == "Tesla T4"
+    assert devices.name(CPU).strip()
