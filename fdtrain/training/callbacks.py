@@ -12,8 +12,8 @@ from fdtrain import distributed
 from fdtrain.config import MonitorConfig as Settings
 from fdtrain.data.split import Split
 from fdtrain.diffusion.likelihood import estimate
-from fdtrain.diffusion.solvers import time_grid
 from fdtrain.diffusion.time_sampling import TimeDensity
+from fdtrain.errors import UserError
 from fdtrain.evaluation.fidelity import image_sets
 from fdtrain.evaluation.fidelity.feature_networks import FeatureNetwork
 from fdtrain.evaluation.fidelity.frechet import frechet_distance
@@ -52,7 +52,7 @@ def frechet(
     monitor: Monitor,
 ):
     """A report that measures how far samples are from the training images, on the same draws each time."""
-    how = Drawing(settings.sample_solver, "asinh", settings.sample_steps)
+    how = _drawing(settings, spec.scale)
     reference = None
 
     def run(step: int, model: Model) -> None:
@@ -71,9 +71,23 @@ def frechet(
     return run
 
 
+def _drawing(settings: Settings, scale: float) -> Drawing:
+    """How samples are drawn while training, for data of this finest scale.
+
+    Raises:
+        UserError: its grid is wrong.
+    """
+    how = Drawing(settings.sample_solver, settings.sample_grid, settings.sample_steps)
+    try:
+        how.times(scale)
+    except ValueError as error:
+        raise UserError(f"monitor.sample_grid: {error}.") from error
+    return how
+
+
 def sample_grid(spec: ModelSpec, settings: Settings, seed: int, folder: Path, monitor: Monitor):
     """A report that samples a grid and its denoising path, as PNG and in TensorBoard."""
-    times = time_grid("asinh", settings.sample_steps, spec.scale)
+    times = _drawing(settings, spec.scale).times(spec.scale)
     count = settings.sample_images
 
     def run(step: int, model: Model) -> None:

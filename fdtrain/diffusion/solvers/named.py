@@ -39,10 +39,10 @@ SOLVERS = {
     "ode2": member(ODE_F, "alpha", 2, 0, "angle"),
     # Peers.
     "heun": Solver(peers.heun, "velocity", False, "angle", evaluations_per_step=2),
-    "dpmpp2m": Solver(peers.dpmpp2m, "data", False, "power:3"),
-    "dpmpp2m_sde": Solver(peers.dpmpp2m_sde, "data", True, "asinh"),
-    "unipc2": Solver(peers.unipc2, "data", False, "asinh"),
-    "unipc3": Solver(peers.unipc3, "data", False, "asinh"),
+    "dpmpp2m": Solver(peers.dpmpp2m, "data", False, "sine"),
+    "dpmpp2m_sde": Solver(peers.dpmpp2m_sde, "data", True, "refined"),
+    "unipc2": Solver(peers.unipc2, "data", False, "sine"),
+    "unipc3": Solver(peers.unipc3, "data", False, "sine"),
     "ersde2": member(peers.ER_SDE, "tan", 2, 0, "sine"),
 }
 DEFAULT = "sde"

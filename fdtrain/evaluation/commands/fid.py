@@ -109,7 +109,7 @@ def _model_sets(arguments: argparse.Namespace, split: Split) -> tuple[list[Pixel
     """Sets to be drawn, all that defines them, and the run's folder of results."""
     model, spec, subject = result.open_model(arguments.model)
     nll.check_same_images(spec, split)
-    how = Drawing.of(arguments, spec)
+    how = Drawing.of(arguments, spec, subject.home, subject.sha256)
     model = model.to(arguments.device)
     count = arguments.images or IMAGES
     seeds = list(range(arguments.seed, arguments.seed + arguments.sets))

@@ -28,15 +28,22 @@ def _axes(title: str, x: str, y: str) -> tuple[Figure, Axes]:
 
 
 def quality(points: list[dict[str, Any]], key: str, title: str, path: Path) -> None:
-    """``point[key]`` against the number of evaluations, one line for each solver and grid."""
+    """``point[key]`` against the number of evaluations, one line for each solver and grid.
+
+    The bands reach from the least to the most of ``point[key_by_seed]``, where there are several.
+    """
     figure, axes = _axes(title, "evaluations of the network per image", "distance")
-    lines: dict[str, list[tuple[int, float]]] = {}
+    lines: dict[str, list[tuple[int, float, float, float]]] = {}
     for point in points:
         if point[key] is not None:
-            lines.setdefault(f"{point['solver']}, {point['grid']}", []).append((point["nfe"], point[key]))
+            seeds = point.get(f"{key}_by_seed") or [point[key]]
+            line = lines.setdefault(f"{point['solver']}, {point['grid']}", [])
+            line.append((point["nfe"], point[key], min(seeds), max(seeds)))
     for i, (name, line) in enumerate(sorted(lines.items())):
-        style = "-" if i < len(COLOURS) else "--"
-        axes.plot(*zip(*sorted(line)), style, marker="o", ms=4, color=COLOURS[i % len(COLOURS)], label=name)
+        style, colour = "-" if i < len(COLOURS) else "--", COLOURS[i % len(COLOURS)]
+        nfe, values, least, most = zip(*sorted(line))
+        axes.plot(nfe, values, style, marker="o", ms=4, color=colour, label=name)
+        axes.fill_between(nfe, least, most, color=colour, alpha=0.15, linewidth=0)
     axes.set_xscale("log")
     axes.set_yscale("log")
     counts = sorted({point["nfe"] for point in points})

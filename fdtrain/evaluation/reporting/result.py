@@ -35,6 +35,11 @@ class Subject:
         """Folder of the results, of a run."""
         return self.run / FOLDER if self.run else None
 
+    @property
+    def home(self) -> Path:
+        """Folder of what is saved with the model: the run's, where there is one."""
+        return self.run or self.folder
+
     def identity(self) -> dict[str, Any]:
         """The keys that every result has of its model."""
         return {"model": str(self.folder), "weights_sha256": self.sha256, "step": self.step}
