@@ -247,9 +247,23 @@ class MonitorConfig(Section):
     evaluate_draws: int = Field(1, ge=1, description="draws of (u, t, eps) per held-out image")
     sample_every: int | None = Field(None, ge=1, description="steps between sample grids")
     sample_images: int = Field(64, ge=1, description="of a grid")
-    sample_steps: int = Field(100, ge=1, description="of the solver")
-    sample_solver: Literal["sde1", "sde2", "ode1", "ode2", "heun", "dpmpp2m"] = Field(
-        "sde2", description="docs/method.md, sections 5 and 6"
+    sample_steps: int = Field(50, ge=1, description="of the solver")
+    sample_solver: Literal[
+        "sde",
+        "ode",
+        "sde1",
+        "sde2",
+        "ode1",
+        "ode2",
+        "heun",
+        "dpmpp2m",
+        "dpmpp2m_sde",
+        "unipc2",
+        "unipc3",
+        "ersde2",
+    ] = Field("sde", description="docs/sampling.md")
+    sample_grid: str | tuple[float, ...] | None = Field(
+        None, description="of its times: a name as of --grid, or sample_steps + 1 times; null: the solver's own"
     )
     frechet_every: int | None = Field(
         None, ge=1, description="steps between Frechet distances of samples, drawn as the grids are, to train_split"

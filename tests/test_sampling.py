@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -88,7 +89,7 @@ def images_of(path):
 def test_every_form_holds_the_same_images(call, model, tmp_path):
     common = [model, "--images", 10, "--steps", 3, "--batch", 4]
     out = call("sample", *common, "--out", tmp_path / "a.npz")
-    assert "a.npz: 10 images, sde2, 3 evaluations each" in out
+    assert "a.npz: 10 images, sde, 3 evaluations each" in out
     call("sample", *common, "--out", tmp_path / "png")
     call("sample", *common, "--out", tmp_path / "shards", "--shards")
     images = images_of(tmp_path / "a.npz")
@@ -104,7 +105,7 @@ def test_every_form_holds_the_same_images(call, model, tmp_path):
         json.loads((tmp_path / f).read_text()) for f in ("a.npz.json", "png/samples.json", "shards/samples.json")
     ]
     assert len({record["pixels_sha256"] for record in records}) == 1
-    assert (records[0]["solver"], records[0]["nfe"], records[0]["noise"]) == ("sde2", 3, "cpu")
+    assert (records[0]["solver"], records[0]["nfe"], records[0]["noise"]) == ("sde", 3, "cpu")
     assert not list(tmp_path.rglob("*.sampling"))
 
 
@@ -167,8 +168,8 @@ def test_what_is_complete_is_not_sampled_again(call, model, tmp_path, monkeypatc
     call("sample", *common)
     monkeypatch.setattr(Drawing, "draw", None)
     assert "complete already" in call("sample", *common)
-    message = call("sample", *common, "--solver", "ode2", rc=2)
-    assert "holds samples of solver sde2, not ode2. Choose another --out, or remove it" in message
+    message = call("sample", *common, "--solver", "ode2", "--grid", "refined", rc=2)
+    assert "holds samples of solver sde, not ode2. Choose another --out, or remove it" in message
     assert "form png, not shards" in call("sample", *common, "--shards", rc=2)
     (tmp_path / "a" / "000002.png").unlink()
     assert "was changed since it was written" in call("sample", *common, rc=2)
@@ -331,7 +332,7 @@ def test_mistakes(call, model, features, digits, arguments, part):
 
 def curve(call, model, digits, path, *options, rc=0):
     common = [model, "--data", digits, "--images", 6, "--strata", 2, "--reference", 4, "--nfe", 2, "--json", path]
-    return call("evaluate", "curve", *common, "--solvers", "sde2", "heun", *options, rc=rc)
+    return call("evaluate", "curve", *common, "--solvers", "sde", "heun", *options, rc=rc)
 
 
 def test_a_curve_by_named_features(call, model, features, digits, tmp_path):
@@ -341,7 +342,10 @@ def test_a_curve_by_named_features(call, model, features, digits, tmp_path):
     named, plain = (json.loads((tmp_path / f"{name}.json").read_text()) for name in "ab")
     fid(call, features, digits, model, "--images", 6, "--sets", 1, "--nfe", 2, "--json", tmp_path / "fid.json")
     one = json.loads((tmp_path / "fid.json").read_text())
-    assert named["points"][0]["distance"] == pytest.approx(one["value"], rel=1e-6)
+    point = named["points"][0]
+    assert point["distance_by_seed"][0] == pytest.approx(one["value"], rel=1e-6)
+    assert point["distance"] == pytest.approx(sum(point["distance_by_seed"]) / 3)
+    assert len(set(point["distance_by_seed"])) == 3
     assert (named["distance"], named["features"]) == (one["name"], one["features"])
     assert plain["distance"] == "Frechet distance (pixels)"
     assert plain["points"][0]["distance"] != named["points"][0]["distance"]
@@ -358,7 +362,7 @@ def test_a_curve_of_a_model_that_diverges_keeps_what_it_has(call, digits, tmp_pa
     def diverging(self, *rest):
         draws.append(self.solver)
         x = solve(self, *rest)
-        if self.solver == "sde2":
+        if self.solver == "sde":
             raise UserError("the model's output is not finite")
         return x
 
@@ -370,8 +374,8 @@ def test_a_curve_of_a_model_that_diverges_keeps_what_it_has(call, digits, tmp_pa
     draws.clear()
     monkeypatch.setattr(Drawing, "solve", lambda self, *rest: draws.append(self.solver) or solve(self, *rest))
     curve(call, folder, digits, tmp_path / "a.json")
-    # The reference's 4 evaluations were kept; what is drawn now are the points.
-    assert draws == ["sde2"] * 3 + ["heun"] * 3
+    # The references' 4 evaluations were kept; what is drawn now are the points, each seed in three parts.
+    assert draws == ["sde"] * 9 + ["heun"] * 9
     assert not (tmp_path / ".partial").exists()
 
 
@@ -388,3 +392,37 @@ def test_a_lost_process_of_a_tool_is_told_how_to_go_on():
     message = r"another process .* was lost .*\. The same command goes on where it was\.$"
     with pytest.raises(LostPeer, match=message), distributed.peers(process.AGAIN):
         raise RuntimeError("gloo: connection closed by peer")
+
+
+def test_a_grid_is_optimised_saved_with_the_model_and_used(call, digits, tmp_path):
+    folder = export(tmp_path / "model")
+    options = ["--nfe", 3, "--images", 6, "--reference", 12, "--rounds", 2]
+    out = call("evaluate", "grid", folder, *options)
+    first = (folder / "grids.json").read_text()
+    found, own = map(float, re.search(r"solution ([\d.]+); on its own grid \(sine\) ([\d.]+)", out).groups())
+    assert found < own
+    (folder / "grids.json").unlink()
+    call("evaluate", "grid", folder, *options)
+    assert (folder / "grids.json").read_text() == first
+    common = ["sample", folder, "--images", 4, "--out", tmp_path / "a.npz", "--solver", "ode", "--grid", "optimised"]
+    call(*common, "--nfe", 3)
+    ((by_setting,),) = [list(json.loads(first).values())]
+    record = json.loads((tmp_path / "a.npz.json").read_text())
+    assert record["grid"] == by_setting["ode, 3 steps"]
+    assert "none for these weights, ode and 4 steps" in call(*common, "--nfe", 4, rc=2)
+    assert "sde" in call("evaluate", "grid", folder, "--solver", "sde", rc=2)
+
+
+@pytest.mark.parametrize("solver", ["sde", "ode", "unipc3", "heun"])
+def test_a_users_times_with_every_kind_of_solver(call, model, tmp_path, solver):
+    """From the command line as from a file; one image by itself is that of a set."""
+    out = [tmp_path / "a.npz", tmp_path / "b.npz", tmp_path / "c.npz"]
+    (tmp_path / "times.txt").write_text("1 0.6 0.2 0")
+    common = ["sample", model, "--solver", solver]
+    call(*common, "--grid", "1,0.6,0.2,0", "--images", 5, "--out", out[0])
+    call(*common, "--grid", tmp_path / "times.txt", "--images", 5, "--batch", 2, "--out", out[1])
+    call(*common, "--grid", "1,0.6,0.2,0", "--images", 2, "--out", out[2])
+    a, b, c = (np.load(path)["arr_0"].astype(int) for path in out)
+    assert abs(a - b).max() <= 15  # one of 17 levels
+    assert abs(a[:2] - c).max() <= 15
+    assert "4 times are 3 steps, not 5" in call(*common, "--grid", "1,0.6,0.2,0", "--steps", 5, "--out", "x.png", rc=2)

@@ -105,11 +105,11 @@ def test_curve_and_report(run, digits):
     )
     assert "curve_test.json: curve_test_integrand.png" in out
     found = json.loads((folder / "evaluation" / "curve_test.json").read_text())
-    assert [(p["solver"], p["nfe"]) for p in found["points"][:3]] == [("sde1", 2), ("sde1", 4), ("sde2", 2)]
+    assert [(p["solver"], p["nfe"]) for p in found["points"][:3]] == [("sde", 2), ("sde", 4), ("ode", 2)]
     assert len(found["points"]) == 10
     for point in found["points"]:
         assert point["distance"] > 0
-        assert (point["rms"] is None) == point["solver"].startswith("sde")
+        assert (point["rms"] is None) == (point["solver"] == "sde")
     assert len(found["strata"]["mean"]) == 4
     for name in ("integrand", "variance", "quality", "ode"):
         assert Image.open(folder / "evaluation" / f"curve_test_{name}.png").size == (960, 600)

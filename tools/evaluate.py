@@ -11,10 +11,10 @@ import interpreter  # noqa: F401
 
 from fdtrain.errors import exit_code
 from fdtrain.evaluation import process
-from fdtrain.evaluation.commands import curve, features, fid, nll, report
+from fdtrain.evaluation.commands import curve, features, fid, grid, nll, report
 from fdtrain.training.monitor import show_pictures
 
-COMMANDS = {"nll": nll, "features": features, "fid": fid, "curve": curve, "report": report}
+COMMANDS = {"nll": nll, "features": features, "fid": fid, "curve": curve, "grid": grid, "report": report}
 
 
 def parse_arguments() -> argparse.Namespace:

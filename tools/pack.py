@@ -10,6 +10,7 @@ A command that was stopped goes on from the finished shards when it is repeated 
 """
 
 import argparse
+import io
 import os
 import sys
 from pathlib import Path
@@ -34,7 +35,8 @@ RAW = argparse.RawDescriptionHelpFormatter
 def main() -> None:
     arguments = _parser().parse_args()
     # Names of files may be of any bytes.
-    sys.stdout.reconfigure(errors="backslashreplace")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         source: Source = arguments.read(arguments)
         description = pack(

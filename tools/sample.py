@@ -58,7 +58,7 @@ def main() -> None:
 def run(arguments: argparse.Namespace) -> None:
     model, subject = result.open_model(arguments.model)
     spec = model.spec
-    drawing = Drawing.of(arguments, spec)
+    drawing = Drawing.of(arguments, spec, subject.home, subject.sha256)
     if arguments.images < 1:
         raise UserError("--images must be at least 1.")
     if arguments.seed < 0:

@@ -1,6 +1,7 @@
 """Find and load a trained model: from an export, a checkpoint or a run folder. Needs no DeepSpeed, runs no code."""
 
 import logging
+import shutil
 from pathlib import Path
 
 from safetensors.torch import save_file
@@ -8,6 +9,7 @@ from safetensors.torch import save_file
 from fdtrain.checkpoint import store
 from fdtrain.checkpoint.fragments import AVERAGE
 from fdtrain.errors import UserError
+from fdtrain.evaluation.sampling import grids
 from fdtrain.networks.model import Model, ModelSpec, load_weights
 
 SPEC_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
@@ -91,6 +93,8 @@ def export(path: str | Path, destination: str | Path) -> Path:
         destination.mkdir(parents=True, exist_ok=True)
         save_file(model.state_dict(), destination / WEIGHTS_FILE)
         model.spec.save(destination / SPEC_FILE)
+        if (Path(path) / grids.FILE).is_file():
+            shutil.copyfile(Path(path) / grids.FILE, destination / grids.FILE)
     except OSError as error:
         raise UserError(f"cannot write into {destination} ({error.strerror}).") from error
     return destination

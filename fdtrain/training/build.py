@@ -199,6 +199,7 @@ def checkpoint_to_resume(plan: Plan) -> Path | None:
 
 def _callbacks(plan: Plan, density: TimeDensity, monitor: Monitor, device: torch.device) -> list[Callback]:
     config, settings, found = plan.config, plan.config.monitor, []
+    drawing = callbacks.monitor_drawing(settings, plan.spec.scale)
     if settings.evaluate_every:
         split = Split(plan.data, config.data.test_split, _cache(plan))
         run_ = callbacks.held_out_bits(split, density, settings.evaluate_draws, monitor)
@@ -206,10 +207,10 @@ def _callbacks(plan: Plan, density: TimeDensity, monitor: Monitor, device: torch
     if settings.frechet_every:
         network = open_features(settings.frechet_features, device)
         train = Split(plan.data, config.data.train_split, _cache(plan))
-        run_ = callbacks.frechet(train, network, settings, config.seed, monitor)
+        run_ = callbacks.frechet(train, network, drawing, settings.frechet_images, config.seed, monitor)
         found.append(Callback(settings.frechet_every, run_))
     if settings.sample_every:
-        run_ = callbacks.sample_grid(settings, config.seed, config.folder / "samples", monitor)
+        run_ = callbacks.sample_grid(drawing, settings.sample_images, config.seed, config.folder / "samples", monitor)
         found.append(Callback(settings.sample_every, run_))
     return found
 

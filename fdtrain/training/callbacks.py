@@ -12,8 +12,8 @@ from fdtrain import distributed
 from fdtrain.config import MonitorConfig as Settings
 from fdtrain.data.split import Split
 from fdtrain.diffusion.likelihood import estimate
-from fdtrain.diffusion.solvers import time_grid
 from fdtrain.diffusion.time_sampling import TimeDensity
+from fdtrain.errors import UserError
 from fdtrain.evaluation.fidelity import image_sets
 from fdtrain.evaluation.fidelity.feature_networks import FeatureNetwork
 from fdtrain.evaluation.fidelity.frechet import frechet_distance
@@ -43,44 +43,49 @@ def held_out_bits(split: Split, density: TimeDensity, draws: int, monitor: Monit
     return run
 
 
-def frechet(
-    split: Split,
-    network: FeatureNetwork,
-    settings: Settings,
-    seed: int,
-    monitor: Monitor,
-):
+def monitor_drawing(settings: Settings, scale: float) -> Drawing:
+    """How samples are drawn while training, for data of this finest scale.
+
+    Raises:
+        UserError: its grid is wrong.
+    """
+    drawing = Drawing(settings.sample_solver, settings.sample_grid, settings.sample_steps)
+    try:
+        drawing.times(scale)
+    except ValueError as error:
+        raise UserError(f"monitor.sample_grid: {error}.") from error
+    return drawing
+
+
+def frechet(split: Split, network: FeatureNetwork, drawing: Drawing, count: int, seed: int, monitor: Monitor):
     """A report that measures how far samples are from the training images, on the same draws each time."""
-    drawing = Drawing(settings.sample_solver, "asinh", settings.sample_steps)
     reference = None
 
     def run(step: int, model: Model) -> None:
         nonlocal reference
         device = next(model.parameters()).device
-        drawn = image_sets.of_model(model, drawing, seed, settings.frechet_images)
+        drawn = image_sets.of_model(model, drawing, seed, count)
         if reference is None:
             images = image_sets.spread(image_sets.of_split(split), REFERENCE_IMAGES)
             reference = measure(network, images, images.count, FRECHET_BATCH, device).moments
         found = measure(network, drawn, drawn.count, FRECHET_BATCH, device).moments
         value = frechet_distance(found, reference)
         monitor.log(step, {network.identity.name: value}, prefix="frechet")
-        count = f"{drawn.count} images, {drawing.nfe} evaluations, EMA"
-        monitor.say(f"step {step}  {network.title} {value:.3f} to {split.name} ({count})")
+        size = f"{drawn.count} images, {drawing.nfe} evaluations, EMA"
+        monitor.say(f"step {step}  {network.title} {value:.3f} to {split.name} ({size})")
 
     return run
 
 
-def sample_grid(settings: Settings, seed: int, folder: Path, monitor: Monitor):
+def sample_grid(drawing: Drawing, count: int, seed: int, folder: Path, monitor: Monitor):
     """A report that samples a grid and its denoising path, as PNG and in TensorBoard."""
-    count = settings.sample_images
 
     def run(step: int, model: Model) -> None:
         device, spec = next(model.parameters()).device, model.spec
-        times = time_grid("asinh", settings.sample_steps, spec.scale)
         mine = distributed.share(count)
         labels = [i % len(spec.classes) for i in mine] if spec.classes else None
         if mine:
-            drawn = samples.draw(model, mine, labels, times, settings.sample_solver, seed).path
+            drawn = samples.draw(model, mine, labels, drawing.times(spec.scale), drawing.solver, seed).path
         else:
             drawn = torch.empty(0, samples.PATH_IMAGES, *spec.shape, dtype=torch.uint8)
         path = samples.to_pixels(distributed.gather(drawn, count, device), spec.levels)

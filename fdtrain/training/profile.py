@@ -15,7 +15,7 @@ from fdtrain import distributed
 from fdtrain.errors import UserError
 
 if TYPE_CHECKING:
-    from fdtrain.training.monitor import Stopwatch
+    from fdtrain.training.metrics import Stopwatch
 
 # The profiler's own messages, of no use to anybody.
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")

@@ -6,7 +6,8 @@ import torch
 from densities import gaussian, three_modes
 
 from fdtrain.diffusion.predictors import eps_hat, x0_hat
-from fdtrain.diffusion.solvers import GRIDS, SOLVERS, _evaluate, dpmpp2m, euler_maruyama, sample, time_grid
+from fdtrain.diffusion.solvers import GRIDS, SOLVERS, euler_maruyama, sample, time_grid
+from fdtrain.diffusion.solvers.sampling import integrate
 
 MEAN, VARIANCE = 0.7, 0.04
 FIELD = gaussian(MEAN, VARIANCE).field
@@ -64,25 +65,29 @@ def test_order_of_the_ode_solvers(solver, order):
     assert errors[-1] < (5e-3 if order == 1 else 5e-5)
 
 
-def test_order_of_dpm_solver_inside():
-    """Between two inner times, on a grid even in log-SNR: second order, against the flow's exact map."""
-    log_snr = [math.log(math.sqrt(1 - t * t) / t) for t in (0.99, 0.05)]
+@pytest.mark.parametrize(("solver", "order"), [("dpmpp2m", 2), ("unipc2", 3), ("unipc3", 3), ("heun", 2), ("ode2", 2)])
+def test_order_inside(solver, order):
+    """Between two inner times, on a grid even in log-SNR but for a short start, against the flow's exact map.
+
+    UniPC's correctors gain an order; but UniPC-3's falls at the last step to that of UniPC-2.
+    """
+    first, last = (math.log(math.sqrt(1 - t * t) / t) for t in (0.95, 0.3))
     z = torch.tensor([[-1.5], [0.2], [1.0]], dtype=torch.float64)
 
     def exact(t):
         return math.sqrt(1 - t * t) * MEAN + math.sqrt((1 - t * t) * VARIANCE + t * t) * z
 
     def error(steps):
-        times = [1 / math.sqrt(1 + math.exp(2 * u)) for u in torch.linspace(*log_snr, steps + 1).double().tolist()]
-        x, before = exact(times[0]), None
-        for s, t in itertools.pairwise(times):
-            now = _evaluate(FIELD, x, s)
-            x, before = dpmpp2m(FIELD, x, now, t, before, None), now
-        return (x - exact(times[-1])).abs().max().item()
+        u = first + (last - first) * torch.linspace(0, 1, steps + 1).double()
+        # What the first steps of low order err by falls with their length.
+        h = (last - first) / steps
+        u = torch.cat([u[:1], u[0] + h * torch.tensor([1e-3, 1e-2, 0.1, 0.4]).double(), u[1:]])
+        times = [1 / math.sqrt(1 + math.exp(2 * value)) for value in u.tolist()]
+        return (integrate(FIELD, exact(times[0]), times, SOLVERS[solver]) - exact(times[-1])).abs().max().item()
 
-    errors = [error(steps) for steps in (50, 100, 200)]
+    errors = [error(steps) for steps in (40, 80, 160)]
     for coarse, fine in itertools.pairwise(errors):
-        assert coarse / fine == pytest.approx(4, rel=0.1)
+        assert math.log2(coarse / fine) == pytest.approx(order, abs=0.35)
 
 
 def test_divergence_of_dpm_solver_on_the_closed_interval():
@@ -154,6 +159,40 @@ def test_grids_fall_from_one_to_zero(kind):
     times = time_grid(kind, 37, 0.02)
     assert (times[0], times[-1], len(times)) == (1.0, 0.0, 38)
     assert all(a > b for a, b in itertools.pairwise(times))
+
+
+@pytest.mark.parametrize("kind", ["asinh", "refined"])
+def test_grids_begin_at_exactly_one_whatever_the_scale(kind):
+    """``s sinh(asinh(1 / s))`` is not 1 to the last digit for every s."""
+    for levels in range(2, 300):
+        assert time_grid(kind, 20, 1 / levels)[0] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("grid", "message"),
+    [
+        ("log", "there is no grid 'log'; there are uniform"),
+        ("power:x", "a number above 0"),
+        ("power:-1", "a number above 0"),
+        ("sine:inf", "a number above 0"),
+        ("uniform:2", "only power, sine"),
+        ([1.0, 0.5], "fall strictly"),
+        ([1.0, float("nan"), 0.0], "fall strictly"),
+        ([1.0, 0.5, 0.0], "3 times are 2 steps, not 3"),
+    ],
+)
+def test_a_wrong_grid_is_refused(grid, message):
+    with pytest.raises(ValueError, match=message):
+        time_grid(grid, 3)
+
+
+def test_parameters_of_grids():
+    u = [1.0, 0.75, 0.5, 0.25, 0.0]
+    assert time_grid("power:2", 4) == pytest.approx([v**2 for v in u])
+    assert time_grid("sine:2", 4) == pytest.approx([math.sin(math.pi / 2 * v**2) for v in u])
+    assert time_grid("sine", 4, 1 / 256) == time_grid("sine:3.5", 4)
+    assert time_grid("refined:512", 4, 1 / 64) == time_grid("asinh:0.03125", 4)
+    assert time_grid(u, 4) == u
 
 
 @pytest.mark.parametrize("times", [[1.0], [0.999, 0.0], [1.0, 1e-5], [1.0, 0.5, 0.5, 0.0]])

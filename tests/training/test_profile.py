@@ -7,7 +7,7 @@ import torch
 from conftest import ROOT, environment
 
 from fdtrain.errors import UserError
-from fdtrain.training.monitor import Stopwatch
+from fdtrain.training.metrics import Stopwatch
 from fdtrain.training.profile import Profiler, alone, parse_steps
 from fdtrain.training.utilisation import Utilisation
 
@@ -77,7 +77,7 @@ def test_a_run_s_trace_and_its_share_of_communication(launch):
 
 
 def test_a_profiler_costs_the_stopwatch_nothing(tmp_path, monkeypatch):
-    from fdtrain.training.monitor import Stopwatch
+    from fdtrain.training.metrics import Stopwatch
     from fdtrain.training.profile import Profiler
 
     watch = Stopwatch()

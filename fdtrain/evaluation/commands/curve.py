@@ -5,6 +5,7 @@ TensorBoard. When it is interrupted, the same command continues.
 """
 
 import argparse
+import statistics
 import time
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import Tensor
 from fdtrain import distributed
 from fdtrain.data.split import Split
 from fdtrain.diffusion.objective import quantise
-from fdtrain.diffusion.solvers import GRIDS, SOLVERS
+from fdtrain.diffusion.solvers import GRIDS, SOLVERS, parse_grid
 from fdtrain.diffusion.time_sampling import time_density
 from fdtrain.errors import UserError
 from fdtrain.evaluation import curves
@@ -39,12 +40,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", default="test")
     parser.add_argument("--features", help="to measure samples by, as in fid; default: the pixels")
     parser.add_argument("--images", type=int, default=256, help="samples of each point; images of the bound's curves")
-    parser.add_argument("--solvers", nargs="+", default=["sde1", "sde2", "ode1", "ode2", "heun"], metavar="SOLVER")
-    parser.add_argument("--grids", nargs="+", default=["asinh"], metavar="GRID", help=", ".join(GRIDS))
-    parser.add_argument("--nfe", type=int, nargs="+", default=[6, 10, 20, 50], help="evaluations per image")
+    parser.add_argument("--solvers", nargs="+", default=["sde", "ode", "dpmpp2m", "unipc2", "heun"], metavar="SOLVER")
+    parser.add_argument(
+        "--grids", nargs="+", default=[], metavar="GRID", help=f"{', '.join(GRIDS)}; default: each solver's own"
+    )
+    parser.add_argument("--nfe", type=int, nargs="+", default=[5, 8, 10, 15, 20, 30], help="evaluations per image")
     parser.add_argument("--reference", type=int, default=200, help="evaluations of the reference ODE solution")
     parser.add_argument("--strata", type=int, default=32, help="of the time, for the bound's curves")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--sets", type=int, default=3, help="of samples at each point, for the bands (default: 3)")
+    parser.add_argument("--seed", type=int, default=0, help="of the first set")
     parser.add_argument("--batch", type=int, default=256, help="of evaluations, on each process")
     parser.add_argument("--json", type=Path, help="write data and pictures there too; a must for what is not a run")
     parser.add_argument("--device", help="such as cpu or cuda:1; by default the GPU, where there is one")
@@ -76,15 +80,14 @@ def run(arguments: argparse.Namespace) -> tuple[Path, int, dict[str, Path]] | No
         folders.append(folder_for(paths[0].parent, {**shared, "images": count, "curve": name, **options}))
         return partial_values.over_images(count, chunk, columns, compute, folders[-1], arguments.device, name)
 
-    def solve(drawing: Drawing, images: range) -> Tensor:
-        return drawing.solve(model, images, arguments.seed).flatten(1).double().cpu()
+    def solve(drawing: Drawing, seed: int, images: range) -> Tensor:
+        return drawing.solve(model, images, seed).flatten(1).double().cpu()
 
-    def samples(drawing: Drawing) -> Tensor:
-        chunk, name = (
-            min(arguments.batch, -(-arguments.images // 4)),
-            f"{drawing.solver}, {drawing.grid}, {drawing.nfe}",
-        )
-        return over_images(name, arguments.images, chunk, spec.dims, partial(solve, drawing), drawing.describe())
+    def samples(drawing: Drawing, seed: int) -> Tensor:
+        options = drawing.describe() | {"seed": seed}
+        name = f"{drawing.solver}, {options['grid']}, {drawing.nfe}"
+        chunk = min(arguments.batch, -(-arguments.images // 4))
+        return over_images(name, arguments.images, chunk, spec.dims, partial(solve, drawing, seed), options)
 
     def moments(images: PixelSet) -> Moments:
         return measure(network, images, images.count, arguments.batch, arguments.device).moments
@@ -105,22 +108,29 @@ def run(arguments: argparse.Namespace) -> tuple[Path, int, dict[str, Path]] | No
     edges = density.quantile(torch.linspace(0, 1, strata + 1, dtype=torch.float64))
     found["strata"] = {"images": count, "density": "asinh", **curves.by_stratum(values, edges)}
 
-    reference = samples(_drawing("heun", "angle", arguments.reference))
-    found |= {"distance": network.title, "features": network.describe()}
+    seeds = range(arguments.seed, arguments.seed + arguments.sets)
+    fine = _drawing("heun", "angle", arguments.reference)
+    references = {seed: samples(fine, seed) for seed in seeds}
+    found |= {"distance": network.title, "features": network.describe(), "seeds": list(seeds)}
     found["reference"] = {"solver": "heun", "grid": "angle", "nfe": arguments.reference}
     found["points"] = []
     for drawing in _drawings(arguments):
-        x = samples(drawing)
-        levels = quantise(x.view(-1, *spec.shape), spec.levels)
-        images = image_sets.in_memory(f"samples of {drawing.solver}", to_pixels(levels, spec.levels))
+        distances, rms = [], []
+        for seed in seeds:
+            x = samples(drawing, seed)
+            levels = quantise(x.view(-1, *spec.shape), spec.levels)
+            images = image_sets.in_memory(f"samples of {drawing.solver}", to_pixels(levels, spec.levels))
+            distances.append(frechet_distance(moments(images), data))
+            # A stochastic solver has no one solution to be near to.
+            if not SOLVERS[drawing.solver].stochastic:
+                rms.append(curves.rms(x, references[seed]))
         found["points"].append(
             {
-                "solver": drawing.solver,
-                "grid": drawing.grid,
-                "nfe": drawing.nfe,
-                "distance": frechet_distance(moments(images), data),
-                # A stochastic solver has no one solution to be near to.
-                "rms": None if SOLVERS[drawing.solver].stochastic else curves.rms(x, reference),
+                **{key: drawing.describe()[key] for key in ("solver", "grid", "nfe")},
+                "distance": statistics.mean(distances),
+                "distance_by_seed": distances,
+                "rms": statistics.mean(rms) if rms else None,
+                "rms_by_seed": rms or None,
             }
         )
     found |= {"seconds": time.perf_counter() - start, "device": str(arguments.device)}
@@ -143,29 +153,37 @@ def draw(found: CurveResult, path: Path) -> dict[str, Path]:
     pictures = {name: path.with_name(f"{path.stem}_{name}.png") for name in ("integrand", "variance", "quality")}
     figures.integrand(found.strata, pictures["integrand"])
     figures.variance(found.strata, pictures["variance"])
-    title = f"{found.distance} to {found.split}, {found.images} samples"
+    seeds = len(found.seeds)
+    bands = f" (bands: least to most of {seeds} seeds)" if seeds > 1 else ""
+    title = f"{found.distance} to {found.split}, {found.images} samples{bands}"
     figures.quality(found.points, "distance", title, pictures["quality"])
     if any(point.rms is not None for point in found.points):
         pictures["ode"] = path.with_name(f"{path.stem}_ode.png")
-        figures.quality(found.points, "rms", "RMS distance to the fine ODE solution, pixels in -1..1", pictures["ode"])
+        figures.quality(
+            found.points, "rms", f"RMS distance to the fine ODE solution, pixels in -1..1{bands}", pictures["ode"]
+        )
     return pictures
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    for name in ("batch", "strata", "reference"):
+    for name in ("batch", "strata", "reference", "sets"):
         if getattr(arguments, name) < 1:
             raise UserError(f"--{name} must be at least 1.")
     if arguments.images < 2 or arguments.strata < 2:
         raise UserError("--images and --strata must be at least 2.")
     if min(arguments.nfe) < 1 or arguments.seed < 0:
         raise UserError("--nfe must be at least 1, and --seed not negative.")
-    for option, asked, known in (("solvers", arguments.solvers, SOLVERS), ("grids", arguments.grids, GRIDS)):
-        for name in asked:
-            if name not in known:
-                raise UserError(f"--{option}: there is no {name!r}; there are {', '.join(known)}.")
+    for name in arguments.solvers:
+        if name not in SOLVERS:
+            raise UserError(f"--solvers: there is no {name!r}; there are {', '.join(SOLVERS)}.")
+    for name in arguments.grids:
+        try:
+            parse_grid(name)
+        except ValueError as error:
+            raise UserError(f"--grids: {error}.") from error
 
 
-def _drawing(solver: str, grid: str, nfe: int) -> Drawing:
+def _drawing(solver: str, grid: str | None, nfe: int) -> Drawing:
     """At most so many evaluations, one step at least."""
     return Drawing(solver, grid, max(1, nfe // SOLVERS[solver].evaluations_per_step))
 
@@ -175,7 +193,7 @@ def _drawings(arguments: argparse.Namespace) -> list[Drawing]:
     points = [
         _drawing(solver, grid, nfe)
         for solver in arguments.solvers
-        for grid in arguments.grids
+        for grid in arguments.grids or [None]
         for nfe in sorted(arguments.nfe)
     ]
     return list(dict.fromkeys(points))

@@ -123,7 +123,7 @@ def _model_sets(arguments: argparse.Namespace, split: Split) -> tuple[list[Pixel
     """Sets to be drawn, all that defines them, and the run's folder of results."""
     model, subject = result.open_model(arguments.model)
     nll.check_same_images(model.spec, split)
-    drawing = Drawing.of(arguments, model.spec)
+    drawing = Drawing.of(arguments, model.spec, subject.home, subject.sha256)
     model = model.to(arguments.device)
     count = arguments.images or IMAGES
     seeds = list(range(arguments.seed, arguments.seed + arguments.sets))

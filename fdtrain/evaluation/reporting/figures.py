@@ -27,16 +27,22 @@ def _axes(title: str, x: str, y: str) -> tuple[Figure, Axes]:
 
 
 def quality(points: list[CurvePoint], key: str, title: str, path: Path) -> None:
-    """``key`` of each point (distance or rms) against the number of evaluations, one line per solver and grid."""
+    """``key`` of each point (distance or rms) against the number of evaluations, one line for each solver and grid.
+
+    The bands reach from the least to the most over the seeds, where there are several.
+    """
     figure, axes = _axes(title, "evaluations of the network per image", "distance")
-    lines: dict[str, list[tuple[int, float]]] = {}
+    lines: dict[str, list[tuple[int, float, float, float]]] = {}
     for point in points:
         value = getattr(point, key)
         if value is not None:
-            lines.setdefault(f"{point.solver}, {point.grid}", []).append((point.nfe, value))
+            seeds = getattr(point, f"{key}_by_seed") or [value]
+            lines.setdefault(f"{point.solver}, {point.grid}", []).append((point.nfe, value, min(seeds), max(seeds)))
     for i, (name, line) in enumerate(sorted(lines.items())):
-        style = "-" if i < len(COLOURS) else "--"
-        axes.plot(*zip(*sorted(line)), style, marker="o", ms=4, color=COLOURS[i % len(COLOURS)], label=name)
+        style, colour = "-" if i < len(COLOURS) else "--", COLOURS[i % len(COLOURS)]
+        nfe, values, least, most = zip(*sorted(line))
+        axes.plot(nfe, values, style, marker="o", ms=4, color=colour, label=name)
+        axes.fill_between(nfe, least, most, color=colour, alpha=0.15, linewidth=0)
     axes.set_xscale("log")
     axes.set_yscale("log")
     counts = sorted({point.nfe for point in points})

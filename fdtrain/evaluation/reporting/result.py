@@ -186,13 +186,15 @@ class Strata(_Content):
 
 class CurvePoint(_Content):
     """Samples of one solver and grid at one number of evaluations: their distance to the data, and the root mean
-    square difference to the reference, for deterministic solvers."""
+    square difference to the reference, for deterministic solvers; means over the seeds."""
 
     solver: str
     grid: str
     nfe: int
     distance: float
+    distance_by_seed: list[float] | None = None
     rms: float | None
+    rms_by_seed: list[float] | None = None
 
 
 class CurveReference(_Content):
@@ -207,6 +209,7 @@ class CurveResult(SplitIdentity, Result):
     """The data of the curves; ``distance`` is the title of the points' distances."""
 
     seed: int
+    seeds: list[int] = []
     batch: int
     strata: Strata
     distance: str
@@ -231,6 +234,11 @@ class Subject:
     def results(self) -> Path | None:
         """Folder of the results, of a run."""
         return self.run / FOLDER if self.run else None
+
+    @property
+    def home(self) -> Path:
+        """Folder of what is saved with the model: the run's, where there is one."""
+        return self.run or self.folder
 
     def identity(self) -> dict[str, Any]:
         """The keys that every result has of its model."""

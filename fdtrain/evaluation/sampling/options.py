@@ -3,22 +3,25 @@
 import argparse
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from fdtrain.diffusion.objective import quantise
-from fdtrain.diffusion.solvers import GRIDS, SOLVERS, time_grid
+from fdtrain.diffusion.solvers import DEFAULT, SOLVERS, time_grid
 from fdtrain.errors import UserError
-from fdtrain.evaluation.sampling import samples
+from fdtrain.evaluation.sampling import grids, samples
 from fdtrain.networks.model import Model, ModelSpec
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--solver", choices=SOLVERS, default="sde2")
-    parser.add_argument("--grid", choices=GRIDS, default="asinh", help="spacing of the times")
+    parser.add_argument("--solver", choices=SOLVERS, default=DEFAULT, help=f"default: {DEFAULT}")
+    parser.add_argument("--grid", help=grids.HELP)
     length = parser.add_mutually_exclusive_group()
-    length.add_argument("--steps", type=int, help="solver steps from t = 1 to t = 0 (default: 200)")
+    length.add_argument(
+        "--steps", type=int, help=f"solver steps from t = 1 to t = 0 (default: {STEPS}, or those of --grid)"
+    )
     length.add_argument("--nfe", type=int, help="instead: evaluations of the network for each image")
     parser.add_argument("--label", type=int, help="class, for a class-conditional model; default: all in turn")
     parser.add_argument(
@@ -31,19 +34,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=64, help="images that are computed together (default: 64)")
 
 
+STEPS = 50
+
+
 @dataclass(frozen=True)
 class Drawing:
-    """Everything about samples but their model, seed and number. ``label`` None: all classes in turn."""
+    """Everything about samples but their model, seed and number.
 
-    solver: str = "sde2"
-    grid: str = "asinh"
-    steps: int = 200
+    ``grid`` is a name or times; None: the solver's own. ``label`` None: all classes in turn.
+    """
+
+    solver: str = DEFAULT
+    grid: str | tuple[float, ...] | None = None
+    steps: int = STEPS
     label: int | None = None
     guidance: float = 1.0
 
     @staticmethod
-    def of(arguments: argparse.Namespace, spec: ModelSpec) -> "Drawing":
-        """From the command line.
+    def of(arguments: argparse.Namespace, spec: ModelSpec, folder: Path, weights_sha256: str) -> "Drawing":
+        """From the command line, for the model with these weights, beside which its optimised grids lie.
 
         Raises:
             UserError: the model cannot be sampled so.
@@ -60,7 +69,8 @@ class Drawing:
                 raise UserError("--label: this model was trained without labels.")
             if not 0 <= arguments.label < len(spec.classes):
                 raise UserError(f"--label {arguments.label}: this model has classes 0 to {len(spec.classes) - 1}.")
-        steps = arguments.steps or 200
+        grid = None if arguments.grid is None else grids.read_grid(arguments.grid)
+        steps = arguments.steps or (len(grid) - 1 if isinstance(grid, tuple) else STEPS)
         if arguments.nfe:
             per_step = evaluations(arguments.solver, 1, arguments.guidance)
             steps, over = divmod(arguments.nfe, per_step)
@@ -68,7 +78,15 @@ class Drawing:
                 raise UserError(
                     f"--nfe {arguments.nfe}: a step of {arguments.solver} here takes {per_step} evaluations."
                 )
-        return Drawing(arguments.solver, arguments.grid, steps, arguments.label, arguments.guidance)
+        if isinstance(grid, tuple) and steps != len(grid) - 1:
+            raise UserError(f"--grid: {len(grid)} times are {len(grid) - 1} steps, not {steps}.")
+        if grid == grids.OPTIMISED:
+            grid = grids.load_optimised(folder, weights_sha256, arguments.solver, steps)
+        return Drawing(arguments.solver, grid, steps, arguments.label, arguments.guidance)
+
+    def times(self, scale: float) -> list[float]:
+        """Falling from 1 to 0, for data of this finest scale."""
+        return time_grid(self.grid or SOLVERS[self.solver].grid, self.steps, scale)
 
     @property
     def nfe(self) -> int:
@@ -78,7 +96,7 @@ class Drawing:
     def describe(self) -> dict[str, Any]:
         return {
             "solver": self.solver,
-            "grid": self.grid,
+            "grid": list(self.grid) if isinstance(self.grid, tuple) else self.grid or SOLVERS[self.solver].grid,
             "steps": self.steps,
             "nfe": self.nfe,
             "label": self.label,
@@ -93,7 +111,7 @@ class Drawing:
 
     def solve(self, model: Model, images: range, seed: int) -> Tensor:
         """Images in one batch before they are rounded to levels: :func:`samples.solve`."""
-        times, labels = time_grid(self.grid, self.steps, model.spec.scale), self.labels(images, model.spec)
+        labels, times = self.labels(images, model.spec), self.times(model.spec.scale)
         return samples.solve(model, images, labels, times, self.solver, seed, self.guidance)
 
     def draw(self, model: Model, images: range, seed: int) -> Tensor:

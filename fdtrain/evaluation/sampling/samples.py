@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fdtrain.diffusion.objective import quantise
 from fdtrain.diffusion.predictors import x0_hat
-from fdtrain.diffusion.solvers import sample
+from fdtrain.diffusion.solvers import DEFAULT, sample
 from fdtrain.errors import UserError
 from fdtrain.networks.model import Model
 from fdtrain.randomness import Purpose, normal
@@ -34,7 +34,7 @@ def draw(
     images: Sequence[int],
     labels: Sequence[int] | None,
     times: Sequence[float],
-    solver: str = "sde2",
+    solver: str = DEFAULT,
     seed: int = 0,
     batch: int = 256,
 ) -> Samples:
@@ -52,7 +52,7 @@ def solve(
     images: Sequence[int],
     labels: Sequence[int] | None,
     times: Sequence[float],
-    solver: str = "sde2",
+    solver: str = DEFAULT,
     seed: int = 0,
     guidance: float = 1.0,
     observe: Callable[[int, float, Tensor, Tensor], None] | None = None,

@@ -1,0 +1,149 @@
+"""Published solvers as peers, written in this process: each a function from a grid of times to its steps.
+
+``l = log(alpha / t)`` is half the log-SNR, ``h = l_t - l_s`` and ``D`` the predicted image. ``l`` is infinite at both
+ends of the closed interval: an evaluation at 1 says nothing of a slope in ``l``, and no polynomial in ``l`` reaches 0.
+There the formulas' own limits are taken, which are of first order (DDIM, ancestral sampling).
+"""
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+
+from fdtrain.diffusion.solvers.multistep import Equation
+from fdtrain.diffusion.solvers.step import Step, alpha
+
+
+def _h(s: float, t: float) -> float:
+    """``l_t - l_s``; infinite from 1 and to 0."""
+    return math.log(alpha(t) * s / (t * alpha(s))) if s < 1 and t > 0 else math.inf
+
+
+def heun(times: Sequence[float]) -> list[Step]:
+    """Heun's second-order step in the angle, ``dx/dphi = v``: two evaluations, the second once more when corrected."""
+    steps = []
+    for s, t in pairwise(times):
+        h = math.asin(t) - math.asin(s)
+        steps.append(Step(s, t, 1.0, 0.0, (h,), (0.5 * h, 0.5 * h)))
+    return steps
+
+
+def dpmpp2m(times: Sequence[float]) -> list[Step]:
+    """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2).
+
+    ``x_t = (t/s) x_s + (alpha_t - alpha_s t/s) (D_s + (D_s - D_r) (l_t - l_s) / (2 (l_s - l_r)))``.
+    """
+    return [
+        Step(s, t, t / s, 0.0, _two(alpha(t) - alpha(s) * t / s, r, s, t))
+        for r, s, t in zip([None, *times], times, times[1:])
+    ]
+
+
+def dpmpp2m_sde(times: Sequence[float]) -> list[Step]:
+    """DPM-Solver++(2M) for the SDE (Lu et al. 2022; diffusers' ``sde-dpmsolver++``, ``midpoint``).
+
+    ``x_t = (t/s) e^-h x_s + alpha_t (1 - e^-2h) (D_s + (D_s - D_r) h / (2 (l_s - l_r))) + t sqrt(1 - e^-2h) z``.
+    """
+    steps = []
+    for r, s, t in zip([None, *times], times, times[1:]):
+        e = alpha(s) * t / (alpha(t) * s)  # e^-h
+        spread = (s - t) * (s + t) / (alpha(t) * s) ** 2  # 1 - e^-2h
+        steps.append(Step(s, t, t / s * e, t * math.sqrt(spread), _two(alpha(t) * spread, r, s, t)))
+    return steps
+
+
+def unipc2(times: Sequence[float]) -> list[Step]:
+    """UniPC-2: :func:`_unipc`."""
+    return _unipc(times, 2)
+
+
+def unipc3(times: Sequence[float]) -> list[Step]:
+    """UniPC-3: :func:`_unipc`."""
+    return _unipc(times, 3)
+
+
+def _unipc(times: Sequence[float], order: int) -> list[Step]:
+    """UniPC (Zhao et al. 2023), data prediction, ``B(h) = e^-h - 1`` (``bh2``), multistep.
+
+    ``x_t = (t/s) x_s - alpha_t (e^-h - 1) D_s - alpha_t B sum_k a_k (D_k - D_s) / r_k``, ``r_k = (l_k - l_s) / h``
+    of past evaluations and, in the corrector, of the new one, whose ``r`` is 1; ``a`` solves ``sum_k a_k r_k^(j-1) =
+    j! (-h) phi_(j+1)(-h) / B`` (its theorem 3.1), but is 1/2 when it is one. As in the authors' code the order falls
+    to 1 towards the last step, which is not corrected.
+    """
+    steps = []
+    for i, (s, t) in enumerate(pairwise(times)):
+        # Of an evaluation at 1, r is infinite, and its difference over r is zero.
+        past = [r for r in times[:i][::-1] if r < 1][: min(order, len(times) - 1 - i) - 1]
+        predictor = _bh2(s, t, past)
+        corrector: Sequence[float] = ()
+        if t > 0:
+            at_s, *others, new = _bh2(s, t, [*past, t])
+            corrector = (new, at_s, *others)
+        steps.append(Step(s, t, t / s, 0.0, predictor, corrector))
+    return steps
+
+
+def _bh2(s: float, t: float, others: Sequence[float]) -> list[float]:
+    """Weights of ``D_s`` and of the evaluations at ``others``."""
+    h = _h(s, t)
+    B = math.expm1(-h)
+    first = -alpha(t) * B
+    if not others:
+        return [first]
+    r = np.array([_h(s, other) / h if other != t else 1.0 for other in others])
+    a = np.array([0.5])
+    if len(r) > 1:
+        k = np.arange(1, len(r) + 1)
+        a = np.linalg.solve(r ** (k[:, None] - 1), [_moment(-h, int(j)) / B for j in k])
+    slopes = -alpha(t) * B * a / r
+    return [first - slopes.sum(), *slopes.tolist()]
+
+
+def _moment(h: float, j: int) -> float:
+    """``j! h phi_(j+1)(h)``, where ``phi_1(h) = (e^h - 1) / h`` and ``phi_(j+1) = (phi_j - 1/j!) / h``."""
+    if abs(h) < 1:
+        # j! sum_m h^(m+1) / (m + j + 1)!, without the recursion's cancellation.
+        return sum(math.factorial(j) * h ** (m + 1) / math.factorial(m + j + 1) for m in range(20))
+    phi = math.expm1(h) / h
+    for i in range(1, j + 1):
+        phi = (phi - 1 / math.factorial(i)) / h
+    return math.factorial(j) * h * phi
+
+
+def _scaler(sigma: np.ndarray | float):
+    """ER-SDE's noise scale, ``x (exp(x^0.3) + 10)``, and its derivative, at ``x = t / alpha``."""
+    e = np.exp(sigma**0.3)
+    return sigma * (e + 10), e * (1 + 0.3 * sigma**0.3) + 10
+
+
+def _er_linear(s: float, t: float) -> float:
+    if s == 1:
+        return 0.0
+    return alpha(t) / alpha(s) * float(_scaler(t / alpha(t))[0] / _scaler(s / alpha(s))[0])
+
+
+def _er_weight(t: float, phi: np.ndarray) -> np.ndarray:
+    # exp overflows next to t = 1, where the weight is zero.
+    value, slope = _scaler(np.minimum(np.tan(phi), 1e7))
+    return alpha(t) * float(_scaler(t / alpha(t))[0]) * slope / value**2 / np.cos(phi) ** 2
+
+
+def _er_noise(s: float, t: float) -> float:
+    ratio = _er_linear(s, t) * s  # alpha_t lambda_s phi_t / phi_s
+    return math.sqrt(max(0.0, (t - ratio) * (t + ratio)))
+
+
+ER_SDE = Equation("data", _er_linear, _er_weight, _er_noise)
+"""ER-SDE (Cui et al. 2023): with two evaluations, and ``D`` linear in ``t / alpha``, its ER-SDE-Solver-2.
+
+``x_t = alpha_t/alpha_s phi_t/phi_s x_s + alpha_t phi_t Int D phi' / phi^2 dlambda + noise``, ``lambda = t / alpha``.
+"""
+
+
+def _two(total: float, r: float | None, s: float, t: float) -> list[float]:
+    """``total (D_s + (D_s - D_r) h / (2 (l_s - l_r)))`` as weights."""
+    if r is None or r == 1 or t == 0:
+        return [total]
+    slope = total * _h(s, t) / (2 * _h(r, s))
+    return [total + slope, -slope]

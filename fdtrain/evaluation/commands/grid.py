@@ -1,0 +1,67 @@
+"""The times that bring a deterministic solver nearest to the fine solution, found for a model and saved with it.
+
+Writes grids.json into the run, export or checkpoint, which ``--grid optimised`` reads. The same command finds the same
+grid (docs/sampling.md).
+"""
+
+import argparse
+
+import torch
+
+from fdtrain import distributed
+from fdtrain.diffusion.solvers import SOLVERS, time_grid
+from fdtrain.errors import UserError
+from fdtrain.evaluation.reporting import result
+from fdtrain.evaluation.sampling import grids, optimise
+from fdtrain.evaluation.sampling.options import Drawing
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="a run (its newest checkpoint), a checkpoint, or an export")
+    known = [name for name, solver in SOLVERS.items() if not solver.stochastic]
+    parser.add_argument("--solver", choices=known, default="ode", help="default: ode")
+    parser.add_argument("--nfe", type=int, default=10, help="evaluations per image (default: 10)")
+    parser.add_argument("--images", type=int, default=256, help="that the distance is taken over (default: 256)")
+    parser.add_argument("--reference", type=int, default=100, help="evaluations of the fine solution (default: 100)")
+    parser.add_argument("--rounds", type=int, default=4, help="of the search over all times (default: 4)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--batch", type=int, default=256, help="images that are computed together")
+    parser.add_argument("--device", help="such as cpu or cuda:1; by default the GPU, where there is one")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    per_step = SOLVERS[arguments.solver].evaluations_per_step
+    for name in ("nfe", "images", "reference", "rounds", "batch"):
+        if getattr(arguments, name) < 1:
+            raise UserError(f"--{name} must be at least 1.")
+    if arguments.seed < 0:
+        raise UserError("--seed must not be negative.")
+    if arguments.nfe % per_step or arguments.nfe < 2 * per_step:
+        raise UserError(
+            f"--nfe {arguments.nfe}: {arguments.solver} takes {per_step} a step, and a grid has two steps or more."
+        )
+    model, subject = result.open_model(arguments.model)
+    model.to(arguments.device)
+    steps, scale = arguments.nfe // per_step, model.spec.scale
+
+    def solve(drawing: Drawing) -> torch.Tensor:
+        parts = [
+            range(first, min(arguments.images, first + arguments.batch))
+            for first in range(0, arguments.images, arguments.batch)
+        ]
+        return torch.cat([drawing.solve(model, part, arguments.seed) for part in parts])
+
+    fine = solve(Drawing("ode", None, arguments.reference))
+
+    def distance(times: tuple[float, ...]) -> float:
+        found = solve(Drawing(arguments.solver, times, steps))
+        return (found - fine).double().square().mean().sqrt().item()
+
+    own = SOLVERS[arguments.solver].grid
+    before = distance(tuple(time_grid(own, steps, scale)))
+    starts = [tuple(time_grid(name, steps, scale)) for name in dict.fromkeys([own, *optimise.STARTS])]
+    times, value = optimise.search(distance, starts, arguments.rounds)
+    if distributed.rank() == 0:
+        path = grids.save_optimised(subject.home, subject.sha256, arguments.solver, steps, times)
+        print(f"{path}: {arguments.solver}, {arguments.nfe} evaluations: {', '.join(f'{t:.4g}' for t in times)}")
+        print(f"RMS distance to the fine solution {value:.4f}; on its own grid ({own}) {before:.4f}")

@@ -1,0 +1,97 @@
+"""Grids of times that users give, and those optimised for a model, which lie beside it (docs/sampling.md)."""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from fdtrain.diffusion.solvers import GRIDS, check_grid, parse_grid
+from fdtrain.errors import UserError
+from fdtrain.files import write_text
+
+FILE = "grids.json"
+"""Of a run, an export or a checkpoint: ``{weights_sha256: {"SOLVER, N steps": times}}``."""
+OPTIMISED = "optimised"
+HELP = (
+    f"spacing of the times: {', '.join(GRIDS)}, or with a parameter as power:3; times as 1,0.6,0.2,0, or a file of "
+    f"them; or {OPTIMISED}: what tools/evaluate.py grid has found (default: the solver's own)"
+)
+
+
+def read_grid(text: str, option: str = "--grid") -> str | tuple[float, ...]:
+    """A grid's name as it is, or the times of a list or a file, separated by commas or white space.
+
+    Raises:
+        UserError: there is no such grid, or the times do not fall from 1 to 0.
+    """
+    words = text
+    if os.sep in text or Path(text).is_file():
+        try:
+            words = Path(text).read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{option}: cannot read {text} ({getattr(error, 'strerror', None) or error}).") from error
+    elif "," not in text:
+        if text != OPTIMISED:
+            _checked(lambda: parse_grid(text), option)
+        return text
+    try:
+        times = tuple(float(word) for word in words.strip().strip("[]").replace(",", " ").split())
+    except ValueError as error:
+        raise UserError(f"{option}: {text} must hold times, numbers that fall from 1 to 0.") from error
+    _checked(lambda: check_grid(times), option)
+    return times
+
+
+def _checked(check: Callable[[], object], option: str) -> None:
+    try:
+        check()
+    except ValueError as error:
+        raise UserError(f"{option}: {error}.") from error
+
+
+def load_optimised(folder: Path, weights_sha256: str, solver: str, steps: int) -> tuple[float, ...]:
+    """The grid that was found for these weights.
+
+    Raises:
+        UserError: there is none yet, or its file is damaged.
+    """
+    times = _read(folder / FILE).get(weights_sha256, {}).get(_key(solver, steps))
+    if times is None:
+        raise UserError(
+            f"--grid {OPTIMISED}: {folder} has none for these weights, {solver} and {steps} steps. First run "
+            f"tools/evaluate.py grid {folder} --solver {solver} with as many evaluations."
+        )
+    return tuple(times)
+
+
+def save_optimised(folder: Path, weights_sha256: str, solver: str, steps: int, times: Sequence[float]) -> Path:
+    """Add a grid to those of a model.
+
+    Raises:
+        UserError: the file is damaged, or cannot be written.
+    """
+    path = folder / FILE
+    grids = _read(path)
+    grids.setdefault(weights_sha256, {})[_key(solver, steps)] = list(times)
+    try:
+        write_text(path, json.dumps(grids, indent=1) + "\n")
+    except OSError as error:
+        raise UserError(f"cannot write {path} ({error.strerror}).") from error
+    return path
+
+
+def _key(solver: str, steps: int) -> str:
+    return f"{solver}, {steps} steps"
+
+
+def _read(path: Path) -> dict[str, dict[str, list[float]]]:
+    if not path.is_file():
+        return {}
+    try:
+        grids = json.loads(path.read_text())
+        for by_setting in grids.values():
+            for times in by_setting.values():
+                check_grid(times)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is damaged ({error}). Remove it, and run tools/evaluate.py grid again.") from error
+    return grids
