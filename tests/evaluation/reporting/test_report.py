@@ -26,7 +26,10 @@ def folder(tmp_path):
     shard = {"file": HOSTILE.replace("/", "-"), "images": 300, "bytes": 1, "sha256": "0" * 64}
     dataset = {"version": 1, "name": "cifar10", "source": HOSTILE, "size": 32, "channels": 3, "levels": 256}
     dataset |= {"classes": [HOSTILE], "encoding": HOSTILE}
-    write(folder / "dataset.json", dataset | {"splits": {"train": [shard, shard], "test": [shard]}})
+    write(
+        folder / "dataset.json",
+        dataset | {"splits": {"train": [shard, shard | {"file": "b.tar"}], "test": [shard | {"file": "c.tar"}]}},
+    )
     write(folder / "environment.json", {"device": HOSTILE, "processes": 8, "commit": HOSTILE})
     lines = [
         {
