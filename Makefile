@@ -29,7 +29,7 @@ demo: $(READY)
 	python tools/evaluate.py nll runs/$(RUN) --data data/digits --draws 20
 	python tools/evaluate.py fid runs/$(RUN) --data data/digits --features export/digits-features --images 128 --steps 25
 	python tools/evaluate.py curve runs/$(RUN) --data data/digits --features export/digits-features --images 64 \
-		--solvers sde2 ode2 --nfe 5 10 --reference 20
+		--solvers sde ode unipc2 --nfe 5 8 10 15 20 30 --reference 60
 	python tools/sample.py runs/$(RUN) --images 100 --steps 50 --out runs/$(RUN)/samples/final.png
 	python tools/export.py runs/$(RUN) export/$(RUN)
 	python tools/evaluate.py report runs/$(RUN)

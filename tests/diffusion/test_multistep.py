@@ -61,6 +61,23 @@ def test_divergence_on_the_spectrum_of_images(setting):
             assert mean_kl(solver, time_grid(grid, nfe)) == pytest.approx(figure, abs=0.55 * unit)
 
 
+@pytest.mark.parametrize(("p", "figure"), [(2, 3.5e-5), (3, 7.7e-9)])
+def test_divergence_from_smooth_data_at_thirty_evaluations(p, figure):
+    """N(0.7, 0.04), SDE in F-form on the uniform grid: the mean, and the variance by the response to each noise."""
+    x = torch.zeros(32, 1, dtype=torch.float64)
+    x[1] = 1
+
+    def noise(step):
+        z = torch.zeros_like(x)
+        z[step + 2] = 1
+        return z
+
+    out = sample(gaussian(0.7, 0.04).field, x, time_grid("uniform", 30), member(SDE_F, "tau", p, 0, ""), noise)[:, 0]
+    mean, variance = out[0].item(), (out[1:] - out[0]).square().sum().item()
+    kl = 0.5 * ((variance + (mean - 0.7) ** 2) / 0.04 - 1 - math.log(variance / 0.04))
+    assert kl == pytest.approx(figure, rel=0.015)
+
+
 @pytest.mark.parametrize("name", OURS)
 def test_ours_are_stable_on_the_spectrum_at_five_evaluations(name):
     assert mean_kl(SOLVERS[name], time_grid(SOLVERS[name].grid, 5)) < 0.2

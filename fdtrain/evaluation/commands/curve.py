@@ -109,10 +109,10 @@ def run(arguments: argparse.Namespace) -> tuple[Path, int, dict[str, Path]] | No
     found["strata"] = {"images": count, "density": "asinh", **curves.by_stratum(values, edges)}
 
     seeds = range(arguments.seed, arguments.seed + arguments.sets)
-    fine = _drawing("heun", "angle", arguments.reference)
+    fine = _drawing("ode", None, arguments.reference)
     references = {seed: samples(fine, seed) for seed in seeds}
     found |= {"distance": network.title, "features": network.describe(), "seeds": list(seeds)}
-    found["reference"] = {"solver": "heun", "grid": "angle", "nfe": arguments.reference}
+    found["reference"] = {key: fine.describe()[key] for key in ("solver", "grid", "nfe")}
     found["points"] = []
     for drawing in _drawings(arguments):
         distances, rms = [], []
@@ -153,15 +153,11 @@ def draw(found: CurveResult, path: Path) -> dict[str, Path]:
     pictures = {name: path.with_name(f"{path.stem}_{name}.png") for name in ("integrand", "variance", "quality")}
     figures.integrand(found.strata, pictures["integrand"])
     figures.variance(found.strata, pictures["variance"])
-    seeds = len(found.seeds)
-    bands = f" (bands: least to most of {seeds} seeds)" if seeds > 1 else ""
-    title = f"{found.distance} to {found.split}, {found.images} samples{bands}"
+    title = f"{found.distance} to {found.split}, {found.images} samples"
     figures.quality(found.points, "distance", title, pictures["quality"])
     if any(point.rms is not None for point in found.points):
         pictures["ode"] = path.with_name(f"{path.stem}_ode.png")
-        figures.quality(
-            found.points, "rms", f"RMS distance to the fine ODE solution, pixels in -1..1{bands}", pictures["ode"]
-        )
+        figures.quality(found.points, "rms", "RMS distance to the fine ODE solution, pixels in -1..1", pictures["ode"])
     return pictures
 
 

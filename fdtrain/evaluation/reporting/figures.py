@@ -43,13 +43,15 @@ def quality(points: list[CurvePoint], key: str, title: str, path: Path) -> None:
         nfe, values, least, most = zip(*sorted(line))
         axes.plot(nfe, values, style, marker="o", ms=4, color=colour, label=name)
         axes.fill_between(nfe, least, most, color=colour, alpha=0.15, linewidth=0)
+    sets = max(len(getattr(point, f"{key}_by_seed") or [0]) for point in points)
+    bands = f"bands: least to most of {sets} seeds" if sets > 1 else None
     axes.set_xscale("log")
     axes.set_yscale("log")
     counts = sorted({point.nfe for point in points})
     axes.set_xticks(counts, [str(count) for count in counts])
     axes.xaxis.set_minor_locator(NullLocator())
     _log_values(axes)
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8, title=bands, title_fontsize=8)
     write_file(path, partial(figure.savefig, format="png"))
 
 
