@@ -8,13 +8,17 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import Store
+from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 from fdtrain.errors import LostPeer, Preempted, UserError
 
+Value = TypeVar("Value")
 PATIENCE = 600.0
 """Seconds that a rank waits for another in a call of theirs, unless a run says otherwise."""
 
@@ -53,7 +57,7 @@ def check_launcher() -> None:
         )
 
 
-def open_store(timeout: float, serve: bool = True) -> dist.TCPStore:
+def open_store(timeout: float, serve: bool = True) -> TCPStore:
     """A connection to the store by which the ranks of a launch meet; one process alone has its own.
 
     Args:
@@ -71,7 +75,7 @@ def open_store(timeout: float, serve: bool = True) -> dist.TCPStore:
     serve = serve and rank() == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     try:
         # Not waiting for the others here, which the heartbeat is to watch meanwhile.
-        return dist.TCPStore(
+        return TCPStore(
             host,
             port,
             is_master=serve,
@@ -87,7 +91,7 @@ def open_store(timeout: float, serve: bool = True) -> dist.TCPStore:
         ) from error
 
 
-def connect(patience: float = PATIENCE, store: dist.Store | None = None) -> torch.device:
+def connect(patience: float = PATIENCE, store: Store | None = None) -> torch.device:
     """Join the process group (of one, when started without a launcher) and return this rank's device.
 
     Args:
@@ -156,11 +160,11 @@ def all_reduce_sum(x: Tensor) -> Tensor:
     return x
 
 
-def broadcast(value):
+def broadcast(value: Value) -> Value:
     """Rank 0's value of a small picklable object; of one rank, which need not have joined a group, its own."""
     if world_size() == 1:
         return value
-    box = [value]
+    box: list[Any] = [value]
     dist.broadcast_object_list(box)
     return box[0]
 

@@ -179,7 +179,7 @@ def checkpoint_to_resume(plan: Plan) -> Path | None:
     def fits(path: Path) -> store.State:
         return store.check_fits(path, plan.spec, plan.identity)
 
-    path, faults = distributed.broadcast(store.newest(folder, fits) if distributed.rank() == 0 else None)
+    path, faults = distributed.broadcast(store.newest(folder, fits) if distributed.rank() == 0 else (None, []))
     if path is None and faults:
         raise UserError(
             f"no checkpoint of {folder} can be used: {'; '.join(faults)}. "
@@ -200,7 +200,7 @@ def checkpoint_to_resume(plan: Plan) -> Path | None:
 def _callbacks(plan: Plan, density: TimeDensity, monitor: Monitor, device: torch.device) -> list[Callback]:
     config, settings, found = plan.config, plan.config.monitor, []
     drawing = callbacks.monitor_drawing(settings, plan.spec.scale)
-    if settings.evaluate_every:
+    if settings.evaluate_every and config.data.test_split is not None:
         split = Split(plan.data, config.data.test_split, _cache(plan))
         run_ = callbacks.held_out_bits(split, density, settings.evaluate_draws, monitor)
         found.append(Callback(settings.evaluate_every, run_))

@@ -51,17 +51,19 @@ class Average:
     @property
     def fragments(self) -> list[Fragment]:
         """This rank's, live."""
-        averages = self.ema.ema_model.parts
+        shard = self.ema.ema_model
+        assert isinstance(shard, Shard)
         return [
-            Fragment(AVERAGE, w.parameter, w.start, part.data) for w, part in zip(self.weights, averages, strict=True)
+            Fragment(AVERAGE, w.parameter, w.start, part.data)
+            for w, part in zip(self.weights, shard.parts, strict=True)
         ]
 
     def load(self, parts: FragmentReader, steps: int) -> None:
-        """Take up the average after ``steps`` updates."""
+        """Load the average after ``steps`` updates."""
         for fragment in self.fragments:
             fragment.tensor.copy_(parts.read(AVERAGE, fragment.parameter, fragment.start, len(fragment.tensor)))
-        self.ema.step.fill_(steps)
-        self.ema.initted.fill_(True)
+        self.ema.get_buffer("step").fill_(steps)
+        self.ema.get_buffer("initted").fill_(True)
 
     @contextmanager
     def gathered(self, device: torch.device):

@@ -66,7 +66,8 @@ class Engine:
         self.optimizer.register_step_pre_hook(self._judge)
         _limit_waiting(training.collective_timeout_s)
         settings = _settings(training, layout)
-        self.engine, *_ = deepspeed.initialize(model=model, optimizer=self.optimizer, config=settings)
+        # Of no one type: its optimiser is ZeRO's, or ours at stage 0.
+        self.engine: Any = deepspeed.initialize(model=model, optimizer=self.optimizer, config=settings)[0]
         if self.stage:
             self._scale_with_clipping()
         elif layout.world_size == 1:
@@ -117,7 +118,7 @@ class Engine:
         refused, owners = self.guard.refuses(norm), self.optimizer.param_groups[0]["params"]
         if self.training.adam == "fused":
             # Its kernel leaves everything as it is where this is 1, without a word to the host.
-            self.optimizer.found_inf = refused.to(owners[0].device)
+            setattr(self.optimizer, "found_inf", refused.to(owners[0].device))  # noqa: B010 (no attribute of its type)
         elif refused.item():
             for owner in owners:
                 owner.grad = None

@@ -89,7 +89,7 @@ def exact_float32() -> Iterator[None]:
     try:
         yield
     finally:
-        set_tf32(on)
+        set_tf32(bool(on))
 
 
 def matrix_rate(device: torch.device, precision: str) -> float:

@@ -5,17 +5,14 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
-from torch.autograd import DeviceType
+from torch.autograd import DeviceType  # pyright: ignore[reportPrivateImportUsage]
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from fdtrain import distributed
 from fdtrain.errors import UserError
-
-if TYPE_CHECKING:
-    from fdtrain.training.metrics import Stopwatch
+from fdtrain.training.metrics import Stopwatch
 
 # The profiler's own messages, of no use to anybody.
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
@@ -51,7 +48,7 @@ class Profiler:
         watch: paused while a profiler starts and ends, which takes longer than a step.
     """
 
-    def __init__(self, folder: Path, traced: range, device: torch.device, watch: "Stopwatch"):
+    def __init__(self, folder: Path, traced: range, device: torch.device, watch: Stopwatch):
         self.folder, self.traced, self.device, self.watch = folder, traced, device, watch
         self.communication: float | None = None
         self._trace: profile | None = None
@@ -62,13 +59,14 @@ class Profiler:
         if distributed.rank() != 0:
             yield
         elif number in self.traced:
-            # Taken up in the middle when the run resumes there.
+            # Begun in the middle when the run resumes there.
             if self._trace is None:
                 self._trace = self._start(with_host=True)
             with record_function(f"step {number}"):
                 yield
             if number == self.traced[-1]:
-                self._export()
+                self._export(self._trace)
+                self._trace = None
         elif distributed.world_size() > 1 and number % EVERY == SAMPLED:
             sample = self._start(with_host=self.device.type == "cpu")
             yield
@@ -95,18 +93,20 @@ class Profiler:
             sample.stop()
             # Of a GPU the kernels alone: the calls that launch them are recorded too.
             kind = DeviceType.CUDA if self.device.type == "cuda" else DeviceType.CPU
-            events = [(e.name, e.time_range.start, e.time_range.end) for e in sample.events() if e.device_type == kind]
+            events = [
+                (e.name, e.time_range.start, e.time_range.end) for e in sample.events() or () if e.device_type == kind
+            ]
         return alone(events, self.device.type) / 1e6 / seconds
 
-    def _export(self) -> None:
+    def _export(self, trace: profile) -> None:
         with self.watch.pause():
             self._synchronise()
-            self._trace.stop()
+            trace.stop()
             # The ending by which TensorBoard's plugin knows a trace; Perfetto reads any.
             file = self.folder / f"steps_{self.traced[0]}_{self.traced[-1]}.pt.trace.json"
             try:
                 self.folder.mkdir(exist_ok=True)
-                self._trace.export_chrome_trace(str(file))
+                trace.export_chrome_trace(str(file))
             except OSError as error:
                 # A sick disk costs the trace, not the run.
                 print(f"fdtrain: warning: {file} cannot be written ({error.strerror}).", file=sys.stderr, flush=True)

@@ -41,7 +41,8 @@ def stepped_ranges(zero: Any, model: Model, stage: int) -> Iterator[SteppedRange
     Args:
         zero: DeepSpeed's optimiser.
     """
-    for name, p in model.named_parameters():
+    parameters: Iterator[tuple[str, Any]] = model.named_parameters()
+    for name, p in parameters:
         if stage == 0:
             found = SteppedRange(name, 0, p, 0, p.numel())
         elif stage == 3:
@@ -68,7 +69,7 @@ def load_module(zero: Any, model: Model, stage: int, stepped: list[SteppedRange]
     elif stage == 3:
         if zero.persistent_parameters:
             zero.persistent_parameters[0].partition(zero.persistent_parameters)
-        by_name = dict(model.named_parameters())
+        by_name: dict[str, Any] = dict(model.named_parameters())
         for r in stepped:
             by_name[r.parameter].ds_tensor.view(-1)[: r.count].copy_(r.of(r.owner.data))
         if zero.persistent_parameters:
