@@ -120,7 +120,8 @@ def read_description(folder: str | Path) -> DatasetDescription:
     except FileNotFoundError:
         raise UserError(f"data.path: no folder {folder}. Pack a data set into it with tools/pack.py.") from None
     except (OSError, ValueError) as error:
-        raise UserError(f"data.path: {excerpt(folder)} cannot be read ({excerpt(error)}). Choose another.") from error
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"data.path: {excerpt(folder)} cannot be read ({excerpt(reason)}). Choose another.") from error
     if not file.exists():
         raise UserError(f"data.path: {folder} holds no {FILE}. Pack a data set into it with tools/pack.py.")
     return parse_description(read_text(str(file), 0), str(file))
