@@ -1,0 +1,28 @@
+import pytest
+from models import DIGITS
+
+from fdtrain.config import MonitorConfig
+from fdtrain.errors import UserError
+from fdtrain.training import callbacks
+
+
+@pytest.mark.parametrize(
+    ("settings", "part"),
+    [
+        ({"sample_grid": "log"}, r"monitor\.sample_grid: there is no grid 'log'"),
+        ({"sample_grid": [1.0, 0.5, 0.6, 0.0], "sample_steps": 3}, r"monitor\.sample_grid: .* fall strictly"),
+        ({"sample_grid": [1.0, 0.5, 0.0], "sample_steps": 3}, r"monitor\.sample_grid: 3 times are 2 steps, not 3"),
+    ],
+)
+def test_a_wrong_grid_is_refused_before_training(settings, part, tmp_path):
+    settings = MonitorConfig(**settings)
+    with pytest.raises(UserError, match=part):
+        callbacks.sample_grid(DIGITS, settings, 0, tmp_path, None)
+    with pytest.raises(UserError, match=part):
+        callbacks.frechet(DIGITS, None, None, settings, 0, None)
+
+
+@pytest.mark.parametrize("grid", [None, "power:2", (1.0, 0.3, 0.0)])
+def test_grids_of_the_configuration(grid, tmp_path):
+    settings = MonitorConfig(sample_grid=grid, sample_steps=2)
+    assert callable(callbacks.sample_grid(DIGITS, settings, 0, tmp_path, None))
