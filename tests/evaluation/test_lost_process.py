@@ -9,7 +9,7 @@ from jobs import Group, message
 
 # A tool with a shorter heartbeat, that says when it has joined the others.
 PROGRAM = """
-import runpy, sys
+import os, runpy, sys
 from contextlib import contextmanager
 from fdtrain.resilience import heartbeat
 
@@ -23,6 +23,7 @@ def joined(seconds, *more):
 
 heartbeat.joined = joined
 sys.argv = sys.argv[1:]
+sys.path.insert(0, os.path.dirname(sys.argv[0]))
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import aiohttp  # noqa: F401  What is imported at need is imported before the limits hold.
 import pyarrow.compute
 import pyarrow.parquet  # noqa: F401
+import torch  # noqa: F401
 from PIL import Image
 from watched import digest, serve
 
