@@ -74,7 +74,7 @@ def test_the_inception_kept_is_the_default(inception, monkeypatch):
 def test_inception_is_fetched_from_a_url_once_and_checked(inception, monkeypatch, tmp_path):
     content, fetched = inception.read_bytes(), []
 
-    def fetch(place, into, seconds, check):
+    def fetch(place, into, seconds, most, check):
         fetched.append(place)
         into.write_bytes(content)
         check(into)
