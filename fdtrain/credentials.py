@@ -62,7 +62,7 @@ def _masked_url(url: str) -> str:
     scheme, rest = url[: start.end()], url[start.end() :]
     end = _end_of_user(rest)
     user, place = rest[:end], rest[end:]
-    path, mark, query = re.fullmatch(r"([^?#]*)([?#]?)(.*)", place, re.DOTALL).groups()
+    path, mark, query = (*re.split(r"([?#])", place, maxsplit=1), "", "")[:3]
     # Of a URL within this one.
     path = _USER.sub(f"{MASK}@", path)
     return f"{scheme}{_masked_part(user, ':')}{path}{mark}{_masked_part(query, '&')}"
@@ -70,7 +70,7 @@ def _masked_url(url: str) -> str:
 
 def _end_of_user(rest: str) -> int:
     """Where the ``@`` lies that ends the user in what follows ``scheme://``; 0 if there is none before the path."""
-    authority = re.match(r"[^/?#]*", rest)[0]
+    authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
     if "@" in authority:
         return authority.rindex("@")
     _, colon, port = authority.partition(":")

@@ -52,8 +52,8 @@ class _Repr(reprlib.Repr):
         super().__init__()
         self.maxlevel, self.maxlist, self.maxdict, self.maxtuple, self.maxother = 3, 6, 6, 6, LONGEST_SHOWN
 
-    def repr_str(self, value: str, level: int) -> str:
-        return repr(excerpt(value))
+    def repr_str(self, x: str, level: int) -> str:
+        return repr(excerpt(x))
 
 
 _repr = _Repr()
@@ -70,7 +70,7 @@ class _Loader(yaml.SafeLoader):
         event = self.peek_event()
         if isinstance(event, yaml.AliasEvent):
             node = super().compose_node(parent, index)
-            if node not in self._size:
+            if node is None or node not in self._size:
                 raise _error(f"alias '*{event.anchor}' stands within what it is of", event)
             self._add(self._size[node], event)
             return node
@@ -79,13 +79,14 @@ class _Loader(yaml.SafeLoader):
             raise _error(f"nested deeper than {DEEPEST} levels", event)
         self._add(1, event)
         node = super().compose_node(parent, index)
+        assert node is not None
         self._depth -= 1
         self._size[node] = self._values - before
         if node.tag not in _TAGS:
             raise _error(f"values of type {node.tag} are not admitted", event)
         return node
 
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
         lines: dict[tuple[str, str], int] = {}
         for key, _ in node.value:

@@ -48,7 +48,7 @@ class Cache:
             raise self._unwritable(error) from error
         os.close(self._open_lock("room"))
 
-    def hold(self, shard: Shard, place: str) -> tuple[Path, int]:
+    def acquire(self, shard: Shard, place: str) -> tuple[Path, int]:
         """The shard's file, fetched if it is not there, and a descriptor: until that is closed it is not evicted.
 
         Raises:

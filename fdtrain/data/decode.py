@@ -64,7 +64,7 @@ class ImageDecoder:
         """
         if extension == "npy":
             expected = len(self._header) + self.dims
-            if size == expected == os.preadv(file, [self._found, out], offset) and self._found == self._header:
+            if size == expected == os.preadv(file, [self._found, out.data], offset) and self._found == self._header:
                 return
             self._array(_read(file, offset, size, self.dims + _NPY_HEADER), out)
         else:

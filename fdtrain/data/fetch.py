@@ -100,24 +100,30 @@ def _copy(place: str, into: Path, end: float, most: int) -> None:
         asyncio.run(asyncio.wait_for(_copy_async(system, path, into, most), end - time.monotonic()))
     else:
         with system.open(path, "rb") as source, into.open("wb") as file:
-            _pour(lambda: _in_time(end) and source.read(PIECE), file, most)
+
+            def read() -> bytes:
+                _check_deadline(end)
+                return source.read(PIECE)
+
+            _write_pieces(read, file, most)
 
 
 def _copy_output(command: str, into: Path, end: float, most: int) -> None:
     with subprocess.Popen(command, shell=True, stdout=subprocess.PIPE, start_new_session=True) as process:
+        assert process.stdout is not None
         output = process.stdout.fileno()
         poll = select.poll()
         poll.register(output, select.POLLIN)
 
         def read() -> bytes:
-            _in_time(end)
+            _check_deadline(end)
             while not poll.poll(100):
-                _in_time(end)
+                _check_deadline(end)
             return os.read(output, PIECE)
 
         try:
             with into.open("wb") as file:
-                _pour(read, file, most)
+                _write_pieces(read, file, most)
             code = process.wait(max(0.0, end - time.monotonic()))
         except BaseException as error:
             # The shell and what it has started.
@@ -130,17 +136,16 @@ def _copy_output(command: str, into: Path, end: float, most: int) -> None:
         raise subprocess.CalledProcessError(code, command)
 
 
-def _pour(read: Callable[[], bytes], file: BinaryIO, most: int) -> None:
+def _write_pieces(read: Callable[[], bytes], file: BinaryIO, most: int) -> None:
     bound = _Bound(most)
     while data := read():
         bound.relative_update(len(data))
         file.write(data)
 
 
-def _in_time(end: float) -> bool:
+def _check_deadline(end: float) -> None:
     if time.monotonic() > end:
         raise TimeoutError
-    return True
 
 
 class _Bound(Callback):

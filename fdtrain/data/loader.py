@@ -1,8 +1,8 @@
 """Batches of one rank, in the order of the lanes (docs/data.md)."""
 
+import logging
 import math
 import mmap
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -18,6 +18,8 @@ from fdtrain.data.processes import heed_parent_alone, unheard
 from fdtrain.data.shards import ShardReader
 from fdtrain.errors import UserError
 from fdtrain.randomness import Purpose, stream
+
+logger = logging.getLogger(__name__)
 
 Batch = tuple[Tensor, Tensor]
 """Images ``(n, C, H, W)`` uint8 and labels ``(n,)`` int64, lane after lane."""
@@ -81,7 +83,7 @@ class LaneDataset(Dataset):
     def _batch(self, step: int, out: np.ndarray | None) -> tuple[Tensor, Tensor, list[str]]:
         n = self.lane_images
         if self._prefetcher:
-            self._look_ahead(step * n)
+            self._look_ahead(self._prefetcher, step * n)
         rows = np.concatenate([self.order.samples(lane, step * n, (step + 1) * n) for lane in self.lanes])
         images, labels, broken = self.reader.read(rows.tolist(), out)
         for place, problem in broken.items():
@@ -106,7 +108,7 @@ class LaneDataset(Dataset):
             f"{problem}; nor is any of the {self.order.window} after it sound. Repair the shard or pack it again."
         )
 
-    def _look_ahead(self, position: int) -> None:
+    def _look_ahead(self, prefetcher: Prefetcher, position: int) -> None:
         """Want the shards of every lane's window and of the one after it, once a window."""
         lanes = [lane for lane in self.lanes if self._wanted.get(lane, 0) <= position]
         if not lanes:
@@ -114,7 +116,7 @@ class LaneDataset(Dataset):
         reach = self.order.window + self.lane_images
         for begin in (position, position + reach):
             wanted = dict.fromkeys(s for lane in lanes for s in self.order.shards(lane, begin, begin + reach))
-            self._prefetcher.want(self.reader.shards[s] for s in wanted)
+            prefetcher.want(self.reader.shards[s] for s in wanted)
         self._wanted |= dict.fromkeys(lanes, position + reach)
 
 
@@ -230,4 +232,4 @@ class Batches(Iterator[Batch]):
             )
         if self.broken <= SHOWN:
             more = "; further ones are only counted" if self.broken == SHOWN else ""
-            print(f"fdtrain: skipping a broken sample: {problem}{more}", file=sys.stderr, flush=True)
+            logger.warning("skipping a broken sample: %s%s", problem, more)

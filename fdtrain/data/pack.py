@@ -36,6 +36,7 @@ from fdtrain.data.writer import (
     Form,
     finished,
     layout,
+    record,
     write_part,
     write_text,
     writing,
@@ -258,17 +259,17 @@ def _write_shards(source: Source, request: Request, folder: Path, workers: int, 
     with progress(sum(map(sum, request.images.values())), done, f"packing {described.name}", bar):
         for bad in run(write_part, tasks, workers):
             found.append(bad)
-            if sum(bad.count for bad in found) >= MANY:
+            if sum(bad.total for bad in found) >= MANY:
                 break
-    if any(bad.count for bad in found):
+    if any(bad.total for bad in found):
         write_text(folder / REQUEST, request.model_copy(update={"bad_images": True}).model_dump_json(indent=1))
         raise UserError(_report(found, source))
-    return {split: [finished(folder, cut) for part in parts for cut in part] for split, parts in plan.items()}
+    return {split: [record(folder, cut) for part in parts for cut in part] for split, parts in plan.items()}
 
 
 def _report(found: list[BadImages], source: Source) -> str:
     """The first bad images, and how many there are."""
-    count = sum(bad.count for bad in found)
+    count = sum(bad.total for bad in found)
     first = sorted(image for bad in found for image in bad.first)[:REPORTED]
     if count == 1:
         return first[0].problem

@@ -104,13 +104,14 @@ def end_with_parent() -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     # It may have gone before.
-    if not multiprocessing.parent_process().is_alive():
+    parent = multiprocessing.parent_process()
+    if parent is None or not parent.is_alive():
         os._exit(1)
 
 
 def _await_parent_s_signal() -> None:
-    parent = multiprocessing.parent_process().pid
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+    parent = multiprocessing.parent_process()
+    while parent is not None and signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent.pid:
         continue
     os._exit(0)
 

@@ -53,14 +53,18 @@ class OpenShard:
 
     def __init__(self, placed: PlacedShard, cache: Cache | None, verify: bool = False):
         self.placed = placed
-        path, self._hold = cache.hold(placed.shard, placed.place) if is_remote(placed.place) else (placed.place, None)
+        path, self._lock = placed.place, None
+        if is_remote(placed.place):
+            if cache is None:
+                raise ValueError(f"{placed.name} is remote, and is read through a cache")
+            path, self._lock = cache.acquire(placed.shard, placed.place)
         self.file = -1
         try:
             # Opening a FIFO would wait for its writer.
             self.file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
             if not stat.S_ISREG(os.fstat(self.file).st_mode):
                 raise UserError(f"{self.placed.name} is no regular file. Restore it or pack again.")
-            if verify and self._hold is None:
+            if verify and self._lock is None:
                 self._verify()
             self._index()
         except FileNotFoundError:
@@ -102,8 +106,8 @@ class OpenShard:
     def close(self) -> None:
         if self.file >= 0:
             os.close(self.file)
-        if self._hold is not None:
-            os.close(self._hold)
+        if self._lock is not None:
+            os.close(self._lock)
 
 
 def _samples(data: mmap.mmap) -> array:

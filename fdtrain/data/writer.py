@@ -58,10 +58,19 @@ def layout(split: str, counts: list[int], shard_images: int) -> list[list[Cut]]:
     return cuts
 
 
+def record(folder: Path, cut: Cut) -> Shard:
+    """The record of a shard, which is written after the shard was renamed into place.
+
+    Raises:
+        FileNotFoundError, ValidationError: there is none, or a damaged one.
+    """
+    return Shard.model_validate_json((folder / WORK / f"{cut.file}.json").read_bytes())
+
+
 def finished(folder: Path, cut: Cut) -> Shard | None:
-    """The record of a shard that is there in full; it is written after the shard was renamed into place."""
+    """The record of a shard, if the shard exists in full length."""
     try:
-        shard = Shard.model_validate_json((folder / WORK / f"{cut.file}.json").read_bytes())
+        shard = record(folder, cut)
         there = (folder / cut.file).stat().st_size == shard.bytes
     except (FileNotFoundError, ValidationError):
         return None
@@ -79,7 +88,7 @@ class BadImage(NamedTuple):
 class BadImages(NamedTuple):
     """How many images of a part cannot be packed, and the first of them."""
 
-    count: int
+    total: int
     first: list[BadImage]
 
 
@@ -113,6 +122,7 @@ def _write_shard(read: Callable[[int], Sample], cut: Cut, folder: Path, form: Fo
                     bad.append(BadImage(cut.file, number, str(error)))
                     if len(bad) >= MANY:
                         break
+                    continue
                 if bad:
                     continue
                 if label >= 0:

@@ -41,7 +41,7 @@ def shards(served):
 
 
 def hold(cache: Cache, placed) -> tuple[Path, int]:
-    return cache.hold(placed.shard, placed.place)
+    return cache.acquire(placed.shard, placed.place)
 
 
 def use(cache: Cache, placed) -> None:
