@@ -23,7 +23,7 @@ from pydantic import (
 
 from fdtrain.credentials import masked_values
 from fdtrain.errors import UserError, excerpt
-from fdtrain.strict_yaml import MOST_BYTES, parse, shown
+from fdtrain.strict_yaml import MAX_BYTES, parse, shown
 
 
 class Section(BaseModel):
@@ -70,7 +70,7 @@ class DataConfig(Section):
 
     @property
     def paths(self) -> list[str]:
-        """Of every data set."""
+        """The path of every data set."""
         return [source.path for source in self.mixture] if self.path is None else [self.path]
 
     @property
@@ -147,7 +147,7 @@ NETWORKS: dict[str, type[NetworkConfig]] = {"ddpmpp": DDPMppConfig, "vdm": VDMCo
 
 
 def _network_name(value: Any) -> str:
-    """The network that a section is of; without a name, and if it is no section at all, ddpmpp."""
+    """The name of the network that a section configures; ddpmpp if it gives none or is no section."""
     name = value.get("name", "ddpmpp") if isinstance(value, dict) else getattr(value, "name", "ddpmpp")
     return name if isinstance(name, str) else repr(name)
 
@@ -163,10 +163,10 @@ class DiffusionConfig(Section):
     time_density: Literal["uniform", "asinh"] = Field(default="asinh", description="of t, on [0, 1]")
 
 
-MOST_TOLD = 8
-"""Mistakes of one message."""
+MAX_MISTAKES = 8
+"""The mistakes that one message names."""
 OFFLOAD_STAGE = {"none": 0, "optimizer": 1, "weights": 3}
-"""The lowest stage of ZeRO that can."""
+"""The lowest stage of ZeRO that can offload this."""
 
 
 class TrainingConfig(Section):
@@ -210,19 +210,21 @@ class TrainingConfig(Section):
     weight_decay: float = Field(default=0.0, ge=0, description="of AdamW")
     grad_clip: float = Field(default=1.0, ge=0, description="largest gradient norm; 0: no clipping")
     skip_grad_norm_ratio: float | None = Field(
-        default=None, gt=1, description="leave out steps whose gradient norm is above so many times its running mean"
+        default=None, gt=1, description="skip steps whose gradient norm exceeds its running mean by this factor"
     )
     max_skips: int = Field(
-        default=30, ge=1, description="steps left out in a row before the run returns to a checkpoint"
+        default=30, ge=1, description="steps skipped in a row before the run rolls back to a checkpoint"
     )
     max_rollbacks: int = Field(
-        default=3, ge=0, description="returns to a checkpoint, each with other draws, before it stops"
+        default=3, ge=0, description="rollbacks to a checkpoint, each with other draws, before the run stops"
     )
     heartbeat_timeout_s: float = Field(
-        default=60.0, ge=1, description="without a sign of life from a rank, after which the others end and name it"
+        default=60.0, ge=1, description="seconds without a heartbeat of a rank, after which the others end and name it"
     )
     collective_timeout_s: float = Field(
-        default=600.0, ge=1, description="that a rank waits for another, living one in one call"
+        default=600.0,
+        ge=1,
+        description="seconds that a rank waits in one collective call for another rank that is alive",
     )
 
     @field_validator("betas")
@@ -312,7 +314,8 @@ class MonitorConfig(Section):
     )
     frechet_images: int = Field(default=1000, ge=2, description="samples that are compared")
     frechet_features: str | None = Field(
-        default=None, description="by which; as of tools/evaluate.py fid: file or folder; null: the Inception kept"
+        default=None,
+        description="by which; as of tools/evaluate.py fid: file or folder; null: the cached Inception network",
     )
 
 
@@ -338,7 +341,7 @@ class Config(Section):
         return self.output / self.name
 
     def scale(self, levels: int) -> float:
-        """``s`` of the bounded predictor and the asinh density for data of so many levels."""
+        """``s`` of the bounded predictor and the asinh density, for data of ``levels`` levels."""
         return self.diffusion.scale if self.diffusion.scale is not None else 1 / levels
 
 
@@ -351,7 +354,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     """
     try:
         with open(path, encoding="utf-8") as file:
-            content = parse(file.read(MOST_BYTES + 1))
+            content = parse(file.read(MAX_BYTES + 1))
     except OSError as error:
         raise UserError(f"--config: cannot read {excerpt(path)} ({error.strerror}).") from error
     except (UserError, UnicodeDecodeError) as error:
@@ -364,8 +367,8 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
         return Config.model_validate(content)
     except ValidationError as error:
         mistakes = [_explain(e) for e in error.errors()]
-        more = [f"and {len(mistakes) - MOST_TOLD} more"] if mistakes[MOST_TOLD:] else []
-        raise UserError("; ".join(mistakes[:MOST_TOLD] + more) + f" (in {path}).") from error
+        more = [f"and {len(mistakes) - MAX_MISTAKES} more"] if mistakes[MAX_MISTAKES:] else []
+        raise UserError("; ".join(mistakes[:MAX_MISTAKES] + more) + f" (in {path}).") from error
 
 
 def dump_config(config: Config) -> str:
@@ -395,7 +398,7 @@ def _apply(content: dict[str, Any], override: str) -> None:
 
 
 def _explain(error: Mapping[str, Any]) -> str:
-    """One clause for one of pydantic's complaints."""
+    """One clause that explains one of pydantic's errors."""
     place = [excerpt(part) for part in error["loc"]]
     sections = _sections()
     if place[0] == "network" and len(place) > 1:
@@ -424,7 +427,7 @@ RENAMED = {
     "training.patience_seconds": "collective_timeout_s",
     "data.fetch_seconds": "fetch_timeout_s",
 }
-"""Keys of earlier versions, and what their sections call them now."""
+"""Keys of earlier versions, and their present names in the same sections."""
 
 
 def _section_name(place: list[str]) -> str:
@@ -450,6 +453,6 @@ def _suggest(place: list[str], sections: dict[str, type[BaseModel]]) -> str:
 
 
 def _sections() -> dict[str, type[BaseModel]]:
-    """The class of every section; of the network's, the default one."""
-    found = {name: field.annotation for name, field in Config.model_fields.items()} | {"network": DDPMppConfig}
-    return {name: made for name, made in found.items() if isinstance(made, type) and issubclass(made, BaseModel)}
+    """The class of every section; for the network, the class of the default one."""
+    classes = {name: field.annotation for name, field in Config.model_fields.items()} | {"network": DDPMppConfig}
+    return {name: cls for name, cls in classes.items() if isinstance(cls, type) and issubclass(cls, BaseModel)}

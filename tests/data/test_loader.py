@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from packed import describe, number, pack, sample, write_tar
 
 from fdtrain.data.lanes import LaneOrder, own_lanes
-from fdtrain.data.loader import SHOWN, Batches, LaneDataset
+from fdtrain.data.loader import MAX_REPORTED, Batches, LaneDataset
 from fdtrain.data.location import locate
 from fdtrain.data.shards import ShardReader
 from fdtrain.errors import UserError
@@ -125,7 +125,7 @@ def test_broken_samples_are_replaced_counted_and_reported(folder, tmp_path, capl
     assert broken_now == expected
     assert batches.broken == sum(expected) > 2
     told = caplog.messages
-    assert len(told) == min(SHOWN, batches.broken)
+    assert len(told) == min(MAX_REPORTED, batches.broken)
     assert all("skipping a broken sample" in line and ("'000004'" in line or "'000017'" in line) for line in told)
 
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from fdtrain.data.sources import tar
+from fdtrain.data.sources import tar_stream
 from fdtrain.data.sources.source import BadSample
 from fdtrain.errors import UserError
 
@@ -131,10 +131,10 @@ def _zip(path: Path) -> Iterator[Member]:
 
 
 def _tar(path: Path) -> list[Member]:
-    kind = "compressed-tar" if tar.compressed(path) else "tar"
+    kind = "compressed-tar" if tar_stream.compressed(path) else "tar"
     found: list[Member] = []
-    links: dict[int, tar.Link] = {}
-    for entry in tar.entries(path):
+    links: dict[int, tar_stream.Link] = {}
+    for entry in tar_stream.entries(path):
         name = posixpath.normpath(entry.name)
         if _hidden(name):
             continue
@@ -146,7 +146,7 @@ def _tar(path: Path) -> list[Member]:
     return found
 
 
-def _resolve(path: Path, found: list[Member], links: dict[int, tar.Link]) -> None:
+def _resolve(path: Path, found: list[Member], links: dict[int, tar_stream.Link]) -> None:
     """Give each link, in place, the bytes that it leads to: by its name in the archive, or from where it lies."""
     places = {member.name: number for number, member in enumerate(found)}
     targets = {}
@@ -217,7 +217,7 @@ def stream(member: Member) -> Iterator[IO[bytes]]:
             with zipfile.ZipFile(member.path) as archive, archive.open(_info(archive, member)) as file:
                 yield file
         else:
-            with tar.section(member.path, member.offset, member.size) as file:
+            with tar_stream.section(member.path, member.offset, member.size) as file:
                 yield file
     except BROKEN as error:
         raise UserError(f"{member} cannot be read ({error}). Fetch it again.") from error
