@@ -5,6 +5,7 @@ all ranks and accumulation steps, so a configuration means the same on any numbe
 """
 
 import difflib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,10 +23,12 @@ from pydantic import (
 
 from fdtrain.credentials import masked_values
 from fdtrain.errors import UserError, excerpt
-from fdtrain.strict_yaml import MOST_BYTES, parse, shown
+from fdtrain.strict_yaml import MAX_BYTES, parse, shown
 
 
 class Section(BaseModel):
+    """A section of the configuration."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
@@ -35,21 +38,27 @@ class MixtureSource(Section):
 
 
 class DataConfig(Section):
-    path: str | None = Field(None, description="packed data set: folder, URL, brace pattern or list; docs/data.md")
-    mixture: tuple[MixtureSource, ...] = Field(
-        (), description="instead of path: several packed data sets, as `[{path, weight}, ...]`"
+    path: str | None = Field(
+        default=None, description="packed data set: folder, URL, brace pattern or list; docs/data.md"
     )
-    train_split: str = Field("train", description="what is trained on")
-    test_split: str | None = Field("test", description="held-out split; null if there is none")
-    flip: bool = Field(False, description="mirror images at random (likelihoods are then of the mirrored set too)")
-    workers: int = Field(2, ge=0, description="reading processes of each rank; the order does not depend on it")
-    shuffle_window: int = Field(1024, ge=1, description="samples of a lane that are shuffled together")
-    max_broken_share: float = Field(0.0, ge=0, lt=1, description="of samples; up to it broken ones are skipped")
-    verify: bool = Field(False, description="check local shards against their SHA-256 whenever one is opened")
-    cache: Path | None = Field(None, description="folder for fetched shards; null: a temporary one")
-    cache_gib: float | None = Field(None, gt=0, description="most it may hold; null: no limit")
-    fetch_timeout_s: float = Field(600.0, gt=0, description="to try to fetch a shard for")
-    allow_pipe: bool = Field(False, description="let a list of shards name commands (pipe:), which are executed")
+    mixture: tuple[MixtureSource, ...] = Field(
+        default=(), description="instead of path: several packed data sets, as `[{path, weight}, ...]`"
+    )
+    train_split: str = Field(default="train", description="what is trained on")
+    test_split: str | None = Field(default="test", description="held-out split; null if there is none")
+    flip: bool = Field(
+        default=False, description="mirror images at random (likelihoods are then of the mirrored set too)"
+    )
+    workers: int = Field(default=2, ge=0, description="reading processes of each rank; the order does not depend on it")
+    shuffle_window: int = Field(default=1024, ge=1, description="samples of a lane that are shuffled together")
+    max_broken_share: float = Field(default=0.0, ge=0, lt=1, description="of samples; up to it broken ones are skipped")
+    verify: bool = Field(default=False, description="check local shards against their SHA-256 whenever one is opened")
+    cache: Path | None = Field(default=None, description="folder for fetched shards; null: a temporary one")
+    cache_gib: float | None = Field(default=None, gt=0, description="most it may hold; null: no limit")
+    fetch_timeout_s: float = Field(default=600.0, gt=0, description="to try to fetch a shard for")
+    allow_pipe: bool = Field(
+        default=False, description="let a list of shards name commands (pipe:), which are executed"
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> "DataConfig":
@@ -61,8 +70,8 @@ class DataConfig(Section):
 
     @property
     def paths(self) -> list[str]:
-        """Of every data set."""
-        return [source.path for source in self.mixture] if self.mixture else [self.path]
+        """The path of every data set."""
+        return [source.path for source in self.mixture] if self.path is None else [self.path]
 
     @property
     def weights(self) -> list[float]:
@@ -70,15 +79,23 @@ class DataConfig(Section):
 
 
 class NetworkConfig(Section):
-    """What every network has."""
+    """The settings that every network has."""
 
-    name: str
-    class_conditional: bool = Field(False, description="give the labels to the network")
+    # Each network narrows it to its own literal.
+    name: Any
+    class_conditional: bool = Field(default=False, description="give the labels to the network")
     label_dropout: float = Field(
-        0.0, ge=0, lt=1, description="share of labels replaced by a class of their own, for guidance; 0.1 is usual"
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="share of labels replaced by a class of their own, for guidance; 0.1 is usual",
     )
-    fourier_features: int = Field(0, ge=0, le=8, description="octaves of sines of the input, from one level upwards")
-    checkpointing: bool = Field(False, description="recompute activations: less memory, about a third more work")
+    fourier_features: int = Field(
+        default=0, ge=0, le=8, description="octaves of sines of the input, from one level upwards"
+    )
+    checkpointing: bool = Field(
+        default=False, description="recompute activations: less memory, about a third more work"
+    )
 
     @model_validator(mode="after")
     def _labelled(self) -> "NetworkConfig":
@@ -88,16 +105,18 @@ class NetworkConfig(Section):
 
 
 class DDPMppConfig(NetworkConfig):
-    name: Literal["ddpmpp"] = Field("ddpmpp", description="the U-Net of Song et al. 2021")
-    channels: int = Field(128, ge=8, multiple_of=8, description="width at full resolution")
+    name: Literal["ddpmpp"] = Field(default="ddpmpp", description="the U-Net of Song et al. 2021")
+    channels: int = Field(default=128, ge=8, multiple_of=8, description="width at full resolution")
     multipliers: tuple[int, ...] = Field(
-        (1, 2, 2, 2), min_length=1, description="width of each level, which halves the resolution, in units of channels"
+        default=(1, 2, 2, 2),
+        min_length=1,
+        description="width of each level, which halves the resolution, in units of channels",
     )
-    blocks: int = Field(4, ge=1, description="residual blocks of each level")
-    attention: tuple[int, ...] = Field((16,), description="resolutions (pixels) followed by self-attention")
-    dropout: float = Field(0.0, ge=0, lt=1, description="share of activations, in the residual blocks")
+    blocks: int = Field(default=4, ge=1, description="residual blocks of each level")
+    attention: tuple[int, ...] = Field(default=(16,), description="resolutions (pixels) followed by self-attention")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="share of activations, in the residual blocks")
     time_embedding: Literal["positional", "fourier"] = Field(
-        "positional", description="sines of the time (DDPM++), or of it and a finite log-SNR (NCSN++)"
+        default="positional", description="sines of the time (DDPM++), or of it and a finite log-SNR (NCSN++)"
     )
 
     @field_validator("multipliers")
@@ -109,86 +128,103 @@ class DDPMppConfig(NetworkConfig):
 
 
 class VDMConfig(NetworkConfig):
-    name: Literal["vdm"] = Field("vdm", description="Kingma et al. 2021: full resolution throughout")
-    channels: int = Field(128, ge=8, multiple_of=8, description="width; published: 128 CIFAR-10, 256 ImageNet")
-    blocks: int = Field(32, ge=1, description="residual blocks each way")
-    dropout: float = Field(0.0, ge=0, lt=1, description="share of activations, in the residual blocks")
-    fourier_features: int = Field(2, ge=0, le=8, description="octaves of sines of the input, from one level upwards")
+    name: Literal["vdm"] = Field(default="vdm", description="Kingma et al. 2021: full resolution throughout")
+    channels: int = Field(default=128, ge=8, multiple_of=8, description="width; published: 128 CIFAR-10, 256 ImageNet")
+    blocks: int = Field(default=32, ge=1, description="residual blocks each way")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="share of activations, in the residual blocks")
+    fourier_features: int = Field(
+        default=2, ge=0, le=8, description="octaves of sines of the input, from one level upwards"
+    )
 
 
 class DiTConfig(NetworkConfig):
-    name: Literal["dit"] = Field("dit", description="the transformer of Peebles & Xie 2023")
-    size: Literal["S", "B", "L", "XL"] = Field("S", description="the paper's")
-    patch: int = Field(2, ge=1, description="pixels of a token's side")
+    name: Literal["dit"] = Field(default="dit", description="the transformer of Peebles & Xie 2023")
+    size: Literal["S", "B", "L", "XL"] = Field(default="S", description="the paper's")
+    patch: int = Field(default=2, ge=1, description="pixels of a token's side")
 
 
 NETWORKS: dict[str, type[NetworkConfig]] = {"ddpmpp": DDPMppConfig, "vdm": VDMConfig, "dit": DiTConfig}
 
 
 def _network_name(value: Any) -> str:
-    """The network that a section is of; without a name, and if it is no section at all, ddpmpp."""
+    """The name of the network that a section configures; ddpmpp if it gives none or is no section."""
     name = value.get("name", "ddpmpp") if isinstance(value, dict) else getattr(value, "name", "ddpmpp")
     return name if isinstance(name, str) else repr(name)
 
 
 class DiffusionConfig(Section):
     predictor: Literal["plain", "bounded", "alpha"] = Field(
-        "bounded", description="how the network's output becomes the field F; docs/method.md, section 2"
+        default="bounded", description="how the network's output becomes the field F; docs/method.md, section 2"
     )
-    scale: float | None = Field(None, gt=0, le=1, description="s of 'bounded' and 'asinh'; null: 1 / levels")
+    scale: float | None = Field(default=None, gt=0, le=1, description="s of 'bounded' and 'asinh'; null: 1 / levels")
     time_sampling: Literal["stratified", "lattice", "iid"] = Field(
-        "stratified", description="over the global batch; docs/method.md, section 4"
+        default="stratified", description="over the global batch; docs/method.md, section 4"
     )
-    time_density: Literal["uniform", "asinh"] = Field("asinh", description="of t, on [0, 1]")
+    time_density: Literal["uniform", "asinh"] = Field(default="asinh", description="of t, on [0, 1]")
 
 
-MOST_TOLD = 8
-"""Mistakes of one message."""
+MAX_MISTAKES = 8
+"""The mistakes that one message names."""
 OFFLOAD_STAGE = {"none": 0, "optimizer": 1, "weights": 3}
-"""The lowest stage of ZeRO that can."""
+"""The lowest stage of ZeRO that can offload this."""
 
 
 class TrainingConfig(Section):
     steps: int = Field(ge=1, description="optimiser steps")
-    global_batch: int = Field(128, ge=1, description="images of one step over all ranks")
-    micro_batch: int | None = Field(None, ge=1, description="images of one rank in one pass; null: all of its share")
-    lanes: int = Field(64, ge=1, description="parts of the global batch; see docs/determinism.md")
-    precision: Literal["fp32", "bf16", "fp16"] = Field("bf16", description="of the network's arithmetic; weights: fp32")
-    tf32: bool = Field(False, description="let what is float32 round the inputs of products to 10 bits, on a GPU")
+    global_batch: int = Field(default=128, ge=1, description="images of one step over all ranks")
+    micro_batch: int | None = Field(
+        default=None, ge=1, description="images of one rank in one pass; null: all of its share"
+    )
+    lanes: int = Field(default=64, ge=1, description="parts of the global batch; see docs/determinism.md")
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        default="bf16", description="of the network's arithmetic; weights: fp32"
+    )
+    tf32: bool = Field(
+        default=False, description="let what is float32 round the inputs of products to 10 bits, on a GPU"
+    )
     compile: Literal["auto", True, False] = Field(
-        "auto",
+        default="auto",
         description="by torch.compile; `auto`: on GPUs, if the run is long enough to win back the minutes it takes",
     )
     zero_stage: Literal["auto", 0, 1, 2, 3] = Field(
-        "auto",
+        default="auto",
         description="what the ranks share: nothing, optimiser state (1), gradients too (2), weights too (3); "
         "`auto`: 0 for one rank, 1 for several, more if `offload` needs it",
     )
     offload: Literal["none", "optimizer", "weights"] = Field(
-        "none", description="what lies in the CPU's memory: optimiser state (ZeRO 1 to 3), or weights too (ZeRO 3)"
+        default="none",
+        description="what lies in the CPU's memory: optimiser state (ZeRO 1 to 3), or weights too (ZeRO 3)",
     )
-    overlap: bool = Field(True, description="communicate while computing (GPUs, ZeRO 1 to 3)")
-    bucket_mib: int = Field(32, ge=1, description="gradients or weights that travel together, MiB of float32")
+    overlap: bool = Field(default=True, description="communicate while computing (GPUs, ZeRO 1 to 3)")
+    bucket_mib: int = Field(default=32, ge=1, description="gradients or weights that travel together, MiB of float32")
     adam: Literal["fused", "foreach"] = Field(
-        "fused", description="torch's kernels of AdamW: one for all weights, or one for each of its operations"
+        default="fused", description="torch's kernels of AdamW: one for all weights, or one for each of its operations"
     )
-    lr: float = Field(2e-4, gt=0, description="learning rate of AdamW after the warm-up")
-    warmup_steps: int = Field(5000, ge=0, description="of linear rise from 0")
-    decay: Literal["constant", "linear", "cosine"] = Field("constant", description="of the rate, to 0 at the last step")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="of AdamW")
-    eps: float = Field(1e-8, gt=0, description="of AdamW")
-    weight_decay: float = Field(0.0, ge=0, description="of AdamW")
-    grad_clip: float = Field(1.0, ge=0, description="largest gradient norm; 0: no clipping")
+    lr: float = Field(default=2e-4, gt=0, description="learning rate of AdamW after the warm-up")
+    warmup_steps: int = Field(default=5000, ge=0, description="of linear rise from 0")
+    decay: Literal["constant", "linear", "cosine"] = Field(
+        default="constant", description="of the rate, to 0 at the last step"
+    )
+    betas: tuple[float, float] = Field(default=(0.9, 0.999), description="of AdamW")
+    eps: float = Field(default=1e-8, gt=0, description="of AdamW")
+    weight_decay: float = Field(default=0.0, ge=0, description="of AdamW")
+    grad_clip: float = Field(default=1.0, ge=0, description="largest gradient norm; 0: no clipping")
     skip_grad_norm_ratio: float | None = Field(
-        None, gt=1, description="leave out steps whose gradient norm is above so many times its running mean"
+        default=None, gt=1, description="skip steps whose gradient norm exceeds its running mean by this factor"
     )
-    max_skips: int = Field(30, ge=1, description="steps left out in a row before the run returns to a checkpoint")
-    max_rollbacks: int = Field(3, ge=0, description="returns to a checkpoint, each with other draws, before it stops")
+    max_skips: int = Field(
+        default=30, ge=1, description="steps skipped in a row before the run rolls back to a checkpoint"
+    )
+    max_rollbacks: int = Field(
+        default=3, ge=0, description="rollbacks to a checkpoint, each with other draws, before the run stops"
+    )
     heartbeat_timeout_s: float = Field(
-        60.0, ge=1, description="without a sign of life from a rank, after which the others end and name it"
+        default=60.0, ge=1, description="seconds without a heartbeat of a rank, after which the others end and name it"
     )
     collective_timeout_s: float = Field(
-        600.0, ge=1, description="that a rank waits for another, living one in one call"
+        default=600.0,
+        ge=1,
+        description="seconds that a rank waits in one collective call for another rank that is alive",
     )
 
     @field_validator("betas")
@@ -227,27 +263,33 @@ class TrainingConfig(Section):
 
 
 class EmaConfig(Section):
-    decay: float = Field(0.9999, ge=0, lt=1, description="largest decay per step")
-    warmup_power: float = Field(1.0, gt=0, description="decay of step n is at most 1 - (1 + n / 10)^-power")
+    decay: float = Field(default=0.9999, ge=0, lt=1, description="largest decay per step")
+    warmup_power: float = Field(default=1.0, gt=0, description="decay of step n is at most 1 - (1 + n / 10)^-power")
 
 
 class CheckpointConfig(Section):
-    every: int = Field(5000, ge=1, description="steps")
-    keep_last: int = Field(2, ge=1, description="newest checkpoints kept; the two newest sound ones always are")
-    keep_every: int | None = Field(None, ge=1, description="checkpoints at multiples of this many steps are kept")
-    max_failures: int = Field(3, ge=0, description="checkpoints in a row that cannot be written before the run stops")
+    every: int = Field(default=5000, ge=1, description="steps")
+    keep_last: int = Field(default=2, ge=1, description="newest checkpoints kept; the two newest sound ones always are")
+    keep_every: int | None = Field(
+        default=None, ge=1, description="checkpoints at multiples of this many steps are kept"
+    )
+    max_failures: int = Field(
+        default=3, ge=0, description="checkpoints in a row that cannot be written before the run stops"
+    )
     retry_timeout_s: float = Field(
-        300.0, ge=0, description="to try again to write the last checkpoint: at the end, or asked for by a signal"
+        default=300.0,
+        ge=0,
+        description="to try again to write the last checkpoint: at the end, or asked for by a signal",
     )
 
 
 class MonitorConfig(Section):
-    log_every: int = Field(50, ge=1, description="steps averaged into one line of the log")
-    evaluate_every: int | None = Field(None, ge=1, description="steps between bits/dim on the held-out split")
-    evaluate_draws: int = Field(1, ge=1, description="draws of (u, t, eps) per held-out image")
-    sample_every: int | None = Field(None, ge=1, description="steps between sample grids")
-    sample_images: int = Field(64, ge=1, description="of a grid")
-    sample_steps: int = Field(50, ge=1, description="of the solver")
+    log_every: int = Field(default=50, ge=1, description="steps averaged into one line of the log")
+    evaluate_every: int | None = Field(default=None, ge=1, description="steps between bits/dim on the held-out split")
+    evaluate_draws: int = Field(default=1, ge=1, description="draws of (u, t, eps) per held-out image")
+    sample_every: int | None = Field(default=None, ge=1, description="steps between sample grids")
+    sample_images: int = Field(default=64, ge=1, description="of a grid")
+    sample_steps: int = Field(default=50, ge=1, description="of the solver")
     sample_solver: Literal[
         "sde",
         "ode",
@@ -261,16 +303,19 @@ class MonitorConfig(Section):
         "unipc2",
         "unipc3",
         "ersde2",
-    ] = Field("sde", description="docs/sampling.md")
+    ] = Field(default="sde", description="docs/sampling.md")
     sample_grid: str | tuple[float, ...] | None = Field(
-        None, description="of its times: a name as of --grid, or sample_steps + 1 times; null: the solver's own"
+        default=None, description="of its times: a name as of --grid, or sample_steps + 1 times; null: the solver's own"
     )
     frechet_every: int | None = Field(
-        None, ge=1, description="steps between Frechet distances of samples, drawn as the grids are, to train_split"
+        default=None,
+        ge=1,
+        description="steps between Frechet distances of samples, drawn as the grids are, to train_split",
     )
-    frechet_images: int = Field(1000, ge=2, description="samples that are compared")
+    frechet_images: int = Field(default=1000, ge=2, description="samples that are compared")
     frechet_features: str | None = Field(
-        None, description="by which; as of tools/evaluate.py fid: file or folder; null: the Inception kept"
+        default=None,
+        description="by which; as of tools/evaluate.py fid: file or folder; null: the cached Inception network",
     )
 
 
@@ -278,8 +323,8 @@ class Config(Section):
     """A run."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="of the run, and of its folder")
-    output: Path = Field(Path("runs"), description="folder of all runs")
-    seed: int = Field(0, ge=0, lt=2**63, description="fixes everything random about the run")
+    output: Path = Field(default=Path("runs"), description="folder of all runs")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="fixes everything random about the run")
     data: DataConfig
     network: Annotated[
         Annotated[DDPMppConfig, Tag("ddpmpp")] | Annotated[VDMConfig, Tag("vdm")] | Annotated[DiTConfig, Tag("dit")],
@@ -296,7 +341,7 @@ class Config(Section):
         return self.output / self.name
 
     def scale(self, levels: int) -> float:
-        """``s`` of the bounded predictor and the asinh density for data of so many levels."""
+        """``s`` of the bounded predictor and the asinh density, for data of ``levels`` levels."""
         return self.diffusion.scale if self.diffusion.scale is not None else 1 / levels
 
 
@@ -309,7 +354,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     """
     try:
         with open(path, encoding="utf-8") as file:
-            content = parse(file.read(MOST_BYTES + 1))
+            content = parse(file.read(MAX_BYTES + 1))
     except OSError as error:
         raise UserError(f"--config: cannot read {excerpt(path)} ({error.strerror}).") from error
     except (UserError, UnicodeDecodeError) as error:
@@ -322,8 +367,8 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
         return Config.model_validate(content)
     except ValidationError as error:
         mistakes = [_explain(e) for e in error.errors()]
-        more = [f"and {len(mistakes) - MOST_TOLD} more"] if mistakes[MOST_TOLD:] else []
-        raise UserError("; ".join(mistakes[:MOST_TOLD] + more) + f" (in {path}).") from error
+        more = [f"and {len(mistakes) - MAX_MISTAKES} more"] if mistakes[MAX_MISTAKES:] else []
+        raise UserError("; ".join(mistakes[:MAX_MISTAKES] + more) + f" (in {path}).") from error
 
 
 def dump_config(config: Config) -> str:
@@ -352,8 +397,8 @@ def _apply(content: dict[str, Any], override: str) -> None:
         raise UserError(f"--set {excerpt(override)}: not a YAML value: {error}.") from error
 
 
-def _explain(error: dict[str, Any]) -> str:
-    """One clause for one of pydantic's complaints."""
+def _explain(error: Mapping[str, Any]) -> str:
+    """One clause that explains one of pydantic's errors."""
     place = [excerpt(part) for part in error["loc"]]
     sections = _sections()
     if place[0] == "network" and len(place) > 1:
@@ -382,7 +427,7 @@ RENAMED = {
     "training.patience_seconds": "collective_timeout_s",
     "data.fetch_seconds": "fetch_timeout_s",
 }
-"""Keys of earlier versions, and what their sections call them now."""
+"""Keys of earlier versions, and their present names in the same sections."""
 
 
 def _section_name(place: list[str]) -> str:
@@ -408,6 +453,6 @@ def _suggest(place: list[str], sections: dict[str, type[BaseModel]]) -> str:
 
 
 def _sections() -> dict[str, type[BaseModel]]:
-    """The class of every section; of the network's, the default one."""
-    found = {name: field.annotation for name, field in Config.model_fields.items()} | {"network": DDPMppConfig}
-    return {name: made for name, made in found.items() if isinstance(made, type) and issubclass(made, BaseModel)}
+    """The class of every section; for the network, the class of the default one."""
+    classes = {name: field.annotation for name, field in Config.model_fields.items()} | {"network": DDPMppConfig}
+    return {name: cls for name, cls in classes.items() if isinstance(cls, type) and issubclass(cls, BaseModel)}

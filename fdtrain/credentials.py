@@ -20,12 +20,12 @@ _URL = re.compile(
 _USER = re.compile(r"[^/?#:@\s]+:[^/?#@\s]+@")
 _REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _expanded: dict[str, str] = {}
-"""Values that references of this process stood for, and the references."""
+"""The values to which this process has expanded references, with the references."""
 
 
 def masked(text: str) -> str:
     """``text`` with the credentials of every URL in it replaced: user and password, the query, expanded references."""
-    return _URL.sub(lambda found: _masked_url(found[0]), text)
+    return _URL.sub(lambda match: _masked_url(match[0]), text)
 
 
 def masked_values(content: Any) -> Any:
@@ -44,10 +44,10 @@ def expand_references(place: str) -> str:
         KeyError: the environment has no variable of this name.
     """
 
-    def value(found: re.Match) -> str:
-        expanded = os.environ[found[1]]
+    def value(match: re.Match[str]) -> str:
+        expanded = os.environ[match[1]]
         if expanded:
-            _expanded[expanded] = found[0]
+            _expanded[expanded] = match[0]
         return expanded
 
     return _REFERENCE.sub(value, place)
@@ -62,15 +62,15 @@ def _masked_url(url: str) -> str:
     scheme, rest = url[: start.end()], url[start.end() :]
     end = _end_of_user(rest)
     user, place = rest[:end], rest[end:]
-    path, mark, query = re.fullmatch(r"([^?#]*)([?#]?)(.*)", place, re.DOTALL).groups()
-    # Of a URL within this one.
+    path, mark, query = (*re.split(r"([?#])", place, maxsplit=1), "", "")[:3]
+    # The path may hold another URL.
     path = _USER.sub(f"{MASK}@", path)
     return f"{scheme}{_masked_part(user, ':')}{path}{mark}{_masked_part(query, '&')}"
 
 
 def _end_of_user(rest: str) -> int:
     """Where the ``@`` lies that ends the user in what follows ``scheme://``; 0 if there is none before the path."""
-    authority = re.match(r"[^/?#]*", rest)[0]
+    authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
     if "@" in authority:
         return authority.rindex("@")
     _, colon, port = authority.partition(":")
@@ -79,6 +79,6 @@ def _end_of_user(rest: str) -> int:
 
 
 def _masked_part(part: str, separator: str) -> str:
-    """Of a URL, a part that is secret unless all its values are references."""
+    """A part of a URL, masked unless all its values are references."""
     values = [value.rpartition("=")[2] for value in part.split(separator)]
     return part if not part or all(map(_REFERENCE.fullmatch, values)) else MASK

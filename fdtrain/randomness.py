@@ -1,9 +1,9 @@
-"""Every random number of a run is a function of (seed, purpose, counters), never of what was drawn before.
+"""Every random number of a run is a function of (seed, purpose, counters), never of earlier draws.
 
 Philox (Salmon et al. 2011) is a counter-based generator: its key here is (seed, purpose), its counter the
-step, lane or image at hand. Resuming therefore needs no generator state, only numbers that one can name.
-On an accelerator the normal draws come from that device's own generator, seeded the same way: the same
-for every run on that kind of device, but other numbers than the CPU's.
+current step, lane or image. Resuming therefore needs no generator state, only these numbers.
+On an accelerator the draws come from that device's own generator, seeded in the same way: they are the same
+for every run on that kind of device, but differ from the CPU's.
 """
 
 from enum import IntEnum
@@ -30,7 +30,7 @@ class Purpose(IntEnum):
     SPLIT = 11  # ()
     MIXTURE = 12  # (0, data set) its seed; (1, lane, block) its places
     LABEL = 13  # (step, lane)
-    RETURN = 14  # (returns to a checkpoint): the seed of the draws after it
+    ROLLBACK = 14  # (rollbacks to a checkpoint): the seed of the draws after it
     FEATURES = 15  # (0) a feature network's initial weights, (1, epoch) its images; (2, subset) of the kernel distance
 
 

@@ -11,14 +11,14 @@ import yaml
 
 from fdtrain.errors import UserError, excerpt
 
-MOST_BYTES = 1 << 20
-MOST_VALUES = 20_000
-"""Values of a document, each counted as often as aliases repeat it."""
-DEEPEST = 32
-LONGEST_NUMBER = 64
-"""Characters."""
-LONGEST_SHOWN = 200
-"""Characters of a value in a message."""
+MAX_BYTES = 1 << 20
+MAX_VALUES = 20_000
+"""The values of a document, each counted as often as aliases repeat it."""
+MAX_DEPTH = 32
+MAX_NUMBER_LENGTH = 64
+"""The characters of a number."""
+MAX_SHOWN_LENGTH = 200
+"""The characters of a value in a message."""
 _TAGS = {f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "seq", "map", "merge")}
 
 
@@ -28,8 +28,8 @@ def parse(text: str) -> Any:
     Raises:
         UserError: it is no YAML, or has what a configuration may not have; the message is a clause with its line.
     """
-    if len(text) > MOST_BYTES:
-        raise UserError(f"longer than {MOST_BYTES >> 20} MiB")
+    if len(text) > MAX_BYTES:
+        raise UserError(f"longer than {MAX_BYTES >> 20} MiB")
     try:
         return yaml.load(text, _Loader)
     except yaml.MarkedYAMLError as error:
@@ -41,19 +41,19 @@ def parse(text: str) -> Any:
 
 
 def shown(value: Any) -> str:
-    """Any value for a message, as :func:`fdtrain.errors.excerpt`."""
+    """Any value for a message, shortened as by :func:`fdtrain.errors.excerpt`."""
     return excerpt(_repr.repr(value))
 
 
 class _Repr(reprlib.Repr):
-    """The beginning of a value, of which the rest is never made into text."""
+    """Formats the beginning of a value, and never makes the rest into text."""
 
     def __init__(self):
         super().__init__()
-        self.maxlevel, self.maxlist, self.maxdict, self.maxtuple, self.maxother = 3, 6, 6, 6, LONGEST_SHOWN
+        self.maxlevel, self.maxlist, self.maxdict, self.maxtuple, self.maxother = 3, 6, 6, 6, MAX_SHOWN_LENGTH
 
-    def repr_str(self, value: str, level: int) -> str:
-        return repr(excerpt(value))
+    def repr_str(self, x: str, level: int) -> str:
+        return repr(excerpt(x))
 
 
 _repr = _Repr()
@@ -63,29 +63,30 @@ class _Loader(yaml.SafeLoader):
     def __init__(self, stream: str):
         super().__init__(stream)
         self._depth = self._values = 0
-        # Of anchored nodes, their values; of one that is not complete yet there is none.
+        # The number of values of each complete node.
         self._size: dict[yaml.Node, int] = {}
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
         event = self.peek_event()
         if isinstance(event, yaml.AliasEvent):
             node = super().compose_node(parent, index)
-            if node not in self._size:
+            if node is None or node not in self._size:
                 raise _error(f"alias '*{event.anchor}' stands within what it is of", event)
             self._add(self._size[node], event)
             return node
         before, self._depth = self._values, self._depth + 1
-        if self._depth > DEEPEST:
-            raise _error(f"nested deeper than {DEEPEST} levels", event)
+        if self._depth > MAX_DEPTH:
+            raise _error(f"nested deeper than {MAX_DEPTH} levels", event)
         self._add(1, event)
         node = super().compose_node(parent, index)
+        assert node is not None
         self._depth -= 1
         self._size[node] = self._values - before
         if node.tag not in _TAGS:
             raise _error(f"values of type {node.tag} are not admitted", event)
         return node
 
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
         lines: dict[tuple[str, str], int] = {}
         for key, _ in node.value:
@@ -107,13 +108,13 @@ class _Loader(yaml.SafeLoader):
     def _check_scalar(self, node: yaml.ScalarNode) -> None:
         if "\0" in node.value:
             raise _error("a text holds a NUL character", node)
-        if node.tag.endswith((":int", ":float")) and len(node.value) > LONGEST_NUMBER:
-            raise _error(f"a number of {len(node.value)} characters; at most {LONGEST_NUMBER} are admitted", node)
+        if node.tag.endswith((":int", ":float")) and len(node.value) > MAX_NUMBER_LENGTH:
+            raise _error(f"a number of {len(node.value)} characters; at most {MAX_NUMBER_LENGTH} are admitted", node)
 
     def _add(self, values: int, place: yaml.Event) -> None:
         self._values += values
-        if self._values > MOST_VALUES:
-            raise _error(f"more than {MOST_VALUES:,} values, each counted as often as aliases repeat it", place)
+        if self._values > MAX_VALUES:
+            raise _error(f"more than {MAX_VALUES:,} values, each counted as often as aliases repeat it", place)
 
 
 # A date is a text: a run may be called 2026-11-24.

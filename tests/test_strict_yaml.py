@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from fdtrain.config import EmaConfig, load_config
 from fdtrain.errors import UserError
-from fdtrain.strict_yaml import LONGEST_SHOWN, parse, shown
+from fdtrain.strict_yaml import MAX_SHOWN_LENGTH, parse, shown
 
 LEVELS = "abcdefghijkl"
 
@@ -59,7 +59,7 @@ def test_refused(text, problem):
     message = str(error.value)
     assert problem in message
     assert "\n" not in message
-    assert len(message) < LONGEST_SHOWN + 50
+    assert len(message) < MAX_SHOWN_LENGTH + 50
 
 
 def test_what_aliases_are_for_stays():
@@ -81,7 +81,7 @@ def test_an_override_changes_its_own_section_alone(tmp_path):
 
 @pytest.mark.parametrize("value", ["x" * 10_000, [["x" * 1000] * 1000] * 1000, {"a": {"b": {"c": {"d": 1}}}}, 10**300])
 def test_shown_values_are_short(value):
-    assert len(shown(value)) < LONGEST_SHOWN + 10
+    assert len(shown(value)) < MAX_SHOWN_LENGTH + 10
 
 
 @settings(max_examples=200, deadline=None)

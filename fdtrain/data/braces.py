@@ -1,5 +1,7 @@
-"""Brace patterns, ``train-{000..099}.tar`` and ``{a,b}/x.tar``: how many names they stand for is known before any is
-made, since a list of shards may be a stranger's."""
+"""Brace patterns, ``train-{000..099}.tar`` and ``{a,b}/x.tar``.
+
+The number of names is bounded before any is made, since a list of shards may come from an untrusted source.
+"""
 
 import re
 from collections.abc import Iterable
@@ -8,9 +10,9 @@ from braceexpand import braceexpand
 
 from fdtrain.errors import UserError
 
-MOST_CHARACTERS = 10**8
-"""Of all names together: a million of a hundred characters."""
-DEEPEST = 8
+MAX_CHARACTERS = 10**8
+"""The characters of all names together: a million names of a hundred characters."""
+MAX_DEPTH = 8
 _RANGE = re.compile(r"\{(-?\d{1,18})\.\.(-?\d{1,18})(?:\.\.-?\d{1,18})?\}")
 _LONG_RANGE = re.compile(r"-?\d{19,}\.\.|\.\.-?\d{19,}")
 
@@ -25,15 +27,15 @@ def expand(patterns: Iterable[str]) -> list[str]:
     characters = 0
     for pattern in patterns:
         # No name is longer than its pattern, but for the padding of numbers, which the pattern shows too.
-        characters += most_names(pattern) * len(pattern)
-        if characters > MOST_CHARACTERS:
-            raise UserError(f"stands for too many names (more than {MOST_CHARACTERS:,} characters of them)")
+        characters += max_names(pattern) * len(pattern)
+        if characters > MAX_CHARACTERS:
+            raise UserError(f"stands for too many names (more than {MAX_CHARACTERS:,} characters of them)")
         names += braceexpand(pattern)
     return names
 
 
-def most_names(pattern: str) -> int:
-    """A number of names that a pattern's names do not exceed; exact where no braces lie within others.
+def max_names(pattern: str) -> int:
+    """An upper bound on the number of a pattern's names. It is exact unless braces are nested.
 
     Raises:
         UserError: unbalanced braces, braces within braces too often, or a range beyond 18 digits.
@@ -47,8 +49,8 @@ def most_names(pattern: str) -> int:
     for character in re.sub(r"\\.", "", pattern):
         if character == "{":
             alternatives.append(1)
-            if len(alternatives) > DEEPEST:
-                raise UserError(f"has braces within braces deeper than {DEEPEST}")
+            if len(alternatives) > MAX_DEPTH:
+                raise UserError(f"has braces within braces deeper than {MAX_DEPTH}")
         elif character == "}":
             if not alternatives:
                 raise UserError("has a '}' without a '{'")

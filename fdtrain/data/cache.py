@@ -1,12 +1,12 @@
 """A folder of fetched shards, shared by all processes of a node, and by jobs.
 
-    SHA256.tar           a shard, complete and verified; its time of change is that of its last use
-    SHA256.BYTES.part    one that is being fetched
-    SHA256.lock          locked by whoever fetches (alone) or reads (together) that shard
-    room.lock            held while room is made
+    SHA256.tar           a complete and verified shard; its modification time is that of its last use
+    SHA256.BYTES.part    a shard that is being fetched
+    SHA256.lock          locked by the process that fetches the shard (exclusively) or by its readers (shared)
+    room.lock            locked while shards are evicted
 
-A shard is named by its contents: data sets share a cache without knowing of each other. The locks are flock's:
-they end with the process that holds them, however it ends. A shard that someone reads is never evicted.
+A shard is named by its content, so independent data sets can share a cache. The locks are flock's:
+they end with the process that has them, however it ends. A shard that is being read is never evicted.
 """
 
 import atexit
@@ -29,12 +29,12 @@ _PART = re.compile(r"[0-9a-f]{64}\.([0-9]{1,20})\.part")
 
 
 class Cache:
-    """See the module.
+    """A cache folder, as this module describes it.
 
     Args:
-        folder: on a disk of this node.
-        cap: most bytes it may hold; the least recently used shards go first. None: no limit.
-        seconds: to try to fetch one shard for.
+        folder: a folder on a disk of this node.
+        cap: the most bytes in it; the least recently used shards are evicted first. None: no limit.
+        seconds: how long to try to fetch one shard.
 
     Raises:
         UserError: the folder cannot be made or written into.
@@ -48,8 +48,8 @@ class Cache:
             raise self._unwritable(error) from error
         os.close(self._open_lock("room"))
 
-    def hold(self, shard: Shard, place: str) -> tuple[Path, int]:
-        """The shard's file, fetched if it is not there, and a descriptor: until that is closed it is not evicted.
+    def acquire(self, shard: Shard, place: str) -> tuple[Path, int]:
+        """The shard's file, fetched if need be, and a descriptor. Until that is closed the shard is not evicted.
 
         Raises:
             UserError: it cannot be fetched or stored.
@@ -58,21 +58,21 @@ class Cache:
         try:
             while True:
                 fcntl.flock(lock, fcntl.LOCK_SH)
-                if _is_whole(path, shard):
+                if _is_complete(path, shard):
                     os.utime(path)
                     return path, lock
-                # flock lets go before it takes the stronger lock: hence the loop, and the second look.
+                # flock releases the lock before it takes the stronger one: hence the loop, and the second check.
                 fcntl.flock(lock, fcntl.LOCK_EX)
-                if not _is_whole(path, shard):
+                if not _is_complete(path, shard):
                     self._fetch(shard, place)
         except BaseException:
             os.close(lock)
             raise
 
     def fetch_ahead(self, shard: Shard, place: str) -> None:
-        """Fetch a shard for later, unless it is there or someone is at it."""
-        with self._alone(shard.sha256) as alone:
-            if alone and not _is_whole(self._path(shard), shard):
+        """Fetch a shard for later, unless it is cached or in use."""
+        with self._try_exclusive(shard.sha256) as locked:
+            if locked and not _is_complete(self._path(shard), shard):
                 self._fetch(shard, place, ahead=True)
 
     def _fetch(self, shard: Shard, place: str, ahead: bool = False) -> None:
@@ -111,9 +111,9 @@ class Cache:
             fcntl.flock(room, fcntl.LOCK_EX)
             total = 0
             if self.cap is not None:
-                kept = sorted(_contents(self.folder))
-                total = sum(size for _, size, _ in kept)
-                for _, size, path in kept:
+                cached = sorted(_contents(self.folder))
+                total = sum(size for _, size, _ in cached)
+                for _, size, path in cached:
                     if total + needed <= self.cap:
                         break
                     total -= size if self._evict(path) else 0
@@ -123,10 +123,10 @@ class Cache:
             os.close(room)
 
     def _evict(self, path: Path) -> bool:
-        with self._alone(path.name.partition(".")[0]) as alone:
-            if alone:
+        with self._try_exclusive(path.name.partition(".")[0]) as locked:
+            if locked:
                 path.unlink(missing_ok=True)
-            return alone
+            return locked
 
     def _path(self, shard: Shard) -> Path:
         return self.folder / f"{shard.sha256}.tar"
@@ -143,8 +143,8 @@ class Cache:
         )
 
     @contextmanager
-    def _alone(self, name: str) -> Iterator[bool]:
-        """Whether the lock could be had at once, for the time of the block."""
+    def _try_exclusive(self, name: str) -> Iterator[bool]:
+        """Try to lock for the duration of the block; gives whether that succeeded at once."""
         lock = self._open_lock(name)
         try:
             yield _try_lock(lock)
@@ -153,7 +153,7 @@ class Cache:
 
 
 def open_cache(folder: Path | None, cap_gib: float | None, seconds: float, places: Iterable[str]) -> Cache | None:
-    """The cache that shards at these places need: none if all are local; a temporary one if no folder is given."""
+    """The cache for shards at these places: None if all are local; a temporary one if no folder is given."""
     if not any(is_remote(place) for place in places):
         return None
     return Cache(folder or temporary_folder(), None if cap_gib is None else int(cap_gib * 2**30), seconds)
@@ -162,26 +162,26 @@ def open_cache(folder: Path | None, cap_gib: float | None, seconds: float, place
 def temporary_folder() -> Path:
     """A folder that the processes of this launch on this node share, removed when the last of them ends.
 
-    What killed launches have left is removed too.
+    Folders of killed launches are removed too.
     """
     for old in Path(tempfile.gettempdir()).glob(f"fdtrain-{os.getuid()}-*"):
         _remove_unused(old)
     # Ranks are children of one launcher.
     folder = Path(tempfile.gettempdir()) / f"fdtrain-{os.getuid()}-{os.getppid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
-    found = folder.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
         raise UserError(f"{folder} is another user's. Set data.cache to a folder of your own.")
     used = os.open(folder / "used.lock", os.O_RDWR | os.O_CREAT)
     fcntl.flock(used, fcntl.LOCK_SH)
     owner = os.getpid()
 
-    def leave() -> None:
+    def release() -> None:
         if os.getpid() == owner:
             os.close(used)
             _remove_unused(folder)
 
-    atexit.register(leave)
+    atexit.register(release)
     return folder
 
 
@@ -205,7 +205,7 @@ def _try_lock(lock: int) -> bool:
         return False
 
 
-def _is_whole(path: Path, shard: Shard) -> bool:
+def _is_complete(path: Path, shard: Shard) -> bool:
     try:
         return path.stat().st_size == shard.bytes
     except FileNotFoundError:
@@ -213,12 +213,12 @@ def _is_whole(path: Path, shard: Shard) -> bool:
 
 
 def _contents(folder: Path) -> Iterator[tuple[float, int, Path]]:
-    """Last use, bytes and path of every shard, there or on its way."""
+    """Last use, bytes and path of every shard, complete or being fetched."""
     for entry in os.scandir(folder):
         try:
             if entry.name.endswith(".tar"):
                 yield entry.stat().st_mtime, entry.stat().st_size, Path(entry.path)
-            elif found := _PART.fullmatch(entry.name):
-                yield entry.stat().st_mtime, int(found[1]), Path(entry.path)
+            elif part := _PART.fullmatch(entry.name):
+                yield entry.stat().st_mtime, int(part[1]), Path(entry.path)
         except FileNotFoundError:
             continue

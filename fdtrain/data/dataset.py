@@ -1,4 +1,4 @@
-"""``dataset.json``: what a folder of shards holds (docs/data.md)."""
+"""``dataset.json``, the description of a folder of shards (docs/data.md)."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ FILE = "dataset.json"
 VERSION = 1
 
 
-# What a stranger says ends up in messages, folders and arrays.
+# Untrusted values end up in messages, folders and arrays.
 _PRINTABLE = r"^[^\x00-\x1f\x7f]*$"
 Line = Annotated[str, Field(max_length=1000, pattern=_PRINTABLE)]
 MAX_CLASSES = 1 << 20
@@ -39,7 +39,7 @@ class Shard(_Model):
 
 
 class DatasetDescription(_Model):
-    """A packed data set: every split's shards, and what its images are.
+    """A packed data set: the shards of every split, and the properties of its images.
 
     ``levels`` is the number of values a pixel takes (256 for 8-bit images): bits/dim are bits per
     ``levels``-valued pixel.
@@ -72,13 +72,13 @@ def parse_description(text: str, where: str) -> DatasetDescription:
     """Check the contents of a ``dataset.json``; ``where`` names it in messages.
 
     Raises:
-        UserError: it is not one of ours.
+        UserError: it is not a valid description.
     """
     try:
         content = json.loads(text, object_pairs_hook=_object)
         if isinstance(content, dict) and content.get("version") != VERSION:
-            found = excerpt(repr(content.get("version")), 40)
-            raise UserError(f"{where}: version {found}, this fdtrain reads {VERSION}. Pack it again.")
+            version = excerpt(repr(content.get("version")), 40)
+            raise UserError(f"{where}: version {version}, this fdtrain reads {VERSION}. Pack it again.")
         description = DatasetDescription.model_validate(content)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
@@ -95,22 +95,22 @@ def parse_description(text: str, where: str) -> DatasetDescription:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object, small as all of ours are; of a key that came twice, readers would take one or the other."""
+    """A JSON object of bounded size, without repeated keys, of which readers would use one or the other."""
     if len(pairs) > MAX_KEYS:
         raise ValueError(f"an object of {len(pairs)} keys")
-    found: dict[str, Any] = {}
+    content: dict[str, Any] = {}
     for key, value in pairs:
-        if key in found:
+        if key in content:
             raise ValueError(f"key '{key}' comes twice")
-        found[key] = value
-    return found
+        content[key] = value
+    return content
 
 
 def read_description(folder: str | Path) -> DatasetDescription:
     """Read and check ``folder/dataset.json``.
 
     Raises:
-        UserError: the folder or the file is missing or not one of ours.
+        UserError: the folder or the file is missing, or the file is not valid.
     """
     folder = Path(folder)
     file = folder / FILE
@@ -128,7 +128,7 @@ def read_description(folder: str | Path) -> DatasetDescription:
 
 
 def write_description(folder: Path, description: DatasetDescription) -> None:
-    """Write ``dataset.json`` last of all, in one rename: a folder that has it is complete."""
+    """Write ``dataset.json``, last of all and atomically: a folder that has it is complete."""
     write_text(folder / FILE, json.dumps(description.model_dump(), indent=1) + "\n")
 
 
@@ -139,7 +139,7 @@ def fingerprint(shards: Iterable[Shard]) -> str:
 
 
 def check_split(folder: str | Path, description: DatasetDescription, split: str) -> None:
-    """See that every shard of a split lies in ``folder`` in full length.
+    """Check that every shard of a split exists in ``folder`` in full length.
 
     Raises:
         UserError: one is missing, cut short or grown.
@@ -149,21 +149,21 @@ def check_split(folder: str | Path, description: DatasetDescription, split: str)
 
 
 def check_length(path: Path, shard: Shard) -> None:
-    """See that a shard lies at ``path`` in full length.
+    """Check that a shard exists at ``path`` in full length.
 
     Raises:
         UserError: it is missing, cut short or grown.
     """
     try:
-        found = path.stat()
+        status = path.stat()
     except FileNotFoundError:
         raise UserError(f"{path} is listed in {FILE} but missing. Restore it or pack again.") from None
     except OSError as error:
         raise UserError(f"{path} is listed in {FILE} but cannot be read ({error.strerror}). Restore it.") from error
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         raise UserError(f"{path} is no regular file. Restore it or pack again.")
-    if found.st_size != shard.bytes:
+    if status.st_size != shard.bytes:
         raise UserError(
-            f"{path} has {found.st_size} bytes, {FILE} says {shard.bytes}: cut short or changed. "
+            f"{path} has {status.st_size} bytes, {FILE} says {shard.bytes}: cut short or changed. "
             "Restore it or pack again."
         )

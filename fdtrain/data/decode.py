@@ -1,4 +1,4 @@
-"""Bytes of a shard's members to images and labels. What a stranger packed is data, never code.
+"""Decodes the members of a shard to images and labels. They are untrusted data, and never run as code.
 
 Known members are ``npy`` (uint8 arrays, no pickles), ``png``, ``jpg``; ``cls`` (the label in ASCII) and ``json``
 (an object whose ``label`` it is). An image's size is read from its header, and refused, before any pixel
@@ -25,19 +25,19 @@ PICTURES = {
 IMAGES = ("npy", *PICTURES)
 LABELS = ("cls", "json")
 LONGEST_LABEL = {"cls": 20, "json": 1 << 20}
-"""Bytes."""
+"""In bytes."""
 _METADATA = 1 << 20
 """Bytes that a picture may be longer than eight times its pixels: profiles, comments."""
 _NPY_HEADER = 1 << 12
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_COLOURS = {1: 0, 2: 4, 3: 2, 4: 6}
-"""Of the header, by channels."""
+"""The colour type of the header, by channels."""
 _PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
 
 class Broken(Exception):
-    """Why a sample cannot be used."""
+    """A sample that cannot be used, and why."""
 
 
 class ImageDecoder:
@@ -49,7 +49,7 @@ class ImageDecoder:
         self.mode = _MODES[description.channels]
         # The header of the last good array: other arrays of the data set have the same, byte for byte.
         self._header = b""
-        self._found = bytearray()
+        self._buffer = bytearray()
         # Signature and header of a PNG of the data set's shape: 8 bits, not interlaced.
         header = struct.pack(
             ">4sIIBBBBB", b"IHDR", description.size, description.size, 8, _PNG_COLOURS[description.channels], 0, 0, 0
@@ -64,7 +64,7 @@ class ImageDecoder:
         """
         if extension == "npy":
             expected = len(self._header) + self.dims
-            if size == expected == os.preadv(file, [self._found, out], offset) and self._found == self._header:
+            if size == expected == os.preadv(file, [self._buffer, out.data], offset) and self._buffer == self._header:
                 return
             self._array(_read(file, offset, size, self.dims + _NPY_HEADER), out)
         else:
@@ -89,11 +89,13 @@ class ImageDecoder:
         if len(data) - start != self.dims:
             raise Broken(f"array of {len(data) - start} bytes, expected {self.dims}")
         out[:] = np.frombuffer(data, np.uint8, offset=start)
-        self._header, self._found = data[:start], bytearray(start)
+        self._header, self._buffer = data[:start], bytearray(start)
 
     def _plain_png(self, data: bytes, out: np.ndarray) -> None:
-        """A PNG that begins as all of the data set do: its pixels to Pillow's decoder without Pillow's parser, which
-        takes as long as the decoder does. With other chunks than those of pixels it is left to the parser."""
+        """Decode a PNG with the usual header without Pillow's parser, which takes as long as the decoder does.
+
+        A file with chunks other than those of pixels goes to the parser.
+        """
         position, end, parts = len(self._png), len(data) - len(_PNG_END), []
         while position < end and data[position + 4 : position + 8] == b"IDAT":
             begin = position + 4
@@ -125,15 +127,15 @@ class ImageDecoder:
 
     def _check(self, shape: tuple[int, ...]) -> None:
         if shape != self.shape:
-            found, expected = ("x".join(map(str, s)) for s in (shape, self.shape))
-            raise Broken(f"image of height x width x channels {excerpt(found)}, expected {expected}")
+            actual, expected = ("x".join(map(str, s)) for s in (shape, self.shape))
+            raise Broken(f"image of height x width x channels {excerpt(actual)}, expected {expected}")
 
 
 def label(extension: str, data: bytes) -> int:
-    """The label that a member holds; -1: none.
+    """The label in a member; -1 if there is none.
 
     Raises:
-        ValueError: it holds no number.
+        ValueError: it contains no number.
     """
     if extension == "cls":
         return int(data)
@@ -141,10 +143,10 @@ def label(extension: str, data: bytes) -> int:
         content = json.loads(data)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
-    found = content.get("label", -1) if isinstance(content, dict) else -1
-    if type(found) is not int:
+    value = content.get("label", -1) if isinstance(content, dict) else -1
+    if type(value) is not int:
         raise ValueError("label is not a whole number")
-    return found
+    return value
 
 
 def _read(file: int, offset: int, size: int, most: int) -> bytes:

@@ -1,6 +1,6 @@
-"""One file from afar: over HTTP, from an object store, through a pipe. Tried again until a deadline.
+"""Fetches one remote file over HTTP, from an object store or through a pipe, with retries until a deadline.
 
-No more is stored than was to be expected, and what a server says reaches no message as it stands.
+No more is stored than was expected, and no message quotes a server verbatim.
 """
 
 import asyncio
@@ -25,12 +25,12 @@ from fsspec.callbacks import Callback
 from fdtrain.credentials import masked
 from fdtrain.errors import UserError, excerpt
 
-FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
-"""Seconds between two tries; each pause is twice the one before."""
-STALLED = 30.0
-"""Seconds without a byte after which a connection counts as lost."""
-PIECE = 1 << 20
-"""Bytes read at a time."""
+FIRST_PAUSE_SECONDS, MAX_PAUSE_SECONDS = 0.5, 30.0
+"""Between two tries; each pause is twice the one before."""
+STALL_SECONDS = 30.0
+"""Without a byte, after which a connection counts as lost."""
+CHUNK = 1 << 20
+"""The bytes read at a time."""
 
 
 class Mismatch(Exception):
@@ -42,42 +42,44 @@ def is_remote(place: str) -> bool:
 
 
 def shown(place: str) -> str:
-    """A place for messages: without the secrets that a URL or a command may hold."""
+    """A place for messages, without the secrets that a URL or a command may contain."""
     if place.startswith("pipe:"):
         return f"pipe: ... {posixpath.basename(place)}"
     return masked(place)
 
 
-def fetch(place: str, into: Path, seconds: float, most: int, check: Callable[[Path], None] = lambda path: None) -> None:
+def fetch(
+    place: str, into: Path, seconds: float, max_bytes: int, check: Callable[[Path], None] = lambda path: None
+) -> None:
     """Copy a whole remote file.
 
     Args:
-        seconds: after which no more is tried, and a copy under way is given up.
-        most: bytes; of a longer file the copy ends there (or one buffer later), as a :class:`Mismatch`.
-        check: raises :class:`Mismatch` on a file that did not arrive as it should; tried once more.
+        seconds: after which no new try begins, and a running copy is aborted.
+        max_bytes: the copy of a longer file ends there (or one buffer later), with a :class:`Mismatch`.
+        check: raises :class:`Mismatch` on a file with the wrong content, which is fetched once more.
 
     Raises:
-        UserError: it cannot be had: missing, forbidden, not as expected, or the deadline has passed.
+        UserError: it cannot be fetched: missing, forbidden, not as expected, or the deadline has passed.
     """
-    end, pause, mismatches = time.monotonic() + seconds, FIRST_PAUSE, 0
-    met: Exception | None = None
+    end, pause, mismatches = time.monotonic() + seconds, FIRST_PAUSE_SECONDS, 0
+    cause: Exception | None = None
     while True:
         try:
-            _copy(place, into, end, most)
+            _copy(place, into, end, max_bytes)
             return check(into)
         except Exception as error:
-            # A try that was cut off says nothing of what is wrong, where one before it does.
-            met = met if met is not None and isinstance(error, TimeoutError) else error
+            # A timeout hides the cause that an earlier try may have shown.
+            cause = cause if cause is not None and isinstance(error, TimeoutError) else error
             mismatches += isinstance(error, Mismatch)
             final = mismatches > 1 or _is_final(error)
             if final or time.monotonic() + pause > end:
                 tried = "" if final else f" (tried for {seconds:g} s)"
-                raise UserError(f"{shown(place)}: {_reason(met)}{tried}. {_advice(met)}") from met
+                raise UserError(f"{shown(place)}: {_reason(cause)}{tried}. {_advice(cause)}") from cause
         time.sleep(pause)
-        pause = min(2 * pause, LONGEST_PAUSE)
+        pause = min(2 * pause, MAX_PAUSE_SECONDS)
 
 
-def fetch_text(place: str, seconds: float, most: int) -> str:
+def fetch_text(place: str, seconds: float, max_bytes: int) -> str:
     """A small remote text file.
 
     Raises:
@@ -85,42 +87,48 @@ def fetch_text(place: str, seconds: float, most: int) -> str:
     """
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "file"
-        fetch(place, file, seconds, most)
+        fetch(place, file, seconds, max_bytes)
         return file.read_text(errors="replace")
 
 
-def _copy(place: str, into: Path, end: float, most: int) -> None:
+def _copy(place: str, into: Path, end: float, max_bytes: int) -> None:
     if place.startswith("pipe:"):
-        _copy_output(place.removeprefix("pipe:"), into, end, most)
+        _copy_output(place.removeprefix("pipe:"), into, end, max_bytes)
         return
     if "::" in place:
         raise ValueError("file systems within others (::) are not read")
     system, path = fsspec.core.url_to_fs(place, skip_instance_cache=True, **_options(place))
     if system.async_impl:
-        asyncio.run(asyncio.wait_for(_copy_async(system, path, into, most), end - time.monotonic()))
+        asyncio.run(asyncio.wait_for(_copy_async(system, path, into, max_bytes), end - time.monotonic()))
     else:
         with system.open(path, "rb") as source, into.open("wb") as file:
-            _pour(lambda: _in_time(end) and source.read(PIECE), file, most)
+
+            def read() -> bytes:
+                _check_deadline(end)
+                return source.read(CHUNK)
+
+            _write_pieces(read, file, max_bytes)
 
 
-def _copy_output(command: str, into: Path, end: float, most: int) -> None:
+def _copy_output(command: str, into: Path, end: float, max_bytes: int) -> None:
     with subprocess.Popen(command, shell=True, stdout=subprocess.PIPE, start_new_session=True) as process:
+        assert process.stdout is not None
         output = process.stdout.fileno()
         poll = select.poll()
         poll.register(output, select.POLLIN)
 
         def read() -> bytes:
-            _in_time(end)
+            _check_deadline(end)
             while not poll.poll(100):
-                _in_time(end)
-            return os.read(output, PIECE)
+                _check_deadline(end)
+            return os.read(output, CHUNK)
 
         try:
             with into.open("wb") as file:
-                _pour(read, file, most)
+                _write_pieces(read, file, max_bytes)
             code = process.wait(max(0.0, end - time.monotonic()))
         except BaseException as error:
-            # The shell and what it has started.
+            # Kill the shell and its children.
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             if isinstance(error, subprocess.TimeoutExpired):
@@ -130,44 +138,43 @@ def _copy_output(command: str, into: Path, end: float, most: int) -> None:
         raise subprocess.CalledProcessError(code, command)
 
 
-def _pour(read: Callable[[], bytes], file: BinaryIO, most: int) -> None:
-    bound = _Bound(most)
+def _write_pieces(read: Callable[[], bytes], file: BinaryIO, max_bytes: int) -> None:
+    bound = _Bound(max_bytes)
     while data := read():
         bound.relative_update(len(data))
         file.write(data)
 
 
-def _in_time(end: float) -> bool:
+def _check_deadline(end: float) -> None:
     if time.monotonic() > end:
         raise TimeoutError
-    return True
 
 
 class _Bound(Callback):
-    """Told how long a file is said to be, and how much has come."""
+    """Receives the announced length of a file, and how many bytes have arrived."""
 
-    def __init__(self, most: int):
+    def __init__(self, max_bytes: int):
         super().__init__()
-        self.most = most
+        self.max_bytes = max_bytes
 
     def set_size(self, size: int | None) -> None:
-        if size is not None and size > self.most:
-            raise Mismatch(f"{size} bytes are there, at most {self.most} are expected")
+        if size is not None and size > self.max_bytes:
+            raise Mismatch(f"{size} bytes are there, at most {self.max_bytes} are expected")
 
     def relative_update(self, inc: int = 1) -> None:
         self.value += inc
-        if self.value > self.most:
-            raise Mismatch(f"more than {self.most} bytes arrive, which are all that is expected")
+        if self.value > self.max_bytes:
+            raise Mismatch(f"more than {self.max_bytes} bytes arrive, which are all that is expected")
 
 
-async def _copy_async(system: AsyncFileSystem, path: str, into: Path, most: int) -> None:
+async def _copy_async(system: AsyncFileSystem, path: str, into: Path, max_bytes: int) -> None:
     """In an event loop of its own, all of whose connections end with it.
 
-    Those of fsspec's shared loop would be open when workers are forked, and what a worker then does to its copy
-    leaves this process waiting for an answer: the two share the kernel's list of what to watch.
+    The connections of fsspec's shared loop would be open when workers are forked. A worker's copy shares the kernel's
+    epoll list with this process, which could then wait for an answer for ever.
     """
     try:
-        await system._get_file(path, str(into), callback=_Bound(most))
+        await system._get_file(path, str(into), callback=_Bound(max_bytes))
     finally:
         session = getattr(system, "_session", None) or getattr(system, "_s3", None)
         if session is not None:
@@ -175,27 +182,32 @@ async def _copy_async(system: AsyncFileSystem, path: str, into: Path, most: int)
 
 
 def _options(place: str) -> dict:
-    """Private to one fetch; gives up on a connection that stalls, but not on one that is slow."""
+    """Options of a file system for one fetch. A connection that stalls is closed, one that is slow is not."""
     if place.startswith("http"):
         from aiohttp import ClientTimeout
 
         return {
             "asynchronous": True,
-            "client_kwargs": {"timeout": ClientTimeout(total=None, sock_connect=STALLED, sock_read=STALLED)},
+            "client_kwargs": {
+                "timeout": ClientTimeout(total=None, sock_connect=STALL_SECONDS, sock_read=STALL_SECONDS)
+            },
         }
     if place.startswith("s3://"):
-        return {"asynchronous": True, "config_kwargs": {"connect_timeout": STALLED, "read_timeout": STALLED}}
+        return {
+            "asynchronous": True,
+            "config_kwargs": {"connect_timeout": STALL_SECONDS, "read_timeout": STALL_SECONDS},
+        }
     return {"asynchronous": True} if place.startswith("gs://") else {}
 
 
 def _is_final(error: Exception) -> bool:
-    """Whether trying again is in vain."""
+    """Whether trying again is useless."""
     if isinstance(error, FileNotFoundError | PermissionError | ImportError | ValueError) or _is_credentials(error):
         return True
-    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EROFS) or _is_astray(error):
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EROFS) or _is_bad_redirect(error):
         return True
     status = getattr(error, "status", None)
-    # aiohttp gives an answer that is not of HTTP the status 400.
+    # aiohttp gives an answer that is not HTTP the status 400.
     return isinstance(status, int) and 400 <= status < 500 and status not in (408, 429) and not _is_misframed(error)
 
 
@@ -203,15 +215,15 @@ def _is_credentials(error: Exception) -> bool:
     return "Credentials" in type(error).__name__ or getattr(error, "status", None) in (401, 403)
 
 
-def _is_astray(error: Exception) -> bool:
-    """Whether a server leads in circles, or to what is not on the web."""
+def _is_bad_redirect(error: Exception) -> bool:
+    """Whether a server redirects in circles, or to an address that is not on the web."""
     from aiohttp import InvalidURL, NonHttpUrlClientError, TooManyRedirects
 
     return isinstance(error, InvalidURL | NonHttpUrlClientError | TooManyRedirects)
 
 
 def _is_misframed(error: Exception) -> bool:
-    """Whether an answer is not one of HTTP; aiohttp's message then holds its bytes."""
+    """Whether an answer is not HTTP; aiohttp's message then contains its bytes."""
     from aiohttp import ClientPayloadError
     from aiohttp.http_exceptions import HttpProcessingError
 
@@ -223,7 +235,7 @@ def _reason(error: Exception) -> str:
         return "no such file"
     if isinstance(error, subprocess.CalledProcessError):
         return f"the command ended with code {error.returncode}"
-    if _is_astray(error):
+    if _is_bad_redirect(error):
         return "the server redirects in circles, or to what is not on the web"
     if _is_misframed(error):
         return "the answer is cut short, or not of HTTP"
@@ -235,7 +247,7 @@ def _reason(error: Exception) -> str:
         return excerpt(error.strerror)
     if isinstance(error, TimeoutError):
         return "timed out"
-    # botocore's says what was no XML.
+    # botocore's message quotes the answer that is not XML.
     return type(error).__name__ if "Parser" in type(error).__name__ else excerpt(error) or type(error).__name__
 
 
@@ -246,7 +258,7 @@ def _advice(error: Exception) -> str:
         return "Check data.path; if a shard is gone, restore it or pack again."
     if isinstance(error, ImportError):
         return "Install fdtrain with the extra of that store: fdtrain[s3] or fdtrain[gcs]."
-    if _is_astray(error):
+    if _is_bad_redirect(error):
         return "Correct data.path: give the place that it should lead to."
     if isinstance(error, Mismatch):
         return "Upload it again, with the dataset.json it was packed with."

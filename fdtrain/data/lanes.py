@@ -1,9 +1,9 @@
-"""Which sample each lane reads when: the data order as a pure function (docs/data.md).
+"""The order in which each lane reads samples, as a pure function (docs/data.md).
 
 Epoch after epoch, the shards in a seeded permutation form one endless stream of samples. The stream is cut
 into rounds of about one epoch, each a multiple of the number of lanes, and each round into one contiguous
-run per lane; what is left of an epoch (fewer samples than lanes) opens the next round. A lane reads its
-run in sequence through windows, each shuffled by its own seed. So where a lane stands at any step is
+run per lane; the rest of an epoch (fewer samples than lanes) opens the next round. A lane reads its
+run in sequence through windows, each shuffled by its own seed. So the position of a lane at any step is
 arithmetic, and resuming costs nothing.
 """
 
@@ -18,10 +18,10 @@ class LaneOrder:
     """The order of samples for every lane of a run.
 
     Args:
-        counts: samples of each shard.
-        lanes: number of lanes the global batch is cut into.
-        seed: of the run.
-        window: samples shuffled together; a lane reads about that many ahead.
+        counts: the samples of each shard.
+        lanes: the number of lanes that the global batch is divided into.
+        seed: the seed of the run.
+        window: the samples shuffled together; a lane reads about this many ahead.
     """
 
     def __init__(self, counts: Sequence[int], lanes: int, seed: int, window: int = 1024):
@@ -30,7 +30,7 @@ class LaneOrder:
         if self.images <= 0 or lanes <= 0 or window <= 0:
             raise ValueError("samples, lanes and window must be positive")
         self.lanes, self.seed, self.window = lanes, seed, window
-        # The window each lane is in, and the shard order of the epochs in use: pure caches.
+        # The window each lane is in, and the shard order of the epochs in use: caches only.
         self._windows: dict[int, tuple[tuple[int, int], np.ndarray]] = {}
         self._epochs: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
@@ -48,20 +48,20 @@ class LaneOrder:
         return np.concatenate(parts) if parts else np.empty((0, 2), dtype=np.int64)
 
     def shards(self, lane: int, start: int, stop: int) -> list[int]:
-        """The shards that the windows around positions ``start <= p < stop`` of a lane lie in."""
-        found: dict[int, None] = {}
+        """The shards of the windows around positions ``start <= p < stop`` of a lane."""
+        shards: dict[int, None] = {}
         while start < stop:
             _, first, length = self._round(start)
             begin = (start - first) // self.window * self.window
             end = min(length, -(-(stop - first) // self.window) * self.window)
             place = self.lanes * first + lane * length + np.arange(begin, end)
-            found |= dict.fromkeys(self._resolve(place)[:, 0].tolist())
+            shards |= dict.fromkeys(self._resolve(place)[:, 0].tolist())
             start = first + end
-        return list(found)
+        return list(shards)
 
     @property
     def shards_at_once(self) -> int:
-        """About the largest number of shards that one lane's window lies in."""
+        """An estimate of the largest number of shards that one lane's window spans."""
         return min(len(self.counts), 2 + (self.window - 1) * len(self.counts) // self.images)
 
     def _round(self, position: int) -> tuple[int, int, int]:
@@ -108,6 +108,6 @@ class LaneOrder:
 
 
 def own_lanes(rank: int, world_size: int, lanes: int) -> range:
-    """The lanes of one rank: an equal, contiguous share."""
+    """The lanes of one rank, an equal and contiguous share."""
     share = lanes // world_size
     return range(rank * share, (rank + 1) * share)

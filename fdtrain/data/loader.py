@@ -1,8 +1,8 @@
 """Batches of one rank, in the order of the lanes (docs/data.md)."""
 
+import logging
 import math
 import mmap
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -14,31 +14,33 @@ from torch.utils.data import DataLoader, Dataset
 from fdtrain.data.lanes import LaneOrder
 from fdtrain.data.mixture import MixtureOrder
 from fdtrain.data.prefetch import Prefetcher
-from fdtrain.data.processes import heed_parent_alone, unheard
 from fdtrain.data.shards import ShardReader
+from fdtrain.data.workers import ignore_all_but_parent, signals_blocked
 from fdtrain.errors import UserError
 from fdtrain.randomness import Purpose, stream
+
+logger = logging.getLogger(__name__)
 
 Batch = tuple[Tensor, Tensor]
 """Images ``(n, C, H, W)`` uint8 and labels ``(n,)`` int64, lane after lane."""
 
-AHEAD = 4
-"""Steps that a worker reads ahead."""
-SHOWN = 10
-"""Broken samples that a rank tells of one by one; the rest are counted."""
+PREFETCH_STEPS = 4
+"""The steps that a worker reads ahead."""
+MAX_REPORTED = 10
+"""The broken samples that a rank reports one by one; further ones are only counted."""
 
 
 class LaneDataset(Dataset):
-    """A map from the step to the batch of some lanes at that step: the same for any worker that asks.
+    """A map from the step to the batch of some lanes at that step, the same in any worker process.
 
-    An item is the batch, and what is wrong with each broken sample, in whose place stands the next sound one of
-    its lane; or the error that makes it impossible.
+    An item is the batch with a message for each broken sample, which the next sound sample of its lane replaces;
+    or the error that makes the batch impossible.
 
     Args:
-        reader: of the split.
-        order: of the run.
-        lanes: those to read, in order.
-        lane_images: images of one lane in one step.
+        reader: reads the shards of the split.
+        order: the order of the samples in every lane.
+        lanes: the lanes to read, in order.
+        lane_images: the images of one lane in one step.
         flip: mirror each image with probability one half, by the seed of (step, lane).
         labelled: refuse samples without a label.
     """
@@ -56,20 +58,20 @@ class LaneDataset(Dataset):
         self.lane_images, self.flip, self.labelled = lane_images, flip, labelled
         self._prefetcher = Prefetcher(reader.cache) if reader.cache else None
         self._error: UserError | None = None
-        # By lane, the position up to which its shards are wanted.
-        self._wanted: dict[int, int] = {}
+        # By lane, the position up to which its shards are requested.
+        self._requested: dict[int, int] = {}
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        """Of a step's images, ``(n, C, H, W)``."""
+        """The shape ``(n, C, H, W)`` of a step's images."""
         return len(self.lanes) * self.lane_images, *self.reader.description.shape
 
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor, list[str]] | UserError:
         return self.read(step)
 
     def read(self, step: int, out: np.ndarray | None = None) -> tuple[Tensor, Tensor, list[str]] | UserError:
-        """The item of a step, its images in ``out`` if it is given."""
-        # An error is the end of the run: steps read ahead of it must not each wait out a deadline first.
+        """The item of a step, with its images in ``out`` if it is given."""
+        # An error ends the run: later steps that are read ahead must not each wait for a deadline first.
         if self._error is None:
             try:
                 return self._batch(step, out)
@@ -81,7 +83,7 @@ class LaneDataset(Dataset):
     def _batch(self, step: int, out: np.ndarray | None) -> tuple[Tensor, Tensor, list[str]]:
         n = self.lane_images
         if self._prefetcher:
-            self._look_ahead(step * n)
+            self._prefetch(self._prefetcher, step * n)
         rows = np.concatenate([self.order.samples(lane, step * n, (step + 1) * n) for lane in self.lanes])
         images, labels, broken = self.reader.read(rows.tolist(), out)
         for place, problem in broken.items():
@@ -106,23 +108,23 @@ class LaneDataset(Dataset):
             f"{problem}; nor is any of the {self.order.window} after it sound. Repair the shard or pack it again."
         )
 
-    def _look_ahead(self, position: int) -> None:
-        """Want the shards of every lane's window and of the one after it, once a window."""
-        lanes = [lane for lane in self.lanes if self._wanted.get(lane, 0) <= position]
+    def _prefetch(self, prefetcher: Prefetcher, position: int) -> None:
+        """Request the shards of every lane's window and of the one after it, once a window."""
+        lanes = [lane for lane in self.lanes if self._requested.get(lane, 0) <= position]
         if not lanes:
             return
         reach = self.order.window + self.lane_images
         for begin in (position, position + reach):
-            wanted = dict.fromkeys(s for lane in lanes for s in self.order.shards(lane, begin, begin + reach))
-            self._prefetcher.want(self.reader.shards[s] for s in wanted)
-        self._wanted |= dict.fromkeys(lanes, position + reach)
+            shards = dict.fromkeys(s for lane in lanes for s in self.order.shards(lane, begin, begin + reach))
+            prefetcher.request(self.reader.shards[s] for s in shards)
+        self._requested |= dict.fromkeys(lanes, position + reach)
 
 
 class SharedSlots(Dataset):
-    """A dataset whose images lie in memory that forked workers share with this process, a slot for each step ahead.
+    """A dataset whose images are in memory that forked workers share with this process, one slot for each step ahead.
 
-    A tensor sent to another process costs a millisecond of handshakes, an array two copies through a pipe in
-    pieces of 64 KiB; what is sent here is the labels. The loader gives a worker another step before a batch is
+    Sending a tensor to another process costs a millisecond of handshakes, and an array two copies through a pipe in
+    pieces of 64 KiB; here only the labels are sent. The loader gives a worker another step before a batch is
     taken from its slot, hence one slot more than there are steps ahead.
     """
 
@@ -138,18 +140,18 @@ class SharedSlots(Dataset):
         return item if isinstance(item, UserError) else (step, item[1].numpy(), item[2])
 
     def images(self, step: int) -> np.ndarray:
-        """A copy of a step's images: the slot is used again."""
+        """A copy of a step's images, since the slot is used again."""
         return self._slots[step % len(self._slots)].copy()
 
 
-def _as_it_is(item):
-    """In place of torch's conversion, which makes tensors of arrays."""
+def _unchanged(item):
+    """Replaces torch's conversion, which turns arrays into tensors."""
     return item
 
 
 @contextmanager
 def lost_workers_reported() -> Iterator[None]:
-    """Around the use of :class:`Batches`: the death of a reading process, noticed anywhere, is a UserError."""
+    """Use :class:`Batches` within this context: it turns the death of a reading process into a UserError."""
     try:
         yield
     except RuntimeError as error:
@@ -165,11 +167,11 @@ def lost_workers_reported() -> Iterator[None]:
 class Batches(Iterator[Batch]):
     """The batches of steps ``start <= k < stop``, read ahead by ``workers`` processes (0: in this one).
 
-    Broken samples are told of, counted, and borne up to a share of the images read, or of this rank's part of
+    Broken samples are reported, counted, and tolerated up to a share of the images read, or of this rank's part of
     an epoch if fewer are read yet.
 
     Args:
-        max_broken_share: the share; 0: none is borne.
+        max_broken_share: the tolerated share; 0 tolerates none.
 
     Raises:
         UserError: from the iterator, when a shard cannot be used or too many samples are broken.
@@ -180,21 +182,21 @@ class Batches(Iterator[Batch]):
         self.images = self.broken = self.broken_now = 0
         order = dataset.order
         self._epoch = order.images * len(dataset.lanes) / order.lanes
-        # With an accelerator a thread takes the batches in and pins them, which it does to tensors only.
+        # With an accelerator a thread pins the batches, which works for tensors only.
         pinned = torch.cuda.is_available()
-        self._shared = SharedSlots(dataset, AHEAD * workers) if workers and not pinned else None
+        self._shared = SharedSlots(dataset, PREFETCH_STEPS * workers) if workers and not pinned else None
         loader = DataLoader(
             self._shared or dataset,
             batch_size=None,
             sampler=range(start, stop),
             num_workers=workers,
-            prefetch_factor=AHEAD if workers else None,
+            prefetch_factor=PREFETCH_STEPS if workers else None,
             multiprocessing_context="fork" if workers else None,
             pin_memory=pinned,
-            worker_init_fn=heed_parent_alone,
-            collate_fn=_as_it_is,
+            worker_init_fn=ignore_all_but_parent,
+            collate_fn=_unchanged,
         )
-        with unheard():
+        with signals_blocked():
             self._items = iter(loader)
 
     @property
@@ -213,21 +215,21 @@ class Batches(Iterator[Batch]):
             self.images += len(images)
             self.broken_now = len(problems)
             for problem in problems:
-                self._bear(problem)
+                self._count_broken(problem)
             return images, labels
         except UserError:
-            # Ends the workers now: the error's trace would keep them until the garbage collector comes by.
+            # This ends the workers now: the error's trace would keep them alive until the next garbage collection.
             self._items = iter(())
             raise
 
-    def _bear(self, problem: str) -> None:
+    def _count_broken(self, problem: str) -> None:
         self.broken += 1
         if self.broken > self.max_broken_share * max(self.images, self._epoch):
-            found = f" ({self.broken} of {self.images} images read are broken)" if self.broken > 1 else ""
+            count = f" ({self.broken} of {self.images} images read are broken)" if self.broken > 1 else ""
             raise UserError(
-                f"{problem}{found}. Repair it or pack the data set again, or raise data.max_broken_share "
+                f"{problem}{count}. Repair it or pack the data set again, or raise data.max_broken_share "
                 f"({self.max_broken_share:g}) to skip such samples."
             )
-        if self.broken <= SHOWN:
-            more = "; further ones are only counted" if self.broken == SHOWN else ""
-            print(f"fdtrain: skipping a broken sample: {problem}{more}", file=sys.stderr, flush=True)
+        if self.broken <= MAX_REPORTED:
+            more = "; further ones are only counted" if self.broken == MAX_REPORTED else ""
+            logger.warning("skipping a broken sample: %s%s", problem, more)

@@ -1,11 +1,11 @@
-"""Where a packed data set lies: ``data.path`` (docs/data.md).
+"""Finds a packed data set by its ``data.path`` (docs/data.md).
 
 data/cifar10                                 a folder with dataset.json
 https://host/cifar10, s3://bucket/cifar10    the same, elsewhere
 s3://bucket/cifar10/train-{000..099}.tar     some of its shards; dataset.json beside them
 data/shards.txt                              a list, one shard (or pattern) a line; dataset.json beside it
 
-Of a URL, ``?...`` belongs to every file beneath it, and ``${NAME}`` stands for a variable of the environment.
+The ``?...`` of a URL belongs to every file beneath it, and ``${NAME}`` stands for a variable of the environment.
 """
 
 import os
@@ -27,11 +27,11 @@ LIST = ".txt"
 
 @dataclass(frozen=True)
 class PackedData:
-    """A data set and its place.
+    """A packed data set and where it is stored.
 
     Attributes:
-        base: folder or URL of dataset.json.
-        places: by file name, those shards that a pattern or list names; None: all, beside dataset.json.
+        base: the folder or URL of dataset.json.
+        places: the shards that a pattern or list names, by file name; None: all shards, beside dataset.json.
     """
 
     base: str
@@ -39,10 +39,9 @@ class PackedData:
     places: dict[str, str] | None
 
     def split(self, name: str) -> list[PlacedShard]:
-        """The split's shards that hold images, local ones known to be there in full length.
+        """The split's shards with images. Local ones are checked to exist in full length.
 
-        A pattern or list selects among a split's shards; a split that it names none of lies whole beside
-        dataset.json.
+        A pattern or list selects among a split's shards. If it names none of them, all are beside dataset.json.
 
         Raises:
             UserError: unknown or empty split; a local shard is missing, cut short or grown.
@@ -69,7 +68,7 @@ def locate(path: str | Path, allow_pipe: bool = False, seconds: float = 60.0) ->
 
     Args:
         allow_pipe: whether a list may name shards as ``pipe:COMMAND``, which is executed.
-        seconds: to try to reach a remote description for.
+        seconds: how long to try to reach a remote description.
 
     Raises:
         UserError: there is none; a pattern or list names what it does not describe; a folder holds other shards.
@@ -111,7 +110,7 @@ def _description(base: str, seconds: float) -> DatasetDescription:
 
 
 def _check_remote(path: str, places: Iterable[str]) -> None:
-    """A list from elsewhere must not make this machine read its own files."""
+    """A remote list must not make this machine read its own files."""
     admitted = ("pipe:", "http://", "https://", "s3://", "gs://", f"{path.partition('://')[0]}://")
     for place in places:
         if not place.startswith(admitted):
@@ -122,25 +121,25 @@ def _check_remote(path: str, places: Iterable[str]) -> None:
 
 
 def _by_name(path: str, places: Iterable[str], listed: set[str]) -> dict[str, str]:
-    found: dict[str, str] = {}
+    by_name: dict[str, str] = {}
     for place in places:
         name = posixpath.basename(_split_query(place)[0])
         if name not in listed:
             raise UserError(f"{shown(path)} names {excerpt(name)}, which {FILE} does not list. Correct one of the two.")
-        if name in found:
+        if name in by_name:
             raise UserError(f"{shown(path)} names {name} twice. A sample would come twice an epoch: remove one.")
-        found[name] = place
-    if not found:
+        by_name[name] = place
+    if not by_name:
         raise UserError(f"{shown(path)} names no shard.")
-    return found
+    return by_name
 
 
 def _check_no_others(folder: Path, listed: set[str]) -> None:
     try:
-        there = os.listdir(folder)
+        names = os.listdir(folder)
     except OSError as error:
         raise UserError(f"data.path: cannot read {folder} ({error.strerror}). Check its permissions.") from error
-    others = sorted(name for name in there if name.endswith(".tar") and name[0] != "." and name not in listed)
+    others = sorted(name for name in names if name.endswith(".tar") and name[0] != "." and name not in listed)
     if others:
         raise UserError(
             f"{folder} holds {others[0]}{f' and {len(others) - 1} more' if others[1:] else ''}, which {FILE} does not "
@@ -154,7 +153,7 @@ def _join(base: str, name: str) -> str:
 
 
 def _split_query(place: str) -> tuple[str, str]:
-    """A place, and of a URL what follows from ``?`` on."""
+    """A place, and the part of a URL from ``?`` on."""
     if not is_remote(place) or place.startswith("pipe:"):
         return place, ""
     path, mark, query = place.partition("?")

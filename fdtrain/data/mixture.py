@@ -1,8 +1,9 @@
 """Several data sets in one run, by weight (docs/data.md)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,16 +15,16 @@ from fdtrain.errors import UserError
 from fdtrain.randomness import Purpose, stream, torch_seed
 
 BLOCK = 4096
-"""Samples of a lane over which the weights hold exactly; they are kept to 1 / BLOCK."""
+"""Samples of a lane over which the weights are exact, once they are rounded to 1 / BLOCK."""
 
 
 @dataclass(frozen=True)
 class DataSets:
-    """What a run reads: one data set, or several with weights.
+    """The data of a run: one data set, or several with weights.
 
     Attributes:
-        description: of all together. Data sets with the same classes share them; else the labels of each follow
-            those of the one before, and its classes are called ``dataset/class``.
+        description: describes all together. Data sets with the same classes share them; otherwise the labels of each
+            follow those of the one before, and its classes are called ``dataset/class``.
     """
 
     parts: list[PackedData]
@@ -36,24 +37,24 @@ class DataSets:
         Raises:
             UserError: one has no such split, or not all of its shards.
         """
-        found, first = [], 0
+        placed, first = [], 0
         for part in self.parts:
             count = len(part.description.classes)
             if part.description.classes != self.description.classes:
                 labels, first = range(first, first + count), first + count
             else:
                 labels = range(count)
-            found.append([replace(shard, labels=labels) for shard in part.split(name)])
-        return found
+            placed.append([replace(shard, labels=labels) for shard in part.split(name)])
+        return placed
 
 
-def open_data(paths: Sequence[str | Path], weights: Sequence[float], **how) -> DataSets:
-    """Find data sets and join their descriptions; ``how`` is passed on to :func:`locate`.
+def open_data(paths: Sequence[str | Path], weights: Sequence[float], **options: Any) -> DataSets:
+    """Find data sets and join their descriptions; ``options`` are those of :func:`locate`.
 
     Raises:
         UserError: one cannot be found, or their images are not alike.
     """
-    parts = [locate(path, **how) for path in paths]
+    parts = [locate(path, **options) for path in paths]
     descriptions = [part.description for part in parts]
     first = descriptions[0]
     if len(parts) == 1:
@@ -91,11 +92,11 @@ def lane_order(
 
 
 class MixtureOrder:
-    """The order of samples over several data sets: as :class:`LaneOrder`, shards numbered one set after another.
+    """The order of samples over several data sets, like :class:`LaneOrder`. Shards are numbered one set after another.
 
-    Positions of a lane come in blocks of ``BLOCK``. Of each, data set ``d`` has a fixed number ``n_d``, in a
-    shuffled sequence of its own seed. So where a lane stands in each data set is arithmetic, and each data set is
-    read in its own :class:`LaneOrder`: every sample of it once in its own epoch.
+    Positions of a lane come in blocks of ``BLOCK``. In each block, data set ``d`` has a fixed number ``n_d`` of places,
+    in a shuffled sequence with a seed of its own. So the position of a lane in each data set is arithmetic, and each
+    data set is read in its own :class:`LaneOrder`, every sample once in an epoch of that data set.
 
     Raises:
         ValueError: a weight is too small for a place in a block.
@@ -111,7 +112,7 @@ class MixtureOrder:
         ]
         self.images = sum(order.images for order in self.orders)
         self._first_shard = np.cumsum([0, *(len(c) for c in counts)])
-        # By lane, the block it is in and the block's data sets: a pure cache.
+        # By lane, the block it is in and the block's data sets: a cache only.
         self._blocks: dict[int, tuple[int, np.ndarray]] = {}
 
     def samples(self, lane: int, start: int, stop: int) -> np.ndarray:
@@ -128,11 +129,11 @@ class MixtureOrder:
 
     def shards(self, lane: int, start: int, stop: int) -> list[int]:
         """As :meth:`LaneOrder.shards`."""
-        found: dict[int, None] = {}
+        shards: dict[int, None] = {}
         for block, begin, end in _blocks(start, stop):
             for d, (first, last) in enumerate(self._spans(lane, block, begin, end)):
-                found |= dict.fromkeys(int(s + self._first_shard[d]) for s in self.orders[d].shards(lane, first, last))
-        return list(found)
+                shards |= dict.fromkeys(int(s + self._first_shard[d]) for s in self.orders[d].shards(lane, first, last))
+        return list(shards)
 
     @property
     def shards_at_once(self) -> int:
@@ -179,7 +180,7 @@ def quotas(weights: Sequence[float]) -> np.ndarray:
     return whole
 
 
-def _blocks(start: int, stop: int):
+def _blocks(start: int, stop: int) -> Iterator[tuple[int, int, int]]:
     """``(block, begin, end)`` of the stretches of blocks that positions ``start <= p < stop`` fall in."""
     while start < stop:
         block, begin = divmod(start, BLOCK)

@@ -1,4 +1,4 @@
-"""A source to WebDataset shards and their ``dataset.json``, over processes, and going on after a kill.
+"""Packs a source into WebDataset shards and their ``dataset.json``, on several processes and resumable.
 
 Which images a shard holds follows from the source and the request alone, so neither the number of processes
 nor an interruption changes a byte. A folder being packed holds ``packing.json``, what was asked for, and in
@@ -24,18 +24,19 @@ from fdtrain.data.dataset import (
     read_description,
     write_description,
 )
-from fdtrain.data.processes import progress, run
 from fdtrain.data.sources.source import Part, Source
+from fdtrain.data.workers import progress, run
 from fdtrain.data.writer import (
     ENCODINGS,
     MANY,
     REPORTED,
     WORK,
     BadImages,
-    Cut,
-    Form,
+    SampleFormat,
+    ShardRange,
     finished,
     layout,
+    record,
     write_part,
     write_text,
     writing,
@@ -45,10 +46,10 @@ from fdtrain.errors import UserError
 REQUEST = "packing.json"
 
 
-class Request(BaseModel):
-    """What was asked for (``source`` is its identity), and how many images each part of each split holds.
+class PackRequest(BaseModel):
+    """The arguments of a pack (``source`` is its identity), and the number of images of each part of each split.
 
-    ``bad_images`` is whether some cannot be packed: then this request is never finished, unless they are replaced.
+    ``bad_images`` is whether some cannot be packed: then this request is finished only if they are replaced.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -59,10 +60,10 @@ class Request(BaseModel):
     images: dict[str, list[int]]
     bad_images: bool = False
 
-    def same(self, other: "Request") -> bool:
-        """Whether the same is asked for; what has been found since does not count."""
-        found = {"images": {}, "bad_images": False}
-        return self.model_copy(update=found) == other.model_copy(update=found)
+    def same(self, other: "PackRequest") -> bool:
+        """Whether the arguments are equal. The results stored since do not count."""
+        results = {"images": {}, "bad_images": False}
+        return self.model_copy(update=results) == other.model_copy(update=results)
 
 
 def pack(
@@ -117,7 +118,7 @@ def pack_digits(folder: str | Path, shard_images: int = 100) -> DatasetDescripti
     return pack(digits(), folder, shard_images=shard_images)
 
 
-def _request(source: Source, encoding: str, shard_images: int) -> Request:
+def _request(source: Source, encoding: str, shard_images: int) -> PackRequest:
     if encoding not in ENCODINGS or shard_images < 1:
         raise ValueError("encoding is npy or png, shard_images positive")
     for text in (source.name, source.source, *source.classes):
@@ -135,14 +136,14 @@ def _request(source: Source, encoding: str, shard_images: int) -> Request:
         encoding=encoding,
         splits={},
     )
-    return Request(description=description, shard_images=shard_images, source=source.identity(), images={})
+    return PackRequest(description=description, shard_images=shard_images, source=source.identity(), images={})
 
 
-def _begun(folder: Path, request: Request) -> Request | None:
-    """The same request as it was begun before, with its counts. What is left of one that can be replaced is removed.
+def _begun(folder: Path, request: PackRequest) -> PackRequest | None:
+    """The same request of an earlier call, with its counts. The files of one that can be replaced are removed.
 
     Raises:
-        UserError: another one was, and has finished shards.
+        UserError: an earlier call made another request, and finished some of its shards.
     """
     file = folder / REQUEST
     complete = (folder / FILE).exists()
@@ -151,7 +152,7 @@ def _begun(folder: Path, request: Request) -> Request | None:
             raise UserError(f"{folder} holds a data set already. Remove it, or choose another folder.")
         return None
     try:
-        begun = Request.model_validate_json(file.read_bytes())
+        begun = PackRequest.model_validate_json(file.read_bytes())
     except (ValidationError, OSError):
         begun = None
     if begun is not None and begun.same(request):
@@ -178,7 +179,7 @@ def _finished(folder: Path) -> list[str]:
 
 
 def _prepare(folder: Path) -> None:
-    """The folder for what is not finished, without what a killed packer has left there."""
+    """Make the folder for unfinished shards, and remove the temporary files of a killed packer."""
     with writing(folder):
         (folder / WORK).mkdir(exist_ok=True)
         for path in (folder / WORK).iterdir():
@@ -216,8 +217,8 @@ def _count(source: Source, workers: int, bar: bool) -> dict[str, list[int]]:
     """Images of every part. Batch files have to be read for it."""
     tasks = [(split, number, part) for split, parts in source.splits.items() for number, part in enumerate(parts)]
     counts = {split: [0] * len(parts) for split, parts in source.splits.items()}
-    found = run(_count_part, tasks, workers)
-    for split, number, count in tqdm(found, "counting", len(tasks), unit=" parts", disable=not bar):
+    results = run(_count_part, tasks, workers)
+    for split, number, count in tqdm(results, "counting", len(tasks), unit=" parts", disable=not bar):
         counts[split][number] = count
     for split in counts:
         if not sum(counts[split]):
@@ -229,11 +230,13 @@ def _count_part(split: str, number: int, part: Part) -> tuple[str, int, int]:
     return split, number, part.count()
 
 
-def _plan(request: Request) -> dict[str, list[list[Cut]]]:
+def _plan(request: PackRequest) -> dict[str, list[list[ShardRange]]]:
     return {split: layout(split, counts, request.shard_images) for split, counts in request.images.items()}
 
 
-def _write_shards(source: Source, request: Request, folder: Path, workers: int, bar: bool) -> dict[str, list[Shard]]:
+def _write_shards(
+    source: Source, request: PackRequest, folder: Path, workers: int, bar: bool
+) -> dict[str, list[Shard]]:
     """Write every shard that is not finished yet.
 
     Raises:
@@ -242,7 +245,9 @@ def _write_shards(source: Source, request: Request, folder: Path, workers: int, 
     plan = _plan(request)
     cuts = {cut.file: cut for parts in plan.values() for part in parts for cut in part}
     described = request.description
-    form = Form((described.size, described.size, described.channels), len(described.classes), described.encoding)
+    form = SampleFormat(
+        (described.size, described.size, described.channels), len(described.classes), described.encoding
+    )
     tasks = []
     for split, parts in plan.items():
         for part, wanted in zip(source.splits[split], parts, strict=True):
@@ -263,7 +268,7 @@ def _write_shards(source: Source, request: Request, folder: Path, workers: int, 
     if any(bad.count for bad in found):
         write_text(folder / REQUEST, request.model_copy(update={"bad_images": True}).model_dump_json(indent=1))
         raise UserError(_report(found, source))
-    return {split: [finished(folder, cut) for part in parts for cut in part] for split, parts in plan.items()}
+    return {split: [record(folder, cut) for part in parts for cut in part] for split, parts in plan.items()}
 
 
 def _report(found: list[BadImages], source: Source) -> str:

@@ -1,4 +1,4 @@
-"""Remote shards fetched before they are read: the order of the lanes is known, so what comes next is too."""
+"""Remote shards are fetched before they are read, since the order of the lanes is known in advance."""
 
 import queue
 import threading
@@ -10,19 +10,19 @@ from fdtrain.data.shards import PlacedShard
 from fdtrain.errors import UserError
 
 THREADS = 4
-"""Shards of one process under way at a time."""
+"""The shards that one process fetches at a time."""
 
 
 class Prefetcher:
-    """Daemon threads of the process that first wants something: nothing waits for them at its end."""
+    """Fetches shards by daemon threads, started by the first request. Nothing waits for them when the process ends."""
 
     def __init__(self, cache: Cache):
         self.cache = cache
         self._queue: queue.SimpleQueue[PlacedShard] = queue.SimpleQueue()
         self._started = False
 
-    def want(self, shards: Iterable[PlacedShard]) -> None:
-        """Fetch these, in this order, in the background."""
+    def request(self, shards: Iterable[PlacedShard]) -> None:
+        """Fetch these shards, in this order, in the background."""
         if not self._started:
             self._started = True
             for _ in range(THREADS):
@@ -37,5 +37,5 @@ class Prefetcher:
             try:
                 self.cache.fetch_ahead(placed.shard, placed.place)
             except UserError:
-                # Whoever reads the shard will try again, and tell.
+                # The reader of the shard tries again, and reports the error.
                 continue

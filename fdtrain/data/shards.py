@@ -2,7 +2,7 @@
 
 A sample is the members of a tar that share a key: an image (``KEY.npy``, ``KEY.png``...) and its label
 (``KEY.cls`` or ``KEY.json``), see :mod:`fdtrain.data.decode`. Any other member is ignored. webdataset's own readers
-go through a shard from its beginning, so resuming in the middle would decode all that came before;
+go through a shard from its beginning, so resuming in the middle would decode everything before;
 here a shard is indexed once and any sample is read in place.
 """
 
@@ -22,7 +22,7 @@ from fdtrain.data.cache import Cache
 from fdtrain.data.dataset import DatasetDescription, Shard
 from fdtrain.data.decode import IMAGES, LABELS, LONGEST_LABEL, Broken, ImageDecoder, label
 from fdtrain.data.fetch import is_remote, shown
-from fdtrain.data.tar import BLOCK, Bad, members
+from fdtrain.data.tar import BLOCK, BadTar, members
 from fdtrain.errors import UserError, excerpt
 
 _NO_LABEL, _BAD_LABEL = -1, -2
@@ -32,7 +32,7 @@ _LABELS = {extension.encode(): extension for extension in LABELS}
 
 @dataclass(frozen=True)
 class PlacedShard:
-    """A shard, where it lies (a path, a URL or ``pipe:`` command), and its labels among the run's classes."""
+    """A shard, its place (a path, a URL or ``pipe:`` command), and its labels among the run's classes."""
 
     shard: Shard
     place: str
@@ -40,7 +40,7 @@ class PlacedShard:
 
     @property
     def name(self) -> str:
-        """For messages: without the secrets that a URL or command may hold."""
+        """The place for messages, without the secrets that a URL or command may contain."""
         return shown(self.place)
 
 
@@ -53,14 +53,18 @@ class OpenShard:
 
     def __init__(self, placed: PlacedShard, cache: Cache | None, verify: bool = False):
         self.placed = placed
-        path, self._hold = cache.hold(placed.shard, placed.place) if is_remote(placed.place) else (placed.place, None)
+        path, self._lock = placed.place, None
+        if is_remote(placed.place):
+            if cache is None:
+                raise ValueError(f"{placed.name} is remote, and is read through a cache")
+            path, self._lock = cache.acquire(placed.shard, placed.place)
         self.file = -1
         try:
             # Opening a FIFO would wait for its writer.
             self.file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
             if not stat.S_ISREG(os.fstat(self.file).st_mode):
                 raise UserError(f"{self.placed.name} is no regular file. Restore it or pack again.")
-            if verify and self._hold is None:
+            if verify and self._lock is None:
                 self._verify()
             self._index()
         except FileNotFoundError:
@@ -77,8 +81,8 @@ class OpenShard:
 
     def _index(self) -> None:
         with mmap.mmap(self.file, 0, access=mmap.ACCESS_READ) as data:
-            found = _samples(data)
-        self.kind, self.offset, self.size, self.label = np.array(found, dtype=np.int64).reshape(-1, 4).T.copy()
+            samples = _samples(data)
+        self.kind, self.offset, self.size, self.label = np.array(samples, dtype=np.int64).reshape(-1, 4).T.copy()
         if len(self.kind) != self.placed.shard.images:
             raise UserError(
                 f"{self.placed.name} holds {len(self.kind)} samples, dataset.json says {self.placed.shard.images}. "
@@ -94,7 +98,7 @@ class OpenShard:
                 )
 
     def where(self, index: int) -> str:
-        """A sample in words."""
+        """A sample for messages: the shard and the key."""
         header = os.pread(self.file, BLOCK, int(self.offset[index]) - BLOCK)
         key = header[:100].partition(b"\0")[0].rpartition(b"/")[2].partition(b".")[0]
         return f"{self.placed.name}, sample '{excerpt(key)}'"
@@ -102,17 +106,17 @@ class OpenShard:
     def close(self) -> None:
         if self.file >= 0:
             os.close(self.file)
-        if self._hold is not None:
-            os.close(self._hold)
+        if self._lock is not None:
+            os.close(self._lock)
 
 
 def _samples(data: mmap.mmap) -> array:
     """``kind, offset, size, label`` of every sample, one after another: consecutive members of one key.
 
     Raises:
-        Bad: no tar; or a second image or label of one key, as where two samples of one key meet.
+        BadTar: no tar; or a second image or label of one key, as where two samples of one key meet.
     """
-    found = array("q")
+    samples = array("q")
     last, kind, place, size, number, labelled_by = None, -1, 0, 0, _NO_LABEL, None
     for name, offset, length in members(data):
         first = name.rfind(b"/") + 1
@@ -122,22 +126,22 @@ def _samples(data: mmap.mmap) -> array:
         key = name[:dot]
         if key != last:
             if last is not None:
-                found.extend((kind, place, size, number))
+                samples.extend((kind, place, size, number))
             last, kind, place, size, number, labelled_by = key, -1, offset, 0, _NO_LABEL, None
         extension = name[dot + 1 :].lower()
         if extension in _KINDS:
             if kind >= 0:
-                raise Bad(f"two images of one key, '{excerpt(key)}'")
+                raise BadTar(f"two images of one key, '{excerpt(key)}'")
             kind, place, size = _KINDS[extension], offset, length
         elif extension in _LABELS:
             if extension == labelled_by:
-                raise Bad(f"two labels of one key, '{excerpt(key)}'")
+                raise BadTar(f"two labels of one key, '{excerpt(key)}'")
             # A .cls comes before a .json.
             if labelled_by is None or extension == b"cls":
                 number, labelled_by = _label(data, _LABELS[extension], offset, length), extension
     if last is not None:
-        found.extend((kind, place, size, number))
-    return found
+        samples.extend((kind, place, size, number))
+    return samples
 
 
 def _label(data: mmap.mmap, extension: str, offset: int, length: int) -> int:
@@ -154,14 +158,14 @@ class ShardReader:
     """Decoded samples by (shard, index). Not shared between threads.
 
     Args:
-        shards: to read from; their places in this list are their numbers.
-        description: what every image must be like.
+        shards: the shards to read; their indices in this list are their numbers.
+        description: the properties that every image must have.
         cache: where remote shards are fetched to; None: every shard is a local file.
-        keep_open: shards held open; the least recently used is closed first.
+        keep_open: the number of open shards; the least recently used is closed first.
         verify: check local shards against their checksums whenever one is opened.
 
     Raises:
-        UserError: the cache cannot hold as many shards as are open.
+        UserError: the cache is too small for as many shards as are open.
     """
 
     def __init__(
@@ -172,7 +176,7 @@ class ShardReader:
         keep_open: int = 256,
         verify: bool = False,
     ):
-        # A quarter of what the process may have open; a shard in the cache takes two.
+        # A quarter of the files that the process may open; a shard in the cache takes two.
         keep_open = max(1, min(keep_open, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 8))
         self.shards, self.description, self.cache, self.keep_open = shards, description, cache, keep_open
         if cache and cache.cap is not None:
@@ -190,10 +194,10 @@ class ShardReader:
         self, rows: Sequence[tuple[int, int]], out: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
         """Images ``(n, C, H, W)`` uint8 below ``description.levels``, labels ``(n,)`` int64 (-1: none), and for
-        each broken sample its place in ``rows`` with what is wrong.
+        each broken sample its index in ``rows`` with the problem.
 
         Args:
-            out: where the images go, if there is a place for them.
+            out: an array for the images; None: a new one.
 
         Raises:
             UserError: a whole shard is missing or broken.

@@ -1,4 +1,4 @@
-"""A whole split in the order it is stored in, for evaluation."""
+"""A whole split in its stored order, for evaluation."""
 
 from pathlib import Path
 
@@ -12,14 +12,14 @@ from fdtrain.data.shards import ShardReader
 from fdtrain.errors import UserError
 
 FETCH_SECONDS = 600.0
-"""To try to fetch one remote shard for, where no cache says otherwise."""
+"""How long to try to fetch one remote shard, unless a cache is given."""
 
 
 class Split:
-    """Images of one split by their number; of several data sets, one after another.
+    """The images of one split by number. Several data sets follow one another.
 
     Args:
-        data: a packed data set, or what is opened of one or several.
+        data: the path of a packed data set, or one or several opened data sets.
         cache: where remote shards are fetched to; None: a temporary folder.
 
     Raises:
@@ -42,7 +42,7 @@ class Split:
         """Images ``(n, C, H, W)`` uint8 and labels ``(n,)``.
 
         Raises:
-            UserError: a sample is broken: what is measured is measured on the whole split.
+            UserError: a sample is broken. A measurement covers the whole split.
         """
         pixels, labels, broken = self._reader.read([self._place(i) for i in images])
         if broken:

@@ -1,11 +1,13 @@
 """The members of a tar file, by a scan of its headers.
 
 ``tarfile`` builds an object for every member, some 20 us each; a shard needs only names and places, and is
-indexed again whenever a worker opens it. Nor is ``tarfile`` made for archives of strangers: crafted extended headers
-keep it busy for ever, and at a damaged header it ends in silence.
+indexed again whenever a worker opens it. Nor is ``tarfile`` safe for untrusted archives: crafted extended headers
+keep it busy for ever, and at a damaged header it ends silently.
 
-Read are the formats of 1988 (USTAR), of GNU tar and of POSIX 2001 (pax). Every step of the scan moves forward, and
-what precedes a member is bounded. Whatever two readers could understand differently is refused: see :class:`Bad`.
+The formats of 1988 (USTAR), of GNU tar and of POSIX 2001 (pax) are read. Every step of the scan moves forward, and
+the headers before a member are bounded. Whatever two readers could understand differently is refused: see
+:class:`BadTar`. Archives that are packed from, compressed or with links, are read by
+:mod:`fdtrain.data.sources.tar_stream`.
 """
 
 from collections.abc import Iterator
@@ -25,15 +27,15 @@ _ENDS_NUMBER = (0, ord(" "))
 _LARGEST_OCTAL = 8**11 - 1
 
 
-class Bad(ValueError):
+class BadTar(ValueError):
     """This is no tar file, or it is damaged, cut short, or made to be understood in more than one way."""
 
 
 def members(data: mmap) -> Iterator[tuple[bytes, int, int]]:
-    """Name, offset and size (bytes) of every file in the archive, in order. Links and folders are passed over.
+    """Name, offset and size (bytes) of every file in the archive, in order. Links and folders are skipped.
 
     Raises:
-        Bad: see there.
+        BadTar: the archive is damaged or ambiguous.
     """
     end = len(data)
     position = 0
@@ -42,24 +44,24 @@ def members(data: mmap) -> Iterator[tuple[bytes, int, int]]:
     while True:
         header = data[position : position + BLOCK]
         if len(header) < BLOCK:
-            raise Bad("cut short: no end-of-archive block")
-        if header[156:] == tail and (size := _like_the_last(header, tail_sum)) is not None:
+            raise BadTar("cut short: no end-of-archive block")
+        if header[156:] == tail and (size := _plain_size(header, tail_sum)) is not None:
             name, offset = header[:100].partition(b"\0")[0], position + BLOCK
             position = offset + -(-size // BLOCK) * BLOCK
         elif not any(header):
             return
         else:
-            name, offset, size, position = _other(data, header, position)
+            name, offset, size, position = _read_headers(data, header, position)
             if header[156:157] == _FILE and header[257:262] == b"ustar" and not header[345]:
                 tail, tail_sum = header[156:], sum(header[156:])
         if position > end:
-            raise Bad("cut short: a member runs past the end of the file")
+            raise BadTar("cut short: a member runs past the end of the file")
         if name is not None:
             yield name, offset, size
 
 
-def _like_the_last(header: bytes, tail_sum: int) -> int | None:
-    """The size in a header that begins a plain file; None: one that takes a closer look."""
+def _plain_size(header: bytes, tail_sum: int) -> int | None:
+    """The size in the header of a plain file; None: the header needs the full checks."""
     digits = header[124:135]
     try:
         # Adler's sum modulo 65521 is the quickest there is; the header's own field counts as spaces in it.
@@ -70,9 +72,9 @@ def _like_the_last(header: bytes, tail_sum: int) -> int | None:
     return None
 
 
-def _other(data: mmap, header: bytes, position: int) -> tuple[bytes | None, int, int, int]:
-    """Name (None: not a file), offset and size of the member that any kind of header at ``position`` begins, and
-    the place of the next."""
+def _read_headers(data: mmap, header: bytes, position: int) -> tuple[bytes | None, int, int, int]:
+    """Name (None: not a file), offset and size of the member whose headers, of any kind, begin at ``position``,
+    and the position of the next."""
     name = size = None
     seen: set[bytes] = set()
     while True:
@@ -81,15 +83,15 @@ def _other(data: mmap, header: bytes, position: int) -> tuple[bytes | None, int,
         if kind not in (_LONG_NAME, _LONG_LINK, _PAX, _PAX_SOLARIS, _PAX_GLOBAL):
             break
         if kind in seen:
-            raise Bad(f"two extended headers of one kind before a member, at byte {position}")
+            raise BadTar(f"two extended headers of one kind before a member, at byte {position}")
         seen.add(kind)
         if length > LONGEST_EXTENSION:
-            raise Bad(f"an extended header of {length} bytes at byte {position}")
+            raise BadTar(f"an extended header of {length} bytes at byte {position}")
         following = offset + -(-length // BLOCK) * BLOCK
         content = data[offset : offset + length]
         header = data[following : following + BLOCK]
         if len(header) < BLOCK:
-            raise Bad("cut short: an extended header without a member")
+            raise BadTar("cut short: an extended header without a member")
         names = []
         if kind == _LONG_NAME:
             names = [content.partition(b"\0")[0]]
@@ -98,29 +100,29 @@ def _other(data: mmap, header: bytes, position: int) -> tuple[bytes | None, int,
             names = [records[b"path"]] if b"path" in records else []
             if b"size" in records:
                 if size is not None:
-                    raise Bad(f"two sizes for one member, at byte {position}")
+                    raise BadTar(f"two sizes for one member, at byte {position}")
                 size = _decimal(records[b"size"], offset)
             if kind == _PAX_GLOBAL and (names or size is not None):
-                raise Bad(f"a global header that names or sizes every member, at byte {position}")
+                raise BadTar(f"a global header that names or sizes every member, at byte {position}")
         if names and name is not None:
-            raise Bad(f"two names for one member, at byte {position}")
+            raise BadTar(f"two names for one member, at byte {position}")
         name, position = (names[0] if names else name), following
     if name is None:
         name = _short_name(header, position)
     if size is not None and length not in (size, 0) and size <= _LARGEST_OCTAL:
-        raise Bad(f"two sizes for one member, at byte {position}")
+        raise BadTar(f"two sizes for one member, at byte {position}")
     size = length if size is None else size
     if kind == _OLD_FILE and name.endswith(b"/"):
         kind = _FOLDER
     if kind in (_FILE, _OLD_FILE, _CONTIGUOUS):
         if name.endswith(b"/"):
-            raise Bad(f"a file with the name of a folder, at byte {position}")
+            raise BadTar(f"a file with the name of a folder, at byte {position}")
         return name, offset, size, offset + -(-size // BLOCK) * BLOCK
     if kind not in _WITHOUT_DATA:
-        raise Bad(f"a member of type {kind!r} at byte {position}, which is no plain file")
+        raise BadTar(f"a member of type {kind!r} at byte {position}, which is no plain file")
     if size:
         # Some readers skip so many bytes, some do not.
-        raise Bad(f"a link, folder or device with data, at byte {position}")
+        raise BadTar(f"a link, folder or device with data, at byte {position}")
     return None, offset, 0, offset
 
 
@@ -131,7 +133,7 @@ def _short_name(header: bytes, position: int) -> bytes:
         return name
     if header[257:263] != b"ustar\0":
         # GNU tar has times there, which others take for a folder's name.
-        raise Bad(f"a header of an incremental backup, or of no known format, at byte {position}")
+        raise BadTar(f"a header of an incremental backup, or of no known format, at byte {position}")
     return prefix + b"/" + name
 
 
@@ -146,9 +148,9 @@ def _records(content: bytes, offset: int) -> dict[bytes, bytes]:
         record = content[position : position + length]
         key, equals, value = record[len(digits) + 1 : -1].partition(b"=")
         if not equals or not key or len(record) < length or record[-1:] != b"\n":
-            raise Bad(f"a broken extended header at byte {offset}")
+            raise BadTar(f"a broken extended header at byte {offset}")
         if key in records or key.startswith(b"GNU.sparse.") or (key == b"path" and (b"\0" in value or not value)):
-            raise Bad(f"an extended header of a sparse file, or with contradictions, at byte {offset}")
+            raise BadTar(f"an extended header of a sparse file, or with contradictions, at byte {offset}")
         records[key] = value
         position += length
     return records
@@ -158,7 +160,7 @@ def _check_sum(header: bytes, position: int) -> None:
     rest = header[:148] + b" " * 8 + header[156:]
     # Old writers added up signed bytes.
     if _sum_field(header) not in (sum(rest), sum(rest) - 256 * sum(byte > 127 for byte in rest)):
-        raise Bad(f"no tar header at byte {position}")
+        raise BadTar(f"no tar header at byte {position}")
 
 
 def _sum_field(header: bytes) -> int:
@@ -177,7 +179,7 @@ def _octal(field: bytes, position: int) -> int:
     except ValueError:
         pass
     if digits:
-        raise Bad(f"no number for a size, at byte {position}")
+        raise BadTar(f"no number for a size, at byte {position}")
     return 0
 
 
@@ -188,5 +190,5 @@ def _number(field: bytes, position: int) -> int:
 
 def _decimal(digits: bytes, position: int) -> int:
     if not digits.isdigit() or len(digits) > 20:
-        raise Bad(f"no number in an extended header at byte {position}")
+        raise BadTar(f"no number in an extended header at byte {position}")
     return int(digits)

@@ -1,4 +1,4 @@
-"""Small text files that come with the shards, here or afar: never read beyond a limit, whatever they are."""
+"""Small text files beside the shards, local or remote, read up to a limit."""
 
 import os
 import stat
@@ -7,32 +7,32 @@ from pathlib import Path
 from fdtrain.data.fetch import fetch_text, is_remote, shown
 from fdtrain.errors import UserError
 
-LONGEST = 1 << 24
-"""Bytes: the ``dataset.json`` of a hundred thousand shards."""
+MAX_BYTES = 1 << 24
+"""The ``dataset.json`` of a hundred thousand shards."""
 
 
 def read_text(place: str, seconds: float) -> str:
     """A whole text file; bytes that are no UTF-8 are replaced.
 
     Args:
-        seconds: to try to reach a remote one for.
+        seconds: how long to try to reach a remote file.
 
     Raises:
-        UserError: it is missing, no regular file, longer than ``LONGEST``, or cannot be read.
+        UserError: it is missing, no regular file, longer than ``MAX_BYTES``, or cannot be read.
     """
     if is_remote(place):
-        return fetch_text(place, seconds, LONGEST)
+        return fetch_text(place, seconds, MAX_BYTES)
     try:
         # Opening a FIFO would wait for its writer.
         with os.fdopen(os.open(place, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise UserError(f"{place} is no regular file. Correct data.path, or restore it.")
-            data = file.read(LONGEST + 1)
+            data = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
         raise UserError(f"data.path: no file {place}. Correct the path, or restore it.") from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{shown(place)} cannot be read ({reason}). Correct data.path, or its permissions.") from error
-    if len(data) > LONGEST:
-        raise UserError(f"{place} is longer than {LONGEST} bytes: no {Path(place).name} of a data set.")
+    if len(data) > MAX_BYTES:
+        raise UserError(f"{place} is longer than {MAX_BYTES} bytes: no {Path(place).name} of a data set.")
     return data.decode(errors="replace")

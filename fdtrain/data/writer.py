@@ -1,10 +1,11 @@
-"""Shards: which images each one holds, and writing it so that it is there in full or not at all."""
+"""Writes shards: which images go into which shard, and shards that are complete or absent."""
 
 import io
 import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -14,77 +15,90 @@ from PIL import Image
 from pydantic import ValidationError
 
 from fdtrain.data.dataset import Shard
-from fdtrain.data.processes import stopped
 from fdtrain.data.sources.source import BadSample, Part, Sample, even
 from fdtrain.data.tar_writer import TarWriter
+from fdtrain.data.workers import stopped
 from fdtrain.errors import UserError
 
 WORK = ".packing"
-"""Folder beside the shards for what is not finished, and for the records of what is."""
+"""The folder beside the shards for unfinished ones, and for the records of finished ones."""
 
 ENCODINGS = ("npy", "png")
 
 REPORTED = 20
 """Bad images that are reported one by one."""
 MANY = 1000
-"""Bad images after which a part is given up: it is then not the images that are wrong, but the command."""
+"""Bad images after which a part is abandoned: then the command is wrong rather than the images."""
 
 
-class Cut(NamedTuple):
-    """One shard to be: its file, the number of its first image in the split, and its images in the part."""
+class ShardRange(NamedTuple):
+    """The images of one planned shard: its file, the number of its first image in the split, its images in the part."""
 
     file: str
     first: int
     images: range
 
 
-class Form(NamedTuple):
-    """What every sample must be like, and how it is written."""
+class SampleFormat(NamedTuple):
+    """The shape and classes that every sample must have, and the encoding of its image."""
 
     shape: tuple[int, int, int]
     classes: int
     encoding: str
 
 
-def layout(split: str, counts: list[int], shard_images: int) -> list[list[Cut]]:
-    """The shards of a split, part by part, numbered throughout."""
+def layout(split: str, counts: list[int], shard_images: int) -> list[list[ShardRange]]:
+    """The planned shards of a split, part by part, numbered consecutively."""
     cuts, shards, first = [], 0, 0
     for count in counts:
         ranges = even(count, shard_images)
         cuts.append(
-            [Cut(f"{split}-{shards + i:06d}.tar", first + images.start, images) for i, images in enumerate(ranges)]
+            [
+                ShardRange(f"{split}-{shards + i:06d}.tar", first + images.start, images)
+                for i, images in enumerate(ranges)
+            ]
         )
         shards, first = shards + len(ranges), first + count
     return cuts
 
 
-def finished(folder: Path, cut: Cut) -> Shard | None:
-    """The record of a shard that is there in full; it is written after the shard was renamed into place."""
+def record(folder: Path, cut: ShardRange) -> Shard:
+    """The record of a shard, which is written after the shard was renamed into place.
+
+    Raises:
+        FileNotFoundError, ValidationError: there is none, or a damaged one.
+    """
+    return Shard.model_validate_json((folder / WORK / f"{cut.file}.json").read_bytes())
+
+
+def finished(folder: Path, cut: ShardRange) -> Shard | None:
+    """The record of a shard, if the shard exists in full length."""
     try:
-        shard = Shard.model_validate_json((folder / WORK / f"{cut.file}.json").read_bytes())
-        there = (folder / cut.file).stat().st_size == shard.bytes
+        shard = record(folder, cut)
+        complete = (folder / cut.file).stat().st_size == shard.bytes
     except (FileNotFoundError, ValidationError):
         return None
-    return shard if there else None
+    return shard if complete else None
 
 
 class BadImage(NamedTuple):
-    """An image that cannot be packed: its number in the split, its shard, and what is wrong with it."""
+    """An image that cannot be packed: its shard, its number in the split, and the problem."""
 
     file: str
     number: int
     problem: str
 
 
-class BadImages(NamedTuple):
-    """How many images of a part cannot be packed, and the first of them."""
+@dataclass(frozen=True)
+class BadImages:
+    """The number of images of a part that cannot be packed, and the first of them."""
 
     count: int
     first: list[BadImage]
 
 
-def write_part(part: Part, cuts: list[Cut], folder: Path, form: Form) -> BadImages:
-    """Write some of the shards of a part, except those that hold a bad image; all images are looked at."""
+def write_part(part: Part, cuts: list[ShardRange], folder: Path, form: SampleFormat) -> BadImages:
+    """Write some of the shards of a part, except those with a bad image; all images are checked."""
     read = part.open()
     count, first = 0, []
     for cut in cuts:
@@ -96,7 +110,7 @@ def write_part(part: Part, cuts: list[Cut], folder: Path, form: Form) -> BadImag
     return BadImages(count, first)
 
 
-def _write_shard(read: Callable[[int], Sample], cut: Cut, folder: Path, form: Form) -> list[BadImage]:
+def _write_shard(read: Callable[[int], Sample], cut: ShardRange, folder: Path, form: SampleFormat) -> list[BadImage]:
     """Write to a temporary path, rename, record. The same samples give the same bytes."""
     bad: list[BadImage] = []
     path = folder / cut.file
@@ -113,6 +127,7 @@ def _write_shard(read: Callable[[int], Sample], cut: Cut, folder: Path, form: Fo
                     bad.append(BadImage(cut.file, number, str(error)))
                     if len(bad) >= MANY:
                         break
+                    continue
                 if bad:
                     continue
                 if label >= 0:
@@ -158,7 +173,7 @@ def _removed(path: Path) -> bool:
     return True
 
 
-def _check(image: np.ndarray, label: int, form: Form, where: str) -> None:
+def _check(image: np.ndarray, label: int, form: SampleFormat, where: str) -> None:
     if image.shape != form.shape or image.dtype != np.uint8:
         raise ValueError(f"{where}: {image.dtype} of shape {image.shape}, the source says {form.shape}")
     if label >= form.classes:

@@ -43,7 +43,7 @@ class BatchNoise:
 
     def redrawn(self, rollbacks: int) -> "BatchNoise":
         """Other draws altogether, after so many rollbacks to a checkpoint."""
-        return replace(self, seed=torch_seed(self.seed, Purpose.RETURN, rollbacks)) if rollbacks else self
+        return replace(self, seed=torch_seed(self.seed, Purpose.ROLLBACK, rollbacks)) if rollbacks else self
 
     def batch(self, step: int, lanes: Sequence[int], images: Tensor, labels: Tensor | None, levels: int) -> Batch:
         """The images of ``lanes``, ``(n, C, H, W)`` uint8, dequantised, with their times and noise.

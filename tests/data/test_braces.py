@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fdtrain.data.braces import MOST_CHARACTERS, expand, most_names
+from fdtrain.data.braces import MAX_CHARACTERS, expand, max_names
 from fdtrain.errors import UserError
 
 
@@ -37,16 +37,16 @@ def test_the_bound_is_of_all_lines_together():
     line = "{0..9999}-" + "x" * 90
     assert len(expand([line])) == 10_000
     with pytest.raises(UserError, match="too many names"):
-        expand([line] * (MOST_CHARACTERS // (10_000 * len(line)) + 1))
+        expand([line] * (MAX_CHARACTERS // (10_000 * len(line)) + 1))
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.text(alphabet="ab,.0123{}\\-", max_size=24))
 def test_no_pattern_stands_for_more_names_than_counted(pattern):
     try:
-        if most_names(pattern) > 10_000:
+        if max_names(pattern) > 10_000:
             return
         names = expand([pattern])
     except UserError:
         return
-    assert len(names) <= most_names(pattern)
+    assert len(names) <= max_names(pattern)

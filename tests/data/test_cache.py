@@ -41,7 +41,7 @@ def shards(served):
 
 
 def hold(cache: Cache, placed) -> tuple[Path, int]:
-    return cache.hold(placed.shard, placed.place)
+    return cache.acquire(placed.shard, placed.place)
 
 
 def use(cache: Cache, placed) -> None:
@@ -229,7 +229,7 @@ def test_two_jobs_with_caps_of_their_own(served, shards, tmp_path):
 def test_prefetch_fetches_and_leaves_errors_to_the_reader(served, shards, tmp_path):
     served[0].faults[shards[1].shard.file] = [404]
     cache = Cache(tmp_path, None, 30)
-    Prefetcher(cache).want(shards)
+    Prefetcher(cache).request(shards)
     end = time.monotonic() + 30
     while cached(cache) != names(shards, 0, 2, 3, 4) and time.monotonic() < end:
         time.sleep(0.01)

@@ -111,7 +111,7 @@ def test_a_shard_listed_twice(tmp_path, splits):
 def test_a_file_that_is_no_description(tmp_path, monkeypatch):
     pack(tmp_path / "set", (2,))
     file = tmp_path / "set" / FILE
-    monkeypatch.setattr(text, "LONGEST", 100)
+    monkeypatch.setattr(text, "MAX_BYTES", 100)
     with pytest.raises(UserError, match=r"dataset\.json is longer than 100 bytes"):
         read_description(tmp_path / "set")
     file.unlink()

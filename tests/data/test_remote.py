@@ -38,8 +38,8 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch):
-    monkeypatch.setattr(fetch, "FIRST_PAUSE", 0.01)
-    monkeypatch.setattr(fetch, "STALLED", 0.5)
+    monkeypatch.setattr(fetch, "FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(fetch, "STALL_SECONDS", 0.5)
 
 
 def batches(path, cache=None, workers=0, seconds=30.0, stop=15, allow_pipe=False) -> Batches:
@@ -147,7 +147,7 @@ def _refuse_wrong(original):
 
 
 def test_a_stalled_or_endless_server_meets_the_deadline(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(fetch, "STALLED", 0.1)
+    monkeypatch.setattr(fetch, "STALL_SECONDS", 0.1)
     flaky = Flaky(folder)
     flaky.always = {NAMES[0]: "stall", NAMES[1]: "slow"}
     with flaky.serve() as url:
@@ -180,7 +180,7 @@ def test_no_more_is_stored_than_dataset_json_says(folder, tmp_path, head):
 
 @pytest.mark.parametrize("length", ["", ENDLESS])
 def test_a_description_or_list_without_end(tmp_path, monkeypatch, length):
-    monkeypatch.setattr(text, "LONGEST", 1 << 20)
+    monkeypatch.setattr(text, "MAX_BYTES", 1 << 20)
     head = ENDLESS % 2**40 if length else b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n"
     for name, path in (("/dataset.json", ""), ("/shards.txt", "/shards.txt")):
         served = Answers({name: partial(endless, head, b"[")})
@@ -315,7 +315,7 @@ def test_no_connection_outlives_a_fetch(folder, s3, tmp_path, monkeypatch):
 
 
 def test_fetching_in_a_fork_does_not_disturb_its_parent(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(fetch, "STALLED", 60)
+    monkeypatch.setattr(fetch, "STALL_SECONDS", 60)
     with Flaky(folder).serve() as url:
         for i in range(5):
             fetch.fetch(f"{url}/{NAMES[0]}", tmp_path / "file", 20, MOST)

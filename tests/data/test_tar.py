@@ -63,21 +63,21 @@ def test_cut_short(tmp_path, length):
     write_tar(tmp_path / "a.tar", [("a.npy", b"x" * 600), ("b.npy", b"y" * 100)])
     whole = (tmp_path / "a.tar").read_bytes()
     (tmp_path / "a.tar").write_bytes(whole[:length])
-    with pytest.raises(tar.Bad, match="cut short"):
+    with pytest.raises(tar.BadTar, match="cut short"):
         scan(tmp_path / "a.tar")
 
 
 @pytest.mark.parametrize("noise", [b"\x00" * 100 + b"x" * 924, b"not a tar file " * 100])
 def test_not_a_tar(tmp_path, noise):
     (tmp_path / "a.tar").write_bytes(noise)
-    with pytest.raises(tar.Bad, match="no tar header at byte 0"):
+    with pytest.raises(tar.BadTar, match="no tar header at byte 0"):
         scan(tmp_path / "a.tar")
 
 
 @pytest.mark.parametrize("size", [2**40, 2**60, 2**80])
 def test_a_size_beyond_the_file(tmp_path, size):
     (tmp_path / "a.tar").write_bytes(header(size=b"\x80" + size.to_bytes(11, "big")) + END)
-    with pytest.raises(tar.Bad, match="past the end"):
+    with pytest.raises(tar.BadTar, match="past the end"):
         scan(tmp_path / "a.tar")
 
 
@@ -132,7 +132,7 @@ def test_hostile(tmp_path, content, before):
     """Refused, at once, and without much memory."""
     (tmp_path / "a.tar").write_bytes(before + content + END)
     tracemalloc.start()
-    with pytest.raises(tar.Bad) as error:
+    with pytest.raises(tar.BadTar) as error:
         scan(tmp_path / "a.tar")
     assert tracemalloc.get_traced_memory()[1] < 1_000_000
     tracemalloc.stop()

@@ -106,7 +106,7 @@ def swell() -> None:
 
 
 if __name__ == "__main__":
-    fetch.FIRST_PAUSE, fetch.STALLED = 0.01, 0.3
+    fetch.FIRST_PAUSE_SECONDS, fetch.STALL_SECONDS = 0.01, 0.3
     Image.init()
     json.loads("[]")
     serve(

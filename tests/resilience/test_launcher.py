@@ -79,7 +79,7 @@ def test_a_run_saves_and_ends_when_its_launcher_is_gone(launch, launcher, number
                 process.kill()
     said = job.communicate()[1]
     assert len(ranks) == 2
-    assert "fdtrain: the launcher has ended, and so do its processes." in said
+    assert "fdtrain: the launcher has ended, and so do its workers." in said
     assert "stopped as asked after step" in said
     assert "Traceback" not in said
     assert len(list((launch.run_folder() / "checkpoints").glob("step_*"))) == 1
@@ -89,7 +89,7 @@ def test_a_run_saves_and_ends_when_its_launcher_is_gone(launch, launcher, number
 HOSTILE = """
 import re, sys
 from torch.utils.data import DataLoader, Dataset
-from fdtrain.data import processes
+from fdtrain.data import workers
 
 task = ("(a+)+$", 60 * "a" + "b")
 
@@ -100,9 +100,9 @@ class Hostile(Dataset):
         return re.match(*task)
 
 if sys.argv[1] == "loader":
-    next(iter(DataLoader(Hostile(), num_workers=1, worker_init_fn=processes.heed_parent_alone)))
+    next(iter(DataLoader(Hostile(), num_workers=1, worker_init_fn=workers.ignore_all_but_parent)))
 else:
-    list(processes.run(re.match, [task, task], 2))
+    list(workers.run(re.match, [task, task], 2))
 """
 
 

@@ -11,9 +11,9 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import IO, NamedTuple
 
-from fdtrain.data.sources import tar
+from fdtrain.data.sources import tar_stream
 from fdtrain.data.sources.source import BadSample
 from fdtrain.errors import UserError
 
@@ -131,29 +131,29 @@ def _zip(path: Path) -> Iterator[Member]:
 
 
 def _tar(path: Path) -> list[Member]:
-    kind = "compressed-tar" if tar.compressed(path) else "tar"
+    kind = "compressed-tar" if tar_stream.compressed(path) else "tar"
     found: list[Member] = []
-    links: list[tuple[int, tar.Entry]] = []
-    for entry in tar.entries(path):
+    links: dict[int, tar_stream.Link] = {}
+    for entry in tar_stream.entries(path):
         name = posixpath.normpath(entry.name)
         if _hidden(name):
             continue
         if entry.link is not None:
-            links.append((len(found), entry))
+            links[len(found)] = entry.link
         found.append(Member(path, name, entry.size, kind, entry.offset, entry.size))
     if links:
         _resolve(path, found, links)
     return found
 
 
-def _resolve(path: Path, found: list[Member], links: list[tuple[int, tar.Entry]]) -> None:
+def _resolve(path: Path, found: list[Member], links: dict[int, tar_stream.Link]) -> None:
     """Give each link, in place, the bytes that it leads to: by its name in the archive, or from where it lies."""
     places = {member.name: number for number, member in enumerate(found)}
     targets = {}
-    for number, entry in links:
-        beside = posixpath.dirname(found[number].name) if entry.symbolic else ""
-        targets[number] = places.get(posixpath.normpath(posixpath.join(beside, entry.link)))
-    for number, entry in links:
+    for number, link in links.items():
+        beside = posixpath.dirname(found[number].name) if link.symbolic else ""
+        targets[number] = places.get(posixpath.normpath(posixpath.join(beside, link.target)))
+    for number, link in links.items():
         target: int | None = number
         for _ in range(MAX_LINKS):
             if target not in targets:
@@ -161,7 +161,7 @@ def _resolve(path: Path, found: list[Member], links: list[tuple[int, tar.Entry]]
             target = targets[target]
         if target is None or target in targets:
             raise UserError(
-                f"{path}, member '{found[number].name}' is a link to '{entry.link}', no file of the archive. "
+                f"{path}, member '{found[number].name}' is a link to '{link.target}', no file of the archive. "
                 "Pack it anew with the file in place of the link."
             )
         found[number] = found[target]._replace(name=found[number].name)
@@ -199,7 +199,7 @@ def read(member: Member) -> bytes:
 
 
 @contextmanager
-def stream(member: Member) -> Iterator[BinaryIO]:
+def stream(member: Member) -> Iterator[IO[bytes]]:
     """A large file, read as it is needed.
 
     Raises:
@@ -217,7 +217,7 @@ def stream(member: Member) -> Iterator[BinaryIO]:
             with zipfile.ZipFile(member.path) as archive, archive.open(_info(archive, member)) as file:
                 yield file
         else:
-            with tar.section(member.path, member.offset, member.size) as file:
+            with tar_stream.section(member.path, member.offset, member.size) as file:
                 yield file
     except BROKEN as error:
         raise UserError(f"{member} cannot be read ({error}). Fetch it again.") from error

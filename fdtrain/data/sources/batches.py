@@ -5,7 +5,7 @@ import math
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import numpy as np
 
@@ -73,7 +73,7 @@ class BatchFile:
         return labels
 
 
-def _npz(file: BinaryIO, where: str) -> dict[str, np.ndarray]:
+def _npz(file: IO[bytes], where: str) -> dict[str, np.ndarray]:
     """``data`` and ``labels`` of an npz, without numpy's loader, which allocates what a header claims."""
     try:
         with zipfile.ZipFile(io.BytesIO(file.read())) as archive:

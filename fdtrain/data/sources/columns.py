@@ -90,34 +90,40 @@ def choose(
     """
     import pyarrow as pa
 
-    chosen: tuple[str, str | None] | None = None
+    first = next(iter(schemas))
+    chosen = _choose_in(first, schemas[first], described[first], image, label)
     for path, schema in schemas.items():
-        image_here = image or _image_column(schema, described[path], path)
-        label_here = _label_column(schema, described[path], path) if label is None else label or None
-        for column in (image_here, *([label_here] if label_here else [])):
-            if schema.names.count(column) != 1:
-                found = ", ".join(schema.names)
-                raise UserError(f"{path} has {schema.names.count(column) or 'no'} column '{column}' (it has: {found}).")
-        if not _holds_bytes(schema.field(image_here).type):
+        columns = _choose_in(path, schema, described[path], image, label)
+        if columns != chosen:
             raise UserError(
-                f"{path}: column '{image_here}' is of {schema.field(image_here).type}, expected image bytes."
-            )
-        if chosen is None:
-            chosen, first = (image_here, label_here), path
-        elif chosen != (image_here, label_here):
-            raise UserError(
-                f"{first} has images and labels in columns {chosen}, {path} in {(image_here, label_here)}. "
+                f"{first} has images and labels in columns {chosen}, {path} in {columns}. "
                 "Choose with --image-column and --label-column."
             )
-        kinds = [s.field(label_here).type for s in (schemas[first], schema)] if label_here else []
+        name = columns[1]
+        kinds = [s.field(name).type for s in (schemas[first], schema)] if name else []
         if len({_kind(kind) for kind in kinds}) > 1:
-            raise UserError(f"column '{label_here}' is of {kinds[0]} in {first}, of {kinds[1]} in {path}. Convert one.")
+            raise UserError(f"column '{name}' is of {kinds[0]} in {first}, of {kinds[1]} in {path}. Convert one.")
         if kinds and _kind(kinds[0]) is None and not pa.types.is_null(kinds[0]):
             raise UserError(
-                f"{path}: column '{label_here}' is of {kinds[0]}, expected whole numbers, texts or booleans. "
+                f"{path}: column '{name}' is of {kinds[0]}, expected whole numbers, texts or booleans. "
                 "Choose another with --label-column, or pack without labels by --label-column ''."
             )
     return chosen
+
+
+def _choose_in(
+    path: Path, schema: "pa.Schema", described: dict[str, dict[str, Any]], image: str | None, label: str | None
+) -> tuple[str, str | None]:
+    """The columns of images and labels in one file."""
+    images = image or _image_column(schema, described, path)
+    labels = _label_column(schema, described, path) if label is None else label or None
+    for column in (images, *([labels] if labels else [])):
+        if schema.names.count(column) != 1:
+            found = ", ".join(schema.names)
+            raise UserError(f"{path} has {schema.names.count(column) or 'no'} column '{column}' (it has: {found}).")
+    if not _holds_bytes(schema.field(images).type):
+        raise UserError(f"{path}: column '{images}' is of {schema.field(images).type}, expected image bytes.")
+    return images, labels
 
 
 def _holds_bytes(kind: "pa.DataType") -> bool:
@@ -177,7 +183,7 @@ class Labels:
         if not isinstance(value, str) and value < 0:
             return -1
         if self.table is None:
-            return value
+            return int(value)
         found = self._by_value.get(value)
         if found is None:
             raise BadSample(f"{where} has label {value!r}, but the source has {len(self.table)} classes. Correct it.")
@@ -185,7 +191,7 @@ class Labels:
 
     @cached_property
     def _by_value(self) -> dict[int | bool | str, int]:
-        return dict(self.table)
+        return dict(self.table or ())
 
 
 def _whole(value: float, where: str) -> int:
@@ -226,15 +232,17 @@ def labels(
 
 def _named(names: Mapping[Path, list[str] | None], column: str) -> tuple[dict[Path, Labels], list[str]]:
     (first, classes), *_ = names.items()
+    known: dict[Path, list[str]] = {}
     for path, found in names.items():
         if classes is None or found is None or set(found) != set(classes):
             raise UserError(
                 f"column '{column}': {first} and {path} name different classes "
                 f"({_listed(classes)}; {_listed(found)}). Pack them apart."
             )
-    number = {name: i for i, name in enumerate(classes)}
-    tables = {path: tuple((i, number[name]) for i, name in enumerate(found)) for path, found in names.items()}
-    return {path: Labels(column, table) for path, table in tables.items()}, classes
+        known[path] = found
+    number = {name: i for i, name in enumerate(known[first])}
+    tables = {path: tuple((i, number[name]) for i, name in enumerate(found)) for path, found in known.items()}
+    return {path: Labels(column, table) for path, table in tables.items()}, known[first]
 
 
 def _listed(names: list[str] | None) -> str:
@@ -260,10 +268,10 @@ def _values(path: Path, column: str) -> set[Any]:
                     if value is not None and not math.isnan(value):
                         found = {max(found | {_whole(value, f"{path}, row {row}")})}
             elif pa.types.is_integer(values.type):
-                largest = pc.max(values).as_py()
+                largest = pc.call_function("max", [values]).as_py()
                 found = {max(found | {largest})} if largest is not None else found
             else:
-                found |= set(pc.unique(values).to_pylist()) - {None}
+                found |= set(values.unique().to_pylist()) - {None}
             start += len(values)
             if len(found) > MAX_CLASSES:
                 return found

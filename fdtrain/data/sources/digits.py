@@ -37,9 +37,9 @@ def digits() -> Source:
 
     from fdtrain.randomness import Purpose, stream
 
-    found = load_digits()
-    order = stream(0, Purpose.SPLIT).permutation(len(found.target))
-    images, labels = found.images.astype(np.uint8)[order, :, :, None], found.target[order]
+    pixels, targets = map(np.asarray, load_digits(return_X_y=True))
+    order = stream(0, Purpose.SPLIT).permutation(len(targets))
+    images, labels = pixels.reshape(-1, 8, 8, 1).astype(np.uint8)[order], targets[order]
     return Source(
         name="digits",
         source="scikit-learn load_digits",

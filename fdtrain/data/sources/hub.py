@@ -77,8 +77,9 @@ def _complete(split: str, files: list[tuple[Member, _Place]]) -> list[Member]:
     if place.number is None:
         return [file for file, _ in files]
     by_number: dict[int, Member] = {}
-    for file, other in sorted(files, key=lambda pair: pair[1].number):
-        if (same := by_number.setdefault(other.number, file)) is not file:
+    numbered = [(other.number, file) for file, other in files if other.number is not None]
+    for number, file in sorted(numbered, key=lambda pair: pair[0]):
+        if (same := by_number.setdefault(number, file)) is not file:
             raise UserError(f"{same} and {file} are the same part of split '{split}'. Remove one of them.")
     # Without a total the numbers show gaps alone, and some tools begin at 1.
     wanted = range(place.total) if place.total is not None else range(min(min(by_number), 1), max(by_number) + 1)

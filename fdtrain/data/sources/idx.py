@@ -5,6 +5,7 @@ numbers, and the values: http://yann.lecun.com/exdb/mnist. Gzipped or not.
 """
 
 import gzip
+import io
 import math
 import re
 import zlib
@@ -13,7 +14,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
@@ -125,7 +125,7 @@ def _files(folder: Path, subset: str | None) -> dict[str, tuple[Path, Path]]:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
+def _opened(path: Path) -> Iterator[io.BufferedIOBase]:
     """The file's bytes, inflated as they are read."""
     try:
         with path.open("rb") as file:
@@ -138,7 +138,7 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
         raise UserError(f"{path} cannot be read ({error}). Fetch it again.") from error
 
 
-def _header(file: BinaryIO, path: Path, dimensions: int) -> tuple[int, ...]:
+def _header(file: io.BufferedIOBase, path: Path, dimensions: int) -> tuple[int, ...]:
     """Reads the header; its dimensions are checked against the file's length before anything of theirs is read."""
     magic = file.read(4)
     if magic != bytes([0, 0, UNSIGNED_BYTE, dimensions]):
@@ -180,7 +180,7 @@ def _values(path: Path, dimensions: int, stretch: range) -> np.ndarray:
     return np.frombuffer(data, np.uint8).reshape(len(stretch), *shape[1:])
 
 
-def _skip(file: BinaryIO, count: int) -> None:
+def _skip(file: io.BufferedIOBase, count: int) -> None:
     """A piece at a time: a seek forward in a gzip file would do the same, but past its end without a word."""
     for start, stop in pairwise([*range(0, count, 1 << 20), count]):
         file.read(stop - start)

@@ -48,7 +48,7 @@ def images(
     if len(listings) > 1 and (test or holdout):
         raise UserError(f"{train} has splits of its own ({', '.join(listings)}). Pack it without --test and --holdout.")
     if test:
-        found, more = _list(test, classes=set(listings["train"].classes or ()))
+        found, more = _list(test, classes=_folders(listings["train"]))
         if len(found) > 1:
             raise UserError(f"{test} has splits of its own ({', '.join(found)}). Give one of its folders.")
         listings["test"], notes = found["train"], notes + more
@@ -86,13 +86,18 @@ def _list(path: Path, classes: set[str] | None = None) -> tuple[dict[str, _Listi
     for split, chosen in _splits([member.name.removeprefix(wrapper) for member in found], path).items():
         images = [found[i] for i in chosen]
         if written is None:
-            known = set(classes or ()) if split == "train" else set(listings["train"].classes or ())
+            known = set(classes or ()) if split == "train" else _folders(listings["train"])
             kinds = labels.by_folder([image.name for image in images], known, str(path))
         else:
             kinds = [written[i] for i in chosen]
             kinds = None if kinds[0] == labels.NONE else kinds
         listings[split] = _Listing(images, kinds)
     return listings, _skipped(files, found, path)
+
+
+def _folders(listing: _Listing) -> set[str]:
+    """The classes that are folders."""
+    return {name for name in listing.classes or () if isinstance(name, str)}
 
 
 def _wrapper(found: Sequence[Member]) -> str:
@@ -169,14 +174,15 @@ def _held_out(listing: _Listing, holdout: int, path: Path) -> dict[str, _Listing
 
 def _classes(listings: dict[str, _Listing], path: Path) -> list[str]:
     """All classes in order. The test set must have those of the train set."""
-    found = [listing.classes for listing in listings.values()]
-    if all(classes is None for classes in found):
+    found = [listing.classes for listing in listings.values() if listing.classes is not None]
+    if not found:
         return []
-    if any(classes is None for classes in found) or len({type(classes[0]) for classes in found}) > 1:
+    if len(found) < len(listings) or len({type(classes[0]) for classes in found}) > 1:
         raise UserError("the images of one split have labels, or another kind of labels. Label both alike.")
-    train, every = set(found[0]), set().union(*found)
-    if isinstance(found[0][0], int):
-        return numbered(max(every), str(path))
+    numbers = [label for classes in found for label in classes if isinstance(label, int)]
+    if numbers:
+        return numbered(max(numbers), str(path))
+    train, every = _folders(listings["train"]), set().union(*map(_folders, listings.values()))
     if every != train:
         raise UserError(f"the held-out images have classes that the train images lack: {sorted(every - train)}.")
     return sorted(train)

@@ -43,12 +43,13 @@ def _listed(names: Sequence[str], listing: Member) -> list[int]:
     """The labels that ``{"labels": [[path, label], ...]}`` gives; ``null`` in place of the list means none."""
     try:
         content = json.loads(read(listing))["labels"]
-        table = None if content is None else {str(path): label for path, label in content}
+        pairs = None if content is None else [(str(path), label) for path, label in content]
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise UserError(f'{listing} is not of the form {{"labels": [[path, label], ...]}}. Correct it.') from error
-    if table is None:
+    if pairs is None:
         return [NONE] * len(names)
-    if len(table) < len(content):
+    table = dict(pairs)
+    if len(table) < len(pairs):
         raise UserError(f"{listing} lists an image twice. Correct it.")
     for name in names:
         found = table.get(name)

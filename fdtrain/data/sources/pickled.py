@@ -4,14 +4,14 @@ The names a pickle asks for are answered with stand-ins of ours, so not even num
 """
 
 import pickle
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import numpy as np
 
 from fdtrain.errors import UserError
 
 
-def load(file: BinaryIO, where: str) -> Any:
+def load(file: IO[bytes], where: str) -> Any:
     """Dicts, lists, numbers, strings and numpy arrays of numbers. Text of Python 2 becomes bytes.
 
     Raises:
@@ -71,6 +71,8 @@ class _Dtype:
 
     def __setstate__(self, state: tuple) -> None:
         order = state[1].decode("ascii") if isinstance(state[1], bytes) else state[1]
+        if order not in ("<", ">", "=", "|"):
+            raise ValueError(f"a byte order {order!r}")
         self.dtype = self.dtype.newbyteorder(order)
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -38,7 +38,8 @@ class Part(Protocol):
     """
 
     def count(self) -> int:
-        """Its number of images. May have to read the file."""
+        """The number of its images. May have to read the file."""
+        ...
 
     def open(self) -> Callable[[int], Sample]:
         """Make it ready; the result maps ``0 <= index < count()`` to a sample, fastest in order.
@@ -47,9 +48,11 @@ class Part(Protocol):
             BadSample: from the result, when this one sample is broken.
             UserError: here or from the result, when the source is broken or not as published.
         """
+        ...
 
     def identity(self) -> str:
         """What must not have changed for a stopped pack to go on. Free of absolute paths."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ class Source:
     size: int
     channels: int
     classes: list[str]
-    splits: dict[str, list[Part]]
+    splits: Mapping[str, Sequence[Part]]
     levels: int = 256
     published: dict[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()

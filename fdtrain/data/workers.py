@@ -1,4 +1,4 @@
-"""Work spread over processes that end with their parent, and a bar that shows how far it is."""
+"""Worker processes that end with their parent: a pool for tasks, the signals of readers, and a progress bar."""
 
 import ctypes
 import multiprocessing
@@ -30,7 +30,7 @@ _stop: Event | None = None
 def run(function: Callable[..., T], tasks: Iterable[tuple], workers: int) -> Iterator[T]:
     """``function(*task)`` of every task, as they finish, by up to ``workers`` processes (1: in this one).
 
-    Leaving early, by an error or an interrupt, waits for the tasks at work, which :func:`stopped` tells to end.
+    An error or an interrupt ends the iteration early: it waits for the running tasks, which see :func:`stopped`.
 
     Raises:
         UserError: a process was killed.
@@ -41,10 +41,10 @@ def run(function: Callable[..., T], tasks: Iterable[tuple], workers: int) -> Ite
         for task in tasks:
             yield function(*task)
         return
-    # Not fork: it would copy this process's threads' locks in whatever state they are.
+    # fork would copy the locks of this process's threads in whatever state they are.
     context = multiprocessing.get_context("spawn")
     stop = context.Event()
-    pool = ProcessPoolExecutor(workers, context, _begin, (stop,))
+    pool = ProcessPoolExecutor(workers, context, _init_worker, (stop,))
     try:
         for future in as_completed([pool.submit(function, *task) for task in tasks]):
             yield future.result()
@@ -58,11 +58,11 @@ def run(function: Callable[..., T], tasks: Iterable[tuple], workers: int) -> Ite
 
 
 def stopped() -> bool:
-    """Whether the parent wants no more of this process."""
+    """Whether the parent has asked this process to stop."""
     return _stop is not None and _stop.is_set()
 
 
-def _begin(stop: Event) -> None:
+def _init_worker(stop: Event) -> None:
     global _stop
     _stop = stop
     # An interrupt reaches the whole terminal group; the parent alone answers it.
@@ -71,11 +71,11 @@ def _begin(stop: Event) -> None:
 
 
 @contextmanager
-def unheard() -> Iterator[None]:
-    """Around the start of reading processes: they and all their threads begin with :data:`REQUESTS` blocked.
+def signals_blocked() -> Iterator[None]:
+    """Start reading processes within this context: they and all their threads begin with :data:`REQUESTS` blocked.
 
-    A mask that a process sets itself spares only the threads that it starts later. The thread that is here blocks
-    them as well meanwhile; any other still hears.
+    A mask that a process sets for itself covers only the threads that it starts later. Meanwhile the calling thread
+    blocks the signals too; the other threads of this process still receive them.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, REQUESTS)
     try:
@@ -84,40 +84,42 @@ def unheard() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def heed_parent_alone(worker: int) -> None:
-    """In a reading process of a run: leave every signal that asks the run to end to the parent, which still reads.
+def ignore_all_but_parent(worker: int) -> None:
+    """In a reading process: ignore every signal that asks the run to end, unless it comes from the parent.
 
-    Launchers signal whole trees of processes, terminals whole groups. A SIGTERM from the parent itself counts, and
-    so does the parent's death. The process must have been started within :func:`unheard`.
+    Launchers signal whole trees of processes, and terminals whole groups, while the parent still reads. A SIGTERM
+    from the parent itself ends this process, and so does the parent's death. The process must have been started
+    within :func:`signals_blocked`.
     """
     end_with_parent()
     for number in REQUESTS - {signal.SIGTERM}:
         signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_await_parent_s_signal, daemon=True).start()
+    threading.Thread(target=_wait_for_parent, daemon=True).start()
 
 
 def end_with_parent() -> None:
-    """Let the system kill this process when its parent is gone, in whatever call it is (Linux).
+    """Let the system kill this process when its parent ends, even within a blocking call (Linux).
 
-    For the system the parent is the thread that started it, which must be one that stays, such as the main one.
+    The system takes the thread that started this process for its parent. That thread must live on, as the main one.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    # It may have gone before.
-    if not multiprocessing.parent_process().is_alive():
+    # It may have ended before.
+    parent = multiprocessing.parent_process()
+    if parent is None or not parent.is_alive():
         os._exit(1)
 
 
-def _await_parent_s_signal() -> None:
-    parent = multiprocessing.parent_process().pid
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+def _wait_for_parent() -> None:
+    parent = multiprocessing.parent_process()
+    while parent is not None and signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent.pid:
         continue
     os._exit(0)
 
 
 @contextmanager
 def progress(total: int, done: Callable[[], int], what: str, show: bool) -> Iterator[None]:
-    """A bar that asks ``done`` how far the work is, twice a second."""
+    """A progress bar that calls ``done`` for the number of finished images twice a second."""
     if not show:
         yield
         return

@@ -32,14 +32,20 @@ _PAX_KEYS = {"path", "linkpath", "size"}
 _CHUNK = 1 << 20
 
 
+class Link(NamedTuple):
+    """What a hard or symbolic link refers to."""
+
+    target: str
+    symbolic: bool
+
+
 class Entry(NamedTuple):
-    """A file (``link`` is None), hard link or symbolic link: its bytes are at ``offset`` of the uncompressed tar."""
+    """A file (``link`` is None) or a link. Its bytes are at ``offset`` of the uncompressed tar."""
 
     name: str
     offset: int
     size: int
-    link: str | None = None
-    symbolic: bool = False
+    link: Link | None = None
 
 
 def compressed(path: Path) -> bool:
@@ -147,7 +153,7 @@ def _entry(info: tarfile.TarInfo, offset: int, size: int, position: int) -> Entr
     if info.isdir():
         return None
     if info.islnk() or info.issym():
-        return Entry(info.name, offset, 0, info.linkname, info.issym())
+        return Entry(info.name, offset, 0, Link(info.linkname, info.issym()))
     if not info.isreg() or info.issparse():
         raise ValueError(f"'{info.name}' at byte {position} is neither a plain file, a folder nor a link")
     return Entry(info.name, offset, size)
