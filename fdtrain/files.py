@@ -11,19 +11,23 @@ from typing import Any
 from fdtrain.errors import UserError
 
 
-def write_atomically(path: Path, write_to: Callable[[Path], Any], durable: bool = True) -> None:
+def write_atomically(
+    path: Path, write_to: Callable[[Path], Any], durable: bool = True, make_folder: bool = True
+) -> None:
     """Write a file under a temporary name in its folder, and rename it: readers see the old content or the new one.
 
-    The folder is made if need be. A write that fails leaves no file behind.
+    A write that fails leaves no file behind.
 
     Args:
         write_to: writes the content to the path that it is given.
         durable: flush the content and the rename to the disk before returning.
+        make_folder: make the folder if there is none; without it that is an error.
 
     Raises:
         OSError: the file cannot be written; whatever ``write_to`` raises.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if make_folder:
+        path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
         write_to(temporary)
@@ -37,9 +41,9 @@ def write_atomically(path: Path, write_to: Callable[[Path], Any], durable: bool 
         sync(path.parent)
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, make_folder: bool = True) -> None:
     """:func:`write_atomically` of a text in UTF-8."""
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"), make_folder=make_folder)
 
 
 def sync(path: Path) -> None:
@@ -52,21 +56,22 @@ def sync(path: Path) -> None:
 
 
 @contextmanager
-def exclusive(folder: Path, activity: str = "written") -> Iterator[None]:
+def exclusive(folder: Path, activity: str = "written", holder: str = "launch") -> Iterator[None]:
     """Hold an existing folder against other launches. The system releases it however this process ends.
 
     Args:
         activity: what is done in the folder, for the message: "written", "packed".
+        holder: who does it, for the message: "launch", "process".
 
     Raises:
-        UserError: another launch holds it.
+        UserError: another one holds it.
     """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"{folder} is being {activity} by another launch. Wait for it, or stop it.") from None
+            raise UserError(f"{folder} is being {activity} by another {holder}. Wait for it, or stop it.") from None
         yield
     finally:
         os.close(descriptor)

@@ -12,7 +12,9 @@ import re
 from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -44,7 +46,7 @@ def part_name(rank: int) -> str:
 
 
 def write_part(path: Path, fragments: Iterable[Fragment]) -> dict[str, int | str | bool]:
-    """Write fragments that lie on the CPU, in the safetensors format, and force them to the disk.
+    """Write fragments that lie on the CPU, in the safetensors format, and flush them to the disk.
 
     The library's own writer would copy every tensor first and hold the interpreter meanwhile; and the checksum
     would need a second reading.
@@ -62,22 +64,23 @@ def write_part(path: Path, fragments: Iterable[Fragment]) -> dict[str, int | str
     text += b" " * (-len(text) % 8)
     digest = hashlib.sha256()
     with path.open("wb", buffering=0) as file:
-        for piece in [len(text).to_bytes(8, "little"), text, *(memoryview(f.tensor.numpy()) for f in fragments)]:
+        for piece in [len(text).to_bytes(8, "little"), text, *(f.tensor.numpy().data for f in fragments)]:
             view = memoryview(piece).cast("B")
             while view:
-                view = view[_written(file, view, digest) :]
+                view = view[_write_some(file, view, digest) :]
         os.fsync(file.fileno())
         return {"bytes": file.tell(), "sha256": digest.hexdigest(), "finite": all(map(_finite, fragments))}
 
 
-def _written(file, view: memoryview, digest) -> int:
+def _write_some(file: FileIO, view: memoryview, digest: Any) -> int:
+    """Write the beginning of ``view``; returns how many bytes of it."""
     count = file.write(view[: 2**24])
     digest.update(view[:count])
     return count
 
 
 def _finite(fragment: Fragment) -> bool:
-    """Moments may overflow where weights do not: they are not judged."""
+    """Whether weights and averages are. Moments may overflow where weights do not, so they are not checked."""
     return fragment.kind not in (WEIGHT, AVERAGE) or bool(torch.isfinite(fragment.tensor).all())
 
 
@@ -93,18 +96,18 @@ class FragmentReader:
 
     def __init__(self, folder: Path, parts: Iterable[str]):
         self.folder = folder
-        self.places: dict[tuple[str, str], list[tuple[int, str, safe_open]]] = {}
+        self.locations: dict[tuple[str, str], list[tuple[int, str, safe_open]]] = {}
         for name in parts:
             path = folder / name
             try:
                 part = safe_open(path, "pt")
                 for key in part.keys():  # noqa: SIM118 (no mapping)
                     kind, parameter, start = key.split("/")
-                    self.places.setdefault((kind, parameter), []).append((int(start), key, part))
+                    self.locations.setdefault((kind, parameter), []).append((int(start), key, part))
             except (OSError, SafetensorError, ValueError) as error:
                 raise UserError(f"cannot read {path} ({error}). Resume from another checkpoint.") from error
-        for places in self.places.values():
-            places.sort(key=lambda place: place[0])
+        for locations in self.locations.values():
+            locations.sort(key=lambda location: location[0])
 
     def read(self, kind: str, parameter: str, start: int, count: int) -> Tensor:
         """Elements ``start`` to ``start + count`` of a parameter's weights, average or moments, float32, flat.
@@ -112,30 +115,30 @@ class FragmentReader:
         Raises:
             UserError: the parts do not hold them all.
         """
-        places = self.places.get((kind, parameter), [])
-        found, at, end = [], start, start + count
-        index = max(0, bisect_right(places, start, key=lambda place: place[0]) - 1)
-        for first, key, part in places[index:]:
+        locations = self.locations.get((kind, parameter), [])
+        pieces, at, end = [], start, start + count
+        index = max(0, bisect_right(locations, start, key=lambda location: location[0]) - 1)
+        for first, key, part in locations[index:]:
             piece = part.get_slice(key)
             last = first + piece.get_shape()[0]
             if at >= end or first > at:
                 break
             if last > at:
-                found.append(piece[at - first : min(end, last) - first])
+                pieces.append(piece[at - first : min(end, last) - first])
                 at = min(end, last)
         if at < end:
             raise UserError(f"{self.folder} lacks elements {at} to {end} of {kind} of {parameter}: parts are missing.")
-        return torch.cat(found) if found else torch.empty(0)
+        return torch.cat(pieces) if pieces else torch.empty(0)
 
     def whole(self, kind: str, shapes: dict[str, torch.Size]) -> dict[str, Tensor]:
         """All of ``kind``, by parameter."""
         return {name: self.read(kind, name, 0, shape.numel()).view(shape) for name, shape in shapes.items()}
 
     def finite(self) -> bool:
-        """Whether all weights and averages are, read one fragment at a time."""
+        """Whether all weights and averages are finite, read one fragment at a time."""
         return all(
             _finite(Fragment(kind, parameter, start, part.get_tensor(key)))
-            for (kind, parameter), places in self.places.items()
+            for (kind, parameter), locations in self.locations.items()
             if kind in (WEIGHT, AVERAGE)
-            for start, key, part in places
+            for start, key, part in locations
         )

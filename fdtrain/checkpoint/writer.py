@@ -1,6 +1,6 @@
 """Checkpoints written while training goes on: the ranks' own threads write, and all agree when they have."""
 
-import sys
+import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 
 from fdtrain import distributed
-from fdtrain.checkpoint import store
+from fdtrain.checkpoint import retention, store
 from fdtrain.checkpoint.fragments import Fragment, part_name, write_part
 from fdtrain.errors import NotSaved, UserError
 from fdtrain.networks.model import ModelSpec
 from fdtrain.resilience.consensus import Consensus
 from fdtrain.resilience.lock import GONE
+
+logger = logging.getLogger(__name__)
 
 WRITING, FAILED = "checkpoint is being written", "checkpoint failed"
 RETRY_PAUSE = 5.0
@@ -34,7 +36,7 @@ class Retention:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What one rank saves of a step: its ``fragments``, which may be live, and what describes them (store.py)."""
+    """What one rank saves of a step: its ``fragments``, which may be live, and their description (store.py)."""
 
     fragments: list[Fragment]
     spec: ModelSpec
@@ -45,7 +47,7 @@ class Snapshot:
 class CheckpointWriter:
     """Saves one checkpoint at a time; see :meth:`begin`.
 
-    A save has two phases: every rank writes its part; when all agree that all have, rank 0 commits the folder.
+    A save has two phases: every rank writes its part; when all agree that this is done, rank 0 commits the folder.
     The consensus costs the step nothing (resilience/consensus.py). A phase that fails anywhere ends the save
     everywhere: what was there before stays, and the run goes on.
 
@@ -55,15 +57,16 @@ class CheckpointWriter:
         say: puts a line on the console.
     """
 
-    def __init__(self, folder: Path, keep: Retention, consensus: Consensus, say: Callable[[str], None]):
-        self.folder, self.keep, self.consensus, self.say = folder, keep, consensus, say
+    def __init__(self, folder: Path, policy: Retention, consensus: Consensus, say: Callable[[str], None]):
+        self.folder, self.policy, self.consensus, self.say = folder, policy, consensus, say
         self.thread = ThreadPoolExecutor(1, "checkpoint")
         self.buffers: list[Tensor] = []
         self.phase: str | None = None
         self.task: Future | None = None
-        self.told = 0
+        self.exchanges = 0
+        """Of this phase."""
         self.failures = 0
-        self.insists = False
+        self.is_final = False
         """No other checkpoint will follow this one."""
         self.problem: str | None = None
         """Of the latest checkpoint, if it could not be written."""
@@ -72,13 +75,13 @@ class CheckpointWriter:
         self.last: Path | None = None
         """The newest checkpoint that this run wrote or resumed from."""
 
-    def insist(self, snapshot: Snapshot, seconds: float) -> None:
+    def save_final(self, snapshot: Snapshot, seconds: float) -> None:
         """Save the last checkpoint of this process, trying again for ``seconds``. Every rank must call it.
 
         Raises:
             NotSaved: it could not be written.
         """
-        deadline, self.insists = time.monotonic() + seconds, True
+        deadline, self.is_final = time.monotonic() + seconds, True
         while True:
             self.begin(snapshot)
             self.finish()
@@ -97,22 +100,22 @@ class CheckpointWriter:
         """Copy the fragments and start to write them. Every rank must call it.
 
         Returns:
-            Seconds for which training stood still.
+            Seconds for which training was blocked.
         """
         started = time.perf_counter()
         self.finish()
         self.problem = None
-        self.aside = self.folder / "checkpoints" / store.aside_name(snapshot.state.step)
-        copies, aside, first = self._copy(snapshot.fragments), self.aside, distributed.rank() == 0
+        self.temporary = self.folder / "checkpoints" / store.temporary_name(snapshot.state.step)
+        copies, temporary, first = self._copy(snapshot.fragments), self.temporary, distributed.rank() == 0
 
         def write() -> None:
             # A run's folder that has disappeared is not made anew: it may come back.
-            aside.parent.mkdir(exist_ok=True)
-            aside.mkdir(exist_ok=True)
+            temporary.parent.mkdir(exist_ok=True)
+            temporary.mkdir(exist_ok=True)
             if first:
-                store.describe(aside, snapshot.spec, snapshot.config, snapshot.state)
-            path = aside / part_name(distributed.rank())
-            store.note_digest(path, write_part(path, copies))
+                store.describe(temporary, snapshot.spec, snapshot.config, snapshot.state)
+            path = temporary / part_name(distributed.rank())
+            store.record_digest(path, write_part(path, copies))
 
         self.names = [part_name(rank) for rank in range(distributed.world_size())]
         self._enter("parts", write)
@@ -130,7 +133,7 @@ class CheckpointWriter:
         return [Fragment(f.kind, f.parameter, f.start, b) for f, b in zip(fragments, self.buffers, strict=True)]
 
     def _enter(self, phase: str, work: Callable[[], None] | None) -> None:
-        self.phase, self.task, self.told = phase, self.thread.submit(work) if work else None, 0
+        self.phase, self.task, self.exchanges = phase, self.thread.submit(work) if work else None, 0
 
     def exchange(self) -> frozenset[str]:
         """Once a step, on every rank: go on with what is being written, and learn what else all have agreed on.
@@ -138,7 +141,7 @@ class CheckpointWriter:
         Raises:
             UserError: too many saves in a row have failed, or the run's folder has disappeared.
         """
-        self._tell()
+        self._raise_flags()
         agreed = self.consensus.exchange()
         if GONE in agreed:
             saved = f" Its last checkpoint was {self.last.name}." if self.last else ""
@@ -147,23 +150,23 @@ class CheckpointWriter:
                 f"Put it back, and go on with --resume auto.{saved}"
             )
         others, self.others = self.others | agreed, frozenset()
-        self._heed(agreed)
+        self._advance(agreed)
         return others
 
-    def _tell(self) -> None:
-        """Say how this rank's work stands."""
+    def _raise_flags(self) -> None:
+        """Report the state of this rank's work to the others."""
         if self.phase is None:
             return
-        self.told += 1
+        self.exchanges += 1
         if self.task is not None and not self.task.done():
             self.consensus.raise_flag(WRITING)
         elif self.task is not None and self.task.exception() is not None:
             self.consensus.raise_flag(FAILED)
 
-    def _heed(self, agreed: frozenset[str]) -> None:
-        """Go on when all are through."""
-        # What was agreed had been told an exchange earlier.
-        if self.phase is None or self.told < 2 or WRITING in agreed:
+    def _advance(self, agreed: frozenset[str]) -> None:
+        """Enter the next phase when every rank has finished this one."""
+        # What was agreed had been raised an exchange earlier.
+        if self.phase is None or self.exchanges < 2 or WRITING in agreed:
             return
         if FAILED in agreed:
             self._fail()
@@ -171,10 +174,10 @@ class CheckpointWriter:
             self._enter("commit", self._commit if distributed.rank() == 0 else None)
         else:
             self.phase, self.task, self.failures = None, None, 0
-            self.last = self.aside.with_name(self.aside.name.removeprefix("."))
+            self.last = store.final_path(self.temporary)
 
     def _commit(self) -> None:
-        store.retain(store.commit(self.aside, self.names), self.keep.last, self.keep.every)
+        retention.retain(store.commit(self.temporary, self.names), self.policy.last, self.policy.every)
 
     def _fail(self) -> None:
         error = self.task.exception() if self.task is not None else None
@@ -185,25 +188,26 @@ class CheckpointWriter:
         if error is not None and not isinstance(error, OSError):
             raise error
         if error is not None and distributed.rank() != 0:
-            print(f"fdtrain: rank {distributed.rank()} cannot write its part ({error}).", file=sys.stderr, flush=True)
-        kept = f"the newest is still {self.last.name}" if self.last else "there is none yet"
+            logger.warning("warning: rank %d cannot write its part (%s).", distributed.rank(), error)
+        newest = f"the newest is still {self.last.name}" if self.last else "there is none yet"
         reason = f" ({error})" if error is not None else ""
-        what = f"the checkpoint {self.aside.name.removeprefix('.')} could not be written{reason}; {kept}"
-        self.problem = what
-        if self.insists:
+        name = store.final_path(self.temporary).name
+        self.problem = f"the checkpoint {name} could not be written{reason}; {newest}"
+        if self.is_final:
             return
-        if self.failures > self.keep.failures:
+        if self.failures > self.policy.failures:
             raise UserError(
-                f"{what}. checkpoint.max_failures is {self.keep.failures}: make room in {self.folder}, or repair "
-                "the disk, and go on with --resume auto."
+                f"{self.problem}. checkpoint.max_failures is {self.policy.failures}: make room in {self.folder}, or "
+                "repair the disk, and go on with --resume auto."
             )
-        self.say(f"fdtrain: warning: {what}. Training goes on ({self.failures} of {self.keep.failures} failures).")
+        count = f"{self.failures} of {self.policy.failures} failures"
+        self.say(f"fdtrain: warning: {self.problem}. Training goes on ({count}).")
 
     def finish(self) -> None:
         """Wait until nothing is being written, on any rank. Every rank must call it."""
         while self.phase is not None:
             if self.task is not None:
-                # Its error, if there is one, is told to all.
+                # Waits. Its error, if there is one, is reported by exchange().
                 self.task.exception()
             # For whoever calls exchange() next.
             self.others |= self.exchange()

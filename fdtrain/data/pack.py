@@ -5,11 +5,9 @@ nor an interruption changes a byte. A folder being packed holds ``packing.json``
 ``.packing/`` the record of each shard that is finished; ``dataset.json`` comes last (docs/packing.md).
 """
 
-import fcntl
-import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -38,10 +36,11 @@ from fdtrain.data.writer import (
     layout,
     record,
     write_part,
-    write_text,
+    write_record,
     writing,
 )
 from fdtrain.errors import UserError
+from fdtrain.files import exclusive
 
 REQUEST = "packing.json"
 
@@ -99,12 +98,12 @@ def pack(
         _prepare(folder)
         if begun is None:
             request = request.model_copy(update={"images": _count(source, workers, bar)})
-            write_text(folder / REQUEST, request.model_dump_json(indent=1))
+            write_record(folder / REQUEST, request.model_dump_json(indent=1))
         else:
             request = begun
         splits = _write_shards(source, request, folder, workers, bar)
         description = request.description.model_copy(update={"splits": splits})
-        with writing(folder / FILE, folder / f".{FILE}"):
+        with writing(folder / FILE):
             write_description(folder, description)
             shutil.rmtree(folder / WORK)
     return description
@@ -196,21 +195,14 @@ def _complete(folder: Path) -> DatasetDescription:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Hold the folder, made if need be, against other packers. The system lets go of it however this process ends."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        raise UserError(f"{folder} cannot be a folder of shards ({error.strerror}). Choose another.") from error
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise UserError(f"{folder} is being packed by another process. Wait for it, or stop it.") from None
-    try:
+    """Hold the folder, made if need be, against other packers."""
+    with ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(exclusive(folder, "packed", "process"))
+        except OSError as error:
+            raise UserError(f"{folder} cannot be a folder of shards ({error.strerror}). Choose another.") from error
         yield
-    finally:
-        os.close(handle)
 
 
 def _count(source: Source, workers: int, bar: bool) -> dict[str, list[int]]:
@@ -266,7 +258,7 @@ def _write_shards(
             if sum(bad.count for bad in found) >= MANY:
                 break
     if any(bad.count for bad in found):
-        write_text(folder / REQUEST, request.model_copy(update={"bad_images": True}).model_dump_json(indent=1))
+        write_record(folder / REQUEST, request.model_copy(update={"bad_images": True}).model_dump_json(indent=1))
         raise UserError(_report(found, source))
     return {split: [record(folder, cut) for part in parts for cut in part] for split, parts in plan.items()}
 

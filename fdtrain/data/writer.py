@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 from pydantic import ValidationError
 
+from fdtrain import files
 from fdtrain.data.dataset import Shard
 from fdtrain.data.sources.source import BadSample, Part, Sample, even
 from fdtrain.data.tar_writer import TarWriter
@@ -139,7 +140,7 @@ def _write_shard(read: Callable[[int], Sample], cut: ShardRange, folder: Path, f
             os.fsync(file.fileno())
         os.replace(temporary, path)
     shard = Shard(file=cut.file, images=len(cut.images), bytes=tar.size, sha256=digest)
-    write_text(folder / WORK / f"{cut.file}.json", shard.model_dump_json())
+    write_record(folder / WORK / f"{cut.file}.json", shard.model_dump_json())
     return bad
 
 
@@ -196,8 +197,7 @@ def _npy_header(shape: tuple[int, ...]) -> bytes:
     return file.getvalue()[: file.tell() - math.prod(shape)]
 
 
-def write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with writing(path, temporary):
-        temporary.write_text(text + "\n")
-        os.replace(temporary, path)
+def write_record(path: Path, text: str) -> None:
+    """Raises UserError if the file cannot be written. One that a crash of the machine loses is written again."""
+    with writing(path):
+        files.write_atomically(path, lambda temporary: temporary.write_text(text + "\n", "utf-8"), durable=False)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from fdtrain.checkpoint import store
+from fdtrain.checkpoint import soundness, store
 from fdtrain.checkpoint.fragments import AVERAGE
 from fdtrain.errors import UserError
 from fdtrain.evaluation.sampling import grids
@@ -35,7 +35,7 @@ def find_model(path: str | Path) -> tuple[Path, Path]:
         folder = _newest(folder)
     elif not (folder / store.MODEL_FILE).is_file():
         raise UserError(f"{path} holds no model: it is no run with a checkpoint, no checkpoint, and no export.")
-    elif fault := store.fault(folder):
+    elif fault := soundness.fault(folder):
         raise _damaged(folder, fault)
     return folder / store.MODEL_FILE, folder
 
@@ -45,10 +45,10 @@ def _newest(run: Path) -> Path:
     newest = store.newest_step(run)
     if newest is None:
         raise UserError(f"{run} holds no checkpoint yet. Wait for the first, or look at checkpoint.every.")
-    fault = store.fault(newest)
+    fault = soundness.fault(newest)
     if fault is None:
         return newest
-    sound, _ = store.newest(run, lambda path: None)
+    sound, _ = soundness.newest(run, lambda path: None)
     if sound is None:
         raise _damaged(newest, fault)
     logger.warning("%s is damaged (%s); taking %s", newest, fault, sound.name)

@@ -16,14 +16,14 @@ class Consensus:
     Every rank must make it, and exchange, equally often.
 
     Args:
-        names: what may be told.
+        names: of the flags.
         patience: seconds that an exchange waits for the other ranks.
     """
 
     def __init__(self, names: Iterable[str], patience: float = distributed.PATIENCE):
         self.names = tuple(names)
         # Unlike a set's, its methods may meet anywhere: in a signal's handler, or between threads.
-        self._told: SimpleQueue[str] = SimpleQueue()
+        self._raised: SimpleQueue[str] = SimpleQueue()
         self._flags = torch.zeros(len(self.names), dtype=torch.uint8)
         self._group = self._work = None
         if distributed.world_size() > 1:
@@ -31,26 +31,26 @@ class Consensus:
             self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=patience))
 
     def raise_flag(self, name: str) -> None:
-        """Raise a flag, from any thread or signal handler; :meth:`exchange` will say so once, on every rank."""
+        """Raise a flag, from any thread or signal handler; :meth:`exchange` returns it once, on every rank."""
         if name not in self.names:
             raise ValueError(f"no flag '{name}'; there are {', '.join(self.names)}")
-        self._told.put(name)
+        self._raised.put(name)
 
     def exchange(self) -> frozenset[str]:
-        """Once a step: what any rank had told by the exchange before, the same on every rank.
+        """Once a step: the flags that any rank had raised by the exchange before, the same on every rank.
 
-        A single process hears at once what it has told.
+        A single process gets the flags that it has just raised.
 
         Raises:
             RuntimeError: another rank is gone, or has not come for ``patience`` seconds.
         """
-        told = self._flags_raised()
+        raised = self._flags_raised()
         if self._group is None:
-            return self._names(told)
+            return self._names(raised)
         if self._work is not None:
             self._work.wait()
         agreed = self._names(self._flags)
-        self._flags = told
+        self._flags = raised
         self._work = dist.all_reduce(self._flags, dist.ReduceOp.MAX, group=self._group, async_op=True)
         return agreed
 
@@ -59,7 +59,7 @@ class Consensus:
         flags = torch.zeros(len(self.names), dtype=torch.uint8)
         try:
             while True:
-                flags[self.names.index(self._told.get_nowait())] = 1
+                flags[self.names.index(self._raised.get_nowait())] = 1
         except Empty:
             return flags
 

@@ -152,8 +152,8 @@ class Heartbeat:
             before = now
             own = Heard(self._sign(), now, self._disconnected)
             ranks = {**self._heard, distributed.rank(): own}
-            found = judge(distributed.rank(), ranks, self._answered, self._broken, now, self.limits)
-            if verdict := self._verdict or found:
+            own_verdict = judge(distributed.rank(), ranks, self._answered, self._broken, now, self.limits)
+            if verdict := self._verdict or own_verdict:
                 self._decide(verdict)
                 return
 
@@ -188,6 +188,7 @@ class Heartbeat:
         self._wake.set()
         if not self._decided.wait(self.limits.heartbeat + 8 * self.limits.interval):
             return LostPeer(f"the connection to another process of this run was lost. {self.again}")
+        assert self._verdict is not None
         return LostPeer(self._message(self._verdict), named=True)
 
     def _leave(self, state: State) -> None:

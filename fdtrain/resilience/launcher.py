@@ -4,13 +4,15 @@ Only torchrun and DeepSpeed are followed. Whatever else has started a process ma
 under nohup, setsid or tmux; SLURM and Kubernetes end what they have started in any case.
 """
 
+import logging
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
+
+logger = logging.getLogger(__name__)
 
 LAUNCHED = {"TORCHELASTIC_RUN_ID", "CROSS_RANK"}
 """Variables that torchrun and DeepSpeed's launcher give to what they start."""
@@ -49,9 +51,8 @@ def _follow(parent: int, *above: int) -> None:
     while os.getppid() == parent and all(map(_alive, above)):
         time.sleep(INTERVAL)
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        # Its console may have gone with it.
-        with suppress(OSError):
-            print("fdtrain: the launcher has ended, and so do its processes.", file=sys.stderr, flush=True)
+        # A warning, for other nodes show no less. Logging bears a console that has gone with the launcher.
+        logger.warning("the launcher has ended, and so do its processes.")
     if _answers:
         _answers[-1]()
 

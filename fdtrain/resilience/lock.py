@@ -1,16 +1,16 @@
-"""One job at a time in a run's folder: ``RUN/lock`` names the host and the process that have it (docs/clusters.md).
+"""One job at a time in a run's folder: ``RUN/lock`` names the host and the process that hold it (docs/clusters.md).
 
-The holder touches the file every few seconds. It is free to take when its process is known to be dead (on this
-machine: none of that number and start time), or when it was not touched for a minute by the file system's own clock,
-so that hosts need not agree on the time. All this needs is linking and renaming, which NFS has since version 2; no
-lock of the kernel's, which many mounts have switched off.
+The holder touches the file every few seconds. The lock may be taken over when its process is known to be dead (on
+this machine: no process has that number and start time), or when it was not touched for a minute by the file system's
+own clock, so that hosts need not agree on the time. All this needs is linking and renaming, which NFS has since
+version 2; no lock of the kernel's, which many mounts have switched off.
 """
 
 import json
+import logging
 import os
 import platform
 import stat
-import sys
 import tempfile
 import threading
 import time
@@ -23,13 +23,15 @@ from uuid import uuid4
 from fdtrain import distributed
 from fdtrain.errors import UserError
 
+logger = logging.getLogger(__name__)
+
 FILE = "lock"
 GONE = "the lock is gone"
-"""A flag: it has disappeared, though nobody else has taken it."""
+"""A flag of :mod:`fdtrain.resilience.consensus`: the lock has disappeared, though nobody else has taken it."""
 BEAT_SECONDS = 5.0
 STALE_SECONDS = 60.0
 SETTLE_SECONDS = 1.0
-"""For another job that takes the same stale lock at this moment to be done with it."""
+"""Within which another job that found the same stale lock has either taken it or given up."""
 
 
 @contextmanager
@@ -38,8 +40,8 @@ def held(
 ) -> Iterator[None]:
     """Hold the lock of a run's folder.
 
-    Whether a process of another machine lives is seen by watching its lock until it is touched, or has been still
-    for ``stale`` seconds. A process that was stopped for so long that another took its lock ends when it wakes.
+    A lock of another machine is watched until it is touched, or has not been for ``stale`` seconds. A process that was
+    stopped for so long that another took its lock ends when it wakes.
 
     Args:
         beat: seconds between two touches.
@@ -49,25 +51,25 @@ def held(
     Raises:
         UserError: a living process holds it, and the message names host and process; or it cannot be written or read.
     """
-    lock, mine = folder / FILE, _describe()
+    lock, own = folder / FILE, _describe()
     try:
-        _acquire(lock, mine, beat, stale)
+        _acquire(lock, own, beat, stale)
     except OSError as error:
         raise UserError(
             f"{lock} cannot be written or read ({error.strerror}). Make room, repair the disk or its permissions, "
             "or choose another 'output'."
         ) from None
     end = threading.Event()
-    beater = threading.Thread(target=_beat, args=(lock, mine, beat, end, gone), daemon=True)
+    beater = threading.Thread(target=_beat, args=(lock, own, beat, end, gone), daemon=True)
     beater.start()
     try:
         yield
     finally:
         end.set()
         beater.join()
-        # One that stays on a sick disk is of a dead process.
+        # A lock that a failing disk does not let go is one of a dead process, which others may take over.
         with suppress(OSError):
-            if _read(lock) == mine:
+            if _read(lock) == own:
                 lock.unlink()
 
 
@@ -86,31 +88,31 @@ def held_for_all(folder: Path, gone: Callable[[], None]) -> Iterator[None]:
         yield
 
 
-def _acquire(lock: Path, mine: dict[str, Any], beat: float, stale: float) -> None:
-    while not _create(lock, mine):
-        left = _abandoned(lock, beat, stale)
-        if left is None:
+def _acquire(lock: Path, own: dict[str, Any], beat: float, stale: float) -> None:
+    while not _create(lock, own):
+        abandoned = _abandoned(lock, beat, stale)
+        if abandoned is None:
             continue
-        # Aside, and only then away: two jobs may have found the same stale lock, and one have replaced it since.
-        aside = _aside(lock)
+        # Renamed before it is deleted: two jobs may have found the same stale lock, and one have replaced it since.
+        temporary = _temporary(lock)
         try:
-            lock.rename(aside)
+            lock.rename(temporary)
         except FileNotFoundError:
             continue
-        moved = _read(aside)
-        aside.unlink()
-        if moved != left:
+        moved = _read(temporary)
+        temporary.unlink()
+        if moved != abandoned:
             _create(lock, moved)
-        elif _create(lock, mine):
+        elif _create(lock, own):
             time.sleep(SETTLE_SECONDS)
             with suppress(FileNotFoundError):
-                if _read(lock) == mine:
+                if _read(lock) == own:
                     return
 
 
 def _abandoned(lock: Path, beat: float, stale: float) -> dict[str, Any] | None:
-    """What a lock holds whose holder is dead; None if it has gone meanwhile. Raises UserError if the holder lives."""
-    seen, told = None, False
+    """The content of a lock whose holder is dead; None if it has gone. Raises UserError if the holder lives."""
+    before = None
     while True:
         try:
             if not stat.S_ISREG(lock.lstat().st_mode):
@@ -119,7 +121,7 @@ def _abandoned(lock: Path, beat: float, stale: float) -> dict[str, Any] | None:
         except FileNotFoundError:
             return None
         alive = _alive(holder)
-        if alive is None and seen is not None and (touched, holder) != seen:
+        if alive is None and before is not None and (touched, holder) != before:
             alive = True
         if alive:
             raise UserError(
@@ -128,66 +130,67 @@ def _abandoned(lock: Path, beat: float, stale: float) -> dict[str, Any] | None:
             )
         if alive is False or _age(lock) > stale:
             return holder
-        if not told:
-            told = True
-            print(
-                f"fdtrain: {lock} is of process {holder.get('pid')} on host {holder.get('host')}; "
-                f"watching for up to {stale:g} s whether it is alive",
-                file=sys.stderr,
-                flush=True,
+        if before is None:
+            logger.info(
+                "%s belongs to process %s on host %s; watching for up to %g s whether it is alive",
+                lock,
+                holder.get("pid"),
+                holder.get("host"),
+                stale,
             )
-        seen = touched, holder
+        before = touched, holder
         time.sleep(beat / 5)
 
 
-def _beat(lock: Path, mine: dict[str, Any], beat: float, end: threading.Event, gone: Callable[[], None] | None) -> None:
+def _beat(lock: Path, own: dict[str, Any], beat: float, end: threading.Event, gone: Callable[[], None] | None) -> None:
     missed = 0
     while not end.wait(beat):
         try:
             holder = _read(lock)
-            if holder == mine:
+            if holder == own:
                 os.utime(lock)
                 missed = 0
                 continue
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             holder = {}
         except OSError:
-            # A file server that is away for a while. The lock is looked at again before anything is touched.
+            # A file server that does not answer for a while. The lock is read again before anything is touched.
             continue
-        # Once may be a job that has it in hand, finds it alive and puts it back.
+        # Once may be a job that has renamed the lock, finds its holder alive and restores it.
         missed += 1
         if missed == 2 and not holder and gone is not None:
             gone()
         elif missed >= 2 and (holder or gone is None):
-            what = f"taken over by process {holder.get('pid')} on host {holder.get('host')}" if holder else "removed"
-            print(
-                f"fdtrain: error: {lock} was {what} while this process ({mine['pid']} on {mine['host']}) was stopped "
-                "or at work; it ends.",
-                file=sys.stderr,
-                flush=True,
+            loss = f"taken over by process {holder.get('pid')} on host {holder.get('host')}" if holder else "removed"
+            logger.error(
+                "error: %s was %s while this process (%s on %s) was stopped or at work; it ends.",
+                lock,
+                loss,
+                own["pid"],
+                own["host"],
             )
             os._exit(1)
 
 
 def _create(lock: Path, content: dict[str, Any]) -> bool:
     """Create the lock unless there is one; from the first moment it says whose it is."""
-    aside = _aside(lock)
+    temporary = _temporary(lock)
     try:
-        aside.write_text(json.dumps(content) + "\n")
-        os.link(aside, lock)
+        temporary.write_text(json.dumps(content) + "\n")
+        os.link(temporary, lock)
         return True
     except FileExistsError:
         return False
     finally:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
-def _aside(lock: Path) -> Path:
+def _temporary(lock: Path) -> Path:
     return lock.with_name(f".{FILE}.{uuid4().hex}")
 
 
 def _read(lock: Path) -> dict[str, Any]:
-    """What a lock says; nothing if it is damaged."""
+    """The content of a lock; empty if it is damaged."""
     try:
         content = json.loads(lock.read_text())
         return content if isinstance(content, dict) else {}
@@ -210,17 +213,17 @@ def _describe() -> dict[str, Any]:
 
 
 def _alive(holder: dict[str, Any]) -> bool | None:
-    """Whether a lock's process lives; None where it cannot be seen from here, or the lock is damaged."""
-    mine = _start(os.getpid())
-    if not mine or type(holder.get("pid")) is not int or any(holder.get(key) != mine[key] for key in ("boot", "pids")):
+    """Whether a lock's process lives; None where this cannot be known from here, or the lock is damaged."""
+    own = _start(os.getpid())
+    if not own or type(holder.get("pid")) is not int or any(holder.get(key) != own[key] for key in ("boot", "pids")):
         return None
-    return _start(holder["pid"]) == {key: holder.get(key) for key in mine}
+    return _start(holder["pid"]) == {key: holder.get(key) for key in own}
 
 
 def _start(pid: int) -> dict[str, Any]:
-    """When a process began, and among which: numbers are given anew after a boot, and in every container."""
+    """A process's start time, boot and PID namespace: numbers are given again after a boot, and in containers."""
     try:
-        # After the name, which is in parentheses and may hold anything.
+        # After the name, which is in parentheses and may contain anything.
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         if fields[0] == "Z":
             return {}

@@ -1,5 +1,6 @@
-"""The wish of a scheduler or a user that a run end: SIGTERM, SIGUSR1 (SLURM's warning), Ctrl-C."""
+"""Requests of a scheduler or a user that a run end: SIGTERM, SIGUSR1 (SLURM's warning), Ctrl-C."""
 
+import logging
 import os
 import signal
 import sys
@@ -11,6 +12,8 @@ from contextlib import contextmanager
 from fdtrain import distributed
 from fdtrain.errors import PREEMPTED_CODE, NotSaved, Preempted
 
+logger = logging.getLogger(__name__)
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 SAME_SECONDS = 2.0
 """Signals within this time of the first are the same one: a Ctrl-C comes from the terminal and the launcher."""
@@ -21,16 +24,16 @@ def answered(stop: Callable[[], None], effect: str) -> Iterator[None]:
     """Call ``stop`` (from a thread) at the first signal, and end the process with 128 + its number at a later one.
 
     A thread answers, so that a process that is in a long call, or hangs in one, says at once what the signal will do
-    (``effect``), and can be ended. Afterwards the signals have their plain effect again; but a process that ends as it
-    was asked to, or because another is lost, ignores them, for its launcher, which sees one rank gone, ends the others
-    by signals as well.
+    (``effect``), and can be ended. Afterwards the signals have their default effect again; but a process that ends as
+    it was asked to, or because another is lost, ignores them, for its launcher, which sees one rank gone, ends the
+    others by signals as well.
     """
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     for number in SIGNALS:
-        # Said even where a shell had it ignored, as it does with SIGINT of its background jobs.
-        signal.signal(number, _noted)
+        # Answered even where a shell had it ignored, as it does with SIGINT of its background jobs.
+        signal.signal(number, _ignored)
     thread = threading.Thread(target=_answer, args=(reader, stop, effect), daemon=True)
     thread.start()
     try:
@@ -56,7 +59,7 @@ def leave_before_training() -> None:
     os._exit(PREEMPTED_CODE)
 
 
-def _noted(number: int, frame: object) -> None:
+def _ignored(number: int, frame: object) -> None:
     """The number is already on its way through the pipe."""
 
 
@@ -70,8 +73,8 @@ def _answer(reader: int, stop: Callable[[], None], effect: str) -> None:
         if first is None:
             first = now
             if os.environ.get("LOCAL_RANK", "0") == "0":
-                name = signal.Signals(number).name
-                print(f"fdtrain: {name}: {effect}", file=sys.stderr, flush=True)
+                # A warning, for other nodes show no less.
+                logger.warning("%s: %s", signal.Signals(number).name, effect)
             stop()
         elif now - first > SAME_SECONDS:
             os._exit(128 + number)

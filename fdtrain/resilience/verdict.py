@@ -1,6 +1,6 @@
-"""What follows from the signs of life that ranks leave, and from the clock: a pure function of both.
+"""Whether a run can go on, judged from the signs of life that ranks leave, and from the clock: a pure function of both.
 
-Nothing here reads a clock or talks to anybody; :mod:`fdtrain.resilience.heartbeat` does.
+Nothing here reads a clock or communicates; :mod:`fdtrain.resilience.heartbeat` does.
 """
 
 import json
@@ -13,7 +13,7 @@ NAMED = 8
 
 
 class State(StrEnum):
-    """What a rank's sign says of it."""
+    """Of a rank, as its sign has it."""
 
     WORKING = "working"
     DISCONNECTED = "disconnected"
@@ -116,8 +116,8 @@ class Verdict:
 
     @classmethod
     def decode(cls, text: str) -> "Verdict":
-        read = json.loads(text)
-        return cls(Loss(read["loss"]), tuple(read["names"]), read["seconds"])
+        fields = json.loads(text)
+        return cls(Loss(fields["loss"]), tuple(fields["names"]), fields["seconds"])
 
     def __str__(self) -> str:
         who = ", ".join(self.names)
@@ -146,7 +146,7 @@ def judge(
         answered: when the store last answered.
         broken: the connection to the store has failed for good.
     """
-    own, peers = ranks[rank], {r: heard for r, heard in ranks.items() if r != rank}
+    peers = {r: heard for r, heard in ranks.items() if r != rank}
     present = {r: heard for r, heard in peers.items() if heard is not None and heard.present}
     failed = [r for r, heard in peers.items() if heard is not None and heard.sign.state == State.FAILED]
     disconnected = min((h.disconnected for h in ranks.values() if h and h.disconnected is not None), default=None)
@@ -166,7 +166,8 @@ def judge(
     if missing and now - disconnected > patience:
         return Verdict(Loss.MISSING, _names(ranks, missing), limits.collective)
     if rank == 0 and now - disconnected > patience:
-        present[rank] = own
+        if (own := ranks[rank]) is not None:
+            present[rank] = own
         least = min(heard.sign.progress for heard in present.values())
         late = [r for r, heard in sorted(present.items()) if heard.sign.progress == least]
         if len(late) < len(present):
@@ -175,6 +176,6 @@ def judge(
     return None
 
 
-def _names(ranks: Mapping[int, Heard | None], found: list[int]) -> tuple[str, ...]:
-    named = [heard.sign.name if (heard := ranks[r]) is not None else f"rank {r}" for r in found[:NAMED]]
-    return tuple(named + [f"{len(found) - NAMED} more"] * (len(found) > NAMED))
+def _names(ranks: Mapping[int, Heard | None], chosen: list[int]) -> tuple[str, ...]:
+    named = [heard.sign.name if (heard := ranks[r]) is not None else f"rank {r}" for r in chosen[:NAMED]]
+    return tuple(named + [f"{len(chosen) - NAMED} more"] * (len(chosen) > NAMED))

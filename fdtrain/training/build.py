@@ -15,7 +15,7 @@ import torch
 
 from fdtrain import distributed, files
 from fdtrain.capacity.cost import flops
-from fdtrain.checkpoint import store
+from fdtrain.checkpoint import soundness, store
 from fdtrain.config import dump_config
 from fdtrain.credentials import masked_values
 from fdtrain.data.cache import Cache, open_cache
@@ -177,9 +177,9 @@ def checkpoint_to_resume(plan: Plan) -> Path | None:
         return None
 
     def fits(path: Path) -> store.State:
-        return store.check_fits(path, plan.spec, plan.identity)
+        return soundness.check_fits(path, plan.spec, plan.identity)
 
-    path, faults = distributed.broadcast(store.newest(folder, fits) if distributed.rank() == 0 else (None, []))
+    path, faults = distributed.broadcast(soundness.newest(folder, fits) if distributed.rank() == 0 else (None, []))
     if path is None and faults:
         raise UserError(
             f"no checkpoint of {folder} can be used: {'; '.join(faults)}. "

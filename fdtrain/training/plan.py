@@ -9,7 +9,7 @@ import torch
 
 from fdtrain import distributed
 from fdtrain.capacity.layout import RunLayout, run_layout
-from fdtrain.checkpoint import store
+from fdtrain.checkpoint import soundness, store
 from fdtrain.config import Config, load_config
 from fdtrain.data.dataset import DatasetDescription, fingerprint
 from fdtrain.data.mixture import DataSets, open_data
@@ -94,9 +94,9 @@ def _check_some_fit(existing: list[Path], plan: Plan) -> None:
     errors = []
     for path in existing:
         try:
-            store.check_fits(path, plan.spec, plan.identity)
+            soundness.check_fits(path, plan.spec, plan.identity)
             return
-        except store.OtherShards:
+        except soundness.OtherShards:
             raise
         except UserError as error:
             errors.append(error)

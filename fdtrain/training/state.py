@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fdtrain import distributed
 from fdtrain.capacity.layout import RunLayout
-from fdtrain.checkpoint import store
+from fdtrain.checkpoint import retention, soundness, store
 from fdtrain.checkpoint.writer import Snapshot
 from fdtrain.errors import UserError
 from fdtrain.training.ema import Average
@@ -86,7 +86,7 @@ def rollback_target(folder: Path, useless: int | None) -> Path | None:
     came later would outrank it when the run resumes. That of the step ``useless`` serves if there is no earlier one."""
 
     def fits(path: Path) -> None:
-        if reason := store.trouble(path):
+        if reason := soundness.trouble(path):
             raise UserError(reason)
 
     def fits_and_is_earlier(path: Path) -> None:
@@ -94,7 +94,7 @@ def rollback_target(folder: Path, useless: int | None) -> Path | None:
         if useless is not None and store.step_of(path) >= useless:
             raise UserError("no step after it succeeded")
 
-    path = store.newest(folder, fits_and_is_earlier)[0] or store.newest(folder, fits)[0]
+    path = soundness.newest(folder, fits_and_is_earlier)[0] or soundness.newest(folder, fits)[0]
     if path is not None:
-        store.return_to(path)
+        retention.roll_back_to(path)
     return path

@@ -192,7 +192,9 @@ class Trainer:
     def save_last(self, done: int) -> None:
         """Write a checkpoint that no other will follow. Every rank must call it. Raises NotSaved."""
         self.run.monitor.flush()
-        self.writer.insist(self.state.snapshot(done, dump_config(self.config)), self.config.checkpoint.retry_timeout_s)
+        self.writer.save_final(
+            self.state.snapshot(done, dump_config(self.config)), self.config.checkpoint.retry_timeout_s
+        )
 
     def _roll_back(self, step: int) -> None:
         """Go back to the last sound checkpoint, to go on from there with other draws."""

@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 
-from fdtrain.checkpoint import store
+from fdtrain.checkpoint import retention, soundness, store
 from fdtrain.checkpoint.fragments import AVERAGE, Fragment, part_name, write_part
 from fdtrain.checkpoint.store import Counters, State
 from fdtrain.errors import UserError
@@ -35,19 +35,21 @@ COUNTERS = Counters(0.0, {}, (0.0, 0.0))
 
 def write_checkpoint(run, step: int, skips: int = 0, value: float = 1.0):
     """As a run of two ranks would; ``value`` is one element of the average."""
-    aside = run / "checkpoints" / store.aside_name(step)
-    aside.mkdir(parents=True)
-    store.describe(aside, SPEC, "name: run\n", State(step, 32 * step, 2, 1, [0.0], skips, 0, COUNTERS, SETTINGS, None))
+    temporary = run / "checkpoints" / store.temporary_name(step)
+    temporary.mkdir(parents=True)
+    store.describe(
+        temporary, SPEC, "name: run\n", State(step, 32 * step, 2, 1, [0.0], skips, 0, COUNTERS, SETTINGS, None)
+    )
     names = [part_name(rank) for rank in range(2)]
     pieces = [Fragment(AVERAGE, n, 0, p.detach().flatten()) for n, p in Model(SPEC).named_parameters()]
     pieces[0].tensor[0] = value
     for name, part in zip(names, (pieces[::2], pieces[1::2]), strict=True):
-        store.note_digest(aside / name, write_part(aside / name, part))
-    return store.commit(aside, names)
+        store.record_digest(temporary / name, write_part(temporary / name, part))
+    return store.commit(temporary, names)
 
 
 def fits(path):
-    store.check_fits(path, SPEC, SETTINGS)
+    soundness.check_fits(path, SPEC, SETTINGS)
 
 
 @pytest.fixture
@@ -77,9 +79,9 @@ def flip(path):
 @pytest.mark.parametrize("damage", [truncate, empty, flip, lambda path: path.unlink()])
 def test_any_damage_to_any_file_is_found_and_passed_over(run, name, damage, caplog):
     newest, older = store.committed(run)
-    assert store.newest(run, fits) == (newest, [])
+    assert soundness.newest(run, fits) == (newest, [])
     damage(newest / name)
-    found, faults = store.newest(run, fits)
+    found, faults = soundness.newest(run, fits)
     assert found == older
     assert len(faults) == 1
     assert faults[0].startswith("step_00000010: ")
@@ -96,13 +98,13 @@ def test_another_version_another_model_another_data_set_are_passed_over(run):
     newest, older = store.committed(run)
     manifest = json.loads((newest / "MANIFEST.json").read_text())
     (newest / "MANIFEST.json").write_text(json.dumps({**manifest, "version": 99}))
-    assert store.newest(run, fits) == (older, ["step_00000010: its version is 99, this fdtrain reads 1"])
+    assert soundness.newest(run, fits) == (older, ["step_00000010: its version is 99, this fdtrain reads 1"])
     with pytest.raises(UserError, match="holds another model than the configuration: size 4 against 8"):
-        store.check_fits(older, ModelSpec(**{**SPEC.__dict__, "size": 8}), SETTINGS)
+        soundness.check_fits(older, ModelSpec(**{**SPEC.__dict__, "size": 8}), SETTINGS)
     other = {**SETTINGS, "dataset": "cifar10"}
     with pytest.raises(UserError, match="belongs to a run with other settings: dataset 'digits' against 'cifar10'"):
-        store.check_fits(older, SPEC, other)
-    found, faults = store.newest(run, lambda path: store.check_fits(path, SPEC, other))
+        soundness.check_fits(older, SPEC, other)
+    found, faults = soundness.newest(run, lambda path: soundness.check_fits(path, SPEC, other))
     assert found is None
     assert len(faults) == 2
 
@@ -110,7 +112,7 @@ def test_another_version_another_model_another_data_set_are_passed_over(run):
 def test_a_manifest_that_leaves_files_out_is_a_fault(run):
     newest = store.committed(run)[0]
     (newest / "MANIFEST.json").write_text(json.dumps({"version": 1, "files": {}}))
-    assert store.fault(newest) == "MANIFEST.json does not list all files"
+    assert soundness.fault(newest) == "MANIFEST.json does not list all files"
 
 
 @pytest.mark.parametrize("content", ["step_00000099\n", "", "../../etc", None])
@@ -120,26 +122,26 @@ def test_latest_may_point_nowhere(run, content):
     latest.unlink()
     if content is not None:
         latest.write_text(content)
-    assert store.newest(run, fits)[0].name == "step_00000010"
+    assert soundness.newest(run, fits)[0].name == "step_00000010"
     assert find_model(run)[0].parent.name == "step_00000010"
 
 
 def test_what_an_interrupted_save_leaves_is_no_checkpoint(run):
-    aside = run / "checkpoints" / store.aside_name(15)
-    shutil.copytree(store.committed(run)[0], aside)
-    assert store.newest(run, fits)[0].name == "step_00000010"
+    temporary = run / "checkpoints" / store.temporary_name(15)
+    shutil.copytree(store.committed(run)[0], temporary)
+    assert soundness.newest(run, fits)[0].name == "step_00000010"
     store.clean(run)
-    assert not aside.exists()
+    assert not temporary.exists()
     assert len(store.committed(run)) == 2
 
 
 def test_a_part_that_never_comes_into_sight_ends_the_commit(run, monkeypatch):
-    monkeypatch.setattr(store, "PATIENCE", 0.2)
-    aside = run / "checkpoints" / store.aside_name(15)
-    aside.mkdir()
-    store.describe(aside, SPEC, "", State(15, 0, 1, 1, [0.0], 0, 0, COUNTERS, SETTINGS, None))
+    monkeypatch.setattr(store, "VISIBILITY_TIMEOUT_SECONDS", 0.2)
+    temporary = run / "checkpoints" / store.temporary_name(15)
+    temporary.mkdir()
+    store.describe(temporary, SPEC, "", State(15, 0, 1, 1, [0.0], 0, 0, COUNTERS, SETTINGS, None))
     with pytest.raises(OSError, match="not on a file system that all hosts share"):
-        store.commit(aside, [part_name(0)])
+        store.commit(temporary, [part_name(0)])
     assert store.newest_step(run).name == "step_00000010"
 
 
@@ -153,7 +155,7 @@ def test_the_average_is_what_evaluation_loads(run):
 
 def test_retention_by_count_and_by_interval(tmp_path):
     for step in range(1, 9):
-        store.retain(write_checkpoint(tmp_path, step), 2, 3)
+        retention.retain(write_checkpoint(tmp_path, step), 2, 3)
     assert steps(tmp_path) == [8, 7, 6, 3]
     assert not list((tmp_path / "checkpoints").glob(".*"))
 
@@ -162,15 +164,15 @@ def test_retention_by_count_and_by_interval(tmp_path):
 def test_retention_leaves_the_newest_that_a_run_in_trouble_may_return_to(tmp_path, bad):
     """And the one before it, however many bad ones follow."""
     for step in range(1, 5):
-        store.retain(write_checkpoint(tmp_path, step), 1, None)
+        retention.retain(write_checkpoint(tmp_path, step), 1, None)
     for step in range(5, 9):
         written = write_checkpoint(tmp_path, step, **bad)
-        assert store.trouble(written) is not None
-        store.retain(written, 1, None)
+        assert soundness.trouble(written) is not None
+        retention.retain(written, 1, None)
         assert steps(tmp_path) == [step, 4, 3]
     # With sound ones after them the old ones go.
     for step in (9, 10):
-        store.retain(write_checkpoint(tmp_path, step), 1, None)
+        retention.retain(write_checkpoint(tmp_path, step), 1, None)
     assert steps(tmp_path) == [10, 9]
 
 
@@ -179,7 +181,7 @@ def test_retention_spares_what_was_just_written(tmp_path):
     for step in (5, 10, 30, 40):
         write_checkpoint(tmp_path, step)
     for step in (12, 14):
-        store.retain(write_checkpoint(tmp_path, step), 1, None)
+        retention.retain(write_checkpoint(tmp_path, step), 1, None)
     assert steps(tmp_path) == [40, 30, 14, 12]
     assert store.newest_step(tmp_path).name == "step_00000014"
 
@@ -187,7 +189,7 @@ def test_retention_spares_what_was_just_written(tmp_path):
 def test_nothing_is_later_than_where_a_run_returns_to(tmp_path):
     for step in (5, 10, 15, 20):
         write_checkpoint(tmp_path, step, skips=int(step > 10))
-    store.return_to(store.committed(tmp_path)[2])
+    retention.roll_back_to(store.committed(tmp_path)[2])
     assert steps(tmp_path) == [10, 5]
     assert (tmp_path / "checkpoints" / "latest").read_text() == "step_00000010\n"
 
@@ -217,7 +219,7 @@ def test_a_part_that_the_manifest_does_not_list_is_not_opened(run, content):
     expected = load_model(newest).state_dict()
     part = (older / part_name(1)).read_bytes() if content != "junk" else b"junk"
     (newest / part_name(2)).write_bytes(part)
-    assert store.newest(run, fits) == (newest, [])
+    assert soundness.newest(run, fits) == (newest, [])
     found = load_model(newest).state_dict()
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
@@ -226,7 +228,7 @@ def test_the_content_of_another_step_is_passed_over(run):
     newest, older = store.committed(run)
     shutil.rmtree(newest)
     shutil.copytree(older, newest)
-    assert store.newest(run, fits) == (older, ["step_00000010: state.json is of step 5"])
+    assert soundness.newest(run, fits) == (older, ["step_00000010: state.json is of step 5"])
     # A checkpoint may be copied to a folder of any name.
     copied = shutil.copytree(older, run / "best")
     assert load_model(copied).spec == SPEC
@@ -235,7 +237,7 @@ def test_the_content_of_another_step_is_passed_over(run):
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_not_finite_are_passed_over(run, value):
     write_checkpoint(run, 15, value=value)
-    found, faults = store.newest(run, fits)
+    found, faults = soundness.newest(run, fits)
     assert found.name == "step_00000010"
     assert faults == ["step_00000015: its weights are not finite"]
     assert find_model(run)[0].parent == found
@@ -265,16 +267,16 @@ DEEP = b"[" * 100_000 + b"]" * 100_000
 def test_descriptions_that_are_damaged_are_passed_over(run, damage):
     newest, older = store.committed(run)
     damage(newest)
-    found, faults = store.newest(run, fits)
+    found, faults = soundness.newest(run, fits)
     assert found == older
     assert len(faults) == 1
-    assert store.trouble(older) is None
+    assert soundness.trouble(older) is None
 
 
 def test_a_model_file_that_is_deeply_nested(run):
     newest, older = store.committed(run)
     rewrite(newest, "model.json", DEEP)
-    assert store.newest(run, fits)[0] == older
+    assert soundness.newest(run, fits)[0] == older
     with pytest.raises(UserError, match="does not describe a model"):
         load_model(newest)
 
@@ -291,8 +293,8 @@ def test_folders_with_other_names_are_no_checkpoints(run):
 def test_the_shards_of_another_packing_are_refused(run):
     older = store.committed(run)[1]
     # Of an earlier version: it did not record them.
-    store.check_fits(older, SPEC, {**SETTINGS, store.SHARDS: ["a"]})
+    soundness.check_fits(older, SPEC, {**SETTINGS, store.SHARDS: ["a"]})
     change_state(older, lambda state: state["run"].update({store.SHARDS: ["a"]}))
-    store.check_fits(older, SPEC, {**SETTINGS, store.SHARDS: ["a"]})
+    soundness.check_fits(older, SPEC, {**SETTINGS, store.SHARDS: ["a"]})
     with pytest.raises(UserError, match="a run on other shards: the data set has been packed again or changed"):
-        store.check_fits(older, SPEC, {**SETTINGS, store.SHARDS: ["b"]})
+        soundness.check_fits(older, SPEC, {**SETTINGS, store.SHARDS: ["b"]})

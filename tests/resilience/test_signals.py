@@ -52,7 +52,9 @@ def test_a_second_signal_ends_a_process_at_once_even_in_a_call_that_hangs(launch
     program = (
         "import torch.distributed as dist, signal, time\n"
         "from fdtrain import distributed\n"
+        "from fdtrain.errors import log_to_console\n"
         "from fdtrain.resilience.signals import answered\n"
+        "log_to_console()\n"
         "distributed.connect(60)\n"
         "with answered(lambda: print('asked', flush=True), 'what it does'):\n"
         "    print('ready', flush=True)\n"

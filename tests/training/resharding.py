@@ -49,17 +49,17 @@ def train(engine: Engine, step: int) -> float:
 
 
 def save(engine: Engine, run: Path) -> None:
-    aside = run / "checkpoints" / store.aside_name(SAVED_AFTER)
-    aside.mkdir(parents=True, exist_ok=True)
+    temporary = run / "checkpoints" / store.temporary_name(SAVED_AFTER)
+    temporary.mkdir(parents=True, exist_ok=True)
     names = [part_name(rank) for rank in range(distributed.world_size())]
-    mine = aside / names[distributed.rank()]
-    store.note_digest(mine, write_part(mine, engine.fragments))
+    mine = temporary / names[distributed.rank()]
+    store.record_digest(mine, write_part(mine, engine.fragments))
     dist.barrier()
     if distributed.rank() == 0:
         counters = engine.counters()
         state = store.State(SAVED_AFTER, 0, len(names), engine.stage, [0.0], 0, 0, counters, {}, None)
-        store.describe(aside, DIGITS, "", state)
-        store.commit(aside, names)
+        store.describe(temporary, DIGITS, "", state)
+        store.commit(temporary, names)
 
 
 def differences(engine: Engine, parts: FragmentReader) -> dict[str, int]:

@@ -11,7 +11,7 @@ from jobs import end, start
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_bad_input import error_of
 
-from fdtrain.checkpoint import store
+from fdtrain.checkpoint import soundness, store
 from fdtrain.checkpoint.fragments import WEIGHT
 
 
@@ -123,7 +123,7 @@ def test_a_rate_far_too_high_costs_no_sound_checkpoint(launch):
     saved = Path(re.search(r"saved (\S+)\. ", said)[1])
     folder = launch.run_folder() / "checkpoints"
     assert store.committed(launch.run_folder())[0] == saved
-    assert store.fault(saved) is None
+    assert soundness.fault(saved) is None
     assert (folder / "latest").read_text() == f"{saved.name}\n"
     assert launch.checkpoint(20).exists()
     message = error_of(launch(*bad, "training.max_rollbacks=1", processes=0, resume=True, rc=2))

@@ -1,0 +1,31 @@
+"""Which checkpoints stay on the disk."""
+
+from pathlib import Path
+
+from fdtrain.checkpoint.soundness import trouble
+from fdtrain.checkpoint.store import committed, delete, point_latest_to, step_of
+
+HEALTHY = 2
+"""Checkpoints without trouble that retention never deletes: one to roll back to, and one in case that is damaged."""
+
+
+def retain(written: Path, keep_last: int, keep_every: int | None) -> None:
+    """Delete older checkpoints than the one just ``written``.
+
+    What stays: the last ``keep_last`` up to it, those at multiples of ``keep_every`` steps, and the newest that a run
+    in trouble may roll back to (:func:`fdtrain.checkpoint.soundness.trouble`). Later ones, which a resumed run passed
+    over, are not its own.
+    """
+    own = [path for path in committed(written.parent.parent) if step_of(path) <= step_of(written)]
+    stay = {*own[:keep_last], *[path for path in own if trouble(path) is None][:HEALTHY]}
+    for path in own:
+        if path not in stay and not (keep_every and step_of(path) % keep_every == 0):
+            delete(path)
+
+
+def roll_back_to(checkpoint: Path) -> None:
+    """Make a checkpoint the newest of its run: delete those of later steps."""
+    point_latest_to(checkpoint)
+    for path in committed(checkpoint.parent.parent):
+        if step_of(path) > step_of(checkpoint):
+            delete(path)

@@ -1,0 +1,114 @@
+"""Which checkpoints can be used: undamaged, of this very run, and free of trouble."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fdtrain.checkpoint.fragments import PART, FragmentReader, part_name
+from fdtrain.checkpoint.store import (
+    MANIFEST,
+    MODEL_FILE,
+    NAME,
+    SHARDS,
+    STATE_FILE,
+    State,
+    committed,
+    listed_files,
+    read_state,
+    sha256,
+    step_of,
+)
+from fdtrain.errors import UserError
+from fdtrain.networks.model import ModelSpec
+
+
+class OtherShards(UserError):
+    """A checkpoint is of a run on other shards, so none of its run may be resumed, whatever older ones record."""
+
+
+def fault(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint, or None if all its files are there and unchanged, are of the step that its name
+    says, and its weights are finite."""
+    try:
+        entries = listed_files(checkpoint)
+        for name, expected in entries.items():
+            path = checkpoint / name
+            if path.stat().st_size != expected["bytes"] or sha256(path) != expected["sha256"]:
+                return f"{name} is cut short or changed"
+        state = read_state(checkpoint)
+        parts = sorted(name for name in entries if PART.fullmatch(name))
+        if MODEL_FILE not in entries or STATE_FILE not in entries or len(parts) != state.world_size:
+            return f"{MANIFEST} does not list all files"
+        if NAME.fullmatch(checkpoint.name) and step_of(checkpoint) != state.step:
+            return f"{STATE_FILE} is of step {state.step}"
+        if parts != [part_name(rank) for rank in range(len(parts))]:
+            return f"{MANIFEST} does not list all files"
+        if not FragmentReader(checkpoint, parts).finite():
+            return "its weights are not finite"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except UserError as error:
+        return str(error)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{MANIFEST} cannot be read ({error})"
+    return None
+
+
+def trouble(checkpoint: Path) -> str | None:
+    """Why a run in trouble must not roll back to a checkpoint, by its own description; None if it may."""
+    try:
+        if read_state(checkpoint).skips:
+            return "steps were being skipped"
+        # Earlier versions do not record it.
+        if not all(entry.get("finite", True) for entry in listed_files(checkpoint).values()):
+            return "its weights are not finite"
+    except (OSError, ValueError, UserError) as error:
+        return str(error)
+    return None
+
+
+def newest(folder: Path, fits: Callable[[Path], Any]) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint of a run folder that is sound and that ``fits`` accepts, and what is wrong with
+    newer ones; ``fits`` raises UserError."""
+    faults = []
+    for path in committed(folder):
+        problem = fault(path)
+        if problem is None:
+            try:
+                fits(path)
+                return path, faults
+            except UserError as error:
+                problem = str(error)
+        faults.append(f"{path.name}: {problem}")
+    return None, faults
+
+
+def check_fits(checkpoint: Path, spec: ModelSpec, run: dict[str, Any]) -> State:
+    """Check that a checkpoint continues this very run, before anything is built.
+
+    Args:
+        run: the settings that fix the run's trajectory, as the checkpoint's ``State.run`` has them.
+
+    Raises:
+        OtherShards: the same data set, packed otherwise.
+        UserError: another network, data set, seed or batch.
+    """
+    recorded = ModelSpec.load(checkpoint / MODEL_FILE)
+    if differences := recorded.differences(spec):
+        raise UserError(
+            f"{checkpoint} holds another model than the configuration: {'; '.join(differences)}. "
+            "Restore the configuration, or give the run another name."
+        )
+    state = read_state(checkpoint)
+    if state.run.get(SHARDS, run.get(SHARDS)) != run.get(SHARDS):
+        raise OtherShards(
+            f"{checkpoint} belongs to a run on other shards: the data set has been packed again or changed, so its "
+            "images would come in another order. Restore it, or give the run another name."
+        )
+    run = {k: v for k, v in run.items() if k != SHARDS}
+    if changed := [f"{k} {state.run.get(k)!r} against {v!r}" for k, v in run.items() if state.run.get(k) != v]:
+        raise UserError(
+            f"{checkpoint} belongs to a run with other settings: {'; '.join(changed)}. "
+            "Restore them, or give the run another name."
+        )
+    return state
