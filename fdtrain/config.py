@@ -171,7 +171,7 @@ class TrainingConfig(Section):
     )
     zero_stage: Literal["auto", 0, 1, 2, 3] = Field(
         "auto",
-        description="partition optimiser state (1), gradients too (2), weights too (3); `auto`: see docs/training.md",
+        description="partition optimiser state, gradients, weights; docs/training.md",
     )
     offload: Literal["none", "optimizer", "weights"] = Field(
         "none", description="to the CPU; optimizer: ZeRO 1 to 3, weights: ZeRO 3"
