@@ -9,11 +9,11 @@ from fdtrain.config import NETWORKS, Config
 
 HEAD = """# Configuration
 
-One YAML file a run; `--set section.key=value` overrides any key. An unknown key, a wrong type or an impossible
-combination is refused before anything starts, and the resolved configuration is saved with the run, credentials in
-URLs masked (docs/data.md). Refused too are a key that is given twice, more than 20,000 values with those that aliases
-repeat, and types beyond texts, numbers, booleans, lists and sections: a date is a text. This page is made from
-`fdtrain/config.py` by `python tools/document.py`.
+A run has one YAML file; `--set section.key=value` overrides any key. An unknown key, a wrong type or an impossible
+combination is refused before anything starts. The resolved configuration is saved with the run, with credentials in
+URLs masked (docs/data.md). A key that is given twice and more than 20,000 values (including those that aliases repeat)
+are refused too. Values are texts, numbers, booleans, lists and sections; a date is read as a text. This page is
+generated from `fdtrain/config.py` by `python tools/document.py`.
 """
 
 
@@ -23,7 +23,7 @@ def document() -> str:
     lines += ["## Run\n", *_table(top)]
     for name, field in Config.model_fields.items():
         if name == "network":
-            lines.append("\n## network\n\nOne of these, chosen by `name`: docs/networks.md.")
+            lines.append("\n## network\n\n`name` chooses one of these: docs/networks.md.")
             for title, section in NETWORKS.items():
                 lines += [f"\n### {title}\n", *_table(section.model_fields)]
         elif section := _section(field):
@@ -38,7 +38,7 @@ def _section(field: FieldInfo) -> type[BaseModel] | None:
 
 
 def _table(fields: dict[str, FieldInfo]) -> list[str]:
-    rows = ["| key | default | |", "|---|---|---|"]
+    rows = ["| key | default | meaning |", "|---|---|---|"]
     for name, field in fields.items():
         rows.append(f"| `{name}` | {_default(field)} | {_description(field)} |")
     return rows

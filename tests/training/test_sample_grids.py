@@ -14,15 +14,13 @@ from fdtrain.training import callbacks
         ({"sample_grid": [1.0, 0.5, 0.0], "sample_steps": 3}, r"monitor\.sample_grid: 3 times are 2 steps, not 3"),
     ],
 )
-def test_a_wrong_grid_is_refused_before_training(settings, part, tmp_path):
+def test_a_wrong_grid_is_refused_before_training(settings, part):
     settings = MonitorConfig(**settings)
     with pytest.raises(UserError, match=part):
-        callbacks.sample_grid(DIGITS, settings, 0, tmp_path, None)
-    with pytest.raises(UserError, match=part):
-        callbacks.frechet(DIGITS, None, None, settings, 0, None)
+        callbacks.monitor_drawing(settings, DIGITS.scale)
 
 
 @pytest.mark.parametrize("grid", [None, "power:2", (1.0, 0.3, 0.0)])
-def test_grids_of_the_configuration(grid, tmp_path):
+def test_grids_of_the_configuration(grid):
     settings = MonitorConfig(sample_grid=grid, sample_steps=2)
-    assert callable(callbacks.sample_grid(DIGITS, settings, 0, tmp_path, None))
+    assert len(callbacks.monitor_drawing(settings, DIGITS.scale).times(DIGITS.scale)) == 3
