@@ -392,6 +392,7 @@ RENAMED = {
     "training.silence_seconds": "heartbeat_timeout_s",
     "training.patience_seconds": "collective_timeout_s",
     "data.fetch_seconds": "fetch_timeout_s",
+    "checkpoint.retry_seconds": "retry_timeout_s",
 }
 """Keys of earlier versions, and what their sections call them now."""
 
