@@ -1,8 +1,8 @@
 # make demo   from nothing to a trained, evaluated, exported model of real handwritten digits
 # make test   every test
-# make chaos  a job killed fifty times, on changing numbers of processes; any of them resumed by any other
+# make chaos  a job killed fifty times, on changing numbers of processes; each one resumed by each other
 # make signals  every launcher, signal, target, number of ranks and workers
-# make fuzz   thousands of spoiled files and answers from outside, other ones each time (CASES=20000 for more)
+# make fuzz   thousands of damaged files and server answers, different ones each time (CASES=20000 for more)
 # make lint   style, the direction of imports, types
 # make clean  what demo and test made, the environment included
 

@@ -69,7 +69,7 @@ class DataConfig(Section):
         if (self.path is None) == (not self.mixture):
             raise ValueError("set either path or mixture")
         if any(source.weight * 4096 < sum(s.weight for s in self.mixture) for source in self.mixture):
-            raise ValueError("mixture: a weight is below 1/4096 of the sum; leave that data set out or raise it")
+            raise ValueError("mixture: a weight is below 1/4096 of the sum; remove that data set or raise it")
         return self
 
     @property

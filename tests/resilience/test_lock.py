@@ -229,7 +229,10 @@ def test_of_many_that_take_over_at_once_one_has_it(tmp_path):
 def test_a_second_job_is_refused_and_the_first_goes_on(launch):
     """Two launches of the same configuration: the second says who is there, with exit code 2, and changes nothing."""
     first = subprocess.Popen(
-        launch.command("training.steps=100000", processes=0), cwd=ROOT, env=environment(), stderr=subprocess.PIPE
+        launch.command("training.steps=100000", "checkpoint.every=100000", processes=0),
+        cwd=ROOT,
+        env=environment(),
+        stderr=subprocess.PIPE,
     )
     try:
         wait_for_step(launch, 2, first)
