@@ -116,7 +116,7 @@ def commit(temporary: Path, parts: list[str]) -> Path:
     Raises:
         OSError: the disk is full, broken, or not the same one for every rank.
     """
-    manifest = {name: _manifest_entry(temporary / name) for name in (MODEL_FILE, CONFIG_FILE, STATE_FILE)}
+    manifest = {name: manifest_entry(temporary / name) for name in (MODEL_FILE, CONFIG_FILE, STATE_FILE)}
     for name in parts:
         record = _digest_record(temporary / name)
         manifest[name] = json.loads(_wait_for(record))
@@ -151,7 +151,7 @@ def _wait_for(record: Path) -> str:
         raise OSError(f"{record.parent} is not on a file system that all hosts share") from None
 
 
-def _manifest_entry(path: Path) -> dict[str, int | str]:
+def manifest_entry(path: Path) -> dict[str, int | str]:
     return {"bytes": path.stat().st_size, "sha256": sha256(path)}
 
 

@@ -1,11 +1,11 @@
-"""Signs of life between the ranks: which one is dead, stopped or cut off, said by every other that must end for it.
+"""Signs of life between the ranks: which one is dead, stopped or cut off, reported by every other that must end for it.
 
 A broken connection does not name who broke it, and a stopped process breaks none. So each rank leaves a sign every
 second or two in the store by which the ranks meet, which is run by rank 0's process (or by the agent of torchrun on
 its host). Rank 0 watches all, the others watch rank 0 and listen for its verdict: the work grows with the number of
 ranks, not with its square. Whoever cannot reach the store has lost rank 0's host.
 
-What follows from the signs is decided in :mod:`fdtrain.resilience.verdict`; here they are left, read and acted upon.
+The verdict on the signs is :mod:`fdtrain.resilience.verdict`'s; here they are written, read and acted upon.
 """
 
 import os
@@ -24,7 +24,7 @@ import torch
 from fdtrain import distributed
 from fdtrain.errors import HOLD_BACK_SECONDS, LOST_PEER_CODE, LostPeer, Preempted
 from fdtrain.resilience.signals import SIGNALS
-from fdtrain.resilience.verdict import Heard, Limits, Loss, Sign, State, Verdict, hear, judge
+from fdtrain.resilience.verdict import Limits, Loss, Observation, Sign, State, Verdict, judge, observe
 
 AGAIN = "Launch again with --resume auto."
 NOTHING = "-"
@@ -96,7 +96,7 @@ class Heartbeat:
         place = f"fdtrain/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
         self._key, self._verdict_key = f"{place}/{distributed.rank()}", f"{place}/verdict"
         others = range(1, distributed.world_size()) if distributed.rank() == 0 else [0]
-        self._heard: dict[int, Heard | None] = dict.fromkeys(others)
+        self._observed: dict[int, Observation | None] = dict.fromkeys(others)
         self._keys = [*(f"{place}/{rank}" for rank in others), self._verdict_key]
         for key in self._keys:
             # Reading a key that is not there would wait for it.
@@ -131,9 +131,9 @@ class Heartbeat:
                 self._broken = True
                 return
             now = self._answered = time.monotonic()
-            for rank, sign in zip(self._heard, signs, strict=True):
+            for rank, sign in zip(self._observed, signs, strict=True):
                 if sign != NOTHING:
-                    self._heard[rank] = hear(self._heard[rank], Sign.decode(sign), now)
+                    self._observed[rank] = observe(self._observed[rank], Sign.decode(sign), now)
             if verdict != NOTHING:
                 self._verdict = self._verdict or Verdict.decode(verdict)
             if ended:
@@ -148,10 +148,12 @@ class Heartbeat:
             if now - before > self.limits.heartbeat / 2:
                 # This process itself was stopped: what it has not seen meanwhile says nothing.
                 self._answered = now
-                self._heard = {rank: heard and replace(heard, since=now) for rank, heard in self._heard.items()}
+                self._observed = {
+                    rank: observed and replace(observed, since=now) for rank, observed in self._observed.items()
+                }
             before = now
-            own = Heard(self._sign(), now, self._disconnected)
-            ranks = {**self._heard, distributed.rank(): own}
+            own = Observation(self._sign(), now, self._disconnected)
+            ranks = {**self._observed, distributed.rank(): own}
             own_verdict = judge(distributed.rank(), ranks, self._answered, self._broken, now, self.limits)
             if verdict := self._verdict or own_verdict:
                 self._decide(verdict)
@@ -208,6 +210,8 @@ class Heartbeat:
             self._wake.set()
             time.sleep(interval / 20)
             fresh = time.monotonic() - 3 * interval
-            staying = any(heard and heard.present and heard.since > fresh for heard in list(self._heard.values()))
+            staying = any(
+                observed and observed.present and observed.since > fresh for observed in list(self._observed.values())
+            )
             if self._broken or (self._written == state and not (distributed.rank() == 0 and staying)):
                 return

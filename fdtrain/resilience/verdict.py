@@ -42,7 +42,7 @@ class Sign:
 
 
 @dataclass(frozen=True)
-class Heard:
+class Observation:
     """The last sign of a rank; when it came, and when the rank first said that it is disconnected (seconds)."""
 
     sign: Sign
@@ -54,14 +54,14 @@ class Heard:
         return self.sign.state in (State.WORKING, State.DISCONNECTED)
 
 
-def hear(before: Heard | None, sign: Sign, now: float) -> Heard:
-    """What is known of a rank after ``sign`` was read, which may be the one that was read before."""
+def observe(before: Observation | None, sign: Sign, now: float) -> Observation:
+    """The observation of a rank after ``sign`` was read, which may be the one that was read before."""
     if before is not None and before.sign == sign:
         return before
     disconnected = before.disconnected if before is not None else None
     if disconnected is None and sign.state == State.DISCONNECTED:
         disconnected = now
-    return Heard(sign, now, disconnected)
+    return Observation(sign, now, disconnected)
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Loss(StrEnum):
     """Why the run cannot go on."""
 
     FAILED = "failed"
-    """A rank has ended by an error of its own, which its own output tells."""
+    """A rank has ended by an error of its own, which its own output shows."""
     UNREACHABLE = "unreachable"
     """Rank 0, whose host keeps the store."""
     SILENT = "silent"
@@ -136,7 +136,7 @@ class Verdict:
 
 
 def judge(
-    rank: int, ranks: Mapping[int, Heard | None], answered: float, broken: bool, now: float, limits: Limits
+    rank: int, ranks: Mapping[int, Observation | None], answered: float, broken: bool, now: float, limits: Limits
 ) -> Verdict | None:
     """Why ``rank`` must end now, or None.
 
@@ -146,21 +146,21 @@ def judge(
         answered: when the store last answered.
         broken: the connection to the store has failed for good.
     """
-    peers = {r: heard for r, heard in ranks.items() if r != rank}
-    present = {r: heard for r, heard in peers.items() if heard is not None and heard.present}
-    failed = [r for r, heard in peers.items() if heard is not None and heard.sign.state == State.FAILED]
+    peers = {r: observed for r, observed in ranks.items() if r != rank}
+    present = {r: observed for r, observed in peers.items() if observed is not None and observed.present}
+    failed = [r for r, observed in peers.items() if observed is not None and observed.sign.state == State.FAILED]
     disconnected = min((h.disconnected for h in ranks.values() if h and h.disconnected is not None), default=None)
     limit = limits.heartbeat if disconnected is None and not broken else limits.short
     if failed:
         return Verdict(Loss.FAILED, _names(ranks, failed))
     if rank != 0 and now - answered > limit and (ranks[0] is None or ranks[0].present):
         return Verdict(Loss.UNREACHABLE, _names(ranks, [0]), now - answered)
-    silent = [r for r, heard in present.items() if now - heard.since > limit]
+    silent = [r for r, observed in present.items() if now - observed.since > limit]
     if silent:
         return Verdict(Loss.SILENT, _names(ranks, silent), max(now - present[r].since for r in silent))
     if disconnected is None:
         return None
-    missing = [r for r, heard in peers.items() if heard is None]
+    missing = [r for r, observed in peers.items() if observed is None]
     # Rank 0 knows more of the others.
     patience = 2 * limit if rank == 0 else 3 * limit
     if missing and now - disconnected > patience:
@@ -168,14 +168,14 @@ def judge(
     if rank == 0 and now - disconnected > patience:
         if (own := ranks[rank]) is not None:
             present[rank] = own
-        least = min(heard.sign.progress for heard in present.values())
-        late = [r for r, heard in sorted(present.items()) if heard.sign.progress == least]
+        least = min(observed.sign.progress for observed in present.values())
+        late = [r for r, observed in sorted(present.items()) if observed.sign.progress == least]
         if len(late) < len(present):
             return Verdict(Loss.LATE, _names(ranks, late), limits.collective)
         return Verdict(Loss.NETWORK)
     return None
 
 
-def _names(ranks: Mapping[int, Heard | None], chosen: list[int]) -> tuple[str, ...]:
-    named = [heard.sign.name if (heard := ranks[r]) is not None else f"rank {r}" for r in chosen[:NAMED]]
+def _names(ranks: Mapping[int, Observation | None], chosen: list[int]) -> tuple[str, ...]:
+    named = [observed.sign.name if (observed := ranks[r]) is not None else f"rank {r}" for r in chosen[:NAMED]]
     return tuple(named + [f"{len(chosen) - NAMED} more"] * (len(chosen) > NAMED))

@@ -32,7 +32,7 @@ def checkpoint_of(run, model, parts, kind=AVERAGE):
     state = store.State(7, 0, parts, 0, [0.0], 0, 0, counters, {}, None)
     (folder / store.STATE_FILE).write_text(json.dumps(asdict(state)))
     for name in (store.MODEL_FILE, store.STATE_FILE):
-        files[name] = store._entry(folder / name)
+        files[name] = store.manifest_entry(folder / name)
     manifest = {"version": store.VERSION, "files": files}
     (folder / store.MANIFEST).write_text(json.dumps(manifest))
     return folder
