@@ -269,9 +269,11 @@ class EmaConfig(Section):
 
 class CheckpointConfig(Section):
     every: int = Field(default=5000, ge=1, description="steps")
-    keep_last: int = Field(default=2, ge=1, description="newest checkpoints kept; the two newest sound ones always are")
+    keep_last: int = Field(
+        default=2, ge=1, description="newest checkpoints that are not removed; the two newest sound ones never are"
+    )
     keep_every: int | None = Field(
-        default=None, ge=1, description="checkpoints at multiples of this many steps are kept"
+        default=None, ge=1, description="checkpoints at multiples of this many steps are never removed"
     )
     max_failures: int = Field(
         default=3, ge=0, description="checkpoints in a row that cannot be written before the run stops"

@@ -119,8 +119,8 @@ def _choose_in(
     labels = _label_column(schema, described, path) if label is None else label or None
     for column in (images, *([labels] if labels else [])):
         if schema.names.count(column) != 1:
-            found = ", ".join(schema.names)
-            raise UserError(f"{path} has {schema.names.count(column) or 'no'} column '{column}' (it has: {found}).")
+            columns = ", ".join(schema.names)
+            raise UserError(f"{path} has {schema.names.count(column) or 'no'} column '{column}' (it has: {columns}).")
     if not _holds_bytes(schema.field(images).type):
         raise UserError(f"{path}: column '{images}' is of {schema.field(images).type}, expected image bytes.")
     return images, labels
@@ -213,7 +213,7 @@ def labels(
         UserError: the files name different classes, or have values that cannot be labels.
     """
     names = {path: described[path].get(column, {}).get("names") for path in paths}
-    if any(found is not None for found in names.values()):
+    if any(listed is not None for listed in names.values()):
         return _named(names, column)
     values: set[Any] = set()
     for path in paths:
@@ -233,15 +233,15 @@ def labels(
 def _named(names: Mapping[Path, list[str] | None], column: str) -> tuple[dict[Path, Labels], list[str]]:
     (first, classes), *_ = names.items()
     known: dict[Path, list[str]] = {}
-    for path, found in names.items():
-        if classes is None or found is None or set(found) != set(classes):
+    for path, listed in names.items():
+        if classes is None or listed is None or set(listed) != set(classes):
             raise UserError(
                 f"column '{column}': {first} and {path} name different classes "
-                f"({_listed(classes)}; {_listed(found)}). Pack them apart."
+                f"({_listed(classes)}; {_listed(listed)}). Pack them apart."
             )
-        known[path] = found
+        known[path] = listed
     number = {name: i for i, name in enumerate(known[first])}
-    tables = {path: tuple((i, number[name]) for i, name in enumerate(found)) for path, found in known.items()}
+    tables = {path: tuple((i, number[name]) for i, name in enumerate(listed)) for path, listed in known.items()}
     return {path: Labels(column, table) for path, table in tables.items()}, known[first]
 
 

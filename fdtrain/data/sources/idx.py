@@ -98,10 +98,10 @@ def _files(folder: Path, subset: str | None) -> dict[str, tuple[Path, Path]]:
         names = sorted(path.name for path in folder.iterdir() if path.is_file())
     except OSError as error:
         raise UserError(f"cannot read the folder {folder} ({error.strerror}).") from error
-    found = [match for name in names if (match := NAME.fullmatch(name))]
-    if not found:
+    matches = [match for name in names if (match := NAME.fullmatch(name))]
+    if not matches:
         raise UserError(f"{folder} holds no IDX files named as published, such as train-images-idx3-ubyte.gz.")
-    subsets = sorted({match["subset"] or "" for match in found})
+    subsets = sorted({match["subset"] or "" for match in matches})
     if subset is None and len(subsets) > 1:
         raise UserError(
             f"{folder} holds several data sets; choose one by --subset: {', '.join(filter(None, subsets))}."
@@ -110,7 +110,7 @@ def _files(folder: Path, subset: str | None) -> dict[str, tuple[Path, Path]]:
     if chosen not in subsets:
         raise UserError(f"--subset {subset}: {folder} has {', '.join(filter(None, subsets)) or 'none'}.")
     files: dict[str, dict[str, Path]] = {}
-    for match in found:
+    for match in matches:
         if (match["subset"] or "") == chosen:
             split = files.setdefault("train" if match["split"] == "train" else "test", {})
             if match["what"] in split:

@@ -48,10 +48,10 @@ def images(
     if len(listings) > 1 and (test or holdout):
         raise UserError(f"{train} has splits of its own ({', '.join(listings)}). Pack it without --test and --holdout.")
     if test:
-        found, more = _list(test, classes=_folders(listings["train"]))
-        if len(found) > 1:
-            raise UserError(f"{test} has splits of its own ({', '.join(found)}). Give one of its folders.")
-        listings["test"], notes = found["train"], notes + more
+        test_listings, more = _list(test, classes=_folders(listings["train"]))
+        if len(test_listings) > 1:
+            raise UserError(f"{test} has splits of its own ({', '.join(test_listings)}). Give one of its folders.")
+        listings["test"], notes = test_listings["train"], notes + more
     listings = {split: _shuffled(listing) for split, listing in listings.items()}
     if holdout:
         listings = _held_out(listings["train"], holdout, train)
@@ -100,9 +100,9 @@ def _folders(listing: _Listing) -> set[str]:
     return {name for name in listing.classes or () if isinstance(name, str)}
 
 
-def _wrapper(found: Sequence[Member]) -> str:
+def _wrapper(pictures: Sequence[Member]) -> str:
     """The nested folders that contain all images, with a slash after each; usually none or one."""
-    folders = [member.name.split("/")[:-1] for member in found]
+    folders = [member.name.split("/")[:-1] for member in pictures]
     common: list[str] = []
     for level in zip(*folders, strict=False):
         if len(set(level)) > 1:
@@ -141,9 +141,9 @@ def _splits(names: Sequence[str], path: Path) -> dict[str, list[int]]:
     return chosen
 
 
-def _skipped(files: Sequence[Member], found: Sequence[Member], path: Path) -> list[str]:
+def _skipped(files: Sequence[Member], pictures: Sequence[Member], path: Path) -> list[str]:
     """How many files of which kinds are neither images nor labels."""
-    keys = labels.keys(found)
+    keys = labels.keys(pictures)
     others = [file for file in files if not is_image(file) and not labels.used(file, keys)]
     if not others:
         return []
@@ -174,12 +174,12 @@ def _held_out(listing: _Listing, holdout: int, path: Path) -> dict[str, _Listing
 
 def _classes(listings: dict[str, _Listing], path: Path) -> list[str]:
     """All classes in order. The test set must have the same classes as the train set."""
-    found = [listing.classes for listing in listings.values() if listing.classes is not None]
-    if not found:
+    by_split = [listing.classes for listing in listings.values() if listing.classes is not None]
+    if not by_split:
         return []
-    if len(found) < len(listings) or len({type(classes[0]) for classes in found}) > 1:
+    if len(by_split) < len(listings) or len({type(classes[0]) for classes in by_split}) > 1:
         raise UserError("the images of one split have labels, or another kind of labels. Label both alike.")
-    numbers = [label for classes in found for label in classes if isinstance(label, int)]
+    numbers = [label for classes in by_split for label in classes if isinstance(label, int)]
     if numbers:
         return numbered(max(numbers), str(path))
     train, every = _folders(listings["train"]), set().union(*map(_folders, listings.values()))
