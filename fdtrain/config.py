@@ -34,30 +34,34 @@ class Section(BaseModel):
 
 class MixtureSource(Section):
     path: str
-    weight: float = Field(gt=0, description="share of the images, up to the sum of all weights")
+    weight: float = Field(gt=0, description="relative share of the images")
 
 
 class DataConfig(Section):
     path: str | None = Field(
-        default=None, description="packed data set: folder, URL, brace pattern or list; docs/data.md"
+        default=None, description="packed data set: folder, URL, brace pattern or list file; see docs/data.md"
     )
     mixture: tuple[MixtureSource, ...] = Field(
-        default=(), description="instead of path: several packed data sets, as `[{path, weight}, ...]`"
+        default=(), description="several packed data sets instead of `path`: `[{path, weight}, ...]`"
     )
-    train_split: str = Field(default="train", description="what is trained on")
+    train_split: str = Field(default="train", description="split to train on")
     test_split: str | None = Field(default="test", description="held-out split; null if there is none")
     flip: bool = Field(
         default=False, description="mirror images at random (likelihoods are then of the mirrored set too)"
     )
-    workers: int = Field(default=2, ge=0, description="reading processes of each rank; the order does not depend on it")
+    workers: int = Field(
+        default=2, ge=0, description="reading processes of each rank; the order of the data does not depend on it"
+    )
     shuffle_window: int = Field(default=1024, ge=1, description="samples of a lane that are shuffled together")
-    max_broken_share: float = Field(default=0.0, ge=0, lt=1, description="of samples; up to it broken ones are skipped")
+    max_broken_share: float = Field(
+        default=0.0, ge=0, lt=1, description="largest share of broken samples that are skipped; more end the run"
+    )
     verify: bool = Field(default=False, description="check local shards against their SHA-256 whenever one is opened")
     cache: Path | None = Field(default=None, description="folder for fetched shards; null: a temporary one")
-    cache_gib: float | None = Field(default=None, gt=0, description="most it may hold; null: no limit")
-    fetch_timeout_s: float = Field(default=600.0, gt=0, description="to try to fetch a shard for")
+    cache_gib: float | None = Field(default=None, gt=0, description="largest size of the cache, GiB; null: no limit")
+    fetch_timeout_s: float = Field(default=600.0, gt=0, description="seconds for which fetching a shard is retried")
     allow_pipe: bool = Field(
-        default=False, description="let a list of shards name commands (pipe:), which are executed"
+        default=False, description="allow a list of shards to name commands (pipe:), which are executed"
     )
 
     @model_validator(mode="after")
@@ -65,7 +69,7 @@ class DataConfig(Section):
         if (self.path is None) == (not self.mixture):
             raise ValueError("set either path or mixture")
         if any(source.weight * 4096 < sum(s.weight for s in self.mixture) for source in self.mixture):
-            raise ValueError("mixture: a weight is below 1/4096 of the sum; leave that data set out or raise it")
+            raise ValueError("mixture: a weight is below 1/4096 of the sum; remove that data set or raise it")
         return self
 
     @property
@@ -85,10 +89,7 @@ class NetworkConfig(Section):
     name: Any
     class_conditional: bool = Field(default=False, description="give the labels to the network")
     label_dropout: float = Field(
-        default=0.0,
-        ge=0,
-        lt=1,
-        description="share of labels replaced by a class of their own, for guidance; 0.1 is usual",
+        default=0.0, ge=0, lt=1, description="share of labels replaced by a separate class, for guidance; usually 0.1"
     )
     fourier_features: int = Field(
         default=0, ge=0, le=8, description="octaves of sines of the input, from one level upwards"
@@ -110,13 +111,13 @@ class DDPMppConfig(NetworkConfig):
     multipliers: tuple[int, ...] = Field(
         default=(1, 2, 2, 2),
         min_length=1,
-        description="width of each level, which halves the resolution, in units of channels",
+        description="width of each level in units of `channels`; each level halves the resolution",
     )
     blocks: int = Field(default=4, ge=1, description="residual blocks of each level")
     attention: tuple[int, ...] = Field(default=(16,), description="resolutions (pixels) followed by self-attention")
-    dropout: float = Field(default=0.0, ge=0, lt=1, description="share of activations, in the residual blocks")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="share of activations dropped in the residual blocks")
     time_embedding: Literal["positional", "fourier"] = Field(
-        default="positional", description="sines of the time (DDPM++), or of it and a finite log-SNR (NCSN++)"
+        default="positional", description="sines of the time, or of a finite log-SNR too"
     )
 
     @field_validator("multipliers")
@@ -128,10 +129,12 @@ class DDPMppConfig(NetworkConfig):
 
 
 class VDMConfig(NetworkConfig):
-    name: Literal["vdm"] = Field(default="vdm", description="Kingma et al. 2021: full resolution throughout")
+    name: Literal["vdm"] = Field(
+        default="vdm", description="the network of Kingma et al. 2021, at full resolution throughout"
+    )
     channels: int = Field(default=128, ge=8, multiple_of=8, description="width; published: 128 CIFAR-10, 256 ImageNet")
-    blocks: int = Field(default=32, ge=1, description="residual blocks each way")
-    dropout: float = Field(default=0.0, ge=0, lt=1, description="share of activations, in the residual blocks")
+    blocks: int = Field(default=32, ge=1, description="residual blocks before and after the middle")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="share of activations dropped in the residual blocks")
     fourier_features: int = Field(
         default=2, ge=0, le=8, description="octaves of sines of the input, from one level upwards"
     )
@@ -139,8 +142,8 @@ class VDMConfig(NetworkConfig):
 
 class DiTConfig(NetworkConfig):
     name: Literal["dit"] = Field(default="dit", description="the transformer of Peebles & Xie 2023")
-    size: Literal["S", "B", "L", "XL"] = Field(default="S", description="the paper's")
-    patch: int = Field(default=2, ge=1, description="pixels of a token's side")
+    size: Literal["S", "B", "L", "XL"] = Field(default="S", description="size in the paper")
+    patch: int = Field(default=2, ge=1, description="side of a token, pixels")
 
 
 NETWORKS: dict[str, type[NetworkConfig]] = {"ddpmpp": DDPMppConfig, "vdm": VDMConfig, "dit": DiTConfig}
@@ -154,13 +157,13 @@ def _network_name(value: Any) -> str:
 
 class DiffusionConfig(Section):
     predictor: Literal["plain", "bounded", "alpha"] = Field(
-        default="bounded", description="how the network's output becomes the field F; docs/method.md, section 2"
+        default="bounded", description="from network to field F; docs/method.md, section 2"
     )
-    scale: float | None = Field(default=None, gt=0, le=1, description="s of 'bounded' and 'asinh'; null: 1 / levels")
+    scale: float | None = Field(default=None, gt=0, le=1, description="`s` of `bounded` and `asinh`; null: 1 / levels")
     time_sampling: Literal["stratified", "lattice", "iid"] = Field(
-        default="stratified", description="over the global batch; docs/method.md, section 4"
+        default="stratified", description="draws of the times; docs/method.md, section 4"
     )
-    time_density: Literal["uniform", "asinh"] = Field(default="asinh", description="of t, on [0, 1]")
+    time_density: Literal["uniform", "asinh"] = Field(default="asinh", description="density of the times on [0, 1]")
 
 
 MAX_MISTAKES = 8
@@ -173,58 +176,52 @@ class TrainingConfig(Section):
     steps: int = Field(ge=1, description="optimiser steps")
     global_batch: int = Field(default=128, ge=1, description="images of one step over all ranks")
     micro_batch: int | None = Field(
-        default=None, ge=1, description="images of one rank in one pass; null: all of its share"
+        default=None, ge=1, description="images of one rank in one pass; null: all of its images"
     )
-    lanes: int = Field(default=64, ge=1, description="parts of the global batch; see docs/determinism.md")
+    lanes: int = Field(default=64, ge=1, description="parts of the global batch; docs/determinism.md")
     precision: Literal["fp32", "bf16", "fp16"] = Field(
-        default="bf16", description="of the network's arithmetic; weights: fp32"
+        default="bf16", description="precision of the network's arithmetic; weights are always fp32"
     )
-    tf32: bool = Field(
-        default=False, description="let what is float32 round the inputs of products to 10 bits, on a GPU"
-    )
+    tf32: bool = Field(default=False, description="round the inputs of float32 products to 10 bits on a GPU")
     compile: Literal["auto", True, False] = Field(
         default="auto",
-        description="by torch.compile; `auto`: on GPUs, if the run is long enough to win back the minutes it takes",
+        description="torch.compile; `auto`: on GPUs in runs long enough to profit",
     )
     zero_stage: Literal["auto", 0, 1, 2, 3] = Field(
         default="auto",
-        description="what the ranks share: nothing, optimiser state (1), gradients too (2), weights too (3); "
-        "`auto`: 0 for one rank, 1 for several, more if `offload` needs it",
+        description="partition optimiser state, gradients, weights; docs/training.md",
     )
     offload: Literal["none", "optimizer", "weights"] = Field(
-        default="none",
-        description="what lies in the CPU's memory: optimiser state (ZeRO 1 to 3), or weights too (ZeRO 3)",
+        default="none", description="to the CPU; optimizer: ZeRO 1 to 3, weights: ZeRO 3"
     )
     overlap: bool = Field(default=True, description="communicate while computing (GPUs, ZeRO 1 to 3)")
-    bucket_mib: int = Field(default=32, ge=1, description="gradients or weights that travel together, MiB of float32")
+    bucket_mib: int = Field(
+        default=32, ge=1, description="gradients or weights that are communicated together, MiB of float32"
+    )
     adam: Literal["fused", "foreach"] = Field(
-        default="fused", description="torch's kernels of AdamW: one for all weights, or one for each of its operations"
+        default="fused", description="kernels of AdamW: one for all weights, or one per operation"
     )
     lr: float = Field(default=2e-4, gt=0, description="learning rate of AdamW after the warm-up")
-    warmup_steps: int = Field(default=5000, ge=0, description="of linear rise from 0")
+    warmup_steps: int = Field(default=5000, ge=0, description="steps of linear warm-up from 0")
     decay: Literal["constant", "linear", "cosine"] = Field(
-        default="constant", description="of the rate, to 0 at the last step"
+        default="constant", description="decay of the learning rate, to 0 at the last step"
     )
-    betas: tuple[float, float] = Field(default=(0.9, 0.999), description="of AdamW")
-    eps: float = Field(default=1e-8, gt=0, description="of AdamW")
-    weight_decay: float = Field(default=0.0, ge=0, description="of AdamW")
+    betas: tuple[float, float] = Field(default=(0.9, 0.999), description="betas of AdamW")
+    eps: float = Field(default=1e-8, gt=0, description="epsilon of AdamW")
+    weight_decay: float = Field(default=0.0, ge=0, description="weight decay of AdamW")
     grad_clip: float = Field(default=1.0, ge=0, description="largest gradient norm; 0: no clipping")
     skip_grad_norm_ratio: float | None = Field(
-        default=None, gt=1, description="skip steps whose gradient norm exceeds its running mean by this factor"
+        default=None, gt=1, description="skip steps with a gradient norm above this multiple of its running mean"
     )
     max_skips: int = Field(
-        default=30, ge=1, description="steps skipped in a row before the run rolls back to a checkpoint"
+        default=30, ge=1, description="skipped steps in a row before the run rolls back to a checkpoint"
     )
-    max_rollbacks: int = Field(
-        default=3, ge=0, description="rollbacks to a checkpoint, each with other draws, before the run stops"
-    )
+    max_rollbacks: int = Field(default=3, ge=0, description="rollbacks, each with other draws, before the run stops")
     heartbeat_timeout_s: float = Field(
-        default=60.0, ge=1, description="seconds without a heartbeat of a rank, after which the others end and name it"
+        default=60.0, ge=1, description="seconds without a heartbeat of a rank after which the others end and name it"
     )
     collective_timeout_s: float = Field(
-        default=600.0,
-        ge=1,
-        description="seconds that a rank waits in one collective call for another rank that is alive",
+        default=600.0, ge=1, description="seconds that a rank waits in one call for another that is alive"
     )
 
     @field_validator("betas")
@@ -264,24 +261,22 @@ class TrainingConfig(Section):
 
 class EmaConfig(Section):
     decay: float = Field(default=0.9999, ge=0, lt=1, description="largest decay per step")
-    warmup_power: float = Field(default=1.0, gt=0, description="decay of step n is at most 1 - (1 + n / 10)^-power")
+    warmup_power: float = Field(default=1.0, gt=0, description="the decay of step n is at most 1 - (1 + n / 10)^-power")
 
 
 class CheckpointConfig(Section):
-    every: int = Field(default=5000, ge=1, description="steps")
+    every: int = Field(default=5000, ge=1, description="steps between checkpoints")
     keep_last: int = Field(
-        default=2, ge=1, description="newest checkpoints that are not removed; the two newest sound ones never are"
+        default=2, ge=1, description="newest checkpoints that stay; the two newest sound ones always do"
     )
-    keep_every: int | None = Field(
-        default=None, ge=1, description="checkpoints at multiples of this many steps are never removed"
-    )
+    keep_every: int | None = Field(default=None, ge=1, description="checkpoints at multiples of this many steps stay")
     max_failures: int = Field(
-        default=3, ge=0, description="checkpoints in a row that cannot be written before the run stops"
+        default=3, ge=0, description="failures in a row to write a checkpoint that the run survives"
     )
     retry_timeout_s: float = Field(
         default=300.0,
         ge=0,
-        description="to try again to write the last checkpoint: at the end, or asked for by a signal",
+        description="seconds for which writing the final checkpoint is retried, at the end or on a signal",
     )
 
 
@@ -290,8 +285,8 @@ class MonitorConfig(Section):
     evaluate_every: int | None = Field(default=None, ge=1, description="steps between bits/dim on the held-out split")
     evaluate_draws: int = Field(default=1, ge=1, description="draws of (u, t, eps) per held-out image")
     sample_every: int | None = Field(default=None, ge=1, description="steps between sample grids")
-    sample_images: int = Field(default=64, ge=1, description="of a grid")
-    sample_steps: int = Field(default=50, ge=1, description="of the solver")
+    sample_images: int = Field(default=64, ge=1, description="images of a grid")
+    sample_steps: int = Field(default=50, ge=1, description="steps of the solver")
     sample_solver: Literal[
         "sde",
         "ode",
@@ -305,28 +300,25 @@ class MonitorConfig(Section):
         "unipc2",
         "unipc3",
         "ersde2",
-    ] = Field(default="sde", description="docs/sampling.md")
+    ] = Field(default="sde", description="see docs/sampling.md")
     sample_grid: str | tuple[float, ...] | None = Field(
-        default=None, description="of its times: a name as of --grid, or sample_steps + 1 times; null: the solver's own"
+        default=None, description="grid of times: a name or `sample_steps + 1` times; null: the solver's own"
     )
     frechet_every: int | None = Field(
-        default=None,
-        ge=1,
-        description="steps between Frechet distances of samples, drawn as the grids are, to train_split",
+        default=None, ge=1, description="steps between Frechet distances of samples to `train_split`"
     )
-    frechet_images: int = Field(default=1000, ge=2, description="samples that are compared")
+    frechet_images: int = Field(default=1000, ge=2, description="samples to compare")
     frechet_features: str | None = Field(
-        default=None,
-        description="by which; as of tools/evaluate.py fid: file or folder; null: the cached Inception network",
+        default=None, description="feature network, as for `tools/evaluate.py fid`; null: the cached Inception"
     )
 
 
 class Config(Section):
     """A run."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="of the run, and of its folder")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name of the run and of its folder")
     output: Path = Field(default=Path("runs"), description="folder of all runs")
-    seed: int = Field(default=0, ge=0, lt=2**63, description="fixes everything random about the run")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="seed of all random numbers of the run")
     data: DataConfig
     network: Annotated[
         Annotated[DDPMppConfig, Tag("ddpmpp")] | Annotated[VDMConfig, Tag("vdm")] | Annotated[DiTConfig, Tag("dit")],
@@ -428,6 +420,7 @@ RENAMED = {
     "training.silence_seconds": "heartbeat_timeout_s",
     "training.patience_seconds": "collective_timeout_s",
     "data.fetch_seconds": "fetch_timeout_s",
+    "checkpoint.retry_seconds": "retry_timeout_s",
 }
 """Keys of earlier versions, and their present names in the same sections."""
 
