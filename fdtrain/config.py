@@ -89,10 +89,7 @@ class NetworkConfig(Section):
     name: Any
     class_conditional: bool = Field(default=False, description="give the labels to the network")
     label_dropout: float = Field(
-        default=0.0,
-        ge=0,
-        lt=1,
-        description="share of labels replaced by a separate class, for guidance; usually 0.1",
+        default=0.0, ge=0, lt=1, description="share of labels replaced by a separate class, for guidance; usually 0.1"
     )
     fourier_features: int = Field(
         default=0, ge=0, le=8, description="octaves of sines of the input, from one level upwards"
@@ -195,8 +192,7 @@ class TrainingConfig(Section):
         description="partition optimiser state, gradients, weights; docs/training.md",
     )
     offload: Literal["none", "optimizer", "weights"] = Field(
-        default="none",
-        description="to the CPU; optimizer: ZeRO 1 to 3, weights: ZeRO 3",
+        default="none", description="to the CPU; optimizer: ZeRO 1 to 3, weights: ZeRO 3"
     )
     overlap: bool = Field(default=True, description="communicate while computing (GPUs, ZeRO 1 to 3)")
     bucket_mib: int = Field(
@@ -225,9 +221,7 @@ class TrainingConfig(Section):
         default=60.0, ge=1, description="seconds without a heartbeat of a rank after which the others end and name it"
     )
     collective_timeout_s: float = Field(
-        default=600.0,
-        ge=1,
-        description="seconds that a rank waits in one call for another that is alive",
+        default=600.0, ge=1, description="seconds that a rank waits in one call for another that is alive"
     )
 
     @field_validator("betas")
@@ -311,14 +305,11 @@ class MonitorConfig(Section):
         default=None, description="grid of times: a name or `sample_steps + 1` times; null: the solver's own"
     )
     frechet_every: int | None = Field(
-        default=None,
-        ge=1,
-        description="steps between Frechet distances of samples to `train_split`",
+        default=None, ge=1, description="steps between Frechet distances of samples to `train_split`"
     )
     frechet_images: int = Field(default=1000, ge=2, description="samples to compare")
     frechet_features: str | None = Field(
-        default=None,
-        description="feature network, as for `tools/evaluate.py fid`; null: the cached Inception",
+        default=None, description="feature network, as for `tools/evaluate.py fid`; null: the cached Inception"
     )
 
 
@@ -429,6 +420,7 @@ RENAMED = {
     "training.silence_seconds": "heartbeat_timeout_s",
     "training.patience_seconds": "collective_timeout_s",
     "data.fetch_seconds": "fetch_timeout_s",
+    "checkpoint.retry_seconds": "retry_timeout_s",
 }
 """Keys of earlier versions, and their present names in the same sections."""
 

@@ -25,10 +25,14 @@ def excerpt(value: object, longest: int = 200) -> str:
 
 
 class UserError(Exception):
-    """What is wrong, where, and what to do about it, in one line: whatever a library's message brings along."""
+    """What is wrong, where, and what to do about it, in one line: whatever a library's message brings along.
+
+    A list of messages gives a line to each.
+    """
 
     def __init__(self, message: object):
-        super().__init__(excerpt(message, LONGEST))
+        messages = message if isinstance(message, list) else [message]
+        super().__init__("\n".join(excerpt(line, LONGEST) for line in messages))
 
 
 class LostPeer(Exception):

@@ -1,1 +1,1 @@
-"""What a run will take, before there is a data set or a machine: work, memory, communication, time."""
+"""Estimates of a run before there is a data set or a machine: work, memory, communication, time."""

@@ -1,4 +1,4 @@
-"""What a network costs to train, counted from the operations it makes; nothing is computed and nothing allocated."""
+"""The cost of training a network, counted from its operations without computing or allocating anything."""
 
 from dataclasses import dataclass
 
@@ -16,25 +16,25 @@ AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Flops:
-    """Of one image; a multiplication and an addition are two. Matrix products and convolutions alone."""
+    """Operations for one image, in matrix products and convolutions. A multiply-add counts as two."""
 
     forward: int
     backward: int
 
     def training(self, checkpointing: bool = False) -> int:
-        """Of a training step; with checkpointing the forward pass is made twice, but for the ends of the network."""
+        """Operations of a training step. Checkpointing repeats the forward pass, except for the ends of the network."""
         return self.forward * (2 if checkpointing else 1) + self.backward
 
 
 @dataclass(frozen=True)
 class Activations:
-    """Bytes kept for the backward pass: some per image, and the half-precision copies of the weights."""
+    """Bytes saved for the backward pass: those per image, and the half-precision copies of the weights."""
 
     per_image: int
     fixed: int
 
     def bytes(self, images: int) -> int:
-        """Of one pass over so many images."""
+        """The bytes of one pass over this number of images."""
         return self.per_image * images + self.fixed
 
 
@@ -52,7 +52,7 @@ def flops(spec: ModelSpec) -> Flops:
 def activations(spec: ModelSpec, precision: str = "bf16", checkpointing: bool = False) -> Activations:
     """What eager autograd saves, with the casts that CUDA's autocast makes.
 
-    ``torch.compile`` keeps less; the allocator's gaps and the workspaces of convolutions come on top.
+    ``torch.compile`` saves less; the allocator's gaps and the workspaces of convolutions come on top.
     """
     one, two = (_saved_bytes(spec, images, precision, checkpointing) for images in (1, 2))
     return Activations(per_image=two - one, fixed=2 * one - two)
@@ -62,7 +62,7 @@ def _saved_bytes(spec: ModelSpec, images: int, precision: str, checkpointing: bo
     saved: dict[int, torch.UntypedStorage] = {}
 
     def pack(x: Tensor) -> Tensor:
-        # Held, so that no other storage takes its number.
+        # The reference keeps any other storage from getting the same address.
         saved[x.untyped_storage()._cdata] = x.untyped_storage()
         return x
 

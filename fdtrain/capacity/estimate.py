@@ -1,4 +1,4 @@
-"""What a run will take, before there is a data set or a machine: memory of a rank, work, time."""
+"""Estimates the memory of a rank, the work and the time of a run before it exists."""
 
 import posixpath
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from fdtrain.networks.model import Model, ModelSpec, parameter_count
 
 @dataclass(frozen=True)
 class KnownDataset:
-    """A data set as tools/pack.py packs it; ``classes`` is their number."""
+    """A data set as tools/pack.py packs it; ``classes`` is the number of classes."""
 
     name: str
     size: int
@@ -26,7 +26,7 @@ class KnownDataset:
     train_images: int
 
     def description(self) -> DatasetDescription:
-        """As if it were packed, without shards."""
+        """The description of the packed data set, without shards."""
         classes = [str(i) for i in range(self.classes)]
         return DatasetDescription(
             version=VERSION,
@@ -53,7 +53,7 @@ DATASETS = {
 
 
 def published(config: Config) -> KnownDataset:
-    """The data set that a configuration trains on, told by the folder's name.
+    """The data set that a configuration trains on, by the name of its folder.
 
     Raises:
         UserError: not one of :data:`DATASETS`.
@@ -66,7 +66,7 @@ def published(config: Config) -> KnownDataset:
 
 @dataclass(frozen=True)
 class StateMemory:
-    """Bytes that a rank holds whatever the batch."""
+    """Bytes in the memory of a rank that do not depend on the batch."""
 
     weights: int
     gradients: int
@@ -79,10 +79,10 @@ class StateMemory:
 
 
 def state_memory(parameters: int, zero_stage: int, gpus: int) -> StateMemory:
-    """Of float32 weights, gradients, Adam's two moments and the average, 4 bytes each (Rajbhandari et al. 2020).
+    """Memory of float32 weights, gradients, Adam's two moments and the average (Rajbhandari et al. 2020).
 
-    The average is shared among the ranks always, the optimiser's state from stage 1, gradients from 2, weights
-    at 3. From stage 1 on DeepSpeed holds a second copy of the weights that a rank steps.
+    The average is always shared among the ranks, the optimiser's state from stage 1, gradients from 2, weights
+    at 3. From stage 1 on DeepSpeed has a second copy of the weights that a rank updates.
     """
     whole, share = 4 * parameters, -(-4 * parameters // gpus)
     return StateMemory(
@@ -126,44 +126,44 @@ def work(
     utilisation: float,
     network: Interconnect | None = None,
 ) -> Work:
-    """Of the training steps; evaluation and samples come on top. ``weights`` is the number of parameters.
+    """The work of the training steps, without evaluation and samples. ``weights`` is the number of parameters.
 
     Raises:
-        UserError: so many ranks cannot share the batch.
+        UserError: this number of ranks cannot share the batch.
     """
     training = config.training
     per_image = counted.training(config.network.checkpointing)
     alone = training.global_batch / gpus * per_image / (tflops * 1e12 * utilisation)
-    found = step_on(config, weights, alone, gpus, run_layout(training, gpus).passes, network or Interconnect())
+    step_time = step_on(config, weights, alone, gpus, run_layout(training, gpus).passes, network or Interconnect())
     images = training.steps * training.global_batch
-    return Work(training.steps, images, per_image, gpus, tflops, utilisation, found)
+    return Work(training.steps, images, per_image, gpus, tflops, utilisation, step_time)
 
 
 def step_on(config: Config, weights: int, alone: float, gpus: int, passes: int, network: Interconnect) -> StepTime:
-    """The step of ``passes`` passes, whose computation takes ``alone`` seconds, on so many devices."""
+    """The time on ``gpus`` devices of a step of ``passes`` passes whose computation takes ``alone`` seconds."""
     training = config.training
     return step(alone, 4 * weights, gpus, zero_stage(training, gpus), network, passes, training.overlap)
 
 
 def pass_images(config: Config, gpus: int) -> int:
-    """Images of one pass of one rank.
+    """The images of one pass of one rank.
 
     Raises:
-        UserError: so many ranks cannot share the batch.
+        UserError: this number of ranks cannot share the batch.
     """
     return run_layout(config.training, gpus).micro_batch
 
 
 def summary(config: Config, spec: ModelSpec, total: Work) -> str:
     """The two lines that the comments of configs/ carry."""
-    kept = activations(spec, config.training.precision, config.network.checkpointing)
+    saved = activations(spec, config.training.precision, config.network.checkpointing)
     state = state_memory(parameters(spec), zero_stage(config.training, total.gpus), total.gpus)
-    held = state.total + kept.bytes(pass_images(config, total.gpus))
+    memory = state.total + saved.bytes(pass_images(config, total.gpus))
     return (
         f"# Global batch {config.training.global_batch}, {total.images / 1e6:.0f} M images seen. "
         f"Expected (tools/plan.py): {total.gpu_hours:,.0f} GPU hours\n"
         f"# at {total.utilisation:.0%} of {total.tflops:g} TFLOP/s; "
-        f"{held / 2**30:.1f} GiB held on each of {total.gpus} GPUs."
+        f"{memory / 2**30:.1f} GiB held on each of {total.gpus} GPUs."
     )
 
 

@@ -1,9 +1,9 @@
-"""How long a step takes on many devices: computation, bytes between them, and what of their transfer is hidden.
+"""The time of a step on many devices: computation, and the part of the communication that it does not hide.
 
     step(N) = alone + exposed(N),    exposed = gather + max(0, reduce - hideable)
 
 ``alone`` is the step of one device on the same images. With ``G`` bytes of float32 gradients, a ring moves at least
-``(N - 1) / N G`` bytes per device to reduce them to their owners and as many to gather what the owners made
+``(N - 1) / N G`` bytes per device to reduce them to their owners, and as many to gather the results
 (Patarasuk & Yuan 2009; Rajbhandari et al. 2020): an all-reduce is both. A collective takes bytes / bandwidth + hops x
 latency.
 """
@@ -13,15 +13,15 @@ from dataclasses import dataclass
 
 REDUCE_TO_OWNERS = 16
 """Ranks up to which ZeRO 1 and 2 reduce each piece of the gradient to the rank that owns it, which moves the fewest
-bytes. DeepSpeed does so by a call per owner, so beyond them it reduces everything to everyone, at half as many bytes
-again."""
+bytes. DeepSpeed calls once per owner, so with more ranks it reduces everything to everyone, with 1.5 times the
+bytes."""
 BUCKET = 2**23
-"""Gradients that DeepSpeed reduces together (``training.bucket_mib``): few enough to begin early in the backward."""
+"""Gradients that DeepSpeed reduces together (``training.bucket_mib``), few enough to begin early in the backward."""
 
 
 @dataclass(frozen=True)
 class Interconnect:
-    """Between the devices: bytes/s and seconds of one device's link, in each direction.
+    """The links between devices: bytes/s and seconds of one device's link, in each direction.
 
     Defaults: NVLink of a Hopper node as NCCL's ``busbw`` shows it, one 400 Gb/s card per GPU at 90 %, and the
     time of a hop between nodes. The CPU's are to be measured: ``benchmarks/scaling.py``.
@@ -33,7 +33,7 @@ class Interconnect:
     latency: float = 10e-6
 
     def bandwidth(self, devices: int) -> float:
-        """Of a ring over so many: its narrowest link. Every card of a node carries its share of the rings."""
+        """Bytes/s of a ring over ``devices``, that of its narrowest link. A node's cards share the rings evenly."""
         if devices <= self.devices_per_node:
             return self.inside
         return min(self.inside, self.devices_per_node * self.between)
@@ -41,7 +41,7 @@ class Interconnect:
 
 @dataclass(frozen=True)
 class Traffic:
-    """Bytes of one device in one step, each way."""
+    """Bytes of one device in one step, in each direction."""
 
     reduce: float
     gather: float
@@ -52,12 +52,12 @@ class Traffic:
 
 
 def least(gradient_bytes: int, devices: int) -> float:
-    """Bytes per device that any method must move: those of a ring's all-reduce."""
+    """The fewest bytes per device that any method must move, those of a ring's all-reduce."""
     return 2 * (devices - 1) / devices * gradient_bytes
 
 
 def traffic(gradient_bytes: int, devices: int, zero_stage: int, passes: int = 1) -> Traffic:
-    """Of a step of ``passes`` passes: ZeRO 2 and 3 reduce in each, and ZeRO 3 gathers the weights twice in each."""
+    """The traffic of a step. ZeRO 2 and 3 reduce in each pass, and ZeRO 3 gathers the weights twice in each."""
     once = (devices - 1) / devices * gradient_bytes
     if zero_stage == 0:
         return Traffic(reduce=2 * once, gather=0)
@@ -69,7 +69,7 @@ def traffic(gradient_bytes: int, devices: int, zero_stage: int, passes: int = 1)
 
 @dataclass(frozen=True)
 class StepTime:
-    """Seconds of one step."""
+    """The seconds of one step."""
 
     alone: float
     reduce: float
@@ -82,7 +82,7 @@ class StepTime:
 
     @property
     def efficiency(self) -> float:
-        """Weak scaling: of the speed that as many devices would have without each other."""
+        """Weak scaling: the fraction of the speed of as many independent devices."""
         return self.alone / self.seconds
 
 
@@ -95,12 +95,12 @@ def step(
     passes: int = 1,
     overlap: bool = True,
 ) -> StepTime:
-    """Predicted step.
+    """The predicted time of a step.
 
     Args:
         alone: seconds of one device on the same images.
         gradient_bytes: 4 per parameter.
-        passes: of a step.
+        passes: the passes of a step.
         overlap: whether reductions hide behind the backward pass, two thirds of the last pass; never at stage 0, where
             DeepSpeed reduces after it.
     """

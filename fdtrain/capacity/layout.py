@@ -21,12 +21,12 @@ class RunLayout:
 
     @property
     def own_lanes(self) -> range:
-        """This rank's."""
+        """The lanes of this rank."""
         return own_lanes(self.rank, self.world_size, self.lanes)
 
     @property
     def pass_lanes(self) -> list[range]:
-        """This rank's, pass by pass."""
+        """The lanes of this rank, pass by pass."""
         lanes = self.own_lanes
         size = len(lanes) // self.passes
         return [lanes[i : i + size] for i in range(0, len(lanes), size)]
@@ -41,7 +41,7 @@ def zero_stage(training: TrainingConfig, world_size: int) -> int:
     """ZeRO's stage on ``world_size`` ranks."""
     if training.zero_stage != "auto":
         return training.zero_stage
-    # One rank would only copy its gradients and weights about.
+    # With one rank ZeRO would only copy gradients and weights.
     return max(OFFLOAD_STAGE[training.offload], int(world_size > 1))
 
 
@@ -49,7 +49,7 @@ def run_layout(training: TrainingConfig, world_size: int, rank: int = 0) -> RunL
     """The layout of a configuration on ``world_size`` ranks.
 
     Raises:
-        UserError: so many ranks cannot share the lanes, or the passes, evenly.
+        UserError: this number of ranks cannot share the lanes, or the passes, evenly.
     """
     lanes = training.lanes
     if lanes % world_size:

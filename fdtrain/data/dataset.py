@@ -117,12 +117,13 @@ def read_description(folder: str | Path) -> DatasetDescription:
     try:
         if not stat.S_ISDIR(folder.stat().st_mode):
             raise FileNotFoundError
+        described = file.exists()
     except FileNotFoundError:
         raise UserError(f"data.path: no folder {folder}. Pack a data set into it with tools/pack.py.") from None
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"data.path: {excerpt(folder)} cannot be read ({excerpt(reason)}). Choose another.") from error
-    if not file.exists():
+        reason = getattr(error, "strerror", None) or excerpt(error)
+        raise UserError(f"data.path: cannot read {excerpt(folder)} ({reason}). Check its permissions.") from error
+    if not described:
         raise UserError(f"data.path: {folder} holds no {FILE}. Pack a data set into it with tools/pack.py.")
     return parse_description(read_text(str(file), 0), str(file))
 

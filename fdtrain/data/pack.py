@@ -263,13 +263,12 @@ def _write_shards(
     return {split: [record(folder, cut) for part in parts for cut in part] for split, parts in plan.items()}
 
 
-def _report(found: list[BadImages], source: Source) -> str:
-    """The first bad images, and how many there are."""
-    count = sum(bad.count for bad in found)
-    first = sorted(image for bad in found for image in bad.first)[:REPORTED]
+def _report(results: list[BadImages], source: Source) -> list[str]:
+    """The number of bad images, and a line for each of the first ones."""
+    count = sum(bad.count for bad in results)
+    first = sorted(image for bad in results for image in bad.first)[:REPORTED]
     if count == 1:
-        return first[0].problem
+        return [first[0].problem]
     much = f"{count} images" if count < MANY else f"{MANY} images or more (the packer went no further)"
     shown = f"The first {len(first)}:" if count > len(first) else "They are:"
-    lines = "".join(f"\n  {image.problem}" for image in first)
-    return f"{much} of {source.source} cannot be packed. {shown}{lines}"
+    return [f"{much} of {source.source} cannot be packed. {shown}", *(image.problem for image in first)]

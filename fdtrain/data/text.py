@@ -5,7 +5,7 @@ import stat
 from pathlib import Path
 
 from fdtrain.data.fetch import fetch_text, is_remote, shown
-from fdtrain.errors import UserError
+from fdtrain.errors import UserError, excerpt
 
 MAX_BYTES = 1 << 24
 """The ``dataset.json`` of a hundred thousand shards."""
@@ -32,7 +32,9 @@ def read_text(place: str, seconds: float) -> str:
         raise UserError(f"data.path: no file {place}. Correct the path, or restore it.") from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{shown(place)} cannot be read ({reason}). Correct data.path, or its permissions.") from error
+        raise UserError(
+            f"data.path: cannot read {excerpt(shown(place))} ({reason}). Correct the path, or its permissions."
+        ) from error
     if len(data) > MAX_BYTES:
         raise UserError(f"{place} is longer than {MAX_BYTES} bytes: no {Path(place).name} of a data set.")
     return data.decode(errors="replace")

@@ -1,4 +1,4 @@
-"""Files in a folder, zip or tar: listed without reading them, read one by one, never extracted to disk."""
+"""Files in a folder, zip or tar, listed without reading them, read one by one, and never extracted to disk."""
 
 import lzma
 import os
@@ -18,20 +18,20 @@ from fdtrain.data.sources.source import BadSample
 from fdtrain.errors import UserError
 
 MAX_READ = 1 << 28
-"""Bytes of the largest file that is read at once: many times any image that one trains on."""
+"""Bytes of the largest file that is read at once, many times the size of any training image."""
 
 MAX_STREAM = 1 << 33
 """Bytes of the largest file that is streamed: five times a pickled batch of ImageNet-64."""
 
 MAX_LINKS = 16
-"""From link to link, before a file comes."""
+"""The longest chain of links to a file."""
 
 BROKEN = (OSError, EOFError, ValueError, RuntimeError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, tarfile.TarError)
-"""What the standard library's readers raise on damaged archives."""
+"""The errors that the standard library's readers raise on damaged archives."""
 
 
 class Member(NamedTuple):
-    """One file, and where its bytes are, so that reading it needs no second look at the archive's directory.
+    """One file and the place of its bytes, so that it is read without searching the archive's directory again.
 
     ``kind`` is file, tar, compressed-tar, stored or deflated (in a zip). ``path`` is the archive (or the file
     itself), ``offset`` where the bytes begin in it (in a zip: the local header), ``stored`` their number there.
@@ -50,7 +50,7 @@ class Member(NamedTuple):
 
 
 def members(path: Path) -> list[Member]:
-    """The files in a folder (by name), zip or tar (as stored), hidden ones excluded. Links stand for what they lead to.
+    """The files in a folder (by name), zip or tar (as stored), without hidden ones. Links are resolved.
 
     Raises:
         UserError: no such file, not an archive, or a broken one; a folder that cannot be read or is reached twice; a
@@ -58,24 +58,24 @@ def members(path: Path) -> list[Member]:
     """
     try:
         if path.is_dir():
-            found = _folder(path)
+            files = _folder(path)
         elif not path.exists():
             raise UserError(f"no file or folder {path}. Download it first, or correct the path.")
         elif not path.is_file():
             raise UserError(f"{path} is neither a file nor a folder. Correct the path.")
         elif zipfile.is_zipfile(path):
-            found = [member for member in _zip(path) if not _hidden(member.name)]
+            files = [member for member in _zip(path) if not _hidden(member.name)]
         else:
-            found = _tar(path)
+            files = _tar(path)
     except BROKEN as error:
         reason = str(error).partition("\n")[0].rstrip(":")
         raise UserError(
             f"{path} cannot be read as a folder, zip or tar ({reason}). It may be cut short: fetch it again."
         ) from error
-    for name, count in Counter(member.name for member in found).items():
+    for name, count in Counter(member.name for member in files).items():
         if count > 1:
             raise UserError(f"{path} holds '{name}' {count} times. Pack it anew with one file of each name.")
-    return found
+    return files
 
 
 def _hidden(name: str) -> bool:
@@ -85,7 +85,7 @@ def _hidden(name: str) -> bool:
 
 def _folder(path: Path) -> list[Member]:
     files: dict[str, Member] = {}
-    # No folder is read twice: a link may lead back to where it lies, or multiply what it leads to.
+    # No folder is read twice: a link may form a cycle, or multiply its target.
     seen: dict[tuple[int, int], Path] = {}
     pending = [path]
     while pending:
@@ -132,26 +132,26 @@ def _zip(path: Path) -> Iterator[Member]:
 
 def _tar(path: Path) -> list[Member]:
     kind = "compressed-tar" if tar_stream.compressed(path) else "tar"
-    found: list[Member] = []
+    files: list[Member] = []
     links: dict[int, tar_stream.Link] = {}
     for entry in tar_stream.entries(path):
         name = posixpath.normpath(entry.name)
         if _hidden(name):
             continue
         if entry.link is not None:
-            links[len(found)] = entry.link
-        found.append(Member(path, name, entry.size, kind, entry.offset, entry.size))
+            links[len(files)] = entry.link
+        files.append(Member(path, name, entry.size, kind, entry.offset, entry.size))
     if links:
-        _resolve(path, found, links)
-    return found
+        _resolve(path, files, links)
+    return files
 
 
-def _resolve(path: Path, found: list[Member], links: dict[int, tar_stream.Link]) -> None:
-    """Give each link, in place, the bytes that it leads to: by its name in the archive, or from where it lies."""
-    places = {member.name: number for number, member in enumerate(found)}
+def _resolve(path: Path, files: list[Member], links: dict[int, tar_stream.Link]) -> None:
+    """Replace each link by its target: a path from the archive's root, or from the folder of a symbolic link."""
+    places = {member.name: number for number, member in enumerate(files)}
     targets = {}
     for number, link in links.items():
-        beside = posixpath.dirname(found[number].name) if link.symbolic else ""
+        beside = posixpath.dirname(files[number].name) if link.symbolic else ""
         targets[number] = places.get(posixpath.normpath(posixpath.join(beside, link.target)))
     for number, link in links.items():
         target: int | None = number
@@ -161,10 +161,10 @@ def _resolve(path: Path, found: list[Member], links: dict[int, tar_stream.Link])
             target = targets[target]
         if target is None or target in targets:
             raise UserError(
-                f"{path}, member '{found[number].name}' is a link to '{link.target}', no file of the archive. "
+                f"{path}, member '{files[number].name}' is a link to '{link.target}', no file of the archive. "
                 "Pack it anew with the file in place of the link."
             )
-        found[number] = found[target]._replace(name=found[number].name)
+        files[number] = files[target]._replace(name=files[number].name)
 
 
 def read(member: Member) -> bytes:
@@ -189,7 +189,7 @@ def read(member: Member) -> bytes:
                 )
             data = file.read(member.stored)
         if member.kind == "deflated":
-            # Never more than the directory promised: a small file may inflate to fill the memory.
+            # No more than the directory promises: a small file may inflate to fill the memory.
             data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, max(member.size, 1))
     except (OSError, zlib.error) as error:
         raise BadSample(f"{member} cannot be read ({error}). Fetch it again.") from error
@@ -200,7 +200,7 @@ def read(member: Member) -> bytes:
 
 @contextmanager
 def stream(member: Member) -> Iterator[IO[bytes]]:
-    """A large file, read as it is needed.
+    """Open a large file, which is read as needed.
 
     Raises:
         UserError: too large, or damaged.

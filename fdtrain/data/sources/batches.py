@@ -1,4 +1,4 @@
-"""Batch files of CIFAR-10 and of downsampled ImageNet: flat images in an array, pickled or as npz."""
+"""Batch files of CIFAR-10 and of downsampled ImageNet, arrays of flat images as pickles or npz."""
 
 import io
 import math
@@ -19,7 +19,7 @@ from fdtrain.errors import UserError
 class BatchFile:
     """One file with ``data``, rows of 3 size^2 uint8 (red plane, green plane, blue plane), and ``labels``.
 
-    ``first_label`` is the number the source gives to its first class: 0 for CIFAR-10, 1 for ImageNet.
+    ``first_label`` is the number of the first class in the source: 0 for CIFAR-10, 1 for ImageNet.
     """
 
     member: Member
@@ -56,15 +56,15 @@ class BatchFile:
             )
         return data, self._labels(labels, len(data), where)
 
-    def _labels(self, found: Any, images: int, where: str) -> np.ndarray:
-        # Checked before it becomes an array: a small pickle of lists in lists can stand for an endless one.
-        if isinstance(found, np.ndarray):
-            whole = found.ndim == 1 and found.dtype.kind in "iu"
+    def _labels(self, labels: Any, images: int, where: str) -> np.ndarray:
+        # Checked before the conversion to an array: a small pickle of nested lists can stand for an endless one.
+        if isinstance(labels, np.ndarray):
+            integers = labels.ndim == 1 and labels.dtype.kind in "iu"
         else:
-            whole = isinstance(found, list) and all(type(label) is int and 0 <= label < 1 << 31 for label in found)
-        if not whole or len(found) != images:
+            integers = isinstance(labels, list) and all(type(label) is int and 0 <= label < 1 << 31 for label in labels)
+        if not integers or len(labels) != images:
             raise UserError(f"{where}: labels that are not {images} whole numbers. Is it the published file?")
-        labels = np.asarray(found, dtype=np.int64) - self.first_label
+        labels = np.asarray(labels, dtype=np.int64) - self.first_label
         if images and not 0 <= labels.min() <= labels.max() < self.classes:
             raise UserError(
                 f"{where}: labels {labels.min() + self.first_label} to {labels.max() + self.first_label}, expected "

@@ -21,18 +21,18 @@ def celeba64(path: Path, share: int) -> Source:
     """Centre crop of 140x140, resized to 64x64 by an antialiased bilinear filter. No labels.
 
     Splits are those of ``list_eval_partition.txt`` where it lies beside the zip; without it, by the number in the
-    file's name, to the same effect: train to 162770, valid to 182637, test from there.
+    file's name, with the same result: train to 162770, valid to 182637, test from there.
 
     Raises:
         UserError: not the published archive, or an image that the partition does not place.
     """
-    found = [member for member in members(path) if is_image(member)]
-    if not found:
+    files = [member for member in members(path) if is_image(member)]
+    if not files:
         raise UserError(f"{path} holds no images. Give img_align_celeba.zip as published.")
     listing = path.parent / PARTITION
     partition = _partition(listing) if listing.is_file() else None
     splits: dict[str, list[Member]] = {split: [] for split in SPLITS}
-    for member in sorted(found, key=lambda member: member.name):
+    for member in sorted(files, key=lambda member: member.name):
         splits[_split(member, partition)].append(member)
     return Source(
         name="celeba64",
@@ -41,7 +41,7 @@ def celeba64(path: Path, share: int) -> Source:
         size=64,
         channels=3,
         classes=[],
-        splits={split: image_parts(files, None, FIT, share) for split, files in splits.items() if files},
+        splits={split: image_parts(chosen, None, FIT, share) for split, chosen in splits.items() if chosen},
         published={"train": 162_770, "valid": 19_867, "test": 19_962},
     )
 

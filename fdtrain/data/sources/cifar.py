@@ -1,4 +1,4 @@
-"""CIFAR-10 (Krizhevsky 2009) as published: ``cifar-10-python.tar.gz``, or the folder it unpacks to."""
+"""CIFAR-10 (Krizhevsky 2009) as published: ``cifar-10-python.tar.gz``, or the unpacked folder."""
 
 from pathlib import Path, PurePosixPath
 

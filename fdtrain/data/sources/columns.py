@@ -1,4 +1,4 @@
-"""Columns of parquet files: which hold images and labels, and what the labels are called."""
+"""Columns of parquet files: which contain images and labels, and the names of the labels."""
 
 import json
 import math
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
 NO_LABELS = ""
-"""The label column of who wants none."""
+"""The label column of a data set that is packed without labels."""
 LABEL_NAMES = ("label", "labels")
 
 
@@ -32,7 +32,7 @@ def opened(path: Path) -> "pq.ParquetFile":
 
 @contextmanager
 def guarded(path: Path, problem: str = "is damaged or lacks a column") -> Iterator[None]:
-    """What pyarrow raises on damaged files, as one line."""
+    """Turn the errors of pyarrow on damaged files into one line."""
     import pyarrow as pa
 
     try:
@@ -43,24 +43,24 @@ def guarded(path: Path, problem: str = "is damaged or lacks a column") -> Iterat
 
 
 def features(schema: "pa.Schema", path: Path) -> dict[str, dict[str, Any]]:
-    """The hub's own description of the columns, if there is one.
+    """The hub's description of the columns, if there is one.
 
     Raises:
-        UserError: there is one, but not of the form that the hub's library writes.
+        UserError: it is not in the format of the hub's library.
     """
     text = (schema.metadata or {}).get(b"huggingface")
     if text is None:
         return {}
     try:
         content = json.loads(text)
-        found = content.get("info", {}).get("features", {})
-        if found is None:
+        columns = content.get("info", {}).get("features", {})
+        if columns is None:
             return {}
-        for name, feature in found.items():
+        for name, feature in columns.items():
             # Lists and dicts of features are columns of lists and structures.
             if isinstance(feature, dict) and feature.get("_type") == "ClassLabel":
                 _check_names(feature.get("names"), f"{path}, column '{name}'")
-        return {name: feature for name, feature in found.items() if isinstance(feature, dict)}
+        return {name: feature for name, feature in columns.items() if isinstance(feature, dict)}
     except (ValueError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{path}: its description of columns ('huggingface') is not of the hub's form ({error}). Fetch it again."
@@ -119,8 +119,8 @@ def _choose_in(
     labels = _label_column(schema, described, path) if label is None else label or None
     for column in (images, *([labels] if labels else [])):
         if schema.names.count(column) != 1:
-            found = ", ".join(schema.names)
-            raise UserError(f"{path} has {schema.names.count(column) or 'no'} column '{column}' (it has: {found}).")
+            columns = ", ".join(schema.names)
+            raise UserError(f"{path} has {schema.names.count(column) or 'no'} column '{column}' (it has: {columns}).")
     if not _holds_bytes(schema.field(images).type):
         raise UserError(f"{path}: column '{images}' is of {schema.field(images).type}, expected image bytes.")
     return images, labels
@@ -143,58 +143,58 @@ def _kind(kind: "pa.DataType") -> str | None:
         return "text"
     if pa.types.is_boolean(kind):
         return "boolean"
-    # Whole numbers with gaps come out of pandas as floats.
+    # pandas writes integers with missing values as floats.
     return "number" if pa.types.is_integer(kind) or pa.types.is_floating(kind) else None
 
 
 def _image_column(schema: "pa.Schema", described: dict[str, dict[str, Any]], path: Path) -> str:
-    found = [name for name, feature in described.items() if feature.get("_type") == "Image"]
-    found = found or [field.name for field in schema if _holds_bytes(field.type)]
-    if len(found) != 1:
-        raise UserError(f"{path}: image columns: {', '.join(found) or 'none'}. Choose one with --image-column.")
-    return found[0]
+    columns = [name for name, feature in described.items() if feature.get("_type") == "Image"]
+    columns = columns or [field.name for field in schema if _holds_bytes(field.type)]
+    if len(columns) != 1:
+        raise UserError(f"{path}: image columns: {', '.join(columns) or 'none'}. Choose one with --image-column.")
+    return columns[0]
 
 
 def _label_column(schema: "pa.Schema", described: dict[str, dict[str, Any]], path: Path) -> str | None:
-    found = [name for name, feature in described.items() if feature.get("_type") == "ClassLabel"]
-    found = found or [name for name in schema.names if name in LABEL_NAMES]
-    if len(found) > 1:
-        raise UserError(f"{path}: label columns: {', '.join(found)}. Choose one with --label-column.")
-    return found[0] if found else None
+    columns = [name for name, feature in described.items() if feature.get("_type") == "ClassLabel"]
+    columns = columns or [name for name in schema.names if name in LABEL_NAMES]
+    if len(columns) > 1:
+        raise UserError(f"{path}: label columns: {', '.join(columns)}. Choose one with --label-column.")
+    return columns[0] if columns else None
 
 
 @dataclass(frozen=True)
 class Labels:
-    """The label column of one file, and what its values stand for; without a ``table`` they are the labels."""
+    """The label column of one file, and the labels of its values; without a ``table`` the values are the labels."""
 
     column: str
     table: tuple[tuple[int | bool | str, int], ...] | None
 
     def label(self, value: Any, where: str) -> int:
-        """-1: none, as for a value that is absent or negative.
+        """The label of a value; -1 (no label) for one that is absent or negative.
 
         Raises:
-            BadSample: a value that stands for nothing.
+            BadSample: a value without a label.
         """
         if value is None or (isinstance(value, float) and math.isnan(value)):
             return -1
         if isinstance(value, float):
-            value = _whole(value, where)
+            value = _integer(value, where)
         if not isinstance(value, str) and value < 0:
             return -1
         if self.table is None:
             return int(value)
-        found = self._by_value.get(value)
-        if found is None:
+        number = self._by_value.get(value)
+        if number is None:
             raise BadSample(f"{where} has label {value!r}, but the source has {len(self.table)} classes. Correct it.")
-        return found
+        return number
 
     @cached_property
     def _by_value(self) -> dict[int | bool | str, int]:
         return dict(self.table or ())
 
 
-def _whole(value: float, where: str) -> int:
+def _integer(value: float, where: str) -> int:
     if not value.is_integer():
         raise BadSample(f"{where}: label {value} is no whole number. Correct it, or choose another --label-column.")
     return int(value)
@@ -203,17 +203,17 @@ def _whole(value: float, where: str) -> int:
 def labels(
     paths: list[Path], column: str, described: Mapping[Path, dict[str, dict[str, Any]]]
 ) -> tuple[dict[Path, Labels], list[str]]:
-    """What the values of each file stand for, and the names of the classes.
+    """The labels of the values of each file, and the names of the classes.
 
     Names are the hub's own, in the order of the first file; files that have the same names in another order are
     mapped by name. Without them texts name their classes, in alphabetical order; booleans are two, False and True;
     numbers are named by themselves, up to the largest.
 
     Raises:
-        UserError: the files name different classes, or have values that can be no labels.
+        UserError: the files name different classes, or have values that cannot be labels.
     """
     names = {path: described[path].get(column, {}).get("names") for path in paths}
-    if any(found is not None for found in names.values()):
+    if any(listed is not None for listed in names.values()):
         return _named(names, column)
     values: set[Any] = set()
     for path in paths:
@@ -233,15 +233,15 @@ def labels(
 def _named(names: Mapping[Path, list[str] | None], column: str) -> tuple[dict[Path, Labels], list[str]]:
     (first, classes), *_ = names.items()
     known: dict[Path, list[str]] = {}
-    for path, found in names.items():
-        if classes is None or found is None or set(found) != set(classes):
+    for path, listed in names.items():
+        if classes is None or listed is None or set(listed) != set(classes):
             raise UserError(
                 f"column '{column}': {first} and {path} name different classes "
-                f"({_listed(classes)}; {_listed(found)}). Pack them apart."
+                f"({_listed(classes)}; {_listed(listed)}). Pack them apart."
             )
-        known[path] = found
+        known[path] = listed
     number = {name: i for i, name in enumerate(known[first])}
-    tables = {path: tuple((i, number[name]) for i, name in enumerate(found)) for path, found in known.items()}
+    tables = {path: tuple((i, number[name]) for i, name in enumerate(listed)) for path, listed in known.items()}
     return {path: Labels(column, table) for path, table in tables.items()}, known[first]
 
 
@@ -252,11 +252,11 @@ def _listed(names: list[str] | None) -> str:
 
 
 def _values(path: Path, column: str) -> set[Any]:
-    """The distinct labels of a file; of numbers the largest alone."""
+    """The distinct labels of a file; for numbers only the largest."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    found: set[Any] = set()
+    labels: set[Any] = set()
     start = 0
     with guarded(path):
         for batch in opened(path).iter_batches(columns=[column]):
@@ -266,13 +266,13 @@ def _values(path: Path, column: str) -> set[Any]:
             if pa.types.is_floating(values.type):
                 for row, value in enumerate(values.to_pylist(), start):
                     if value is not None and not math.isnan(value):
-                        found = {max(found | {_whole(value, f"{path}, row {row}")})}
+                        labels = {max(labels | {_integer(value, f"{path}, row {row}")})}
             elif pa.types.is_integer(values.type):
                 largest = pc.call_function("max", [values]).as_py()
-                found = {max(found | {largest})} if largest is not None else found
+                labels = {max(labels | {largest})} if largest is not None else labels
             else:
-                found |= set(values.unique().to_pylist()) - {None}
+                labels |= set(values.unique().to_pylist()) - {None}
             start += len(values)
-            if len(found) > MAX_CLASSES:
-                return found
-    return found
+            if len(labels) > MAX_CLASSES:
+                return labels
+    return labels

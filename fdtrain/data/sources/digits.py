@@ -11,7 +11,7 @@ from fdtrain.data.sources.source import Sample, Source
 
 @dataclass(frozen=True)
 class Digits:
-    """One split, small enough to be sent about whole."""
+    """One split, small enough to be sent to another process as a whole."""
 
     images: np.ndarray
     labels: np.ndarray
@@ -32,7 +32,7 @@ def digits() -> Source:
     The data come with scikit-learn (the test part of the UCI "Optical Recognition of Handwritten Digits"
     set); the split is a fixed permutation.
     """
-    # Both take seconds to import, which every worker process would spend.
+    # Both take seconds to import, which every worker process would repeat.
     from sklearn.datasets import load_digits
 
     from fdtrain.randomness import Purpose, stream

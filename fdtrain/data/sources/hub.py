@@ -1,4 +1,4 @@
-"""Which files of a Hugging Face hub folder make up which split of which configuration."""
+"""The files of each split of a configuration in a folder from the Hugging Face hub."""
 
 import itertools
 import re
@@ -11,11 +11,11 @@ from fdtrain.data.sources.source import SPLIT_NAMES
 from fdtrain.errors import UserError
 
 TOP = "."
-"""The configuration of files that lie in no folder of one."""
+"""The configuration of files that are in no folder of a configuration."""
 
 
 class _Place(NamedTuple):
-    """What a file's name says; ``number`` and ``total`` where it is one of several."""
+    """The meaning of a file's name; ``number`` and ``total`` are given where it is one of several."""
 
     configuration: str
     split: str
@@ -45,12 +45,12 @@ def splits(files: Sequence[Member], configuration: str | None, where: Path) -> d
     chosen = configurations[0] if configuration is None else configuration
     if chosen not in configurations:
         raise UserError(f"{where} has no configuration '{chosen}' (it has: {', '.join(configurations)}).")
-    found: dict[str, list[tuple[Member, _Place]]] = {}
+    by_split: dict[str, list[tuple[Member, _Place]]] = {}
     for file, place in places.items():
         if place.configuration == chosen:
             name = re.sub(r"[^A-Za-z0-9_]", "_", place.split)
-            found.setdefault(SPLIT_NAMES.get(name.lower(), name), []).append((file, place))
-    return {split: _complete(split, of_split) for split, of_split in found.items()}
+            by_split.setdefault(SPLIT_NAMES.get(name.lower(), name), []).append((file, place))
+    return {split: _complete(split, of_split) for split, of_split in by_split.items()}
 
 
 def _place(name: str) -> _Place:
@@ -69,7 +69,7 @@ def _place(name: str) -> _Place:
 
 
 def _complete(split: str, files: list[tuple[Member, _Place]]) -> list[Member]:
-    """The files in order, if none is missing."""
+    """The files in order, after checking that none is missing."""
     (first, place), *_ = files
     for file, other in files:
         if (other.split, other.total, other.number is None) != (place.split, place.total, place.number is None):
@@ -81,7 +81,7 @@ def _complete(split: str, files: list[tuple[Member, _Place]]) -> list[Member]:
     for number, file in sorted(numbered, key=lambda pair: pair[0]):
         if (same := by_number.setdefault(number, file)) is not file:
             raise UserError(f"{same} and {file} are the same part of split '{split}'. Remove one of them.")
-    # Without a total the numbers show gaps alone, and some tools begin at 1.
+    # Without a total only gaps can be noticed, and some tools begin at 1.
     wanted = range(place.total) if place.total is not None else range(min(min(by_number), 1), max(by_number) + 1)
     missing = list(itertools.islice((str(number) for number in wanted if number not in by_number), 10))
     if missing or max(by_number) not in wanted:

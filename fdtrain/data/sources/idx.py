@@ -23,14 +23,14 @@ from fdtrain.errors import UserError
 NAME = re.compile(r"(?:(?P<subset>[\w-]+)-)?(?P<split>train|test|t10k)-(?P<what>images|labels)[-.]idx\d-ubyte(?:\.gz)?")
 UNSIGNED_BYTE = 0x08
 DEFLATE_LIMIT = 1032
-"""Bytes that one byte of deflate can stand for at most."""
+"""The most bytes that one byte of deflate can expand to."""
 STRETCH = 10_000
-"""Images that one process reads at a time, after inflating the file up to them."""
+"""The images that one process reads at a time, after inflating the file up to them."""
 
 
 @dataclass(frozen=True)
 class IdxImages:
-    """A stretch of one split; ``transposed`` images are stored by columns, as EMNIST's are."""
+    """A range of one split; ``transposed`` images are stored by columns, as EMNIST's are."""
 
     images: Path
     labels: Path
@@ -98,10 +98,10 @@ def _files(folder: Path, subset: str | None) -> dict[str, tuple[Path, Path]]:
         names = sorted(path.name for path in folder.iterdir() if path.is_file())
     except OSError as error:
         raise UserError(f"cannot read the folder {folder} ({error.strerror}).") from error
-    found = [match for name in names if (match := NAME.fullmatch(name))]
-    if not found:
+    matches = [match for name in names if (match := NAME.fullmatch(name))]
+    if not matches:
         raise UserError(f"{folder} holds no IDX files named as published, such as train-images-idx3-ubyte.gz.")
-    subsets = sorted({match["subset"] or "" for match in found})
+    subsets = sorted({match["subset"] or "" for match in matches})
     if subset is None and len(subsets) > 1:
         raise UserError(
             f"{folder} holds several data sets; choose one by --subset: {', '.join(filter(None, subsets))}."
@@ -110,7 +110,7 @@ def _files(folder: Path, subset: str | None) -> dict[str, tuple[Path, Path]]:
     if chosen not in subsets:
         raise UserError(f"--subset {subset}: {folder} has {', '.join(filter(None, subsets)) or 'none'}.")
     files: dict[str, dict[str, Path]] = {}
-    for match in found:
+    for match in matches:
         if (match["subset"] or "") == chosen:
             split = files.setdefault("train" if match["split"] == "train" else "test", {})
             if match["what"] in split:
@@ -126,7 +126,7 @@ def _files(folder: Path, subset: str | None) -> dict[str, tuple[Path, Path]]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[io.BufferedIOBase]:
-    """The file's bytes, inflated as they are read."""
+    """Open the file, which is inflated as it is read."""
     try:
         with path.open("rb") as file:
             if path.suffix == ".gz":
@@ -139,7 +139,7 @@ def _opened(path: Path) -> Iterator[io.BufferedIOBase]:
 
 
 def _header(file: io.BufferedIOBase, path: Path, dimensions: int) -> tuple[int, ...]:
-    """Reads the header; its dimensions are checked against the file's length before anything of theirs is read."""
+    """Read the header, and check its dimensions against the file's length before any value is read."""
     magic = file.read(4)
     if magic != bytes([0, 0, UNSIGNED_BYTE, dimensions]):
         raise UserError(
@@ -163,7 +163,7 @@ def _shape(path: Path, dimensions: int) -> tuple[int, ...]:
 
 
 def _values(path: Path, dimensions: int, stretch: range) -> np.ndarray:
-    """The uint8 values of a stretch of the first dimension.
+    """The uint8 values of a range of the first dimension.
 
     Raises:
         UserError: the file ends before its header says, or goes on after it.
@@ -181,6 +181,6 @@ def _values(path: Path, dimensions: int, stretch: range) -> np.ndarray:
 
 
 def _skip(file: io.BufferedIOBase, count: int) -> None:
-    """A piece at a time: a seek forward in a gzip file would do the same, but past its end without a word."""
+    """Read and discard, in pieces. A seek in a gzip file would do the same, but not notice the end of the file."""
     for start, stop in pairwise([*range(0, count, 1 << 20), count]):
         file.read(stop - start)

@@ -70,10 +70,10 @@ def imagenet32_old(train: Path, valid: Path, share: int) -> Source:
     """
     splits = {}
     for split, path in (("train", train), ("valid", valid)):
-        found = [member for member in members(path) if is_image(member)]
-        if not found:
+        files = [member for member in members(path) if is_image(member)]
+        if not files:
             raise UserError(f"{path} holds no images. Give train_32x32.tar and valid_32x32.tar.")
-        splits[split] = image_parts(found, None, exactly(32, 3), share)
+        splits[split] = image_parts(files, None, exactly(32, 3), share)
     return Source(
         name="imagenet32-old",
         source=f"{train.name}, {valid.name} (van den Oord et al. 2016)",

@@ -1,4 +1,4 @@
-"""Any folder, zip or tar of images, with their splits and labels where it has them."""
+"""Any folder, zip or tar of images, with splits and labels if it has them."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -30,16 +30,16 @@ def images(
 ) -> Source:
     """Images of one size, or of any size where ``resize`` asks for one.
 
-    They are packed in a fixed permutation, since folders come class by class; without ``test``, its last
+    They are packed in a fixed permutation, since folders are sorted by class; without ``test``, its last
     ``holdout`` images are held out. Folders ``train`` and ``test`` (or ``val``...) inside ``train`` are its splits.
 
     Args:
         train, test: folder, zip or tar; a test set is optional.
-        holdout: images to hold out for testing.
-        name: of the data set.
+        holdout: the number of images to hold out for testing.
+        name: the name of the data set.
         resize: side in pixels that the largest centred square is resized to (Lanczos); ``None``: all agree.
         channels: 1 or 3; ``None``: as the first image.
-        share: images of a part, about.
+        share: about the number of images of a part.
 
     Raises:
         UserError: no images, an image of another size, or labels that do not fit the images.
@@ -48,10 +48,10 @@ def images(
     if len(listings) > 1 and (test or holdout):
         raise UserError(f"{train} has splits of its own ({', '.join(listings)}). Pack it without --test and --holdout.")
     if test:
-        found, more = _list(test, classes=_folders(listings["train"]))
-        if len(found) > 1:
-            raise UserError(f"{test} has splits of its own ({', '.join(found)}). Give one of its folders.")
-        listings["test"], notes = found["train"], notes + more
+        test_listings, more = _list(test, classes=_folders(listings["train"]))
+        if len(test_listings) > 1:
+            raise UserError(f"{test} has splits of its own ({', '.join(test_listings)}). Give one of its folders.")
+        listings["test"], notes = test_listings["train"], notes + more
     listings = {split: _shuffled(listing) for split, listing in listings.items()}
     if holdout:
         listings = _held_out(listings["train"], holdout, train)
@@ -75,16 +75,16 @@ def images(
 
 
 def _list(path: Path, classes: set[str] | None = None) -> tuple[dict[str, _Listing], list[str]]:
-    """The images of each split, and notes on what is skipped. ``classes``: folders that are known to be some."""
+    """The images of each split, and notes on what is skipped. ``classes``: folders that are known to be classes."""
     files = members(path)
-    found = sorted((member for member in files if is_image(member)), key=lambda member: member.name)
-    if not found:
+    pictures = sorted((member for member in files if is_image(member)), key=lambda member: member.name)
+    if not pictures:
         raise UserError(f"{path} holds no images. Give a folder, zip or tar of PNG, JPEG, WebP or BMP files.")
-    wrapper = _wrapper(found)
-    written = labels.written(found, files, wrapper)
+    wrapper = _wrapper(pictures)
+    written = labels.written(pictures, files, wrapper)
     listings: dict[str, _Listing] = {}
-    for split, chosen in _splits([member.name.removeprefix(wrapper) for member in found], path).items():
-        images = [found[i] for i in chosen]
+    for split, chosen in _splits([member.name.removeprefix(wrapper) for member in pictures], path).items():
+        images = [pictures[i] for i in chosen]
         if written is None:
             known = set(classes or ()) if split == "train" else _folders(listings["train"])
             kinds = labels.by_folder([image.name for image in images], known, str(path))
@@ -92,7 +92,7 @@ def _list(path: Path, classes: set[str] | None = None) -> tuple[dict[str, _Listi
             kinds = [written[i] for i in chosen]
             kinds = None if kinds[0] == labels.NONE else kinds
         listings[split] = _Listing(images, kinds)
-    return listings, _skipped(files, found, path)
+    return listings, _skipped(files, pictures, path)
 
 
 def _folders(listing: _Listing) -> set[str]:
@@ -100,9 +100,9 @@ def _folders(listing: _Listing) -> set[str]:
     return {name for name in listing.classes or () if isinstance(name, str)}
 
 
-def _wrapper(found: Sequence[Member]) -> str:
-    """The folders that hold everything, with a slash behind each; usually none or one. Names of splits are none."""
-    folders = [member.name.split("/")[:-1] for member in found]
+def _wrapper(pictures: Sequence[Member]) -> str:
+    """The nested folders that contain all images, with a slash after each; usually none or one."""
+    folders = [member.name.split("/")[:-1] for member in pictures]
     common: list[str] = []
     for level in zip(*folders, strict=False):
         if len(set(level)) > 1:
@@ -141,9 +141,9 @@ def _splits(names: Sequence[str], path: Path) -> dict[str, list[int]]:
     return chosen
 
 
-def _skipped(files: Sequence[Member], found: Sequence[Member], path: Path) -> list[str]:
+def _skipped(files: Sequence[Member], pictures: Sequence[Member], path: Path) -> list[str]:
     """How many files of which kinds are neither images nor labels."""
-    keys = labels.keys(found)
+    keys = labels.keys(pictures)
     others = [file for file in files if not is_image(file) and not labels.used(file, keys)]
     if not others:
         return []
@@ -153,7 +153,7 @@ def _skipped(files: Sequence[Member], found: Sequence[Member], path: Path) -> li
 
 
 def _shuffled(listing: _Listing) -> _Listing:
-    # torch, which randomness needs, takes seconds to import, which every worker process would spend.
+    # randomness imports torch, which takes seconds that every worker process would repeat.
     from fdtrain.randomness import Purpose, stream
 
     order = stream(0, Purpose.SPLIT).permutation(len(listing.members)).tolist()
@@ -173,13 +173,13 @@ def _held_out(listing: _Listing, holdout: int, path: Path) -> dict[str, _Listing
 
 
 def _classes(listings: dict[str, _Listing], path: Path) -> list[str]:
-    """All classes in order. The test set must have those of the train set."""
-    found = [listing.classes for listing in listings.values() if listing.classes is not None]
-    if not found:
+    """All classes in order. The test set must have the same classes as the train set."""
+    by_split = [listing.classes for listing in listings.values() if listing.classes is not None]
+    if not by_split:
         return []
-    if len(found) < len(listings) or len({type(classes[0]) for classes in found}) > 1:
+    if len(by_split) < len(listings) or len({type(classes[0]) for classes in by_split}) > 1:
         raise UserError("the images of one split have labels, or another kind of labels. Label both alike.")
-    numbers = [label for classes in found for label in classes if isinstance(label, int)]
+    numbers = [label for classes in by_split for label in classes if isinstance(label, int)]
     if numbers:
         return numbered(max(numbers), str(path))
     train, every = _folders(listings["train"]), set().union(*map(_folders, listings.values()))

@@ -1,4 +1,4 @@
-"""The labels of image files: an EDM-style dataset.json, a WebDataset-style member beside each image, or folders."""
+"""The labels of image files, from an EDM-style dataset.json, WebDataset-style members beside images, or folders."""
 
 import json
 from collections.abc import Sequence
@@ -12,15 +12,15 @@ NONE = -1
 
 
 def written(images: Sequence[Member], files: Sequence[Member], wrapper: str) -> list[int] | None:
-    """A label for each image, -1 without one, where the files say so; ``None``: they leave it to folders.
+    """The label that the files give to each image (-1: none); ``None`` if no file gives labels.
 
     Args:
-        images: to be labelled.
-        files: all there are.
-        wrapper: ``"folder/"`` that holds everything, or empty.
+        images: the images to label.
+        files: all files.
+        wrapper: the ``"folder/"`` that contains everything, or an empty text.
 
     Raises:
-        UserError: what is written cannot be read, or labels some of the images only.
+        UserError: a label cannot be read, or only some of the images have one.
     """
     by_name = {file.name: file for file in files}
     for prefix in ("", wrapper):
@@ -30,7 +30,7 @@ def written(images: Sequence[Member], files: Sequence[Member], wrapper: str) -> 
 
 
 def used(file: Member, images_by_key: set[str]) -> bool:
-    """Whether a file that is no image could hold labels of some."""
+    """Whether a file that is no image could contain labels of images."""
     name = file.name.rpartition("/")[2]
     return name == LISTING or (_extension(file.name) in LONGEST_LABEL and _key(file.name) in images_by_key)
 
@@ -52,8 +52,8 @@ def _listed(names: Sequence[str], listing: Member) -> list[int]:
     if len(table) < len(pairs):
         raise UserError(f"{listing} lists an image twice. Correct it.")
     for name in names:
-        found = table.get(name)
-        if type(found) is not int or found < 0:
+        number = table.get(name)
+        if type(number) is not int or number < 0:
             raise UserError(f"{listing}: no label, a number from 0, for '{name}'. Add it.")
     return [table[name] for name in names]
 
@@ -62,12 +62,12 @@ def _beside(images: Sequence[Member], by_name: dict[str, Member]) -> list[int] |
     """``KEY.cls``, or the ``label`` of ``KEY.json``, of each image ``KEY.png``, as WebDataset shards have them."""
     labels = []
     for image in images:
-        found = NONE
+        number = NONE
         for extension in LONGEST_LABEL:
             beside = by_name.get(f"{_key(image.name)}.{extension}")
-            if beside is not None and found == NONE:
-                found = _label(beside, extension)
-        labels.append(found)
+            if beside is not None and number == NONE:
+                number = _label(beside, extension)
+        labels.append(number)
     if all(number == NONE for number in labels):
         return None
     if NONE in labels:
@@ -95,7 +95,7 @@ def _label(file: Member, extension: str) -> int:
 
 
 def _key(name: str) -> str:
-    """Up to the first dot of the file's name, as WebDataset has it."""
+    """The name up to the first dot of the file's name, as in WebDataset."""
     folder, slash, file = name.rpartition("/")
     return folder + slash + file.partition(".")[0]
 
@@ -105,7 +105,7 @@ def _extension(name: str) -> str:
 
 
 def by_folder(names: Sequence[str], known: set[str], where: str) -> list[str] | None:
-    """The first folder of each image. One that holds all is a wrapper and no class, unless it is a ``known`` class.
+    """The first folder of each image. One that contains all is a wrapper and no class, unless it is ``known``.
 
     Raises:
         UserError: an image lies beside the folders of the others.

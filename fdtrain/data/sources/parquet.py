@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 MAX_ROW_GROUP = 1 << 32
-"""Bytes of images that a row group may hold; it is read at once."""
+"""The most bytes of images in a row group, which is read at once."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class ParquetFile:
 
 
 class _Reader:
-    """Samples of a file by row; holds one row group, rows ``start`` to ``stop``."""
+    """Samples of a file by row. One row group, rows ``start`` to ``stop``, is in memory."""
 
     def __init__(self, part: ParquetFile):
         self.part, self.file = part, opened(part.path)
@@ -103,11 +103,11 @@ def parquet(
 
     Args:
         folder: with files such as ``data/train-00000-of-00002.parquet`` or ``test/0000.parquet``.
-        name: of the data set.
-        image, label: columns; ``None``: the only one of its kind (a data set need not have labels). An empty label
-            column: none.
+        name: the name of the data set.
+        image, label: the columns; ``None``: the only one of its kind (a data set need not have labels). An empty label
+            column means no labels.
         resize, channels: as for images in a folder.
-        configuration: of the hub; ``None``: the only one.
+        configuration: the hub's configuration; ``None``: the only one.
 
     Raises:
         UserError: no parquet files, some that are missing or of different kinds, columns that are missing, ambiguous

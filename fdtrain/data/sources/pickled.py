@@ -1,6 +1,6 @@
-"""Pickles of arrays, read as data: a pickle is a program, and this one may only build what such files need.
+"""Reads pickles of arrays as data. A pickle is a program, and here it may only build what such files need.
 
-The names a pickle asks for are answered with stand-ins of ours, so not even numpy's own reconstruction runs.
+The names that a pickle imports are answered with stand-ins, so not even numpy's own reconstruction runs.
 """
 
 import pickle
@@ -18,24 +18,24 @@ def load(file: IO[bytes], where: str) -> Any:
         UserError: the pickle is broken or asks for anything else; nothing of it has run.
     """
     try:
-        found = _Unpickler(file, encoding="bytes").load()
-        # To the end, where a zip checks its sum.
+        content = _Unpickler(file, encoding="bytes").load()
+        # A zip checks its sum at the end.
         file.read(1)
-        return found
+        return content
     except _Refused as error:
         raise UserError(f"{where} is not a plain pickle of arrays: it asks for {error}. Do not trust it.") from None
-    except Exception as error:  # A hostile program fails in any way it likes.
+    except Exception as error:  # A hostile program can fail in any way.
         raise UserError(
             f"{where} is not a pickle of arrays, or cut short ({type(error).__name__}: {error}). Fetch it again."
         ) from error
 
 
 class _Refused(Exception):
-    """A name that no such file needs."""
+    """The pickle imports a name that no such file needs."""
 
 
 class _Unpickler(pickle._Unpickler):
-    # The one in Python: the one in C can be told in five bytes to allocate gigabytes for its memo.
+    # The C implementation can be made to allocate gigabytes for its memo by five bytes.
     def find_class(self, module: str, name: str) -> Any:
         try:
             return _STAND_INS[module, name]
@@ -44,7 +44,7 @@ class _Unpickler(pickle._Unpickler):
 
 
 class _Array:
-    """What ``numpy.core.multiarray._reconstruct`` returns here, until its state makes it an array."""
+    """Stands in for ``numpy.core.multiarray._reconstruct``; its state makes it an array."""
 
     array: np.ndarray
 
@@ -81,7 +81,7 @@ def _ndarray(*_: object) -> None:
 
 
 def _encode(text: str, codec: str) -> bytes:
-    """How Python 3 writes bytes into the older protocols."""
+    """Decodes the bytes that Python 3 writes in older protocols."""
     if codec != "latin1":
         raise ValueError(f"text in {codec!r}")
     return text.encode("latin1")
@@ -96,15 +96,15 @@ _STAND_INS = {
 }
 
 
-def arrays(found: Any, where: str) -> dict[str, Any]:
+def arrays(content: Any, where: str) -> dict[str, Any]:
     """The dict of a batch file, with text keys and finished arrays.
 
     Raises:
         UserError: it is not a dict.
     """
-    if not isinstance(found, dict):
-        raise UserError(f"{where} holds a {type(found).__name__}, expected a dict. Fetch it again.")
+    if not isinstance(content, dict):
+        raise UserError(f"{where} holds a {type(content).__name__}, expected a dict. Fetch it again.")
     return {
         key.decode("latin1") if isinstance(key, bytes) else str(key): getattr(value, "array", value)
-        for key, value in found.items()
+        for key, value in content.items()
     }

@@ -1,4 +1,4 @@
-"""Image files to arrays: what a picture must be like is checked on its header, before a pixel is decoded."""
+"""Decodes image files to arrays. The header is checked before any pixel is decoded."""
 
 import io
 from collections.abc import Callable, Iterable, Sequence
@@ -18,7 +18,7 @@ EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 T = TypeVar("T")
 
 MAX_PIXELS = 1 << 26
-"""8192 x 8192: a picture of more is refused, decoding it could fill the memory."""
+"""8192 x 8192. A larger picture is refused, since decoding it could fill the memory."""
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,10 @@ class Fit:
     """How a picture becomes an image of ``size`` x ``size`` pixels.
 
     Args:
-        size, channels: of the image. Channels are 1 (grey) or 3 (RGB).
-        picture: (width, height) that every picture must have; ``None``: any.
-        crop: side of the square cut from the picture's centre; ``None``: the largest.
-        filter: that resizes the square, if it has another size.
+        size, channels: the shape of the image. Channels are 1 (grey) or 3 (RGB).
+        picture: the (width, height) that every picture must have; ``None``: any.
+        crop: the side of the square cut from the picture's centre; ``None``: the largest.
+        filter: the filter that resizes the square, if it has another size.
     """
 
     size: int
@@ -40,7 +40,7 @@ class Fit:
 
 
 def exactly(size: int, channels: int) -> Fit:
-    """Pictures taken as they are."""
+    """The fit of pictures that are not changed."""
     return Fit(size, channels, (size, size))
 
 
@@ -67,7 +67,7 @@ def fit_like_first(pictures: Iterable[T], read: Callable[[T], bytes], resize: in
     """As :func:`fit_like`, by the first picture that can be opened; ``str`` of a picture names it.
 
     Raises:
-        BadSample: none can; this is the first one's.
+        BadSample: none can be opened; the error of the first one.
         UserError: as :func:`fit_like`.
     """
     first: BadSample | None = None
@@ -108,7 +108,7 @@ def _broken(where: str, error: Exception) -> BadSample:
 
 
 def _open(data: bytes, where: str) -> Image.Image:
-    """Its header alone is read; what is lost in eight bits a channel or in one frame is refused."""
+    """Read the header alone. Pictures that eight bits a channel or one frame would not represent are refused."""
     try:
         picture = Image.open(io.BytesIO(data), formats=FORMATS)
         frames = getattr(picture, "n_frames", 1)
@@ -128,13 +128,13 @@ def _open(data: bytes, where: str) -> Image.Image:
 
 
 def _orientation(picture: Image.Image) -> int:
-    """1: upright; 2 to 8 as EXIF has them."""
-    found = picture.getexif().get(ExifTags.Base.Orientation, 1)
-    return found if found in range(1, 9) else 1
+    """1: upright; 2 to 8 as defined by EXIF."""
+    orientation = picture.getexif().get(ExifTags.Base.Orientation, 1)
+    return orientation if orientation in range(1, 9) else 1
 
 
 def _upright_size(picture: Image.Image) -> tuple[int, int]:
-    """(width, height) when it is turned upright."""
+    """(width, height) of the upright picture."""
     return picture.size if _orientation(picture) < 5 else (picture.height, picture.width)
 
 
@@ -163,7 +163,7 @@ def _size(size: tuple[int, int]) -> str:
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """A run of image files with their labels."""
+    """Consecutive image files with their labels."""
 
     members: tuple[Member, ...]
     labels: tuple[int, ...]

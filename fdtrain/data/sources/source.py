@@ -1,4 +1,4 @@
-"""What a data set is before it is packed: its description, and parts that can be read apart."""
+"""A data set before it is packed: its description, and parts that can be read independently."""
 
 import hashlib
 import itertools
@@ -24,17 +24,17 @@ SPLIT_NAMES = {
     "validation": "valid",
     "dev": "valid",
 }
-"""What folders and files call a split, and its name here."""
+"""The names of splits among folders and files, and the corresponding names here."""
 
 
 class BadSample(UserError):
-    """One sample cannot be packed; others of its part may. The packer goes on, and reports all that it finds."""
+    """One sample cannot be packed, though others may. The packer continues, and reports all such samples."""
 
 
 class Part(Protocol):
-    """A stretch of a split that one process reads: a batch file, a run of image files.
+    """A contiguous part of a split that one process reads: a batch file, or some image files.
 
-    It says where images are and holds none, so it is cheap to send to another process.
+    It refers to images without containing them, so it is cheap to send to another process.
     """
 
     def count(self) -> int:
@@ -42,7 +42,7 @@ class Part(Protocol):
         ...
 
     def open(self) -> Callable[[int], Sample]:
-        """Make it ready; the result maps ``0 <= index < count()`` to a sample, fastest in order.
+        """Open the part. The result maps ``0 <= index < count()`` to a sample, and is fastest in order.
 
         Raises:
             BadSample: from the result, when this one sample is broken.
@@ -51,7 +51,7 @@ class Part(Protocol):
         ...
 
     def identity(self) -> str:
-        """What must not have changed for a stopped pack to go on. Free of absolute paths."""
+        """A text that must be unchanged for a stopped pack to be resumed. It has no absolute paths."""
         ...
 
 
@@ -60,8 +60,8 @@ class Source:
     """A data set that can be packed.
 
     Args:
-        published: the images of each split as published, where known.
-        notes: what the reader has skipped or decided, one sentence each, to be printed.
+        published: the published number of images of each split, where known.
+        notes: sentences to be printed on what the reader has skipped or decided.
     """
 
     name: str
@@ -85,10 +85,10 @@ class Source:
 
 
 def numbered(largest: int, where: str) -> list[str]:
-    """Class names where a source has only numbers: those from 0 to the largest.
+    """Class names for a source that has only numbers: from 0 to the largest.
 
     Raises:
-        UserError: the largest is absurd, and the list would fill the memory.
+        UserError: the largest is too large, and the list would fill the memory.
     """
     if largest >= MAX_CLASSES:
         raise UserError(
@@ -98,7 +98,7 @@ def numbered(largest: int, where: str) -> list[str]:
 
 
 def even(images: int, share: int) -> list[range]:
-    """Cut ``images`` into runs of about ``share``, as even as can be; at least one unless there are none."""
+    """Divide ``images`` into ranges of about ``share``, as even as possible; none if there are no images."""
     count = min(images, max(1, round(images / share)))
     ends = [0]
     for i in range(count):

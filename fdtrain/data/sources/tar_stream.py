@@ -1,8 +1,9 @@
-"""The headers of a tar, of any kind and compressed or not, read once and believed in nothing.
+"""Lists the members of a tar, of any kind and compressed or not, in one pass and without trusting its headers.
 
-``tarfile`` reads as much memory as a header claims, recurses from header to header, can be sent back to where it has
-been, and takes a damaged header, or the end of the file, for the archive's end: images would be lost without a
-word. Here headers are bounded, only ever go forward, and an archive ends where its end-of-archive blocks are.
+``tarfile`` allocates as much memory as a header claims, recurses from header to header, can be sent backwards, and
+takes a damaged header, or the end of the file, for the archive's end: images would be lost silently. Here headers are
+bounded, the scan only moves forward, and an archive ends at its end-of-archive blocks. Shards, which are uncompressed
+and must read the same for everyone, have a faster and stricter reader: :mod:`fdtrain.data.tar`.
 """
 
 import bz2
@@ -19,11 +20,11 @@ BLOCK = 512
 MAX_EXTENSION = 1 << 20
 """Bytes of a long name or of a set of pax records."""
 MAX_EXTENSIONS = 8
-"""Of one member. Writers use at most two."""
+"""Extended headers of one member. Writers use at most two."""
 MAX_SIZE = 1 << 44
 """Bytes of a member: larger than any data set."""
 MAX_PADDING = 1 << 26
-"""Bytes of zeros behind the end; a compressed archive could have them without end."""
+"""Bytes of zeros after the end, of which a compressed archive could have any number."""
 
 _OPENERS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
 _PAX, _GLOBAL, _LONG_NAME, _LONG_LINK = tarfile.XHDTYPE, tarfile.XGLTYPE, b"L", b"K"
@@ -72,7 +73,7 @@ def _opener(file: BinaryIO):
 
 @contextmanager
 def section(path: Path, offset: int, size: int) -> Iterator[BinaryIO]:
-    """The ``size`` bytes at ``offset`` of the uncompressed tar, read as they are needed."""
+    """Open the ``size`` bytes at ``offset`` of the uncompressed tar, which are read as needed."""
     with _content(path) as file:
         file.seek(offset)
         yield io.BufferedReader(_Section(file, size))
@@ -80,17 +81,17 @@ def section(path: Path, offset: int, size: int) -> Iterator[BinaryIO]:
 
 class _Section(io.RawIOBase):
     def __init__(self, file: BinaryIO, size: int):
-        self.file, self.left = file, size
+        self.file, self.remaining = file, size
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer) -> int:
-        data = self.file.read(min(len(buffer), self.left))
-        if not data and self.left and len(buffer):
+        data = self.file.read(min(len(buffer), self.remaining))
+        if not data and self.remaining and len(buffer):
             raise EOFError("cut short")
         buffer[: len(data)] = data
-        self.left -= len(data)
+        self.remaining -= len(data)
         return len(data)
 
 
@@ -121,7 +122,7 @@ def _entries(file: BinaryIO) -> Iterator[Entry]:
         except tarfile.HeaderError as error:
             raise ValueError(f"no tar header at byte {position}: {error}") from None
         extends = info.type in _EXTENSIONS
-        size = info.size if extends else _whole({**everywhere, **long}.get("size", info.size))
+        size = info.size if extends else _parsed_size({**everywhere, **long}.get("size", info.size))
         if not 0 <= size <= MAX_SIZE:
             raise ValueError(f"a member of {size} bytes at byte {position}")
         offset = position + BLOCK
@@ -140,7 +141,7 @@ def _entries(file: BinaryIO) -> Iterator[Entry]:
         else:
             known = {**everywhere, **long}
             info.name, info.linkname = known.get("path", info.name), known.get("linkpath", info.linkname)
-            # Links and folders have no data, whatever they claim.
+            # Links and folders have no data, whatever their headers claim.
             size = size if info.isreg() else 0
             if (entry := _entry(info, offset, size, position)) is not None:
                 yield entry
@@ -160,8 +161,8 @@ def _entry(info: tarfile.TarInfo, offset: int, size: int, position: int) -> Entr
 
 
 def _records(data: bytes) -> dict[str, str]:
-    """The pax records ``"LENGTH KEY=VALUE\\n"`` that say what a member is called and how long it is."""
-    found, start = {}, 0
+    """The pax records ``"LENGTH KEY=VALUE\\n"`` of a member's name and size."""
+    records, start = {}, 0
     end = len(data.rstrip(b"\0"))
     while start < end:
         length, space, _ = data[start : start + 20].partition(b" ")
@@ -175,19 +176,19 @@ def _records(data: bytes) -> dict[str, str]:
         if name.startswith("GNU.sparse"):
             raise ValueError("a sparse file, whose bytes do not lie in one piece")
         if name in _PAX_KEYS:
-            found[name] = value.decode("utf-8", "surrogateescape")
+            records[name] = value.decode("utf-8", "surrogateescape")
         start += int(length)
-    return found
+    return records
 
 
-def _whole(value: int | str) -> int:
+def _parsed_size(value: int | str) -> int:
     if isinstance(value, str) and not (value.isascii() and value.isdigit() and len(value) < 20):
         raise ValueError(f"a member of {value[:30]!r} bytes")
     return int(value)
 
 
 def _check_rest(file: BinaryIO, position: int) -> None:
-    """Behind its end an archive is padded with zeros; another archive there would be lost."""
+    """Check that only zeros follow the end of an archive; another archive there would be lost."""
     for _ in range(MAX_PADDING // _CHUNK):
         data = file.read(_CHUNK)
         if data.strip(b"\0"):
