@@ -1,6 +1,7 @@
 """A checked plan to a running trainer: builds every part and joins them."""
 
 import json
+import logging
 import platform
 import subprocess
 import sys
@@ -48,6 +49,8 @@ from fdtrain.training.run import Run, unwritable
 from fdtrain.training.state import TrainState
 from fdtrain.training.trainer import FLAGS, STOP, Callback, Trainer
 from fdtrain.training.utilisation import Utilisation
+
+logger = logging.getLogger(__name__)
 
 PACKAGES = ("torch", "deepspeed", "webdataset", "ema-pytorch", "numpy", "pydantic", "safetensors")
 
@@ -187,12 +190,12 @@ def checkpoint_to_resume(plan: Plan) -> Path | None:
         )
     if distributed.rank() == 0:
         for fault in faults:
-            print(f"fdtrain: passing over a checkpoint: {fault}", file=sys.stderr)
+            logger.info("passing over a checkpoint: %s", fault)
         if path is not None and store.SHARDS not in store.read_state(path).run:
-            print(
-                f"fdtrain: warning: {path.name} is of an earlier version, which did not record the shards of its data "
-                "set. If they have been packed again since, the order of its images is another.",
-                file=sys.stderr,
+            logger.warning(
+                "warning: %s is of an earlier version, which did not record the shards of its data set. If they have "
+                "been packed again since, the order of its images is another.",
+                path.name,
             )
     return path
 

@@ -168,7 +168,7 @@ class Engine:
         return Counters(max(updates, default=0.0), self._loss_scale(), self.guard.state())
 
     def load(self, parts: FragmentReader, counters: Counters) -> None:
-        """Take up what any number of ranks saved at any stage: ``fragments`` as parts, and ``counters``.
+        """Load what any number of ranks saved at any stage: ``fragments`` as parts, and ``counters``.
 
         Every element that this rank steps is read, whether or not it is this rank that saves it.
         """

@@ -1,7 +1,7 @@
 """torch.profiler on some steps: a trace to look at, and now and then the share of a step spent communicating."""
 
+import logging
 import os
-import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +16,8 @@ from fdtrain.training.metrics import Stopwatch
 
 # The profiler's own messages, of no use to anybody.
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+
+logger = logging.getLogger(__name__)
 
 SAMPLED, EVERY = 10, 1000
 """Communication is measured in the tenth step, past the warm-up of everything, and a thousandth part of those after."""
@@ -109,7 +111,7 @@ class Profiler:
                 trace.export_chrome_trace(str(file))
             except OSError as error:
                 # A sick disk costs the trace, not the run.
-                print(f"fdtrain: warning: {file} cannot be written ({error.strerror}).", file=sys.stderr, flush=True)
+                logger.warning("warning: %s cannot be written (%s).", file, error.strerror)
             self._trace = None
 
     def _synchronise(self) -> None:

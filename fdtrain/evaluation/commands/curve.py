@@ -7,6 +7,7 @@ TensorBoard. When it is interrupted, the same command continues.
 import argparse
 import statistics
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from fdtrain.evaluation.reporting import figures, result
 from fdtrain.evaluation.reporting.result import CurveResult
 from fdtrain.evaluation.sampling.options import Drawing
 from fdtrain.evaluation.sampling.samples import to_pixels
+from fdtrain.networks.model import Model
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,89 +65,114 @@ def run(arguments: argparse.Namespace) -> tuple[Path, int, dict[str, Path]] | No
     if not paths:
         raise UserError(f"{arguments.model} is not a run: say with --json where the curves go.")
     split = Split(arguments.data, arguments.split)
-    spec = model.spec
-    nll.check_same_images(spec, split)
-    model.to(arguments.device)
-    named = arguments.features
-    network = (
-        feature_networks.open_features(named, arguments.device)
-        if named
-        else feature_networks.pixel_features(spec.shape)
-    )
-    shared = {**subject.identity(), **result.split_identity(split), "seed": arguments.seed, "batch": arguments.batch}
-    found = {"kind": "curve", **shared, "images": arguments.images}
-    folders = []
-
-    def over_images(name: str, count: int, chunk: int, columns: int, compute, options: dict[str, Any]) -> Tensor:
-        folders.append(folder_for(paths[0].parent, {**shared, "images": count, "curve": name, **options}))
-        return partial_values.over_images(count, chunk, columns, compute, folders[-1], arguments.device, name)
-
-    def solve(drawing: Drawing, seed: int, images: range) -> Tensor:
-        return drawing.solve(model, images, seed).flatten(1).double().cpu()
-
-    def samples(drawing: Drawing, seed: int) -> Tensor:
-        options = drawing.describe() | {"seed": seed}
-        name = f"{drawing.solver}, {options['grid']}, {drawing.nfe}"
-        chunk = min(arguments.batch, -(-arguments.images // 4))
-        return over_images(name, arguments.images, chunk, spec.dims, partial(solve, drawing, seed), options)
-
-    def moments(images: PixelSet) -> Moments:
-        return measure(network, images, images.count, arguments.batch, arguments.device).moments
-
-    data = moments(image_sets.of_split(split))
-    strata, count = arguments.strata, min(arguments.images, len(split))
-    density = time_density("asinh", spec.scale)
-    compute = partial(
-        nll.correction_by_stratum,
-        model,
-        split,
-        density=density,
-        strata=strata,
-        seed=arguments.seed,
-        batch=arguments.batch,
-    )
-    values = over_images("bound by time", count, max(1, arguments.batch // strata), strata, compute, {"strata": strata})
-    edges = density.quantile(torch.linspace(0, 1, strata + 1, dtype=torch.float64))
-    found["strata"] = {"images": count, "density": "asinh", **curves.by_stratum(values, edges)}
-
-    seeds = range(arguments.seed, arguments.seed + arguments.sets)
-    fine = _drawing("ode", None, arguments.reference)
-    references = {seed: samples(fine, seed) for seed in seeds}
-    found |= {"distance": network.title, "features": network.describe(), "seeds": list(seeds)}
-    found["reference"] = {key: fine.describe()[key] for key in ("solver", "grid", "nfe")}
-    found["points"] = []
-    for drawing in _drawings(arguments):
-        distances, rms = [], []
-        for seed in seeds:
-            x = samples(drawing, seed)
-            levels = quantise(x.view(-1, *spec.shape), spec.levels)
-            images = image_sets.in_memory(f"samples of {drawing.solver}", to_pixels(levels, spec.levels))
-            distances.append(frechet_distance(moments(images), data))
-            # A stochastic solver has no one solution to be near to.
-            if not SOLVERS[drawing.solver].stochastic:
-                rms.append(curves.rms(x, references[seed]))
-        found["points"].append(
-            {
-                **{key: drawing.describe()[key] for key in ("solver", "grid", "nfe")},
-                "distance": statistics.mean(distances),
-                "distance_by_seed": distances,
-                "rms": statistics.mean(rms) if rms else None,
-                "rms_by_seed": rms or None,
-            }
-        )
-    found |= {"seconds": time.perf_counter() - start, "device": str(arguments.device)}
+    nll.check_same_images(model.spec, split)
+    identity = {**subject.identity(), **result.split_identity(split), "seed": arguments.seed, "batch": arguments.batch}
+    job = _Job(arguments, model.to(arguments.device), split, identity, paths[0].parent)
+    content = {"kind": "curve", **identity, "images": arguments.images, "strata": job.bound_by_time(), **job.quality()}
+    content |= {"seconds": time.perf_counter() - start, "device": str(arguments.device)}
     if distributed.rank() != 0:
         return None
-    curves_, pictures = CurveResult.model_validate(found), {}
+    found, pictures = CurveResult.model_validate(content), {}
     for path in paths:
-        result.write(curves_, path, "--json" if path == arguments.json else "the run's results")
-        pictures = draw(curves_, path)
+        result.write(found, path, "--json" if path == arguments.json else "the run's results")
+        pictures = draw(found, path)
         print(f"{path}: {', '.join(p.name for p in pictures.values())}")
-    for folder in folders:
+    for folder in job.folders:
         discard(folder)
     if not subject.run:
         return None
     return subject.run, subject.step or 0, pictures
+
+
+class _Job:
+    """What is computed, the processes in turn; every part of it is stored under ``folder`` until all is done."""
+
+    def __init__(
+        self, arguments: argparse.Namespace, model: Model, split: Split, identity: dict[str, Any], folder: Path
+    ):
+        self.arguments, self.model, self.split, self.identity, self.folder = arguments, model, split, identity, folder
+        self.folders: list[Path | None] = []
+
+    def bound_by_time(self) -> dict[str, Any]:
+        """The bound's integral, its error and its variance, by strata of time."""
+        arguments, spec = self.arguments, self.model.spec
+        strata, count = arguments.strata, min(arguments.images, len(self.split))
+        density = time_density("asinh", spec.scale)
+        compute = partial(
+            nll.correction_by_stratum,
+            self.model,
+            self.split,
+            density=density,
+            strata=strata,
+            seed=arguments.seed,
+            batch=arguments.batch,
+        )
+        chunk = max(1, arguments.batch // strata)
+        values = self._over_images("bound by time", count, chunk, strata, compute, {"strata": strata})
+        edges = density.quantile(torch.linspace(0, 1, strata + 1, dtype=torch.float64))
+        return {"images": count, "density": "asinh", **curves.by_stratum(values, edges)}
+
+    def quality(self) -> dict[str, Any]:
+        """Every point: distances of its samples to the data and, of an ODE's, to the fine solution, seed by seed."""
+        arguments, spec = self.arguments, self.model.spec
+        named, device = arguments.features, arguments.device
+        features = (
+            feature_networks.open_features(named, device) if named else feature_networks.pixel_features(spec.shape)
+        )
+
+        def moments(images: PixelSet) -> Moments:
+            return measure(features, images, images.count, arguments.batch, device).moments
+
+        def distance(drawing: Drawing, x: Tensor) -> float:
+            levels = quantise(x.view(-1, *spec.shape), spec.levels)
+            images = image_sets.in_memory(f"samples of {drawing.solver}", to_pixels(levels, spec.levels))
+            return frechet_distance(moments(images), data)
+
+        data = moments(image_sets.of_split(self.split))
+        seeds = range(arguments.seed, arguments.seed + arguments.sets)
+        fine = _drawing("ode", None, arguments.reference)
+        references = {seed: self._samples(fine, seed) for seed in seeds}
+        points = []
+        for drawing in _drawings(arguments):
+            sets = {seed: self._samples(drawing, seed) for seed in seeds}
+            distances = [distance(drawing, x) for x in sets.values()]
+            # A stochastic solver has no one solution to be near to.
+            stochastic = SOLVERS[drawing.solver].stochastic
+            rms = [] if stochastic else [curves.rms(x, references[seed]) for seed, x in sets.items()]
+            points.append(
+                {
+                    **_named(drawing),
+                    "distance": statistics.mean(distances),
+                    "distance_by_seed": distances,
+                    "rms": statistics.mean(rms) if rms else None,
+                    "rms_by_seed": rms or None,
+                }
+            )
+        measured = {"distance": features.title, "features": features.describe(), "seeds": list(seeds)}
+        return {**measured, "reference": _named(fine), "points": points}
+
+    def _samples(self, drawing: Drawing, seed: int) -> Tensor:
+        """Of one seed, before they are rounded to levels: ``(images, dims)`` float64 on the CPU."""
+
+        def solve(images: range) -> Tensor:
+            return drawing.solve(self.model, images, seed).flatten(1).double().cpu()
+
+        count, options = self.arguments.images, drawing.describe() | {"seed": seed}
+        name = f"{drawing.solver}, {options['grid']}, {drawing.nfe}"
+        chunk = min(self.arguments.batch, -(-count // 4))
+        return self._over_images(name, count, chunk, self.model.spec.dims, solve, options)
+
+    def _over_images(
+        self, name: str, count: int, chunk: int, columns: int, compute: Callable[[range], Tensor], options: dict
+    ) -> Tensor:
+        self.folders.append(folder_for(self.folder, {**self.identity, "images": count, "curve": name, **options}))
+        device = self.arguments.device
+        return partial_values.over_images(count, chunk, columns, compute, self.folders[-1], device, name)
+
+
+def _named(drawing: Drawing) -> dict[str, Any]:
+    """What a point is called by."""
+    return {key: drawing.describe()[key] for key in ("solver", "grid", "nfe")}
 
 
 def draw(found: CurveResult, path: Path) -> dict[str, Path]:
