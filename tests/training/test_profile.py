@@ -38,12 +38,12 @@ def test_communication_that_nothing_hides():
     assert alone([], "cuda") == 0
 
 
-def test_a_disk_that_refuses_costs_the_trace_and_not_the_run(tmp_path, capsys):
+def test_a_disk_that_refuses_costs_the_trace_and_not_the_run(tmp_path, caplog):
     (tmp_path / "profile").write_text("no folder")
     profiler = Profiler(tmp_path / "profile", range(1, 2), torch.device("cpu"), Stopwatch())
     with profiler.step(1):
         torch.ones(2).sum()
-    assert "profile/steps_1_1.pt.trace.json cannot be written (File exists)" in capsys.readouterr().err
+    assert "profile/steps_1_1.pt.trace.json cannot be written (File exists)" in caplog.text
 
 
 def test_speed_and_utilisation():
