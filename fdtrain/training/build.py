@@ -27,7 +27,6 @@ from fdtrain.data.shards import ShardReader
 from fdtrain.data.split import Split
 from fdtrain.diffusion.time_sampling import TimeDensity, time_density
 from fdtrain.errors import UserError
-from fdtrain.evaluation.fidelity.feature_networks import open_features
 from fdtrain.networks.model import Model
 from fdtrain.randomness import Purpose, torch_seed
 from fdtrain.resilience.consensus import Consensus
@@ -127,7 +126,7 @@ def build(plan: Plan, launch: Launch) -> Trainer:
         f"global batch {training.global_batch}, {utilisation.flops_per_image / 1e9:.3g} GFLOP per image, "
         f"{training.steps} steps"
     )
-    return Trainer(config, run_, state, noise, partial(own_batches, plan), _callbacks(plan, density, monitor, device))
+    return Trainer(config, run_, state, noise, partial(own_batches, plan), _callbacks(plan, density, monitor))
 
 
 def _measure(plan: Plan, device: torch.device, monitor: Monitor) -> Utilisation:
@@ -200,17 +199,16 @@ def checkpoint_to_resume(plan: Plan) -> Path | None:
     return path
 
 
-def _callbacks(plan: Plan, density: TimeDensity, monitor: Monitor, device: torch.device) -> list[Callback]:
+def _callbacks(plan: Plan, density: TimeDensity, monitor: Monitor) -> list[Callback]:
     config, settings, found = plan.config, plan.config.monitor, []
     drawing = callbacks.monitor_drawing(settings, plan.spec.scale)
     if settings.evaluate_every and config.data.test_split is not None:
         split = Split(plan.data, config.data.test_split, _cache(plan))
         run_ = callbacks.held_out_bits(split, density, settings.evaluate_draws, monitor)
         found.append(Callback(settings.evaluate_every, run_))
-    if settings.frechet_every:
-        network = open_features(settings.frechet_features, device)
+    if settings.frechet_every and plan.features is not None:
         train = Split(plan.data, config.data.train_split, _cache(plan))
-        run_ = callbacks.frechet(train, network, drawing, settings.frechet_images, config.seed, monitor)
+        run_ = callbacks.frechet(train, plan.features, drawing, settings.frechet_images, config.seed, monitor)
         found.append(Callback(settings.frechet_every, run_))
     if settings.sample_every:
         run_ = callbacks.sample_grid(drawing, settings.sample_images, config.seed, config.folder / "samples", monitor)

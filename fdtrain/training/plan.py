@@ -15,7 +15,7 @@ from fdtrain.data.dataset import DatasetDescription, fingerprint
 from fdtrain.data.mixture import DataSets, open_data
 from fdtrain.data.shards import PlacedShard
 from fdtrain.errors import UserError, excerpt
-from fdtrain.evaluation.fidelity.feature_networks import open_features
+from fdtrain.evaluation.fidelity.feature_networks import FeatureNetwork, open_features
 from fdtrain.networks.model import Model, ModelSpec
 from fdtrain.training.hardware import check_precision
 from fdtrain.training.profile import parse_steps
@@ -30,6 +30,8 @@ class Plan:
     train_shards: list[list[PlacedShard]]
     spec: ModelSpec
     layout: RunLayout
+    features: FeatureNetwork | None
+    """By which Frechet distances are measured while training, on this rank's device."""
     resume: bool
     traced: range = range(0)
 
@@ -74,10 +76,12 @@ def prepare(config_file: str, overrides: list[str], resume: bool, profile: str |
     spec = model_spec(config, data.description)
     with torch.device("meta"):
         Model(spec)
+    features = None
     if config.monitor.frechet_every:
-        network = open_features(config.monitor.frechet_features, torch.device("cpu"))
-        network.run(torch.zeros(1, *spec.shape, dtype=torch.uint8))
-    plan = Plan(config, data, shards, spec, layout, resume, traced)
+        device = distributed.device()
+        features = open_features(config.monitor.frechet_features, device)
+        features.run(torch.zeros(1, *spec.shape, dtype=torch.uint8, device=device))
+    plan = Plan(config, data, shards, spec, layout, features, resume, traced)
     _check_folder(config.folder)
     existing = store.committed(config.folder)
     if existing and not resume:
@@ -90,7 +94,10 @@ def prepare(config_file: str, overrides: list[str], resume: bool, profile: str |
 
 
 def _check_some_fit(existing: list[Path], plan: Plan) -> None:
-    """At least one of the checkpoints must be the run's, as far as their descriptions tell."""
+    """At least one of the checkpoints must be the run's, as far as their descriptions tell.
+
+    The one to resume from is chosen later, in build.py: only once the folder is locked can no other job add one.
+    """
     errors = []
     for path in existing:
         try:
