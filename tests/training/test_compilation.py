@@ -10,12 +10,14 @@ from models import DIGITS
 from torch import nn
 
 from fdtrain import distributed
+from fdtrain.capacity.layout import run_layout
 from fdtrain.config import TrainingConfig
 from fdtrain.networks.model import Model
 from fdtrain.training.compilation import compile_network, worthwhile
 
 CPU = torch.device("cpu")
 TRAINING = TrainingConfig(steps=1, global_batch=4, lanes=2, micro_batch=2, precision="fp32")
+LAYOUT = run_layout(TRAINING, 1)
 
 
 @pytest.fixture
@@ -49,7 +51,7 @@ def test_compiled_is_what_eager_is(backend, checkpointing, labelled):
     names = list(model.state_dict())
     average = copy.deepcopy(model)
     expected = field_and_gradients(model)
-    assert compile_network(model, TRAINING, CPU) is None
+    assert compile_network(model, TRAINING, LAYOUT, CPU) is None
     assert model.network._compiled_call_impl is not None
     assert average.network._compiled_call_impl is None
     assert list(model.state_dict()) == names
@@ -69,7 +71,7 @@ def broken(graph, inputs):
 def test_a_compiler_that_fails_leaves_the_network_as_it_was(backend):
     backend(broken)
     model = Model(DIGITS)
-    assert "no compiler" in compile_network(model, TRAINING, CPU)
+    assert "no compiler" in compile_network(model, TRAINING, LAYOUT, CPU)
     assert model.network._compiled_call_impl is None
     field_and_gradients(model)
 
@@ -78,7 +80,7 @@ def test_where_one_process_fails_none_is_compiled(backend, monkeypatch):
     backend("eager")
     monkeypatch.setattr(distributed, "all_reduce_sum", lambda x: x + 1)
     model = Model(DIGITS)
-    assert compile_network(model, TRAINING, CPU) == "failed on 1 of 1 processes"
+    assert compile_network(model, TRAINING, LAYOUT, CPU) == "failed on 1 of 1 processes"
     assert model.network._compiled_call_impl is None
 
 
@@ -91,7 +93,7 @@ def test_a_pass_that_does_not_fit_is_no_failure_of_the_compiler(backend):
 
     backend(full)
     with pytest.raises(torch.OutOfMemoryError):
-        compile_network(Model(DIGITS), TRAINING, CPU)
+        compile_network(Model(DIGITS), TRAINING, LAYOUT, CPU)
 
 
 @pytest.mark.parametrize(
@@ -107,8 +109,9 @@ def test_a_pass_that_does_not_fit_is_no_failure_of_the_compiler(backend):
 )
 def test_where_it_pays(settings, device, expected):
     training = TrainingConfig(global_batch=128, **settings)
-    assert worthwhile(training, 10**9, torch.device(device)) is expected
-    assert worthwhile(training.model_copy(update={"zero_stage": 3}), 10**9, torch.device(device)) is False
+    assert worthwhile(training, run_layout(training, 1), 10**9, torch.device(device)) is expected
+    layout = run_layout(training.model_copy(update={"zero_stage": 3}), 1)
+    assert worthwhile(training, layout, 10**9, torch.device(device)) is False
 
 
 def test_a_run_without_a_compiler_goes_on(launch):

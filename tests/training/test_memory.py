@@ -2,6 +2,7 @@ import pytest
 import torch
 from test_bad_input import error_of
 
+from fdtrain.capacity.layout import run_layout
 from fdtrain.config import Config
 from fdtrain.errors import UserError
 from fdtrain.training.memory import fits
@@ -11,8 +12,12 @@ def config(**training):
     return Config.model_validate({"name": "x", "data": {"path": "d"}, "training": {"steps": 1, **training}})
 
 
+def layout():
+    return run_layout(config().training, 1)
+
+
 def test_an_allocation_that_the_cpu_refuses():
-    with pytest.raises(UserError) as error, fits(config()):
+    with pytest.raises(UserError) as error, fits(config(), layout()):
         torch.empty(2**50)
     message = str(error.value)
     assert "128 images does not fit the memory of this machine, which was asked for 4194304.0 GiB more" in message
@@ -37,14 +42,13 @@ def cuda_error():
     ],
 )
 def test_what_else_refuses(raised, part):
-    with pytest.raises(UserError, match=part), fits(config()):
+    with pytest.raises(UserError, match=part), fits(config(), layout()):
         raise raised
 
 
-def test_what_would_take_less(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    settings = config(micro_batch=2, zero_stage=1).model_copy()
-    with pytest.raises(UserError) as error, fits(settings):
+def test_what_would_take_less():
+    settings = config(micro_batch=2, zero_stage=1)
+    with pytest.raises(UserError) as error, fits(settings, run_layout(settings.training, 2)):
         raise cuda_error()
     assert "a pass of 2 images" in str(error.value)
     assert "raise training.lanes" in str(error.value)
@@ -52,7 +56,7 @@ def test_what_would_take_less(monkeypatch):
 
 
 def test_other_errors_keep_their_trace():
-    with pytest.raises(RuntimeError, match="shapes"), fits(config()):
+    with pytest.raises(RuntimeError, match="shapes"), fits(config(), layout()):
         raise RuntimeError("shapes do not match")
 
 
