@@ -11,6 +11,7 @@ from fdtrain.resilience.consensus import Consensus
 
 PROGRAM = """
 import json, signal, os, sys, threading
+import torch
 from fdtrain import distributed
 from fdtrain.resilience.consensus import Consensus
 
@@ -29,6 +30,9 @@ for step in range(6):
         thread.start()
         thread.join()
     heard.append(sorted(consensus.exchange()))
+# As a run ends: a thread of the group that is still busy would bring the interpreter down with it.
+torch.distributed.barrier()
+torch.distributed.destroy_process_group()
 print(json.dumps(heard))
 """
 
