@@ -1,10 +1,11 @@
 """A web server on loopback that answers with given bytes, of HTTP or not."""
 
 import socketserver
-import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+
+from flaky import serving
 
 
 class Answers:
@@ -15,16 +16,8 @@ class Answers:
         self.requests: Counter[str] = Counter()
         self.sent = 0
 
-    @contextmanager
-    def serve(self) -> Iterator[str]:
-        server = _Server(("127.0.0.1", 0), _handler(self))
-        thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_address[1]}"
-        finally:
-            server.shutdown()
-            server.server_close()
+    def serve(self) -> AbstractContextManager[str]:
+        return serving(_Server(("127.0.0.1", 0), _handler(self)))
 
 
 def ok(body: bytes, *headers: bytes) -> bytes:

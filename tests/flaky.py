@@ -1,14 +1,26 @@
 """A web server on loopback that fails as it is told to: files of a folder, or a proxy before another server."""
 
 import http.client
+import socketserver
 import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
+
+
+@contextmanager
+def serving(server: socketserver.TCPServer) -> Iterator[str]:
+    """The address of a server that answers in a thread for as long as the context lasts."""
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 class Flaky:
@@ -26,16 +38,8 @@ class Flaky:
         self.requests: Counter[str] = Counter()
         self.whole: Counter[str] = Counter()
 
-    @contextmanager
-    def serve(self) -> Iterator[str]:
-        server = _Server(("127.0.0.1", 0), _handler(self))
-        thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            server.server_close()
+    def serve(self) -> AbstractContextManager[str]:
+        return serving(_Server(("127.0.0.1", 0), _handler(self)))
 
     def answer(self, handler: BaseHTTPRequestHandler) -> tuple[int, list[tuple[str, str]], bytes]:
         if self.backend is None:
