@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-NO_LABELS = ""
-"""The label column of a data set that is packed without labels."""
 LABEL_NAMES = ("label", "labels")
 
 
