@@ -7,7 +7,8 @@
 
 ``spectrum``: mean KL per dimension of independent Gaussian dimensions with the spectrum of images, exactly. ``rms``:
 distance to a fine solution of the ODE. ``frechet``: Frechet distance to the training images. Each line is a solver on
-its own grid or, with ``--grids``, on these; of several models or ``--seeds`` the mean and the standard deviation.
+its own grid or, with ``--grids``, on these, where ``optimised`` is what tools/evaluate.py grid has found; of several
+models or ``--seeds`` the mean and the standard deviation.
 ``cost``: a solver's time beside that of the network's evaluations.
 """
 
@@ -15,6 +16,7 @@ import argparse
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -27,6 +29,8 @@ from fdtrain.evaluation.fidelity import feature_networks, image_sets
 from fdtrain.evaluation.fidelity.frechet import frechet_distance
 from fdtrain.evaluation.fidelity.measure import measure
 from fdtrain.evaluation.load import load_model
+from fdtrain.evaluation.reporting import result
+from fdtrain.evaluation.sampling.grids import OPTIMISED, load_optimised
 from fdtrain.evaluation.sampling.samples import solve, to_pixels
 from fdtrain.networks.model import Model
 from fdtrain.randomness import Purpose, normal
@@ -54,10 +58,9 @@ def spectrum(arguments: argparse.Namespace) -> None:
             print(f"{solver + ', ' + grid:28}" + "".join(f"{value:>9.1e}" for value in values), flush=True)
 
 
-def images(model: Model, solver: str, grid: str, nfe: int, count: int, seed: int) -> torch.Tensor:
+def images(model: Model, solver: str, times: Sequence[float], count: int, seed: int) -> torch.Tensor:
     """Before they are rounded to levels."""
     spec = model.spec
-    times = time_grid(grid, steps(solver, nfe), spec.scale)
     parts = [range(i, min(count, i + BATCH)) for i in range(0, count, BATCH)]
     labels = [[i % len(spec.classes) for i in part] if spec.classes else None for part in parts]
     return torch.cat([solve(model, p, label, times, solver, seed) for p, label in zip(parts, labels)])
@@ -80,14 +83,26 @@ def truncated(model: Model, nfe: int, count: int, seed: int) -> torch.Tensor:
 
 
 def over_models(arguments: argparse.Namespace, value) -> None:
-    """Print ``value(model, seed, solver, grid, nfe)`` of every solver, one line each."""
-    models = [load_model(path) for path in arguments.models]
+    """Print ``value(model, seed, solver, times, nfe)`` of every solver, one line each."""
+    models = [result.open_model(path) for path in arguments.models]
+
+    def times(model: Model, subject: Subject, solver: str, grid: str, nfe: int) -> Sequence[float]:
+        if solver not in SOLVERS:
+            return ()
+        if grid == OPTIMISED:
+            return load_optimised(subject.home, subject.sha256, solver, steps(solver, nfe))
+        return time_grid(grid, steps(solver, nfe), model.spec.scale)
+
     print(f"{'solver, grid':24}" + "".join(f"{nfe:>16}" for nfe in arguments.nfe), flush=True)
     for solver in arguments.solvers:
         for grid in grids(arguments, solver) if solver in SOLVERS else [""]:
             print(f"{solver + ', ' + grid:24}", end="", flush=True)
             for nfe in arguments.nfe:
-                values = [value(model, seed, solver, grid, nfe) for model in models for seed in arguments.seeds]
+                values = [
+                    value(model, seed, solver, times(model, subject, solver, grid, nfe), nfe)
+                    for model, subject in models
+                    for seed in arguments.seeds
+                ]
                 spread = statistics.stdev(values) if len(values) > 1 else 0.0
                 print(f"{statistics.mean(values):>9.4f} {spread:.4f}", end="", flush=True)
             print(flush=True)
@@ -96,10 +111,11 @@ def over_models(arguments: argparse.Namespace, value) -> None:
 def rms(arguments: argparse.Namespace) -> None:
     fine = {}
 
-    def value(model: Model, seed: int, solver: str, grid: str, nfe: int) -> float:
+    def value(model: Model, seed: int, solver: str, times: Sequence[float], nfe: int) -> float:
         if (id(model), seed) not in fine:
-            fine[id(model), seed] = images(model, "heun", "angle", arguments.reference, arguments.images, seed)
-        found = images(model, solver, grid, nfe, arguments.images, seed)
+            exact = time_grid("angle", steps("heun", arguments.reference))
+            fine[id(model), seed] = images(model, "heun", exact, arguments.images, seed)
+        found = images(model, solver, times, arguments.images, seed)
         return (found - fine[id(model), seed]).square().mean().sqrt().item()
 
     arguments.solvers = [name for name in arguments.solvers if not SOLVERS[name].stochastic]
@@ -112,11 +128,11 @@ def frechet(arguments: argparse.Namespace) -> None:
     data = image_sets.of_split(Split(arguments.data, "train"))
     reference = measure(network, data, data.count, 256, device).moments
 
-    def value(model: Model, seed: int, solver: str, grid: str, nfe: int) -> float:
+    def value(model: Model, seed: int, solver: str, times: Sequence[float], nfe: int) -> float:
         found = (
             truncated(model, nfe, arguments.images, seed)
             if solver == "euler_maruyama"
-            else images(model, solver, grid, nfe, arguments.images, seed)
+            else images(model, solver, times, arguments.images, seed)
         )
         drawn = image_sets.in_memory(solver, to_pixels(quantise(found, model.spec.levels), model.spec.levels))
         return frechet_distance(measure(network, drawn, drawn.count, 256, device).moments, reference)

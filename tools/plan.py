@@ -95,7 +95,7 @@ def _work(config: Config, images: KnownDataset, spec: ModelSpec, counted: Flops,
         f"forward {counted.forward / 1e9:.1f} + backward {counted.backward / 1e9:.1f}{again}",
         f"run          {config.training.steps:,} steps of global batch {config.training.global_batch}: "
         f"{total.images / 1e6:.1f} M images{epochs}",
-        f"time         {total.gpu_hours:,.0f} GPU hours at {total.utilisation:.0%} of {total.tflops:g} TFLOP/s"
+        f"time         {total.hours_text} GPU hours at {total.utilisation:.0%} of {total.tflops:g} TFLOP/s"
         f" and {total.step.efficiency:.0%} of linear: {total.days:.2f} days on {total.gpus} GPUs, "
         f"{1e3 * total.step.seconds:.2f} ms a step",
     ]

@@ -44,6 +44,7 @@ class KnownDataset:
 # By the folders of configs/.
 DATASETS = {
     "digits": KnownDataset("digits", 8, 1, 17, 10, 1497),
+    "fashion_mnist": KnownDataset("fashion_mnist", 28, 1, 256, 10, 60_000),
     "cifar10": KnownDataset("cifar10", 32, 3, 256, 10, 50_000),
     "imagenet32": KnownDataset("imagenet32-new", 32, 3, 256, 1000, 1_281_167),
     "imagenet32-old": KnownDataset("imagenet32-old", 32, 3, 256, 0, 1_281_149),
@@ -113,6 +114,11 @@ class Work:
         return self.steps * self.step.seconds * self.gpus / 3600
 
     @property
+    def hours_text(self) -> str:
+        """The GPU hours, with a decimal where there are few."""
+        return f"{self.gpu_hours:,.0f}" if self.gpu_hours >= 10 else f"{self.gpu_hours:.1f}"
+
+    @property
     def days(self) -> float:
         return self.gpu_hours / self.gpus / 24
 
@@ -161,7 +167,7 @@ def summary(config: Config, spec: ModelSpec, total: Work) -> str:
     memory = state.total + saved.bytes(pass_images(config, total.gpus))
     return (
         f"# Global batch {config.training.global_batch}, {total.images / 1e6:.0f} M images seen. "
-        f"Expected (tools/plan.py): {total.gpu_hours:,.0f} GPU hours\n"
+        f"Expected (tools/plan.py): {total.hours_text} GPU hours\n"
         f"# at {total.utilisation:.0%} of {total.tflops:g} TFLOP/s; "
         f"{memory / 2**30:.1f} GiB held on each of {total.gpus} GPUs."
     )
