@@ -10,6 +10,8 @@ setup(
     description="Likelihood training of diffusion models on the closed time interval, on DeepSpeed",
     long_description=Path("README.md").read_text(),
     long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["fdtrain", "fdtrain.*"]),
     package_data={"fdtrain": ["py.typed"], "fdtrain.evaluation.reporting": ["*.jinja"]},
