@@ -4,6 +4,7 @@ Any launcher will do that sets RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MAS
 torchrun do; without one there is a single process.
 """
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -66,6 +67,7 @@ def open_store(timeout: float, serve: bool = True) -> TCPStore:
 
     Raises:
         LostPeer: there is no store: rank 0 has not come.
+        UserError: another program listens where rank 0 is to run the store.
     """
     alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
     for name, value in alone.items():
@@ -84,6 +86,11 @@ def open_store(timeout: float, serve: bool = True) -> TCPStore:
             multi_tenant=True,
         )
     except (dist.DistStoreError, dist.DistNetworkError) as error:
+        if serve and errno.errorcode[errno.EADDRINUSE] in str(error):
+            raise UserError(
+                f"port {port} of {host} is in use, perhaps by another launch. Choose another one for this: "
+                f"--master_port {port + 1} for deepspeed, --master-port for torchrun."
+            ) from error
         raise LostPeer(
             f"the {world_size()} processes of this run have not all come together at {host} within {timeout:g} s "
             f"({str(error).splitlines()[0]}). See what became of the others, and launch again.",
