@@ -86,7 +86,7 @@ def over_models(arguments: argparse.Namespace, value) -> None:
     """Print ``value(model, seed, solver, times, nfe)`` of every solver, one line each."""
     models = [result.open_model(path) for path in arguments.models]
 
-    def times(model: Model, subject: Subject, solver: str, grid: str, nfe: int) -> Sequence[float]:
+    def times(model: Model, subject: result.Subject, solver: str, grid: str, nfe: int) -> Sequence[float]:
         if solver not in SOLVERS:
             return ()
         if grid == OPTIMISED:
