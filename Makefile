@@ -4,6 +4,7 @@
 # make chaos  a job killed fifty times, on changing numbers of processes; each one resumed by each other
 # make signals  every launcher, signal, target, number of ranks and workers
 # make fuzz   thousands of damaged files and server answers, different ones each time (CASES=20000 for more)
+# make docs   the documentation as a site, in site/
 # make lint   style, the direction of imports, types
 # make clean  what demo and test made, the environment included
 
@@ -27,7 +28,7 @@ READY := .venv/ready
 
 CASES ?= 2000
 
-.PHONY: demo fashion test signals chaos fuzz lint clean environment
+.PHONY: demo fashion docs test signals chaos fuzz lint clean environment
 
 demo: $(READY)
 	python tools/pack.py digits data/digits
@@ -84,6 +85,9 @@ lint: $(READY)
 	ruff format --check .
 	lint-imports
 	pyright
+
+docs: $(READY)
+	mkdocs build
 
 environment: $(READY)
 

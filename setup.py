@@ -39,6 +39,8 @@ setup(
         "gcs": ["gcsfs>=2025.3"],
         # tools/pack.py parquet.
         "parquet": ["pyarrow>=17"],
+        # The documentation as a site: make docs.
+        "docs": ["mkdocs-material>=9.6,<10", "mkdocstrings-python>=1.16,<3"],
         "test": [
             "pytest>=8",
             "hypothesis>=6.100",

@@ -1,0 +1,57 @@
+"""The documentation as a site: every page is in it, every link leads somewhere, every message quoted is the program's."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+
+
+def test_every_page_is_in_the_navigation():
+    class Loader(yaml.SafeLoader):
+        """Tags of plugins are no concern of this test."""
+
+    def pages(entry) -> list[str]:
+        if isinstance(entry, str):
+            return [entry]
+        return [page for inner in (entry.values() if isinstance(entry, dict) else entry) for page in pages(inner)]
+
+    listed = pages(yaml.load((ROOT / "mkdocs.yml").read_text(), Loader)["nav"])
+    assert sorted(listed) == sorted(path.name for path in DOCS.glob("*.md"))
+
+
+def test_the_site_builds_without_a_warning(tmp_path):
+    pytest.importorskip("mkdocs", reason="pip install 'fdtrain[docs]'")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
+    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    assert "FullDiffusion" in (tmp_path / "site" / "index.html").read_text()
+    assert "perturb" in (tmp_path / "site" / "reference" / "index.html").read_text()
+
+
+def test_every_message_of_the_troubleshooting_page_is_printed_by_the_program():
+    source = " ".join(path.read_text() for path in (ROOT / "fdtrain").rglob("*.py"))
+    # Neighbouring string literals are one message.
+    source = re.sub(r'"\s*\n?\s*f?"', "", source)
+    quoted = re.findall(r"^\| `([^`]+)` \|", (DOCS / "troubleshooting.md").read_text(), re.MULTILINE)
+    assert len(quoted) > 20
+    assert [message for message in quoted if message not in source] == []
+
+
+@pytest.mark.parametrize("page", sorted([ROOT / "README.md", *DOCS.glob("*.md")]), ids=lambda page: page.name)
+def test_python_in_the_pages_compiles(page):
+    for number, block in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)):
+        compile(block, f"{page.name}, block {number}", "exec")
+
+
+@pytest.mark.parametrize("page", sorted([ROOT / "README.md", *DOCS.glob("*.md")]), ids=lambda page: page.name)
+def test_files_that_commands_name_exist(page):
+    """Scripts and configurations in the commands of the pages."""
+    blocks = "\n".join(re.findall(r"```\n(.*?)```", page.read_text(), re.DOTALL))
+    named = set(re.findall(r"\b((?:tools|benchmarks|configs|fdtrain|launch)/[\w/.-]+\.(?:py|yaml|sh))\b", blocks))
+    assert [name for name in named if not (ROOT / name).exists()] == []
