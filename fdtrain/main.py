@@ -11,8 +11,7 @@ if not __package__:
 from fdtrain.errors import exit_code
 
 
-def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="fdtrain", description="Train a diffusion model by maximum likelihood.")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", required=True, help="YAML configuration; see configs/ and docs/configuration.md")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="such as training.lr=1e-4")
     parser.add_argument(
@@ -26,6 +25,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     # Given by DeepSpeed's launcher; the environment says the same.
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="fdtrain", description="Train a diffusion model by maximum likelihood.")
+    add_arguments(parser)
     return parser.parse_args(arguments)
 
 

@@ -1,6 +1,11 @@
-"""A small model of the digits, for tests that replace its network."""
+"""Small models of the digits, for tests that train nothing."""
 
-from fdtrain.networks.model import ModelSpec
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from fdtrain.networks.model import Model, ModelSpec
 
 DIGITS = ModelSpec(
     network="ddpmpp",
@@ -12,3 +17,20 @@ DIGITS = ModelSpec(
     levels=17,
     dataset="digits",
 )
+
+
+def filled(spec: ModelSpec, seed: int = 0) -> Model:
+    """The model with random weights, those of its last layers included, which begin at zero."""
+    model = Model(spec).eval().requires_grad_(False)
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.05)
+    return model
+
+
+def saved(model: Model, folder: Path) -> Path:
+    """As an export of two files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model.spec.save(folder / "config.json")
+    save_file(model.state_dict(), folder / "model.safetensors")
+    return folder

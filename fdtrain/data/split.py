@@ -1,6 +1,7 @@
 """A whole split in its stored order, for evaluation."""
 
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -10,6 +11,13 @@ from fdtrain.data.loader import Batch
 from fdtrain.data.mixture import DataSets, open_data
 from fdtrain.data.shards import ShardReader
 from fdtrain.errors import UserError
+
+
+class Images(Protocol):
+    """Images by number, such as those of a :class:`Split`."""
+
+    def batch(self, images: range) -> Batch: ...
+
 
 FETCH_SECONDS = 600.0
 """How long to try to fetch one remote shard, unless a cache is given."""

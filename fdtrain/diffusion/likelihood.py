@@ -35,11 +35,17 @@ def estimate(values: Tensor) -> Estimate:
     """
     values = values.double()
     images, draws = values.shape
-    within = 0.5 * values.diff(dim=1).square().mean() if draws > 1 else torch.tensor(math.nan)
+    within = standard_errors(values).square().mean() * draws
     between = values.mean(1).var() if images > 1 else torch.tensor(math.nan)
     return Estimate(
         values.mean().item(), math.sqrt(within / (images * draws)), math.sqrt(between / images), images, draws
     )
+
+
+def standard_errors(values: Tensor) -> Tensor:
+    """Of each image's mean over its draws, ``(images,)``, as in :func:`estimate`; NaN of a single draw."""
+    draws = values.shape[1]
+    return (0.5 * values.double().diff(dim=1).square().mean(1) / draws).sqrt()
 
 
 def importance_bound(nll: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ def joined(name: str | None) -> Iterator[torch.device]:
         LostPeer: another process is lost.
     """
     if distributed.world_size() == 1:
-        yield _device(name)
+        yield open_device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         return
     if name is not None:
         raise UserError("--device: under a launcher each process takes its own device. Leave it out.")
@@ -38,12 +38,17 @@ def joined(name: str | None) -> Iterator[torch.device]:
         yield device
 
 
-def _device(name: str | None) -> torch.device:
+def open_device(name: str | torch.device, option: str = "--device") -> torch.device:
+    """The device of that name; ``option`` names in the message what chose it.
+
+    Raises:
+        UserError: it is not available.
+    """
     try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {name}: {str(error).splitlines()[0]}.") from error
+        raise UserError(f"{option} {name}: {str(error).splitlines()[0]}.") from error
     return device
 
 

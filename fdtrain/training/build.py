@@ -51,7 +51,7 @@ from fdtrain.training.utilisation import Utilisation
 
 logger = logging.getLogger(__name__)
 
-PACKAGES = ("torch", "deepspeed", "webdataset", "ema-pytorch", "numpy", "pydantic", "safetensors")
+PACKAGES = ("torch", "deepspeed", "ema-pytorch", "numpy", "pydantic", "safetensors")
 
 
 class Launch(NamedTuple):

@@ -91,8 +91,7 @@ def _check(arguments: argparse.Namespace) -> None:
     unit = (2 if arguments.antithetic else 1) * (2 if arguments.importance > 1 else 1)
     if arguments.draws % unit:
         raise UserError(f"--draws must be a multiple of {unit} with these options.")
-    # Finer than rounding, the solver's steps shrink until it makes no way.
-    finest = 10 * torch.finfo(torch.float64 if arguments.float64 else torch.float32).eps
+    finest = nll.finest_tolerance(torch.float64 if arguments.float64 else torch.float32)
     if arguments.ode and arguments.tolerance < finest:
         raise UserError(f"--tolerance must be at least {finest:.1e} in this precision; --float64 admits a finer one.")
     if arguments.seed < 0:

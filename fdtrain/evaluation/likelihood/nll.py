@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fdtrain.data.split import Split
+from fdtrain.data.split import Images, Split
 from fdtrain.diffusion.likelihood import (
     crossed_importance_bound,
     exact_trace,
@@ -29,6 +29,11 @@ EXACT_TRACE_DIMS = 256
 """Up to this many dimensions the ODE's divergence is taken exactly, one backward pass per dimension."""
 
 
+def finest_tolerance(dtype: torch.dtype) -> float:
+    """Of the ODE's solver. Finer than rounding, its steps shrink until it makes no way."""
+    return 10 * torch.finfo(dtype).eps
+
+
 def check_same_images(spec: ModelSpec, split: Split) -> None:
     """Raise UserError unless the split holds what the model models."""
     description = split.description
@@ -43,7 +48,7 @@ def check_same_images(spec: ModelSpec, split: Split) -> None:
 
 def elbo(
     model: Model,
-    split: Split,
+    split: Images,
     images: range,
     density: TimeDensity,
     draws: int,
@@ -79,7 +84,7 @@ def elbo(
 
 def elbo_importance(
     model: Model,
-    split: Split,
+    split: Images,
     images: range,
     density: TimeDensity,
     draws: int,
@@ -126,7 +131,7 @@ def elbo_importance(
 
 def correction_by_stratum(
     model: Model,
-    split: Split,
+    split: Images,
     images: range,
     density: TimeDensity,
     strata: int,
@@ -180,7 +185,7 @@ def _draws(spec: ModelSpec, draws: int, seed: int, image: int) -> tuple[np.ndarr
 
 def ode(
     model: Model,
-    split: Split,
+    split: Images,
     images: range,
     tolerance: float = 1e-5,
     dequantisations: int = 1,

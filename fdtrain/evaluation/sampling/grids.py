@@ -18,12 +18,16 @@ HELP = (
 )
 
 
-def read_grid(text: str, option: str = "--grid") -> str | tuple[float, ...]:
-    """A grid's name as it is, or the times of a list or a file, separated by commas or white space.
+def read_grid(text: str | Sequence[float], option: str = "--grid") -> str | tuple[float, ...]:
+    """A grid's name as it is, or the times of a list or a file, separated by commas or white space, or themselves.
 
     Raises:
         UserError: there is no such grid, or the times do not fall from 1 to 0.
     """
+    if not isinstance(text, str):
+        times = tuple(float(t) for t in text)
+        _checked(lambda: check_grid(times), option)
+        return times
     words = text
     if os.sep in text or Path(text).is_file():
         try:

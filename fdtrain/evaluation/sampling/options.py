@@ -2,6 +2,7 @@
 
 import argparse
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,29 +61,53 @@ class Drawing:
         for name in ("steps", "nfe", "batch"):
             if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
                 raise UserError(f"--{name} must be at least 1.")
-        if not math.isfinite(arguments.guidance):
-            raise UserError("--guidance must be finite.")
-        if arguments.guidance != 1 and not spec.null_class:
-            raise UserError("--guidance needs a model trained with network.label_dropout above 0.")
-        if arguments.label is not None:
-            if not spec.classes:
-                raise UserError("--label: this model was trained without labels.")
-            if not 0 <= arguments.label < len(spec.classes):
-                raise UserError(f"--label {arguments.label}: this model has classes 0 to {len(spec.classes) - 1}.")
-        grid = None if arguments.grid is None else grids.read_grid(arguments.grid)
-        steps = arguments.steps or (len(grid) - 1 if isinstance(grid, tuple) else STEPS)
+        solver, guidance, steps = arguments.solver, arguments.guidance, arguments.steps
         if arguments.nfe:
-            per_step = evaluations(arguments.solver, 1, arguments.guidance)
+            per_step = evaluations(solver, 1, guidance)
             steps, over = divmod(arguments.nfe, per_step)
             if over:
-                raise UserError(
-                    f"--nfe {arguments.nfe}: a step of {arguments.solver} here takes {per_step} evaluations."
-                )
-        if isinstance(grid, tuple) and steps != len(grid) - 1:
-            raise UserError(f"--grid: {len(grid)} times are {len(grid) - 1} steps, not {steps}.")
-        if grid == grids.OPTIMISED:
-            grid = grids.load_optimised(folder, weights_sha256, arguments.solver, steps)
-        return Drawing(arguments.solver, grid, steps, arguments.label, arguments.guidance)
+                raise UserError(f"--nfe {arguments.nfe}: a step of {solver} here takes {per_step} evaluations.")
+        home = folder, weights_sha256
+        return Drawing.checked(spec, *home, solver, arguments.grid, steps, arguments.label, guidance, prefix="--")
+
+    @staticmethod
+    def checked(
+        spec: ModelSpec,
+        folder: Path,
+        weights_sha256: str,
+        solver: str = DEFAULT,
+        grid: str | Sequence[float] | None = None,
+        steps: int | None = None,
+        label: int | None = None,
+        guidance: float = 1.0,
+        prefix: str = "",
+    ) -> "Drawing":
+        """As :meth:`of`, from values. ``grid`` is a text as of the command line, or times; ``prefix`` stands before the
+        names of options in messages.
+
+        Raises:
+            UserError: the model cannot be sampled so.
+        """
+        if solver not in SOLVERS:
+            raise UserError(f"{prefix}solver: there is no {solver!r}; there are {', '.join(SOLVERS)}.")
+        if not math.isfinite(guidance):
+            raise UserError(f"{prefix}guidance must be finite.")
+        if guidance != 1 and not spec.null_class:
+            raise UserError(f"{prefix}guidance needs a model trained with network.label_dropout above 0.")
+        if label is not None:
+            if not spec.classes:
+                raise UserError(f"{prefix}label: this model was trained without labels.")
+            if not 0 <= label < len(spec.classes):
+                raise UserError(f"{prefix}label {label}: this model has classes 0 to {len(spec.classes) - 1}.")
+        times = None if grid is None else grids.read_grid(grid, f"{prefix}grid")
+        steps = (len(times) - 1 if isinstance(times, tuple) else STEPS) if steps is None else steps
+        if steps < 1:
+            raise UserError(f"{prefix}steps must be at least 1.")
+        if isinstance(times, tuple) and steps != len(times) - 1:
+            raise UserError(f"{prefix}grid: {len(times)} times are {len(times) - 1} steps, not {steps}.")
+        if times == grids.OPTIMISED:
+            times = grids.load_optimised(folder, weights_sha256, solver, steps)
+        return Drawing(solver, times, steps, label, guidance)
 
     def times(self, scale: float) -> list[float]:
         """Falling from 1 to 0, for data of this finest scale."""

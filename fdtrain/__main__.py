@@ -1,0 +1,7 @@
+"""``python -m fdtrain``."""
+
+import sys
+
+from fdtrain.commands.entry import main
+
+sys.exit(main())

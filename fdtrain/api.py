@@ -1,0 +1,292 @@
+"""A trained model in Python: sampling, likelihoods and the field itself. Needs no DeepSpeed (docs/api.md).
+
+    model = fdtrain.load("runs/digits")
+    images = model.sample(64, steps=10, seed=0)
+    print(model.bits_per_dim(images).mean)
+
+Images are levels, as data sets store them: uint8 ``(N, C, H, W)`` from 0 to ``model.spec.levels - 1``. Every method
+gives the same values again for the same arguments, whatever ``batch`` is (up to rounding): image ``i`` draws from a
+stream of its own.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fdtrain.data.loader import Batch
+from fdtrain.diffusion.likelihood import Estimate, estimate, standard_errors
+from fdtrain.diffusion.objective import quantise
+from fdtrain.diffusion.solvers import DEFAULT
+from fdtrain.diffusion.time_sampling import time_density
+from fdtrain.errors import UserError
+from fdtrain.evaluation.likelihood import nll
+from fdtrain.evaluation.process import open_device
+from fdtrain.evaluation.reporting.result import Subject, open_model
+from fdtrain.evaluation.sampling import samples
+from fdtrain.evaluation.sampling.options import Drawing
+from fdtrain.networks.model import Model, ModelSpec
+
+Label = int | str | Sequence[int | str] | Tensor | None
+"""Classes by number or name: one for all images, or one for each."""
+
+
+def load(path: str | Path, device: str | torch.device | None = None) -> "TrainedModel":
+    """Load the averaged weights of a run (its newest checkpoint), a checkpoint or an export.
+
+    Args:
+        path: its folder.
+        device: as torch names it; None: the CPU.
+
+    Raises:
+        UserError: there is no model in the folder, its files are damaged, or the device is not available.
+    """
+    model, subject = open_model(path)
+    return TrainedModel(model, subject).to(device or "cpu")
+
+
+@dataclass(frozen=True)
+class BitsPerDim:
+    """Negative log-likelihood in bits/dim.
+
+    ``values`` of the images, ``(N,)`` float64, with ``errors``, the standard error of each over its draws (NaN of a
+    single draw); ``estimate`` is the mean over the images with its two standard errors.
+    """
+
+    values: Tensor
+    errors: Tensor
+    estimate: Estimate
+
+    @property
+    def mean(self) -> float:
+        """Over the images."""
+        return self.estimate.mean
+
+
+class TrainedModel:
+    """A model with trained weights, in evaluation mode and float32. Made by :func:`load`.
+
+    ``module`` is the model as a torch module, ``F(x, t, label)``; ``spec`` describes it: network, predictor, data
+    set, shape, levels and names of the classes.
+    """
+
+    def __init__(self, module: Model, subject: Subject):
+        self.module, self.subject = module, subject
+
+    def __repr__(self) -> str:
+        spec, labels = self.spec, f", {len(self.spec.classes)} classes" if self.spec.classes else ""
+        size = "x".join(map(str, spec.shape))
+        return f"<fdtrain model of {spec.dataset}: {spec.network}, {size}, {spec.levels} levels{labels}, {self.device}>"
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self.module.spec
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.module.parameters()).device
+
+    def to(self, device: str | torch.device) -> "TrainedModel":
+        """Move the weights to a device, in place.
+
+        Raises:
+            UserError: it is not available.
+        """
+        self.module.to(open_device(device, "device"))
+        return self
+
+    def sample(
+        self,
+        count: int,
+        *,
+        steps: int | None = None,
+        seed: int = 0,
+        label: Label = None,
+        guidance: float = 1.0,
+        solver: str = DEFAULT,
+        grid: str | Sequence[float] | None = None,
+        batch: int = 64,
+    ) -> Tensor:
+        """Draw images: levels ``(count, C, H, W)`` uint8, on the CPU.
+
+        Args:
+            steps: of the solver, from ``t = 1`` to ``t = 0``; None: 50, or those of the grid.
+            seed: image ``i`` is a function of (seed, i), the same on any CPU.
+            label: classes, of a class-conditional model; None: all in turn.
+            guidance: ``F_null + guidance (F_label - F_null)``, of a model trained with ``network.label_dropout``.
+            solver: a name in docs/sampling.md; "sde" and "ode" are the best.
+            grid: name of a spacing of the times, times that fall from 1 to 0, or "optimised", as the command
+                ``evaluate grid`` has found them; None: the solver's own.
+            batch: images that are computed together.
+
+        Raises:
+            UserError: the model cannot be sampled so, or its output is not finite.
+        """
+        _check(seed, count=count, batch=batch)
+        home = self.subject.home, self.subject.sha256
+        drawing = Drawing.checked(self.spec, *home, solver=solver, grid=grid, steps=steps, guidance=guidance)
+        labels = drawing.labels(range(count), self.spec)
+        if label is not None:
+            labels = self._labels(label, count).tolist()
+        times, parts = drawing.times(self.spec.scale), []
+        for first in range(0, count, batch):
+            part = slice(first, first + batch)
+            own = labels and labels[part]
+            x = samples.solve(self.module, range(count)[part], own, times, solver, seed, guidance)
+            parts.append(quantise(x, self.spec.levels).cpu())
+        return torch.cat(parts)
+
+    def bits_per_dim(
+        self,
+        images: Tensor | np.ndarray,
+        *,
+        label: Label = None,
+        draws: int = 20,
+        seed: int = 0,
+        batch: int = 256,
+    ) -> BitsPerDim:
+        """The bound of each image: an upper bound, in the mean over draws, on its negative log-likelihood.
+
+        Args:
+            images: levels ``(N, C, H, W)`` uint8.
+            label: classes of the images; of a model trained with ``network.label_dropout`` None: unconditional.
+            draws: of dequantisation, time and noise for each image, stratified in time.
+            batch: evaluations that are computed together.
+
+        Raises:
+            UserError: the images or labels are not the model's, or its output is not finite.
+        """
+        _check(seed, draws=draws, batch=batch)
+        given = self._images(images, label)
+        # Any density of the times gives the same mean.
+        density = time_density("asinh", self.spec.scale)
+        values = nll.elbo(self.module, given, range(len(given)), density, draws, seed, batch)
+        return BitsPerDim(values.mean(1), standard_errors(values), estimate(values))
+
+    def log_prob(
+        self,
+        images: Tensor | np.ndarray,
+        *,
+        label: Label = None,
+        dequantisations: int = 1,
+        tolerance: float = 1e-5,
+        exact: bool | None = None,
+        seed: int = 0,
+        batch: int = 256,
+    ) -> Tensor:
+        """Log-probability of each image in nats, ``(N,)`` float64, by the probability-flow ODE.
+
+        It is that of the discrete image: ``-log_prob / (C H W ln 2)`` is in bits/dim. The density of a dequantised
+        image is exact up to ``tolerance``; over the dequantisation the mean is a lower bound, which several
+        dequantisations (importance-weighted) bring nearer.
+
+        Args:
+            images, label: as of :meth:`bits_per_dim`.
+            dequantisations: of each image.
+            tolerance: of the adaptive solver; 2e-6 and coarser.
+            exact: take the divergence exactly, by one backward pass per dimension, or estimate it with Hutchinson's
+                probes, without bias; None: exactly up to 256 dimensions.
+
+        Raises:
+            UserError: the images or labels are not the model's, or its output is not finite.
+        """
+        _check(seed, dequantisations=dequantisations, batch=batch)
+        if not (finest := nll.finest_tolerance(torch.float32)) <= tolerance < math.inf:
+            raise UserError(f"tolerance must be at least {finest:.1e} in float32.")
+        given, spec = self._images(images, label), self.spec
+        if exact is None:
+            exact = spec.dims <= nll.EXACT_TRACE_DIMS
+        nats, _ = nll.ode(
+            self.module, given, range(len(given)), tolerance, dequantisations, exact, seed=seed, batch=batch
+        )
+        return -nll.ode_bits(nats, spec)[:, 0] * spec.dims * math.log(2)
+
+    def field(self, x: Tensor, t: Tensor | float, *, label: Label = None, guidance: float = 1.0) -> Tensor:
+        """The field ``F(x, t)``, from which score, noise and image are predicted (docs/method.md, section 2).
+
+        ``x`` is ``(N, C, H, W)`` float32 on any device, ``t`` one time in [0, 1] or ``(N,)`` of them, ends included.
+        The result is like ``x``, on the model's device, and differentiable in ``x``.
+
+        Raises:
+            UserError: shapes, times or labels do not fit, or the model cannot be guided.
+        """
+        if tuple(x.shape[1:]) != self.spec.shape:
+            raise UserError(f"x: images of shape {tuple(x.shape[1:])}, this model takes {self.spec.shape}.")
+        times = torch.as_tensor(t, dtype=torch.float64, device=self.device)
+        if times.dim() == 0:
+            times = times.expand(len(x))
+        if times.shape != (len(x),) or not ((times >= 0) & (times <= 1)).all():
+            raise UserError("t: give one time in [0, 1], or one for each image.")
+        labels = self._labels(label, len(x)).to(self.device) if self.spec.classes or label is not None else None
+        return self.module.field(labels, guidance)(x.to(self.device), times)
+
+    def pixels(self, images: Tensor) -> Tensor:
+        """Levels as pixels from 0 to 255, for showing and saving; the same where there are 256 levels."""
+        return samples.to_pixels(images, self.spec.levels)
+
+    def _labels(self, label: Label, count: int) -> Tensor:
+        """Numbers of the classes of ``count`` images, ``(count,)`` int64."""
+        spec, names = self.spec, self.spec.classes
+        if not names:
+            raise UserError("label: this model was trained without labels.")
+        if label is None:
+            if not spec.null_class:
+                raise UserError(f"label: this model is class-conditional; give classes 0 to {len(names) - 1}.")
+            return torch.full((count,), spec.null_label)
+        given = label.tolist() if isinstance(label, Tensor | np.ndarray) else label
+        numbers = (
+            [_class_number(given, names)] * count
+            if isinstance(given, int | str)
+            else [_class_number(one, names) for one in given]
+        )
+        if len(numbers) != count:
+            raise UserError(f"label: {len(numbers)} labels for {count} images. Give one for all, or one for each.")
+        return torch.tensor(numbers)
+
+    def _images(self, images: Tensor | np.ndarray, label: Label) -> "_InMemory":
+        levels, spec = torch.as_tensor(images).cpu(), self.spec
+        if levels.dtype != torch.uint8:
+            raise UserError(f"images: levels of type uint8 are needed, these are {levels.dtype}.")
+        if levels.dim() != 4 or tuple(levels.shape[1:]) != spec.shape or not len(levels):
+            raise UserError(f"images: shape {tuple(levels.shape)}, this model needs (N, C, H, W) = (N, *{spec.shape}).")
+        if (highest := int(levels.max())) >= spec.levels:
+            raise UserError(f"images: level {highest}, this model's are 0 to {spec.levels - 1}.")
+        labelled = spec.classes or label is not None
+        return _InMemory(levels, self._labels(label, len(levels)) if labelled else torch.full((len(levels),), -1))
+
+
+@dataclass(frozen=True)
+class _InMemory:
+    """Images and labels where the evaluation expects those of a split."""
+
+    levels: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.levels)
+
+    def batch(self, images: range) -> Batch:
+        part = slice(images.start, images.stop)
+        return self.levels[part], self.labels[part]
+
+
+def _check(seed: int, **counts: int) -> None:
+    for name, value in counts.items():
+        if value < 1:
+            raise UserError(f"{name} must be at least 1.")
+    if seed < 0:
+        raise UserError("seed must not be negative.")
+
+
+def _class_number(label: int | str, names: Sequence[str]) -> int:
+    """Of a class, given by its number or its name."""
+    if isinstance(label, str) and label in names:
+        return names.index(label)
+    if isinstance(label, int) and 0 <= label < len(names):
+        return label
+    shown = f"{', '.join(names[:20])}{', ...' if len(names) > 20 else ''}"
+    raise UserError(f"label {label!r}: this model has classes 0 to {len(names) - 1}: {shown}.")

@@ -1,0 +1,58 @@
+"""``fdtrain COMMAND``, and the scripts in tools/: parse the arguments and run a command."""
+
+import argparse
+import sys
+from importlib import import_module
+
+from fdtrain import __version__
+from fdtrain.errors import exit_code
+
+COMMANDS = {
+    "pack": "pack a data set, as it was published, into shards",
+    "plan": "what a configuration will take: memory, work, time",
+    "train": "train a model, on one process or on many",
+    "evaluate": "bits/dim, FID, curves, and the report of a run",
+    "sample": "draw images from a trained model",
+    "export": "write a trained model in a form that others read",
+}
+"""By name, the line that ``fdtrain --help`` shows. The command is the module of its name in this folder."""
+
+DESCRIPTION = """Train diffusion models by maximum likelihood on the closed time interval [0, 1].
+
+    fdtrain pack digits data/digits
+    fdtrain train --config configs/digits.yaml
+    fdtrain evaluate nll runs/digits --data data/digits
+    fdtrain sample runs/digits --out samples.png
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry of ``fdtrain``. Returns the exit code."""
+    given = sys.argv[1:] if arguments is None else arguments
+    if given and given[0] in COMMANDS:
+        return run(given[0], given[1:], prog=f"fdtrain {given[0]}")
+    style = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        "fdtrain", description=DESCRIPTION, epilog="fdtrain COMMAND --help describes a command.", formatter_class=style
+    )
+    parser.add_argument("--version", action="version", version=f"fdtrain {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name, what in COMMANDS.items():
+        commands.add_parser(name, help=what)
+    parser.parse_args(given)
+    return 0
+
+
+def run(name: str, arguments: list[str] | None = None, prog: str | None = None) -> int:
+    """Run a command with the given arguments, or the process's. Returns the exit code."""
+    return exit_code(lambda: _run(name, sys.argv[1:] if arguments is None else arguments, prog))
+
+
+def _run(name: str, arguments: list[str], prog: str | None) -> None:
+    # Imported now: the others may need packages that are not installed.
+    command = import_module(f"fdtrain.commands.{name}")
+    style = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog, description=command.__doc__, formatter_class=style)
+    command.add_arguments(parser)
+    parser.set_defaults(given=arguments)
+    command.run(parser.parse_args(arguments))

@@ -1,0 +1,154 @@
+"""Pack a data set, as it was published, into WebDataset shards.
+
+    fdtrain pack digits data/digits
+    fdtrain pack cifar10 cifar-10-python.tar.gz data/cifar10
+    fdtrain pack idx /usr/share/datasets/fashion-mnist data/fashion-mnist
+    fdtrain pack imagenet32 Imagenet32_train.zip Imagenet32_val.zip data/imagenet32-new
+    fdtrain pack images photographs/ data/photographs --resize 64 --holdout 1000
+
+A command that was stopped goes on from the finished shards when it is repeated (docs/packing.md).
+"""
+
+import argparse
+import io
+import os
+import sys
+from pathlib import Path
+
+from fdtrain.data.pack import pack
+from fdtrain.data.sources.celeba import celeba64
+from fdtrain.data.sources.cifar import cifar10
+from fdtrain.data.sources.digits import digits
+from fdtrain.data.sources.idx import idx
+from fdtrain.data.sources.imagenet import imagenet32_old, imagenet_new
+from fdtrain.data.sources.images import images
+from fdtrain.data.sources.parquet import parquet
+from fdtrain.data.sources.source import Source
+from fdtrain.data.writer import ENCODINGS
+from fdtrain.errors import UserError
+
+
+def run(arguments: argparse.Namespace) -> None:
+    # Names of files may be of any bytes.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        source: Source = arguments.read(arguments)
+        description = pack(
+            source, arguments.output, arguments.encoding, arguments.shard_images, arguments.workers, bar=True
+        )
+    except KeyboardInterrupt:
+        raise UserError("interrupted. The same command goes on from the finished shards.") from None
+    for split, shards in description.splits.items():
+        count = description.images(split)
+        print(f"{arguments.output}: {description.name}: {split}: {count} images, {len(shards)} shards")
+        if source.published.get(split, count) != count:
+            print(f"note: {source.published[split]} images were published as '{split}'. Is the source complete?")
+    for note in source.notes:
+        print(f"note: {note}")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    sources = parser.add_subparsers(title="sources", required=True, metavar="SOURCE")
+
+    def add(name: str, read, what: str) -> argparse.ArgumentParser:
+        source = sources.add_parser(name, help=what, description=what)
+        source.set_defaults(read=read)
+        return source
+
+    add("digits", lambda a: digits(), "scikit-learn's 8x8 handwritten digits; nothing to download")
+    source = add("cifar10", lambda a: cifar10(a.input), "CIFAR-10")
+    source.add_argument("input", type=Path, help="cifar-10-python.tar.gz")
+    for size, zips in ((32, "Imagenet32_train.zip Imagenet32_val.zip"), (64, "Imagenet64_train_part1.zip ...")):
+        what = f"new ImageNet {size}x{size} (Chrabaszcz et al. 2017), with labels"
+        source = add(f"imagenet{size}", lambda a, size=size: imagenet_new(a.input, size), what)
+        source.add_argument("input", type=Path, nargs="+", help=f"{zips}, or the npz form, or folders with the batches")
+    source = add(
+        "imagenet32-old",
+        lambda a: imagenet32_old(a.train, a.valid, a.shard_images),
+        "old ImageNet 32x32 (van den Oord et al. 2016), withdrawn, without labels",
+    )
+    source.add_argument("train", type=Path, help="train_32x32.tar")
+    source.add_argument("valid", type=Path, help="valid_32x32.tar")
+    source = add("celeba64", lambda a: celeba64(a.input, a.shard_images), "CelebA, cropped to 140x140, at 64x64")
+    source.add_argument(
+        "input", type=Path, help="img_align_celeba.zip, beside it list_eval_partition.txt if you have it"
+    )
+    _add_idx(add)
+    _add_images(add)
+    _add_parquet(add)
+    for name, source in sources.choices.items():
+        _add_output(source, shard_images=100 if name == "digits" else 1000)
+
+
+def _add_idx(add) -> None:
+    source = add(
+        "idx",
+        lambda a: idx(a.input, _name(a), a.subset, a.classes.split(",") if a.classes else None),
+        "a folder of IDX files: MNIST, Fashion-MNIST, KMNIST, EMNIST",
+    )
+    source.add_argument("input", type=Path, help="the folder with train-images-idx3-ubyte.gz and the others")
+    source.add_argument("--name", help="of the data set (default: the output folder's)")
+    source.add_argument("--subset", help="of several in one folder, such as emnist-balanced")
+    source.add_argument("--classes", metavar="NAME,...", help="names of the labels from 0 on (default: their numbers)")
+
+
+def _add_images(add) -> None:
+    source = add(
+        "images",
+        lambda a: images(a.input, a.test, a.holdout, _name(a), a.resize, a.channels, a.shard_images),
+        "a folder, zip or tar of images; classes are its folders, or the labels in its dataset.json",
+    )
+    source.add_argument("input", type=Path, help="the images to train on")
+    held_out = source.add_mutually_exclusive_group()
+    held_out.add_argument("--test", type=Path, metavar="INPUT", help="held-out images, likewise")
+    held_out.add_argument("--holdout", type=_count, default=0, metavar="N", help="hold out N images, a fixed choice")
+    _add_fit(source)
+
+
+def _add_parquet(add) -> None:
+    source = add(
+        "parquet",
+        lambda a: parquet(a.input, _name(a), a.image_column, a.label_column, a.resize, a.channels, a.config),
+        "a folder of parquet files from the Hugging Face hub, all its splits",
+    )
+    source.add_argument("input", type=Path, help="the folder")
+    source.add_argument("--image-column", metavar="NAME", help="default: the only one that holds images")
+    source.add_argument(
+        "--label-column", metavar="NAME", help="default: the only one that holds labels, if any; '': none"
+    )
+    source.add_argument("--config", metavar="NAME", help="configuration of the data set (default: the only one)")
+    _add_fit(source)
+
+
+def _add_fit(source: argparse.ArgumentParser) -> None:
+    source.add_argument("--name", help="of the data set (default: the output folder's)")
+    source.add_argument(
+        "--resize", type=_count, metavar="PIXELS", help="resize the largest centre square (default: sizes must agree)"
+    )
+    source.add_argument("--channels", type=int, choices=(1, 3), help="default: as the first image")
+
+
+def _add_output(source: argparse.ArgumentParser, shard_images: int) -> None:
+    source.add_argument("output", type=Path, help="folder for the shards and dataset.json")
+    source.add_argument("--encoding", choices=ENCODINGS, default="npy", help="npy: fast; png: small (default: npy)")
+    source.add_argument(
+        "--workers", type=_count, default=len(os.sched_getaffinity(0)), help="processes (default: one a core)"
+    )
+    source.add_argument(
+        "--shard-images",
+        type=_count,
+        default=shard_images,
+        metavar="N",
+        help="images of a shard, about (default: %(default)s)",
+    )
+
+
+def _name(arguments: argparse.Namespace) -> str:
+    return arguments.name or arguments.output.resolve().name
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    return int(text)

@@ -1,0 +1,123 @@
+"""Sample images from a trained model: ``fdtrain sample runs/digits --out samples.png``.
+
+Alone, or on every process of a launch: ``torchrun --nproc-per-node 2 -m fdtrain sample ...``.
+Image i depends on the seed and i alone, on any number of processes. The output's ending chooses the form:
+
+    samples.png      one sheet of all images
+    samples.npz      arr_0, uint8 (n, H, W, C), as the common evaluation suites read it
+    samples/         one PNG an image; with --shards a packed data set
+
+A command that was stopped goes on where it was when it is repeated (docs/sampling.md).
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from fdtrain import distributed, files
+from fdtrain.errors import UserError
+from fdtrain.evaluation import process
+from fdtrain.evaluation.partial import PartialStore
+from fdtrain.evaluation.reporting import result
+from fdtrain.evaluation.sampling import options
+from fdtrain.evaluation.sampling.options import Drawing
+from fdtrain.evaluation.sampling.output import Output
+from fdtrain.networks.model import Model
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="a run (its newest checkpoint), a checkpoint, or an export")
+    parser.add_argument("--out", type=Path, required=True, help="a .png or .npz file, or a folder")
+    parser.add_argument("--shards", action="store_true", help="the folder becomes a packed data set")
+    parser.add_argument("--images", type=int, default=64)
+    parser.add_argument("--seed", type=int, default=0)
+    options.add_arguments(parser)
+    parser.add_argument("--device", help="such as cpu or cuda:1; by default the GPU, where there is one")
+    # Given by DeepSpeed's launcher; the environment says the same.
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    try:
+        _run(arguments)
+    except KeyboardInterrupt:
+        raise UserError(f"interrupted. {process.AGAIN}") from None
+    except OSError as error:
+        raise UserError(f"--out: cannot write {arguments.out} ({error.strerror or error}).") from error
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    model, subject = result.open_model(arguments.model)
+    spec = model.spec
+    drawing = Drawing.of(arguments, spec, subject.home, subject.sha256)
+    if arguments.images < 1:
+        raise UserError("--images must be at least 1.")
+    if arguments.seed < 0:
+        raise UserError("--seed must not be negative.")
+    output = _output(arguments)
+    with process.joined(arguments.device) as place:
+        request = {
+            "images": arguments.images,
+            "seed": arguments.seed,
+            **drawing.describe(),
+            "form": output.form,
+            "weights_sha256": subject.sha256,
+            # Noise is the same on any CPU, and on any GPU of a kind, but not on both.
+            "noise": place.type,
+        }
+        complete = output.check(request)
+        if not complete:
+            parts = output.parts(request)
+            with _prepared(parts):
+                _sample(arguments, model.to(place), drawing, parts, place)
+                if distributed.rank() == 0:
+                    labels = partial(drawing.labels, spec=spec) if spec.classes else None
+                    output.write(parts, spec, labels, subject.identity() | {"dataset": spec.dataset})
+    if distributed.rank() == 0:
+        already = ", complete already" if complete else ""
+        print(f"{output.path}: {arguments.images} images, {drawing.solver}, {drawing.nfe} evaluations each{already}")
+
+
+def _sample(
+    arguments: argparse.Namespace,
+    model: Model,
+    drawing: Drawing,
+    parts: PartialStore,
+    place: torch.device,
+) -> None:
+    """Sample what is missing, the ranks in turn batch by batch, and wait for all."""
+    first = distributed.rank() == 0
+    chunks = distributed.broadcast(parts.missing(arguments.batch) if first else [])
+    missing = sum(map(len, chunks))
+    shown = first and sys.stderr.isatty()
+    with tqdm(total=arguments.images, initial=arguments.images - missing, unit="image", disable=not shown) as bar:
+        for chunk in chunks[distributed.rank() :: distributed.world_size()]:
+            parts.save(chunk, drawing.draw(model, chunk, arguments.seed))
+            bar.update(sum(map(len, parts.finished())) - bar.n if shown else 0)
+    process.wait_for_all(place)
+
+
+@contextmanager
+def _prepared(parts: PartialStore) -> Iterator[None]:
+    """The folder of the parts, held by rank 0 against other launches until the samples are finished."""
+    if distributed.rank() != 0:
+        yield
+        return
+    parts.folder.mkdir(parents=True, exist_ok=True)
+    with files.exclusive(parts.folder):
+        parts.prepare()
+        yield
+
+
+def _output(arguments: argparse.Namespace) -> Output:
+    ending = arguments.out.suffix
+    if arguments.shards and ending in (".png", ".npz"):
+        raise UserError(f"--shards: {arguments.out} must be a folder.")
+    forms = {".png": "sheet", ".npz": "npz"}
+    return Output(arguments.out, forms.get(ending, "shards" if arguments.shards else "png"))

@@ -1,0 +1,170 @@
+"""The command ``fdtrain``, and the package as a wheel."""
+
+import json
+import os
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, environment
+from models import DIGITS, filled, saved
+
+import fdtrain
+from fdtrain.commands import entry, train
+from fdtrain.errors import EXTRAS
+
+
+def test_help(capsys):
+    with pytest.raises(SystemExit) as end:
+        entry.main(["--help"])
+    assert end.value.code == 0
+    shown = capsys.readouterr().out
+    for name, what in entry.COMMANDS.items():
+        assert f"    {name:<10}{what}\n" in shown
+    with pytest.raises(SystemExit) as end:
+        entry.main(["--version"])
+    assert end.value.code == 0
+    assert capsys.readouterr().out == f"fdtrain {fdtrain.__version__}\n"
+
+
+@pytest.mark.parametrize("name", entry.COMMANDS)
+def test_help_of_each_command(name, capsys):
+    with pytest.raises(SystemExit) as end:
+        entry.main([name, "--help"])
+    assert end.value.code == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"usage: fdtrain {name} [-h]")
+    assert f"fdtrain {name} " in shown.split("\n\n", 1)[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        ([], "the following arguments are required: COMMAND"),
+        (["tarin"], "invalid choice: 'tarin'"),
+        (["sample"], "the following arguments are required: model, --out"),
+        (["train", "--config", "x", "--processes", "two"], "argument --processes: invalid int value"),
+    ],
+)
+def test_arguments_that_cannot_be_parsed(arguments, part, capsys):
+    with pytest.raises(SystemExit) as end:
+        entry.main(arguments)
+    assert end.value.code == 2
+    assert part in capsys.readouterr().err
+
+
+def test_mistakes_are_one_line(capsys):
+    assert entry.main(["train", "--config", "/nowhere.yaml"]) == 2
+    assert entry.main(["train", "--config", "x", "--processes", "0"]) == 2
+    assert entry.main(["export", "/nowhere", "x"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert [line[:15] for line in lines] == ["fdtrain: error:"] * 3
+    assert "--processes must be at least 1" in lines[1]
+
+
+@pytest.mark.parametrize("extra", ["train", "eval", "export", "digits"])
+def test_a_missing_package_names_its_extra(extra, capsys, monkeypatch):
+    def run(name, arguments, prog):
+        raise ModuleNotFoundError("no module", name=EXTRAS[extra][0])
+
+    monkeypatch.setattr(entry, "_run", run)
+    assert entry.main(["plan"]) == 2
+    assert f'pip install "fdtrain[{extra}]".' in capsys.readouterr().err
+
+
+def test_the_launcher_gets_what_the_command_was_given():
+    given = ["--config", "a.yaml", "--processes", "2", "--set", "name=x", "--set", "training.steps=3"]
+    command = train.launcher(2, given)
+    assert command[:3] == [sys.executable, "-m", "deepspeed.launcher.runner"]
+    assert command[3:6] == ["--num_accelerators", "2", "--master_port"]
+    assert command[7:9] == ["--module", "fdtrain.main"]
+    assert command[9:] == ["--config", "a.yaml", "--set", "name=x", "--set", "training.steps=3"]
+
+
+def test_a_run_on_two_processes(launch):
+    launched = [sys.executable, "-m", "fdtrain", "train", "--config", str(launch.config), "--processes", "2"]
+    done = subprocess.run(
+        [*launched, "--set", "training.steps=2"], cwd=ROOT, env=environment(), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads((launch.run_folder() / "environment.json").read_text())["processes"] == 2
+    assert sorted(launch.losses()) == [1, 2]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    # An archive has no list of files, and nothing but files.
+    names = (
+        tracked.stdout.split() if tracked.returncode == 0 else ["setup.py", "pyproject.toml", "README.md", "fdtrain"]
+    )
+    for name in names:
+        if name.startswith("fdtrain") or "/" not in name:
+            source.joinpath(name).parent.mkdir(parents=True, exist_ok=True)
+            subprocess.run(["cp", "-r", ROOT / name, source / name], check=True)
+    build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", str(folder), str(source)]
+    done = subprocess.run(build, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+def installed(wheel: Path, folder: Path) -> Path:
+    """The folder of the programs of an empty environment into which the wheel was installed."""
+    venv.create(folder, with_pip=False)
+    python = folder / "bin" / "python"
+    install = [sys.executable, "-m", "pip", "--python", str(python), "install", "--no-deps", "--no-index", str(wheel)]
+    done = subprocess.run(install, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return folder / "bin"
+
+
+def call(programs: Path, folder: Path, *arguments: object) -> subprocess.CompletedProcess:
+    # In a folder without a checkout, and without the variables that point to one.
+    own = {"OMP_NUM_THREADS": "1", "PATH": f"{programs}:/usr/bin:/bin", "HOME": os.environ.get("HOME", "/")}
+    command = [programs / "fdtrain", *map(str, arguments)]
+    return subprocess.run(command, cwd=folder, env=own, capture_output=True, text=True, timeout=120)
+
+
+def test_a_wheel_holds_the_package_alone(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    for name in ("fdtrain/py.typed", "fdtrain/evaluation/reporting/report.html.jinja", "fdtrain/commands/entry.py"):
+        assert name in names
+    assert {name.partition("/")[0] for name in names} == {"fdtrain", f"fdtrain-{fdtrain.__version__}.dist-info"}
+    # Every module, and what is not a module but is read by one.
+    ours = {p.relative_to(ROOT).as_posix() for p in (ROOT / "fdtrain").rglob("*") if p.is_file()}
+    assert {name for name in ours if "__pycache__" not in name} <= set(names)
+
+
+def test_a_wheel_in_an_empty_environment(wheel, tmp_path):
+    programs = installed(wheel, tmp_path / "venv")
+    assert "evaluate" in call(programs, tmp_path, "--help").stdout
+    assert call(programs, tmp_path, "--version").stdout == f"fdtrain {fdtrain.__version__}\n"
+    refused = call(programs, tmp_path, "pack", "digits", "d")
+    assert refused.returncode == 2
+    assert "has no " in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def test_a_wheel_beside_its_packages(wheel, tmp_path):
+    """Those of this environment, without the checkout that is installed in it."""
+    programs = installed(wheel, tmp_path / "venv")
+    (site,) = (tmp_path / "venv" / "lib").glob("python*/site-packages")
+    (site / "packages.pth").write_text(f"{next(p for p in sys.path if p.endswith('site-packages'))}\n")
+    packed = call(programs, tmp_path, "pack", "digits", "digits", "--workers", 1)
+    assert packed.returncode == 0, packed.stderr
+    assert "digits: digits: train: 1497 images" in packed.stdout
+    saved(filled(DIGITS), tmp_path / "model")
+    drawn = call(programs, tmp_path, "sample", "model", "--images", 2, "--steps", 2, "--out", "x.png")
+    assert drawn.returncode == 0, drawn.stderr
+    assert (tmp_path / "x.png").is_file()
+    python = subprocess.run(
+        [programs / "python", "-c", "import fdtrain; print(fdtrain.__file__)"],
+        cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert python.stdout.startswith(str(tmp_path))
