@@ -183,8 +183,7 @@ def _shards(arguments: argparse.Namespace) -> Source | None:
 
 def _adopted(arguments: argparse.Namespace) -> DatasetDescription:
     a = arguments
-    members = {"image": a.image and a.image.lower(), "labels": a.labels}
-    return adopt(a.input, a.output, _name(a), a.holdout, a.channels, a.levels, **members, workers=a.workers, bar=True)
+    return adopt(a.input, a.output, _name(a), a.holdout, a.channels, a.levels, a.image, a.labels, a.workers, bar=True)
 
 
 def _notes(folder: Path) -> list[str]:

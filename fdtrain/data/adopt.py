@@ -10,7 +10,7 @@ import posixpath
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,7 @@ from fdtrain.data.fetch import fetch, is_remote, shown
 from fdtrain.data.location import without_credentials
 from fdtrain.data.sources.picture import Fit, WrongSize, exactly
 from fdtrain.data.sources.shards import (
+    FoundSample,
     Wanted,
     class_list,
     describe,
@@ -90,8 +91,7 @@ def adopt(
     """
     places = [place for shards in splits.values() for place in shards]
     with _alone(folder):
-        with _local(places[0], folder) as path:
-            wanted, fit = first_sample([(path, shown(places[0]))], image, labels)
+        wanted, fit = first_sample(_opened(places, folder), image, labels)
         fit = exactly(fit.size, channels or fit.channels)
         tasks = [(place, folder, wanted, fit, levels) for place in places]
         scans: dict[str, ShardScan] = {}
@@ -134,13 +134,26 @@ def _alone(folder: Path) -> Iterator[None]:
         UserError: it holds a data set already, or cannot be written.
     """
     try:
-        (folder / WORK).mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         with exclusive(folder, "written", "process"):
             if (folder / FILE).exists():
                 raise UserError(f"{folder} holds a data set already. Remove its {FILE}, or choose another --output.")
-            yield
+            (folder / WORK).mkdir(exist_ok=True)
+            try:
+                yield
+            finally:
+                # Unless it holds results.
+                with suppress(OSError):
+                    (folder / WORK).rmdir()
     except OSError as error:
         raise UserError(f"{folder} cannot be written ({error.strerror}). Choose another with --output.") from error
+
+
+def _opened(places: list[str], folder: Path) -> Iterator[tuple[Path, str]]:
+    """Shard after shard, fetched if need be, with its name for messages."""
+    for place in places:
+        with _local(place, folder) as path:
+            yield path, shown(place)
 
 
 @contextmanager
@@ -157,8 +170,7 @@ def _local(place: str, folder: Path) -> Iterator[Path]:
 
 def scan_shard(place: str, folder: Path, wanted: Wanted, fit: Fit, levels: int) -> tuple[str, ShardScan | None]:
     """Check every sample of a shard. None: interrupted."""
-    state = None if is_remote(place) else os.stat(place)
-    known = repr((place, state and (state.st_size, state.st_mtime_ns), wanted, fit, levels))
+    known = repr((place, _version(place), wanted, fit, levels))
     record = folder / WORK / f"{hashlib.sha256(known.encode()).hexdigest()}.json"
     try:
         return place, ShardScan.model_validate_json(record.read_bytes())
@@ -171,11 +183,23 @@ def scan_shard(place: str, folder: Path, wanted: Wanted, fit: Fit, levels: int) 
     return place, scan
 
 
+def _version(place: str) -> tuple[int, int] | None:
+    """By which a local file is known to be unchanged."""
+    if is_remote(place):
+        return None
+    try:
+        status = os.stat(place)
+    except OSError as error:
+        raise UserError(f"{place} cannot be read ({error.strerror}). Restore it, or its permissions.") from error
+    return status.st_size, status.st_mtime_ns
+
+
 def _scan(path: Path, name: str, wanted: Wanted, fit: Fit, levels: int) -> ShardScan | None:
-    count, suffixes, labels = 0, set(), set()
+    count = 0
+    suffixes: set[str] = set()
+    labels: set[str] = set()
     problems: dict[str, list[str]] = {"bad": [], "wrong_size": [], "changed": []}
-    decoder = ImageDecoder(_shape(fit, levels))
-    out = np.empty(fit.size * fit.size * fit.channels, np.uint8)
+    check = Check(fit, levels)
     with mapped(path, name) as data, path.open("rb") as file:
         for sample in samples(data, wanted, name):
             if stopped():
@@ -185,13 +209,8 @@ def _scan(path: Path, name: str, wanted: Wanted, fit: Fit, levels: int) -> Shard
                 if isinstance(sample, BadSample):
                     raise sample
                 suffixes.add(sample.suffix)
-                labels.add(sample.label)
-                expected = pixels(image_bytes(data, sample), sample, fit).reshape(-1)
-                decoder.read(file.fileno(), sample.suffix.rpartition(".")[2], sample.offset, sample.size, out)
-                if not np.array_equal(out, expected):
-                    problems["changed"].append(f"{sample.where}: stored turned (EXIF), or in other colours")
-                elif out.max() >= levels:
-                    raise BadSample(f"{sample.where} has level {out.max()}, not 0 to {levels - 1}. Correct --levels.")
+                labels |= set() if sample.label is None else {sample.label}
+                check.image(sample, pixels(image_bytes(data, sample), sample, fit), file.fileno())
             except WrongSize as error:
                 problems["wrong_size"].append(str(error).partition(", expected")[0])
             except BadSample as error:
@@ -199,7 +218,7 @@ def _scan(path: Path, name: str, wanted: Wanted, fit: Fit, levels: int) -> Shard
                 if len(problems["bad"]) >= MANY:
                     break
             except Broken as error:
-                problems["changed"].append(f"{sample.where}: {error}")
+                problems["changed"].append(str(error))
         file.seek(0)
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return ShardScan(
@@ -207,25 +226,30 @@ def _scan(path: Path, name: str, wanted: Wanted, fit: Fit, levels: int) -> Shard
         bytes=path.stat().st_size,
         sha256=digest,
         suffixes=sorted(suffixes),
-        labels=sorted(labels - {None}),
+        labels=sorted(labels),
         **{kind: len(found) for kind, found in problems.items()},
         texts={kind: found[:REPORTED] for kind, found in problems.items()},
     )
 
 
-def _shape(fit: Fit, levels: int) -> DatasetDescription:
-    """As the reader's decoder wants it."""
-    return DatasetDescription(
-        version=VERSION,
-        name="",
-        source="",
-        size=fit.size,
-        channels=fit.channels,
-        levels=levels,
-        classes=[],
-        encoding="",
-        splits={},
-    )
+class Check:
+    """Whether images are read as they would be packed."""
+
+    def __init__(self, fit: Fit, levels: int):
+        self.levels = levels
+        self.decoder = ImageDecoder(fit.size, fit.channels)
+        self.out = np.empty(fit.size * fit.size * fit.channels, np.uint8)
+
+    def image(self, sample: FoundSample, packed: np.ndarray, file: int) -> None:
+        """Raises Broken if it would be read otherwise, BadSample on a level out of range."""
+        try:
+            self.decoder.read(file, sample.suffix.rpartition(".")[2], sample.offset, sample.size, self.out)
+        except Broken as error:
+            raise Broken(f"{sample.where}: {error}") from error
+        if not np.array_equal(self.out, packed.reshape(-1)):
+            raise Broken(f"{sample.where}: turned by EXIF, or stored in other colours")
+        if (level := self.out.max()) >= self.levels:
+            raise BadSample(f"{sample.where} has level {level}, not 0 to {self.levels - 1}. Correct --levels.")
 
 
 def _check(scans: list[ShardScan], fit: Fit) -> None:

@@ -14,7 +14,6 @@ from zlib import crc32
 import numpy as np
 from PIL import Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
-from fdtrain.data.dataset import DatasetDescription
 from fdtrain.errors import excerpt
 
 PICTURES = {
@@ -46,17 +45,15 @@ class Broken(Exception):
 class ImageDecoder:
     """Reads images of one data set's shape straight into a batch."""
 
-    def __init__(self, description: DatasetDescription):
-        self.shape = (description.size, description.size, description.channels)
-        self.dims = description.dims
-        self.mode = _MODES[description.channels]
+    def __init__(self, size: int, channels: int):
+        self.shape = (size, size, channels)
+        self.dims = size * size * channels
+        self.mode = _MODES[channels]
         # The header of the last good array: other arrays of the data set have the same, byte for byte.
         self._header = b""
         self._buffer = bytearray()
         # Signature and header of a PNG of the data set's shape: 8 bits, not interlaced.
-        header = struct.pack(
-            ">4sIIBBBBB", b"IHDR", description.size, description.size, 8, _PNG_COLOURS[description.channels], 0, 0, 0
-        )
+        header = struct.pack(">4sIIBBBBB", b"IHDR", size, size, 8, _PNG_COLOURS[channels], 0, 0, 0)
         self._png = _PNG_SIGNATURE + b"\0\0\0\x0d" + header + crc32(header).to_bytes(4, "big")
 
     def read(self, file: int, extension: str, offset: int, size: int, out: np.ndarray) -> None:

@@ -178,7 +178,7 @@ class ShardReader:
                     f"{needed / 2**30:.3g} GiB. Set it higher, or lower training.lanes or data.shuffle_window."
                 )
         self.verify = verify
-        self._decoder = ImageDecoder(description)
+        self._decoder = ImageDecoder(description.size, description.channels)
         self._open: OrderedDict[int, OpenShard] = OrderedDict()
 
     def read(

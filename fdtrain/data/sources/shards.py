@@ -10,7 +10,7 @@ import mmap
 import os
 import re
 import stat
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -164,6 +164,7 @@ def first_sample(paths: Iterable[tuple[Path, str]], image: str | None, labels: s
     Raises:
         UserError: there is no image.
     """
+    image = image and image.lower()
     first: BadSample | None = None
     for path, name in paths:
         with mapped(path, name) as data:
@@ -373,7 +374,7 @@ def shard_source(
     )
 
 
-def describe(splits: dict[str, Sequence[str]]) -> str:
+def describe(splits: Mapping[str, Sequence[str]]) -> str:
     """The origin of a data set, without folders and credentials."""
     parts = []
     for split, places in splits.items():
