@@ -22,6 +22,7 @@ from fdtrain.data.dataset import FILE, VERSION, DatasetDescription, SampleMember
 from fdtrain.data.decode import Broken, ImageDecoder
 from fdtrain.data.fetch import fetch, is_remote, shown
 from fdtrain.data.location import without_credentials
+from fdtrain.data.members import json_field
 from fdtrain.data.sources.picture import Fit, WrongSize, exactly
 from fdtrain.data.sources.shards import (
     FoundSample,
@@ -116,7 +117,9 @@ def adopt(
             levels=levels,
             classes=class_list({split: [set(scans[p].labels) for p in shards] for split, shards in splits.items()}),
             encoding="+".join(sorted({suffix.rpartition(".")[2] for suffix in suffixes})),
-            members=SampleMembers(image=suffixes, label=wanted.label, field=wanted.field),
+            members=SampleMembers(
+                image=suffixes, label=wanted.label, field=json_field(wanted.label or "", wanted.field)
+            ),
             splits=_shards(splits, scans, folder),
         )
         if any(without_credentials(place) != place for place in places):

@@ -42,12 +42,12 @@ class SampleMembers(_Model):
     Attributes:
         image: the suffixes of images; a sample has one of them. The part behind the last dot is the format.
         label: the suffix of labels, which are names of classes; None: there are none.
-        field: of a label in JSON.
+        field: of a label in JSON; None: ``label``.
     """
 
     image: list[Annotated[Suffix, Field(pattern=_IMAGE)]] = Field(min_length=1, max_length=100)
     label: Suffix | None = None
-    field: Line = "label"
+    field: Line | None = None
 
 
 class Shard(_Model):
@@ -164,9 +164,11 @@ def write_description(folder: Path, description: DatasetDescription) -> None:
     write_text(folder / FILE, json.dumps(description.model_dump(exclude_none=True), indent=1) + "\n")
 
 
-def fingerprint(shards: Iterable[Shard]) -> str:
-    """SHA-256 over names, counts and checksums of shards in their order, which with the seed fix the samples' order."""
+def fingerprint(shards: Iterable[Shard], members: SampleMembers | None = None) -> str:
+    """SHA-256 over names, counts and checksums of shards in their order, which with the seed fix the samples' order, and
+    over the members that are read."""
     lines = [f"{shard.file} {shard.images} {shard.sha256}\n" for shard in shards]
+    lines += [members.model_dump_json()] if members else []
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 

@@ -25,7 +25,7 @@ class MemberReader:
             assert description is not None
             self.labels = {named.label.encode(): True} if named.label else {}
             self._numbers = {name: number for number, name in enumerate(description.classes)}
-            self._field = json_field(named.label or "", named.field)
+            self._field = json_field(named.label or "", named.field or "label")
 
     def longest(self, suffix: bytes) -> int:
         """Bytes of a label."""

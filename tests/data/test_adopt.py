@@ -22,11 +22,11 @@ from PIL import Image
 
 from fdtrain.data import adopt as adoption
 from fdtrain.data.adopt import adopt
-from fdtrain.data.dataset import parse_description, read_description
+from fdtrain.data.dataset import fingerprint, parse_description, read_description
 from fdtrain.data.lanes import LaneOrder
 from fdtrain.data.loader import Batches, LaneDataset
 from fdtrain.data.location import locate
-from fdtrain.data.pack import pack
+from fdtrain.data.pack import pack, pack_digits
 from fdtrain.data.shards import ShardReader
 from fdtrain.data.sources.shard_lists import shard_lists
 from fdtrain.data.sources.shards import shard_source
@@ -34,7 +34,8 @@ from fdtrain.data.split import Split
 from fdtrain.errors import UserError
 
 SIZE = 8
-TOOL = Path(__file__).resolve().parents[2] / "tools" / "pack.py"
+ROOT = Path(__file__).resolve().parents[2]
+TOOL, DOCS = ROOT / "tools" / "pack.py", ROOT / "docs" / "packing.md"
 
 
 def pixels(number: int, size: int = SIZE, channels: int = 3) -> np.ndarray:
@@ -383,6 +384,10 @@ def test_the_image_is_chosen_among_several(tmp_path):
     adopted(tmp_path / "masks", path, image="mask.png")
     images, _ = Split(tmp_path / "masks", "train").batch(range(4))
     np.testing.assert_array_equal(images[3].permute(1, 2, 0).numpy(), pixels(99))
+    # A run does not go on with other images of the same shards.
+    descriptions = [read_description(tmp_path / name) for name in ("set", "masks")]
+    prints = {fingerprint(d.splits["train"], d.members) for d in descriptions}
+    assert len(prints) == 2
 
 
 def test_levels(tmp_path):
@@ -680,3 +685,19 @@ def test_an_interrupted_command_goes_on(tmp_path):
     done = tool("in", "--output", "set", "--workers", "1", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     same(tmp_path / "set", "train", *sorted((tmp_path / "in").glob("*.tar")))
+
+
+def test_webdataset_reads_what_is_packed(tmp_path, monkeypatch, capsys):
+    """The documented lines, run as they stand there."""
+    [code] = re.findall(r"```python\n(import webdataset\n.*?)```", DOCS.read_text(), re.DOTALL)
+    assert len(code.strip().splitlines()) <= 6
+    monkeypatch.chdir(tmp_path)
+    description = pack_digits("data/digits")
+    assert len(description.splits["train"]) == 15
+    namespace: dict = {}
+    exec(code.replace("    print(", "    seen.append((image, label)); print("), namespace | {"seen": (seen := [])})
+    assert len(seen) == description.images("train")
+    assert capsys.readouterr().out.startswith("(8, 8, 1) uint8 ")
+    images, labels = Split("data/digits", "train").batch(range(len(seen)))
+    np.testing.assert_array_equal(np.stack([image for image, _ in seen]), images.permute(0, 2, 3, 1).numpy())
+    assert [label for _, label in seen] == labels.tolist()
