@@ -165,8 +165,8 @@ def write_description(folder: Path, description: DatasetDescription) -> None:
 
 
 def fingerprint(shards: Iterable[Shard], members: SampleMembers | None = None) -> str:
-    """SHA-256 over names, counts and checksums of shards in their order, which with the seed fix the samples' order, and
-    over the members that are read."""
+    """SHA-256 over names, counts and checksums of shards in their order, which with the seed fix the samples' order,
+    and over the members that are read."""
     lines = [f"{shard.file} {shard.images} {shard.sha256}\n" for shard in shards]
     lines += [members.model_dump_json()] if members else []
     return hashlib.sha256("".join(lines).encode()).hexdigest()
