@@ -1,10 +1,10 @@
 """The data path's figures in one run: ``python benchmarks/data.py`` (docs/data.md says what they mean).
 
-* images/s of one worker process on 32x32 npy and png, and microseconds of processor per image, worker and main
-  process together, beside webdataset, mosaicml-streaming (if it is installed) and a map-style folder of files, each as
-  people write it; and webdataset, the folder and one memory-mapped npy at their best: a lean decode without numpy's
-  and Pillow's detection, into one array a batch. All give shuffled batches of 128 through a torch DataLoader; the
-  others are spared the transposition to (C, H, W) and every check. Rounds take turns; medians are compared.
+* images/s of one worker process on 32x32 npy, png and (adopted) jpg, and microseconds of processor per image, worker
+  and main process together, beside webdataset, mosaicml-streaming (if it is installed) and a map-style folder of files,
+  each as people write it; and webdataset, the folder and one memory-mapped npy at their best: a lean decode without
+  numpy's and Pillow's detection, into one array a batch. All give shuffled batches of 128 through a torch DataLoader;
+  the others are spared the transposition to (C, H, W) and every check. Rounds take turns; medians are compared.
 * memory of a worker over two epochs
 * images/s that one process packs, beside tarfile with np.save and webdataset's writer, given the same 32x32 arrays and
   asked for the same checksums; and its memory while it packs
@@ -32,9 +32,10 @@ from pathlib import Path
 import numpy as np
 import torch
 import webdataset
-from PIL import Image, PngImagePlugin
+from PIL import Image, JpegImagePlugin, PngImagePlugin
 from torch.utils.data import DataLoader, Dataset
 
+from fdtrain.data.adopt import adopt
 from fdtrain.data.dataset import VERSION, DatasetDescription, Shard, write_description
 from fdtrain.data.loader import Batches, LaneDataset
 from fdtrain.data.mixture import lane_order, open_data
@@ -59,7 +60,7 @@ def encode(image: np.ndarray, encoding: str) -> bytes:
     if encoding == "npy":
         np.save(file, image)
     else:
-        Image.fromarray(image).save(file, "png")
+        Image.fromarray(image).save(file, "jpeg" if encoding == "jpg" else encoding)
     return file.getvalue()
 
 
@@ -97,7 +98,10 @@ def make(folder: Path, encoding: str, images: int) -> None:
     for start in range(0, images, SHARD):
         part = ((f"{i:08d}", encoding, data[i]) for i in range(start, min(start + SHARD, images)))
         shards.append(write_shard(folder / "shards" / f"train-{start // SHARD:06d}.tar", part))
-    describe(folder / "shards", shards, 32, 3, encoding)
+    if encoding == "jpg":
+        adopt({"train": [str(folder / "shards" / shard.file) for shard in shards]}, folder / "shards", "benchmark")
+    else:
+        describe(folder / "shards", shards, 32, 3, encoding)
     for i, content in enumerate(data):
         (folder / "files" / f"{i:08d}.{encoding}").write_bytes(content)
     if encoding == "npy":
@@ -160,7 +164,8 @@ def decode_into(out: np.ndarray, data: bytes, encoding: str) -> None:
     if encoding == "npy":
         out[:] = np.frombuffer(data, np.uint8, offset=len(data) - out.size).reshape(out.shape)
     else:
-        out[:] = np.asarray(PngImagePlugin.PngImageFile(io.BytesIO(data)))
+        plugin = PngImagePlugin.PngImageFile if encoding == "png" else JpegImagePlugin.JpegImageFile
+        out[:] = np.asarray(plugin(io.BytesIO(data)))
 
 
 def batch_of(files: Sequence[bytes], encoding: str) -> tuple[np.ndarray, np.ndarray]:
@@ -258,7 +263,7 @@ def throughput(folder: Path, images: int, rounds: int) -> None:
     }
     if import_streaming():
         readers["mosaicml-streaming"] = streaming_batches
-    for encoding in ("npy", "png"):
+    for encoding in ("npy", "png", "jpg"):
         make(folder / encoding, encoding, images)
         present = readers | ({"memory-mapped npy": mapped_batches} if encoding == "npy" else {})
         found: dict[str, list[tuple[float, float]]] = {name: [] for name in present}

@@ -5,6 +5,7 @@
     fdtrain pack idx /usr/share/datasets/fashion-mnist data/fashion-mnist
     fdtrain pack imagenet32 Imagenet32_train.zip Imagenet32_val.zip data/imagenet32-new
     fdtrain pack images photographs/ data/photographs --resize 64 --holdout 1000
+    fdtrain pack adopt 'shards/{000..099}.tar' --test 'val/*.tar'
 
 A command that was stopped goes on from the finished shards when it is repeated (docs/packing.md).
 """
@@ -15,6 +16,8 @@ import os
 import sys
 from pathlib import Path
 
+from fdtrain.data.adopt import LIST, adopt
+from fdtrain.data.dataset import DatasetDescription
 from fdtrain.data.pack import pack
 from fdtrain.data.sources.celeba import celeba64
 from fdtrain.data.sources.cifar import cifar10
@@ -23,6 +26,8 @@ from fdtrain.data.sources.idx import idx
 from fdtrain.data.sources.imagenet import imagenet32_old, imagenet_new
 from fdtrain.data.sources.images import images
 from fdtrain.data.sources.parquet import parquet
+from fdtrain.data.sources.shard_lists import local_folder, shard_lists
+from fdtrain.data.sources.shards import shard_source
 from fdtrain.data.sources.source import Source
 from fdtrain.data.writer import ENCODINGS
 from fdtrain.errors import UserError
@@ -33,19 +38,21 @@ def run(arguments: argparse.Namespace) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        source: Source = arguments.read(arguments)
-        description = pack(
-            source, arguments.output, arguments.encoding, arguments.shard_images, arguments.workers, bar=True
-        )
+        source: Source | None = arguments.read(arguments)
+        description = _adopted(arguments) if source is None else _packed(source, arguments)
     except KeyboardInterrupt:
         raise UserError("interrupted. The same command goes on from the finished shards.") from None
     for split, shards in description.splits.items():
         count = description.images(split)
         print(f"{arguments.output}: {description.name}: {split}: {count} images, {len(shards)} shards")
-        if source.published.get(split, count) != count:
+        if source and source.published.get(split, count) != count:
             print(f"note: {source.published[split]} images were published as '{split}'. Is the source complete?")
-    for note in source.notes:
+    for note in source.notes if source else _notes(arguments.output):
         print(f"note: {note}")
+
+
+def _packed(source: Source, arguments: argparse.Namespace) -> DatasetDescription:
+    return pack(source, arguments.output, arguments.encoding, arguments.shard_images, arguments.workers, bar=True)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -78,7 +85,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_images(add)
     _add_parquet(add)
     for name, source in sources.choices.items():
+        source.add_argument("output", type=Path, help="folder for the shards and dataset.json")
         _add_output(source, shard_images=100 if name == "digits" else 1000)
+    _add_adopt(add)
 
 
 def _add_idx(add) -> None:
@@ -121,6 +130,61 @@ def _add_parquet(add) -> None:
     _add_fit(source)
 
 
+def _add_adopt(add) -> None:
+    source = add(
+        "adopt",
+        _shards,
+        "existing WebDataset shards, described where they are; with --size, packed anew",
+    )
+    source.add_argument(
+        "input", nargs="+", metavar="SHARDS", help="to train on: paths, globs, {000..099}, folders, lists (.txt), URLs"
+    )
+    held_out = source.add_mutually_exclusive_group()
+    held_out.add_argument("--test", nargs="+", default=[], metavar="SHARDS", help="held-out shards, likewise")
+    held_out.add_argument(
+        "--holdout", type=_count, default=0, metavar="N", help="hold out whole shards, a fixed choice, of N images"
+    )
+    source.add_argument(
+        "--output", type=Path, metavar="FOLDER", help="for dataset.json (default: the folder of the first shard)"
+    )
+    source.add_argument("--name", help="of the data set (default: the output folder's)")
+    source.add_argument(
+        "--size", type=_count, metavar="PIXELS", help="pack anew, the largest centre square resized to this"
+    )
+    source.add_argument("--channels", type=int, choices=(1, 3), help="default: as the first image")
+    source.add_argument("--levels", type=_count, default=256, help="values of a pixel (default: 256)")
+    source.add_argument("--image", metavar="SUFFIX", help="of the image, such as image.png (default: the only one)")
+    source.add_argument(
+        "--labels", metavar="SUFFIX", help="of the label: cls, txt, json:FIELD; '': none (default: cls or json:label)"
+    )
+    _add_output(source, shard_images=1000)
+
+
+def _shards(arguments: argparse.Namespace) -> Source | None:
+    """A source to pack anew if a size is given. Otherwise none: ``input`` becomes the shards of every split."""
+    a = arguments
+    a.input = shard_lists(a.input, a.test)
+    if a.holdout and len(a.input) > 1:
+        raise UserError(f"the shards have splits of their own ({', '.join(a.input)}). Leave out --holdout.")
+    if a.size and (a.output is None or a.levels != 256):
+        raise UserError("--size packs the images anew: give a folder for them with --output, and no --levels.")
+    a.output = a.output or local_folder(a.input["train"][0])
+    if not a.size:
+        return None
+    return shard_source(a.input, a.holdout, _name(a), a.size, a.channels, a.image, a.labels, a.workers)
+
+
+def _adopted(arguments: argparse.Namespace) -> DatasetDescription:
+    a = arguments
+    return adopt(a.input, a.output, _name(a), a.holdout, a.channels, a.levels, a.image, a.labels, a.workers, bar=True)
+
+
+def _notes(folder: Path) -> list[str]:
+    if not (folder / LIST).exists():
+        return []
+    return [f"the URLs with their credentials are in {folder / LIST}: give that to data.path, and keep it private."]
+
+
 def _add_fit(source: argparse.ArgumentParser) -> None:
     source.add_argument("--name", help="of the data set (default: the output folder's)")
     source.add_argument(
@@ -130,7 +194,6 @@ def _add_fit(source: argparse.ArgumentParser) -> None:
 
 
 def _add_output(source: argparse.ArgumentParser, shard_images: int) -> None:
-    source.add_argument("output", type=Path, help="folder for the shards and dataset.json")
     source.add_argument("--encoding", choices=ENCODINGS, default="npy", help="npy: fast; png: small (default: npy)")
     source.add_argument(
         "--workers", type=_count, default=len(os.sched_getaffinity(0)), help="processes (default: one a core)"

@@ -7,8 +7,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError, field_validator
 
+from fdtrain.credentials import masked
 from fdtrain.data.text import read_text
 from fdtrain.errors import UserError, excerpt
 from fdtrain.files import write_text
@@ -28,14 +29,43 @@ class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+Suffix = Annotated[str, Field(max_length=200, pattern=r"^[^./\\\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]*$")]
+"""What follows the first dot of a member's name, in lower case."""
+
+
+_IMAGE = r"^(.*\.)?(npy|png|jpg|jpeg|webp)$"
+
+
+class SampleMembers(_Model):
+    """Which members of a sample are its image and its label, where the packer did not name them.
+
+    Attributes:
+        image: the suffixes of images; a sample has one of them. The part behind the last dot is the format.
+        label: the suffix of labels, which are names of classes; None: there are none.
+        field: of a label in JSON; None: ``label``.
+    """
+
+    image: list[Annotated[Suffix, Field(pattern=_IMAGE)]] = Field(min_length=1, max_length=100)
+    label: Suffix | None = None
+    field: Line | None = None
+
+
 class Shard(_Model):
-    """One tar file."""
+    """One tar file. ``place``: its path from the data set's folder, or its URL, where it is not ``file`` there."""
 
     # Both become file names.
     file: str = Field(pattern=r"^[^./\\\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]*$", max_length=200)
     images: int = Field(ge=0, le=1 << 40)
     bytes: int = Field(ge=0, le=1 << 50)
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    place: str | None = Field(default=None, pattern=r"^[^\x00-\x1f\x7f]+$", max_length=5000)
+
+    @field_validator("place")
+    @classmethod
+    def _check_place(cls, place: str | None) -> str | None:
+        if place is not None and (place.startswith("pipe:") or masked(place) != place):
+            raise ValueError("commands, and URLs with credentials or a query, belong into a list of shards")
+        return place
 
 
 class DatasetDescription(_Model):
@@ -53,6 +83,7 @@ class DatasetDescription(_Model):
     levels: int = Field(ge=2, le=256)
     classes: Annotated[list[Line], FailFast()] = Field(max_length=MAX_CLASSES)
     encoding: Line
+    members: SampleMembers | None = None
     splits: dict[Line, Annotated[list[Shard], FailFast()]]
 
     def images(self, split: str) -> int:
@@ -130,12 +161,14 @@ def read_description(folder: str | Path) -> DatasetDescription:
 
 def write_description(folder: Path, description: DatasetDescription) -> None:
     """Write ``dataset.json``, last of all and atomically: a folder that has it is complete."""
-    write_text(folder / FILE, json.dumps(description.model_dump(), indent=1) + "\n")
+    write_text(folder / FILE, json.dumps(description.model_dump(exclude_none=True), indent=1) + "\n")
 
 
-def fingerprint(shards: Iterable[Shard]) -> str:
-    """SHA-256 over names, counts and checksums of shards in their order, which with the seed fix the samples' order."""
+def fingerprint(shards: Iterable[Shard], members: SampleMembers | None = None) -> str:
+    """SHA-256 over names, counts and checksums of shards in their order, which with the seed fix the samples' order,
+    and over the members that are read."""
     lines = [f"{shard.file} {shard.images} {shard.sha256}\n" for shard in shards]
+    lines += [members.model_dump_json()] if members else []
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 

@@ -1,8 +1,8 @@
 """Decodes the members of a shard to images and labels. They are untrusted data, and never run as code.
 
-Known members are ``npy`` (uint8 arrays, no pickles), ``png``, ``jpg``; ``cls`` (the label in ASCII) and ``json``
-(an object whose ``label`` it is). An image's size is read from its header, and refused, before any pixel
-is decoded; a member's length before it is read.
+Known members are ``npy`` (uint8 arrays, no pickles), ``png``, ``jpg``, ``webp``; ``cls`` (the label in ASCII) and
+``json`` (an object whose ``label`` it is), or those that ``dataset.json`` names. An image's size is read from its
+header, and refused, before any pixel is decoded; a member's length before it is read.
 """
 
 import io
@@ -12,20 +12,22 @@ import struct
 from zlib import crc32
 
 import numpy as np
-from PIL import Image, JpegImagePlugin, PngImagePlugin
+from PIL import Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
-from fdtrain.data.dataset import DatasetDescription
 from fdtrain.errors import excerpt
 
 PICTURES = {
     "png": PngImagePlugin.PngImageFile,
     "jpg": JpegImagePlugin.JpegImageFile,
     "jpeg": JpegImagePlugin.JpegImageFile,
+    "webp": WebPImagePlugin.WebPImageFile,
 }
 IMAGES = ("npy", *PICTURES)
 LABELS = ("cls", "json")
 LONGEST_LABEL = {"cls": 20, "json": 1 << 20}
 """In bytes."""
+LONGEST_NAME = 4000
+"""Bytes of a label that is the name of a class."""
 _METADATA = 1 << 20
 """Bytes that a picture may be longer than eight times its pixels: profiles, comments."""
 _NPY_HEADER = 1 << 12
@@ -43,17 +45,15 @@ class Broken(Exception):
 class ImageDecoder:
     """Reads images of one data set's shape straight into a batch."""
 
-    def __init__(self, description: DatasetDescription):
-        self.shape = (description.size, description.size, description.channels)
-        self.dims = description.dims
-        self.mode = _MODES[description.channels]
+    def __init__(self, size: int, channels: int):
+        self.shape = (size, size, channels)
+        self.dims = size * size * channels
+        self.mode = _MODES[channels]
         # The header of the last good array: other arrays of the data set have the same, byte for byte.
         self._header = b""
         self._buffer = bytearray()
         # Signature and header of a PNG of the data set's shape: 8 bits, not interlaced.
-        header = struct.pack(
-            ">4sIIBBBBB", b"IHDR", description.size, description.size, 8, _PNG_COLOURS[description.channels], 0, 0, 0
-        )
+        header = struct.pack(">4sIIBBBBB", b"IHDR", size, size, 8, _PNG_COLOURS[channels], 0, 0, 0)
         self._png = _PNG_SIGNATURE + b"\0\0\0\x0d" + header + crc32(header).to_bytes(4, "big")
 
     def read(self, file: int, extension: str, offset: int, size: int, out: np.ndarray) -> None:
@@ -112,6 +112,9 @@ class ImageDecoder:
             raise Broken(f"cannot be decoded ({error})") from error
 
     def _picture(self, data: bytes, kind: type, out: np.ndarray) -> None:
+        if kind is WebPImagePlugin.WebPImageFile:
+            # Its decoder allocates the whole picture when it is made.
+            self._check((*webp_size(data), self.shape[2]))
         # The plugins raise whatever their parsing runs into on a broken file: any error is the file's.
         try:
             picture = kind(io.BytesIO(data))
@@ -120,6 +123,8 @@ class ImageDecoder:
         self._check((picture.height, picture.width, len(picture.getbands())))
         if picture.mode != self.mode:
             raise Broken(f"picture of mode {picture.mode}, expected {self.mode}")
+        if getattr(picture, "n_frames", 1) > 1:
+            raise Broken("animated")
         try:
             out[:] = np.asarray(picture).reshape(-1)
         except Exception as error:
@@ -131,6 +136,27 @@ class ImageDecoder:
             raise Broken(f"image of height x width x channels {excerpt(actual)}, expected {expected}")
 
 
+def webp_size(data: bytes) -> tuple[int, int]:
+    """Height and width of a WebP picture by its first chunk (RFC 9649).
+
+    Raises:
+        Broken: it has none.
+    """
+    kind, size = data[12:16], (0, 0)
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP" and len(data) >= 30:
+        if kind == b"VP8 " and data[23:26] == b"\x9d\x01\x2a":
+            width, height = struct.unpack_from("<HH", data, 26)
+            size = height & 0x3FFF, width & 0x3FFF
+        elif kind == b"VP8L" and data[20] == 0x2F:
+            bits = int.from_bytes(data[21:25], "little")
+            size = (bits >> 14 & 0x3FFF) + 1, (bits & 0x3FFF) + 1
+        elif kind == b"VP8X":
+            size = int.from_bytes(data[27:30], "little") + 1, int.from_bytes(data[24:27], "little") + 1
+    if not all(size):
+        raise Broken("not a picture of its type (no WebP header)")
+    return size
+
+
 def label(extension: str, data: bytes) -> int:
     """The label in a member; -1 if there is none.
 
@@ -139,14 +165,37 @@ def label(extension: str, data: bytes) -> int:
     """
     if extension == "cls":
         return int(data)
+    value = _field(data, "label", -1)
+    if type(value) is not int:
+        raise ValueError("label is not a whole number")
+    return value
+
+
+def class_name(data: bytes, field: str | None) -> str | None:
+    """The name of the class in a member, or the digits of its number; None if there is none.
+
+    Args:
+        field: of the object in a JSON member; None: the member is a text.
+
+    Raises:
+        ValueError: it is neither a text in UTF-8 nor a whole number.
+    """
+    value = data.decode() if field is None else _field(data, field, None)
+    if value is None:
+        return None
+    if type(value) is int:
+        return str(value)
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError("label is neither a text nor a whole number")
+    return value.strip()
+
+
+def _field(data: bytes, field: str, default: object) -> object:
     try:
         content = json.loads(data)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
-    value = content.get("label", -1) if isinstance(content, dict) else -1
-    if type(value) is not int:
-        raise ValueError("label is not a whole number")
-    return value
+    return content.get(field, default) if isinstance(content, dict) else default
 
 
 def _read(file: int, offset: int, size: int, most: int) -> bytes:

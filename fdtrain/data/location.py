@@ -16,8 +16,9 @@ from pathlib import Path
 
 from fdtrain.credentials import MASK, expand_references
 from fdtrain.data.braces import expand
-from fdtrain.data.dataset import FILE, DatasetDescription, check_length, parse_description, read_description
+from fdtrain.data.dataset import FILE, DatasetDescription, Shard, check_length, parse_description, read_description
 from fdtrain.data.fetch import is_remote, shown
+from fdtrain.data.members import MemberReader
 from fdtrain.data.shards import PlacedShard
 from fdtrain.data.text import read_text
 from fdtrain.errors import UserError, excerpt
@@ -41,7 +42,7 @@ class PackedData:
     def split(self, name: str) -> list[PlacedShard]:
         """The split's shards with images. Local ones are checked to exist in full length.
 
-        A pattern or list selects among a split's shards. If it names none of them, all are beside dataset.json.
+        A pattern or list selects among a split's shards. If it names none of them, all are where dataset.json says.
 
         Raises:
             UserError: unknown or empty split; a local shard is missing, cut short or grown.
@@ -53,8 +54,12 @@ class PackedData:
         if self.places and any(shard.file in self.places for shard in shards):
             shards = [shard for shard in shards if shard.file in self.places]
         places = self.places or {}
-        labels = range(len(self.description.classes))
-        placed = [PlacedShard(s, places.get(s.file, _join(self.base, s.file)), labels) for s in shards if s.images]
+        labels, members = range(len(self.description.classes)), MemberReader(self.description)
+        placed = [
+            PlacedShard(shard, places.get(shard.file) or _place(self.base, shard), labels, members)
+            for shard in shards
+            if shard.images
+        ]
         if not placed:
             raise UserError(f"{shown(self.base)}: split '{name}' holds no images. Pack the data set again.")
         for shard in placed:
@@ -92,14 +97,17 @@ def locate(path: str | Path, allow_pipe: bool = False, seconds: float = 60.0) ->
         base = (place.rstrip("/") or "/") + query
     base = base or "."
     description = _description(base, seconds)
-    listed = {shard.file for shards in description.splits.values() for shard in shards}
+    shards = [shard for shards in description.splits.values() for shard in shards]
+    if is_remote(base):
+        _check_remote(base, (shard.place for shard in shards if shard.place))
     if places is None:
-        if not is_remote(base):
-            _check_no_others(Path(base), listed)
+        # Whoever names each place may leave others in its folder.
+        if not is_remote(base) and not all(shard.place for shard in shards):
+            _check_no_others(Path(base), {shard.file for shard in shards})
         return PackedData(base, description, None)
     if not allow_pipe and any(place.startswith("pipe:") for place in places):
         raise UserError(f"{shown(path)} runs commands (pipe:). Set data.allow_pipe to true if you trust it.")
-    return PackedData(base, description, _by_name(path, places, listed))
+    return PackedData(base, description, _by_name(path, places, shards))
 
 
 def _description(base: str, seconds: float) -> DatasetDescription:
@@ -110,21 +118,25 @@ def _description(base: str, seconds: float) -> DatasetDescription:
 
 
 def _check_remote(path: str, places: Iterable[str]) -> None:
-    """A remote list must not make this machine read its own files."""
+    """A remote list or description must not make this machine read its own files."""
     admitted = ("pipe:", "http://", "https://", "s3://", "gs://", f"{path.partition('://')[0]}://")
     for place in places:
-        if not place.startswith(admitted):
+        if (is_remote(place) or place.startswith("/")) and not place.startswith(admitted):
             raise UserError(
                 f"{shown(path)} names {excerpt(shown(place))}. A remote list may name shards beside it or in remote "
                 "stores, no local files. Correct it, or copy it to this machine."
             )
 
 
-def _by_name(path: str, places: Iterable[str], listed: set[str]) -> dict[str, str]:
+def _by_name(path: str, places: Iterable[str], shards: Iterable[Shard]) -> dict[str, str]:
+    """The places of shards by the names of their files. Their places in dataset.json name them too."""
+    files = {shard.file for shard in shards}
+    listed = {shard.place: shard.file for shard in shards}
     by_name: dict[str, str] = {}
     for place in places:
         name = posixpath.basename(_split_query(place)[0])
-        if name not in listed:
+        name = listed.get(without_credentials(place), name)
+        if name not in files:
             raise UserError(f"{shown(path)} names {excerpt(name)}, which {FILE} does not list. Correct one of the two.")
         if name in by_name:
             raise UserError(f"{shown(path)} names {name} twice. A sample would come twice an epoch: remove one.")
@@ -145,6 +157,20 @@ def _check_no_others(folder: Path, listed: set[str]) -> None:
             f"{folder} holds {others[0]}{f' and {len(others) - 1} more' if others[1:] else ''}, which {FILE} does not "
             "list. Move it away, or pack again."
         )
+
+
+def without_credentials(place: str) -> str:
+    """A URL without user, password and query, under which ``dataset.json`` lists a shard. A path stays as it is."""
+    if not is_remote(place) or place.startswith("pipe:"):
+        return place
+    scheme, mark, rest = _split_query(place)[0].partition("://")
+    host, slash, path = rest.partition("/")
+    return f"{scheme}{mark}{host.rpartition('@')[2]}{slash}{path}"
+
+
+def _place(base: str, shard: Shard) -> str:
+    place = shard.place or shard.file
+    return place if is_remote(place) or place.startswith("/") else _join(base, place)
 
 
 def _join(base: str, name: str) -> str:

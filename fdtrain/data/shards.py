@@ -1,7 +1,7 @@
 """Random access to the samples of WebDataset shards.
 
 A sample is the members of a tar that share a key: an image (``KEY.npy``, ``KEY.png``...) and its label
-(``KEY.cls`` or ``KEY.json``), see :mod:`fdtrain.data.decode`. Any other member is ignored. webdataset's own readers
+(``KEY.cls`` or ``KEY.json``), see :mod:`fdtrain.data.members`. Any other member is ignored. webdataset's own readers
 go through a shard from its beginning, so resuming in the middle would decode everything before;
 here a shard is indexed once and any sample is read in place.
 """
@@ -20,23 +20,21 @@ import numpy as np
 
 from fdtrain.data.cache import Cache
 from fdtrain.data.dataset import DatasetDescription, Shard
-from fdtrain.data.decode import IMAGES, LABELS, LONGEST_LABEL, Broken, ImageDecoder, label
+from fdtrain.data.decode import IMAGES, Broken, ImageDecoder
 from fdtrain.data.fetch import is_remote, shown
+from fdtrain.data.members import BAD_LABEL, NO_LABEL, ORDINARY, MemberReader
 from fdtrain.data.tar import BLOCK, BadTar, members
 from fdtrain.errors import UserError, excerpt
-
-_NO_LABEL, _BAD_LABEL = -1, -2
-_KINDS = {extension.encode(): kind for kind, extension in enumerate(IMAGES)}
-_LABELS = {extension.encode(): extension for extension in LABELS}
 
 
 @dataclass(frozen=True)
 class PlacedShard:
-    """A shard, its place (a path, a URL or ``pipe:`` command), and its labels among the run's classes."""
+    """A shard, its place (a path, a URL or ``pipe:`` command), its labels among the run's classes, and its members."""
 
     shard: Shard
     place: str
     labels: range
+    members: MemberReader = ORDINARY
 
     @property
     def name(self) -> str:
@@ -81,7 +79,7 @@ class OpenShard:
 
     def _index(self) -> None:
         with mmap.mmap(self.file, 0, access=mmap.ACCESS_READ) as data:
-            samples = _samples(data)
+            samples = _samples(data, self.placed.members)
         self.kind, self.offset, self.size, self.label = np.array(samples, dtype=np.int64).reshape(-1, 4).T.copy()
         if len(self.kind) != self.placed.shard.images:
             raise UserError(
@@ -110,14 +108,15 @@ class OpenShard:
             os.close(self._lock)
 
 
-def _samples(data: mmap.mmap) -> array:
+def _samples(data: mmap.mmap, reader: MemberReader) -> array:
     """``kind, offset, size, label`` of every sample, one after another: consecutive members of one key.
 
     Raises:
         BadTar: no tar; or a second image or label of one key, as where two samples of one key meet.
     """
     samples = array("q")
-    last, kind, place, size, number, labelled_by = None, -1, 0, 0, _NO_LABEL, None
+    images, labels = reader.images, reader.labels
+    last, kind, place, size, number, labelled_by = None, -1, 0, 0, NO_LABEL, None
     for name, offset, length in members(data):
         first = name.rfind(b"/") + 1
         dot = name.find(b".", first)
@@ -127,31 +126,23 @@ def _samples(data: mmap.mmap) -> array:
         if key != last:
             if last is not None:
                 samples.extend((kind, place, size, number))
-            last, kind, place, size, number, labelled_by = key, -1, offset, 0, _NO_LABEL, None
+            last, kind, place, size, number, labelled_by = key, -1, offset, 0, NO_LABEL, None
         extension = name[dot + 1 :].lower()
-        if extension in _KINDS:
+        if extension in images:
             if kind >= 0:
                 raise BadTar(f"two images of one key, '{excerpt(key)}'")
-            kind, place, size = _KINDS[extension], offset, length
-        elif extension in _LABELS:
+            kind, place, size = images[extension], offset, length
+        elif extension in labels:
             if extension == labelled_by:
                 raise BadTar(f"two labels of one key, '{excerpt(key)}'")
             # A .cls comes before a .json.
-            if labelled_by is None or extension == b"cls":
-                number, labelled_by = _label(data, _LABELS[extension], offset, length), extension
+            if labelled_by is None or labels[extension]:
+                number, labelled_by = BAD_LABEL, extension
+                if length <= reader.longest(extension):
+                    number = reader.number(extension, data[offset : offset + length])
     if last is not None:
         samples.extend((kind, place, size, number))
     return samples
-
-
-def _label(data: mmap.mmap, extension: str, offset: int, length: int) -> int:
-    if length > LONGEST_LABEL[extension]:
-        return _BAD_LABEL
-    try:
-        value = label(extension, data[offset : offset + length])
-    except ValueError:
-        return _BAD_LABEL
-    return value if _NO_LABEL <= value < 2**31 else _BAD_LABEL
 
 
 class ShardReader:
@@ -187,7 +178,7 @@ class ShardReader:
                     f"{needed / 2**30:.3g} GiB. Set it higher, or lower training.lanes or data.shuffle_window."
                 )
         self.verify = verify
-        self._decoder = ImageDecoder(description)
+        self._decoder = ImageDecoder(description.size, description.channels)
         self._open: OrderedDict[int, OpenShard] = OrderedDict()
 
     def read(
@@ -229,10 +220,10 @@ class ShardReader:
             raise Broken(f"no image member (one of {', '.join(IMAGES)})")
         self._decoder.read(opened.file, IMAGES[kind], opened.offset.item(index), opened.size.item(index), out)
         number, labels = opened.label.item(index), opened.placed.labels
-        if number == _NO_LABEL:
+        if number == NO_LABEL:
             return number
-        if number == _BAD_LABEL:
-            raise Broken("its label is not a whole number from 0 on")
+        if number == BAD_LABEL:
+            raise Broken("its label is not a whole number from 0 on, nor the name of a class")
         if number >= len(labels):
             raise Broken(f"label {number}, but the data set has {len(labels)} classes")
         return labels[number]

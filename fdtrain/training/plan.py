@@ -46,7 +46,10 @@ class Plan:
         return {
             "dataset": self.description.name,
             "images": sum(placed.shard.images for part in self.train_shards for placed in part),
-            store.SHARDS: [fingerprint([placed.shard for placed in part]) for part in self.train_shards],
+            store.SHARDS: [
+                fingerprint([placed.shard for placed in shards], part.description.members)
+                for part, shards in zip(self.data.parts, self.train_shards, strict=True)
+            ],
             "data.weights": config.data.weights,
             "seed": config.seed,
             "training.global_batch": config.training.global_batch,

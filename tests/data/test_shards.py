@@ -163,6 +163,12 @@ def png(width: int, height: int, *chunks: tuple[bytes, bytes]) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + head + b"".join(chunk(*c) for c in chunks) + chunk(b"IEND", b"")
 
 
+def webp(kind: bytes, body: bytes) -> bytes:
+    chunk = kind + len(body[:10]).to_bytes(4, "little") + body
+    return b"RIFF" + (4 + len(chunk)).to_bytes(4, "little") + b"WEBP" + chunk
+
+
+LARGE_WEBP = picture(np.zeros((3000, 3000, 3), np.uint8), "webp")[12:]
 NOISE = np.random.default_rng(0).integers(0, 256, (4, 4, 3), np.uint8)
 ZEROS = zlib.compress(b"\0" * 200_000_000, 9)
 RIGHT = zlib.compress(b"\0" * (4 * 13))
@@ -190,6 +196,14 @@ RIGHT = zlib.compress(b"\0" * (4 * 13))
         ([("0.npy", npy(image(0)) + b"\0" * 10_000)], "at most"),
         ([("0.png", b"\0" * 3_000_000)], "at most"),
         ([("0.png", picture(image(0)) + b"\0" * 3_000_000)], "at most"),
+        ([("0.webp", webp(b"VP8X", b"\x10\0\0\0" + b"\xff\x3f\0" * 2))], "16384x16384x3, expected 4x4x3"),
+        ([("0.webp", webp(b"VP8L", b"\x2f" + b"\xff" * 24))], "16384x16384x3, expected 4x4x3"),
+        ([("0.webp", webp(b"VP8 ", b"\0\0\0\x9d\x01\x2a\xff\x3f\xff\x3f"))], "16383x16383x3, expected 4x4x3"),
+        # The chunk of the canvas says 4x4, that of the picture more.
+        ([("0.webp", webp(b"VP8X", b"\0\0\0\0" + b"\x03\0\0" * 2 + LARGE_WEBP))], "not a picture"),
+        ([("0.webp", webp(b"VP8X", b""))], "no WebP header"),
+        ([("0.webp", picture(image(0)))], "no WebP header"),
+        ([("0.webp", picture(image(0), "webp")[:-10])], "not a picture"),
         ([("0.png", b"not a picture")], "not a picture"),
         ([("0.png", b"")], "not a picture"),
         ([("0.npy", b"")], "not an npy array"),

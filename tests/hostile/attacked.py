@@ -80,7 +80,8 @@ def _source(source: Source) -> list:
 
 
 def description(path: str) -> dict:
-    return parse_description(Path(path).read_bytes().decode(errors="replace"), "dataset.json").model_dump()
+    text = Path(path).read_bytes().decode(errors="replace")
+    return parse_description(text, "dataset.json").model_dump(exclude_unset=True)
 
 
 def configuration(path: str) -> None:

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 from watched import digest, serve
 
-IMAGES = ("npy", "png", "jpg", "jpeg")
+IMAGES = ("npy", "png", "jpg", "jpeg", "webp")
 
 
 def shard(path: str) -> list:

@@ -151,6 +151,9 @@ def test_descriptions(data, place, attacked):
     folder = emptied(place)
     (folder / "train.tar").write_bytes(b"x" * 1024)
     right = describe(folder, 1)
+    if data.draw(st.booleans()):
+        right["members"] = {"image": ["image.png", "jpg"], "label": "meta.json", "field": "label"}
+        right["splits"]["train"][0]["place"] = "train.tar"
     text = data.draw(make.changed(right).map(lambda c: json.dumps(c).encode()) | make.JSON_TEXTS)
     (folder / FILE).write_bytes(data.draw(make.spoiled(text, 1)) if len(text) < 10_000 else text)
     found = told(attacked, target="description", path=str(folder / FILE))

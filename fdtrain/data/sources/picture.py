@@ -21,6 +21,10 @@ MAX_PIXELS = 1 << 26
 """8192 x 8192. A larger picture is refused, since decoding it could fill the memory."""
 
 
+class WrongSize(BadSample):
+    """A picture that would have to be cropped or resized, which nobody has asked for."""
+
+
 @dataclass(frozen=True)
 class Fit:
     """How a picture becomes an image of ``size`` x ``size`` pixels.
@@ -50,17 +54,26 @@ def fit_like(data: bytes, where: str, resize: int | None, channels: int | None) 
     Raises:
         UserError: it is not an image, or not square though no resize is asked for.
     """
-    picture = _open(data, where)
-    try:
-        size = _upright_size(picture)
-    except Exception as error:  # As in decode.
-        raise _broken(where, error) from error
-    channels = channels or (1 if picture.mode in ("1", "L") else 3)
+    size, found = upright_shape(data, where)
+    channels = channels or found
     if resize:
         return Fit(resize, channels, picture=None)
     if size[0] != size[1]:
         raise UserError(f"{where} has {_size(size)} pixels: not square. Ask for a square with --resize.")
     return exactly(size[0], channels)
+
+
+def upright_shape(data: bytes, where: str) -> tuple[tuple[int, int], int]:
+    """((width, height), channels) of a picture by its header.
+
+    Raises:
+        BadSample: it is not an image.
+    """
+    picture = _open(data, where)
+    try:
+        return _upright_size(picture), 1 if picture.mode in ("1", "L") else 3
+    except Exception as error:  # As in decode.
+        raise _broken(where, error) from error
 
 
 def fit_like_first(pictures: Iterable[T], read: Callable[[T], bytes], resize: int | None, channels: int | None) -> Fit:
@@ -85,11 +98,15 @@ def decode(data: bytes, where: str, fit: Fit) -> np.ndarray:
     Raises:
         BadSample: not an image of a known format, broken, absurdly large, or not what ``fit`` takes.
     """
-    picture = _open(data, where)
+    return fitted(_open(data, where), where, fit)
+
+
+def fitted(picture: Image.Image, where: str, fit: Fit) -> np.ndarray:
+    """As :func:`decode`, of an open picture."""
     try:
         size = _upright_size(picture)
         if fit.picture and size != fit.picture:
-            raise BadSample(
+            raise WrongSize(
                 f"{where} has {_size(size)} pixels, expected {_size(fit.picture)}. Remove it, or (for a folder "
                 "or zip of images) ask for one size with --resize."
             )

@@ -1,0 +1,321 @@
+"""Describes existing WebDataset shards where they are: a ``dataset.json``, and no copy (docs/packing.md).
+
+Every image is decoded twice, as the packer would and as training will: a shard is adopted only if both agree, to the
+byte. The result of each shard is stored in ``.adopting/`` until all are complete, so a stopped command goes on.
+"""
+
+import hashlib
+import os
+import posixpath
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
+from tqdm import tqdm
+
+from fdtrain import files
+from fdtrain.data.dataset import FILE, VERSION, DatasetDescription, SampleMembers, Shard, write_description
+from fdtrain.data.decode import Broken, ImageDecoder
+from fdtrain.data.fetch import fetch, is_remote, shown
+from fdtrain.data.location import without_credentials
+from fdtrain.data.members import json_field
+from fdtrain.data.sources.picture import Fit, WrongSize, exactly
+from fdtrain.data.sources.shards import (
+    FoundSample,
+    Wanted,
+    class_list,
+    describe,
+    first_sample,
+    held_out,
+    image_bytes,
+    mapped,
+    pixels,
+    samples,
+)
+from fdtrain.data.sources.source import BadSample
+from fdtrain.data.workers import run, stopped
+from fdtrain.errors import UserError
+from fdtrain.files import exclusive
+
+WORK = ".adopting"
+LIST = "shards.txt"
+REPORTED = 20
+"""Bad images that are reported one by one."""
+MANY = 1000
+"""Bad images of a shard after which it is abandoned."""
+FETCH_SECONDS, MAX_BYTES = 600.0, 1 << 40
+"""For one remote shard."""
+
+
+class ShardScan(BaseModel):
+    """What a shard holds. The problems are by kind, with their number; the first are in ``texts``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    images: int
+    bytes: int
+    sha256: str
+    suffixes: list[str]
+    labels: list[str]
+    bad: int
+    wrong_size: int
+    changed: int
+    texts: dict[str, list[str]]
+
+
+def adopt(
+    splits: dict[str, list[str]],
+    folder: Path,
+    name: str,
+    holdout: int = 0,
+    channels: int | None = None,
+    levels: int = 256,
+    image: str | None = None,
+    labels: str | None = None,
+    workers: int = 1,
+    bar: bool = False,
+) -> DatasetDescription:
+    """Check shards and write ``folder/dataset.json``, or go on with what an earlier call has checked.
+
+    Args:
+        splits: the places of each split's shards.
+        holdout: hold out whole shards of so many images together.
+        levels: the number of values of a pixel.
+        image, labels: the members of a sample, as in :func:`first_sample`.
+
+    Raises:
+        UserError: images cannot be used, or not without packing them anew; they are counted and the first are named.
+    """
+    places = [place for shards in splits.values() for place in shards]
+    with _alone(folder):
+        wanted, fit = first_sample(_opened(places, folder), image, labels)
+        fit = exactly(fit.size, channels or fit.channels)
+        tasks = [(place, folder, wanted, fit, levels) for place in places]
+        scans: dict[str, ShardScan] = {}
+        for place, scan in tqdm(
+            run(scan_shard, tasks, workers), "checking", len(tasks), unit=" shards", disable=not bar
+        ):
+            if scan is not None:
+                scans[place] = scan
+        _check(list(scans.values()), fit)
+        if holdout:
+            splits = held_out({place: scans[place].images for place in splits["train"]}, holdout)
+        for split, shards in splits.items():
+            if not sum(scans[place].images for place in shards):
+                raise UserError(f"split '{split}' holds no images. Correct the names of its shards.")
+        suffixes = sorted({suffix for scan in scans.values() for suffix in scan.suffixes})
+        description = DatasetDescription(
+            version=VERSION,
+            name=name,
+            source=describe(splits),
+            size=fit.size,
+            channels=fit.channels,
+            levels=levels,
+            classes=class_list({split: [set(scans[p].labels) for p in shards] for split, shards in splits.items()}),
+            encoding="+".join(sorted({suffix.rpartition(".")[2] for suffix in suffixes})),
+            members=SampleMembers(
+                image=suffixes, label=wanted.label, field=json_field(wanted.label or "", wanted.field)
+            ),
+            splits=_shards(splits, scans, folder),
+        )
+        if any(without_credentials(place) != place for place in places):
+            _write_list(folder / LIST, places)
+        write_description(folder, description)
+        shutil.rmtree(folder / WORK, ignore_errors=True)
+    return description
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the folder, made if need be, against other processes.
+
+    Raises:
+        UserError: it holds a data set already, or cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with exclusive(folder, "written", "process"):
+            if (folder / FILE).exists():
+                raise UserError(f"{folder} holds a data set already. Remove its {FILE}, or choose another --output.")
+            (folder / WORK).mkdir(exist_ok=True)
+            try:
+                yield
+            finally:
+                # Unless it holds results.
+                with suppress(OSError):
+                    (folder / WORK).rmdir()
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written ({error.strerror}). Choose another with --output.") from error
+
+
+def _opened(places: list[str], folder: Path) -> Iterator[tuple[Path, str]]:
+    """Shard after shard, fetched if need be, with its name for messages."""
+    for place in places:
+        with _local(place, folder) as path:
+            yield path, shown(place)
+
+
+@contextmanager
+def _local(place: str, folder: Path) -> Iterator[Path]:
+    """The file of a shard: itself, or fetched for as long as the context lasts."""
+    if not is_remote(place):
+        yield Path(place)
+        return
+    with tempfile.TemporaryDirectory(dir=folder / WORK) as temporary:
+        path = Path(temporary) / "shard.tar"
+        fetch(place, path, FETCH_SECONDS, MAX_BYTES)
+        yield path
+
+
+def scan_shard(place: str, folder: Path, wanted: Wanted, fit: Fit, levels: int) -> tuple[str, ShardScan | None]:
+    """Check every sample of a shard. None: interrupted."""
+    known = repr((place, _version(place), wanted, fit, levels))
+    record = folder / WORK / f"{hashlib.sha256(known.encode()).hexdigest()}.json"
+    try:
+        return place, ShardScan.model_validate_json(record.read_bytes())
+    except (OSError, ValidationError):
+        pass
+    with _local(place, folder) as path:
+        scan = _scan(path, shown(place), wanted, fit, levels)
+    if scan is not None:
+        files.write_atomically(record, lambda path: path.write_text(scan.model_dump_json(), "utf-8"), durable=False)
+    return place, scan
+
+
+def _version(place: str) -> tuple[int, int] | None:
+    """By which a local file is known to be unchanged."""
+    if is_remote(place):
+        return None
+    try:
+        status = os.stat(place)
+    except OSError as error:
+        raise UserError(f"{place} cannot be read ({error.strerror}). Restore it, or its permissions.") from error
+    return status.st_size, status.st_mtime_ns
+
+
+def _scan(path: Path, name: str, wanted: Wanted, fit: Fit, levels: int) -> ShardScan | None:
+    count = 0
+    suffixes: set[str] = set()
+    labels: set[str] = set()
+    problems: dict[str, list[str]] = {"bad": [], "wrong_size": [], "changed": []}
+    check = Check(fit, levels)
+    with mapped(path, name) as data, path.open("rb") as file:
+        for sample in samples(data, wanted, name):
+            if stopped():
+                return None
+            count += 1
+            try:
+                if isinstance(sample, BadSample):
+                    raise sample
+                suffixes.add(sample.suffix)
+                labels |= set() if sample.label is None else {sample.label}
+                check.image(sample, pixels(image_bytes(data, sample), sample, fit), file.fileno())
+            except WrongSize as error:
+                problems["wrong_size"].append(str(error).partition(", expected")[0])
+            except BadSample as error:
+                problems["bad"].append(str(error))
+                if len(problems["bad"]) >= MANY:
+                    break
+            except Broken as error:
+                problems["changed"].append(str(error))
+        file.seek(0)
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return ShardScan(
+        images=count,
+        bytes=path.stat().st_size,
+        sha256=digest,
+        suffixes=sorted(suffixes),
+        labels=sorted(labels),
+        **{kind: len(found) for kind, found in problems.items()},
+        texts={kind: found[:REPORTED] for kind, found in problems.items()},
+    )
+
+
+class Check:
+    """Whether images are read as they would be packed."""
+
+    def __init__(self, fit: Fit, levels: int):
+        self.levels = levels
+        self.decoder = ImageDecoder(fit.size, fit.channels)
+        self.out = np.empty(fit.size * fit.size * fit.channels, np.uint8)
+
+    def image(self, sample: FoundSample, packed: np.ndarray, file: int) -> None:
+        """Raises Broken if it would be read otherwise, BadSample on a level out of range."""
+        try:
+            self.decoder.read(file, sample.suffix.rpartition(".")[2], sample.offset, sample.size, self.out)
+        except Broken as error:
+            raise Broken(f"{sample.where}: {error}") from error
+        if not np.array_equal(self.out, packed.reshape(-1)):
+            raise Broken(f"{sample.where}: turned by EXIF, or stored in other colours")
+        if (level := self.out.max()) >= self.levels:
+            raise BadSample(f"{sample.where} has level {level}, not 0 to {self.levels - 1}. Correct --levels.")
+
+
+def _check(scans: list[ShardScan], fit: Fit) -> None:
+    """Raises UserError if an image cannot be used as it is."""
+    images = sum(scan.images for scan in scans)
+    lines = []
+    bad, wrong, changed = (sum(getattr(s, kind) for s in scans) for kind in ("bad", "wrong_size", "changed"))
+    first = {kind: [text for s in scans for text in s.texts[kind]][:REPORTED] for kind in scans[0].texts}
+    if bad == 1:
+        lines += first["bad"]
+    elif bad:
+        lines += [f"{bad} of {images} images cannot be used. The first {len(first['bad'])}:", *first["bad"]]
+    if wrong:
+        lines.append(
+            f"{wrong} of {images} images need a crop or a resize to be {fit.size}x{fit.size} as the first one (such as "
+            f"{first['wrong_size'][0]}), and adopting changes no image. Pack them anew: --size PIXELS --output FOLDER."
+        )
+    if changed:
+        lines.append(
+            f"{changed} of {images} images would not be read as the packer packs them (such as {first['changed'][0]}). "
+            f"Pack them anew: --size {fit.size} --output FOLDER."
+        )
+    if lines:
+        raise UserError(lines)
+
+
+def _shards(splits: dict[str, list[str]], scans: dict[str, ShardScan], folder: Path) -> dict[str, list[Shard]]:
+    names = [posixpath.basename(without_credentials(place)) for shards in splits.values() for place in shards]
+    unique = len(set(names)) == len(names) and not any(name.startswith(".") for name in names)
+    described: dict[str, list[Shard]] = {}
+    by_content: dict[str, str] = {}
+    for split, shards in splits.items():
+        described[split] = []
+        for number, place in enumerate(shards):
+            scan = scans[place]
+            if (other := by_content.setdefault(scan.sha256, place)) != place:
+                raise UserError(f"{shown(place)} and {shown(other)} are the same, byte for byte. Name one of them.")
+            named = posixpath.basename(without_credentials(place)) if unique else f"{split}-{number:06d}.tar"
+            described[split].append(
+                Shard(
+                    file=named,
+                    images=scan.images,
+                    bytes=scan.bytes,
+                    sha256=scan.sha256,
+                    place=_place(place, folder),
+                )
+            )
+    return described
+
+
+def _place(place: str, folder: Path) -> str:
+    """From the data set's folder where it is below it, so that both can be moved together."""
+    if is_remote(place):
+        return without_credentials(place)
+    path, base = os.path.realpath(place), os.path.realpath(folder)
+    return os.path.relpath(path, base) if path.startswith(f"{base}/") else path
+
+
+def _write_list(path: Path, places: list[str]) -> None:
+    """The URLs with their credentials, for their owner alone."""
+
+    def write(temporary: Path) -> None:
+        temporary.touch(mode=0o600)
+        temporary.write_text("".join(f"{p if is_remote(p) else os.path.realpath(p)}\n" for p in places), "utf-8")
+
+    files.write_atomically(path, write)

@@ -1,0 +1,703 @@
+"""Existing shards adopted without a copy: every image is the file's own, or refused as the packer would read it."""
+
+import io
+import json
+import os
+import re
+import signal
+import struct
+import subprocess
+import sys
+import tarfile
+import time
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from flaky import Flaky
+from packed import npy, picture, write_tar
+from PIL import Image
+
+from fdtrain.data import adopt as adoption
+from fdtrain.data.adopt import adopt
+from fdtrain.data.dataset import fingerprint, parse_description, read_description
+from fdtrain.data.lanes import LaneOrder
+from fdtrain.data.loader import Batches, LaneDataset
+from fdtrain.data.location import locate
+from fdtrain.data.pack import pack, pack_digits
+from fdtrain.data.shards import ShardReader
+from fdtrain.data.sources.shard_lists import shard_lists
+from fdtrain.data.sources.shards import shard_source
+from fdtrain.data.split import Split
+from fdtrain.errors import UserError
+
+SIZE = 8
+ROOT = Path(__file__).resolve().parents[2]
+TOOL, DOCS = ROOT / "tools" / "pack.py", ROOT / "docs" / "packing.md"
+
+
+def pixels(number: int, size: int = SIZE, channels: int = 3) -> np.ndarray:
+    return np.random.default_rng(number).integers(0, 256, (size, size, channels), dtype=np.uint8)
+
+
+def encoded(number: int, kind: str) -> bytes:
+    return npy(pixels(number)) if kind == "npy" else picture(pixels(number), {"jpg": "jpeg"}.get(kind, kind))
+
+
+def own_pixels(data: bytes) -> np.ndarray:
+    """``(H, W, C)`` as anyone reads the file."""
+    if data.startswith(b"\x93NUMPY"):
+        return np.load(io.BytesIO(data))
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+def shard(path: Path, numbers, image: str = "png", label=lambda n: {"cls": b"%d" % (n % 3)}, **extra: bytes) -> Path:
+    """Samples of these numbers, with their labels and other members."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    members = []
+    for n in numbers:
+        sample = {image: encoded(n, image.rpartition(".")[2])} | label(n) | extra
+        members += [(f"{n:05d}.{suffix}", data) for suffix, data in sample.items()]
+    write_tar(path, members)
+    return path
+
+
+def adopted(folder: Path, *train, test=(), **options):
+    options = {"name": "some"} | options
+    return adopt(shard_lists([str(p) for p in train], [str(p) for p in test]), folder, **options)
+
+
+def files_pixels(*tars: Path) -> list[np.ndarray]:
+    """The images of shards in their order, by Python's own tar reader."""
+    found = []
+    for path in tars:
+        with tarfile.open(path) as tar:
+            for member in tar:
+                if member.name.lower().endswith((".npy", ".png", ".jpg", ".jpeg", ".webp")):
+                    found.append(own_pixels(tar.extractfile(member).read()))
+    return found
+
+
+def same(folder, split: str, *tars: Path) -> list[int]:
+    """Whether the split is the files' own pixels; returns the labels."""
+    data = Split(folder, split)
+    images, labels = data.batch(range(len(data)))
+    np.testing.assert_array_equal(images.numpy().transpose(0, 2, 3, 1), np.stack(files_pixels(*tars)))
+    return labels.tolist()
+
+
+@pytest.mark.parametrize(
+    "image", ["png", "jpg", "jpeg", "webp", "npy", "PNG", "image.png", "sample.image.jpg", "a.b.webp"]
+)
+def test_every_image_is_the_files_own(tmp_path, image):
+    tars = [shard(tmp_path / f"{i:03d}.tar", range(6 * i, 6 * i + 6), image) for i in range(2)]
+    before = [(path.read_bytes(), path.stat().st_mtime_ns) for path in tars]
+    description = adopted(tmp_path, *tars)
+    assert [(path.read_bytes(), path.stat().st_mtime_ns) for path in tars] == before
+    assert sorted(os.listdir(tmp_path)) == ["000.tar", "001.tar", "dataset.json"]
+    assert description == read_description(tmp_path)
+    assert (description.size, description.channels, description.encoding) == (8, 3, image.rpartition(".")[2].lower())
+    assert same(tmp_path, "train", *tars) == [n % 3 for n in range(12)]
+
+
+def test_the_loaders_batches_are_the_files_pixels_on_any_workers(tmp_path):
+    kinds = ("jpg", "png", "webp", "npy")
+    tars = [shard(tmp_path / "in" / f"{i}.tar", range(9 * i, 9 * i + 9), kind) for i, kind in enumerate(kinds)]
+    adopted(tmp_path / "set", tmp_path / "in")
+    expected = files_pixels(*tars)
+
+    def batches(workers: int):
+        data = locate(tmp_path / "set")
+        shards = data.split("train")
+        order = LaneOrder([placed.shard.images for placed in shards], 4, seed=1, window=5)
+        read = LaneDataset(ShardReader(shards, data.description), order, range(4), 3)
+        return order, list(Batches(read, 0, 12, workers))
+
+    order, one = batches(1)
+    _, two = batches(2)
+    for step, (first, second) in enumerate(zip(one, two, strict=True)):
+        assert torch.equal(first[0], second[0])
+        assert torch.equal(first[1], second[1])
+        rows = [row for lane in range(4) for row in order.samples(lane, 3 * step, 3 * step + 3).tolist()]
+        for pixels_, label, (tar, index) in zip(*first, rows, strict=True):
+            np.testing.assert_array_equal(pixels_.numpy().transpose(1, 2, 0), expected[9 * tar + index])
+            assert label == (9 * tar + index) % 3
+
+
+def test_img2dataset(tmp_path):
+    """Its shards: jpg, txt (the caption) and json (metadata), keys of nine digits, beside statistics and parquet."""
+    for i in range(2):
+        members = []
+        for n in range(5):
+            key = f"{i:05d}{n:04d}"
+            metadata = {"caption": f"photo {n}", "url": "http://a/b.jpg", "key": key, "status": "success", "exif": "{}"}
+            metadata |= {"species": ["cat", "dog", "owl"][n % 3], "width": 8, "height": 8}
+            members += [(f"{key}.jpg", encoded(5 * i + n, "jpg")), (f"{key}.txt", f"photo {n}".encode())]
+            members.append((f"{key}.json", json.dumps(metadata).encode()))
+        write_tar(tmp_path / f"{i:05d}.tar", members)
+        (tmp_path / f"{i:05d}_stats.json").write_text("{}")
+        (tmp_path / f"{i:05d}.parquet").write_bytes(b"PAR1")
+    tars = [tmp_path / "00000.tar", tmp_path / "00001.tar"]
+    description = adopted(tmp_path, tmp_path)
+    assert description.classes == []
+    assert same(tmp_path, "train", *tars) == [-1] * 10
+    (tmp_path / "dataset.json").unlink()
+    description = adopted(tmp_path, tmp_path, labels="json:species")
+    assert description.classes == ["cat", "dog", "owl"]
+    assert same(tmp_path, "train", *tars) == [0, 1, 2, 0, 1] * 2
+    (tmp_path / "dataset.json").unlink()
+    assert len(adopted(tmp_path, tmp_path, labels="txt").classes) == 5
+    assert same(tmp_path, "train", *tars) == [0, 1, 2, 3, 4] * 2
+
+
+@pytest.mark.parametrize(
+    ("label", "labels", "classes", "expected"),
+    [
+        (lambda n: {"cls": [b"owl", b"cat\n", b" dog"][n % 3]}, None, ["cat", "dog", "owl"], [2, 0, 1, 2]),
+        (lambda n: {"cls": b"%d" % (n + 8)}, None, [str(i) for i in range(12)], [8, 9, 10, 11]),
+        (lambda n: {"cls": b"n%08d" % (3 - n)}, None, [f"n{i:08d}" for i in range(4)], [3, 2, 1, 0]),
+        (lambda n: {"cls": ["Köln", "Brno"][n % 2].encode()}, None, ["Brno", "Köln"], [1, 0, 1, 0]),
+        (lambda n: {"json": b'{"label": %d}' % n}, None, list("0123"), [0, 1, 2, 3]),
+        (lambda n: {"json": b'{"label": "%d"}' % n}, None, list("0123"), [0, 1, 2, 3]),
+        (lambda n: {"json": b'{"label": "x%d"}' % n}, None, ["x0", "x1", "x2", "x3"], [0, 1, 2, 3]),
+        (lambda n: {"cls": b"1", "json": b'{"label": 0}'}, None, list("01"), [1, 1, 1, 1]),
+        (lambda n: {"cls": b"1", "json": b'{"label": 0}'}, "json", ["0"], [0, 0, 0, 0]),
+        (lambda n: {"cls": b"1"}, "", [], [-1] * 4),
+        (lambda n: {"meta.json": b'{"c": "%d"}' % n, "txt": b"A"}, "meta.json:c", list("0123"), [0, 1, 2, 3]),
+        (lambda n: {"target.cls": b"%d" % n}, None, list("0123"), [0, 1, 2, 3]),
+        (lambda n: {"json": b'{"caption": "x"}'}, None, [], [-1] * 4),
+        (lambda n: {"json": b"not json"}, None, [], [-1] * 4),
+        (lambda n: {"txt": b"5"}, None, [], [-1] * 4),
+    ],
+)
+def test_labels(tmp_path, label, labels, classes, expected):
+    """The same classes and labels whether the shards are adopted or packed anew."""
+    path = shard(tmp_path / "in" / "0.tar", range(4), label=label)
+    assert adopted(tmp_path / "set", path, labels=labels).classes == classes
+    assert same(tmp_path / "set", "train", path) == expected
+    assert pack(anew([path], SIZE, labels=labels), tmp_path / "new").classes == classes
+    assert same(tmp_path / "new", "train", path) == expected
+
+
+def anew(train, size, test=(), holdout=0, labels=None, **options):
+    splits = shard_lists([str(p) for p in train], [str(p) for p in test])
+    options = {"channels": None, "image": None, "workers": 1} | options
+    return shard_source(splits, holdout, "some", size, labels=labels, **options)
+
+
+@pytest.mark.parametrize(
+    ("label", "complaint"),
+    [
+        (lambda n: {"cls": b"1"} if n < 3 else {}, "'00003' has no label .cls., others have one"),
+        (lambda n: {"cls": b"1"} if n else {}, "'00001' has a label .cls., the first samples have none"),
+        (lambda n: {"cls": b"1" if n < 3 else b""}, "'cls' holds no label"),
+        (lambda n: {"cls": b"1" if n < 3 else b"\xff"}, "'cls' holds no label"),
+        (lambda n: {"cls": b"a" if n < 3 else b"\x1b[2J"}, "is no name of a class"),
+        (lambda n: {"cls": b"a" if n < 3 else b"a" * 5000}, "'cls' holds no label .5000 bytes"),
+        (lambda n: {"cls": b"%d" % (n - 1)}, "negative labels"),
+        (lambda n: {"cls": b"1" if n < 3 else b"9" * 9}, "label 999999999, but at most"),
+        (lambda n: {"json": b'{"label": 1}' if n < 3 else b"{}"}, "no label .field 'label' of json."),
+        (lambda n: {"json": b'{"label": 1}' if n < 3 else b'{"label": 1.5}'}, "neither a text nor a whole number"),
+        (lambda n: {"json": b'{"label": 1}' if n < 3 else b'{"label": true}'}, "neither a text nor a whole number"),
+        (lambda n: {"json": b'{"label": 1}' if n < 3 else b"[" * 100_000}, "'json' holds no label"),
+        (lambda n: {"a.cls": b"1", "b.cls": b"2"}, "several labels .a.cls, b.cls.. Choose one with --labels"),
+    ],
+)
+def test_bad_labels(tmp_path, label, complaint):
+    path = shard(tmp_path / "0.tar", range(4), label=label)
+    with pytest.raises(UserError, match=complaint):
+        adopted(tmp_path / "set", path)
+    with pytest.raises(UserError, match=complaint):
+        pack(anew([path], SIZE), tmp_path / "new")
+    assert not (tmp_path / "set" / "dataset.json").exists()
+
+
+def test_only_json_has_fields(tmp_path):
+    path = shard(tmp_path / "0.tar", range(4))
+    with pytest.raises(UserError, match="--labels cls:x: only JSON has fields"):
+        adopted(tmp_path / "set", path, labels="cls:x")
+
+
+def file_of(mode: str, kind: str = "png", size=(SIZE, SIZE), **options) -> bytes:
+    file = io.BytesIO()
+    picture_ = Image.fromarray(pixels(7, max(size))[: size[1], : size[0]]).convert("L" if mode == "I;16" else mode)
+    if mode == "RGBA":
+        picture_.putalpha(100)
+    picture_.convert(mode).save(file, kind, **options)
+    return file.getvalue()
+
+
+def exif(orientation: int) -> Image.Exif:
+    tags = Image.Exif()
+    tags[0x0112] = orientation
+    return tags
+
+
+def frames(kind: str) -> bytes:
+    file = io.BytesIO()
+    first, second = (Image.fromarray(pixels(n)) for n in (1, 2))
+    first.save(file, kind, save_all=True, append_images=[second], duration=50)
+    return file.getvalue()
+
+
+def deep_png() -> bytes:
+    """Of 16 bits a channel, in colours, which Pillow opens as 8."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    raw = b"".join(b"\0" + bytes(6 * SIZE) for _ in range(SIZE))
+    head = struct.pack(">IIBBBBB", SIZE, SIZE, 16, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(raw)) + chunk(b"IEND", b"")
+
+
+GOOD = [("0.png", encoded(0, "png"))]
+ANEW = rf"1 of 2 images would not be read as the packer packs them.* --size {SIZE} "
+CROP = rf"1 of 2 images need a crop or a resize to be {SIZE}x{SIZE}.* adopting changes no image.* --size PIXELS"
+
+
+@pytest.mark.parametrize(
+    ("members", "complaint"),
+    [
+        # Packed anew only.
+        ([("1.jpg", file_of("CMYK", "jpeg"))], ANEW),
+        ([("1.jpg", file_of("RGB", "jpeg", exif=exif(3)))], ANEW),
+        ([("1.jpg", file_of("RGB", "jpeg", exif=exif(6)))], ANEW),
+        ([("1.png", file_of("RGB", exif=exif(6)))], ANEW),
+        ([("1.webp", file_of("RGB", "webp", lossless=True, exif=exif(2)))], ANEW),
+        ([("1.png", file_of("P"))], ANEW),
+        ([("1.png", file_of("L"))], ANEW),
+        ([("1.png", file_of("1"))], ANEW),
+        ([("1.jpg", file_of("L", "jpeg"))], ANEW),
+        ([("1.png", file_of("RGB", size=(9, 9)))], CROP),
+        ([("1.png", file_of("RGB", size=(8, 6)))], CROP),
+        ([("1.webp", file_of("RGB", "webp", size=(8, 6)))], CROP),
+        ([("1.jpg", file_of("RGB", "jpeg", size=(8, 6), exif=exif(6)))], CROP),
+        ([("1.npy", npy(pixels(1, 9)))], CROP),
+        ([("1.png", file_of("RGB") + bytes(2_000_000))], ANEW),
+        # Not at all.
+        ([("1.png", frames("png"))], "sample '1' is animated"),
+        ([("1.webp", frames("webp"))], "sample '1' is animated"),
+        ([("1.png", deep_png())], "is of 16 bits"),
+        ([("1.png", file_of("I;16"))], "is of 16 bits"),
+        ([("1.png", file_of("RGBA"))], "has transparency"),
+        ([("1.webp", file_of("RGBA", "webp", lossless=True))], "has transparency"),
+        ([("1.png", file_of("P", transparency=0))], "has transparency"),
+        ([("1.png", file_of("RGB")[:-30])], "is a broken image"),
+        ([("1.jpg", file_of("RGB", "jpeg")[:200])], "is a broken image|is not an image"),
+        ([("1.webp", file_of("RGB", "webp")[:60])], "is a broken image|is not an image"),
+        ([("1.png", b"")], "is not an image"),
+        ([("1.npy", npy(pixels(1).astype(np.uint16)))], "array of uint16 .*not uint8"),
+        ([("1.npy", npy(pixels(1).astype(np.float32)))], "array of float32"),
+        ([("1.npy", npy(pixels(1).transpose(2, 0, 1)))], r"uint8 of shape \(3, 8, 8\)|fortran|not uint8 of height"),
+        ([("1.npy", npy(np.array([{}], dtype=object)[:0]))], "array of object|not an npy"),
+        ([("1.npy", npy(pixels(1))[:-1])], "array of 191 bytes"),
+        # Keys.
+        ([("0.png", encoded(1, "png"))], r"'0' has two members 'png'"),
+        ([("1.png", encoded(1, "png")), ("0.png", encoded(2, "png"))], "'0' comes twice, or its members do not follow"),
+        ([("1.png", encoded(1, "png")), ("0.cls", b"1")], "'0' comes twice, or its members do not follow"),
+        ([("1.txt", b"no image")], "'1' has no image"),
+        ([("README.md", b"hello")], "'README' has no image"),
+        (
+            [("1.jpg", encoded(1, "jpg")), ("1.png", encoded(1, "png"))],
+            r"'1' has several images \(jpg, png\).* --image",
+        ),
+        ([("1.png", encoded(1, "png")), ("1.mask.png", encoded(1, "png"))], r"several images \(png, mask.png\)"),
+    ],
+)
+def test_bad_images(tmp_path, members, complaint):
+    write_tar(tmp_path / "0.tar", [*GOOD, *members])
+    with pytest.raises(UserError, match=complaint) as error:
+        adopted(tmp_path / "set", tmp_path / "0.tar")
+    assert "0.tar" in str(error.value)
+    assert str(error.value).isprintable()
+    assert not (tmp_path / "set" / "dataset.json").exists()
+    if complaint in (ANEW, CROP):
+        assert pack(anew([tmp_path / "0.tar"], SIZE), tmp_path / "new").images("train") == 2
+    else:
+        with pytest.raises(UserError, match=complaint):
+            pack(anew([tmp_path / "0.tar"], SIZE), tmp_path / "new")
+
+
+def test_pictures_that_are_stored_as_they_are_packed(tmp_path):
+    """What a grey, upright or plainly coloured picture has beside its pixels changes nothing."""
+    members = [
+        ("0.jpg", file_of("RGB", "jpeg", exif=exif(1))),
+        ("1.jpg", file_of("RGB", "jpeg", progressive=True, quality=30)),
+        ("2.webp", file_of("RGB", "webp", icc_profile=b"x" * 300)),
+        ("3.png", file_of("RGB", pnginfo=None, dpi=(300, 300))),
+    ]
+    write_tar(tmp_path / "0.tar", members)
+    adopted(tmp_path / "set", tmp_path / "0.tar")
+    same(tmp_path / "set", "train", tmp_path / "0.tar")
+
+
+def test_a_grey_set(tmp_path):
+    kinds = (("0.png", "png"), ("1.jpg", "jpeg"))
+    write_tar(tmp_path / "0.tar", [(name, file_of("L", kind)) for name, kind in kinds])
+    assert adopted(tmp_path / "set", tmp_path / "0.tar").channels == 1
+    images, _ = Split(tmp_path / "set", "train").batch(range(2))
+    for image, (_, kind) in zip(images.numpy(), kinds, strict=True):
+        np.testing.assert_array_equal(image[0], np.asarray(Image.open(io.BytesIO(file_of("L", kind)))))
+    write_tar(tmp_path / "1.tar", [("0.png", file_of("L")), ("1.png", file_of("RGB"))])
+    with pytest.raises(UserError, match=r"'1' has colours, but the data set is grey.*--channels 3"):
+        adopted(tmp_path / "mixed", tmp_path / "1.tar")
+    with pytest.raises(UserError, match="1 of 2 images would not be read as the packer"):
+        adopted(tmp_path / "mixed", tmp_path / "1.tar", channels=3)
+    pack(anew([tmp_path / "1.tar"], SIZE, channels=3), tmp_path / "new")
+    assert Split(tmp_path / "new", "train").description.channels == 3
+
+
+def test_mixed_sizes_are_counted_and_packed_anew(tmp_path):
+    sizes = [(12, 9), (8, 8), (20, 10), (8, 8), (9, 12)]
+    members = [(f"{i}.png", file_of("RGB", size=size)) for i, size in enumerate(sizes)]
+    (tmp_path / "a").mkdir()
+    write_tar(tmp_path / "a" / "0.tar", members)
+    with pytest.raises(UserError, match=r"5 of 5 images need a crop .* 9x9 as the first one .*'0' has 12x9 pixels"):
+        adopted(tmp_path / "set", tmp_path / "a")
+    description = pack(anew([tmp_path / "a"], SIZE), tmp_path / "new")
+    assert (description.size, description.images("train")) == (8, 5)
+    images, _ = Split(tmp_path / "new", "train").batch(range(5))
+    for i in (1, 3):
+        np.testing.assert_array_equal(images[i].permute(1, 2, 0).numpy(), own_pixels(members[i][1]))
+    left = Image.open(io.BytesIO(members[2][1])).crop((5, 0, 15, 10)).resize((8, 8), Image.Resampling.LANCZOS)
+    np.testing.assert_array_equal(images[2].permute(1, 2, 0).numpy(), np.asarray(left))
+
+
+def test_many_bad_images_are_counted_and_some_named(tmp_path):
+    write_tar(tmp_path / "0.tar", [*GOOD, *((f"{i}.png", b"x") for i in range(1, 60))])
+    with pytest.raises(UserError) as error:
+        adopted(tmp_path / "set", tmp_path / "0.tar")
+    lines = str(error.value).splitlines()
+    assert lines[0] == "59 of 60 images cannot be used. The first 20:"
+    assert len(lines) == 21
+
+
+def test_the_image_is_chosen_among_several(tmp_path):
+    path = shard(tmp_path / "in" / "0.tar", range(4), "jpg", **{"mask.png": encoded(99, "png")})
+    adopted(tmp_path / "set", path, image="jpg")
+    images, labels = Split(tmp_path / "set", "train").batch(range(4))
+    np.testing.assert_array_equal(images[2].permute(1, 2, 0).numpy(), own_pixels(encoded(2, "jpg")))
+    assert labels.tolist() == [0, 1, 2, 0]
+    adopted(tmp_path / "masks", path, image="mask.png")
+    images, _ = Split(tmp_path / "masks", "train").batch(range(4))
+    np.testing.assert_array_equal(images[3].permute(1, 2, 0).numpy(), pixels(99))
+    # A run does not go on with other images of the same shards.
+    descriptions = [read_description(tmp_path / name) for name in ("set", "masks")]
+    prints = {fingerprint(d.splits["train"], d.members) for d in descriptions}
+    assert len(prints) == 2
+
+
+def test_levels(tmp_path):
+    write_tar(tmp_path / "0.tar", [(f"{i}.npy", npy(pixels(i) % 17)) for i in range(4)])
+    assert adopted(tmp_path / "set", tmp_path / "0.tar", levels=17).levels == 17
+    same(tmp_path / "set", "train", tmp_path / "0.tar")
+    with pytest.raises(UserError, match=r"has level 16, not 0 to 15. Correct --levels"):
+        adopted(tmp_path / "other", tmp_path / "0.tar", levels=16)
+
+
+def test_shards_in_two_folders_with_one_name(tmp_path):
+    train = [shard(tmp_path / part / "00000.tar", range(i, i + 3)) for i, part in ((0, "a"), (3, "b"))]
+    test = shard(tmp_path / "val" / "00000.tar", range(6, 9))
+    description = adopted(tmp_path / "set", *train, test=[test])
+    assert [s.file for split in description.splits.values() for s in split] == [
+        "train-000000.tar",
+        "train-000001.tar",
+        "test-000000.tar",
+    ]
+    same(tmp_path / "set", "train", *train)
+    same(tmp_path / "set", "test", test)
+
+
+def test_a_data_set_above_its_shards_can_be_moved(tmp_path):
+    path = shard(tmp_path / "set" / "deep" / "0.tar", range(3))
+    adopted(tmp_path / "set", path)
+    os.rename(tmp_path / "set", tmp_path / "moved")
+    same(tmp_path / "moved", "train", tmp_path / "moved" / "deep" / "0.tar")
+
+
+def test_a_shard_that_changes_or_goes_is_missed(tmp_path):
+    path = shard(tmp_path / "in" / "0.tar", range(3))
+    adopted(tmp_path / "set", path)
+    data = path.read_bytes()
+    path.write_bytes(data + bytes(512))
+    with pytest.raises(UserError, match=r"0.tar has \d+ bytes, dataset.json says"):
+        Split(tmp_path / "set", "train")
+    path.unlink()
+    with pytest.raises(UserError, match=r"in/0.tar is listed in dataset.json but missing"):
+        Split(tmp_path / "set", "train")
+
+
+def test_other_tars_in_the_folder_are_left_alone(tmp_path):
+    tars = [shard(tmp_path / f"{i}.tar", range(3 * i, 3 * i + 3)) for i in range(3)]
+    adopted(tmp_path, *tars[:2])
+    same(tmp_path, "train", *tars[:2])
+
+
+@pytest.mark.parametrize(
+    ("names", "train", "test", "expected"),
+    [
+        (["0.tar", "1.tar"], ["."], [], {"train": ["0.tar", "1.tar"]}),
+        (["0.tar", "1.tar", "2.tar"], ["{2..1}.tar"], ["0.tar"], {"train": ["2.tar", "1.tar"], "test": ["0.tar"]}),
+        (["a/0.tar", "b/0.tar"], ["*/0.tar"], [], {"train": ["a/0.tar", "b/0.tar"]}),
+        (["a/0.tar", "b/0.tar"], ["a", "b/*"], [], {"train": ["a/0.tar", "b/0.tar"]}),
+        (["a/0.tar", "v/0.tar"], ["a"], ["v"], {"train": ["a/0.tar"], "test": ["v/0.tar"]}),
+        (["x/train/0.tar", "x/val/0.tar"], ["x"], [], {"train": ["x/train/0.tar"], "valid": ["x/val/0.tar"]}),
+        (
+            ["i-train-0.tar", "i-validation-0.tar"],
+            ["."],
+            [],
+            {"train": ["i-train-0.tar"], "valid": ["i-validation-0.tar"]},
+        ),
+        (["train0.tar", "test0.tar"], ["*.tar"], [], {"train": ["train0.tar"], "test": ["test0.tar"]}),
+        (["train0.tar", "x.tar"], ["."], [], {"train": ["train0.tar", "x.tar"]}),
+        (["val/0.tar"], ["val"], [], {"train": ["val/0.tar"]}),
+        (["{0..1}.tar"], ["{0..1}.tar"], [], {"train": ["{0..1}.tar"]}),
+    ],
+)
+def test_names_of_shards(tmp_path, monkeypatch, names, train, test, expected):
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+    found = shard_lists(train, test)
+    assert {split: [os.path.normpath(place) for place in places] for split, places in found.items()} == expected
+
+
+@pytest.mark.parametrize(
+    ("names", "train", "test", "complaint"),
+    [
+        ([], ["0.tar"], [], "no file 0.tar"),
+        ([], ["*.tar"], [], "no file"),
+        (["0.tar"], ["{0..1}.tar"], [], "no file 1.tar"),
+        (["0.tar"], ["{0..1.tar"], [], "has a '{' without a '}'"),
+        (["a/x.png"], ["a"], [], "holds no shards .* tools/pack.py images"),
+        (["0.tar"], ["0.tar", "./0.tar"], [], "named twice, for train and for train"),
+        (["0.tar"], ["*.tar"], ["0.tar"], "named twice, for train and for test"),
+        (["0.tar", "test.tar"], ["."], [], "which shards are to train on"),
+        (["val/0.tar", "test/1.tar"], ["."], [], "which shards are to train on"),
+        (["train-val.tar", "test.tar"], ["."], [], "train-val.tar: which split"),
+        ([], ["pipe:cat 0.tar"], [], "commands .pipe:. cannot be adopted"),
+        ([], ["https://host/*.tar"], [], "servers are not searched"),
+        ([], ["https://host/shards/"], [], "is a folder on a server"),
+        ([], ["https://host/0.tar?${NO_SUCH_VARIABLE}"], [], "the environment does not have"),
+    ],
+)
+def test_names_that_are_refused(tmp_path, monkeypatch, names, train, test, complaint):
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=complaint):
+        shard_lists(train, test)
+
+
+@pytest.mark.parametrize("mode", ["w:gz", "w:bz2", "w:xz"])
+@pytest.mark.parametrize("name", ["0.tar", "0.tar.gz"])
+def test_a_compressed_shard(tmp_path, mode, name):
+    with tarfile.open(tmp_path / name, mode) as tar:
+        info = tarfile.TarInfo("0.png")
+        info.size = len(GOOD[0][1])
+        tar.addfile(info, io.BytesIO(GOOD[0][1]))
+    for make in (lambda: adopted(tmp_path / "set", tmp_path / name), lambda: anew([tmp_path / name], SIZE)):
+        with pytest.raises(UserError, match=r"is compressed: no sample in it can be read in place. Decompress it"):
+            make()
+
+
+@pytest.mark.parametrize(
+    ("damage", "complaint"),
+    [
+        (lambda data: b"", "cannot be read as a tar"),
+        (lambda data: b"x" * 4000, "no tar header"),
+        (lambda data: data[:1500], "cut short"),
+    ],
+)
+def test_no_tar(tmp_path, damage, complaint):
+    paths = [shard(tmp_path / f"{i}.tar", range(3 * i, 3 * i + 3)) for i in range(2)]
+    paths[1].write_bytes(damage(paths[1].read_bytes()))
+    with pytest.raises(UserError, match=complaint) as error:
+        adopted(tmp_path / "set", *paths)
+    assert "1.tar" in str(error.value)
+    with pytest.raises(UserError, match=complaint):
+        anew(paths, SIZE)
+
+
+def test_the_same_shard_under_two_names(tmp_path):
+    path = shard(tmp_path / "0.tar", range(3))
+    (tmp_path / "1.tar").write_bytes(path.read_bytes())
+    with pytest.raises(UserError, match="are the same, byte for byte"):
+        adopted(tmp_path / "set", tmp_path / "0.tar", test=[tmp_path / "1.tar"])
+
+
+def test_a_holdout_is_of_whole_shards(tmp_path):
+    tars = [shard(tmp_path / f"{i}.tar", range(3 * i, 3 * i + 3)) for i in range(5)]
+    description = adopted(tmp_path / "set", *tars, holdout=4)
+    assert (description.images("train"), description.images("test")) == (9, 6)
+    again = adopted(tmp_path / "again", *tars, holdout=4)
+    assert again.splits == description.splits
+    new = pack(anew(tars, SIZE, holdout=4), tmp_path / "new")
+    assert (new.images("train"), new.images("test")) == (9, 6)
+    with pytest.raises(UserError, match="takes whole shards, and would leave none"):
+        adopted(tmp_path / "most", *tars, holdout=13)
+
+
+def test_classes_of_held_out_images(tmp_path):
+    train = shard(tmp_path / "0.tar", range(3), label=lambda n: {"cls": b"cat"})
+    test = shard(tmp_path / "1.tar", range(3, 6), label=lambda n: {"cls": b"dog"})
+    with pytest.raises(UserError, match="classes that the train images lack: dog"):
+        adopted(tmp_path / "set", train, test=[test])
+
+
+def test_a_data_set_is_not_replaced(tmp_path):
+    path = shard(tmp_path / "0.tar", range(3))
+    adopted(tmp_path, path)
+    with pytest.raises(UserError, match="holds a data set already"):
+        adopted(tmp_path, path)
+
+
+def test_checked_shards_are_not_checked_again(tmp_path, monkeypatch):
+    tars = [shard(tmp_path / "in" / f"{i}.tar", range(3 * i, 3 * i + 3)) for i in range(3)]
+    scan, scanned = adoption._scan, []
+
+    def counted(path, *arguments):
+        if len(scanned) == 2 and not interrupted:
+            raise KeyboardInterrupt
+        scanned.append(path.name)
+        return scan(path, *arguments)
+
+    monkeypatch.setattr(adoption, "_scan", counted)
+    interrupted = False
+    with pytest.raises(KeyboardInterrupt):
+        adopted(tmp_path / "set", *tars)
+    interrupted = True
+    # One that was changed in between is checked anew.
+    time.sleep(0.01)
+    tars[0].touch()
+    adopted(tmp_path / "set", *tars)
+    assert scanned == ["0.tar", "1.tar", "0.tar", "2.tar"]
+    assert os.listdir(tmp_path / "set") == ["dataset.json"]
+
+
+def served(folder: Path):
+    return Flaky(folder).serve()
+
+
+def test_urls(tmp_path):
+    tars = [shard(tmp_path / "in" / f"{i}.tar", range(3 * i, 3 * i + 3)) for i in range(2)]
+    with served(tmp_path / "in") as url:
+        description = adopted(tmp_path / "set", f"{url}/{{0..1}}.tar")
+        assert [s.place for s in description.splits["train"]] == [f"{url}/{i}.tar" for i in range(2)]
+        assert os.listdir(tmp_path / "set") == ["dataset.json"]
+        assert same(tmp_path / "set", "train", *tars) == [0, 1, 2] * 2
+
+
+def test_presigned_urls(tmp_path, capsys, monkeypatch):
+    """Credentials are in one private file, which data.path names; nowhere else, and in no message."""
+    tars = [shard(tmp_path / "in" / f"{i}.tar", range(3 * i, 3 * i + 3)) for i in range(2)]
+    monkeypatch.setenv("SIGNATURE", "sig=SECRET")
+    with served(tmp_path / "in") as url:
+        urls = tmp_path / "urls.txt"
+        urls.write_text(f"# signed\n{url}/1.tar?X-Amz-Signature=SECRET1&part=1\n")
+        adopted(tmp_path / "set", f"{url}/0.tar?${{SIGNATURE}}", urls)
+        written = tmp_path / "set" / "shards.txt"
+        assert written.stat().st_mode & 0o777 == 0o600
+        assert written.read_text() == f"{url}/0.tar?sig=SECRET\n{url}/1.tar?X-Amz-Signature=SECRET1&part=1\n"
+        assert "SECRET" not in (tmp_path / "set" / "dataset.json").read_text()
+        assert same(written, "train", *tars) == [0, 1, 2] * 2
+        with pytest.raises(UserError) as error:
+            adopted(tmp_path / "none", f"{url}/9.tar?sig=SECRET")
+    assert "SECRET" not in str(error.value)
+    assert "9.tar" in str(error.value)
+    assert "SECRET" not in "".join(capsys.readouterr())
+
+
+def test_presigned_urls_of_one_name(tmp_path):
+    tars = [shard(tmp_path / "in" / part / "0.tar", range(i, i + 3)) for i, part in ((0, "train"), (3, "test"))]
+    with served(tmp_path / "in") as url:
+        adopted(tmp_path / "set", f"{url}/train/0.tar?a=1", f"{url}/test/0.tar?a=2")
+        same(tmp_path / "set" / "shards.txt", "train", tars[0])
+        same(tmp_path / "set" / "shards.txt", "test", tars[1])
+
+
+@pytest.mark.parametrize("place", ["pipe:touch x", "https://host/0.tar?sig=x", "https://u:p@host/0.tar", "a\nb", ""])
+def test_places_that_a_description_may_not_have(tmp_path, place):
+    path = shard(tmp_path / "set" / "0.tar", range(3))
+    adopted(tmp_path / "set", path)
+    content = json.loads((tmp_path / "set" / "dataset.json").read_text())
+    content["splits"]["train"][0]["place"] = place
+    with pytest.raises(UserError, match=r"place: .*Pack the data set again"):
+        parse_description(json.dumps(content), "dataset.json")
+
+
+@pytest.mark.parametrize("place", ["/etc/passwd", "file:///etc/passwd", "local:///etc/passwd"])
+def test_a_remote_description_reads_no_files_of_this_machine(tmp_path, place):
+    shard(tmp_path / "set" / "0.tar", range(3))
+    adopted(tmp_path / "set", tmp_path / "set" / "0.tar")
+    file = tmp_path / "set" / "dataset.json"
+    with served(tmp_path / "set") as url:
+        same(url, "train", tmp_path / "set" / "0.tar")
+        content = json.loads(file.read_text())
+        content["splits"]["train"][0]["place"] = place
+        file.write_text(json.dumps(content))
+        with pytest.raises(UserError, match="no local files"):
+            locate(url)
+
+
+def tool(*arguments, **options) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(TOOL), "adopt", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
+
+
+def test_the_command(tmp_path):
+    """The documented line, on two processes; then with a size."""
+    for i in range(3):
+        shard(tmp_path / "shards" / f"{i:03d}.tar", range(4 * i, 4 * i + 4), "jpg")
+    shard(tmp_path / "val" / "0.tar", range(12, 15), "jpg")
+    done = tool("shards/{000..002}.tar", "--test", "val/*.tar", "--workers", "2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "shards: shards: train: 12 images, 3 shards\nshards: shards: test: 3 images, 1 shards\n" in done.stdout
+    same(tmp_path / "shards", "train", *sorted((tmp_path / "shards").glob("*.tar")))
+    same(tmp_path / "shards", "test", tmp_path / "val" / "0.tar")
+    done = tool("shards/{000..002}.tar", "--size", "4", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "give a folder for them with --output" in done.stderr
+    done = tool("shards/{000..002}.tar", "--size", "4", "--output", "small", "--encoding", "png", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert read_description(tmp_path / "small").size == 4
+
+
+def test_an_interrupted_command_goes_on(tmp_path):
+    """Ctrl-C in the middle: one line, no dataset.json, and what was checked stays."""
+    for i in range(12):
+        shard(tmp_path / "in" / f"{i:02d}.tar", range(200 * i, 200 * i + 200))
+    command = [sys.executable, str(TOOL), "adopt", "in", "--output", "set", "--workers", "1"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while len(list((tmp_path / "set" / ".adopting").glob("*.json"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2, errors
+    assert re.search(r"fdtrain: error: interrupted. The same command goes on", errors)
+    assert not (tmp_path / "set" / "dataset.json").exists()
+    done = tool("in", "--output", "set", "--workers", "1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    same(tmp_path / "set", "train", *sorted((tmp_path / "in").glob("*.tar")))
+
+
+def test_webdataset_reads_what_is_packed(tmp_path, monkeypatch, capsys):
+    """The documented lines, run as they stand there."""
+    [code] = re.findall(r"```python\n(import webdataset\n.*?)```", DOCS.read_text(), re.DOTALL)
+    assert len(code.strip().splitlines()) <= 6
+    monkeypatch.chdir(tmp_path)
+    description = pack_digits("data/digits")
+    assert len(description.splits["train"]) == 15
+    namespace: dict = {}
+    exec(code.replace("    print(", "    seen.append((image, label)); print("), namespace | {"seen": (seen := [])})
+    assert len(seen) == description.images("train")
+    assert capsys.readouterr().out.startswith("(8, 8, 1) uint8 ")
+    images, labels = Split("data/digits", "train").batch(range(len(seen)))
+    np.testing.assert_array_equal(np.stack([image for image, _ in seen]), images.permute(0, 2, 3, 1).numpy())
+    assert [label for _, label in seen] == labels.tolist()
