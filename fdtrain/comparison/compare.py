@@ -144,13 +144,14 @@ def _check_folder(folder: Path, comparison: Comparison) -> None:
     """
     try:
         stored = yaml.safe_load((folder / RECORD).read_text())
+        stored = {"variants": dict(stored["variants"]), **stored}
     except FileNotFoundError:
         if folder.is_dir() and any(folder.iterdir()):
             raise UserError(
                 f"{folder} holds something else than a comparison. Choose another name or output."
             ) from None
         return
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, yaml.YAMLError, TypeError, ValueError, KeyError) as error:
         raise UserError(f"{folder / RECORD} cannot be read ({type(error).__name__}). Choose another name.") from error
     ours = json.loads(json.dumps(_record(comparison)))
     changed = [key for key in ("steps", "seconds", "features") if stored.get(key) != ours[key]]
@@ -195,7 +196,7 @@ def _steps(comparison: Comparison, slots: int, processes: int) -> tuple[dict[str
         return dict.fromkeys(comparison.configs, definition.steps), {}
     assert definition.seconds is not None
     path = comparison.folder / "steps.json"
-    steps = json.loads(path.read_text()) if path.is_file() else {}
+    steps = _stored_steps(path)
     timed = [_calibration(comparison, name) for name in comparison.configs if name not in steps]
     for run in timed:
         run.write_config()
@@ -212,6 +213,15 @@ def _steps(comparison: Comparison, slots: int, processes: int) -> tuple[dict[str
         for seed in definition.seeds
     }
     return steps, failures
+
+
+def _stored_steps(path: Path) -> dict[str, int]:
+    try:
+        return {str(name): int(steps) for name, steps in json.loads(path.read_text()).items()}
+    except FileNotFoundError:
+        return {}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is damaged ({error}). Delete it: the speeds are measured again.") from error
 
 
 def _calibration(comparison: Comparison, variant: str) -> PlannedRun:

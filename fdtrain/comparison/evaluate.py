@@ -14,7 +14,7 @@ import torch
 
 from fdtrain import files
 from fdtrain.comparison import noise
-from fdtrain.comparison.runs import SETTINGS
+from fdtrain.comparison.runs import SETTINGS, record, result_files
 from fdtrain.config import Config, load_config
 from fdtrain.data.split import Split
 from fdtrain.diffusion.solvers import SOLVERS
@@ -33,12 +33,11 @@ from fdtrain.networks.model import Model
 from fdtrain.training.batch_noise import BatchNoise
 
 BATCH = 256
-NOISE_FILE = "noise.json"
 
 
 def evaluate(run: Path, settings: dict[str, Any], device: torch.device) -> None:
     """Likelihoods of the test split, then distances of samples and the noise of training; then the record of it."""
-    config, folder = load_config(run / "config.yaml"), run / result.FOLDER
+    config = load_config(run / "config.yaml")
     assert config.data.test_split is not None
     data = config.data.paths[0]
     images, ode_images = settings["images"], settings["ode_images"]
@@ -53,9 +52,8 @@ def evaluate(run: Path, settings: dict[str, Any], device: torch.device) -> None:
             # The bound is computed again with it; two draws are the least.
             _nll(device, *common, "--draws", "2", "--images", str(ode_images), *ode)
     found = training_noise(run, config, data, settings, device)
-    result.write(found, folder / NOISE_FILE, "the run's results")
-    record = {"steps": config.training.steps, "settings": settings}
-    files.write_text(folder / SETTINGS, json.dumps(record, indent=1) + "\n")
+    result.write(found, result_files(run, config, settings)["noise"], "the run's results")
+    files.write_text(run / result.FOLDER / SETTINGS, json.dumps(record(run, settings), indent=1) + "\n")
 
 
 def _nll(device: torch.device, *words: str) -> None:

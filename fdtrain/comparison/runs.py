@@ -50,16 +50,18 @@ class PlannedRun:
         return newest is not None and int(newest.name.removeprefix("step_")) >= self.steps
 
     def evaluated(self) -> bool:
+        """Whether all results are there, of the newest checkpoint and with these settings."""
+        assert self.settings is not None
+        files_of_results = result_files(self.folder, self.config, self.settings)
         try:
-            return json.loads((self.folder / result.FOLDER / SETTINGS).read_text()) == self.record()
+            stored = json.loads((self.folder / result.FOLDER / SETTINGS).read_text())
+            current = record(self.folder, self.settings)
         except (OSError, ValueError):
             return False
+        return stored == current and all(path.is_file() for path in files_of_results.values())
 
     def finished(self) -> bool:
         return self.trained() and (self.settings is None or self.evaluated())
-
-    def record(self) -> dict[str, Any]:
-        return {"steps": self.steps, "settings": self.settings}
 
     def progress(self) -> int:
         """Steps that are logged."""
@@ -80,6 +82,22 @@ class PlannedRun:
 
     def write_config(self) -> None:
         files.write_text(self.config_file, dump_config(self.config))
+
+
+def record(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """What the results of a run are of: its newest checkpoint, and the settings of the evaluation."""
+    newest = store.newest_step(folder)
+    return {"checkpoint": newest and store.sha256(newest / store.MANIFEST), "settings": settings}
+
+
+def result_files(folder: Path, config: Config, settings: dict[str, Any]) -> dict[str, Path]:
+    """The results of a run, by what is in them: ``bound``, ``ode`` (of as many images as asked for) and ``noise``."""
+    results, split, ode_images = folder / result.FOLDER, config.data.test_split, settings["ode_images"]
+    found = {"bound": results / f"nll_{split}.json", "noise": results / "noise.json"}
+    if ode_images:
+        whole = ode_images >= settings["images"]
+        found["ode"] = found["bound"] if whole else results / f"nll_{split}_first{ode_images}.json"
+    return found
 
 
 def planned_run(

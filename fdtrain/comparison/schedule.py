@@ -1,6 +1,5 @@
 """Runs side by side: their commands one after another in each slot, until every run is finished or has failed."""
 
-import ctypes
 import logging
 import os
 import signal
@@ -8,11 +7,13 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
 
 from fdtrain.comparison.runs import PlannedRun, threads
+from fdtrain.data.workers import signalled_at_parents_end
 from fdtrain.errors import UserError, excerpt
 from fdtrain.resilience import lock
 
@@ -52,7 +53,8 @@ class Slot:
                 stderr=subprocess.STDOUT,
                 # Ctrl-C is answered here: a second signal would end a run that is saving.
                 start_new_session=True,
-                preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+                # However this process ends, its runs save and end. Its main thread starts them.
+                preexec_fn=partial(signalled_at_parents_end, signal.SIGTERM),
             )
 
 
@@ -212,9 +214,3 @@ def _end(processes: list[subprocess.Popen]) -> None:
             process.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             process.kill()
-
-
-def _end_with_parent() -> None:
-    """In a child before its program begins: SIGTERM when this process is gone, however it ends (prctl(2))."""
-    set_parent_death_signal = 1
-    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)

@@ -10,9 +10,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fdtrain.comparison.evaluate import NOISE_FILE
-from fdtrain.comparison.runs import PlannedRun
-from fdtrain.evaluation.reporting import result, run_folder
+from fdtrain.comparison.runs import PlannedRun, result_files
+from fdtrain.evaluation.reporting import run_folder
 from fdtrain.evaluation.reporting.result import NllResult, TrainingNoise
 from fdtrain.evaluation.reporting.run_folder import RunFolder
 
@@ -31,14 +30,11 @@ class FinishedRun:
 def finished_run(run: PlannedRun) -> FinishedRun:
     """Read the results of a run that is finished."""
     assert run.settings is not None
-    folder, results = run_folder.read(run.folder), run.folder / result.FOLDER
-    split, ode_images = run.config.data.test_split, run.settings["ode_images"]
-    whole = results / f"nll_{split}.json"
-    first = results / f"nll_{split}_first{ode_images}.json"
-    bits = {"elbo": _values(whole)["elbo"]}
-    if ode_images:
-        bits["ode"] = _values(whole if ode_images >= run.settings["images"] else first)["ode"]
-    nll, noise = folder.results[whole], folder.results[results / NOISE_FILE]
+    folder, paths = run_folder.read(run.folder), result_files(run.folder, run.config, run.settings)
+    bits = {"elbo": _values(paths["bound"])["elbo"]}
+    if "ode" in paths:
+        bits["ode"] = _values(paths["ode"])["ode"]
+    nll, noise = folder.results[paths["bound"]], folder.results[paths["noise"]]
     assert isinstance(nll, NllResult)
     assert isinstance(noise, TrainingNoise)
     return FinishedRun(run.seed, folder, nll, noise, bits)
@@ -106,7 +102,7 @@ def row(runs: list[FinishedRun], reference: list[FinishedRun]) -> dict[str, Any]
         "images_per_second": mean([speed for run in runs if (speed := _speed(run.folder)) is not None]),
         "t_middles": [0.5 * (a + b) for a, b in pairwise(edges)],
         "variance_by_time": _means([run.noise.batch.by_time for run in runs]),
-        "training": _curve([run.folder for run in runs]),
+        "training": _curve([run.folder for run in runs], runs[0].nll.split),
     }
 
 
@@ -124,9 +120,9 @@ def _means(columns: list[list[float | None]]) -> list[float | None]:
     return means
 
 
-def _curve(folders: list[RunFolder]) -> list[tuple[int, float]]:
-    """Held-out bits/dim by step where it was measured while training, else the training batches'; mean over seeds."""
-    for name in ("test/bits_per_dim", "train/bits_per_dim"):
+def _curve(folders: list[RunFolder], split: str) -> list[tuple[int, float]]:
+    """Bits/dim of the split by step where they were measured while training, else the batches'; mean over seeds."""
+    for name in (f"{split}/bits_per_dim", "train/bits_per_dim"):
         by_step: dict[float, list[float]] = {}
         for folder in folders:
             for step, value in folder.series(name):

@@ -181,7 +181,7 @@ def plots(result: ComparisonResult, folder: Path) -> dict[str, Path]:
     if training:
         path = folder / "training.png"
         figures.compared_training(training, path)
-        drawn["Bits/dim of held-out images while training, averaged weights; mean over seeds."] = path
+        drawn["Bits/dim while training, of held-out images by the averaged weights where the log has them."] = path
     quality = {v.name: [(p.nfe, p.distance.mean, p.distance.error) for p in v.points] for v in shown if v.points}
     if quality:
         path = folder / "quality.png"

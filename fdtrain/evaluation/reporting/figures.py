@@ -105,9 +105,9 @@ def training(curves: dict[str, list[tuple[float, float]]], path: Path) -> None:
 STYLES = ("-", "--", ":")
 
 
-def _line_style(number: int) -> dict[str, str]:
-    """Of a line among many: colours first, then dashes."""
-    return {"color": COLOURS[number % len(COLOURS)], "linestyle": STYLES[number // len(COLOURS) % len(STYLES)]}
+def _line_style(number: int) -> tuple[str, str]:
+    """Colour and dashes of a line among many."""
+    return COLOURS[number % len(COLOURS)], STYLES[number // len(COLOURS) % len(STYLES)]
 
 
 def _legend_beside(figure: Figure, axes: Axes, lines: int) -> None:
@@ -123,7 +123,8 @@ def compared_training(lines: dict[str, list[tuple[int, float]]], path: Path) -> 
     """Bits/dim against steps, a line for each variant."""
     figure, axes = _axes("Bits/dim while training", "step", "bits/dim")
     for i, (name, points) in enumerate(lines.items()):
-        axes.plot(*zip(*points), marker="o", ms=3, label=name, **_line_style(i))
+        colour, style = _line_style(i)
+        axes.plot(*zip(*points), style, marker="o", ms=3, color=colour, label=name)
     values = sorted(value for points in lines.values() for _, value in points)
     # The first steps would otherwise take all the height.
     low, high = values[0], values[int(0.8 * (len(values) - 1))]
@@ -138,7 +139,8 @@ def compared_quality(lines: dict[str, list[tuple[int, float, float | None]]], pa
     for i, (name, points) in enumerate(lines.items()):
         nfe, values, errors = zip(*points)
         bars = [0.0 if error is None else error for error in errors]
-        axes.errorbar(nfe, values, yerr=bars, marker="o", ms=3, capsize=2, label=name, **_line_style(i))
+        colour, style = _line_style(i)
+        axes.errorbar(nfe, values, bars, fmt=style, marker="o", ms=3, capsize=2, color=colour, label=name)
     axes.set_xscale("log")
     axes.set_yscale("log")
     counts = sorted({nfe for points in lines.values() for nfe, _, _ in points})
@@ -153,7 +155,8 @@ def compared_variance(lines: dict[str, list[tuple[float, float]]], path: Path) -
     """The variance of one image's estimate by time, a line for each variant."""
     figure, axes = _axes("Variance of one image's estimate by time", "t", "(bits/dim)$^2$")
     for i, (name, points) in enumerate(lines.items()):
-        axes.plot(*zip(*points), marker="o", ms=3, label=name, **_line_style(i))
+        colour, style = _line_style(i)
+        axes.plot(*zip(*points), style, marker="o", ms=3, color=colour, label=name)
     axes.set_yscale("log")
     _log_values(axes)
     _time_axis(axes, [min(t for points in lines.values() for t, _ in points)])
