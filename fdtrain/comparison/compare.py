@@ -51,12 +51,12 @@ def compare(comparison: Comparison, slots: int, processes: int, device: Any) -> 
     """
     begin, folder, definition = time.perf_counter(), comparison.folder, comparison.definition
     check(comparison, processes)
-    _check_folder(folder, comparison)
+    check_folder(comparison)
     with ExitStack() as stack:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             stack.enter_context(files.exclusive(folder, "compared"))
-            files.write_text(folder / RECORD, yaml.safe_dump(_record(comparison), sort_keys=False))
+            write_record(comparison)
             split = test_split(comparison)
             settings = _settings(comparison, split, _features(comparison, device))
             for variant in comparison.configs:
@@ -136,12 +136,17 @@ def _record(comparison: Comparison) -> dict[str, Any]:
     return {**definition, "variants": variants}
 
 
-def _check_folder(folder: Path, comparison: Comparison) -> None:
+def write_record(comparison: Comparison) -> None:
+    files.write_text(comparison.folder / RECORD, yaml.safe_dump(_record(comparison), sort_keys=False))
+
+
+def check_folder(comparison: Comparison) -> None:
     """The folder is new, or of this comparison: more seeds and variants may come, but none may have changed.
 
     Raises:
         UserError: it is another's.
     """
+    folder = comparison.folder
     try:
         stored = yaml.safe_load((folder / RECORD).read_text())
         stored = {"variants": dict(stored["variants"]), **stored}

@@ -35,12 +35,15 @@ class Batches:
         pixels, labels = split.batch(range(min(len(split), most)))
         return Batches(model, split, noise, pixels, labels)
 
+    def chosen(self, number: int) -> Tensor:
+        """The numbers of a batch's images."""
+        own, count = stream(self.noise.seed, Purpose.EVALUATE, number), len(self.pixels)
+        order = own.permutation(max(count, self.noise.global_batch)) % count
+        return torch.from_numpy(order)[: self.noise.global_batch]
+
     def loss(self, number: int) -> tuple[Loss, Tensor]:
         """The loss of each image of a batch, and the quantile of its time, ``(global_batch,)``."""
-        noise, spec = self.noise, self.model.spec
-        own = stream(noise.seed, Purpose.EVALUATE, number)
-        chosen = torch.from_numpy(own.permutation(max(len(self.pixels), noise.global_batch)) % len(self.pixels))
-        chosen = chosen[: noise.global_batch]
+        noise, spec, chosen = self.noise, self.model.spec, self.chosen(number)
         lanes = range(noise.global_batch // noise.lane_images)
         labels = self.labels[chosen] if spec.classes else None
         batch = noise.batch(number, lanes, self.pixels[chosen], labels, spec.levels)
