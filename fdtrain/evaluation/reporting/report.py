@@ -100,7 +100,10 @@ def _likelihoods(run: RunFolder) -> list[list[str]]:
 
 
 def _method(result: NllResult, value: Bound | OdeLikelihood) -> str:
-    parts = [f"{_short(result.dequantisation)} dequantisation", _short(result.dtype)]
+    of = value if isinstance(value, OdeLikelihood) else result
+    closed = value is result.elbo_closed
+    parts = ["closed interval" if closed else _short(result.bound), f"dequantisation {_short(of.dequantisation)}"]
+    parts.append(_short(result.dtype))
     if isinstance(value, Bound):
         parts.append(f"{value.draws} draws per image" + (", antithetic" if value.antithetic else ""))
     if value.dequantisations > 1:

@@ -83,6 +83,7 @@ class Bound(Likelihood):
 class OdeLikelihood(Likelihood):
     """The likelihood by the probability-flow ODE; ``nfe`` is the mean number of evaluations per dequantisation."""
 
+    dequantisation: str = "uniform"
     dequantisations: int
     tolerance: float
     trace: str
@@ -106,16 +107,19 @@ class NllResult(SplitIdentity, Result):
 
     TITLES: ClassVar[dict[str, str]] = {
         "elbo": "ELBO",
+        "elbo_closed": "ELBO, closed interval",
         "elbo_importance": "ELBO, importance-weighted",
         "ode": "ODE",
         "ode_importance": "ODE, importance-weighted",
     }
 
+    bound: str = "closed interval"
     dequantisation: str
     dtype: str
     seed: int
     batch: int
     elbo: Bound | None = None
+    elbo_closed: Bound | None = None
     elbo_importance: Bound | None = None
     ode: OdeLikelihood | None = None
     ode_importance: OdeLikelihood | None = None
