@@ -26,7 +26,6 @@ from fdtrain import distributed
 from fdtrain.data.pack import pack
 from fdtrain.data.sources.digits import Digits
 from fdtrain.data.sources.source import Source
-from fdtrain.diffusion import objective
 from fdtrain.networks import layers
 from fdtrain.networks.model import Model, parameter_count
 from fdtrain.resilience.consensus import Consensus
@@ -66,7 +65,7 @@ def bare_loop(spec, training, device, precision, compiled, layout=None):
             return model(x.contiguous(memory_format=layout), t, label)
 
     while True:
-        (objective.nelbo(field, x0, eps, t, pdf).mean() / spec.dims).backward()
+        (spec.bound.nelbo(field, x0, eps, t, pdf).mean() / spec.dims).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         yield

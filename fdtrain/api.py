@@ -22,7 +22,6 @@ from fdtrain.data.loader import Batch
 from fdtrain.diffusion.likelihood import Estimate, estimate, standard_errors
 from fdtrain.diffusion.objective import quantise
 from fdtrain.diffusion.solvers import DEFAULT
-from fdtrain.diffusion.time_sampling import time_density
 from fdtrain.errors import UserError
 from fdtrain.evaluation.likelihood import nll
 from fdtrain.evaluation.process import open_device
@@ -132,7 +131,7 @@ class TrainedModel:
         labels = drawing.labels(range(count), self.spec)
         if label is not None:
             labels = self._labels(label, count).tolist()
-        times, parts = drawing.times(self.spec.scale), []
+        times, parts = drawing.times(self.spec.scale, self.spec.bound.interval), []
         for first in range(0, count, batch):
             part = slice(first, first + batch)
             own = labels and labels[part]
@@ -162,8 +161,7 @@ class TrainedModel:
         """
         _check(seed, draws=draws, batch=batch)
         given = self._images(images, label)
-        # Any density of the times gives the same mean.
-        density = time_density("asinh", self.spec.scale)
+        density = nll.time_density_of(self.spec)
         values = nll.elbo(self.module, given, range(len(given)), density, draws, seed, batch)
         return BitsPerDim(values.mean(1), standard_errors(values), estimate(values))
 

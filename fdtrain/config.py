@@ -5,7 +5,7 @@ all ranks and accumulation steps, so a configuration means the same on any numbe
 """
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -156,15 +156,56 @@ def _network_name(value: Any) -> str:
 
 
 class DiffusionConfig(Section):
-    predictor: Literal["plain", "bounded", "alpha"] = Field(
-        default="bounded", description="from network to field F; docs/method.md, section 2"
+    predictor: Literal["plain", "bounded", "alpha", "eps", "x0", "v", "flow", "score", "edm"] = Field(
+        default="bounded", description="from network to field F; docs/method.md, sections 2 and 7"
     )
     scale: float | None = Field(default=None, gt=0, le=1, description="`s` of `bounded` and `asinh`; null: 1 / levels")
+    interval: tuple[float, float] | None = Field(
+        default=None, description="`[t_min, t_max]` in [0, 1]; null: that of `time_density`, or of `network_time`"
+    )
+    network_input: Literal["vp", "ve", "flow", "edm"] | None = Field(
+        default=None, description="rescaling of x_t that the network is given; null: the predictor's own"
+    )
+    network_time: (
+        Literal["t", "log_sigma", "linear_vp", "sub_vp", "zero_snr_vp", "cosine", "flow", "ve", "vdm"] | None
+    ) = Field(default=None, description="clock whose time the network is given; null: the predictor's own, mostly t")
     time_sampling: Literal["stratified", "lattice", "iid"] = Field(
         default="stratified", description="draws of the times; docs/method.md, section 4"
     )
-    time_density: Literal["uniform", "asinh"] = Field(default="asinh", description="density of the times on [0, 1]")
+    time_density: Literal[
+        "uniform",
+        "asinh",
+        "angle",
+        "log_time",
+        "log_snr",
+        "edm",
+        "logit_normal",
+        "linear_vp",
+        "sub_vp",
+        "zero_snr_vp",
+        "cosine",
+        "flow",
+        "ve",
+        "vdm",
+    ] = Field(default="asinh", description="density of the times, cut to the interval; docs/method.md, section 7")
+    weighting: Literal["bound", "eps", "x0", "v", "flow", "edm", "min_snr"] = Field(
+        default="bound", description="of the training loss; docs/method.md, section 7"
+    )
+    decoder: Literal["gaussian", "discrete"] = Field(
+        default="gaussian",
+        description="at the end of a truncated interval: of dequantised images, or of levels (trains on bin centres)",
+    )
 
+    @field_validator("interval")
+    @classmethod
+    def _rising(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+        if value is not None and not 0 <= value[0] < value[1] <= 1:
+            raise ValueError("must be two times that rise, in [0, 1]")
+        return value
+
+
+ConfigFiles = str | Path | Sequence[str | Path]
+"""One file or several, each laid over those before it."""
 
 MAX_MISTAKES = 8
 """The mistakes that one message names."""
@@ -339,13 +380,31 @@ class Config(Section):
         return self.diffusion.scale if self.diffusion.scale is not None else 1 / levels
 
 
-def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
+def load_config(path: ConfigFiles, overrides: list[str] | None = None) -> Config:
     """Read a YAML configuration and apply ``section.key=value`` overrides (values are YAML too).
+
+    Of several files each is laid over those before it, key by key: a preset over the configuration of a data set.
 
     Raises:
         UserError: no such file, not YAML, unknown key, wrong type or impossible combination; the message
             is one line that names the key.
     """
+    paths = [path] if isinstance(path, str | Path) else path
+    content: dict[str, Any] = {}
+    for file in paths:
+        content = _laid_over(content, _read(file))
+    for override in overrides or []:
+        _apply(content, override)
+    try:
+        return Config.model_validate(content)
+    except ValidationError as error:
+        mistakes = [_explain(e) for e in error.errors()]
+        more = [f"and {len(mistakes) - MAX_MISTAKES} more"] if mistakes[MAX_MISTAKES:] else []
+        where = ", ".join(map(str, paths))
+        raise UserError("; ".join(mistakes[:MAX_MISTAKES] + more) + f" (in {where}).") from error
+
+
+def _read(path: str | Path) -> dict[str, Any]:
     try:
         with open(path, encoding="utf-8") as file:
             content = parse(file.read(MAX_BYTES + 1))
@@ -355,14 +414,17 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
         raise UserError(f"{path} is not valid YAML: {excerpt(error)}.") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold sections such as 'data:' and 'training:', not {type(content).__name__}.")
-    for override in overrides or []:
-        _apply(content, override)
-    try:
-        return Config.model_validate(content)
-    except ValidationError as error:
-        mistakes = [_explain(e) for e in error.errors()]
-        more = [f"and {len(mistakes) - MAX_MISTAKES} more"] if mistakes[MAX_MISTAKES:] else []
-        raise UserError("; ".join(mistakes[:MAX_MISTAKES] + more) + f" (in {path}).") from error
+    return content
+
+
+def _laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """The keys of both; where both have one, sections are joined and other values are those above."""
+    joined = dict(below)
+    for key, value in above.items():
+        before = joined.get(key)
+        both = isinstance(before, dict) and isinstance(value, dict)
+        joined[key] = _laid_over(before, value) if both else value
+    return joined
 
 
 def dump_config(config: Config) -> str:

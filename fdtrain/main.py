@@ -12,7 +12,12 @@ from fdtrain.errors import exit_code
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", required=True, help="YAML configuration; see configs/ and docs/configuration.md")
+    parser.add_argument(
+        "--config",
+        required=True,
+        nargs="+",
+        help="YAML configuration, and what is laid over it; see configs/ and docs/configuration.md",
+    )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="such as training.lr=1e-4")
     parser.add_argument(
         "--resume",

@@ -21,9 +21,10 @@ from fdtrain.config import (
     dump_config,
     load_config,
 )
+from fdtrain.diffusion.clocks import DENSITIES
 from fdtrain.diffusion.predictors import PREDICTORS
 from fdtrain.diffusion.solvers import SOLVERS
-from fdtrain.diffusion.time_sampling import DENSITIES, DRAWS
+from fdtrain.diffusion.time_sampling import DRAWS
 from fdtrain.errors import UserError
 from fdtrain.networks.dit import SIZES
 from fdtrain.networks.embeddings import TIME_EMBEDDINGS

@@ -1,4 +1,4 @@
-"""The documentation as a site: every page is in it, every link leads somewhere, every message quoted is the program's."""
+"""The documentation as a site: every page is in it, every link leads somewhere, every message quoted is printed."""
 
 import re
 import subprocess

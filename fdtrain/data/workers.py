@@ -102,12 +102,17 @@ def end_with_parent() -> None:
 
     The system takes the thread that started this process for its parent. That thread must live on, as the main one.
     """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    signalled_at_parents_end(signal.SIGKILL)
     # It may have ended before.
     parent = multiprocessing.parent_process()
     if parent is None or not parent.is_alive():
         os._exit(1)
+
+
+def signalled_at_parents_end(number: signal.Signals) -> None:
+    """Let the system send this process a signal when the thread that started it ends (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
 
 
 def _wait_for_parent() -> None:

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fdtrain.diffusion.objective import normal_nll
+from fdtrain.diffusion.decoders import truncated_normal, truncated_normal_entropy
+from fdtrain.diffusion.objective import Bound, normal_nll
 from fdtrain.diffusion.predictors import Field
+from fdtrain.diffusion.process import CLOSED, Interval
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,37 @@ def hutchinson_trace(*probes: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 @dataclass(frozen=True)
+class OdeStart:
+    """Where the ODE starts from a discrete image: dequantised as the model's bound says.
+
+    Uniformly, the image is taken for ``x`` at ``t_min`` as it is (score_sde; on the closed interval it is that). At bin
+    centres, by truncated-normal noise, ``x = alpha x_k + t_min eps`` (i-DODE, Zheng et al. 2023): then ``log P(x_k) >=
+    E[log p(x)] + entropy``.
+    """
+
+    bound: Bound
+
+    @property
+    def dequantisation(self) -> str:
+        return "truncated normal" if self.bound.discrete else "uniform"
+
+    def images(self, levels_image: Tensor, u: Tensor) -> Tensor:
+        """``x`` at ``t_min``, from uniform ``u``."""
+        x0, t_min = self.bound.images(levels_image, u), self.bound.interval.t_min
+        if not self.bound.discrete:
+            return x0
+        return math.sqrt((1 - t_min) * (1 + t_min)) * x0 + t_min * truncated_normal(u, self.bound.levels, t_min)
+
+    def entropy(self, dims: int) -> float:
+        """Of the dequantisation, nats; 0 of the uniform one, which :meth:`Bound.bits_per_dim` counts."""
+        return (
+            dims * truncated_normal_entropy(self.bound.levels, self.bound.interval.t_min)
+            if self.bound.discrete
+            else 0.0
+        )
+
+
+@dataclass(frozen=True)
 class OdeLikelihood:
     """``nll``: ``-log p(x0)`` in nats, ``(B,)``, or ``(B, probes)`` where the trace has several; ``nfe``: evaluations
     of the field; ``latent``: ``x_1``."""
@@ -131,28 +164,34 @@ def ode_nll(
     trace: Callable[[Tensor, Tensor], Tensor],
     tolerance: float = 1e-5,
     columns: int = 1,
+    interval: Interval = CLOSED,
 ) -> OdeLikelihood:
     """Exact likelihood ``log p(x0) = log N(x_1; 0, I) + Int_0^{pi/2} sin(phi) div F dphi``, on the closed interval.
 
+    On a truncated one it is that of ``x`` at ``t_min``, with the standard normal at ``t_max``.
+
     Args:
         field: ``F(x, t)``, differentiable in ``x``.
-        x0: dequantised images in [-1, 1]; float64 gives a float64 answer.
+        x0: dequantised images in [-1, 1], or ``x`` at ``t_min`` (:class:`OdeStart`); float64 gives a float64 answer.
         trace: :func:`exact_trace` or ``hutchinson_trace(probe, ...)``.
         tolerance: of the adaptive solver, relative to ``1 + |x|`` and to one nat per dimension of the log-density.
         columns: estimates that the trace gives.
+        interval: of the model.
     """
     dims = x0[0].numel()
 
     def derivative(phi: float, state: Tensor) -> Tensor:
         with torch.enable_grad():
             x = state[:, :dims].reshape_as(x0).detach().requires_grad_()
-            t = torch.full((x.shape[0],), math.sin(phi), dtype=torch.float64, device=x.device)
+            # The ends themselves, not their sines' roundings.
+            time = min(max(math.sin(phi), interval.t_min), interval.t_max)
+            t = torch.full((x.shape[0],), time, dtype=torch.float64, device=x.device)
             F = field(x, t)
             divergence = trace(F, x).view(len(x), -1)
         return math.sin(phi) * torch.cat([F.detach().flatten(1), divergence / dims], 1)
 
     start = torch.cat([x0.flatten(1), x0.new_zeros(x0.shape[0], columns)], 1)
-    end, nfe = dormand_prince(derivative, start, 0.0, math.pi / 2, tolerance)
+    end, nfe = dormand_prince(derivative, start, math.asin(interval.t_min), math.asin(interval.t_max), tolerance)
     latent = end[:, :dims].reshape_as(x0)
     nll = normal_nll(latent)[:, None] - dims * end[:, dims:]
     return OdeLikelihood(nll[:, 0] if columns == 1 else nll, nfe, latent)

@@ -10,7 +10,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from fdtrain.diffusion.predictors import PREDICTORS, Field
+from fdtrain.diffusion.objective import Bound
+from fdtrain.diffusion.predictors import Field, make_predictor
+from fdtrain.diffusion.process import Interval
 from fdtrain.errors import UserError
 from fdtrain.networks.ddpmpp import DDPMpp
 from fdtrain.networks.dit import DiT
@@ -26,7 +28,9 @@ class ModelSpec:
 
     ``network_options`` are the keyword arguments of the network's class; ``classes`` are the names of the
     labels it was trained with, empty for an unconditional network; ``null_class`` says that one more label,
-    after theirs, stands for none (classifier-free guidance, Ho & Salimans 2022); the rest describes the images.
+    after theirs, stands for none (classifier-free guidance, Ho & Salimans 2022); ``interval``, ``decoder``,
+    ``network_input`` and ``network_time`` are of the configuration's section ``diffusion``; the rest describes the
+    images.
     """
 
     network: str
@@ -39,6 +43,10 @@ class ModelSpec:
     dataset: str
     classes: list[str] = field(default_factory=list)
     null_class: bool = False
+    interval: list[float] = field(default_factory=lambda: [0.0, 1.0])
+    decoder: str = "gaussian"
+    network_input: str | None = None
+    network_time: str | None = None
     version: int = VERSION
 
     @property
@@ -49,6 +57,11 @@ class ModelSpec:
     @property
     def dims(self) -> int:
         return self.channels * self.size * self.size
+
+    @property
+    def bound(self) -> Bound:
+        """The one that the model is trained and evaluated by."""
+        return Bound(self.levels, Interval(*self.interval), self.decoder)
 
     @property
     def null_label(self) -> int:
@@ -93,7 +106,7 @@ class Model(nn.Module):
         super().__init__()
         self.spec = spec
         self.null_label = spec.null_label if spec.null_class else None
-        self.predictor = PREDICTORS[spec.predictor](spec.scale)
+        self.predictor = make_predictor(spec.predictor, spec.scale, spec.network_input, spec.network_time)
         try:
             self.network = NETWORKS[spec.network](
                 image_channels=spec.channels,

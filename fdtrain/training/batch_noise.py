@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fdtrain.diffusion import objective
-from fdtrain.diffusion.time_sampling import TimeDensity, draw_uniform
+from fdtrain.diffusion.clocks import TimeDensity
+from fdtrain.diffusion.objective import Bound
+from fdtrain.diffusion.time_sampling import draw_uniform
 from fdtrain.networks.model import ModelSpec
 from fdtrain.randomness import Purpose, normal, stream, torch_seed, uniform
 
@@ -28,6 +29,7 @@ class Batch:
     pdf: Tensor
     label: Tensor | None
     quantile: Tensor
+    bound: Bound
 
 
 @dataclass(frozen=True)
@@ -45,23 +47,24 @@ class BatchNoise:
         """Other draws altogether, after so many rollbacks to a checkpoint."""
         return replace(self, seed=torch_seed(self.seed, Purpose.ROLLBACK, rollbacks)) if rollbacks else self
 
-    def batch(self, step: int, lanes: Sequence[int], images: Tensor, labels: Tensor | None, levels: int) -> Batch:
+    def batch(self, step: int, lanes: Sequence[int], images: Tensor, labels: Tensor | None, bound: Bound) -> Batch:
         """The images of ``lanes``, ``(n, C, H, W)`` uint8, dequantised, with their times and noise.
 
         Args:
             labels: ``(n,)``, as given to the network; None for an unconditional one.
-            levels: values that a pixel takes.
+            bound: whose images they are.
         """
         shape, u = images.shape[1:], self.quantiles(step, lanes)
         t = self.density.quantile(u)
         pdf = self.density.pdf(t)
         return Batch(
-            x0=objective.dequantise(self._move(images), self.dequantisation(step, lanes, shape), levels),
+            x0=bound.images(self._move(images), self.dequantisation(step, lanes, shape)),
             eps=self.noise(step, lanes, shape),
             t=self._move(t),
             pdf=self._move(pdf),
             label=None if labels is None else self._move(labels),
             quantile=u,
+            bound=bound,
         )
 
     def _move(self, x: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from fdtrain.data.loader import Batches, LaneDataset
 from fdtrain.data.mixture import lane_order
 from fdtrain.data.shards import ShardReader
 from fdtrain.data.split import Split
-from fdtrain.diffusion.time_sampling import TimeDensity, time_density
+from fdtrain.diffusion.clocks import time_density
 from fdtrain.errors import UserError
 from fdtrain.networks.model import Model
 from fdtrain.randomness import Purpose, torch_seed
@@ -114,7 +114,7 @@ def build(plan: Plan, launch: Launch) -> Trainer:
     profiler = Profiler(config.folder / "profile", plan.traced, device, Stopwatch())
     run_ = Run(config.folder, plan.layout, monitor, launch.consensus, launch.heartbeat, profiler, utilisation)
     state = TrainState(engine, average, plan.layout, plan.identity, code)
-    density = time_density(config.diffusion.time_density, spec.scale)
+    density = time_density(config.diffusion.time_density, spec.scale, spec.bound.interval)
     noise = BatchNoise(
         config.seed, training.global_batch, training.lane_images, config.diffusion.time_sampling, density, device
     )
@@ -126,7 +126,7 @@ def build(plan: Plan, launch: Launch) -> Trainer:
         f"global batch {training.global_batch}, {utilisation.flops_per_image / 1e9:.3g} GFLOP per image, "
         f"{training.steps} steps"
     )
-    return Trainer(config, run_, state, noise, partial(own_batches, plan), _callbacks(plan, density, monitor))
+    return Trainer(config, run_, state, noise, partial(own_batches, plan), _callbacks(plan, monitor))
 
 
 def _measure(plan: Plan, device: torch.device, monitor: Monitor) -> Utilisation:
@@ -199,12 +199,12 @@ def checkpoint_to_resume(plan: Plan) -> Path | None:
     return path
 
 
-def _callbacks(plan: Plan, density: TimeDensity, monitor: Monitor) -> list[Callback]:
+def _callbacks(plan: Plan, monitor: Monitor) -> list[Callback]:
     config, settings, found = plan.config, plan.config.monitor, []
-    drawing = callbacks.monitor_drawing(settings, plan.spec.scale)
+    drawing = callbacks.monitor_drawing(settings, plan.spec.scale, plan.spec.bound.interval)
     if settings.evaluate_every and config.data.test_split is not None:
         split = Split(plan.data, config.data.test_split, _cache(plan))
-        run_ = callbacks.held_out_bits(split, density, settings.evaluate_draws, monitor)
+        run_ = callbacks.held_out_bits(split, settings.evaluate_draws, monitor)
         found.append(Callback(settings.evaluate_every, run_))
     if settings.frechet_every and plan.features is not None:
         train = Split(plan.data, config.data.train_split, _cache(plan))

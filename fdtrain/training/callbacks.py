@@ -12,7 +12,7 @@ from fdtrain import distributed
 from fdtrain.config import MonitorConfig as Settings
 from fdtrain.data.split import Split
 from fdtrain.diffusion.likelihood import estimate
-from fdtrain.diffusion.time_sampling import TimeDensity
+from fdtrain.diffusion.process import CLOSED, Interval
 from fdtrain.errors import UserError
 from fdtrain.evaluation.fidelity import image_sets
 from fdtrain.evaluation.fidelity.feature_networks import FeatureNetwork
@@ -29,29 +29,31 @@ REFERENCE_IMAGES = 10_000
 FRECHET_BATCH = 64
 
 
-def held_out_bits(split: Split, density: TimeDensity, draws: int, monitor: Monitor):
+def held_out_bits(split: Split, draws: int, monitor: Monitor):
     """A report that evaluates the bound over the whole split."""
 
     def run(step: int, model: Model) -> None:
         device = next(model.parameters()).device
         mine = distributed.share(len(split))
+        density = nll.time_density_of(model.spec)
         values = nll.elbo(model, split, mine, density, draws) if mine else torch.empty(0, draws).double()
         result = estimate(distributed.gather(values, len(split), device))
         monitor.log(step, {"bits_per_dim": result.mean, "standard_error": result.error_images}, prefix=split.name)
-        monitor.say(f"step {step}  {split.name} {result.mean:.4f} +- {result.error_images:.4f} bits/dim (ELBO, EMA)")
+        value = f"{result.mean:.4f} +- {result.error_images:.4f} bits/dim"
+        monitor.say(f"step {step}  {split.name} {value} (ELBO, {model.spec.bound.describe()}, EMA)")
 
     return run
 
 
-def monitor_drawing(settings: Settings, scale: float) -> Drawing:
-    """How samples are drawn while training, for data of this finest scale.
+def monitor_drawing(settings: Settings, scale: float, interval: Interval = CLOSED) -> Drawing:
+    """How samples are drawn while training, for data of this finest scale and a model of this interval.
 
     Raises:
         UserError: its grid is wrong.
     """
     drawing = Drawing(settings.sample_solver, settings.sample_grid, settings.sample_steps)
     try:
-        drawing.times(scale)
+        drawing.times(scale, interval)
     except ValueError as error:
         raise UserError(f"monitor.sample_grid: {error}.") from error
     return drawing
@@ -85,7 +87,9 @@ def sample_grid(drawing: Drawing, count: int, seed: int, folder: Path, monitor: 
         mine = distributed.share(count)
         labels = [i % len(spec.classes) for i in mine] if spec.classes else None
         if mine:
-            drawn = samples.draw(model, mine, labels, drawing.times(spec.scale), drawing.solver, seed).path
+            drawn = samples.draw(
+                model, mine, labels, drawing.times(spec.scale, spec.bound.interval), drawing.solver, seed
+            ).path
         else:
             drawn = torch.empty(0, samples.PATH_IMAGES, *spec.shape, dtype=torch.uint8)
         path = samples.to_pixels(distributed.gather(drawn, count, device), spec.levels)

@@ -34,7 +34,7 @@ class MetricSums:
         """One pass, with the quantile ``u`` of each image's time."""
         # The integrand: bits/dim without the constant of the discrete likelihood.
         integrand = bits_per_dim(loss.correction, spec.dims, 2)
-        self.add_images(bits_per_dim(loss.nelbo, spec.dims, spec.levels), integrand, quantile)
+        self.add_images(spec.bound.bits_per_dim(loss.nelbo, spec.dims), integrand, quantile)
 
     def add_images(self, bits: Tensor, integrand: Tensor, quantile: Tensor) -> None:
         """Bits/dim and integrand (bits/dim) of each image, and the quantile ``u`` of its time.

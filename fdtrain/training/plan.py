@@ -10,10 +10,11 @@ import torch
 from fdtrain import distributed
 from fdtrain.capacity.layout import RunLayout, run_layout
 from fdtrain.checkpoint import soundness, store
-from fdtrain.config import Config, load_config
+from fdtrain.config import Config, ConfigFiles, DiffusionConfig, load_config
 from fdtrain.data.dataset import DatasetDescription, fingerprint
 from fdtrain.data.mixture import DataSets, open_data
 from fdtrain.data.shards import PlacedShard
+from fdtrain.diffusion.formulation import formulation_interval
 from fdtrain.errors import UserError, excerpt
 from fdtrain.evaluation.fidelity.feature_networks import FeatureNetwork, open_features
 from fdtrain.networks.model import Model, ModelSpec
@@ -58,14 +59,14 @@ class Plan:
         }
 
 
-def prepare(config_file: str, overrides: list[str], resume: bool, profile: str | None = None) -> Plan:
+def prepare(files: ConfigFiles, overrides: list[str], resume: bool, profile: str | None = None) -> Plan:
     """Read and check configuration, data set, model, output folder, and the checkpoint to resume from.
 
     Raises:
         UserError: whatever is wrong, on every rank alike.
     """
     distributed.check_launcher()
-    config = load_config(config_file, overrides)
+    config = load_config(files, overrides)
     layout = run_layout(config.training, distributed.world_size(), distributed.rank())
     traced = parse_steps(profile, config.training.steps)
     check_precision(config.training, distributed.device())
@@ -132,7 +133,34 @@ def model_spec(config: Config, description: DatasetDescription) -> ModelSpec:
         dataset=description.name,
         classes=description.classes if network.class_conditional else [],
         null_class=network.label_dropout > 0,
+        **_formulation(config.diffusion, config.scale(description.levels)),
     )
+
+
+def _formulation(diffusion: DiffusionConfig, scale: float) -> dict[str, Any]:
+    """What of the section ``diffusion`` a model is.
+
+    Raises:
+        UserError: its parts do not go together on their interval.
+    """
+    try:
+        interval = formulation_interval(
+            diffusion.predictor,
+            scale,
+            diffusion.time_density,
+            diffusion.network_input,
+            diffusion.network_time,
+            diffusion.decoder,
+            diffusion.interval,
+        )
+    except ValueError as error:
+        raise UserError(f"diffusion.{error}.") from error
+    return {
+        "interval": [interval.t_min, interval.t_max],
+        "decoder": diffusion.decoder,
+        "network_input": diffusion.network_input,
+        "network_time": diffusion.network_time,
+    }
 
 
 def _check_folder(folder: Path) -> None:

@@ -11,7 +11,7 @@ from fdtrain import distributed
 from fdtrain.checkpoint.writer import FAILED, WRITING, CheckpointWriter, Retention
 from fdtrain.config import Config, dump_config
 from fdtrain.data.loader import Batches, lost_workers_reported
-from fdtrain.diffusion import objective
+from fdtrain.diffusion.weighting import WEIGHTINGS
 from fdtrain.errors import Preempted, UserError
 from fdtrain.networks.model import Model
 from fdtrain.randomness import Purpose, torch_seed
@@ -147,11 +147,12 @@ class Trainer:
         self.state.count_skip(self.engine.skipped)
 
     def _loss(self, step: int, lanes: range, images: Tensor, labels: Tensor) -> Tensor:
-        """Mean of what one pass trains on, nats per dimension."""
+        """Mean of what one pass trains on, per dimension."""
         noise, spec = self.noise.redrawn(self.state.rollbacks), self.engine.model.spec
         given = noise.labels(step, lanes, labels, spec, self.config.network.label_dropout)
-        batch = noise.batch(step, lanes, images, given, spec.levels)
-        loss = objective.loss(self.engine.field(batch.label), batch.x0, batch.eps, batch.t, batch.pdf)
+        batch = noise.batch(step, lanes, images, given, spec.bound)
+        field, weighting = self.engine.field(batch.label), WEIGHTINGS[self.config.diffusion.weighting]
+        loss = batch.bound.loss(field, batch.x0, batch.eps, batch.t, batch.pdf, weighting)
         self.state.sums.add_loss(loss, batch.quantile, spec)
         return loss.train.mean() / spec.dims
 

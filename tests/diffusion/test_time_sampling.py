@@ -3,7 +3,8 @@ import pytest
 import torch
 from scipy import integrate, stats
 
-from fdtrain.diffusion.time_sampling import Asinh, Uniform, draw_uniform, time_density
+from fdtrain.diffusion.clocks import Asinh, Uniform, time_density
+from fdtrain.diffusion.time_sampling import draw_uniform
 
 DENSITIES = [Uniform(), Asinh(0.03), Asinh(1 / 256), Asinh(1.0)]
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from fdtrain.data.lanes import own_lanes
-from fdtrain.diffusion.time_sampling import Asinh
+from fdtrain.diffusion.clocks import Asinh
 from fdtrain.training.batch_noise import BatchNoise
 
 BATCH, LANES = 48, 8

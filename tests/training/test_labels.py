@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import torch
 
-from fdtrain.diffusion.time_sampling import Asinh
+from fdtrain.diffusion.clocks import Asinh
 from fdtrain.networks.model import ModelSpec
 from fdtrain.training.batch_noise import BatchNoise
 

@@ -1,7 +1,18 @@
 """Solvers of the reverse equations on the closed interval: from noise at ``t = 1`` to an image at ``t = 0``."""
 
-from fdtrain.diffusion.solvers.grids import GRIDS, check_grid, parse_grid, time_grid
+from fdtrain.diffusion.solvers.grids import GRIDS, check_falling, check_grid, parse_grid, time_grid
 from fdtrain.diffusion.solvers.named import DEFAULT, SOLVERS, Solver
 from fdtrain.diffusion.solvers.sampling import euler_maruyama, sample
 
-__all__ = ["DEFAULT", "GRIDS", "SOLVERS", "Solver", "check_grid", "euler_maruyama", "parse_grid", "sample", "time_grid"]
+__all__ = [
+    "DEFAULT",
+    "GRIDS",
+    "SOLVERS",
+    "Solver",
+    "check_falling",
+    "check_grid",
+    "euler_maruyama",
+    "parse_grid",
+    "sample",
+    "time_grid",
+]

@@ -1,10 +1,16 @@
-"""Grids of times, falling from 1 to 0: by name, or the user's own."""
+"""Grids of times, falling from 1 to 0: by name, or the user's own.
+
+On a truncated interval they fall from ``t_max`` to ``t_min``, and then to 0: the last step is the prediction of the
+image at ``t_min``.
+"""
 
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import numpy as np
+
+from fdtrain.diffusion.process import CLOSED, Interval
 
 
 def _asinh(u: np.ndarray, s: float) -> np.ndarray:
@@ -43,7 +49,7 @@ def parse_grid(grid: str | Sequence[float]) -> tuple[str, float | None] | list[f
     """
     if not isinstance(grid, str):
         times = [float(t) for t in grid]
-        check_grid(times)
+        check_falling(times)
         return times
     name, colon, text = grid.partition(":")
     if name not in GRIDS:
@@ -59,29 +65,52 @@ def parse_grid(grid: str | Sequence[float]) -> tuple[str, float | None] | list[f
     return name, parameter
 
 
-def time_grid(grid: str | Sequence[float], steps: int, scale: float = 1 / 256) -> list[float]:
-    """``steps + 1`` falling times from 1.0 to 0.0, both exact.
+def time_grid(
+    grid: str | Sequence[float], steps: int, scale: float = 1 / 256, interval: Interval = CLOSED
+) -> list[float]:
+    """``steps + 1`` falling times from 1.0 to 0.0, both exact; where truncated, from ``t_max`` by ``t_min`` to 0.
 
     Args:
         grid: as of :func:`parse_grid`. Times are returned as they are.
         steps: of times, one less than there are.
         scale: of the data, ``1 / levels``.
+        interval: of the model.
 
     Raises:
-        ValueError: there is no such grid, or its times are not ``steps + 1`` that fall strictly.
+        ValueError: there is no such grid, or its times are not ``steps + 1`` that fall strictly within the interval.
     """
     parsed = parse_grid(grid)
+    low, high = interval.t_min, interval.t_max
     if isinstance(parsed, tuple):
         name, parameter = parsed
-        inner = GRIDS[name](np.linspace(1.0, 0.0, steps + 1), parameter, scale)[1:-1]
-        parsed = [1.0, *inner.tolist(), 0.0]
-        check_grid(parsed)
+        # The last step of a truncated grid, from t_min to 0, is not one of the named grid.
+        last = [low, 0.0] if low > 0 else [0.0]
+        if steps < len(last):
+            raise ValueError(f"a truncated interval takes {len(last)} steps or more, not {steps}")
+        inner = GRIDS[name](np.linspace(1.0, 0.0, steps + 2 - len(last)), parameter, scale)[1:-1]
+        if interval != CLOSED:
+            inner = low + (high - low) * inner
+        parsed = [high, *inner.tolist(), *last]
     elif len(parsed) != steps + 1:
         raise ValueError(f"{len(parsed)} times are {len(parsed) - 1} steps, not {steps}")
+    check_grid(parsed, interval)
     return parsed
 
 
-def check_grid(times: Sequence[float]) -> None:
-    """Raise ValueError unless ``times`` fall strictly from 1 to 0."""
-    if len(times) < 2 or times[0] != 1.0 or times[-1] != 0.0 or not all(t < s for s, t in pairwise(times)):
+def check_falling(times: Sequence[float]) -> None:
+    """Raise ValueError unless ``times`` fall strictly within [0, 1] to 0."""
+    falling = len(times) > 1 and all(t < s for s, t in pairwise(times))
+    if not falling or times[0] > 1.0 or times[-1] != 0.0:
         raise ValueError("a time grid must fall strictly from 1.0 to 0.0")
+
+
+def check_grid(times: Sequence[float], interval: Interval = CLOSED) -> None:
+    """Raise ValueError unless ``times`` fall strictly from 1 to 0, or from ``t_max`` within the interval and to 0."""
+    check_falling(times)
+    if interval == CLOSED and times[0] != 1.0:
+        raise ValueError("a time grid must fall strictly from 1.0 to 0.0")
+    if times[0] != interval.t_max or times[-2] < interval.t_min:
+        raise ValueError(
+            f"the model is of the times [{interval.t_min:.6g}, {interval.t_max:.6g}]: a time grid must fall from "
+            f"{interval.t_max!r} to {interval.t_min!r} at most, and then to 0"
+        )

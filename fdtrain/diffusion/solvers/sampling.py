@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from fdtrain.diffusion.predictors import Field, score
+from fdtrain.diffusion.process import CLOSED, Interval
 from fdtrain.diffusion.solvers.grids import check_grid
 from fdtrain.diffusion.solvers.named import DEFAULT, SOLVERS, Solver
-from fdtrain.diffusion.solvers.step import FORMS, Step
+from fdtrain.diffusion.solvers.step import FORMS, Step, prediction
 
 MEMORY = 4
 """Most evaluations that a step takes."""
@@ -29,8 +30,10 @@ def _combine(start: Tensor, weights: Sequence[float], values: Sequence[Tensor]) 
 
 
 @lru_cache(maxsize=64)
-def _steps(solver: Solver, times: tuple[float, ...]) -> list[Step]:
+def _steps(solver: Solver, times: tuple[float, ...], truncated: bool) -> list[Step]:
     """Once per grid, whatever the number of batches."""
+    if truncated:
+        return [*solver.steps(times[:-1]), prediction(solver.form, times[-2])]
     return solver.steps(times)
 
 
@@ -41,8 +44,12 @@ def sample(
     solver: str | Solver = DEFAULT,
     noise: Callable[[int], Tensor] | None = None,
     observe: Callable[[int, float, Tensor, Tensor], None] | None = None,
+    interval: Interval = CLOSED,
 ) -> Tensor:
     """Solve the reverse equation from ``x`` at ``times[0] = 1`` to ``times[-1] = 0``.
+
+    On a truncated interval: from ``t_max``, where ``x`` is not quite normal, to the last time before 0, and from there
+    to the image that is predicted.
 
     Args:
         field: ``F(x, t)``.
@@ -51,16 +58,18 @@ def sample(
         solver: a name in :data:`SOLVERS`, or a solver.
         noise: for the stochastic solvers, ``noise(i)`` gives the standard normal of step ``i``.
         observe: called before step ``i`` with ``(i, s, x_s, F_s)``, ``x_s`` being where ``F`` was evaluated.
+        interval: of the model.
 
     Returns:
         Images in the dequantised range, about [-1, 1]. Evaluations used: steps times
         ``evaluations_per_step``.
 
     Raises:
-        ValueError: the times do not fall strictly from 1 to 0.
+        ValueError: the times do not fall strictly from 1 to 0, or leave the interval.
     """
-    check_grid(times)
-    return integrate(field, x, times, SOLVERS[solver] if isinstance(solver, str) else solver, noise, observe)
+    check_grid(times, interval)
+    chosen = SOLVERS[solver] if isinstance(solver, str) else solver
+    return integrate(field, x, times, chosen, noise, observe, interval.t_min > 0)
 
 
 def integrate(
@@ -70,8 +79,9 @@ def integrate(
     solver: Solver,
     noise: Callable[[int], Tensor] | None = None,
     observe: Callable[[int, float, Tensor, Tensor], None] | None = None,
+    truncated: bool = False,
 ) -> Tensor:
-    """:func:`sample` between any two times."""
+    """:func:`sample` between any two times; ``truncated``: the last step is a prediction."""
 
     def evaluate(x: Tensor, t: float, step: int | None) -> Tensor:
         F = _at(field, x, t)
@@ -81,7 +91,7 @@ def integrate(
 
     twice = solver.evaluations_per_step == 2
     values = [evaluate(x, times[0], 0)]
-    for i, step in enumerate(_steps(solver, tuple(times)), 1):
+    for i, step in enumerate(_steps(solver, tuple(times), truncated), 1):
         start = step.linear * x
         if solver.stochastic:
             assert noise is not None

@@ -35,3 +35,9 @@ class Step:
     noise: float
     predictor: Sequence[float]
     corrector: Sequence[float] = ()
+
+
+def prediction(form: str, s: float) -> Step:
+    """From ``s`` to 0 at once: the image ``x0_hat = alpha x - s^2 F`` that is predicted at ``s``."""
+    linear, weight = {"F": (alpha(s), -s * s), "data": (0.0, 1.0), "velocity": (alpha(s), -s)}[form]
+    return Step(s, 0.0, linear, 0.0, (weight,))

@@ -19,7 +19,6 @@ from fdtrain import distributed
 from fdtrain.data.split import Split
 from fdtrain.diffusion.objective import quantise
 from fdtrain.diffusion.solvers import GRIDS, SOLVERS, parse_grid
-from fdtrain.diffusion.time_sampling import time_density
 from fdtrain.errors import UserError
 from fdtrain.evaluation import curves
 from fdtrain.evaluation.fidelity import feature_networks, image_sets
@@ -97,7 +96,7 @@ class _Job:
         """The bound's integral, its error and its variance, by strata of time."""
         arguments, spec = self.arguments, self.model.spec
         strata, count = arguments.strata, min(arguments.images, len(self.split))
-        density = time_density("asinh", spec.scale)
+        density = nll.time_density_of(spec)
         compute = partial(
             nll.correction_by_stratum,
             self.model,

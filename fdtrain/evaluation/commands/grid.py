@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> None:
         )
     model, subject = result.open_model(arguments.model)
     model.to(arguments.device)
-    steps, scale = arguments.nfe // per_step, model.spec.scale
+    steps, scale, interval = arguments.nfe // per_step, model.spec.scale, model.spec.bound.interval
 
     def solve(drawing: Drawing) -> torch.Tensor:
         parts = [
@@ -54,12 +54,14 @@ def run(arguments: argparse.Namespace) -> None:
     fine = solve(Drawing("ode", None, arguments.reference))
 
     def distance(times: tuple[float, ...]) -> float:
+        if times[-2] < interval.t_min:
+            return float("inf")
         found = solve(Drawing(arguments.solver, times, steps))
         return (found - fine).double().square().mean().sqrt().item()
 
     own = SOLVERS[arguments.solver].grid
-    before = distance(tuple(time_grid(own, steps, scale)))
-    starts = [tuple(time_grid(name, steps, scale)) for name in dict.fromkeys([own, *optimise.STARTS])]
+    before = distance(tuple(time_grid(own, steps, scale, interval)))
+    starts = [tuple(time_grid(name, steps, scale, interval)) for name in dict.fromkeys([own, *optimise.STARTS])]
     times, value = optimise.search(distance, starts, arguments.rounds)
     if distributed.rank() == 0:
         path = grids.save_optimised(subject.home, subject.sha256, arguments.solver, steps, times)

@@ -16,14 +16,15 @@ from torch import Tensor
 
 from fdtrain import distributed
 from fdtrain.data.split import Split
-from fdtrain.diffusion.likelihood import Estimate, estimate
-from fdtrain.diffusion.objective import bits_per_dim
-from fdtrain.diffusion.time_sampling import time_density
+from fdtrain.diffusion.clocks import time_density
+from fdtrain.diffusion.likelihood import Estimate, OdeStart, estimate
+from fdtrain.diffusion.objective import Bound
 from fdtrain.errors import UserError
 from fdtrain.evaluation.likelihood import nll, partial_values
 from fdtrain.evaluation.partial import discard, folder_for
 from fdtrain.evaluation.reporting import result
-from fdtrain.evaluation.reporting.result import Bound, NllResult, OdeLikelihood
+from fdtrain.evaluation.reporting.result import Bound as BoundResult
+from fdtrain.evaluation.reporting.result import NllResult, OdeLikelihood
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,6 +62,8 @@ def run(arguments: argparse.Namespace) -> None:
     job = _Job(arguments)
     estimates, values = {}, {}
     methods = [_elbo]
+    if nll.also_closed(job.model):
+        methods.append(_elbo_closed)
     if arguments.importance > 1:
         methods.append(_elbo_importance)
     if arguments.ode:
@@ -108,15 +111,15 @@ class _Job:
         self.count = min(arguments.images or len(self.split), len(self.split))
         self.device, dtype = arguments.device, torch.float64 if arguments.float64 else torch.float32
         self.model.to(self.device, dtype)
-        # Draws of t for the bound are spread as the model's scale suggests; any density gives the same mean.
-        self.density = time_density("asinh", self.model.spec.scale)
+        self.density = nll.time_density_of(self.model.spec)
         self.common = {"seed": arguments.seed, "batch": arguments.batch, "dtype": dtype}
         self.settings = {
             "kind": "nll",
             **subject.identity(),
             **result.split_identity(self.split),
             "images": self.count,
-            "dequantisation": "uniform",
+            "bound": self.model.spec.bound.describe(),
+            "dequantisation": self.model.spec.bound.dequantisation,
             "dtype": str(dtype).removeprefix("torch."),
             "seed": arguments.seed,
             "batch": arguments.batch,
@@ -138,6 +141,17 @@ def _elbo(job: _Job, arguments: argparse.Namespace) -> dict[str, tuple[Tensor, d
     compute = partial(_of_images, nll.elbo, job, density=job.density, **options)
     bits = job.over_images("ELBO", compute, chunk, columns, options)
     return {"elbo": (bits, options | {"evaluations": arguments.draws})}
+
+
+def _elbo_closed(job: _Job, arguments: argparse.Namespace) -> dict[str, tuple[Tensor, dict]]:
+    """Of a model of a truncated interval whose field is finite on all of [0, 1]."""
+    spec, options = job.model.spec, {"draws": arguments.draws, "antithetic": arguments.antithetic}
+    bound = Bound(spec.levels)
+    chunk, columns = max(1, arguments.batch // arguments.draws), arguments.draws // (1 + arguments.antithetic)
+    density = time_density("asinh", spec.scale)
+    compute = partial(_of_images, nll.elbo, job, density=density, bound=bound, **options)
+    bits = job.over_images("ELBO, closed interval", compute, chunk, columns, options)
+    return {"elbo_closed": (bits, options | {"evaluations": arguments.draws})}
 
 
 def _elbo_importance(job: _Job, arguments: argparse.Namespace) -> dict[str, tuple[Tensor, dict]]:
@@ -166,12 +180,13 @@ def _ode(job: _Job, arguments: argparse.Namespace) -> dict[str, tuple[Tensor, di
     nats = values[:, :-1].view(job.count, K, probes)
     del options["exact"]
     options |= {
+        "dequantisation": OdeStart(job.model.spec.bound).dequantisation,
         "trace": "exact" if exact else "Hutchinson, Rademacher",
         "probes": None if exact else probes,
         "nfe": values[:, -1].mean().item() / K,
         "evaluations": values[:, -1].mean().item(),
     }
-    values = {"ode": (bits_per_dim(nats.mean(2), dims, job.model.spec.levels), options)}
+    values = {"ode": (job.model.spec.bound.bits_per_dim(nats.mean(2), dims), options)}
     if K > 1:
         values["ode_importance"] = (nll.ode_bits(nats, job.model.spec), options)
     return values
@@ -185,11 +200,12 @@ def _show(numbers: NllResult) -> None:
     count, whole = numbers.images, numbers.images_in_split
     of = f"all {whole}" if count == whole else f"the first {count} of {whole}"
     print(f"{of} images of {numbers.dataset}/{numbers.split}, {numbers.levels} levels, {numbers.dtype}")
+    print(f"bound: {numbers.bound}; dequantisation: {numbers.dequantisation}")
     for title, value in numbers.estimates():
         print(f"{title} {value.bits_per_dim:.4f} bits/dim  ({_definition(value)})")
 
 
-def _definition(value: Bound | OdeLikelihood) -> str:
+def _definition(value: BoundResult | OdeLikelihood) -> str:
     """The standard errors of an estimate, and what it was computed with."""
     parts = []
     if value.error_draws is not None:
@@ -197,7 +213,7 @@ def _definition(value: Bound | OdeLikelihood) -> str:
     if value.error_images is not None:
         parts.append(f"over images {value.error_images:.4f}")
     parts = [f"standard error {', '.join(parts)}"] if parts else []
-    if isinstance(value, Bound):
+    if isinstance(value, BoundResult):
         parts.append(f"{value.draws} {'antithetic ' * value.antithetic}draws per image")
         if value.gain is not None:
             error = "" if value.error_gain is None else f" +- {value.error_gain:.4f}"
@@ -205,6 +221,7 @@ def _definition(value: Bound | OdeLikelihood) -> str:
     if value.dequantisations > 1:
         parts.append(f"{value.dequantisations} dequantisations")
     if isinstance(value, OdeLikelihood):
+        parts.append(f"{value.dequantisation} dequantisation")
         parts.append(f"Dormand-Prince at {value.tolerance:g}, {value.nfe:.0f} evaluations, {value.trace} trace")
     return "; ".join(parts)
 

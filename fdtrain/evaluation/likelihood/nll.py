@@ -12,15 +12,17 @@ import torch
 from torch import Tensor
 
 from fdtrain.data.split import Images, Split
+from fdtrain.diffusion.clocks import TimeDensity, time_density
 from fdtrain.diffusion.likelihood import (
+    OdeStart,
     crossed_importance_bound,
     exact_trace,
     hutchinson_trace,
     importance_bound,
     ode_nll,
 )
-from fdtrain.diffusion.objective import bits_per_dim, correction, dequantise, nelbo
-from fdtrain.diffusion.time_sampling import TimeDensity
+from fdtrain.diffusion.objective import Bound
+from fdtrain.diffusion.process import CLOSED
 from fdtrain.errors import UserError
 from fdtrain.networks.model import Model, ModelSpec
 from fdtrain.randomness import Purpose, stream
@@ -46,6 +48,23 @@ def check_same_images(spec: ModelSpec, split: Split) -> None:
         )
 
 
+def time_density_of(spec: ModelSpec) -> TimeDensity:
+    """Where the bound's times are drawn for a model: any density gives the same mean, this one with a small error.
+
+    As the scale of the data suggests; evenly in log-SNR where the interval ends short of 1, next to which the integral
+    of a field that is singular there is large.
+    """
+    interval = spec.bound.interval
+    kind = "log_snr" if interval.t_min > 0 and interval.t_max < 1 else "asinh"
+    return time_density(kind, spec.scale, interval)
+
+
+def also_closed(model: Model) -> bool:
+    """Whether a model of a truncated interval has a bound on the closed one too, on dequantised images."""
+    bound, finite = model.spec.bound, model.predictor.finite
+    return bound.interval != CLOSED and not bound.discrete and finite(0.0) and finite(1.0)
+
+
 def elbo(
     model: Model,
     split: Images,
@@ -56,17 +75,18 @@ def elbo(
     batch: int = 256,
     dtype: torch.dtype = torch.float32,
     antithetic: bool = False,
+    bound: Bound | None = None,
 ) -> Tensor:
     """Negative ELBO of each image in bits/dim, ``(len(images), draws)``, float64, on the CPU.
 
     Each image has ``draws`` draws of dequantisation, time and noise, the times stratified over them, in the order of
     their strata. Antithetic draws (an even number) come in pairs with noise ``eps`` and ``-eps``, all else equal: a
-    pair counts as one, and the result is ``(len(images), draws / 2)``.
+    pair counts as one, and the result is ``(len(images), draws / 2)``. ``bound`` None: the model's own.
 
     Raises:
         UserError: the model's output is not finite.
     """
-    spec, values = model.spec, []
+    spec, bound, values = model.spec, bound or model.spec.bound, []
     for chunk in _chunks(images, max(1, batch // draws)):
         u, uniform, eps = _draws_of(spec, draws, seed, chunk, dtype)
         if antithetic:
@@ -75,10 +95,10 @@ def elbo(
             rank = torch.arange(draws // 2).repeat_interleave(2)
             u = (rank + (u * draws) % 1) / (draws // 2)
             eps[:, 1::2].neg_()
-        nats = _nelbo(model, split, chunk, density, u, uniform, eps, batch)
+        nats = _estimates(model, split, chunk, bound, bound.nelbo, density, u, uniform, eps, batch)
         if antithetic:
             nats = nats.view(len(chunk), -1, 2).mean(2)
-        values.append(bits_per_dim(nats, spec.dims, spec.levels))
+        values.append(bound.bits_per_dim(nats, spec.dims))
     return torch.cat(values)
 
 
@@ -103,7 +123,7 @@ def elbo_importance(
     Raises:
         UserError: the model's output is not finite.
     """
-    spec, values = model.spec, []
+    spec, bound, values = model.spec, model.spec.bound, []
     for chunk in _chunks(images, max(1, batch // draws)):
         us, epss = [], []
         for image in chunk:
@@ -120,12 +140,12 @@ def elbo_importance(
         nats = []
         for k in range(dequantisations):
             uniform = _stack([_uniform(spec, seed, i, k + 1) for i in chunk], dtype)[:, None].expand_as(eps)
-            nats.append(_nelbo(model, split, chunk, density, u, uniform, eps, batch))
+            nats.append(_estimates(model, split, chunk, bound, bound.nelbo, density, u, uniform, eps, batch))
         halves = torch.stack(nats, 2)
         if antithetic:
             halves = halves.view(len(chunk), draws // 2, 2, -1).mean(2)
-        bound = crossed_importance_bound(*halves.chunk(2, dim=1))
-        values.append(bits_per_dim(torch.stack([bound, halves.mean((1, 2))], 1), spec.dims, spec.levels))
+        weighted = crossed_importance_bound(*halves.chunk(2, dim=1))
+        values.append(bound.bits_per_dim(torch.stack([weighted, halves.mean((1, 2))], 1), spec.dims))
     return torch.cat(values)
 
 
@@ -141,21 +161,21 @@ def correction_by_stratum(
 ) -> Tensor:
     """The bound's integral, one estimate per image and stratum of the time quantile: bits/dim ``(images, strata)``.
 
-    Its mean is the bound less the standard normal's part.
+    Its mean is the bound less the part that no model changes, such as the standard normal's.
     """
-    spec, values = model.spec, []
+    spec, bound, values = model.spec, model.spec.bound, []
     for chunk in _chunks(images, max(1, batch // strata)):
         u, uniform, eps = _draws_of(spec, strata, seed, chunk, dtype)
-        values.append(_nelbo(model, split, chunk, density, u, uniform, eps, batch, correction))
+        values.append(_estimates(model, split, chunk, bound, bound.correction, density, u, uniform, eps, batch))
     return torch.cat(values) / (spec.dims * math.log(2))
 
 
-def _nelbo(model, split, images, density, u, uniform, eps, batch, measure=nelbo) -> Tensor:
-    """Negative ELBO, or another ``measure``, in nats, ``(images, draws)``, at time quantiles ``u``."""
+def _estimates(model, split, images, bound, measure, density, u, uniform, eps, batch) -> Tensor:
+    """A ``measure`` of the bound in nats, ``(images, draws)``, at time quantiles ``u``."""
     spec, (levels, label) = model.spec, split.batch(images)
     device, draws = next(model.parameters()).device, u.shape[1]
     t = density.quantile(u.flatten())
-    x0, eps = dequantise(levels[:, None], uniform, spec.levels).flatten(0, 1), eps.flatten(0, 1)
+    x0, eps = bound.images(levels[:, None], uniform).flatten(0, 1), eps.flatten(0, 1)
     label = label.repeat_interleave(draws)
     nats = []
     for i in range(0, len(t), batch):
@@ -202,7 +222,7 @@ def ode(
     Raises:
         UserError: the model's output is not finite.
     """
-    spec, count = model.spec, probes(exact, dequantisations)
+    spec, start, count = model.spec, OdeStart(model.spec.bound), probes(exact, dequantisations)
     device, values, evaluations = next(model.parameters()).device, [], []
     for chunk in _chunks(images, batch):
         levels, label = split.batch(chunk)
@@ -214,15 +234,16 @@ def ode(
         nats, nfe = [], 0
         for k in range(dequantisations):
             uniform = _stack([_uniform(spec, seed, i, k) for i in chunk], dtype)
-            x0 = dequantise(levels, uniform, spec.levels).to(device)
+            x = start.images(levels, uniform).to(device)
             try:
-                result = ode_nll(field, x0, trace, tolerance, count)
+                result = ode_nll(field, x, trace, tolerance, count, spec.bound.interval)
             except FloatingPointError as error:
                 raise UserError(
                     f"images {chunk.start} to {chunk.stop - 1}: {error}: its weights are broken, "
                     "or the precision too low; try --float64."
                 ) from error
-            nats.append(_finite(result.nll.double().cpu().view(len(chunk), count), chunk))
+            nll = result.nll.double().cpu().view(len(chunk), count) - start.entropy(spec.dims)
+            nats.append(_finite(nll, chunk))
             nfe += result.nfe
         values.append(torch.stack(nats, 1))
         evaluations.append(torch.full((len(chunk),), float(nfe), dtype=torch.float64))
@@ -242,7 +263,7 @@ def ode_bits(nats: Tensor, spec: ModelSpec) -> Tensor:
         bound = importance_bound(nats[..., 0])
     else:
         bound = crossed_importance_bound(nats[:, None, :, 0], nats[:, None, :, 1])
-    return bits_per_dim(bound[:, None], spec.dims, spec.levels)
+    return spec.bound.bits_per_dim(bound[:, None], spec.dims)
 
 
 def _uniform(spec: ModelSpec, seed: int, image: int, number: int) -> np.ndarray:

@@ -102,6 +102,68 @@ def training(curves: dict[str, list[tuple[float, float]]], path: Path) -> None:
     write_file(path, partial(figure.savefig, format="png"))
 
 
+STYLES = ("-", "--", ":")
+
+
+def _line_style(number: int) -> tuple[str, str]:
+    """Colour and dashes of a line among many."""
+    return COLOURS[number % len(COLOURS)], STYLES[number // len(COLOURS) % len(STYLES)]
+
+
+def _legend_beside(figure: Figure, axes: Axes, lines: int) -> None:
+    """A legend within the axes if it is short, else beside them on a wider figure."""
+    if lines <= len(COLOURS):
+        axes.legend(frameon=False, fontsize=8)
+    else:
+        figure.set_size_inches(8.4, 4.4)
+        figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+
+
+def compared_training(lines: dict[str, list[tuple[int, float]]], path: Path) -> None:
+    """Bits/dim against steps, a line for each variant."""
+    figure, axes = _axes("Bits/dim while training", "step", "bits/dim")
+    for i, (name, points) in enumerate(lines.items()):
+        colour, style = _line_style(i)
+        axes.plot(*zip(*points), style, marker="o", ms=3, color=colour, label=name)
+    values = sorted(value for points in lines.values() for _, value in points)
+    # The first steps would otherwise take all the height.
+    low, high = values[0], values[int(0.8 * (len(values) - 1))]
+    axes.set_ylim(low - 0.05 * (high - low) - 0.01, high + 0.1 * (high - low) + 0.01)
+    _legend_beside(figure, axes, len(lines))
+    write_file(path, partial(figure.savefig, format="png"))
+
+
+def compared_quality(lines: dict[str, list[tuple[int, float, float | None]]], path: Path) -> None:
+    """Distance against evaluations with its standard error, a line for each variant."""
+    figure, axes = _axes("Distance of samples to the data", "evaluations of the network per image", "distance")
+    for i, (name, points) in enumerate(lines.items()):
+        nfe, values, errors = zip(*points)
+        bars = [0.0 if error is None else error for error in errors]
+        colour, style = _line_style(i)
+        axes.errorbar(nfe, values, bars, fmt=style, marker="o", ms=3, capsize=2, color=colour, label=name)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    counts = sorted({nfe for points in lines.values() for nfe, _, _ in points})
+    axes.set_xticks(counts, [str(count) for count in counts])
+    axes.xaxis.set_minor_locator(NullLocator())
+    _log_values(axes)
+    _legend_beside(figure, axes, len(lines))
+    write_file(path, partial(figure.savefig, format="png"))
+
+
+def compared_variance(lines: dict[str, list[tuple[float, float]]], path: Path) -> None:
+    """The variance of one image's estimate by time, a line for each variant."""
+    figure, axes = _axes("Variance of one image's estimate by time", "t", "(bits/dim)$^2$")
+    for i, (name, points) in enumerate(lines.items()):
+        colour, style = _line_style(i)
+        axes.plot(*zip(*points), style, marker="o", ms=3, color=colour, label=name)
+    axes.set_yscale("log")
+    _log_values(axes)
+    _time_axis(axes, [min(t for points in lines.values() for t, _ in points)])
+    _legend_beside(figure, axes, len(lines))
+    write_file(path, partial(figure.savefig, format="png"))
+
+
 def _middles(edges: list[float]) -> list[float]:
     return [0.5 * (a + b) for a, b in pairwise(edges)]
 

@@ -62,7 +62,7 @@ def page(run: RunFolder, training: Path | None) -> str:
         published=_published(run),
         samples=_samples(run.path / "samples"),
         curves=_curves(run),
-        training=_picture(training, caption) if training else None,
+        training=picture(training, caption) if training else None,
         config=masked(run.config),
     )
 
@@ -100,7 +100,10 @@ def _likelihoods(run: RunFolder) -> list[list[str]]:
 
 
 def _method(result: NllResult, value: Bound | OdeLikelihood) -> str:
-    parts = [f"{_short(result.dequantisation)} dequantisation", _short(result.dtype)]
+    of = value if isinstance(value, OdeLikelihood) else result
+    closed = value is result.elbo_closed
+    parts = ["closed interval" if closed else _short(result.bound), f"dequantisation {_short(of.dequantisation)}"]
+    parts.append(_short(result.dtype))
     if isinstance(value, Bound):
         parts.append(f"{value.draws} draws per image" + (", antithetic" if value.antithetic else ""))
     if value.dequantisations > 1:
@@ -156,7 +159,7 @@ def _samples(folder: Path) -> list[Picture]:
     paths = sorted(folder.glob("step_*_path.png"))[-1:] if sheets else []
     captions = {path: f"samples/{path.name}, from the averaged weights." for path in sheets}
     captions |= {path: f"samples/{path.name}: predicted images on the way from noise to image." for path in paths}
-    return [_picture(path, caption, pixels=True) for path, caption in captions.items()]
+    return [picture(path, caption, pixels=True) for path, caption in captions.items()]
 
 
 def _curves(run: RunFolder) -> list[Picture]:
@@ -164,14 +167,15 @@ def _curves(run: RunFolder) -> list[Picture]:
     for path, result in run.of_kind(CurveResult).items():
         quality = f"{_short(result.distance)} of samples to the data, against evaluations of the network."
         for name, caption in {"quality": quality, **CURVES}.items():
-            picture = path.with_name(f"{path.stem}_{name}.png")
-            if picture.is_file():
+            drawn = path.with_name(f"{path.stem}_{name}.png")
+            if drawn.is_file():
                 on = f"{result.images:,} images, {_short(result.split)} split, step {_short(result.step)}."
-                pictures.append(_picture(picture, f"{caption} {on}"))
+                pictures.append(picture(drawn, f"{caption} {on}"))
     return pictures
 
 
-def _picture(path: Path, caption: str, pixels: bool = False) -> Picture:
+def picture(path: Path, caption: str, pixels: bool = False) -> Picture:
+    """A PNG file for a page."""
     return Picture(base64.b64encode(path.read_bytes()).decode(), caption, pixels)
 
 

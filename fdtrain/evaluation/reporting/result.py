@@ -83,6 +83,7 @@ class Bound(Likelihood):
 class OdeLikelihood(Likelihood):
     """The likelihood by the probability-flow ODE; ``nfe`` is the mean number of evaluations per dequantisation."""
 
+    dequantisation: str = "uniform"
     dequantisations: int
     tolerance: float
     trace: str
@@ -106,16 +107,19 @@ class NllResult(SplitIdentity, Result):
 
     TITLES: ClassVar[dict[str, str]] = {
         "elbo": "ELBO",
+        "elbo_closed": "ELBO, closed interval",
         "elbo_importance": "ELBO, importance-weighted",
         "ode": "ODE",
         "ode_importance": "ODE, importance-weighted",
     }
 
+    bound: str = "closed interval"
     dequantisation: str
     dtype: str
     seed: int
     batch: int
     elbo: Bound | None = None
+    elbo_closed: Bound | None = None
     elbo_importance: Bound | None = None
     ode: OdeLikelihood | None = None
     ode_importance: OdeLikelihood | None = None
@@ -218,7 +222,132 @@ class CurveResult(SplitIdentity, Result):
     points: list[CurvePoint]
 
 
-RESULTS: dict[str, type[Result]] = {"nll": NllResult, "frechet": FrechetResult, "curve": CurveResult}
+class BatchVariance(_Content):
+    """Of the bound's estimate by one training batch, (bits/dim)^2, over so many batches; and ``by_time`` of one
+    image's, by parts of the time's quantile with the given edges (None: too few draws)."""
+
+    batches: int
+    variance: float
+    t_edges: list[float]
+    by_time: list[float | None]
+
+
+class GradientNoise(_Content):
+    """Of one training batch's gradient, nats per dimension and unit of the weights, over so many batches.
+
+    ``noise`` is the root of the trace of its covariance, ``norm`` the root mean square of its norm, ``noise_scale``
+    the trace over the squared norm of the mean, in batches.
+    """
+
+    gradients: int
+    noise: float
+    norm: float
+    noise_scale: float | None
+
+
+class FrechetPoint(_Content):
+    nfe: int
+    distance: float
+
+
+class TrainingNoise(SplitIdentity, Result):
+    """What a comparison measures of a run besides its likelihoods, on images of its training split."""
+
+    seed: int
+    time_sampling: str
+    batch: BatchVariance
+    gradient: GradientNoise
+    distance: str
+    features: FeatureIdentity
+    solver: str
+    grid: str
+    points: list[FrechetPoint]
+
+
+class Mean(_Content):
+    """Over seeds; ``error`` is the standard error, None of one seed."""
+
+    mean: float
+    error: float | None
+    values: list[float]
+
+
+class Difference(_Content):
+    """Bits/dim less the reference variant's, image by image with the same draws, over the seeds that both have.
+
+    ``error_images`` is the standard error over images of the difference that is averaged over seeds; ``error_seeds``
+    that over seeds of the difference that is averaged over images.
+    """
+
+    mean: float
+    error_images: float | None
+    error_seeds: float | None
+    images: int
+    seeds: list[int]
+
+
+class ComparedBits(_Content):
+    """One kind of bits/dim of a variant."""
+
+    bits_per_dim: Mean
+    difference: Difference | None
+
+
+class FailedRun(_Content):
+    seed: int
+    reason: str
+
+
+class ComparedPoint(_Content):
+    nfe: int
+    distance: Mean
+
+
+class ComparedVariant(_Content):
+    """A row: what the variant's bound is of, and its numbers over the seeds that have finished; none without any."""
+
+    name: str
+    settings: dict[str, Any]
+    interval: tuple[float, float]
+    decoder: str
+    dequantisation: str
+    seeds: list[int]
+    failures: list[FailedRun]
+    steps: int | None = None
+    own_bound: ComparedBits | None = None
+    closed_bound: ComparedBits | None = None
+    ode: ComparedBits | None = None
+    points: list[ComparedPoint] = []
+    variance: Mean | None = None
+    gradient_noise: Mean | None = None
+    noise_scale: Mean | None = None
+    images_per_second: Mean | None = None
+    t_middles: list[float] = []
+    variance_by_time: list[float | None] = []
+    training: list[tuple[int, float]] = []
+
+
+class ComparisonResult(SplitIdentity, Result):
+    """Variants of one configuration, trained and evaluated alike."""
+
+    name: str
+    reference: str
+    budget: str
+    seeds: list[int]
+    draws: int
+    ode_images: int
+    samples: int
+    distance: str
+    variants: list[ComparedVariant]
+
+
+RESULTS: dict[str, type[Result]] = {
+    "nll": NllResult,
+    "frechet": FrechetResult,
+    "curve": CurveResult,
+    "noise": TrainingNoise,
+    "comparison": ComparisonResult,
+}
 
 
 @dataclass(frozen=True)

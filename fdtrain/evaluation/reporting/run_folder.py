@@ -76,7 +76,7 @@ def read(path: Path) -> RunFolder:
         config,
         _dataset(path / "dataset.json"),
         _environment(path / "environment.json"),
-        _metrics(path / "metrics.jsonl"),
+        read_metrics(path / "metrics.jsonl"),
         {file: found for file, found in results.items() if found is not None},
     )
 
@@ -106,7 +106,8 @@ def _environment(path: Path) -> Environment | None:
         raise UserError(f"{path} is damaged ({error.errors()[0]['msg']}). Restore it, or delete it.") from error
 
 
-def _metrics(path: Path) -> list[dict[str, Any]]:
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a run's log; none if there is no log."""
     lines = []
     for line in _text(path).splitlines() if path.is_file() else []:
         try:

@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from fdtrain.diffusion.solvers import GRIDS, check_grid, parse_grid
+from fdtrain.diffusion.solvers import GRIDS, check_falling, parse_grid
 from fdtrain.errors import UserError
 from fdtrain.files import write_text
 
@@ -26,7 +26,7 @@ def read_grid(text: str | Sequence[float], option: str = "--grid") -> str | tupl
     """
     if not isinstance(text, str):
         times = tuple(float(t) for t in text)
-        _checked(lambda: check_grid(times), option)
+        _checked(lambda: check_falling(times), option)
         return times
     words = text
     if os.sep in text or Path(text).is_file():
@@ -42,7 +42,7 @@ def read_grid(text: str | Sequence[float], option: str = "--grid") -> str | tupl
         times = tuple(float(word) for word in words.strip().strip("[]").replace(",", " ").split())
     except ValueError as error:
         raise UserError(f"{option}: {text} must hold times, numbers that fall from 1 to 0.") from error
-    _checked(lambda: check_grid(times), option)
+    _checked(lambda: check_falling(times), option)
     return times
 
 
@@ -95,7 +95,7 @@ def _read(path: Path) -> dict[str, dict[str, list[float]]]:
         grids = json.loads(path.read_text())
         for by_setting in grids.values():
             for times in by_setting.values():
-                check_grid(times)
+                check_falling(times)
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is damaged ({error}). Remove it, and run tools/evaluate.py grid again.") from error
     return grids

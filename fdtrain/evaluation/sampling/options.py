@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from fdtrain.diffusion.objective import quantise
+from fdtrain.diffusion.process import CLOSED, Interval
 from fdtrain.diffusion.solvers import DEFAULT, SOLVERS, time_grid
 from fdtrain.errors import UserError
 from fdtrain.evaluation.sampling import grids, samples
@@ -107,11 +108,20 @@ class Drawing:
             raise UserError(f"{prefix}grid: {len(times)} times are {len(times) - 1} steps, not {steps}.")
         if times == grids.OPTIMISED:
             times = grids.load_optimised(folder, weights_sha256, solver, steps)
-        return Drawing(solver, times, steps, label, guidance)
+        drawing = Drawing(solver, times, steps, label, guidance)
+        try:
+            drawing.times(spec.scale, spec.bound.interval)
+        except ValueError as error:
+            raise UserError(f"{prefix}grid: {error}.") from error
+        return drawing
 
-    def times(self, scale: float) -> list[float]:
-        """Falling from 1 to 0, for data of this finest scale."""
-        return time_grid(self.grid or SOLVERS[self.solver].grid, self.steps, scale)
+    def times(self, scale: float, interval: Interval = CLOSED) -> list[float]:
+        """Falling from 1 to 0, or within a model's interval, for data of this finest scale.
+
+        Raises:
+            ValueError: there are no such times.
+        """
+        return time_grid(self.grid or SOLVERS[self.solver].grid, self.steps, scale, interval)
 
     @property
     def nfe(self) -> int:
@@ -136,7 +146,7 @@ class Drawing:
 
     def solve(self, model: Model, images: range, seed: int) -> Tensor:
         """Images in one batch before they are rounded to levels: :func:`samples.solve`."""
-        labels, times = self.labels(images, model.spec), self.times(model.spec.scale)
+        labels, times = self.labels(images, model.spec), self.times(model.spec.scale, model.spec.bound.interval)
         return samples.solve(model, images, labels, times, self.solver, seed, self.guidance)
 
     def draw(self, model: Model, images: range, seed: int) -> Tensor:

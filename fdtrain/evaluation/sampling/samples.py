@@ -61,7 +61,7 @@ def solve(
 
     Args:
         labels: one class per image, for a class-conditional model.
-        times: falling from 1 to 0, as :func:`fdtrain.diffusion.solvers.time_grid` makes.
+        times: falling from 1 to 0, or within the model's interval: :func:`fdtrain.diffusion.solvers.time_grid`.
         guidance: 1 samples the model itself; see :meth:`Model.field`.
         observe: as of :func:`fdtrain.diffusion.solvers.sample`.
 
@@ -77,7 +77,7 @@ def solve(
         )
 
     # noise(-1) is the draw of x_1.
-    x = sample(field, noise(-1), times, solver, noise, observe)
+    x = sample(field, noise(-1), times, solver, noise, observe, model.spec.bound.interval)
     if not torch.isfinite(x).all():
         raise UserError("the model's output is not finite: its weights are broken, or training diverged.")
     return x

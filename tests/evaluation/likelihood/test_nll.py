@@ -7,9 +7,9 @@ from models import DIGITS
 from torch import nn
 
 from fdtrain.data.split import Split
-from fdtrain.diffusion.objective import dequantise, normal_nll
+from fdtrain.diffusion.clocks import Asinh, Uniform
+from fdtrain.diffusion.objective import bits_per_dim, dequantise, normal_nll
 from fdtrain.diffusion.process import alpha, per_image
-from fdtrain.diffusion.time_sampling import Asinh, Uniform
 from fdtrain.errors import UserError
 from fdtrain.evaluation.likelihood import nll
 from fdtrain.networks.model import Model
@@ -98,7 +98,7 @@ def test_importance_weighted_ode_of_an_exact_model(gaussian_model, split, exact)
     gap = nll.ode_bits(nats, DIGITS)[:, 0] - discrete_bits(split, images)
     # This field is linear and isotropic: one Rademacher probe has its divergence exactly.
     assert gap.mean() > -3 * gap.std() / math.sqrt(10)
-    assert gap.mean() < nll.bits_per_dim(nats, 64, 17).mean() - discrete_bits(split, images).mean()
+    assert gap.mean() < bits_per_dim(nats, 64, 17).mean() - discrete_bits(split, images).mean()
 
 
 def test_the_integral_by_time_adds_up_to_the_bound(gaussian_model, split):
@@ -107,7 +107,7 @@ def test_the_integral_by_time_adds_up_to_the_bound(gaussian_model, split):
     whole = nll.elbo(gaussian_model, split, range(10), Asinh(0.06), 16, **how)
     uniform = torch.stack([torch.from_numpy(nll._draws(DIGITS, 16, 0, i)[1]) for i in range(10)]).double()
     normal = normal_nll(dequantise(split.batch(range(10))[0][:, None], uniform, 17).flatten(0, 1)).view(10, 16)
-    expected = whole.mean(1) - nll.bits_per_dim(normal.mean(1), 64, 17)
+    expected = whole.mean(1) - bits_per_dim(normal.mean(1), 64, 17)
     torch.testing.assert_close(strata.mean(1), expected)
 
 

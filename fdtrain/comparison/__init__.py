@@ -1,0 +1,1 @@
+"""Variants of one configuration, trained and evaluated alike, side by side (docs/comparing.md)."""

@@ -1,0 +1,309 @@
+"""A comparison from its checks to its table."""
+
+import json
+import statistics
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fdtrain import files
+from fdtrain.capacity.layout import run_layout
+from fdtrain.comparison import table
+from fdtrain.comparison.definition import Comparison
+from fdtrain.comparison.runs import PlannedRun, planned_run
+from fdtrain.comparison.schedule import Schedule
+from fdtrain.config import Config
+from fdtrain.credentials import masked_values
+from fdtrain.data.dataset import DatasetDescription
+from fdtrain.data.mixture import open_data
+from fdtrain.data.split import Split
+from fdtrain.diffusion.solvers import SOLVERS
+from fdtrain.errors import UserError
+from fdtrain.evaluation.fidelity import label_features
+from fdtrain.evaluation.fidelity.feature_networks import open_features
+from fdtrain.evaluation.reporting import result, run_folder
+from fdtrain.evaluation.reporting.result import ComparisonResult
+from fdtrain.training.plan import prepare
+
+RECORD = "comparison.yaml"
+RESULT = "comparison.json"
+CALIBRATION_STEPS, CALIBRATION_WINDOW = 60, 10
+"""Of equal seconds: the steps by which a variant's speed is measured, and those of one line of the log."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """The result, and the reasons of the runs that failed, by name."""
+
+    result: ComparisonResult
+    failures: dict[str, str]
+
+
+def compare(comparison: Comparison, slots: int, processes: int, device: Any) -> Compared:
+    """Train and evaluate every run that is not finished, then read all of them.
+
+    Raises:
+        UserError: whatever can be known to be wrong before any training.
+    """
+    begin, folder, definition = time.perf_counter(), comparison.folder, comparison.definition
+    check(comparison, processes)
+    check_folder(comparison)
+    with ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(files.exclusive(folder, "compared"))
+            write_record(comparison)
+            split = test_split(comparison)
+            settings = _settings(comparison, split, _features(comparison, device))
+            for variant in comparison.configs:
+                first = planned_run(comparison, variant, definition.seeds[0], settings)
+                first.write_config()
+                try:
+                    prepare(str(first.config_file), [], resume=True)
+                except UserError as error:
+                    raise UserError(f"variant '{variant}': {error}") from error
+            steps, failures = _steps(comparison, slots, processes)
+            runs = []
+            # Seed by seed: an interrupted comparison has all variants of the first.
+            for seed in definition.seeds:
+                for variant in comparison.configs:
+                    if variant in steps:
+                        run = planned_run(comparison, variant, seed, settings, steps=steps[variant])
+                        run.write_config()
+                        runs.append(run)
+        except OSError as error:
+            raise UserError(f"output: cannot write into {folder} ({error.strerror}).") from error
+        failures |= Schedule(runs, slots, processes).work()
+        found = _collect(comparison, runs, failures, split, settings, time.perf_counter() - begin)
+        result.write(found, folder / RESULT, "output")
+    return Compared(found, failures)
+
+
+def check(comparison: Comparison, processes: int) -> None:
+    """All variants are of one data set with labels or features, and their runs can be launched and evaluated."""
+    definition, first = comparison.definition, next(iter(comparison.configs.values()))
+    evaluation = definition.evaluation
+    if evaluation.solver not in SOLVERS:
+        raise UserError(f"evaluation.solver: there is no '{evaluation.solver}'; there are {', '.join(SOLVERS)}.")
+    if min(evaluation.nfe) < 1:
+        raise UserError("evaluation.nfe must be at least 1.")
+    if evaluation.gradients > evaluation.batches:
+        raise UserError("evaluation.gradients must not be above evaluation.batches.")
+    reference = _description(first)
+    for name, config in comparison.configs.items():
+        run_layout(config.training, processes)
+        if config.data.test_split is None or len(config.data.paths) > 1:
+            raise UserError(f"variant '{name}': data: a comparison needs one data set with a held-out test_split.")
+        found = _description(config)
+        for key in ("levels", "size", "channels", "name"):
+            a, b = getattr(reference, key), getattr(found, key)
+            if a != b:
+                others = next(iter(comparison.configs))
+                raise UserError(
+                    f"variant '{name}' is of data with {key} {b}, '{others}' of {key} {a}: bits/dim compare on one "
+                    "data set alone. Give every variant the same data."
+                )
+        if (found.splits, config.data.test_split) != (reference.splits, first.data.test_split):
+            raise UserError(f"variant '{name}' is of other images than '{next(iter(comparison.configs))}'.")
+    if definition.features is None and not reference.classes:
+        raise UserError(
+            f"features: data set '{reference.name}' has no labels to learn features from. Name a feature network."
+        )
+
+
+def _description(config: Config) -> DatasetDescription:
+    return open_data(config.data.paths, config.data.weights).description
+
+
+def test_split(comparison: Comparison) -> Split:
+    """The held-out split, which is the same for all variants."""
+    config = next(iter(comparison.configs.values()))
+    assert config.data.test_split is not None
+    return Split(config.data.paths[0], config.data.test_split)
+
+
+def _record(comparison: Comparison) -> dict[str, Any]:
+    """What defines the numbers of a comparison; the folder has the same as long as it is used."""
+    definition = comparison.definition.model_dump(mode="json", include={"name", "steps", "seconds", "features"})
+    variants = {
+        name: masked_values(config.model_dump(mode="json", exclude={"name", "output", "seed"}))
+        for name, config in comparison.configs.items()
+    }
+    return {**definition, "variants": variants}
+
+
+def write_record(comparison: Comparison) -> None:
+    files.write_text(comparison.folder / RECORD, yaml.safe_dump(_record(comparison), sort_keys=False))
+
+
+def check_folder(comparison: Comparison) -> None:
+    """The folder is new, or of this comparison: more seeds and variants may come, but none may have changed.
+
+    Raises:
+        UserError: it is another's.
+    """
+    folder = comparison.folder
+    try:
+        stored = yaml.safe_load((folder / RECORD).read_text())
+        stored = {"variants": dict(stored["variants"]), **stored}
+    except FileNotFoundError:
+        if folder.is_dir() and any(folder.iterdir()):
+            raise UserError(
+                f"{folder} holds something else than a comparison. Choose another name or output."
+            ) from None
+        return
+    except (OSError, yaml.YAMLError, TypeError, ValueError, KeyError) as error:
+        raise UserError(f"{folder / RECORD} cannot be read ({type(error).__name__}). Choose another name.") from error
+    ours = json.loads(json.dumps(_record(comparison)))
+    changed = [key for key in ("steps", "seconds", "features") if stored.get(key) != ours[key]]
+    both = stored["variants"].keys() & ours["variants"].keys()
+    changed += [f"variant '{name}'" for name in ours["variants"] if name in both and _differ(stored, ours, name)]
+    if changed or not both:
+        what = f"it differs in {', '.join(changed)}" if changed else "no variant is in both"
+        raise UserError(f"{folder} holds the results of another comparison: {what}. Choose another name or output.")
+
+
+def _differ(stored: dict, ours: dict, name: str) -> bool:
+    return stored["variants"][name] != ours["variants"][name]
+
+
+def _features(comparison: Comparison, device: Any) -> str:
+    """The feature network: the one that is named, or learnt from the labels once."""
+    named = comparison.definition.features
+    if named is not None:
+        open_features(named, device)
+        return named
+    folder = comparison.folder / "features"
+    if not (folder / label_features.DESCRIPTION).is_file():
+        config = next(iter(comparison.configs.values()))
+        label_features.save(*label_features.train(Split(config.data.paths[0], config.data.train_split)), folder)
+    return str(folder)
+
+
+def _settings(comparison: Comparison, split: Split, features: str) -> dict[str, Any]:
+    """Of each run's evaluation, as JSON."""
+    evaluation = comparison.definition.evaluation.model_dump(mode="json")
+    ode_images = min(evaluation["ode_images"], len(split))
+    return {**evaluation, "ode_images": ode_images, "images": len(split), "features": features}
+
+
+def _steps(comparison: Comparison, slots: int, processes: int) -> tuple[dict[str, int], dict[str, str]]:
+    """Steps of each variant, and the failures of variants whose speed could not be measured.
+
+    For equal seconds, the speed is measured once by a short run of each variant beside others, as the runs will be.
+    """
+    definition = comparison.definition
+    if definition.steps is not None:
+        return dict.fromkeys(comparison.configs, definition.steps), {}
+    assert definition.seconds is not None
+    path = comparison.folder / "steps.json"
+    steps = _stored_steps(path)
+    timed = [_calibration(comparison, name) for name in comparison.configs if name not in steps]
+    for run in timed:
+        run.write_config()
+    failed = Schedule(timed, slots, processes).work()
+    for run in timed:
+        if run.name not in failed:
+            seconds = [s for _, s in run_folder.read(run.folder).series("train/step_seconds")]
+            steps[run.variant] = max(1, round(definition.seconds / statistics.median(seconds[1:])))
+    files.write_text(path, json.dumps(steps, indent=1) + "\n")
+    failures = {
+        planned_run(comparison, run.variant, seed, None).name: failed[run.name]
+        for run in timed
+        if run.name in failed
+        for seed in definition.seeds
+    }
+    return steps, failures
+
+
+def _stored_steps(path: Path) -> dict[str, int]:
+    try:
+        return {str(name): int(steps) for name, steps in json.loads(path.read_text()).items()}
+    except FileNotFoundError:
+        return {}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is damaged ({error}). Delete it: the speeds are measured again.") from error
+
+
+def _calibration(comparison: Comparison, variant: str) -> PlannedRun:
+    config = comparison.configs[variant]
+    monitor = config.monitor.model_copy(
+        update={"log_every": CALIBRATION_WINDOW, "evaluate_every": None, "sample_every": None, "frechet_every": None}
+    )
+    changed = {"name": f"{variant}-speed", "output": comparison.folder / "runs", "monitor": monitor}
+    training = config.training.model_copy(update={"steps": CALIBRATION_STEPS})
+    config = config.model_copy(update={**changed, "training": training})
+    return PlannedRun(variant, config.seed, config, comparison.folder / "configs" / f"{config.name}.yaml", None)
+
+
+def _collect(
+    comparison: Comparison,
+    runs: list[PlannedRun],
+    failures: dict[str, str],
+    split: Split,
+    settings: dict[str, Any],
+    seconds: float,
+) -> ComparisonResult:
+    """The table of all runs that are finished."""
+    definition = comparison.definition
+    finished: dict[str, list[table.FinishedRun]] = {variant: [] for variant in comparison.configs}
+    for run in runs:
+        if run.name not in failures:
+            finished[run.variant].append(table.finished_run(run))
+    reference = finished[definition.reference]
+    variants = []
+    for variant, config in comparison.configs.items():
+        failed = [
+            {"seed": seed, "reason": failures[name]}
+            for seed in definition.seeds
+            if (name := planned_run(comparison, variant, seed, None).name) in failures
+        ]
+        variants.append(
+            {
+                "name": variant,
+                "settings": _own_settings(config, comparison.configs[definition.reference]),
+                "interval": (0.0, 1.0),
+                "decoder": "none: closed at 0",
+                "dequantisation": "uniform",
+                "seeds": [run.seed for run in finished[variant]],
+                "failures": failed,
+                **table.row(finished[variant], reference),
+            }
+        )
+    of_any = next((found for found in finished.values() if found), None)
+    budget = f"{definition.steps} steps" if definition.steps else f"{definition.seconds:g} seconds of training steps"
+    return ComparisonResult.model_validate(
+        {
+            "kind": "comparison",
+            **result.split_identity(split),
+            "images": len(split),
+            "device": of_any[0].noise.device if of_any else "unknown",
+            "seconds": seconds,
+            "name": definition.name,
+            "reference": definition.reference,
+            "budget": budget,
+            "seeds": list(definition.seeds),
+            "draws": settings["draws"],
+            "ode_images": settings["ode_images"],
+            "samples": settings["samples"],
+            "distance": of_any[0].noise.distance if of_any else "Frechet distance",
+            "variants": variants,
+        }
+    )
+
+
+def _own_settings(config: Config, reference: Config) -> dict[str, Any]:
+    """The settings in which a variant differs from the reference, by their dotted names."""
+    ours, theirs = (_flat(c.model_dump(mode="json", exclude={"name", "output", "seed"})) for c in (config, reference))
+    return {key: value for key, value in ours.items() if theirs.get(key) != value}
+
+
+def _flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat

@@ -1,0 +1,157 @@
+"""What is compared: variants of a base configuration, seeds, a budget; from a small YAML file."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError, model_validator
+
+from fdtrain.config import Config, Section, load_config
+from fdtrain.errors import UserError, excerpt
+from fdtrain.strict_yaml import MAX_BYTES, parse, shown
+
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+
+
+class Variant(Section):
+    """One row of the table: configuration files and settings laid over the base configuration, in this order."""
+
+    name: str = Field(pattern=NAME)
+    overlays: tuple[Path, ...] = ()
+    set: dict[str, Any] = Field(default={})
+
+
+class Evaluation(Section):
+    """How each run is evaluated; the same for all."""
+
+    draws: int = Field(default=20, ge=2)
+    """Of the bound, for each test image."""
+    ode_images: int = Field(default=100, ge=0)
+    """The first so many test images whose likelihood is computed by the ODE too."""
+    ode_tolerance: float = Field(default=1e-3, gt=0)
+    nfe: tuple[int, ...] = Field(default=(10, 20, 50), min_length=1)
+    """Evaluations per sample at which the Frechet distance is measured."""
+    solver: str = "sde"
+    samples: int = Field(default=500, ge=2)
+    """Images of each Frechet distance, and of the variance by time."""
+    strata: int = Field(default=16, ge=2)
+    batches: int = Field(default=64, ge=2)
+    """Training batches drawn for the variance of the batch's bound."""
+    gradients: int = Field(default=16, ge=2)
+    """Of them, those whose gradients are computed too."""
+
+
+class Definition(Section):
+    """The YAML file. Paths are relative to the working directory, as in every configuration."""
+
+    name: str = Field(pattern=NAME)
+    output: Path = Path("runs/comparisons")
+    base: Path
+    set: dict[str, Any] = Field(default={})
+    steps: int | None = Field(default=None, ge=1)
+    seconds: float | None = Field(default=None, gt=0)
+    seeds: tuple[int, ...] = Field(min_length=1)
+    reference: str
+    features: str | None = None
+    """By which samples are compared, as for ``tools/evaluate.py fid``; null: learnt once from the labels."""
+    evaluation: Evaluation = Evaluation()
+    variants: tuple[Variant, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Definition":
+        names = [variant.name for variant in self.variants]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"variants: the name '{twice[0]}' is given twice; each needs its own")
+        if self.reference not in names:
+            raise ValueError(f"reference: there is no variant '{self.reference}'; there are {', '.join(names)}")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("seeds: a seed is given twice; each makes one run")
+        if (self.steps is None) == (self.seconds is None):
+            raise ValueError("set either steps or seconds: every run has the same")
+        return self
+
+    @property
+    def folder(self) -> Path:
+        return self.output / self.name
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A definition with the resolved configuration of each variant, whose name, output and seed each run sets."""
+
+    definition: Definition
+    configs: dict[str, Config]
+
+    @property
+    def folder(self) -> Path:
+        return self.definition.folder
+
+    def config(self, variant: str, seed: int, **training: Any) -> Config:
+        """The configuration of one run."""
+        config, output = self.configs[variant], self.folder / "runs"
+        changed = {"name": run_name(variant, seed), "output": output, "seed": seed}
+        return config.model_copy(update={**changed, "training": config.training.model_copy(update=training)})
+
+
+def run_name(variant: str, seed: int) -> str:
+    return f"{variant}-seed{seed}"
+
+
+def load_comparison(path: Path) -> Comparison:
+    """Read a comparison and every configuration that it makes.
+
+    Raises:
+        UserError: whatever is wrong with any of them.
+    """
+    content = _read(path, "--comparison")
+    try:
+        definition = Definition.model_validate(content)
+    except ValidationError as error:
+        raise UserError("; ".join(_explain(e) for e in error.errors()[:4]) + f" (in {path}).") from error
+    configs = {}
+    for variant in definition.variants:
+        layers = [(_read(file, f"variant '{variant.name}'"), file) for file in variant.overlays]
+        overrides = ["name=run"]
+        for layer in (definition.set, *(content for content, _ in layers), variant.set):
+            overrides += flat(layer)
+        if definition.steps is not None:
+            overrides.append(f"training.steps={definition.steps}")
+        try:
+            configs[variant.name] = load_config(definition.base, overrides)
+        except UserError as error:
+            raise UserError(f"variant '{variant.name}': {error}") from error
+    return Comparison(definition, configs)
+
+
+def flat(layer: dict[str, Any], prefix: str = "") -> list[str]:
+    """Nested sections as the overrides ``section.key=value`` that :func:`load_config` takes."""
+    overrides = []
+    for key, value in layer.items():
+        name = f"{prefix}{key}"
+        overrides += flat(value, f"{name}.") if isinstance(value, dict) else [f"{name}={json.dumps(value)}"]
+    return overrides
+
+
+def _read(path: Path, where: str) -> dict[str, Any]:
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = parse(file.read(MAX_BYTES + 1))
+    except OSError as error:
+        raise UserError(f"{where}: cannot read {excerpt(path)} ({error.strerror}).") from error
+    except (UserError, UnicodeDecodeError) as error:
+        raise UserError(f"{where}: {path} is not valid YAML: {excerpt(error)}.") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{where}: {path} must hold keys and values, not {type(content).__name__}.")
+    return content
+
+
+def _explain(error: Any) -> str:
+    name = ".".join(excerpt(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        return f"unknown key '{name}'"
+    if error["type"] == "missing":
+        return f"{name} is missing"
+    if error["type"] == "value_error":
+        return str(error["ctx"]["error"])
+    return f"{name}: {error['msg'][0].lower()}{error['msg'][1:]}, not {shown(error['input'])}"

@@ -1,0 +1,122 @@
+"""Evaluate one run of a comparison: ``python -m fdtrain.comparison.evaluate RUN SETTINGS``, SETTINGS as JSON.
+
+One process for all that is measured, so that libraries are imported once. What is finished is not computed again.
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fdtrain import files
+from fdtrain.comparison import noise
+from fdtrain.comparison.runs import SETTINGS, record, result_files
+from fdtrain.config import Config, load_config
+from fdtrain.data.split import Split
+from fdtrain.diffusion.solvers import SOLVERS
+from fdtrain.diffusion.time_sampling import time_density
+from fdtrain.errors import exit_code
+from fdtrain.evaluation import process
+from fdtrain.evaluation.commands import nll
+from fdtrain.evaluation.fidelity import image_sets
+from fdtrain.evaluation.fidelity.feature_networks import open_features
+from fdtrain.evaluation.fidelity.frechet import frechet_distance
+from fdtrain.evaluation.fidelity.measure import measure
+from fdtrain.evaluation.reporting import result
+from fdtrain.evaluation.reporting.result import TrainingNoise
+from fdtrain.evaluation.sampling.options import Drawing
+from fdtrain.networks.model import Model
+from fdtrain.training.batch_noise import BatchNoise
+
+BATCH = 256
+
+
+def evaluate(run: Path, settings: dict[str, Any], device: torch.device) -> None:
+    """Likelihoods of the test split, then distances of samples and the noise of training; then the record of it."""
+    config = load_config(run / "config.yaml")
+    assert config.data.test_split is not None
+    data = config.data.paths[0]
+    images, ode_images = settings["images"], settings["ode_images"]
+    common = [str(run), "--data", data, "--split", config.data.test_split]
+    whole = ["--draws", str(settings["draws"])]
+    ode = ["--ode", "--tolerance", str(settings["ode_tolerance"]), "--trace", "hutchinson"]
+    if ode_images >= images:
+        _nll(device, *common, *whole, *ode)
+    else:
+        _nll(device, *common, *whole)
+        if ode_images:
+            # The bound is computed again with it; two draws are the least.
+            _nll(device, *common, "--draws", "2", "--images", str(ode_images), *ode)
+    found = training_noise(run, config, data, settings, device)
+    result.write(found, result_files(run, config, settings)["noise"], "the run's results")
+    files.write_text(run / result.FOLDER / SETTINGS, json.dumps(record(run, settings), indent=1) + "\n")
+
+
+def _nll(device: torch.device, *words: str) -> None:
+    parser = argparse.ArgumentParser()
+    nll.add_arguments(parser)
+    arguments = parser.parse_args(words)
+    arguments.device = device
+    nll.run(arguments)
+
+
+def training_noise(
+    run: Path, config: Config, data: str, settings: dict[str, Any], device: torch.device
+) -> TrainingNoise:
+    """Distances of samples and the noise of training batches, by the averaged weights."""
+    begin = time.perf_counter()
+    model, subject = result.open_model(run)
+    model.to(device)
+    split = Split(data, config.data.train_split)
+    batches = noise.Batches.of(model, split, _batch_noise(config, model, device))
+    drawing = Drawing(settings["solver"])
+    content = {
+        "kind": "noise",
+        **subject.identity(),
+        **result.split_identity(split),
+        "images": settings["samples"],
+        "device": device.type,
+        "seed": config.seed,
+        "time_sampling": config.diffusion.time_sampling,
+        "batch": noise.bound(batches, settings["batches"], settings["strata"]),
+        "gradient": noise.gradient(batches, settings["gradients"]),
+        "solver": drawing.solver,
+        "grid": drawing.describe()["grid"],
+        **_distances(model, split, settings, device),
+    }
+    return TrainingNoise.model_validate({**content, "seconds": time.perf_counter() - begin})
+
+
+def _batch_noise(config: Config, model: Model, device: torch.device) -> BatchNoise:
+    training, diffusion = config.training, config.diffusion
+    density = time_density(diffusion.time_density, model.spec.scale)
+    return BatchNoise(
+        config.seed, training.global_batch, training.lane_images, diffusion.time_sampling, density, device
+    )
+
+
+def _distances(model: Model, split: Split, settings: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """Frechet distances of samples to the split at each number of evaluations; all variants draw the same noise."""
+    network, count, solver = open_features(settings["features"], device), settings["samples"], settings["solver"]
+    target = measure(network, image_sets.of_split(split), len(split), BATCH, device).moments
+    points = []
+    for nfe in settings["nfe"]:
+        drawing = Drawing(solver, steps=max(1, nfe // SOLVERS[solver].evaluations_per_step))
+        samples = image_sets.of_model(model, drawing, 0, count)
+        moments = measure(network, samples, count, BATCH, device).moments
+        points.append({"nfe": nfe, "distance": frechet_distance(moments, target)})
+    return {"distance": network.title, "features": network.describe(), "points": points}
+
+
+def main() -> None:
+    run, settings = Path(sys.argv[1]), json.loads(sys.argv[2])
+    with process.joined(None) as device:
+        evaluate(run, settings, device)
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))

@@ -1,0 +1,127 @@
+"""One run of a comparison: its folder, the commands that train and evaluate it, and how far it is."""
+
+import json
+import os
+import socket
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import fdtrain
+from fdtrain import files
+from fdtrain.checkpoint import store
+from fdtrain.comparison.definition import Comparison, run_name
+from fdtrain.config import Config, dump_config
+from fdtrain.evaluation.reporting import result, run_folder
+
+SETTINGS = "comparison.json"
+"""Of a run's results: what it was evaluated with, written when all of it is there."""
+MAIN = Path(fdtrain.__file__).with_name("main.py")
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """``config`` is resolved, and written to ``config_file``; ``settings`` are those of the evaluation.
+
+    ``settings`` None: it is trained only.
+    """
+
+    variant: str
+    seed: int
+    config: Config
+    config_file: Path
+    settings: dict[str, Any] | None
+
+    @property
+    def name(self) -> str:
+        return self.config.name
+
+    @property
+    def folder(self) -> Path:
+        return self.config.folder
+
+    @property
+    def steps(self) -> int:
+        return self.config.training.steps
+
+    def trained(self) -> bool:
+        newest = store.newest_step(self.folder) if self.folder.is_dir() else None
+        return newest is not None and int(newest.name.removeprefix("step_")) >= self.steps
+
+    def evaluated(self) -> bool:
+        """Whether all results are there, of the newest checkpoint and with these settings."""
+        assert self.settings is not None
+        files_of_results = result_files(self.folder, self.config, self.settings)
+        try:
+            stored = json.loads((self.folder / result.FOLDER / SETTINGS).read_text())
+            current = record(self.folder, self.settings)
+        except (OSError, ValueError):
+            return False
+        return stored == current and all(path.is_file() for path in files_of_results.values())
+
+    def finished(self) -> bool:
+        return self.trained() and (self.settings is None or self.evaluated())
+
+    def progress(self) -> int:
+        """Steps that are logged."""
+        path = self.folder / "metrics.jsonl"
+        lines = run_folder.read_metrics(path) if path.is_file() else []
+        return max((line["step"] for line in lines if isinstance(line.get("step"), int)), default=0)
+
+    def commands(self, processes: int) -> list[list[str]]:
+        """What remains to be done, in order: the ordinary training command, and the evaluation."""
+        commands = []
+        if not self.trained():
+            script = [str(MAIN), "--config", str(self.config_file), "--resume", "auto"]
+            commands.append([*_launcher(processes), *script])
+        if self.settings is not None and not self.evaluated():
+            module = [sys.executable, "-m", "fdtrain.comparison.evaluate", str(self.folder)]
+            commands.append([*module, json.dumps(self.settings)])
+        return commands
+
+    def write_config(self) -> None:
+        files.write_text(self.config_file, dump_config(self.config))
+
+
+def record(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """What the results of a run are of: its newest checkpoint, and the settings of the evaluation."""
+    newest = store.newest_step(folder)
+    return {"checkpoint": newest and store.sha256(newest / store.MANIFEST), "settings": settings}
+
+
+def result_files(folder: Path, config: Config, settings: dict[str, Any]) -> dict[str, Path]:
+    """The results of a run, by what is in them: ``bound``, ``ode`` (of as many images as asked for) and ``noise``."""
+    results, split, ode_images = folder / result.FOLDER, config.data.test_split, settings["ode_images"]
+    found = {"bound": results / f"nll_{split}.json", "noise": results / "noise.json"}
+    if ode_images:
+        whole = ode_images >= settings["images"]
+        found["ode"] = found["bound"] if whole else results / f"nll_{split}_first{ode_images}.json"
+    return found
+
+
+def planned_run(
+    comparison: Comparison, variant: str, seed: int, settings: dict[str, Any] | None, **training: Any
+) -> PlannedRun:
+    config = comparison.config(variant, seed, **training)
+    file = comparison.folder / "configs" / f"{run_name(variant, seed)}.yaml"
+    return PlannedRun(variant, seed, config, file, settings)
+
+
+def _launcher(processes: int) -> list[str]:
+    if processes == 1:
+        return [sys.executable]
+    deepspeed = str(Path(sys.executable).parent / "deepspeed")
+    return [deepspeed, "--num_accelerators", str(processes), "--master_port", str(_free_port())]
+
+
+def _free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def threads(slots: int, processes: int) -> dict[str, str]:
+    """The environment that shares the cores among the processes."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores // (slots * processes))))}

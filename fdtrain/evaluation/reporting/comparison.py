@@ -1,0 +1,232 @@
+"""A comparison as Markdown, CSV, and one self-contained HTML page with plots (docs/comparing.md)."""
+
+import csv
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+from fdtrain.evaluation.reporting import figures
+from fdtrain.evaluation.reporting.report import TEMPLATES, picture
+from fdtrain.evaluation.reporting.result import (
+    ComparedBits,
+    ComparedVariant,
+    ComparisonResult,
+    Difference,
+    Mean,
+    write_file,
+)
+
+PLUS_MINUS = "\u00b1"
+NAME = "comparison"
+
+
+@dataclass(frozen=True)
+class Table:
+    title: str
+    note: str
+    head: list[str]
+    rows: list[list[str]]
+
+
+def write(result: ComparisonResult, folder: Path) -> list[Path]:
+    """Write ``comparison.md``, ``.csv`` and ``.html``, and the plots beside them; returns the three paths."""
+    drawn = plots(result, folder)
+    contents = {".md": markdown(result), ".csv": comma_separated(result), ".html": page(result, drawn)}
+    paths = []
+    for ending, content in contents.items():
+        path = folder / f"{NAME}{ending}"
+        write_file(path, lambda temporary, content=content: temporary.write_text(content, encoding="utf-8"), "output")
+        paths.append(path)
+    return paths
+
+
+def tables(result: ComparisonResult) -> list[Table]:
+    """The tables of a comparison, in the order of the page."""
+    shown = [variant for variant in result.variants if variant.seeds]
+    reference = result.reference
+    bits = Table(
+        "Bits/dim",
+        f"Of {result.images:,} images of {result.dataset}/{result.split} ({result.levels} levels), averaged weights, "
+        f"{result.draws} draws of the bound per image; by the ODE of the first {result.ode_images:,}. Mean over seeds "
+        f"{PLUS_MINUS} its standard error over seeds. A number is of the bound that its row names.",
+        ["variant", "interval", "decoder", "dequantisation", "own bound", "closed bound", "ODE", "seeds"],
+        [
+            [
+                v.name,
+                interval(v),
+                v.decoder,
+                v.dequantisation,
+                *(_bits(part) for part in (v.own_bound, v.closed_bound, v.ode)),
+                _seeds(v, result),
+            ]
+            for v in shown
+        ],
+    )
+    differences = Table(
+        f"Difference to {reference}",
+        f"Bits/dim less those of '{reference}', image by image with the same draws and seed: mean {PLUS_MINUS} "
+        "standard error over images / over seeds. Below zero the variant is better.",
+        ["variant", "own bound", "closed bound", "ODE"],
+        [
+            [v.name, *(_difference(part) for part in (v.own_bound, v.closed_bound, v.ode))]
+            for v in shown
+            if v.name != reference
+        ],
+    )
+    nfes = sorted({point.nfe for v in shown for point in v.points})
+    quality = Table(
+        f"{result.distance} at so many evaluations",
+        f"Of {result.samples:,} samples to the training split; mean {PLUS_MINUS} standard error over seeds.",
+        ["variant", *(str(nfe) for nfe in nfes)],
+        [[v.name, *(_mean({p.nfe: p.distance for p in v.points}.get(nfe), 3) for nfe in nfes)] for v in shown],
+    )
+    training = Table(
+        "Training",
+        "At the trained weights: standard deviation of a batch's estimate of the bound; root of the trace of the "
+        "batch's gradient covariance; gradient noise scale in batches (docs/comparing.md). Images/s while training.",
+        ["variant", "std of the batch's bound", "its variance", "gradient noise", "noise scale", "images/s", "steps"],
+        [
+            [
+                v.name,
+                "-" if v.variance is None else f"{v.variance.mean**0.5:.4f}",
+                _mean(v.variance, 2, "g"),
+                _mean(v.gradient_noise, 3, "g"),
+                _mean(v.noise_scale, 2, "g"),
+                _mean(v.images_per_second, 0),
+                "-" if v.steps is None else f"{v.steps:,}",
+            ]
+            for v in shown
+        ],
+    )
+    failures = Table(
+        "Failed runs",
+        "The other runs are not affected. The same command tries them again.",
+        ["variant", "seed", "reason"],
+        [[v.name, str(run.seed), run.reason] for v in result.variants for run in v.failures],
+    )
+    return [table for table in (bits, differences, quality, training, failures) if table.rows]
+
+
+def interval(variant: ComparedVariant) -> str:
+    low, high = variant.interval
+    return f"[{low:.3g}, {high:.6g}]"
+
+
+def settings(variant: ComparedVariant, reference: str) -> str:
+    """In what a variant differs from the reference."""
+    if variant.name == reference:
+        return "the reference"
+    return ", ".join(f"{key}: {value}" for key, value in variant.settings.items()) or "equal to the reference"
+
+
+def markdown(result: ComparisonResult) -> str:
+    """All tables; GitHub's Markdown."""
+    lines = [f"# Comparison: {result.name}", "", about(result), ""]
+    for table in tables(result):
+        lines += [f"## {table.title}", "", table.note, ""]
+        lines += [_line(table.head), _line(["---"] * len(table.head)), *map(_line, table.rows), ""]
+    lines += ["## Variants", ""]
+    lines += [f"* `{v.name}`: {_escape(settings(v, result.reference))}" for v in result.variants]
+    return "\n".join(lines) + "\n"
+
+
+def about(result: ComparisonResult) -> str:
+    count, seeds = len(result.variants), ", ".join(map(str, result.seeds))
+    return f"{count} variants, seeds {seeds}, {result.budget} each, on {result.dataset} ({result.device})."
+
+
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(map(_escape, cells))} |"
+
+
+def _escape(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+
+
+def comma_separated(result: ComparisonResult) -> str:
+    """One row for each variant, every number in a column of its own; empty where there is none."""
+    rows = [_numbers(variant) for variant in result.variants]
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _numbers(v: ComparedVariant) -> dict[str, object]:
+    low, high = v.interval
+    row: dict[str, object] = {"variant": v.name, "t_min": low, "t_max": high, "decoder": v.decoder}
+    row |= {"dequantisation": v.dequantisation, "seeds": len(v.seeds), "failed": len(v.failures)}
+    for name, part in (("own_bound", v.own_bound), ("closed_bound", v.closed_bound), ("ode", v.ode)):
+        if part is not None:
+            row |= {f"{name}_bits_per_dim": part.bits_per_dim.mean, f"{name}_error_seeds": part.bits_per_dim.error}
+            if part.difference is not None:
+                row[f"{name}_difference"] = part.difference.mean
+                row[f"{name}_difference_error_images"] = part.difference.error_images
+                row[f"{name}_difference_error_seeds"] = part.difference.error_seeds
+    means = {f"frechet_{point.nfe}": point.distance for point in v.points}
+    means |= {"batch_variance": v.variance, "gradient_noise": v.gradient_noise, "noise_scale": v.noise_scale}
+    for name, value in (means | {"images_per_second": v.images_per_second}).items():
+        if value is not None:
+            row |= {name: value.mean, f"{name}_error": value.error}
+    return row | {"steps": v.steps}
+
+
+def plots(result: ComparisonResult, folder: Path) -> dict[str, Path]:
+    """The plots that can be drawn, with their captions."""
+    shown = [variant for variant in result.variants if variant.seeds]
+    drawn: dict[str, Path] = {}
+    training = {v.name: v.training for v in shown if v.training}
+    if training:
+        path = folder / "training.png"
+        figures.compared_training(training, path)
+        drawn["Bits/dim while training, of held-out images by the averaged weights where the log has them."] = path
+    quality = {v.name: [(p.nfe, p.distance.mean, p.distance.error) for p in v.points] for v in shown if v.points}
+    if quality:
+        path = folder / "quality.png"
+        figures.compared_quality(quality, path)
+        drawn[f"{result.distance} against evaluations; bars: standard error over seeds."] = path
+    by_time = {
+        v.name: [(t, value) for t, value in zip(v.t_middles, v.variance_by_time) if value is not None] for v in shown
+    }
+    by_time = {name: line for name, line in by_time.items() if line}
+    if by_time:
+        path = folder / "variance.png"
+        figures.compared_variance(by_time, path)
+        drawn["Variance of one image's estimate of the bound by time, under each variant's own density."] = path
+    return drawn
+
+
+def page(result: ComparisonResult, drawn: dict[str, Path]) -> str:
+    """The HTML page."""
+    return TEMPLATES.get_template("comparison.html.jinja").render(
+        name=result.name,
+        about=about(result),
+        tables=tables(result),
+        pictures=[picture(path, caption) for caption, path in drawn.items()],
+        settings=[[v.name, settings(v, result.reference)] for v in result.variants],
+    )
+
+
+def _mean(value: Mean | None, digits: int, form: str = "f") -> str:
+    if value is None:
+        return "-"
+    error = "" if value.error is None else f" {PLUS_MINUS} {value.error:{f'.{digits}f' if form == 'f' else '.1g'}}"
+    return f"{value.mean:.{digits}{form}}{error}"
+
+
+def _bits(part: ComparedBits | None) -> str:
+    return _mean(part and part.bits_per_dim, 4)
+
+
+def _difference(part: ComparedBits | None) -> str:
+    if part is None or part.difference is None:
+        return "-"
+    found: Difference = part.difference
+    errors = ("-" if error is None else f"{error:.4f}" for error in (found.error_images, found.error_seeds))
+    return f"{found.mean:+.4f} {PLUS_MINUS} {' / '.join(errors)}"
+
+
+def _seeds(v: ComparedVariant, result: ComparisonResult) -> str:
+    return f"{len(v.seeds)} of {len(result.seeds)}" if v.failures else str(len(v.seeds))

@@ -1,0 +1,112 @@
+"""A comparison of real runs, killed in the middle and started again."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+from conftest import ROOT, environment
+
+TIMED = {"seconds", "images_per_second"}
+
+
+def write(launch, name, *more):
+    """Two variants and what else is given, two seeds, of the small configuration."""
+    small = {"draws": 2, "ode_images": 4, "ode_tolerance": 0.1, "samples": 16, "nfe": [2, 4], "strata": 4}
+    content = {
+        "name": name,
+        "output": str(launch.folder / "comparisons"),
+        "base": str(launch.config),
+        "set": {"checkpoint": {"every": 10}},
+        "steps": 40,
+        "seeds": [0, 1],
+        "reference": "bounded",
+        "evaluation": {**small, "batches": 4, "gradients": 2},
+        "variants": [{"name": "bounded"}, {"name": "plain", "set": {"diffusion": {"predictor": "plain"}}}, *more],
+    }
+    path = launch.folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path, launch.folder / "comparisons" / name
+
+
+def start(path):
+    pipe = subprocess.PIPE
+    command = [sys.executable, "tools/compare.py", str(path), "--jobs", "2"]
+    return subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=pipe, stderr=pipe, text=True)
+
+
+def numbers(folder, variants=("bounded", "plain")):
+    """The table without what is timed."""
+    content = json.loads((folder / "comparison.json").read_text())
+    rows = [row for row in content["variants"] if row["name"] in variants]
+    return [{key: value for key, value in row.items() if key not in TIMED} for row in rows]
+
+
+@pytest.fixture
+def whole(launch):
+    """An undisturbed comparison, in which one more variant fails."""
+    broken = {"lr": 1e30, "grad_clip": 0, "max_skips": 1, "max_rollbacks": 0}
+    path, folder = write(launch, "whole", {"name": "broken", "set": {"training": broken}})
+    job = start(path)
+    output = job.communicate(timeout=600)
+    return job.returncode, *output, folder
+
+
+def test_a_comparison_that_is_killed_continues_to_the_same_table(launch, whole):
+    code, _, errors, reference = whole
+    assert code == 1, errors
+    assert "2 of the runs failed" in errors
+    path, folder = write(launch, "killed")
+    job = start(path)
+    # The first two runs are side by side, and neither has ended.
+    logs = [folder / "runs" / f"{name}-seed0" / "metrics.jsonl" for name in ("bounded", "plain")]
+    deadline = time.monotonic() + 300
+    while not all(log.exists() and '"step": 5,' in log.read_text() for log in logs):
+        assert job.poll() is None, job.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.kill(job.pid, signal.SIGKILL)
+    job.communicate()
+    assert not (folder / "comparison.json").exists()
+    again = start(path)
+    _, errors = again.communicate(timeout=600)
+    assert again.returncode == 0, errors
+    # When the comparison ended, its runs saved and ended too; then they were resumed, and not begun again.
+    outputs = [(log.parent / "output.txt").read_text() for log in logs]
+    assert all("stopped as asked after step" in output and "resuming after step" in output for output in outputs)
+    assert numbers(folder) == numbers(reference)
+    check_table(reference)
+    check_another_comparison_is_refused(path)
+
+
+def check_table(folder):
+    """The failed variant has a reason and no numbers; the others have all of theirs, in every format."""
+    content = json.loads((folder / "comparison.json").read_text())
+    bounded, plain, broken = content["variants"]
+    assert broken["seeds"] == []
+    assert ["gradient" in failure["reason"] for failure in broken["failures"]] == [True, True]
+    assert bounded["own_bound"]["difference"] is None
+    difference, own = plain["own_bound"]["difference"], plain["own_bound"]["bits_per_dim"]
+    assert difference["mean"] == pytest.approx(own["mean"] - bounded["own_bound"]["bits_per_dim"]["mean"])
+    assert (difference["images"], difference["seeds"]) == (300, [0, 1])
+    assert plain["ode"]["difference"]["images"] == 4
+    assert [point["nfe"] for point in plain["points"]] == [2, 4]
+    text, table, page = ((folder / f"comparison.{ending}").read_text() for ending in ("md", "csv", "html"))
+    assert f"| plain | [0, 1] | none: closed at 0 | uniform | {own['mean']:.4f}" in text
+    assert table.splitlines()[0].startswith("variant,t_min,t_max,decoder,dequantisation,seeds,failed,own_bound")
+    assert page.count("data:image/png;base64,") == 3
+    assert "the gradient was unusable" in page
+
+
+def check_another_comparison_is_refused(path):
+    content = yaml.safe_load(path.read_text())
+    path.write_text(yaml.safe_dump(content | {"steps": 41}))
+    job = start(path)
+    _, errors = job.communicate(timeout=120)
+    assert job.returncode == 2
+    assert "holds the results of another comparison: it differs in steps" in errors
+    assert "Traceback" not in errors

@@ -1,0 +1,147 @@
+"""What is wrong with a comparison is said in one line before any training."""
+
+import shutil
+
+import pytest
+import yaml
+
+from fdtrain.comparison import compare
+from fdtrain.comparison.definition import load_comparison
+from fdtrain.data.dataset import FILE
+from fdtrain.errors import UserError
+
+
+@pytest.fixture
+def content(launch):
+    return {
+        "name": "c",
+        "output": str(launch.folder / "out"),
+        "base": str(launch.config),
+        "steps": 4,
+        "seeds": [0, 1],
+        "reference": "a",
+        "variants": [{"name": "a"}, {"name": "b", "set": {"diffusion": {"predictor": "plain"}}}],
+    }
+
+
+def load(content, folder):
+    path = folder / "c.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return load_comparison(path)
+
+
+def test_later_layers_override_earlier_ones(content, tmp_path):
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    first.write_text("diffusion: {predictor: plain, time_density: uniform}\ntraining: {lr: 1.0e-4}\n")
+    second.write_text("diffusion: {time_density: asinh}\n")
+    content["set"] = {"training": {"lr": 0.5, "warmup_steps": 3}}
+    content["variants"][1] = {
+        "name": "b",
+        "overlays": [str(first), str(second)],
+        "set": {"training": {"betas": [0.8, 0.9]}},
+    }
+    comparison = load(content, tmp_path)
+    config = comparison.config("b", 7)
+    assert (config.name, config.seed, config.folder) == ("b-seed7", 7, tmp_path / "out" / "c" / "runs" / "b-seed7")
+    assert (config.diffusion.predictor, config.diffusion.time_density) == ("plain", "asinh")
+    training = config.training
+    assert (training.lr, training.warmup_steps, training.betas, training.steps) == (1e-4, 3, (0.8, 0.9), 4)
+    assert comparison.config("a", 0).training.lr == 0.5
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        ({"seeds": []}, "seeds: "),
+        ({"seeds": [1, 1]}, "a seed is given twice"),
+        ({"reference": "x"}, "reference: there is no variant 'x'; there are a, b"),
+        ({"variants": [{"name": "a"}, {"name": "a"}]}, "the name 'a' is given twice"),
+        ({"variants": []}, "variants: "),
+        ({"seconds": 5}, "set either steps or seconds"),
+        ({"steps": None}, "set either steps or seconds"),
+        ({"variant": []}, "unknown key 'variant'"),
+        ({"variants": [{"name": "a", "overlays": ["/nowhere.yaml"]}]}, "variant 'a': cannot read /nowhere.yaml"),
+        ({"variants": [{"name": "a", "set": {"diffusion": {"clock": 1}}}]}, "variant 'a': unknown key 'clock'"),
+        ({"variants": [{"name": "a/b"}]}, "variants.0.name"),
+        ({"base": "/nowhere.yaml"}, "cannot read /nowhere.yaml"),
+    ],
+)
+def test_mistakes_in_the_file(content, tmp_path, change, part):
+    with pytest.raises(UserError) as error:
+        load(content | change, tmp_path)
+    assert part in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def checked(content, folder):
+    compare.check(load(content, folder), 1)
+
+
+def test_a_comparison_over_data_of_different_levels(content, digits, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(digits, other)
+    description = other / FILE
+    description.write_text(description.read_text().replace('"levels": 17', '"levels": 256'))
+    content["variants"][1]["set"] = {"data": {"path": str(other)}}
+    with pytest.raises(UserError, match="variant 'b' is of data with levels 256, 'a' of levels 17"):
+        checked(content, tmp_path)
+
+
+def test_a_comparison_over_other_images(content, digits, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(digits, other)
+    description = other / FILE
+    text = description.read_text()
+    start = text.index('"sha256": "') + len('"sha256": "')
+    description.write_text(text[:start] + "0" * 64 + text[start + 64 :])
+    content["variants"][1]["set"] = {"data": {"path": str(other)}}
+    with pytest.raises(UserError, match="variant 'b' is of other images than 'a'"):
+        checked(content, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "part"),
+    [
+        ({"solver": "rk9"}, "evaluation.solver: there is no 'rk9'"),
+        ({"nfe": [0]}, "evaluation.nfe must be at least 1"),
+        ({"batches": 4, "gradients": 8}, "evaluation.gradients must not be above"),
+    ],
+)
+def test_mistakes_in_the_evaluation(content, tmp_path, evaluation, part):
+    with pytest.raises(UserError, match=part):
+        checked(content | {"evaluation": evaluation}, tmp_path)
+
+
+def test_data_without_labels_need_features(content, digits, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(digits, other)
+    description = other / FILE
+    content["set"] = {"data": {"path": str(other)}}
+    unlabelled = description.read_text()
+    start, end = unlabelled.index('"classes": ['), unlabelled.index("]", unlabelled.index('"classes": ['))
+    description.write_text(unlabelled[:start] + '"classes": [' + unlabelled[end:])
+    with pytest.raises(UserError, match="has no labels to learn features from"):
+        checked(content, tmp_path)
+
+
+def test_a_folder_of_something_else(content, tmp_path):
+    (tmp_path / "out" / "c").mkdir(parents=True)
+    (tmp_path / "out" / "c" / "thesis.tex").write_text("")
+    comparison = load(content, tmp_path)
+    with pytest.raises(UserError, match="holds something else than a comparison"):
+        compare.check_folder(comparison)
+
+
+def test_a_folder_of_another_comparison(content, tmp_path):
+    first = load(content, tmp_path)
+    first.folder.mkdir(parents=True)
+    compare.write_record(first)
+    compare.check_folder(load(content | {"seeds": [0, 1, 2]}, tmp_path))  # More seeds may come later.
+    for change, part in (
+        ({"steps": 5}, "steps, variant 'a', variant 'b'"),
+        ({"set": {"training": {"lr": 0.1}}}, "variant 'a', variant 'b'"),
+        ({"variants": [{"name": "x"}], "reference": "x"}, "no variant is in both"),
+    ):
+        with pytest.raises(UserError, match="holds the results of another comparison") as error:
+            compare.check_folder(load(content | change, tmp_path))
+        assert part in str(error.value)
