@@ -21,13 +21,16 @@ from fdtrain.credentials import masked_values
 from fdtrain.data.dataset import DatasetDescription
 from fdtrain.data.mixture import open_data
 from fdtrain.data.split import Split
+from fdtrain.diffusion.likelihood import OdeStart
+from fdtrain.diffusion.objective import Bound
+from fdtrain.diffusion.process import CLOSED
 from fdtrain.diffusion.solvers import SOLVERS
 from fdtrain.errors import UserError
 from fdtrain.evaluation.fidelity import label_features
 from fdtrain.evaluation.fidelity.feature_networks import open_features
 from fdtrain.evaluation.reporting import result, run_folder
 from fdtrain.evaluation.reporting.result import ComparisonResult
-from fdtrain.training.plan import prepare
+from fdtrain.training.plan import model_spec, prepare
 
 RECORD = "comparison.yaml"
 RESULT = "comparison.json"
@@ -250,10 +253,11 @@ def _collect(
 ) -> ComparisonResult:
     """The table of all runs that are finished."""
     definition = comparison.definition
+    bounds = {name: model_spec(config, split.description).bound for name, config in comparison.configs.items()}
     finished: dict[str, list[table.FinishedRun]] = {variant: [] for variant in comparison.configs}
     for run in runs:
         if run.name not in failures:
-            finished[run.variant].append(table.finished_run(run))
+            finished[run.variant].append(table.finished_run(run, bounds[run.variant].interval == CLOSED))
     reference = finished[definition.reference]
     variants = []
     for variant, config in comparison.configs.items():
@@ -266,9 +270,7 @@ def _collect(
             {
                 "name": variant,
                 "settings": _own_settings(config, comparison.configs[definition.reference]),
-                "interval": (0.0, 1.0),
-                "decoder": "none: closed at 0",
-                "dequantisation": "uniform",
+                **_described(bounds[variant]),
                 "seeds": [run.seed for run in finished[variant]],
                 "failures": failed,
                 **table.row(finished[variant], reference),
@@ -294,6 +296,17 @@ def _collect(
             "variants": variants,
         }
     )
+
+
+def _described(bound: Bound) -> dict[str, Any]:
+    """What the numbers of a variant are of."""
+    interval = bound.interval
+    return {
+        "interval": (interval.t_min, interval.t_max),
+        "decoder": bound.decoder if interval.t_min else "none",
+        "dequantisation": bound.dequantisation,
+        "ode_dequantisation": OdeStart(bound).dequantisation,
+    }
 
 
 def _own_settings(config: Config, reference: Config) -> dict[str, Any]:
