@@ -69,7 +69,7 @@ def compare(comparison: Comparison, slots: int, processes: int, device: Any) -> 
                     prepare(str(first.config_file), [], resume=True)
                 except UserError as error:
                     raise UserError(f"variant '{variant}': {error}") from error
-            steps, failures = _steps(comparison, slots, processes)
+            steps, failures = steps_of_variants(comparison, slots, processes)
             runs = []
             # Seed by seed: an interrupted comparison has all variants of the first.
             for seed in definition.seeds:
@@ -194,7 +194,7 @@ def _settings(comparison: Comparison, split: Split, features: str) -> dict[str, 
     return {**evaluation, "ode_images": ode_images, "images": len(split), "features": features}
 
 
-def _steps(comparison: Comparison, slots: int, processes: int) -> tuple[dict[str, int], dict[str, str]]:
+def steps_of_variants(comparison: Comparison, slots: int, processes: int) -> tuple[dict[str, int], dict[str, str]]:
     """Steps of each variant, and the failures of variants whose speed could not be measured.
 
     For equal seconds, the speed is measured once by a short run of each variant beside others, as the runs will be.
