@@ -1,61 +1,10 @@
-"""Compare variants of a configuration: ``python tools/compare.py configs/comparisons/digits.yaml``.
+"""``fdtrain compare`` from a checkout."""
 
-Trains each variant with each seed by the ordinary training command, evaluates all of them alike, and writes one table:
-comparison.md, .csv and .html in the comparison's folder (docs/comparing.md). A command that was stopped continues when
-it is repeated. A run that fails is reported in the table and does not stop the others; the exit code is then 1.
-"""
-
-import argparse
-import os
 import sys
-from pathlib import Path
 
 import interpreter  # noqa: F401
-import torch
 
-from fdtrain import distributed
-from fdtrain.comparison.compare import compare
-from fdtrain.comparison.definition import load_comparison
-from fdtrain.errors import UserError, exit_code
-from fdtrain.evaluation import process
-from fdtrain.evaluation.reporting import comparison as reporting
-
-
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("comparison", type=Path, help="YAML file; see configs/comparisons/")
-    parser.add_argument("--jobs", type=int, help="runs side by side; default: as many as the devices or cores allow")
-    parser.add_argument("--processes", type=int, default=1, help="of each run (default: 1)")
-    return parser.parse_args()
-
-
-def main() -> None:
-    arguments = parse_arguments()
-    if distributed.world_size() > 1:
-        raise UserError("start tools/compare.py without a launcher: it launches its runs itself; see --processes.")
-    for name in ("jobs", "processes"):
-        if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
-            raise UserError(f"--{name} must be at least 1.")
-    comparison = load_comparison(arguments.comparison)
-    try:
-        with process.joined(None) as device:
-            jobs = arguments.jobs or max(1, _devices() // arguments.processes)
-            compared = compare(comparison, jobs, arguments.processes, device)
-    except KeyboardInterrupt:
-        raise UserError(f"interrupted. {process.AGAIN}") from None
-    for path in reporting.write(compared.result, comparison.folder):
-        print(path)
-    if compared.failures:
-        count = len(compared.failures)
-        print(f"fdtrain: {count} of the runs failed; the table says why.", file=sys.stderr)
-        sys.exit(1)
-
-
-def _devices() -> int:
-    if torch.cuda.is_available():
-        return torch.cuda.device_count()
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
+from fdtrain.commands.entry import run
 
 if __name__ == "__main__":
-    sys.exit(exit_code(main))
+    sys.exit(run("compare"))

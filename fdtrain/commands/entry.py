@@ -12,6 +12,7 @@ COMMANDS = {
     "plan": "what a configuration will take: memory, work, time",
     "train": "train a model, on one process or on many",
     "evaluate": "bits/dim, FID, curves, and the report of a run",
+    "compare": "variants and seeds, trained and evaluated alike, in one table",
     "sample": "draw images from a trained model",
     "export": "write a trained model in a form that others read",
 }

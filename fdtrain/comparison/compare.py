@@ -21,13 +21,16 @@ from fdtrain.credentials import masked_values
 from fdtrain.data.dataset import DatasetDescription
 from fdtrain.data.mixture import open_data
 from fdtrain.data.split import Split
+from fdtrain.diffusion.likelihood import OdeStart
+from fdtrain.diffusion.objective import Bound
+from fdtrain.diffusion.process import CLOSED
 from fdtrain.diffusion.solvers import SOLVERS
 from fdtrain.errors import UserError
 from fdtrain.evaluation.fidelity import label_features
 from fdtrain.evaluation.fidelity.feature_networks import open_features
 from fdtrain.evaluation.reporting import result, run_folder
 from fdtrain.evaluation.reporting.result import ComparisonResult
-from fdtrain.training.plan import prepare
+from fdtrain.training.plan import model_spec, prepare
 
 RECORD = "comparison.yaml"
 RESULT = "comparison.json"
@@ -66,7 +69,7 @@ def compare(comparison: Comparison, slots: int, processes: int, device: Any) -> 
                     prepare(str(first.config_file), [], resume=True)
                 except UserError as error:
                     raise UserError(f"variant '{variant}': {error}") from error
-            steps, failures = _steps(comparison, slots, processes)
+            steps, failures = steps_of_variants(comparison, slots, processes)
             runs = []
             # Seed by seed: an interrupted comparison has all variants of the first.
             for seed in definition.seeds:
@@ -191,7 +194,7 @@ def _settings(comparison: Comparison, split: Split, features: str) -> dict[str, 
     return {**evaluation, "ode_images": ode_images, "images": len(split), "features": features}
 
 
-def _steps(comparison: Comparison, slots: int, processes: int) -> tuple[dict[str, int], dict[str, str]]:
+def steps_of_variants(comparison: Comparison, slots: int, processes: int) -> tuple[dict[str, int], dict[str, str]]:
     """Steps of each variant, and the failures of variants whose speed could not be measured.
 
     For equal seconds, the speed is measured once by a short run of each variant beside others, as the runs will be.
@@ -250,10 +253,11 @@ def _collect(
 ) -> ComparisonResult:
     """The table of all runs that are finished."""
     definition = comparison.definition
+    bounds = {name: model_spec(config, split.description).bound for name, config in comparison.configs.items()}
     finished: dict[str, list[table.FinishedRun]] = {variant: [] for variant in comparison.configs}
     for run in runs:
         if run.name not in failures:
-            finished[run.variant].append(table.finished_run(run))
+            finished[run.variant].append(table.finished_run(run, bounds[run.variant].interval == CLOSED))
     reference = finished[definition.reference]
     variants = []
     for variant, config in comparison.configs.items():
@@ -266,9 +270,7 @@ def _collect(
             {
                 "name": variant,
                 "settings": _own_settings(config, comparison.configs[definition.reference]),
-                "interval": (0.0, 1.0),
-                "decoder": "none: closed at 0",
-                "dequantisation": "uniform",
+                **_described(bounds[variant]),
                 "seeds": [run.seed for run in finished[variant]],
                 "failures": failed,
                 **table.row(finished[variant], reference),
@@ -294,6 +296,17 @@ def _collect(
             "variants": variants,
         }
     )
+
+
+def _described(bound: Bound) -> dict[str, Any]:
+    """What the numbers of a variant are of."""
+    interval = bound.interval
+    return {
+        "interval": (interval.t_min, interval.t_max),
+        "decoder": bound.decoder if interval.t_min else "none",
+        "dequantisation": bound.dequantisation,
+        "ode_dequantisation": OdeStart(bound).dequantisation,
+    }
 
 
 def _own_settings(config: Config, reference: Config) -> dict[str, Any]:

@@ -15,7 +15,8 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 
 class Variant(Section):
-    """One row of the table: configuration files and settings laid over the base configuration, in this order."""
+    """One row of the table: ``overlays`` are configuration files that are laid over the base configuration in their
+    order, ``set`` are settings over them and over the comparison's own."""
 
     name: str = Field(pattern=NAME)
     overlays: tuple[Path, ...] = ()
@@ -49,6 +50,7 @@ class Definition(Section):
     output: Path = Path("runs/comparisons")
     base: Path
     set: dict[str, Any] = Field(default={})
+    """Settings that hold for every variant, whatever its overlays say."""
     steps: int | None = Field(default=None, ge=1)
     seconds: float | None = Field(default=None, gt=0)
     seeds: tuple[int, ...] = Field(min_length=1)
@@ -104,21 +106,17 @@ def load_comparison(path: Path) -> Comparison:
     Raises:
         UserError: whatever is wrong with any of them.
     """
-    content = _read(path, "--comparison")
+    content = _read(path)
     try:
         definition = Definition.model_validate(content)
     except ValidationError as error:
         raise UserError("; ".join(_explain(e) for e in error.errors()[:4]) + f" (in {path}).") from error
+    budget = [] if definition.steps is None else [f"training.steps={definition.steps}"]
     configs = {}
     for variant in definition.variants:
-        layers = [(_read(file, f"variant '{variant.name}'"), file) for file in variant.overlays]
-        overrides = ["name=run"]
-        for layer in (definition.set, *(content for content, _ in layers), variant.set):
-            overrides += flat(layer)
-        if definition.steps is not None:
-            overrides.append(f"training.steps={definition.steps}")
+        overrides = ["name=run", *flat(definition.set), *flat(variant.set), *budget]
         try:
-            configs[variant.name] = load_config(definition.base, overrides)
+            configs[variant.name] = load_config([definition.base, *variant.overlays], overrides)
         except UserError as error:
             raise UserError(f"variant '{variant.name}': {error}") from error
     return Comparison(definition, configs)
@@ -133,16 +131,16 @@ def flat(layer: dict[str, Any], prefix: str = "") -> list[str]:
     return overrides
 
 
-def _read(path: Path, where: str) -> dict[str, Any]:
+def _read(path: Path) -> dict[str, Any]:
     try:
         with open(path, encoding="utf-8") as file:
             content = parse(file.read(MAX_BYTES + 1))
     except OSError as error:
-        raise UserError(f"{where}: cannot read {excerpt(path)} ({error.strerror}).") from error
+        raise UserError(f"cannot read the comparison {excerpt(path)} ({error.strerror}).") from error
     except (UserError, UnicodeDecodeError) as error:
-        raise UserError(f"{where}: {path} is not valid YAML: {excerpt(error)}.") from error
+        raise UserError(f"{path} is not valid YAML: {excerpt(error)}.") from error
     if not isinstance(content, dict):
-        raise UserError(f"{where}: {path} must hold keys and values, not {type(content).__name__}.")
+        raise UserError(f"{path} must hold keys such as 'variants:' and 'seeds:', not {type(content).__name__}.")
     return content
 
 

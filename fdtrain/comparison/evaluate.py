@@ -17,8 +17,9 @@ from fdtrain.comparison import noise
 from fdtrain.comparison.runs import SETTINGS, record, result_files
 from fdtrain.config import Config, load_config
 from fdtrain.data.split import Split
+from fdtrain.diffusion.clocks import time_density
 from fdtrain.diffusion.solvers import SOLVERS
-from fdtrain.diffusion.time_sampling import time_density
+from fdtrain.diffusion.weighting import WEIGHTINGS
 from fdtrain.errors import exit_code
 from fdtrain.evaluation import process
 from fdtrain.evaluation.commands import nll
@@ -72,7 +73,8 @@ def training_noise(
     model, subject = result.open_model(run)
     model.to(device)
     split = Split(data, config.data.train_split)
-    batches = noise.Batches.of(model, split, _batch_noise(config, model, device))
+    weighting = WEIGHTINGS[config.diffusion.weighting]
+    batches = noise.Batches.of(model, split, _batch_noise(config, model, device), weighting)
     drawing = Drawing(settings["solver"])
     content = {
         "kind": "noise",
@@ -93,7 +95,7 @@ def training_noise(
 
 def _batch_noise(config: Config, model: Model, device: torch.device) -> BatchNoise:
     training, diffusion = config.training, config.diffusion
-    density = time_density(diffusion.time_density, model.spec.scale)
+    density = time_density(diffusion.time_density, model.spec.scale, model.spec.bound.interval)
     return BatchNoise(
         config.seed, training.global_batch, training.lane_images, diffusion.time_sampling, density, device
     )

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from fdtrain.data.split import Split
-from fdtrain.diffusion import objective
 from fdtrain.diffusion.objective import Loss
+from fdtrain.diffusion.weighting import Weighting
 from fdtrain.networks.model import Model
 from fdtrain.randomness import Purpose, stream
 from fdtrain.training.batch_noise import BatchNoise
@@ -21,19 +21,25 @@ from fdtrain.training.batch_noise import BatchNoise
 
 @dataclass(frozen=True)
 class Batches:
-    """Training batches, by number: images of the split, and the draws of a run with the given noise."""
+    """Training batches, by number: images of the split, and the draws of a run with the given noise.
+
+    ``weighting`` is of what is trained on; None: the bound.
+    """
 
     model: Model
     split: Split
     noise: BatchNoise
+    weighting: Weighting | None
     pixels: Tensor
     labels: Tensor
 
     @staticmethod
-    def of(model: Model, split: Split, noise: BatchNoise, most: int = 4096) -> "Batches":
+    def of(
+        model: Model, split: Split, noise: BatchNoise, weighting: Weighting | None = None, most: int = 4096
+    ) -> "Batches":
         """Batches of the first ``most`` images of the split."""
         pixels, labels = split.batch(range(min(len(split), most)))
-        return Batches(model, split, noise, pixels, labels)
+        return Batches(model, split, noise, weighting, pixels, labels)
 
     def chosen(self, number: int) -> Tensor:
         """The numbers of a batch's images."""
@@ -46,9 +52,10 @@ class Batches:
         noise, spec, chosen = self.noise, self.model.spec, self.chosen(number)
         lanes = range(noise.global_batch // noise.lane_images)
         labels = self.labels[chosen] if spec.classes else None
-        batch = noise.batch(number, lanes, self.pixels[chosen], labels, spec.levels)
+        batch = noise.batch(number, lanes, self.pixels[chosen], labels, spec.bound)
         field = self.model.field(batch.label)
-        return objective.loss(field, batch.x0, batch.eps, batch.t, batch.pdf), batch.quantile
+        loss = batch.bound.loss(field, batch.x0, batch.eps, batch.t, batch.pdf, self.weighting)
+        return loss, batch.quantile
 
 
 def bound(batches: Batches, count: int, strata: int) -> dict[str, Any]:
@@ -77,7 +84,7 @@ def bound(batches: Batches, count: int, strata: int) -> dict[str, Any]:
 
 
 def gradient(batches: Batches, count: int) -> dict[str, Any]:
-    """The gradient of what is trained on (nats per dimension) with respect to the weights, over ``count`` batches.
+    """The gradient of what is trained on (per dimension; the bound's in nats) by the weights, over ``count`` batches.
 
     ``noise`` is the square root of the trace of a batch's gradient covariance, which has the unit of a gradient norm;
     ``noise_scale`` is that trace over the squared norm of the mean gradient, both unbiased: the number of such batches

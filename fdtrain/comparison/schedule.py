@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
 from fdtrain.comparison.runs import PlannedRun, threads
@@ -112,8 +113,6 @@ class Schedule:
 
 def devices(slot: int, processes: int) -> dict[str, str]:
     """The environment that gives each slot GPUs of its own; nothing without GPUs."""
-    import torch
-
     if not torch.cuda.is_available():
         return {}
     visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))

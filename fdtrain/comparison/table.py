@@ -27,13 +27,15 @@ class FinishedRun:
     bits: dict[str, Tensor]
 
 
-def finished_run(run: PlannedRun) -> FinishedRun:
-    """Read the results of a run that is finished."""
+def finished_run(run: PlannedRun, closed: bool) -> FinishedRun:
+    """Read the results of a run that is finished; ``closed``: its own bound is that of the closed interval."""
     assert run.settings is not None
     folder, paths = run_folder.read(run.folder), result_files(run.folder, run.config, run.settings)
-    bits = {"elbo": _values(paths["bound"])["elbo"]}
+    bits = _values(paths["bound"])
     if "ode" in paths:
         bits["ode"] = _values(paths["ode"])["ode"]
+    if closed:
+        bits["elbo_closed"] = bits["elbo"]
     nll, noise = folder.results[paths["bound"]], folder.results[paths["noise"]]
     assert isinstance(nll, NllResult)
     assert isinstance(noise, TrainingNoise)
@@ -91,7 +93,7 @@ def row(runs: list[FinishedRun], reference: list[FinishedRun]) -> dict[str, Any]
     return {
         "steps": runs[0].nll.step,
         "own_bound": bits("elbo", runs, reference),
-        "closed_bound": bits("elbo", runs, reference),
+        "closed_bound": bits("elbo_closed", runs, reference),
         "ode": bits("ode", runs, reference),
         "points": [
             {"nfe": nfe, "distance": mean([run.noise.points[i].distance for run in runs])} for i, nfe in enumerate(nfes)

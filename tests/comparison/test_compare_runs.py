@@ -12,6 +12,8 @@ import yaml
 from conftest import ROOT, environment
 
 TIMED = {"seconds", "images_per_second"}
+V = {"predictor": "v", "interval": [0.01, 1.0], "time_sampling": "iid", "weighting": "v"}
+"""A formulation that is singular at 0, and trains on another loss than the bound."""
 
 
 def write(launch, name, *more):
@@ -26,7 +28,7 @@ def write(launch, name, *more):
         "seeds": [0, 1],
         "reference": "bounded",
         "evaluation": {**small, "batches": 4, "gradients": 2},
-        "variants": [{"name": "bounded"}, {"name": "plain", "set": {"diffusion": {"predictor": "plain"}}}, *more],
+        "variants": [{"name": "bounded"}, {"name": "v", "set": {"diffusion": V}}, *more],
     }
     path = launch.folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(content))
@@ -39,7 +41,7 @@ def start(path):
     return subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=pipe, stderr=pipe, text=True)
 
 
-def numbers(folder, variants=("bounded", "plain")):
+def numbers(folder, variants=("bounded", "v")):
     """The table without what is timed."""
     content = json.loads((folder / "comparison.json").read_text())
     rows = [row for row in content["variants"] if row["name"] in variants]
@@ -63,7 +65,7 @@ def test_a_comparison_that_is_killed_continues_to_the_same_table(launch, whole):
     path, folder = write(launch, "killed")
     job = start(path)
     # The first two runs are side by side, and neither has ended.
-    logs = [folder / "runs" / f"{name}-seed0" / "metrics.jsonl" for name in ("bounded", "plain")]
+    logs = [folder / "runs" / f"{name}-seed0" / "metrics.jsonl" for name in ("bounded", "v")]
     deadline = time.monotonic() + 300
     while not all(log.exists() and '"step": 5,' in log.read_text() for log in logs):
         assert job.poll() is None, job.communicate()
@@ -86,18 +88,20 @@ def test_a_comparison_that_is_killed_continues_to_the_same_table(launch, whole):
 def check_table(folder):
     """The failed variant has a reason and no numbers; the others have all of theirs, in every format."""
     content = json.loads((folder / "comparison.json").read_text())
-    bounded, plain, broken = content["variants"]
+    bounded, v, broken = content["variants"]
     assert broken["seeds"] == []
     assert ["gradient" in failure["reason"] for failure in broken["failures"]] == [True, True]
     assert bounded["own_bound"]["difference"] is None
-    difference, own = plain["own_bound"]["difference"], plain["own_bound"]["bits_per_dim"]
+    difference, own = v["own_bound"]["difference"], v["own_bound"]["bits_per_dim"]
     assert difference["mean"] == pytest.approx(own["mean"] - bounded["own_bound"]["bits_per_dim"]["mean"])
     assert (difference["images"], difference["seeds"]) == (300, [0, 1])
-    assert plain["ode"]["difference"]["images"] == 4
-    assert [point["nfe"] for point in plain["points"]] == [2, 4]
+    assert bounded["closed_bound"] == bounded["own_bound"]
+    assert v.get("closed_bound") is None
+    assert v["ode"]["difference"]["images"] == 4
+    assert [point["nfe"] for point in v["points"]] == [2, 4]
     text, table, page = ((folder / f"comparison.{ending}").read_text() for ending in ("md", "csv", "html"))
-    assert f"| plain | [0, 1] | none: closed at 0 | uniform | {own['mean']:.4f}" in text
-    assert table.splitlines()[0].startswith("variant,t_min,t_max,decoder,dequantisation,seeds,failed,own_bound")
+    assert f"| v | [0.01, 1] | gaussian | uniform | {own['mean']:.4f}" in text
+    assert table.startswith("variant,t_min,t_max,decoder,dequantisation,ode_dequantisation,seeds,failed,own_bound")
     assert page.count("data:image/png;base64,") == 3
     assert "the gradient was unusable" in page
 

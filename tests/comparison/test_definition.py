@@ -4,11 +4,14 @@ import shutil
 
 import pytest
 import yaml
+from conftest import ROOT
 
 from fdtrain.comparison import compare
 from fdtrain.comparison.definition import load_comparison
 from fdtrain.data.dataset import FILE
+from fdtrain.data.mixture import open_data
 from fdtrain.errors import UserError
+from fdtrain.training.plan import model_spec
 
 
 @pytest.fixture
@@ -45,7 +48,7 @@ def test_later_layers_override_earlier_ones(content, tmp_path):
     assert (config.name, config.seed, config.folder) == ("b-seed7", 7, tmp_path / "out" / "c" / "runs" / "b-seed7")
     assert (config.diffusion.predictor, config.diffusion.time_density) == ("plain", "asinh")
     training = config.training
-    assert (training.lr, training.warmup_steps, training.betas, training.steps) == (1e-4, 3, (0.8, 0.9), 4)
+    assert (training.lr, training.warmup_steps, training.betas, training.steps) == (0.5, 3, (0.8, 0.9), 4)
     assert comparison.config("a", 0).training.lr == 0.5
 
 
@@ -60,7 +63,10 @@ def test_later_layers_override_earlier_ones(content, tmp_path):
         ({"seconds": 5}, "set either steps or seconds"),
         ({"steps": None}, "set either steps or seconds"),
         ({"variant": []}, "unknown key 'variant'"),
-        ({"variants": [{"name": "a", "overlays": ["/nowhere.yaml"]}]}, "variant 'a': cannot read /nowhere.yaml"),
+        (
+            {"variants": [{"name": "a", "overlays": ["/nowhere.yaml"]}]},
+            "variant 'a': --config: cannot read /nowhere",
+        ),
         ({"variants": [{"name": "a", "set": {"diffusion": {"clock": 1}}}]}, "variant 'a': unknown key 'clock'"),
         ({"variants": [{"name": "a/b"}]}, "variants.0.name"),
         ({"base": "/nowhere.yaml"}, "cannot read /nowhere.yaml"),
@@ -145,3 +151,13 @@ def test_a_folder_of_another_comparison(content, tmp_path):
         with pytest.raises(UserError, match="holds the results of another comparison") as error:
             compare.check_folder(load(content | change, tmp_path))
         assert part in str(error.value)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "comparisons").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_comparisons_that_come_with_the_project(path, digits, monkeypatch):
+    """Each variant is well posed on the data, and differs from the others."""
+    monkeypatch.chdir(ROOT)
+    comparison = load_comparison(path)
+    description = open_data([str(digits)], [1.0]).description
+    specs = {name: model_spec(config, description) for name, config in comparison.configs.items()}
+    assert len({config.model_dump_json() for config in comparison.configs.values()}) == len(specs)

@@ -8,8 +8,9 @@ from models import DIGITS
 
 from fdtrain.comparison import noise
 from fdtrain.data.split import Split
+from fdtrain.diffusion.clocks import time_density
 from fdtrain.diffusion.objective import dequantise, normal_nll
-from fdtrain.diffusion.time_sampling import time_density
+from fdtrain.diffusion.process import CLOSED
 from fdtrain.networks.model import Model
 from fdtrain.training.batch_noise import BatchNoise
 
@@ -18,7 +19,7 @@ CPU = torch.device("cpu")
 
 def batches(digits, sampling="stratified", lanes=4, model=None):
     model = model or Model(DIGITS).eval().requires_grad_(False)
-    own = BatchNoise(3, 32, 32 // lanes, sampling, time_density("asinh", DIGITS.scale), CPU)
+    own = BatchNoise(3, 32, 32 // lanes, sampling, time_density("asinh", DIGITS.scale, CLOSED), CPU)
     return noise.Batches.of(model, Split(digits, "train"), own)
 
 

@@ -48,8 +48,20 @@ def tables(result: ComparisonResult) -> list[Table]:
         "Bits/dim",
         f"Of {result.images:,} images of {result.dataset}/{result.split} ({result.levels} levels), averaged weights, "
         f"{result.draws} draws of the bound per image; by the ODE of the first {result.ode_images:,}. Mean over seeds "
-        f"{PLUS_MINUS} its standard error over seeds. A number is of the bound that its row names.",
-        ["variant", "interval", "decoder", "dequantisation", "own bound", "closed bound", "ODE", "seeds"],
+        f"{PLUS_MINUS} its standard error over seeds. The own bound is that of the interval, decoder and "
+        "dequantisation in the row; the closed one is on [0, 1] with uniform dequantisation, where the predictor "
+        "allows it. The ODE is solved on the interval in the row, from images dequantised as its column says.",
+        [
+            "variant",
+            "interval",
+            "decoder",
+            "dequantisation",
+            "own bound",
+            "closed bound",
+            "ODE",
+            "ODE's dequantisation",
+            "seeds",
+        ],
         [
             [
                 v.name,
@@ -57,6 +69,7 @@ def tables(result: ComparisonResult) -> list[Table]:
                 v.decoder,
                 v.dequantisation,
                 *(_bits(part) for part in (v.own_bound, v.closed_bound, v.ode)),
+                v.ode_dequantisation if v.ode else "-",
                 _seeds(v, result),
             ]
             for v in shown
@@ -157,7 +170,8 @@ def comma_separated(result: ComparisonResult) -> str:
 def _numbers(v: ComparedVariant) -> dict[str, object]:
     low, high = v.interval
     row: dict[str, object] = {"variant": v.name, "t_min": low, "t_max": high, "decoder": v.decoder}
-    row |= {"dequantisation": v.dequantisation, "seeds": len(v.seeds), "failed": len(v.failures)}
+    row |= {"dequantisation": v.dequantisation, "ode_dequantisation": v.ode_dequantisation}
+    row |= {"seeds": len(v.seeds), "failed": len(v.failures)}
     for name, part in (("own_bound", v.own_bound), ("closed_bound", v.closed_bound), ("ode", v.ode)):
         if part is not None:
             row |= {f"{name}_bits_per_dim": part.bits_per_dim.mean, f"{name}_error_seeds": part.bits_per_dim.error}

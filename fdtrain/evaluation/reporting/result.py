@@ -311,6 +311,7 @@ class ComparedVariant(_Content):
     interval: tuple[float, float]
     decoder: str
     dequantisation: str
+    ode_dequantisation: str
     seeds: list[int]
     failures: list[FailedRun]
     steps: int | None = None
