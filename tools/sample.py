@@ -24,8 +24,8 @@ from tqdm import tqdm
 from fdtrain import distributed, files
 from fdtrain.errors import UserError, exit_code
 from fdtrain.evaluation import process
-from fdtrain.evaluation.partial import PartialStore
 from fdtrain.evaluation.reporting import result
+from fdtrain.evaluation.row_store import RowStore
 from fdtrain.evaluation.sampling.options import Drawing, add_arguments
 from fdtrain.evaluation.sampling.output import Output
 from fdtrain.networks.model import Model
@@ -91,7 +91,7 @@ def _sample(
     arguments: argparse.Namespace,
     model: Model,
     drawing: Drawing,
-    parts: PartialStore,
+    parts: RowStore,
     place: torch.device,
 ) -> None:
     """Sample what is missing, the ranks in turn batch by batch, and wait for all."""
@@ -107,7 +107,7 @@ def _sample(
 
 
 @contextmanager
-def _prepared(parts: PartialStore) -> Iterator[None]:
+def _prepared(parts: RowStore) -> Iterator[None]:
     """The folder of the parts, held by rank 0 against other launches until the samples are finished."""
     if distributed.rank() != 0:
         yield

@@ -21,9 +21,9 @@ from fdtrain.diffusion.objective import bits_per_dim
 from fdtrain.diffusion.time_sampling import time_density
 from fdtrain.errors import UserError
 from fdtrain.evaluation.likelihood import nll, partial_values
-from fdtrain.evaluation.partial import discard, folder_for
 from fdtrain.evaluation.reporting import result
 from fdtrain.evaluation.reporting.result import Bound, NllResult, OdeLikelihood
+from fdtrain.evaluation.row_store import discard, folder_for
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
