@@ -20,7 +20,7 @@ def restored():
 )
 def test_an_entry_point_shows_the_messages_of_the_library_once(capsys, monkeypatch, restored, rank, shown):
     monkeypatch.setenv("RANK", rank)
-    logger = logging.getLogger("fdtrain.evaluation.partial")
+    logger = logging.getLogger("fdtrain.evaluation.row_store")
 
     def main():
         logger.debug("nobody reads this")

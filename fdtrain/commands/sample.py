@@ -23,8 +23,8 @@ from tqdm import tqdm
 from fdtrain import distributed, files
 from fdtrain.errors import UserError
 from fdtrain.evaluation import process
-from fdtrain.evaluation.partial import PartialStore
 from fdtrain.evaluation.reporting import result
+from fdtrain.evaluation.row_store import RowStore
 from fdtrain.evaluation.sampling import options
 from fdtrain.evaluation.sampling.options import Drawing
 from fdtrain.evaluation.sampling.output import Output
@@ -88,7 +88,7 @@ def _sample(
     arguments: argparse.Namespace,
     model: Model,
     drawing: Drawing,
-    parts: PartialStore,
+    parts: RowStore,
     place: torch.device,
 ) -> None:
     """Sample what is missing, the ranks in turn batch by batch, and wait for all."""
@@ -104,7 +104,7 @@ def _sample(
 
 
 @contextmanager
-def _prepared(parts: PartialStore) -> Iterator[None]:
+def _prepared(parts: RowStore) -> Iterator[None]:
     """The folder of the parts, held by rank 0 against other launches until the samples are finished."""
     if distributed.rank() != 0:
         yield

@@ -1,68 +1,22 @@
 """Packs a source into WebDataset shards and their ``dataset.json``, on several processes and resumable.
 
 Which images a shard holds follows from the source and the request alone, so neither the number of processes
-nor an interruption changes a byte. A folder being packed holds ``packing.json``, what was asked for, and in
-``.packing/`` the record of each shard that is finished; ``dataset.json`` comes last (docs/packing.md).
+nor an interruption changes a byte. ``dataset.json`` comes last (docs/packing.md).
 """
 
-import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
 from tqdm import tqdm
 
-from fdtrain.data.dataset import (
-    FILE,
-    VERSION,
-    DatasetDescription,
-    Shard,
-    check_split,
-    read_description,
-    write_description,
-)
+from fdtrain.data.dataset import FILE, VERSION, DatasetDescription, check_split, read_description, write_description
+from fdtrain.data.shard_store import PackRequest, ShardStore
 from fdtrain.data.sources.source import Part, Source
 from fdtrain.data.workers import progress, run
-from fdtrain.data.writer import (
-    ENCODINGS,
-    MANY,
-    REPORTED,
-    WORK,
-    BadImages,
-    SampleFormat,
-    ShardRange,
-    finished,
-    layout,
-    record,
-    write_part,
-    write_record,
-    writing,
-)
+from fdtrain.data.writer import ENCODINGS, MANY, REPORTED, BadImages, SampleFormat, ShardRange, layout, write_part
 from fdtrain.errors import UserError
 from fdtrain.files import exclusive
-
-REQUEST = "packing.json"
-
-
-class PackRequest(BaseModel):
-    """The arguments of a pack (``source`` is its identity), and the number of images of each part of each split.
-
-    ``bad_images`` is whether some cannot be packed: then this request is finished only if they are replaced.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    description: DatasetDescription
-    shard_images: int
-    source: str
-    images: dict[str, list[int]]
-    bad_images: bool = False
-
-    def same(self, other: "PackRequest") -> bool:
-        """Whether the arguments are equal. The results stored since do not count."""
-        results = {"images": {}, "bad_images": False}
-        return self.model_copy(update=results) == other.model_copy(update=results)
 
 
 def pack(
@@ -91,21 +45,21 @@ def pack(
     """
     folder = Path(folder)
     with _alone(folder):
-        request = _request(source, encoding, shard_images)
-        begun = _begun(folder, request)
+        store = ShardStore(folder, _request(source, encoding, shard_images))
+        _check_folder(store)
         if (folder / FILE).exists():
             return _complete(folder)
-        _prepare(folder)
-        if begun is None:
-            request = request.model_copy(update={"images": _count(source, workers, bar)})
-            write_record(folder / REQUEST, request.model_dump_json(indent=1))
-        else:
-            request = begun
-        splits = _write_shards(source, request, folder, workers, bar)
+        store.prepare()
+        if not store.begun().images:
+            store.store_request(images=_count(source, workers, bar), bad_images=False)
+        request = store.begun()
+        _write_shards(source, request, store, workers, bar)
+        shards = {shard.file: shard for shard in store.load()}
+        splits = {split: [shards[file] for file in _cuts({split: parts})] for split, parts in _plan(request).items()}
         description = request.description.model_copy(update={"splits": splits})
-        with writing(folder / FILE):
+        with store.writing(folder / FILE):
             write_description(folder, description)
-            shutil.rmtree(folder / WORK)
+            store.remove()
     return description
 
 
@@ -135,55 +89,28 @@ def _request(source: Source, encoding: str, shard_images: int) -> PackRequest:
         encoding=encoding,
         splits={},
     )
-    return PackRequest(description=description, shard_images=shard_images, source=source.identity(), images={})
+    return PackRequest(description=description, shard_images=shard_images, source=source.identity())
 
 
-def _begun(folder: Path, request: PackRequest) -> PackRequest | None:
-    """The same request of an earlier call, with its counts. The files of one that can be replaced are removed.
-
-    Raises:
-        UserError: an earlier call made another request, and finished some of its shards.
-    """
-    file = folder / REQUEST
-    complete = (folder / FILE).exists()
-    if not file.exists():
-        if complete:
-            raise UserError(f"{folder} holds a data set already. Remove it, or choose another folder.")
-        return None
-    try:
-        begun = PackRequest.model_validate_json(file.read_bytes())
-    except (ValidationError, OSError):
-        begun = None
-    if begun is not None and begun.same(request):
-        return begun
-    done = _finished(folder)
-    if complete or (done and not (begun and begun.bad_images)):
+def _check_folder(store: ShardStore) -> None:
+    """Raises UserError if the folder holds a data set, or shards of another request that cannot be replaced."""
+    complete = (store.shards / FILE).exists()
+    if complete and not store.request_file.exists():
+        raise UserError(f"{store.shards} holds a data set already. Remove it, or choose another folder.")
+    if not store.differences():
+        return
+    begun = None
+    with suppress(OSError, ValueError):
+        begun = store.begun()
+    if complete or (store.names() and not (begun and begun.bad_images)):
         raise UserError(
-            f"{folder} was packed from another source or with other settings, see {REQUEST}. Repeat those, "
-            "remove the folder, or choose another."
+            f"{store.shards} was packed from another source or with other settings, see {store.request_file.name}. "
+            "Repeat those, remove the folder, or choose another."
         )
     # A packer may have been killed between a shard and its record.
-    named = [cut.file for parts in _plan(begun).values() for part in parts for cut in part] if begun else []
-    with writing(folder):
-        for name in {*done, *named}:
-            (folder / name).unlink(missing_ok=True)
-        shutil.rmtree(folder / WORK, ignore_errors=True)
-        file.unlink()
-    return None
-
-
-def _finished(folder: Path) -> list[str]:
-    """The shards that have a record."""
-    return [path.name.removesuffix(".json") for path in (folder / WORK).glob("*.tar.json")]
-
-
-def _prepare(folder: Path) -> None:
-    """Make the folder for unfinished shards, and remove the temporary files of a killed packer."""
-    with writing(folder):
-        (folder / WORK).mkdir(exist_ok=True)
-        for path in (folder / WORK).iterdir():
-            if path.suffix != ".json" or path.name.startswith("."):
-                path.unlink()
+    with store.writing(store.shards):
+        for file in _cuts(_plan(begun)) if begun else ():
+            (store.shards / file).unlink(missing_ok=True)
 
 
 def _complete(folder: Path) -> DatasetDescription:
@@ -226,16 +153,15 @@ def _plan(request: PackRequest) -> dict[str, list[list[ShardRange]]]:
     return {split: layout(split, counts, request.shard_images) for split, counts in request.images.items()}
 
 
-def _write_shards(
-    source: Source, request: PackRequest, folder: Path, workers: int, bar: bool
-) -> dict[str, list[Shard]]:
-    """Write every shard that is not finished yet.
+def _cuts(plan: dict[str, list[list[ShardRange]]]) -> dict[str, ShardRange]:
+    """All shards of a plan by their files."""
+    return {cut.file: cut for parts in plan.values() for part in parts for cut in part}
 
-    Raises:
-        UserError: images that cannot be packed, all of them.
-    """
+
+def _write_shards(source: Source, request: PackRequest, store: ShardStore, workers: int, bar: bool) -> None:
+    """Write every shard that is not finished yet. UserError names all images that cannot be packed."""
     plan = _plan(request)
-    cuts = {cut.file: cut for parts in plan.values() for part in parts for cut in part}
+    cuts, finished = _cuts(plan), set(store.finished())
     described = request.description
     form = SampleFormat(
         (described.size, described.size, described.channels), len(described.classes), described.encoding
@@ -243,13 +169,13 @@ def _write_shards(
     tasks = []
     for split, parts in plan.items():
         for part, wanted in zip(source.splits[split], parts, strict=True):
-            left = [cut for cut in wanted if finished(folder, cut) is None]
+            left = [cut for cut in wanted if cut.file not in finished]
             if left:
-                tasks.append((part, left, folder, form))
+                tasks.append((part, left, store, form))
 
     def done() -> int:
         """Images in finished shards."""
-        return sum(len(cuts[name].images) for name in _finished(folder) if name in cuts)
+        return sum(len(cuts[file].images) for file in store.finished() if file in cuts)
 
     found: list[BadImages] = []
     with progress(sum(map(sum, request.images.values())), done, f"packing {described.name}", bar):
@@ -258,9 +184,8 @@ def _write_shards(
             if sum(bad.count for bad in found) >= MANY:
                 break
     if any(bad.count for bad in found):
-        write_record(folder / REQUEST, request.model_copy(update={"bad_images": True}).model_dump_json(indent=1))
+        store.store_request(images=request.images, bad_images=True)
         raise UserError(_report(found, source))
-    return {split: [record(folder, cut) for part in parts for cut in part] for split, parts in plan.items()}
 
 
 def _report(results: list[BadImages], source: Source) -> list[str]:

@@ -3,26 +3,19 @@
 import io
 import math
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
-from pydantic import ValidationError
 
-from fdtrain import files
 from fdtrain.data.dataset import Shard
+from fdtrain.data.shard_store import ShardStore
 from fdtrain.data.sources.source import BadSample, Part, Sample, even
 from fdtrain.data.tar_writer import TarWriter
 from fdtrain.data.workers import stopped
-from fdtrain.errors import UserError
-
-WORK = ".packing"
-"""The folder beside the shards for unfinished ones, and for the records of finished ones."""
 
 ENCODINGS = ("npy", "png")
 
@@ -63,25 +56,6 @@ def layout(split: str, counts: list[int], shard_images: int) -> list[list[ShardR
     return cuts
 
 
-def record(folder: Path, cut: ShardRange) -> Shard:
-    """The record of a shard, which is written after the shard was renamed into place.
-
-    Raises:
-        FileNotFoundError, ValidationError: there is none, or a damaged one.
-    """
-    return Shard.model_validate_json((folder / WORK / f"{cut.file}.json").read_bytes())
-
-
-def finished(folder: Path, cut: ShardRange) -> Shard | None:
-    """The record of a shard, if the shard exists in full length."""
-    try:
-        shard = record(folder, cut)
-        complete = (folder / cut.file).stat().st_size == shard.bytes
-    except (FileNotFoundError, ValidationError):
-        return None
-    return shard if complete else None
-
-
 class BadImage(NamedTuple):
     """An image that cannot be packed: its shard, its number in the split, and the problem."""
 
@@ -98,80 +72,54 @@ class BadImages:
     first: list[BadImage]
 
 
-def write_part(part: Part, cuts: list[ShardRange], folder: Path, form: SampleFormat) -> BadImages:
+def write_part(part: Part, cuts: list[ShardRange], store: ShardStore, form: SampleFormat) -> BadImages:
     """Write some of the shards of a part, except those with a bad image; all images are checked."""
     read = part.open()
     count, first = 0, []
     for cut in cuts:
         if stopped() or count >= MANY:
             break
-        bad = _write_shard(read, cut, folder, form)
+        bad = _write_shard(read, cut, store, form)
         count += len(bad)
         first += bad[: REPORTED - len(first)]
     return BadImages(count, first)
 
 
-def _write_shard(read: Callable[[int], Sample], cut: ShardRange, folder: Path, form: SampleFormat) -> list[BadImage]:
+def _write_shard(
+    read: Callable[[int], Sample], cut: ShardRange, store: ShardStore, form: SampleFormat
+) -> list[BadImage]:
     """Write to a temporary path, rename, record. The same samples give the same bytes."""
     bad: list[BadImage] = []
-    path = folder / cut.file
+    path = store.shards / cut.file
     # A process that outlives its killed parent by a moment must not write into the same file.
-    temporary = folder / WORK / f"{cut.file}.{os.getpid()}"
-    with writing(path, temporary):
-        with temporary.open("wb") as file:
-            tar = TarWriter(file)
-            for number, index in enumerate(cut.images, cut.first):
-                try:
-                    image, label = read(index)
-                    _check(image, label, form, f"image {number} of {cut.file}")
-                except BadSample as error:
-                    bad.append(BadImage(cut.file, number, str(error)))
-                    if len(bad) >= MANY:
-                        break
-                    continue
+    temporary = store.folder / f"{cut.file}.{os.getpid()}"
+    with store.writing(path):
+        try:
+            with temporary.open("wb") as file:
+                tar = TarWriter(file)
+                for number, index in enumerate(cut.images, cut.first):
+                    try:
+                        image, label = read(index)
+                        _check(image, label, form, f"image {number} of {cut.file}")
+                    except BadSample as error:
+                        bad.append(BadImage(cut.file, number, str(error)))
+                        if len(bad) >= MANY:
+                            break
+                        continue
+                    if bad:
+                        continue
+                    if label >= 0:
+                        tar.add(b"%08d.cls" % number, b"%d" % label)
+                    tar.add(b"%08d.%b" % (number, form.encoding.encode()), *encode(image, form.encoding))
                 if bad:
-                    continue
-                if label >= 0:
-                    tar.add(b"%08d.cls" % number, b"%d" % label)
-                tar.add(b"%08d.%b" % (number, form.encoding.encode()), *encode(image, form.encoding))
-            if bad:
-                return bad
-            digest = tar.close()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    shard = Shard(file=cut.file, images=len(cut.images), bytes=tar.size, sha256=digest)
-    write_record(folder / WORK / f"{cut.file}.json", shard.model_dump_json())
+                    return bad
+                digest = tar.close()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    store.save(Shard(file=cut.file, images=len(cut.images), bytes=tar.size, sha256=digest))
     return bad
-
-
-@contextmanager
-def writing(path: Path, temporary: Path | None = None) -> Iterator[None]:
-    """What the system refuses while ``path`` is written, as one line. However it ends, no temporary file is left.
-
-    Raises:
-        UserError: it cannot be written.
-    """
-    refused: OSError | None = None
-    try:
-        yield
-    except OSError as error:
-        refused = error
-    finally:
-        left = temporary is not None and not _removed(temporary)
-    if refused is not None:
-        raise UserError(
-            f"{path} cannot be written ({refused.strerror or refused}). "
-            + (f"{temporary} is left of it. " if left else "Nothing unfinished is left of it. ")
-            + "Make room, or the folder writable; then the same command goes on."
-        ) from refused
-
-
-def _removed(path: Path) -> bool:
-    try:
-        path.unlink(missing_ok=True)
-    except OSError:
-        return False
-    return True
 
 
 def _check(image: np.ndarray, label: int, form: SampleFormat, where: str) -> None:
@@ -195,9 +143,3 @@ def _npy_header(shape: tuple[int, ...]) -> bytes:
     file = io.BytesIO()
     np.save(file, np.empty(shape, np.uint8), allow_pickle=False)
     return file.getvalue()[: file.tell() - math.prod(shape)]
-
-
-def write_record(path: Path, text: str) -> None:
-    """Raises UserError if the file cannot be written. One that a crash of the machine loses is written again."""
-    with writing(path):
-        files.write_atomically(path, lambda temporary: temporary.write_text(text + "\n", "utf-8"), durable=False)

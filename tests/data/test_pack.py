@@ -19,10 +19,11 @@ from fdtrain.data import pack as packing
 from fdtrain.data import writer
 from fdtrain.data.dataset import read_description
 from fdtrain.data.pack import pack
+from fdtrain.data.shard_store import PackRequest, ShardStore
 from fdtrain.data.sources.cifar import cifar10
 from fdtrain.data.sources.images import images
 from fdtrain.data.sources.source import Source, even
-from fdtrain.data.writer import finished, layout
+from fdtrain.data.writer import layout
 from fdtrain.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -174,7 +175,7 @@ def test_a_broken_image_leaves_a_pack_that_goes_on(tmp_path):
     assert read_description(tmp_path / "out").images("train") == 8
 
 
-def test_a_shard_that_changed_is_packed_again(tmp_path, cifar, monkeypatch):
+def test_a_shard_that_changed_is_packed_again(tmp_path, cifar, monkeypatch, caplog):
     pack(cifar10(cifar), tmp_path / "whole", shard_images=3)
     out = tmp_path / "out"
     monkeypatch.setattr(packing, "write_description", stop)
@@ -184,9 +185,15 @@ def test_a_shard_that_changed_is_packed_again(tmp_path, cifar, monkeypatch):
     os.remove(out / ".packing" / "train-000003.tar.json")
     (out / ".packing" / "train-000004.tar.json").write_text("{}")
     cut = layout("train", [6] * 5, 3)[0][1]
-    assert (cut.file, finished(out, cut)) == ("train-000001.tar", None)
+    request = PackRequest.model_validate_json((out / "packing.json").read_bytes())
+    assert (cut.file, ShardStore(out, request).read(f"{cut.file}.json")) == ("train-000001.tar", None)
     monkeypatch.undo()
     pack(cifar10(cifar), out, shard_images=3)
+    work = out / ".packing"
+    assert caplog.messages == [
+        f"{work / name}.tar.json is damaged; it is removed and computed again"
+        for name in ("train-000001", "train-000004")
+    ]
     assert contents(out) == contents(tmp_path / "whole")
 
 

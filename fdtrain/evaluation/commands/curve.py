@@ -27,9 +27,9 @@ from fdtrain.evaluation.fidelity.image_sets import PixelSet
 from fdtrain.evaluation.fidelity.measure import measure
 from fdtrain.evaluation.fidelity.moments import Moments
 from fdtrain.evaluation.likelihood import nll, partial_values
-from fdtrain.evaluation.partial import discard, folder_for
 from fdtrain.evaluation.reporting import figures, result
 from fdtrain.evaluation.reporting.result import CurveResult
+from fdtrain.evaluation.row_store import discard, folder_for
 from fdtrain.evaluation.sampling.options import Drawing
 from fdtrain.evaluation.sampling.samples import to_pixels
 from fdtrain.networks.model import Model

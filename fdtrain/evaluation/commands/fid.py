@@ -29,9 +29,9 @@ from fdtrain.evaluation.fidelity.image_sets import PixelSet
 from fdtrain.evaluation.fidelity.measure import FIRST_FEATURES, Measured, measure, own_chunks
 from fdtrain.evaluation.fidelity.reference import Reference
 from fdtrain.evaluation.likelihood import nll
-from fdtrain.evaluation.partial import PartialStore, folder_for
 from fdtrain.evaluation.reporting import result
 from fdtrain.evaluation.reporting.result import FrechetResult
+from fdtrain.evaluation.row_store import RowStore, folder_for
 from fdtrain.evaluation.sampling import options
 from fdtrain.evaluation.sampling.options import Drawing
 
@@ -172,13 +172,13 @@ def _reference(arguments: argparse.Namespace, split: Split, network: FeatureNetw
     return made
 
 
-def _store(definition: dict[str, Any], path: Path | None, sets: int) -> PartialStore | None:
+def _store(definition: dict[str, Any], path: Path | None, sets: int) -> RowStore | None:
     """The distances of finished sets, beside the file of the result; None without one."""
     folder = folder_for(path.parent, definition) if path else None
-    return PartialStore(folder, definition, sets) if folder else None
+    return RowStore(folder, definition, sets) if folder else None
 
 
-def _stored(store: PartialStore | None) -> list[dict[str, Any]]:
+def _stored(store: RowStore | None) -> list[dict[str, Any]]:
     """The distances of the first sets that an interrupted evaluation with the same definition has finished."""
     done: list[dict[str, Any]] = []
     if store and distributed.rank() == 0:

@@ -21,10 +21,10 @@ from fdtrain.diffusion.likelihood import Estimate, OdeStart, estimate
 from fdtrain.diffusion.objective import Bound
 from fdtrain.errors import UserError
 from fdtrain.evaluation.likelihood import nll, partial_values
-from fdtrain.evaluation.partial import discard, folder_for
 from fdtrain.evaluation.reporting import result
 from fdtrain.evaluation.reporting.result import Bound as BoundResult
 from fdtrain.evaluation.reporting.result import NllResult, OdeLikelihood
+from fdtrain.evaluation.row_store import discard, folder_for
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fdtrain import distributed
-from fdtrain.evaluation.partial import PartialStore
+from fdtrain.evaluation.row_store import RowStore
 
 EVERY = 20.0
 """Seconds of work that an interruption may cost."""
@@ -37,13 +37,13 @@ def over_images(
 
     Args:
         compute: values ``(len(images), columns)`` of some images.
-        folder: where finished parts are stored (:func:`fdtrain.evaluation.partial.folder_for`); None: nowhere.
+        folder: where finished parts are stored (:func:`fdtrain.evaluation.row_store.folder_for`); None: nowhere.
         name: title of the progress bar.
 
     Raises:
         UserError: the folder cannot be written.
     """
-    store = PartialStore(folder, {"count": count, "columns": columns}, count) if folder else None
+    store = RowStore(folder, {"count": count, "columns": columns}, count) if folder else None
     whole, missing = _continue(store, count, chunk, columns, name)
     mine = [missing[i] for i in distributed.share(len(missing))]
     shared = f" on 1 of {distributed.world_size()} processes" if distributed.world_size() > 1 else ""
@@ -62,9 +62,7 @@ def over_images(
     return distributed.all_reduce_sum(whole.to(device)).cpu()
 
 
-def _continue(
-    store: PartialStore | None, count: int, chunk: int, columns: int, name: str
-) -> tuple[Tensor, list[range]]:
+def _continue(store: RowStore | None, count: int, chunk: int, columns: int, name: str) -> tuple[Tensor, list[range]]:
     """The values that are already stored, on rank 0 (zero elsewhere), and the chunks that all ranks have to compute."""
     whole = torch.zeros(count, columns, dtype=torch.float64)
     missing = [range(i, min(i + chunk, count)) for i in range(0, count, chunk)]
@@ -81,7 +79,7 @@ def _continue(
 class _Buffer:
     """Values of this rank that are written together, as consecutive images or after some seconds."""
 
-    def __init__(self, store: PartialStore | None):
+    def __init__(self, store: RowStore | None):
         self.store, self.last = store, time.monotonic()
         self.images, self.values = range(0), []
 

@@ -22,10 +22,11 @@ from fdtrain.data.pack import pack
 from fdtrain.data.sources.source import Sample, Source
 from fdtrain.errors import UserError
 from fdtrain.evaluation.fidelity import image_sets
-from fdtrain.evaluation.partial import PartialStore, differences
 from fdtrain.evaluation.reporting import result
+from fdtrain.evaluation.row_store import RowStore
 from fdtrain.evaluation.sampling import samples
 from fdtrain.networks.model import ModelSpec
+from fdtrain.partial import differences
 
 FORMS = ("sheet", "npz", "png", "shards")
 SPLIT = "samples"
@@ -54,9 +55,9 @@ class Output:
         """Folder of what is not finished."""
         return self.path / ".sampling" if self.is_folder else self.path.with_name(f".{self.path.name}.sampling")
 
-    def parts(self, request: dict[str, Any]) -> PartialStore:
+    def parts(self, request: dict[str, Any]) -> RowStore:
         """The images of a request that are finished: levels ``(n, C, H, W)`` uint8."""
-        return PartialStore(self.work, request, request["images"])
+        return RowStore(self.work, request, request["images"])
 
     def check(self, request: dict[str, Any]) -> bool:
         """Whether what is asked for is there already, in full.
@@ -90,7 +91,7 @@ class Output:
         if there.count != request["images"] or digest(_batches(there)) != record.get("pixels_sha256"):
             raise UserError(f"{self.path} was changed since it was written. Remove it to have it made again.")
 
-    def write(self, parts: PartialStore, spec: ModelSpec, labels: Labels | None, metadata: dict) -> None:
+    def write(self, parts: RowStore, spec: ModelSpec, labels: Labels | None, metadata: dict) -> None:
         """Write the finished form of all parts, then its record, and remove the parts.
 
         Args:
@@ -126,13 +127,13 @@ def _batches(images: image_sets.PixelSet) -> Iterator[Tensor]:
         yield images.batch(range(i, min(i + 1000, images.count)))
 
 
-def _sheet(path: Path, parts: PartialStore, spec: ModelSpec, labels) -> None:
+def _sheet(path: Path, parts: RowStore, spec: ModelSpec, labels) -> None:
     shown = samples.to_pixels(torch.cat([levels for _, levels in parts.load_all()]), spec.levels)
     sheet = samples.grid(shown, max(1, round(len(shown) ** 0.5)), samples.zoom_for(spec.size))
     files.write_atomically(path, lambda temporary: samples.save_png(sheet, temporary))
 
 
-def _pictures(path: Path, parts: PartialStore, spec: ModelSpec, labels) -> None:
+def _pictures(path: Path, parts: RowStore, spec: ModelSpec, labels) -> None:
     path.mkdir(exist_ok=True)
     for part, levels in parts.load_all():
         for i, image in zip(part, samples.to_pixels(levels, spec.levels)):
@@ -141,7 +142,7 @@ def _pictures(path: Path, parts: PartialStore, spec: ModelSpec, labels) -> None:
             files.write_atomically(path / f"{i:06d}.png", write_to, durable=False)
 
 
-def _npz(path: Path, parts: PartialStore, spec: ModelSpec, labels) -> None:
+def _npz(path: Path, parts: RowStore, spec: ModelSpec, labels) -> None:
     """``arr_0``: images ``(n, H, W, C)`` uint8; ``arr_1``: their classes, where there are any."""
     header = {"descr": "|u1", "fortran_order": False, "shape": (parts.count, spec.size, spec.size, spec.channels)}
 
@@ -162,7 +163,7 @@ def _npz(path: Path, parts: PartialStore, spec: ModelSpec, labels) -> None:
 class _Stored:
     """Parts as a part of a source that can be packed."""
 
-    parts: PartialStore
+    parts: RowStore
     labels: Labels | None
 
     def count(self) -> int:
@@ -182,7 +183,7 @@ class _Stored:
         return json.dumps(self.parts.request)
 
 
-def _shards(path: Path, parts: PartialStore, spec: ModelSpec, labels) -> None:
+def _shards(path: Path, parts: RowStore, spec: ModelSpec, labels) -> None:
     asked = parts.request
     source = Source(
         name=f"{spec.dataset}-samples",

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from fdtrain.evaluation import partial
+from fdtrain.evaluation import row_store
 from fdtrain.evaluation.likelihood import partial_values
 
 CPU = torch.device("cpu")
@@ -16,7 +16,7 @@ def run(folder, compute, count=10):
 
 
 def test_an_interrupted_evaluation_goes_on(tmp_path):
-    folder = partial.folder_for(tmp_path, {"draws": 1})
+    folder = row_store.folder_for(tmp_path, {"draws": 1})
     asked = []
 
     def compute(images):
@@ -31,18 +31,18 @@ def test_an_interrupted_evaluation_goes_on(tmp_path):
     values = run(folder, lambda images: again.append(images) or squares(images))
     assert asked + again == [range(0, 3), range(3, 6), range(6, 9), range(9, 10)]
     assert torch.equal(values, squares(range(10)))
-    partial.discard(folder)
+    row_store.discard(folder)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_other_settings_never_meet_what_is_kept(tmp_path):
-    one, other = (partial.folder_for(tmp_path, {"draws": draws}) for draws in (1, 2))
+    one, other = (row_store.folder_for(tmp_path, {"draws": draws}) for draws in (1, 2))
     run(one, squares)
     assert torch.equal(run(other, lambda images: 2 * squares(images)), 2 * squares(range(10)))
 
 
 def test_a_damaged_part_is_computed_again(tmp_path):
-    folder = partial.folder_for(tmp_path, {})
+    folder = row_store.folder_for(tmp_path, {})
     run(folder, squares)
     (part,) = folder.glob("*.npy")
     part.write_bytes(part.read_bytes()[:50])
@@ -57,5 +57,5 @@ def test_values_of_another_shape_are_not_believed(tmp_path):
 
 
 def test_nothing_is_kept_without_a_place():
-    assert partial.folder_for(None, {}) is None
+    assert row_store.folder_for(None, {}) is None
     assert torch.equal(run(None, squares), squares(range(10)))

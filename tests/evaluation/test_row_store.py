@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fdtrain.errors import UserError
-from fdtrain.evaluation.partial import PartialStore
+from fdtrain.evaluation.row_store import RowStore
 
 
 def levels(part):
@@ -15,7 +15,7 @@ def levels(part):
 
 @pytest.fixture
 def parts(tmp_path):
-    parts = PartialStore(tmp_path / "work", {"images": 20, "seed": 1}, 20)
+    parts = RowStore(tmp_path / "work", {"images": 20, "seed": 1}, 20)
     parts.prepare()
     return parts
 
@@ -47,14 +47,30 @@ def test_what_is_not_finished_is_not_there(parts):
 
 
 def test_parts_of_something_else(parts, tmp_path):
-    assert PartialStore(parts.folder, {"images": 20, "seed": 1}, 20).differences() == []
-    other = PartialStore(parts.folder, {"images": 20, "seed": 2}, 20)
+    assert RowStore(parts.folder, {"images": 20, "seed": 1}, 20).differences() == []
+    other = RowStore(parts.folder, {"images": 20, "seed": 2}, 20)
     assert other.differences() == ["seed 1, not 2"]
     parts.save(range(3), levels(range(3)))
     other.prepare()
     assert other.finished() == []
     (parts.folder / "request.json").write_text("{")
     assert parts.differences() == ["a broken request.json"]
+
+
+def test_temporary_files_of_a_killed_process_are_removed(parts):
+    parts.save(range(3), levels(range(3)))
+    (parts.folder / ".00000003-00000020-0123456789abcdef.npy.12345678").write_bytes(b"half of a part")
+    parts.prepare()
+    assert parts.finished() == [range(3)]
+    assert not list(parts.folder.glob(".*"))
+
+
+def test_parts_without_a_request_are_not_believed(parts):
+    """A cleaner of another request that is killed halfway must not leave parts that pass for ours."""
+    parts.save(range(3), levels(range(3)))
+    (parts.folder / "request.json").unlink()
+    parts.prepare()
+    assert parts.finished() == []
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: data[:-1] + b"?", lambda data: b""])
@@ -90,4 +106,4 @@ def test_values_come_back_to_the_last_bit(parts):
 def test_what_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot store partial results in .*file \(.+\)"):
-        PartialStore(tmp_path / "file", {}, 1).prepare()
+        RowStore(tmp_path / "file", {}, 1).prepare()

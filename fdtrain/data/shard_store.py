@@ -1,0 +1,75 @@
+"""The shards of a folder that is being packed, as the parts of interruptible work (docs/packing.md).
+
+The folder holds the request in ``packing.json``, and in ``.packing/`` the record of each shard that is finished.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from fdtrain.data.dataset import DatasetDescription, Shard
+from fdtrain.partial import PartialStore
+
+
+class PackRequest(BaseModel):
+    """The arguments of a pack (``source`` is its identity), and the number of images of each part of each split.
+
+    ``bad_images`` is whether some cannot be packed: then this request is finished only if they are replaced.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    description: DatasetDescription
+    shard_images: int
+    source: str
+    images: dict[str, list[int]] = {}
+    bad_images: bool = False
+
+
+class ShardStore(PartialStore[Shard]):
+    """The finished shards of the folder ``shards``. A record is written after its shard."""
+
+    PART = re.compile(r"[^.].*\.tar\.json")
+    # A shard whose record is lost in a crash of the machine is written again.
+    DURABLE = False
+
+    def __init__(self, folder: Path, request: PackRequest):
+        arguments = request.model_dump(mode="json", exclude={"images", "bad_images"})
+        super().__init__(folder / ".packing", arguments, folder / "packing.json")
+        self.shards = folder
+
+    def begun(self) -> PackRequest:
+        """The request in the folder, with its results. Errors as of :meth:`stored_request`."""
+        return PackRequest.model_validate(super().stored_request())
+
+    def stored_request(self) -> dict[str, Any]:
+        return self.begun().model_dump(mode="json")
+
+    def read(self, name: str) -> Shard | None:
+        """The record of a shard, if the shard exists in full length."""
+        try:
+            shard = Shard.model_validate_json((self.folder / name).read_bytes())
+            complete = (self.shards / shard.file).stat().st_size == shard.bytes
+        except (FileNotFoundError, ValidationError):
+            return None
+        return shard if complete and name == f"{shard.file}.json" else None
+
+    def refused(self, path: Path, reason: object) -> str:
+        left = [file for file in self.folder.glob(f"*{path.name}.*") if not self.PART.fullmatch(file.name)]
+        rest = f"{left[0] if left else 'Nothing unfinished'} is left of it."
+        advice = "Make room, or the folder writable; then the same command goes on."
+        return f"{path} cannot be written ({reason}). {rest} {advice}"
+
+    def save(self, shard: Shard) -> None:
+        """Write the record of a shard that is in its place."""
+        self.commit(self.folder / f"{shard.file}.json", shard.model_dump_json().encode() + b"\n")
+
+    def finished(self) -> list[str]:
+        """The shards that have a record."""
+        return [name.removesuffix(".json") for name in self.names()]
+
+    def remove_part(self, name: str) -> None:
+        (self.shards / name.removesuffix(".json")).unlink(missing_ok=True)
+        super().remove_part(name)
