@@ -180,6 +180,7 @@ class DiffusionConfig(Section):
         "log_snr",
         "edm",
         "logit_normal",
+        "soft_truncation",
         "linear_vp",
         "sub_vp",
         "zero_snr_vp",

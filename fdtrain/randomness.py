@@ -32,6 +32,7 @@ class Purpose(IntEnum):
     LABEL = 13  # (step, lane)
     ROLLBACK = 14  # (rollbacks to a checkpoint): the seed of the draws after it
     FEATURES = 15  # (0) a feature network's initial weights, (1, epoch) its images; (2, subset) of the kernel distance
+    INTERVAL = 16  # (step): where the interval of Soft Truncation begins
 
 
 def stream(seed: int, purpose: Purpose, *counters: int) -> np.random.Generator:

@@ -8,7 +8,7 @@ interval. ``interval`` is the one that the source trains on; None where it has t
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -115,7 +115,7 @@ class LogSnr:
 
     low: float = 0.0
     high: float = 1.0
-    bounded: bool = True
+    bounded: bool = False
 
     @property
     def interval(self) -> Interval | None:
@@ -218,6 +218,58 @@ class LinearVP:
 
     def pdf(self, t: Tensor) -> Tensor:
         return 2 * t / ((1 - t * t) * _beta(self.cdf(t)))
+
+
+@dataclass(frozen=True)
+class Restricted:
+    """A density cut to an interval and normalised there."""
+
+    density: TimeDensity
+    interval: Interval
+
+    def _ends(self) -> tuple[float, float]:
+        ends = torch.tensor([self.interval.t_min, self.interval.t_max], dtype=torch.float64)
+        low, high = self.density.cdf(ends).tolist()
+        return low, high
+
+    def quantile(self, u: Tensor) -> Tensor:
+        low, high = self._ends()
+        return self.density.quantile(low + (high - low) * u).clamp(self.interval.t_min, self.interval.t_max)
+
+    def cdf(self, t: Tensor) -> Tensor:
+        low, high = self._ends()
+        return (self.density.cdf(t) - low) / (high - low)
+
+    def pdf(self, t: Tensor) -> Tensor:
+        low, high = self._ends()
+        return self.density.pdf(t) / (high - low)
+
+
+@dataclass(frozen=True)
+class SoftTruncation:
+    """Soft Truncation (Kim et al. 2022), its ``k = 1``: the interval of each batch begins at a random time.
+
+    ``tau_min = tau_0^(1 - U)`` on the linear-beta VP clock, ``tau_0`` being the interval's own; a batch's times are
+    even in log-SNR on what is left. As a density it is the one of the whole interval.
+    """
+
+    interval: Interval = LinearVP().interval
+
+    def of_batch(self, u: float) -> Restricted:
+        """The density of a batch, for one uniform draw."""
+        clock = LinearVP()
+        first = clock.cdf(torch.tensor(self.interval.t_min, dtype=torch.float64))
+        t_min = float(clock.quantile(first ** (1 - u)))
+        return Restricted(LogSnr(), Interval(max(t_min, self.interval.t_min), self.interval.t_max))
+
+    def quantile(self, u: Tensor) -> Tensor:
+        return self.of_batch(0.0).quantile(u)
+
+    def cdf(self, t: Tensor) -> Tensor:
+        return self.of_batch(0.0).cdf(t)
+
+    def pdf(self, t: Tensor) -> Tensor:
+        return self.of_batch(0.0).pdf(t)
 
 
 @dataclass(frozen=True)
@@ -330,8 +382,8 @@ CLOCKS: dict[str, Clock] = {
     "zero_snr_vp": ZeroSnrVP(),
     "cosine": Cosine(),
     "flow": Flow(),
-    "ve": LogSnr(2 * math.log(VE_RANGE[0]), 2 * math.log(VE_RANGE[1])),
-    "vdm": LogSnr(*VDM_RANGE),
+    "ve": LogSnr(2 * math.log(VE_RANGE[0]), 2 * math.log(VE_RANGE[1]), True),
+    "vdm": LogSnr(*VDM_RANGE, True),
 }
 """The time of a published process, by its name."""
 
@@ -340,40 +392,18 @@ DENSITIES: dict[str, Callable[[float], Clock]] = {
     "asinh": Asinh,
     "angle": lambda scale: Angle(),
     "log_time": lambda scale: LogTime(),
-    "log_snr": lambda scale: LogSnr(bounded=False),
+    "log_snr": lambda scale: LogSnr(),
     "edm": lambda scale: LogNormal(-1.2, 1.2, Interval(*(sg / math.sqrt(1 + sg * sg) for sg in EDM_RANGE))),
+    "soft_truncation": lambda scale: SoftTruncation(),
     "logit_normal": lambda scale: LogNormal(0.0, 1.0, Flow().interval),
     **{name: lambda scale, clock=clock: clock for name, clock in CLOCKS.items()},
 }
 """By name, each made with the ``s`` of ``asinh``."""
 
 
-@dataclass(frozen=True)
-class Restricted:
-    """A density cut to an interval and normalised there."""
-
-    density: TimeDensity
-    interval: Interval
-
-    def _ends(self) -> tuple[float, float]:
-        ends = torch.tensor([self.interval.t_min, self.interval.t_max], dtype=torch.float64)
-        low, high = self.density.cdf(ends).tolist()
-        return low, high
-
-    def quantile(self, u: Tensor) -> Tensor:
-        low, high = self._ends()
-        return self.density.quantile(low + (high - low) * u).clamp(self.interval.t_min, self.interval.t_max)
-
-    def cdf(self, t: Tensor) -> Tensor:
-        low, high = self._ends()
-        return (self.density.cdf(t) - low) / (high - low)
-
-    def pdf(self, t: Tensor) -> Tensor:
-        low, high = self._ends()
-        return self.density.pdf(t) / (high - low)
-
-
 def time_density(kind: str, scale: float, interval: Interval = CLOSED) -> TimeDensity:
     """The density named ``kind`` in :data:`DENSITIES`, on ``interval``."""
     density = DENSITIES[kind](scale)
+    if isinstance(density, SoftTruncation):
+        return replace(density, interval=interval)
     return density if interval == CLOSED == density.interval else Restricted(density, interval)

@@ -162,7 +162,8 @@ def ode_nll(
 ) -> OdeLikelihood:
     """Exact likelihood ``log p(x0) = log N(x_1; 0, I) + Int_0^{pi/2} sin(phi) div F dphi``, on the closed interval.
 
-    On a truncated one it is that of ``x`` at ``t_min``, with the standard normal at ``t_max``.
+    On a truncated one it is that of ``x`` at ``t_min``, with the standard normal at ``t_max``. Where neither end is in
+    the interval, the variable is ``l = log(t / alpha)``, ``dx/dl = t^2 alpha F``, which is as smooth as ``t alpha F``.
 
     Args:
         field: ``F(x, t)``, differentiable in ``x``.
@@ -174,21 +175,39 @@ def ode_nll(
     """
     dims = x0[0].numel()
 
-    def derivative(phi: float, state: Tensor) -> Tensor:
+    def derivative(place: float, state: Tensor) -> Tensor:
+        time, factor = at(place)
         with torch.enable_grad():
             x = state[:, :dims].reshape_as(x0).detach().requires_grad_()
-            # The ends themselves, not their sines' roundings.
-            time = min(max(math.sin(phi), interval.t_min), interval.t_max)
+            # The ends themselves, not their roundings.
+            time = min(max(time, interval.t_min), interval.t_max)
             t = torch.full((x.shape[0],), time, dtype=torch.float64, device=x.device)
             F = field(x, t)
             divergence = trace(F, x).view(len(x), -1)
-        return math.sin(phi) * torch.cat([F.detach().flatten(1), divergence / dims], 1)
+        return factor * torch.cat([F.detach().flatten(1), divergence / dims], 1)
 
+    at, place = (_at_logarithm, _logarithm) if interval.t_min > 0 and interval.t_max < 1 else (_at_angle, math.asin)
     start = torch.cat([x0.flatten(1), x0.new_zeros(x0.shape[0], columns)], 1)
-    end, nfe = dormand_prince(derivative, start, math.asin(interval.t_min), math.asin(interval.t_max), tolerance)
+    end, nfe = dormand_prince(derivative, start, place(interval.t_min), place(interval.t_max), tolerance)
     latent = end[:, :dims].reshape_as(x0)
     nll = normal_nll(latent)[:, None] - dims * end[:, dims:]
     return OdeLikelihood(nll[:, 0] if columns == 1 else nll, nfe, latent)
+
+
+def _at_angle(phi: float) -> tuple[float, float]:
+    """``t`` and ``dx/dphi / F``."""
+    return math.sin(phi), math.sin(phi)
+
+
+def _logarithm(t: float) -> float:
+    """``log(t / alpha)``."""
+    return math.log(t) - 0.5 * math.log((1 - t) * (1 + t))
+
+
+def _at_logarithm(place: float) -> tuple[float, float]:
+    """``t`` and ``dx/dl / F``."""
+    t, alpha = 1 / math.hypot(1, math.exp(-place)), 1 / math.hypot(1, math.exp(place))
+    return t, t * t * alpha
 
 
 # Dormand & Prince 1980: nodes, stage weights; the last stage row is the fifth-order step, and ERROR its

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fdtrain.diffusion.clocks import TimeDensity
+from fdtrain.diffusion.clocks import SoftTruncation, TimeDensity
 from fdtrain.diffusion.objective import Bound
 from fdtrain.diffusion.time_sampling import draw_uniform
 from fdtrain.networks.model import ModelSpec
@@ -21,7 +21,10 @@ from fdtrain.randomness import Purpose, normal, stream, torch_seed, uniform
 
 @dataclass(frozen=True)
 class Batch:
-    """All that the loss of one pass is computed from, on the device but for ``quantile``: the ``u`` of each time."""
+    """All that the loss of one pass is computed from, on the device but for ``quantile``: the ``u`` of each time.
+
+    ``bound`` is the model's, but for Soft Truncation, whose batches have intervals of their own.
+    """
 
     x0: Tensor
     eps: Tensor
@@ -55,8 +58,12 @@ class BatchNoise:
             bound: whose images they are.
         """
         shape, u = images.shape[1:], self.quantiles(step, lanes)
-        t = self.density.quantile(u)
-        pdf = self.density.pdf(t)
+        density = self.density
+        if isinstance(density, SoftTruncation):
+            density = density.of_batch(stream(self.seed, Purpose.INTERVAL, step).random())
+            bound = replace(bound, interval=density.interval)
+        t = density.quantile(u)
+        pdf = density.pdf(t)
         return Batch(
             x0=bound.images(self._move(images), self.dequantisation(step, lanes, shape)),
             eps=self.noise(step, lanes, shape),

@@ -35,7 +35,7 @@ def held_out_bits(split: Split, draws: int, monitor: Monitor):
     def run(step: int, model: Model) -> None:
         device = next(model.parameters()).device
         mine = distributed.share(len(split))
-        density = nll.time_density_of(model.spec)
+        density = nll.time_density_of(model.spec.bound.interval, model.spec.scale)
         values = nll.elbo(model, split, mine, density, draws) if mine else torch.empty(0, draws).double()
         result = estimate(distributed.gather(values, len(split), device))
         monitor.log(step, {"bits_per_dim": result.mean, "standard_error": result.error_images}, prefix=split.name)

@@ -96,7 +96,7 @@ class _Job:
         """The bound's integral, its error and its variance, by strata of time."""
         arguments, spec = self.arguments, self.model.spec
         strata, count = arguments.strata, min(arguments.images, len(self.split))
-        density = nll.time_density_of(spec)
+        density = nll.time_density_of(spec.bound.interval, spec.scale)
         compute = partial(
             nll.correction_by_stratum,
             self.model,
@@ -109,7 +109,7 @@ class _Job:
         chunk = max(1, arguments.batch // strata)
         values = self._over_images("bound by time", count, chunk, strata, compute, {"strata": strata})
         edges = density.quantile(torch.linspace(0, 1, strata + 1, dtype=torch.float64))
-        return {"images": count, "density": "asinh", **curves.by_stratum(values, edges)}
+        return {"images": count, "density": nll.density_name(spec.bound.interval), **curves.by_stratum(values, edges)}
 
     def quality(self) -> dict[str, Any]:
         """Every point: distances of its samples to the data and, of an ODE's, to the fine solution, seed by seed."""

@@ -112,7 +112,7 @@ class _Job:
         self.count = min(arguments.images or len(self.split), len(self.split))
         self.device, dtype = arguments.device, torch.float64 if arguments.float64 else torch.float32
         self.model.to(self.device, dtype)
-        self.density = nll.time_density_of(self.model.spec)
+        self.density = nll.time_density_of(self.model.spec.bound.interval, self.model.spec.scale)
         self.common = {"seed": arguments.seed, "batch": arguments.batch, "dtype": dtype}
         self.settings = {
             "kind": "nll",

@@ -22,7 +22,7 @@ from fdtrain.diffusion.likelihood import (
     ode_nll,
 )
 from fdtrain.diffusion.objective import Bound
-from fdtrain.diffusion.process import CLOSED
+from fdtrain.diffusion.process import CLOSED, Interval
 from fdtrain.errors import UserError
 from fdtrain.networks.model import Model, ModelSpec
 from fdtrain.randomness import Purpose, stream
@@ -43,15 +43,20 @@ def check_same_images(spec: ModelSpec, split: Split) -> None:
         )
 
 
-def time_density_of(spec: ModelSpec) -> TimeDensity:
+def density_name(interval: Interval) -> str:
     """Where the bound's times are drawn for a model: any density gives the same mean, this one with a small error.
 
-    As the scale of the data suggests; evenly in log-SNR where the interval ends short of 1, next to which the integral
-    of a field that is singular there is large.
+    On the closed interval as the scale of the data suggests. A truncated bound's integrand is about
+    ``dims / t`` next to the data, and large next to 1 where a field is singular there.
     """
-    interval = spec.bound.interval
-    kind = "log_snr" if interval.t_min > 0 and interval.t_max < 1 else "asinh"
-    return time_density(kind, spec.scale, interval)
+    if interval.t_min == 0:
+        return "asinh"
+    return "log_snr" if interval.t_max < 1 else "log_time"
+
+
+def time_density_of(interval: Interval, scale: float) -> TimeDensity:
+    """The density of :func:`density_name` on the interval."""
+    return time_density(density_name(interval), scale, interval)
 
 
 def also_closed(model: Model) -> bool:

@@ -1,0 +1,124 @@
+"""Clocks as densities, against their published forms (docs/method.md, 'Other formulations')."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import integrate, stats
+
+from fdtrain.diffusion.clocks import CLOCKS, DENSITIES, LinearVP, SoftTruncation, time_density
+from fdtrain.diffusion.process import CLOSED, Interval
+
+INNER = Interval(0.0013, 0.9966)
+TAU = np.linspace(1e-3, 0.999, 50)
+B = 0.1 * TAU + 9.95 * TAU**2
+ALPHA_END = math.exp(-0.5 * 10.05)
+
+# (signal, noise) of z at TAU, as the sources have them.
+PUBLISHED = {
+    "linear_vp": (np.exp(-B / 2), np.sqrt(1 - np.exp(-B))),
+    "sub_vp": (np.exp(-B / 2), 1 - np.exp(-B)),
+    "zero_snr_vp": ((a := (np.exp(-B / 2) - ALPHA_END) / (1 - ALPHA_END)), np.sqrt(1 - a**2)),
+    "cosine": (
+        (a := np.cos(np.pi / 2 * (TAU + 0.008) / 1.008) / np.cos(np.pi / 2 * 0.008 / 1.008)),
+        np.sqrt(1 - a**2),
+    ),
+    "flow": (1 - TAU, TAU),
+    "ve": (np.ones_like(TAU), 0.01 * 5000**TAU),
+    "vdm": (
+        np.sqrt(1 / (1 + np.exp(-13.3 + 18.3 * TAU))),
+        np.sqrt(1 / (1 + np.exp(13.3 - 18.3 * TAU))),
+    ),
+}
+
+
+def test_every_clock_has_its_published_process():
+    assert PUBLISHED.keys() == CLOCKS.keys()
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_clock_is_the_published_process_rescaled(name):
+    signal, noise = PUBLISHED[name]
+    t = torch.from_numpy(noise / np.sqrt(signal**2 + noise**2))
+    tau = torch.from_numpy(TAU)
+    torch.testing.assert_close(CLOCKS[name].quantile(tau), t, rtol=1e-9, atol=0)
+    torch.testing.assert_close(CLOCKS[name].cdf(t), tau, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", list(DENSITIES))
+def test_densities_on_an_interval(name):
+    """quantile inverts cdf, pdf is its slope and integrates to 1."""
+    density = time_density(name, 0.03, INNER)
+    u = torch.linspace(0, 1, 301, dtype=torch.float64)
+    t = density.quantile(u)
+    assert t[0].item() == pytest.approx(INNER.t_min, rel=1e-9)
+    assert t[-1].item() == pytest.approx(INNER.t_max, rel=1e-9)
+    torch.testing.assert_close(density.cdf(t), u, rtol=1e-9, atol=1e-9)
+    slope = torch.autograd.functional.jacobian(lambda v: density.cdf(v).sum(), t)
+    torch.testing.assert_close(slope, density.pdf(t), rtol=1e-6, atol=1e-12)
+    total, _ = integrate.quad(
+        lambda v: density.pdf(torch.tensor(math.exp(v), dtype=torch.float64)).item() * math.exp(v),
+        math.log(INNER.t_min),
+        math.log(INNER.t_max),
+        limit=200,
+    )
+    assert total == pytest.approx(1, abs=1e-6)
+
+
+CLOSED_FORMS = {
+    "uniform": lambda t: np.ones_like(t),
+    "angle": lambda t: 2 / (math.pi * np.sqrt(1 - t**2)),
+    "log_time": lambda t: 1 / t,
+    "log_snr": lambda t: 2 / (t * (1 - t**2)),
+    "ve": lambda t: 1 / (math.log(5000) * t * (1 - t**2)),
+    "vdm": lambda t: 2 / (18.3 * t * (1 - t**2)),
+    "flow": lambda t: 1 / (np.sqrt(1 - t**2) * (t + np.sqrt(1 - t**2)) ** 2),
+    "edm": lambda t: stats.norm.pdf(np.log(t / np.sqrt(1 - t**2)), -1.2, 1.2) / (t * (1 - t**2)),
+}
+
+
+@pytest.mark.parametrize("name", CLOSED_FORMS)
+def test_densities_have_their_closed_forms(name):
+    t = np.linspace(0.01, 0.99, 40)
+    found = DENSITIES[name](0.03).pdf(torch.from_numpy(t)).numpy()
+    np.testing.assert_allclose(found, CLOSED_FORMS[name](t), rtol=1e-12)
+
+
+def test_logit_normal_times_are_the_flow_of_a_logistic_normal():
+    """t of tau = sigmoid(N(0, 1)) on the flow's clock (Esser et al. 2024)."""
+    u = torch.linspace(0.01, 0.99, 50, dtype=torch.float64)
+    tau = torch.sigmoid(torch.special.ndtri(u))
+    torch.testing.assert_close(DENSITIES["logit_normal"](0.1).quantile(u), CLOCKS["flow"].quantile(tau))
+
+
+@pytest.mark.parametrize(
+    ("name", "ends"),
+    [
+        ("linear_vp", (0.0010005, 0.9999784)),
+        ("flow", (1.00010e-4, 1.0)),
+        ("ve", (0.0099995, 0.99980006)),
+        ("vdm", (0.0012940, 0.9966480)),
+        ("edm", (0.0020000, 0.9999219)),
+    ],
+)
+def test_intervals_of_the_sources(name, ends):
+    interval = DENSITIES[name](0.1).interval
+    assert (interval.t_min, interval.t_max) == pytest.approx(ends, rel=1e-4)
+
+
+def test_the_default_density_is_the_plain_one():
+    assert time_density("asinh", 0.03) == time_density("asinh", 0.03, CLOSED)
+    assert type(time_density("asinh", 0.03, CLOSED)).__name__ == "Asinh"
+
+
+def test_soft_truncation_begins_where_the_paper_says():
+    """tau_min = 1e-5^(1 - U): log-uniform from 1e-5 to 1."""
+    soft = time_density("soft_truncation", 0.1, LinearVP().interval)
+    assert isinstance(soft, SoftTruncation)
+    clock = LinearVP()
+    for u in (0.0, 0.3, 0.9):
+        interval = soft.of_batch(u).interval
+        tau = clock.cdf(torch.tensor(interval.t_min, dtype=torch.float64)).item()
+        assert tau == pytest.approx(1e-5 ** (1 - u), rel=1e-6)
+        assert interval.t_max == soft.interval.t_max
