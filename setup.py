@@ -23,7 +23,11 @@ setup(
     long_description_content_type="text/markdown",
     python_requires=">=3.11",
     packages=find_packages(include=["fdtrain", "fdtrain.*"]),
-    package_data={"fdtrain": ["py.typed"], "fdtrain.evaluation.reporting": ["*.jinja"]},
+    package_data={
+        "fdtrain": ["py.typed"],
+        "fdtrain.evaluation.reporting": ["*.jinja"],
+        "fdtrain.export": ["templates/*.txt"],
+    },
     entry_points={"console_scripts": ["fdtrain = fdtrain.commands.entry:main"]},
     # What packs and reads data, loads a model, samples it and computes its likelihood.
     install_requires=[
