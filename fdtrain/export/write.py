@@ -86,7 +86,7 @@ def _writer(form: str) -> Any:
     try:
         return import_module(f"fdtrain.export.{FORMATS[form]}")
     except ModuleNotFoundError as error:
-        if error.name not in EXTRAS["export"]:
+        if error.name is None or error.name not in EXTRAS["export"]:
             raise
         raise UserError(missing(error.name)) from error
 
