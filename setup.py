@@ -4,10 +4,12 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+VERSION = Path("fdtrain/__init__.py").read_text().split('__version__ = "')[1].split('"')[0]
 EXTRAS = {
     "train": ["deepspeed>=0.19.8,<0.20", "ema-pytorch>=0.8.3,<0.9", "tensorboard>=2.20,<3"],
-    "eval": ["matplotlib>=3.9,<4", "jinja2>=3.1,<4"],
+    "eval": ["matplotlib>=3.9,<4", "jinja2>=3.1,<4", "tensorboard>=2.20,<3"],
     "export": ["diffusers>=0.35,<1", "onnx>=1.18", "onnxscript>=0.5", "onnxruntime>=1.22"],
+    "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.27"],
     # The embedded data set.
     "digits": ["scikit-learn>=1.5,<2"],
     "parquet": ["pyarrow>=17"],
@@ -19,7 +21,7 @@ EXTRAS = {
 
 setup(
     name="fdtrain",
-    version="0.1.0",
+    version=VERSION,
     description="Likelihood training of diffusion models on the closed time interval, on DeepSpeed",
     long_description=Path("README.md").read_text(),
     long_description_content_type="text/markdown",
@@ -27,7 +29,11 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["fdtrain", "fdtrain.*"]),
-    package_data={"fdtrain": ["py.typed"], "fdtrain.evaluation.reporting": ["*.jinja"]},
+    package_data={
+        "fdtrain": ["py.typed"],
+        "fdtrain.evaluation.reporting": ["*.jinja"],
+        "fdtrain.export": ["templates/*.txt"],
+    },
     entry_points={"console_scripts": ["fdtrain = fdtrain.commands.entry:main"]},
     # What packs and reads data, loads a model, samples it and computes its likelihood.
     install_requires=[

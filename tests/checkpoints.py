@@ -1,12 +1,22 @@
-"""What lies in a checkpoint, for comparison."""
+"""What lies in a checkpoint, for comparison; checkpoints without a run."""
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from fdtrain.checkpoint import store
-from fdtrain.checkpoint.fragments import AVERAGE, FIRST_MOMENT, SECOND_MOMENT, WEIGHT
+from fdtrain.checkpoint.fragments import (
+    AVERAGE,
+    FIRST_MOMENT,
+    SECOND_MOMENT,
+    WEIGHT,
+    Fragment,
+    part_name,
+    write_part,
+)
 from fdtrain.networks.model import Model, ModelSpec
 
 KINDS = (WEIGHT, AVERAGE, FIRST_MOMENT, SECOND_MOMENT)
@@ -32,3 +42,26 @@ def assert_close(a: Path, b: Path, atol: float) -> None:
     assert first.keys() == second.keys()
     for key in first:
         torch.testing.assert_close(first[key], second[key], rtol=0, atol=atol, msg=lambda m, key=key: f"{key}: {m}")
+
+
+def checkpoint_of(run, model, parts, kind=AVERAGE):
+    """A checkpoint whose average is cut over so many parts."""
+    folder = run / "checkpoints" / "step_00000007"
+    folder.mkdir(parents=True)
+    files = {}
+    for rank in range(parts):
+        fragments = []
+        for name, weight in model.named_parameters():
+            flat = weight.detach().flatten()
+            start, stop = (len(flat) * r // parts for r in (rank, rank + 1))
+            fragments.append(Fragment(kind, name, start, flat[start:stop].clone()))
+        files[part_name(rank)] = write_part(folder / part_name(rank), fragments)
+    model.spec.save(folder / store.MODEL_FILE)
+    counters = store.Counters(0.0, {}, (0.0, 0.0))
+    state = store.State(7, 0, parts, 0, [0.0], 0, 0, counters, {}, None)
+    (folder / store.STATE_FILE).write_text(json.dumps(asdict(state)))
+    for name in (store.MODEL_FILE, store.STATE_FILE):
+        files[name] = store.manifest_entry(folder / name)
+    manifest = {"version": store.VERSION, "files": files}
+    (folder / store.MANIFEST).write_text(json.dumps(manifest))
+    return folder

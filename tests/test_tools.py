@@ -49,7 +49,12 @@ def test_pack(tmp_path):
 
 def test_export_reads_back_without_the_run(run, tmp_path):
     tool("export", run.run_folder(), tmp_path / "e")
-    assert sorted(p.name for p in (tmp_path / "e").iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(p.name for p in (tmp_path / "e").iterdir()) == [
+        "README.md",
+        "config.json",
+        "export.json",
+        "model.safetensors",
+    ]
     model = load_model(tmp_path / "e")
     average = tensors(run.checkpoint(30), AVERAGE)
     for name, weight in model.named_parameters():

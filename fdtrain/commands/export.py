@@ -1,17 +1,29 @@
 """Export a run's averaged weights: ``fdtrain export runs/digits export/digits``.
 
-Writes model.safetensors and config.json, which ``fdtrain.load("export/digits")`` reads.
+    --format safetensors    model.safetensors and config.json, which fdtrain.load("export/digits") reads (default)
+    --format diffusers      a folder for DiffusionPipeline.from_pretrained("export/digits", trust_remote_code=True)
+    --format onnx           model.onnx, and sample.py, which needs numpy and onnxruntime alone
+    --format torch_export   model.pt2, for torch.export.load
+
+Each is compared with the model on the same inputs; the export fails if they differ. README.md is the model card, and
+export.json records the difference and the checksum of every file (docs/export.md).
 """
 
 import argparse
 
-from fdtrain.evaluation.load import export
+from fdtrain.export.write import FORMATS, UNKNOWN, export
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="a run (its newest checkpoint), a checkpoint, or an export")
-    parser.add_argument("folder", help="where the two files go")
+    parser.add_argument("folder", help="a new folder, or an earlier export, which is replaced")
+    parser.add_argument("--format", choices=FORMATS, default="safetensors", help="default: safetensors")
+    parser.add_argument(
+        "--licence", default=UNKNOWN, help="for the model card, such as apache-2.0 (default: %(default)s)"
+    )
+    parser.add_argument("--opset", type=int, help="version of ONNX's operators, for --format onnx")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    print(f"exported to {export(arguments.model, arguments.folder)}")
+    done = export(arguments.model, arguments.folder, arguments.format, arguments.licence, arguments.opset)
+    print(f"exported to {done.folder}; largest difference to the model {done.largest_difference:.1e}")

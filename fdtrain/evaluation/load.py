@@ -1,19 +1,18 @@
 """Find and load a trained model: from an export, a checkpoint or a run folder. Needs no DeepSpeed, runs no code."""
 
+import json
 import logging
-import shutil
 from pathlib import Path
-
-from safetensors.torch import save_file
 
 from fdtrain.checkpoint import soundness, store
 from fdtrain.checkpoint.fragments import AVERAGE
 from fdtrain.errors import UserError
-from fdtrain.evaluation.sampling import grids
 from fdtrain.networks.model import Model, ModelSpec, load_weights
 
 SPEC_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 """Of an export."""
+EXPORT_FILE = "export.json"
+"""Of an export: its form, and size and SHA-256 of its files. Earlier versions wrote none."""
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +29,10 @@ def find_model(path: str | Path) -> tuple[Path, Path]:
     if not folder.is_dir():
         raise UserError(f"no folder {folder}. Give a run, a checkpoint or an export.")
     if (folder / SPEC_FILE).is_file() and (folder / WEIGHTS_FILE).is_file():
+        _check_export(folder)
         return folder / SPEC_FILE, folder / WEIGHTS_FILE
+    if (folder / EXPORT_FILE).is_file():
+        raise UserError(f"{folder} is an export in another form. Load one of --format safetensors, or the run itself.")
     if (folder / "checkpoints").is_dir():
         folder = _newest(folder)
     elif not (folder / store.MODEL_FILE).is_file():
@@ -38,6 +40,20 @@ def find_model(path: str | Path) -> tuple[Path, Path]:
     elif fault := soundness.fault(folder):
         raise _damaged(folder, fault)
     return folder / store.MODEL_FILE, folder
+
+
+def _check_export(folder: Path) -> None:
+    """Raise UserError if a file was changed since it was exported."""
+    record = folder / EXPORT_FILE
+    if not record.is_file():
+        return
+    try:
+        entries = json.loads(record.read_text())["files"]
+        for name in (SPEC_FILE, WEIGHTS_FILE):
+            if store.manifest_entry(folder / name) != {key: entries[name][key] for key in ("bytes", "sha256")}:
+                raise UserError(f"{folder / name} was changed since it was exported. Export the model again.")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{record} is damaged ({type(error).__name__}: {error}). Export the model again.") from error
 
 
 def _newest(run: Path) -> Path:
@@ -77,24 +93,3 @@ def read_model(spec_file: Path, weights: Path) -> Model:
     shapes = {name: p.shape for name, p in model.named_parameters()}
     model.load_state_dict(store.open_parts(weights).whole(AVERAGE, shapes))
     return model
-
-
-def export(path: str | Path, destination: str | Path) -> Path:
-    """Write the averaged weights and what rebuilds the model into a folder of their own.
-
-    The folder holds ``model.safetensors`` and ``config.json``; :func:`load_model` reads it.
-
-    Raises:
-        UserError: nothing to export, or the folder cannot be written.
-    """
-    model = load_model(path)
-    destination = Path(destination)
-    try:
-        destination.mkdir(parents=True, exist_ok=True)
-        save_file(model.state_dict(), destination / WEIGHTS_FILE)
-        model.spec.save(destination / SPEC_FILE)
-        if (Path(path) / grids.FILE).is_file():
-            shutil.copyfile(Path(path) / grids.FILE, destination / grids.FILE)
-    except OSError as error:
-        raise UserError(f"cannot write into {destination} ({error.strerror}).") from error
-    return destination

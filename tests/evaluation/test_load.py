@@ -1,41 +1,16 @@
 """Models in checkpoints that were written in parts."""
 
-import json
-from dataclasses import asdict
-
 import pytest
 import torch
+from checkpoints import checkpoint_of
 from models import DIGITS
 
-from fdtrain.checkpoint import store
-from fdtrain.checkpoint.fragments import AVERAGE, WEIGHT, Fragment, part_name, write_part
+from fdtrain.checkpoint.fragments import WEIGHT, part_name
 from fdtrain.errors import UserError
-from fdtrain.evaluation.load import export, load_model
+from fdtrain.evaluation.load import load_model
 from fdtrain.evaluation.reporting import result
+from fdtrain.export.write import export
 from fdtrain.networks.model import Model
-
-
-def checkpoint_of(run, model, parts, kind=AVERAGE):
-    """A checkpoint whose average is cut over so many parts."""
-    folder = run / "checkpoints" / "step_00000007"
-    folder.mkdir(parents=True)
-    files = {}
-    for rank in range(parts):
-        fragments = []
-        for name, weight in model.named_parameters():
-            flat = weight.detach().flatten()
-            start, stop = (len(flat) * r // parts for r in (rank, rank + 1))
-            fragments.append(Fragment(kind, name, start, flat[start:stop].clone()))
-        files[part_name(rank)] = write_part(folder / part_name(rank), fragments)
-    DIGITS.save(folder / store.MODEL_FILE)
-    counters = store.Counters(0.0, {}, (0.0, 0.0))
-    state = store.State(7, 0, parts, 0, [0.0], 0, 0, counters, {}, None)
-    (folder / store.STATE_FILE).write_text(json.dumps(asdict(state)))
-    for name in (store.MODEL_FILE, store.STATE_FILE):
-        files[name] = store.manifest_entry(folder / name)
-    manifest = {"version": store.VERSION, "files": files}
-    (folder / store.MANIFEST).write_text(json.dumps(manifest))
-    return folder
 
 
 @pytest.fixture

@@ -1,0 +1,1 @@
+"""A trained model in forms that others read, each compared with the model itself (docs/export.md)."""

@@ -1,0 +1,75 @@
+"""The model card of an export, README.md: what the model is, what it was measured at, how to load it."""
+
+import json
+from typing import Any
+
+from fdtrain import __version__
+from fdtrain.errors import excerpt
+from fdtrain.evaluation.reporting import result
+from fdtrain.evaluation.reporting.result import FrechetResult, NllResult, Subject
+from fdtrain.networks.model import Model, parameter_count
+
+LIBRARIES = {"safetensors": "fdtrain", "diffusers": "diffusers", "onnx": "onnx", "torch_export": "pytorch"}
+
+
+def text(model: Model, subject: Subject, record: dict[str, Any], loading: str, name: str, licence: str) -> str:
+    """The card; ``record`` is what export.json says, ``loading`` how the form is loaded."""
+    spec = model.spec
+    size = " x ".join(map(str, spec.shape))
+    labels = f", {len(spec.classes)} classes" if spec.classes else ""
+    guided = ", trained with dropped labels (guidance)" if spec.null_class else ""
+    step = "" if subject.step is None else f", averaged weights of step {subject.step:,}"
+    lines = [
+        "---",
+        f"license: {json.dumps(licence)}",
+        f"library_name: {LIBRARIES[record['format']]}",
+        "tags: [diffusion, unconditional-image-generation, likelihood, fdtrain]",
+        "---",
+        "",
+        f"# {excerpt(name)}",
+        "",
+        "A diffusion model on the closed time interval [0, 1], trained by maximum likelihood with fdtrain "
+        f"{__version__}.",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| data set | {_cell(spec.dataset)}: {size} (C, H, W), {spec.levels} levels{labels} |",
+        f"| network | {spec.network}, {parameter_count(model):,} parameters{guided}{step} |",
+        f"| predictor | `{spec.predictor}` |",
+        f"| weights, SHA-256 | `{subject.sha256}` |",
+        f"| difference to the model | {record['largest_difference']:.1e} at most (relative; `t = 0` and `t = 1` too) |",
+        f"| licence | {_cell(licence)} |",
+        "",
+        "## Figures",
+        "",
+        *(_figures(subject) or ["None were recorded for these weights when they were exported."]),
+        "",
+        "## Loading",
+        "",
+        loading,
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _figures(subject: Subject) -> list[str]:
+    """Rows of the results of the run that are of these very weights."""
+    folder, rows = subject.results, []
+    for path in sorted(folder.glob("*.json")) if folder else []:
+        found = result.read(path)
+        if found is None or found.weights_sha256 != subject.sha256:
+            continue
+        if isinstance(found, NllResult):
+            on = f"{found.images:,} of {found.images_in_split:,} images of {_cell(found.dataset)}/{_cell(found.split)}"
+            for title, value in found.estimates():
+                error = "" if value.error_images is None else f" ± {value.error_images:.4f}"
+                rows.append(f"| {title}, bits/dim | {value.bits_per_dim:.4f}{error} | {on} |")
+        elif isinstance(found, FrechetResult):
+            spread = "" if found.spread is None else f" ± {found.spread:.3f}"
+            how = f"{found.images:,} images, {_cell(found.solver)}, {found.nfe} evaluations"
+            rows.append(f"| {_cell(found.name)} | {found.value:.3f}{spread} | {how} |")
+    return ["| figure | value | on |", "|---|---|---|", *rows] if rows else []
+
+
+def _cell(value: object) -> str:
+    """Text from elsewhere, in a table."""
+    return excerpt(value).replace("|", "\\|").replace("<", "&lt;")

@@ -1,0 +1,103 @@
+"""The field as an ONNX graph, ``model.onnx``, and a sampler beside it that needs numpy and onnxruntime alone."""
+
+import json
+import logging
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import onnxscript
+import torch
+from torch import Tensor
+
+from fdtrain.errors import UserError
+from fdtrain.export import agreement, torch_export
+from fdtrain.export.bundle import bundle
+from fdtrain.networks.model import Model
+from fdtrain.randomness import Purpose
+
+FILE, SAMPLER, DESCRIPTION = "model.onnx", "sample.py", "model.json"
+OLDEST_OPSET = 18
+"""Of torch's exporter."""
+OPSET = 20
+LOADING = """```
+pip install numpy onnxruntime
+python FOLDER/sample.py --images 16 --steps 20 --out samples.npz
+```
+
+The graph `model.onnx` takes `x` (N, C, H, W) float32 and `t` (N,) float64 in [0, 1]LABELS, and gives the field `F`."""
+
+
+def write(model: Model, folder: Path, opset: int | None = None) -> float:
+    """Write graph, sampler and description, and return the largest difference of the graph's field in onnxruntime.
+
+    Raises:
+        UserError: there is no such opset.
+    """
+    opset = OPSET if opset is None else opset
+    newest = onnx.defs.onnx_opset_version()
+    if not OLDEST_OPSET <= opset <= newest:
+        raise UserError(f"--opset {opset}: it must be {OLDEST_OPSET} to {newest}; the default is {OPSET}.")
+    _export(model, folder / FILE, opset)
+    onnx.checker.check_model(folder / FILE)
+    (folder / DESCRIPTION).write_text(json.dumps(asdict(model.spec), indent=1) + "\n")
+    (folder / SAMPLER).write_text(sampler(), encoding="utf-8")
+    session = onnxruntime.InferenceSession(folder / FILE, providers=["CPUExecutionProvider"])
+
+    def field(x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
+        values = {name: value.numpy() for name, value in (("x", x), ("t", t), ("label", label)) if value is not None}
+        return torch.from_numpy(np.asarray(session.run(None, values)[0]))
+
+    return agreement.check(model, field, "the ONNX graph")
+
+
+def _export(model: Model, path: Path, opset: int) -> None:
+    names = ["x", "t", "label"][: len(torch_export.arguments(model))]
+    # The exporter tells of its steps, and of versions that it does without.
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                model,
+                torch_export.arguments(model),
+                path,
+                input_names=names,
+                output_names=["F"],
+                dynamic_shapes=torch_export.dynamic(model),
+                opset_version=opset,
+                dynamo=True,
+                external_data=False,
+                custom_translation_table={torch.ops.aten.special_erfinv.default: _erfinv(model)},
+                verbose=False,
+            )
+    finally:
+        for logger, level in zip(loggers, levels):
+            logger.setLevel(level)
+
+
+def _erfinv(model: Model) -> Callable:
+    """ONNX has no ``erfinv``: the frequencies of :func:`fdtrain.networks.embeddings.fourier`, its only use, do not
+    depend on the inputs."""
+    count = getattr(model.network, "channels", 2) // 2
+    values = torch.special.erfinv((torch.arange(count, dtype=torch.float32) + 0.5) / count)
+    constant = onnx.numpy_helper.from_array(values.numpy())
+
+    def erfinv(argument):
+        return onnxscript.opset18.Constant(value=constant)
+
+    return erfinv
+
+
+def sampler() -> str:
+    """The script: this package's solvers, and a loop around the graph."""
+    template = (Path(__file__).parent / "templates" / "onnx_sampler.py.txt").read_text(encoding="utf-8")
+    solvers = bundle(["fdtrain.export.stepper", "fdtrain.diffusion.solvers.grids"])
+    return template.replace("@SOLVERS@", solvers).replace("@PURPOSE@", str(int(Purpose.SAMPLE)))

@@ -1,0 +1,102 @@
+"""Export a model: one folder in one form, compared with the model, with a card and a record of its checksums."""
+
+import shutil
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from fdtrain import __version__
+from fdtrain.errors import EXTRAS, UserError, missing
+from fdtrain.evaluation.reporting.result import open_model
+from fdtrain.evaluation.sampling import grids
+from fdtrain.export import agreement, card
+from fdtrain.export.folder import VERSION, new_folder, write_record
+
+FORMATS = {
+    "safetensors": "weights",
+    "diffusers": "diffusers_folder",
+    "onnx": "onnx_graph",
+    "torch_export": "torch_export",
+}
+"""By name, the module of this folder that has ``write(model, folder)`` and ``LOADING``, the text of the card."""
+UNKNOWN = "unknown"
+"""The licence, unless one is given."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """The finished folder, and the largest difference of its field to the model's (:mod:`agreement`)."""
+
+    folder: Path
+    largest_difference: float
+
+
+def export(
+    path: str | Path,
+    destination: str | Path,
+    form: str = "safetensors",
+    licence: str = UNKNOWN,
+    opset: int | None = None,
+) -> Exported:
+    """Write the averaged weights of a run, a checkpoint or an export in a form that others read.
+
+    Args:
+        destination: a new folder, or an earlier export, which is replaced when the new one is complete.
+        form: a name in :data:`FORMATS`.
+        licence: what the card says, as the Hugging Face hub names licences.
+        opset: version of ONNX's operators; None: a usual one.
+
+    Raises:
+        UserError: nothing to export, a package of the form is not installed, the export differs from the model, or the
+            folder cannot be written.
+    """
+    if opset is not None and form != "onnx":
+        raise UserError(f"--opset: only --format onnx has one, not {form}.")
+    writer, destination = _writer(form), Path(destination)
+    model, subject = open_model(path)
+    options = {"opset": opset} if form == "onnx" else {}
+    with new_folder(destination) as folder:
+        difference = writer.write(model, folder, **options)
+        record = {
+            "version": VERSION,
+            "format": form,
+            "weights_sha256": subject.sha256,
+            "step": subject.step,
+            "largest_difference": difference,
+            "tolerance": agreement.TOLERANCE,
+            "versions": {"fdtrain": __version__, **_versions()},
+        }
+        if (subject.home / grids.FILE).is_file():
+            shutil.copyfile(subject.home / grids.FILE, folder / grids.FILE)
+        labels = ", labels (N,) int64" if model.spec.classes else ""
+        loading = (
+            writer.LOADING.replace("FOLDER", destination.name).replace("; LABELS", labels).replace("LABELS", labels)
+        )
+        name = destination.resolve().name
+        (folder / "README.md").write_text(card.text(model, subject, record, loading, name, licence), encoding="utf-8")
+        write_record(folder, record)
+    return Exported(destination, difference)
+
+
+def _writer(form: str) -> Any:
+    if form not in FORMATS:
+        raise UserError(f"--format: there is no {form!r}; there are {', '.join(FORMATS)}.")
+    try:
+        return import_module(f"fdtrain.export.{FORMATS[form]}")
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name not in EXTRAS["export"]:
+            raise
+        raise UserError(missing(error.name)) from error
+
+
+def _versions() -> dict[str, str]:
+    """Of the packages that an export may have been written by."""
+    found = {}
+    for name in ("torch", *EXTRAS["export"]):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

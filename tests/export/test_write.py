@@ -1,0 +1,382 @@
+"""Exports: each agrees with the model, is complete or absent, and runs without fdtrain where it says so."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+import torch
+from checkpoints import checkpoint_of
+from conftest import environment
+from models import DIGITS, filled, saved
+
+import fdtrain
+from fdtrain.errors import UserError
+from fdtrain.evaluation.load import load_model
+from fdtrain.evaluation.sampling import grids
+from fdtrain.export import agreement, write
+from fdtrain.export.write import FORMATS, export
+
+NAMES = [str(i) for i in range(10)]
+OPTIONS = {
+    "ddpmpp": {"channels": 8, "multipliers": [1, 2], "blocks": 1, "attention": [4], "time_embedding": "fourier"},
+    "vdm": {"channels": 8, "blocks": 1},
+    "dit": {"size": "S", "patch": 4, "fourier_features": 1},
+}
+SPECS = {
+    # Among them every predictor, with and without labels.
+    "ddpmpp": replace(DIGITS, network_options=OPTIONS["ddpmpp"], predictor="bounded", classes=NAMES, null_class=True),
+    "vdm": replace(DIGITS, network="vdm", network_options=OPTIONS["vdm"], predictor="alpha"),
+    "dit": replace(DIGITS, network="dit", network_options=OPTIONS["dit"], classes=NAMES),
+}
+PACKAGES = {"diffusers": ["diffusers"], "onnx": ["onnx", "onnxscript", "onnxruntime"]}
+
+
+def need(form):
+    for package in PACKAGES.get(form, ()):
+        if find_spec(package) is None:
+            pytest.skip(f"{package} is not installed; the extra [export] brings it")
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """Folder of a model, by network."""
+    return {name: saved(filled(spec), tmp_path_factory.mktemp(name)) for name, spec in SPECS.items()}
+
+
+@pytest.fixture(scope="module")
+def exported(source, tmp_path_factory):
+    """An export by network and form, made once."""
+    made = {}
+
+    def get(network, form):
+        need(form)
+        if (network, form) not in made:
+            made[network, form] = export(source[network], tmp_path_factory.mktemp("exports") / form, form)
+        return made[network, form].folder
+
+    return get
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("network", SPECS)
+def test_every_network_in_every_form(network, form, exported, source):
+    folder = exported(network, form)
+    record = json.loads((folder / "export.json").read_text())
+    assert record["largest_difference"] <= agreement.TOLERANCE
+    assert record["format"] == form
+    assert record["weights_sha256"] == fdtrain.load(source[network]).subject.sha256
+    assert set(record["files"]) == {
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != "export.json"
+    }
+    card = (folder / "README.md").read_text()
+    assert card.startswith('---\nlicense: "unknown"\n')
+    assert f"{record['largest_difference']:.1e} at most" in card
+    assert "FOLDER" not in card
+    assert "LABELS" not in card
+    assert f"trained by maximum likelihood with fdtrain {fdtrain.__version__}" in card
+
+
+@pytest.mark.parametrize("network", SPECS)
+def test_the_inputs_have_both_ends_and_every_kind_of_label(network):
+    x, t, label = agreement.inputs(filled(SPECS[network]))
+    assert {0.0, 1.0} <= set(t.tolist())
+    spec = SPECS[network]
+    if spec.classes:
+        assert label.max() == len(spec.classes) - 1 + spec.null_class
+    assert len(x) == len(t)
+
+
+def test_a_difference_fails_and_leaves_nothing(source, tmp_path, monkeypatch):
+    model = load_model(source["vdm"])
+    with pytest.raises(UserError, match=r"the graph differs from the model by \d\.\de-0[34] \(relative"):
+        agreement.check(model, lambda x, t, label: model(x, t, label) + 1e-3, "the graph")
+    with pytest.raises(UserError, match=r"differs from the model by inf"):
+        agreement.check(model, lambda x, t, label: model(x, t, label) * torch.nan, "the graph")
+    # Only at one end of the interval.
+    with pytest.raises(UserError, match="differs"):
+        agreement.check(model, lambda x, t, label: model(x, t, label) + (t == 1).view(-1, 1, 1, 1), "the graph")
+    monkeypatch.setattr(agreement, "TOLERANCE", -1.0)
+    with pytest.raises(UserError, match="Nothing was written"):
+        export(source["vdm"], tmp_path / "e")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_earlier_export_is_replaced_when_the_new_one_is_complete(source, tmp_path, monkeypatch):
+    export(source["vdm"], tmp_path / "e")
+    before = (tmp_path / "e" / "export.json").read_text()
+    with monkeypatch.context() as broken:
+        broken.setattr(agreement, "TOLERANCE", -1.0)
+        with pytest.raises(UserError, match="differs"):
+            export(source["dit"], tmp_path / "e")
+    assert (tmp_path / "e" / "export.json").read_text() == before
+    export(source["dit"], tmp_path / "e")
+    assert load_model(tmp_path / "e").spec == SPECS["dit"]
+    # Over itself too.
+    export(tmp_path / "e", tmp_path / "e", licence="apache-2.0")
+    assert load_model(tmp_path / "e").spec == SPECS["dit"]
+    assert (tmp_path / "e" / "README.md").read_text().startswith('---\nlicense: "apache-2.0"\n')
+    assert [path.name for path in tmp_path.iterdir()] == ["e"]
+
+
+def test_exports_of_earlier_versions(source, tmp_path):
+    """Two files, without checksums: as source is. They are exported again, and replaced."""
+    shutil.copytree(source["vdm"], tmp_path / "old")
+    assert load_model(tmp_path / "old").spec == SPECS["vdm"]
+    export(source["dit"], tmp_path / "old")
+    assert load_model(tmp_path / "old").spec == SPECS["dit"]
+
+
+def test_optimised_grids_come_along(source, tmp_path):
+    shutil.copytree(source["vdm"], tmp_path / "source")
+    sha256 = fdtrain.load(source["vdm"]).subject.sha256
+    grids.save_optimised(tmp_path / "source", sha256, "ode", 2, (1.0, 0.4, 0.0))
+    export(tmp_path / "source", tmp_path / "e")
+    assert fdtrain.load(tmp_path / "e").sample(1, solver="ode", grid="optimised", steps=2).shape == (1, 1, 8, 8)
+
+
+def test_the_card_has_the_figures_of_these_weights(tmp_path):
+    """And no others: results of another step are of other weights."""
+    model = filled(DIGITS)
+    checkpoint_of(tmp_path / "run", model, 1)
+    sha256 = fdtrain.load(tmp_path / "run").subject.sha256
+    bound = {"bits_per_dim": 2.3456, "error_draws": 0.01, "error_images": 0.02, "evaluations": 20}
+    bound |= {"draws": 20, "antithetic": False}
+    content = {
+        "kind": "nll", "weights_sha256": sha256, "images": 300, "device": "cpu", "seconds": 1.0, "dataset": "digits",
+        "source": "", "split": "test", "fingerprint": "", "images_in_split": 300, "levels": 17,
+        "dequantisation": "uniform", "dtype": "float32", "seed": 0, "batch": 256, "elbo": bound,
+    }  # fmt: skip
+    folder = tmp_path / "run" / "evaluation"
+    folder.mkdir()
+    (folder / "nll_test.json").write_text(json.dumps(content))
+    export(tmp_path / "run", tmp_path / "e")
+    card = (tmp_path / "e" / "README.md").read_text()
+    assert "| ELBO, bits/dim | 2.3456 ± 0.0200 | 300 of 300 images of digits/test |" in card
+    assert "averaged weights of step 7" in card
+    (folder / "nll_test.json").write_text(json.dumps({**content, "weights_sha256": "0" * 64}))
+    export(tmp_path / "run", tmp_path / "e")
+    assert "None were recorded for these weights" in (tmp_path / "e" / "README.md").read_text()
+
+
+def test_onnx_sampler_needs_neither_torch_nor_fdtrain(exported, source, tmp_path):
+    for network, options in (("ddpmpp", ["--guidance", "2", "--label", "3"]), ("vdm", ["--solver", "ode"])):
+        folder = exported(network, "onnx")
+        block = "import sys, runpy; sys.modules.update(dict.fromkeys(['torch', 'fdtrain', 'onnx'])); "
+        run = f"{block}sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+        arguments = ["--images", "3", "--steps", "5", "--seed", "4", "--batch", "2", "--out", str(tmp_path / "x.npz")]
+        command = [sys.executable, "-c", run, str(folder / "sample.py"), *arguments, *options]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment(), timeout=120)
+        assert done.returncode == 0, done.stderr
+        model = fdtrain.load(source[network])
+        own = {"label": 3, "guidance": 2.0} if network == "ddpmpp" else {"solver": "ode"}
+        expected = model.pixels(model.sample(3, steps=5, seed=4, **own)).permute(0, 2, 3, 1).numpy()
+        found = np.load(tmp_path / "x.npz")["arr_0"]
+        assert found.shape == expected.shape
+        # Rounding moves a value across the edge of a level now and then.
+        assert (found != expected).mean() < 0.02
+    refused = subprocess.run([*command, "--label", "3"], capture_output=True, text=True, env=environment(), timeout=120)
+    assert refused.returncode == 2
+    assert "this model was trained without labels" in refused.stderr
+
+
+def test_the_graph_of_torch_export_takes_any_number_of_images(exported, source):
+    graph = torch.export.load(exported("dit", "torch_export") / "model.pt2").module()
+    x, t, label = agreement.inputs(filled(SPECS["dit"]), 5)
+    assert torch.equal(graph(x, t, label), load_model(source["dit"])(x, t, label))
+
+
+@pytest.fixture
+def hub(tmp_path):
+    """The variables of a process that reads local folders with Diffusers, its cache in the test's folder."""
+    return {**environment(), "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
+
+
+def diffusers(script, hub, *arguments):
+    """Run it without fdtrain."""
+    begin = "import sys; sys.modules['fdtrain'] = None\nimport torch, numpy as np\n"
+    begin += "from diffusers import DiffusionPipeline\n"
+    command = [sys.executable, "-c", begin + script, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=hub, cwd=hub["HF_HOME"][:-3], timeout=180)
+
+
+ROUND_TRIP = """
+def draw(path, **options):
+    pipeline = DiffusionPipeline.from_pretrained(path, trust_remote_code=True)
+    pipeline.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(0)
+    return pipeline, pipeline(batch_size=3, num_inference_steps=4, generator=generator, **options).images
+
+first, images = draw(sys.argv[1], output_type="levels", guidance_scale=2.0)
+first.save_pretrained(sys.argv[2])
+second, again = draw(sys.argv[2], output_type="levels", guidance_scale=2.0)
+assert images.shape == (3, 1, 8, 8) and torch.equal(images, again), images
+second.save_pretrained(sys.argv[2])
+for (name, a), (_, b) in zip(first.field.state_dict().items(), second.field.state_dict().items()):
+    assert torch.equal(a, b), name
+_, shown = draw(sys.argv[2])
+assert shown[0].size == (8, 8), shown
+print("as before")
+# The deterministic solver, from given noise.
+from importlib import import_module
+scheduler = type(first.scheduler).from_config(first.scheduler.config, solver="ode")
+first.scheduler = scheduler
+x = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+scheduler.set_timesteps(6)
+for t in scheduler.timesteps:
+    x = scheduler.step(first.field(x, t, torch.tensor([1, 2, 3])).sample, t, x).prev_sample
+np.save(sys.argv[3], x.detach().numpy())
+"""
+
+
+def test_a_diffusers_pipeline_and_its_round_trip(exported, source, hub, tmp_path):
+    folder = exported("ddpmpp", "diffusers")
+    done = diffusers(ROUND_TRIP, hub, folder, tmp_path / "saved", tmp_path / "x.npy")
+    assert "as before" in done.stdout, done.stderr
+    assert done.returncode == 0, done.stderr
+    names = [sorted(p.relative_to(f).as_posix() for p in f.rglob("*.py")) for f in (folder, tmp_path / "saved")]
+    assert names[0] == names[1]
+    # As fdtrain's own solver goes.
+    from fdtrain.diffusion.solvers import sample, time_grid
+
+    x = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    model = load_model(source["ddpmpp"])
+    with torch.no_grad():
+        expected = sample(model.field(torch.tensor([1, 2, 3])), x, time_grid("sine", 6, DIGITS.scale), "ode")
+    torch.testing.assert_close(torch.from_numpy(np.load(tmp_path / "x.npy")), expected, rtol=1e-3, atol=1e-3)
+
+
+LOAD = """
+try:
+    DiffusionPipeline.from_pretrained(sys.argv[1], trust_remote_code=True)
+except ValueError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "part"),
+    [
+        (
+            "field/config.json",
+            ('"predictor_name": "bounded"', '"predictor_name": "plain"'),
+            "was changed since the model",
+        ),
+        ("field/checksums.json", None, "with 'nonsense'"),
+        ("scheduler/scheduler_config.json", ('"scale": 0.0', '"scale": 0.1'), "is not the model's"),
+    ],
+)
+def test_a_diffusers_folder_edited_by_hand(exported, hub, tmp_path, file, change, part):
+    shutil.copytree(exported("ddpmpp", "diffusers"), tmp_path / "edited")
+    path = tmp_path / "edited" / file
+    if change:
+        text = path.read_text()
+        assert change[0] in text
+        path.write_text(text.replace(*change))
+    else:
+        # Without checksums the configuration is looked at all the same.
+        path.unlink()
+        config = path.with_name("config.json")
+        config.write_text(config.read_text().replace('"bounded"', '"nonsense"'))
+    done = diffusers(LOAD, hub, tmp_path / "edited")
+    assert part in done.stdout, done.stdout + done.stderr
+
+
+def test_other_weights_in_a_diffusers_folder(exported, hub, tmp_path):
+    shutil.copytree(exported("ddpmpp", "diffusers"), tmp_path / "edited")
+    (weights,) = (tmp_path / "edited" / "field").glob("*.safetensors")
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert f"{weights.name} was changed since the model was saved" in diffusers(LOAD, hub, tmp_path / "edited").stdout
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def test_tampered_weights(source, tmp_path):
+    export(source["vdm"], tmp_path / "e")
+    flip(tmp_path / "e" / "model.safetensors")
+    with pytest.raises(UserError, match=r"model\.safetensors was changed since it was exported"):
+        fdtrain.load(tmp_path / "e")
+    with pytest.raises(UserError, match="was changed since it was exported"):
+        export(tmp_path / "e", tmp_path / "f")
+    assert not (tmp_path / "f").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [("{", "is damaged"), ("[]", "is damaged"), ('{"files": {}}', "is damaged"), ('{"files": 3}', "is damaged")],
+)
+def test_a_damaged_record(source, tmp_path, text, part):
+    export(source["vdm"], tmp_path / "e")
+    (tmp_path / "e" / "export.json").write_text(text)
+    with pytest.raises(UserError, match=part):
+        fdtrain.load(tmp_path / "e")
+
+
+def test_a_torn_checkpoint(tmp_path):
+    folder = checkpoint_of(tmp_path / "run", filled(DIGITS), 2)
+    flip(folder / "part_00001.safetensors")
+    with pytest.raises(UserError, match=r"is damaged: part_00001\.safetensors is cut short or changed"):
+        export(tmp_path / "run", tmp_path / "e")
+    assert not (tmp_path / "e").exists()
+
+
+def test_another_version_s_description(source, tmp_path):
+    shutil.copytree(source["vdm"], tmp_path / "old")
+    config = tmp_path / "old" / "config.json"
+    config.write_text(re.sub(r'"version": \d+', '"version": 99', config.read_text()))
+    with pytest.raises(UserError, match="version 99, this fdtrain reads"):
+        export(tmp_path / "old", tmp_path / "e")
+    assert not (tmp_path / "e").exists()
+
+
+@pytest.mark.parametrize(("form", "package"), [("diffusers", "diffusers"), ("onnx", "onnxruntime")])
+def test_a_missing_package_names_its_extra(source, tmp_path, monkeypatch, form, package):
+    need(form)
+    for name in [name for name in sys.modules if name.startswith("fdtrain.export.") and name != write.__name__]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UserError, match=rf'has no {package}\. .* pip install "fdtrain\[export\]"'):
+        export(source["vdm"], tmp_path / "e", form)
+    assert not (tmp_path / "e").exists()
+
+
+@pytest.mark.parametrize("opset", [9, 17, 1000])
+def test_opsets(source, tmp_path, opset):
+    need("onnx")
+    with pytest.raises(UserError, match=f"--opset {opset}: it must be 18 to"):
+        export(source["vdm"], tmp_path / "e", "onnx", opset=opset)
+    assert not (tmp_path / "e").exists()
+
+
+def test_other_mistakes(source, tmp_path):
+    with pytest.raises(UserError, match="only --format onnx has one"):
+        export(source["vdm"], tmp_path / "e", opset=20)
+    with pytest.raises(UserError, match="there is no 'tensorrt'; there are safetensors, diffusers, onnx"):
+        export(source["vdm"], tmp_path / "e", "tensorrt")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").write_text("x")
+    with pytest.raises(UserError, match="holds something else than an export"):
+        export(source["vdm"], tmp_path / "full")
+    assert [path.name for path in (tmp_path / "full").iterdir()] == ["thesis.tex"]
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="cannot write into"):
+        export(source["vdm"], tmp_path / "file")
+    need("torch_export")
+    export(source["vdm"], tmp_path / "graph", "torch_export")
+    with pytest.raises(UserError, match="is an export in another form"):
+        fdtrain.load(tmp_path / "graph")
+    assert os.listdir(tmp_path / "graph")
