@@ -38,7 +38,7 @@ from fdtrain.data.sources.shards import (
 )
 from fdtrain.data.sources.source import BadSample
 from fdtrain.data.workers import run, stopped
-from fdtrain.errors import UserError
+from fdtrain.errors import UserError, excerpt
 from fdtrain.files import exclusive
 
 WORK = ".adopting"
@@ -101,27 +101,13 @@ def adopt(
         ):
             if scan is not None:
                 scans[place] = scan
-        _check(list(scans.values()), fit)
+        _check([scans[place] for place in places], fit)
         if holdout:
             splits = held_out({place: scans[place].images for place in splits["train"]}, holdout)
         for split, shards in splits.items():
             if not sum(scans[place].images for place in shards):
                 raise UserError(f"split '{split}' holds no images. Correct the names of its shards.")
-        suffixes = sorted({suffix for scan in scans.values() for suffix in scan.suffixes})
-        description = DatasetDescription(
-            version=VERSION,
-            name=name,
-            source=describe(splits),
-            size=fit.size,
-            channels=fit.channels,
-            levels=levels,
-            classes=class_list({split: [set(scans[p].labels) for p in shards] for split, shards in splits.items()}),
-            encoding="+".join(sorted({suffix.rpartition(".")[2] for suffix in suffixes})),
-            members=SampleMembers(
-                image=suffixes, label=wanted.label, field=json_field(wanted.label or "", wanted.field)
-            ),
-            splits=_shards(splits, scans, folder),
-        )
+        description = _description(splits, scans, folder, name, wanted, fit, levels)
         if any(without_credentials(place) != place for place in places):
             _write_list(folder / LIST, places)
         write_description(folder, description)
@@ -277,6 +263,39 @@ def _check(scans: list[ShardScan], fit: Fit) -> None:
         )
     if lines:
         raise UserError(lines)
+
+
+def _description(
+    splits: dict[str, list[str]],
+    scans: dict[str, ShardScan],
+    folder: Path,
+    name: str,
+    wanted: Wanted,
+    fit: Fit,
+    levels: int,
+) -> DatasetDescription:
+    suffixes = sorted({suffix for scan in scans.values() for suffix in scan.suffixes})
+    field = json_field(wanted.label or "", wanted.field)
+    try:
+        return DatasetDescription(
+            version=VERSION,
+            name=name,
+            source=describe(splits),
+            size=fit.size,
+            channels=fit.channels,
+            levels=levels,
+            classes=class_list({split: [set(scans[p].labels) for p in shards] for split, shards in splits.items()}),
+            encoding="+".join(sorted({suffix.rpartition(".")[2] for suffix in suffixes})),
+            members=SampleMembers(image=suffixes, label=wanted.label, field=field),
+            splits=_shards(splits, scans, folder),
+        )
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise UserError(
+            f"{excerpt(repr(first['input']))} cannot stand in {FILE} as {excerpt(place)} ({excerpt(first['msg'])}). "
+            "Rename or correct it."
+        ) from None
 
 
 def _shards(splits: dict[str, list[str]], scans: dict[str, ShardScan], folder: Path) -> dict[str, list[Shard]]:

@@ -524,6 +524,17 @@ def test_no_tar(tmp_path, damage, complaint):
         anew(paths, SIZE)
 
 
+@pytest.mark.parametrize(
+    ("file", "image", "complaint"),
+    [("a\\b.tar", "png", "cannot stand in dataset.json as file"), ("0.tar", "x" * 230 + ".png", "as image.0")],
+)
+def test_names_that_a_description_cannot_have(tmp_path, file, image, complaint):
+    path = tmp_path / file
+    write_tar(path, [(f"0.{image}", encoded(0, "png"))], format=tarfile.PAX_FORMAT)
+    with pytest.raises(UserError, match=complaint):
+        adopted(tmp_path / "set", path)
+
+
 def test_the_same_shard_under_two_names(tmp_path):
     path = shard(tmp_path / "0.tar", range(3))
     (tmp_path / "1.tar").write_bytes(path.read_bytes())
@@ -647,7 +658,7 @@ def test_a_remote_description_reads_no_files_of_this_machine(tmp_path, place):
 
 def tool(*arguments, **options) -> subprocess.CompletedProcess:
     command = [sys.executable, str(TOOL), "adopt", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, **options)
 
 
 def test_the_command(tmp_path):
@@ -670,8 +681,10 @@ def test_the_command(tmp_path):
 
 def test_an_interrupted_command_goes_on(tmp_path):
     """Ctrl-C in the middle: one line, no dataset.json, and what was checked stays."""
-    for i in range(12):
-        shard(tmp_path / "in" / f"{i:02d}.tar", range(200 * i, 200 * i + 200))
+    pictures = [encoded(n, "png") for n in range(100)]
+    (tmp_path / "in").mkdir()
+    for i in range(20):
+        write_tar(tmp_path / "in" / f"{i:02d}.tar", [(f"{i}-{n}.png", pictures[n % 100]) for n in range(500)])
     command = [sys.executable, str(TOOL), "adopt", "in", "--output", "set", "--workers", "1"]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
