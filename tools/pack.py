@@ -18,6 +18,7 @@ from pathlib import Path
 import interpreter  # noqa: F401
 
 from fdtrain.data.pack import pack
+from fdtrain.data.sources.arrow import arrow
 from fdtrain.data.sources.celeba import celeba64
 from fdtrain.data.sources.cifar import cifar10
 from fdtrain.data.sources.digits import digits
@@ -25,6 +26,7 @@ from fdtrain.data.sources.idx import idx
 from fdtrain.data.sources.imagenet import imagenet32_old, imagenet_new
 from fdtrain.data.sources.images import images
 from fdtrain.data.sources.parquet import parquet
+from fdtrain.data.sources.rows import Choice
 from fdtrain.data.sources.source import Source
 from fdtrain.data.writer import ENCODINGS
 from fdtrain.errors import UserError, exit_code
@@ -82,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_idx(add)
     _add_images(add)
-    _add_parquet(add)
+    _add_tables(add)
     for name, source in sources.choices.items():
         _add_output(source, shard_images=100 if name == "digits" else 1000)
     return parser
@@ -113,19 +115,29 @@ def _add_images(add) -> None:
     _add_fit(source)
 
 
-def _add_parquet(add) -> None:
-    source = add(
-        "parquet",
-        lambda a: parquet(a.input, _name(a), a.image_column, a.label_column, a.resize, a.channels, a.config),
-        "a folder of parquet files from the Hugging Face hub, all its splits",
-    )
-    source.add_argument("input", type=Path, help="the folder")
-    source.add_argument("--image-column", metavar="NAME", help="default: the only one that holds images")
-    source.add_argument(
-        "--label-column", metavar="NAME", help="default: the only one that holds labels, if any; '': none"
-    )
-    source.add_argument("--config", metavar="NAME", help="configuration of the data set (default: the only one)")
-    _add_fit(source)
+def _add_tables(add) -> None:
+    for name, read, what in (
+        ("parquet", parquet, "a folder of parquet files from the Hugging Face hub, all its splits"),
+        ("arrow", arrow, "a folder that save_to_disk of the Hugging Face library datasets has written"),
+    ):
+        source = add(name, lambda a, read=read: read(a.input, _name(a), _choice(a)), what)
+        source.add_argument("input", type=Path, help="the folder")
+        source.add_argument("--image-column", metavar="NAME", help="default: the only one that holds images")
+        source.add_argument(
+            "--label-column", metavar="NAME", help="default: the only one that holds labels, if any; '': none"
+        )
+        source.add_argument("--config", metavar="NAME", help="configuration of the data set (default: the only one)")
+        source.add_argument(
+            "--null-images",
+            choices=("refuse", "skip"),
+            default="refuse",
+            help="(default: refuse rows without an image)",
+        )
+        _add_fit(source)
+
+
+def _choice(a: argparse.Namespace) -> Choice:
+    return Choice(a.image_column, a.label_column, a.resize, a.channels, a.config, a.null_images == "skip")
 
 
 def _add_fit(source: argparse.ArgumentParser) -> None:

@@ -15,6 +15,8 @@ from fdtrain.errors import UserError
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
+CHANNELS = (1, 3)
+
 T = TypeVar("T")
 
 MAX_PIXELS = 1 << 26
@@ -44,7 +46,7 @@ def exactly(size: int, channels: int) -> Fit:
     return Fit(size, channels, (size, size))
 
 
-def fit_like(data: bytes, where: str, resize: int | None, channels: int | None) -> Fit:
+def fit_like(data: bytes | np.ndarray, where: str, resize: int | None, channels: int | None) -> Fit:
     """How to fit pictures that are like this one: of its size if no other is asked for, and of its channels.
 
     Raises:
@@ -63,7 +65,9 @@ def fit_like(data: bytes, where: str, resize: int | None, channels: int | None) 
     return exactly(size[0], channels)
 
 
-def fit_like_first(pictures: Iterable[T], read: Callable[[T], bytes], resize: int | None, channels: int | None) -> Fit:
+def fit_like_first(
+    pictures: Iterable[T], read: Callable[[T], bytes | np.ndarray], resize: int | None, channels: int | None
+) -> Fit:
     """As :func:`fit_like`, by the first picture that can be opened; ``str`` of a picture names it.
 
     Raises:
@@ -79,8 +83,11 @@ def fit_like_first(pictures: Iterable[T], read: Callable[[T], bytes], resize: in
     raise first or UserError("there are no images.")
 
 
-def decode(data: bytes, where: str, fit: Fit) -> np.ndarray:
-    """An image file to ``(size, size, channels)`` uint8, turned upright as its EXIF orientation says.
+def decode(data: bytes | np.ndarray, where: str, fit: Fit) -> np.ndarray:
+    """An image to ``(size, size, channels)`` uint8, a file turned upright as its EXIF orientation says.
+
+    Args:
+        data: a file, or pixels of uint8: ``(H, W)``, ``(H, W, 1 or 3)`` or ``(1 or 3, H, W)``.
 
     Raises:
         BadSample: not an image of a known format, broken, absurdly large, or not what ``fit`` takes.
@@ -107,8 +114,10 @@ def _broken(where: str, error: Exception) -> BadSample:
     return BadSample(f"{where} is a broken image ({error}). Remove it or fetch it again.")
 
 
-def _open(data: bytes, where: str) -> Image.Image:
-    """Read the header alone. Pictures that eight bits a channel or one frame would not represent are refused."""
+def _open(data: bytes | np.ndarray, where: str) -> Image.Image:
+    """Read a file's header alone. Pictures that eight bits a channel or one frame would not represent are refused."""
+    if isinstance(data, np.ndarray):
+        return _from_array(data, where)
     try:
         picture = Image.open(io.BytesIO(data), formats=FORMATS)
         frames = getattr(picture, "n_frames", 1)
@@ -125,6 +134,27 @@ def _open(data: bytes, where: str) -> Image.Image:
     if picture.format in ("PNG", "WEBP") and frames > 1:
         raise BadSample(f"{where} is animated. Save the frame that you want as an image of its own.")
     return picture
+
+
+def _from_array(pixels: np.ndarray, where: str) -> Image.Image:
+    pixels = channels_last(pixels)
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in CHANNELS or not pixels.size:
+        raise BadSample(
+            f"{where}: an array of {pixels.dtype} of shape {pixels.shape}; images are uint8, of height x width (x 1 or "
+            "3 channels) or 1 or 3 channels x height x width. Convert it."
+        )
+    height, width, _ = pixels.shape
+    if height * width > MAX_PIXELS:
+        raise BadSample(f"{where} has {width}x{height} pixels, the limit is {MAX_PIXELS}. Remove it.")
+    return Image.fromarray(np.ascontiguousarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels))
+
+
+def channels_last(pixels: np.ndarray) -> np.ndarray:
+    """``(H, W, C)`` of an image without channels (grey) or with the channels first: a view."""
+    if pixels.ndim == 2:
+        return pixels[..., None]
+    planar = pixels.ndim == 3 and pixels.shape[2] not in CHANNELS and pixels.shape[0] in CHANNELS
+    return pixels.transpose(1, 2, 0) if planar else pixels
 
 
 def _orientation(picture: Image.Image) -> int:
