@@ -18,6 +18,7 @@ from pathlib import Path
 import interpreter  # noqa: F401
 
 from fdtrain.data.pack import pack
+from fdtrain.data.sources.arrays import ArrayChoice, arrays
 from fdtrain.data.sources.arrow import arrow
 from fdtrain.data.sources.celeba import celeba64
 from fdtrain.data.sources.cifar import cifar10
@@ -27,7 +28,7 @@ from fdtrain.data.sources.imagenet import imagenet32_old, imagenet_new
 from fdtrain.data.sources.images import images
 from fdtrain.data.sources.parquet import parquet
 from fdtrain.data.sources.rows import Choice
-from fdtrain.data.sources.source import Source
+from fdtrain.data.sources.source import SPLIT_NAMES, Source
 from fdtrain.data.writer import ENCODINGS
 from fdtrain.errors import UserError, exit_code
 
@@ -85,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_idx(add)
     _add_images(add)
     _add_tables(add)
+    _add_arrays(add)
     for name, source in sources.choices.items():
         _add_output(source, shard_images=100 if name == "digits" else 1000)
     return parser
@@ -93,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_idx(add) -> None:
     source = add(
         "idx",
-        lambda a: idx(a.input, _name(a), a.subset, a.classes.split(",") if a.classes else None),
+        lambda a: idx(a.input, _name(a), a.subset, _names(a.classes)),
         "a folder of IDX files: MNIST, Fashion-MNIST, KMNIST, EMNIST",
     )
     source.add_argument("input", type=Path, help="the folder with train-images-idx3-ubyte.gz and the others")
@@ -138,6 +140,30 @@ def _add_tables(add) -> None:
 
 def _choice(a: argparse.Namespace) -> Choice:
     return Choice(a.image_column, a.label_column, a.resize, a.channels, a.config, a.null_images == "skip")
+
+
+def _add_arrays(add) -> None:
+    source = add(
+        "arrays",
+        lambda a: arrays(
+            a.input,
+            a.test,
+            _name(a),
+            ArrayChoice(a.images, a.labels, a.split, _names(a.classes), a.resize, a.channels),
+        ),
+        "images and labels in a file of numpy: .npz, or a pair of .npy",
+    )
+    source.add_argument("input", type=Path, help="the .npz file, or the .npy file of the images")
+    source.add_argument("--test", type=Path, metavar="INPUT", help="held-out images, likewise")
+    source.add_argument("--images", metavar="KEY", help="the array of the images (default: as its name tells)")
+    source.add_argument("--labels", metavar="KEY", help="the array of the labels, likewise; '': none")
+    source.add_argument("--split", choices=sorted(set(SPLIT_NAMES.values())), help="(default: as names tell, or train)")
+    source.add_argument("--classes", metavar="NAME,...", help="names of the labels from 0 on (default: their numbers)")
+    _add_fit(source)
+
+
+def _names(text: str | None) -> list[str] | None:
+    return text.split(",") if text else None
 
 
 def _add_fit(source: argparse.ArgumentParser) -> None:
