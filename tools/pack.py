@@ -4,7 +4,7 @@
     python tools/pack.py cifar10 cifar-10-python.tar.gz data/cifar10
     python tools/pack.py idx /usr/share/datasets/fashion-mnist data/fashion-mnist
     python tools/pack.py imagenet32 Imagenet32_train.zip Imagenet32_val.zip data/imagenet32-new
-    python tools/pack.py images photographs/ data/photographs --resize 64 --holdout 1000
+    python tools/pack.py images photographs/ data/photographs --size 64 --holdout 1000
 
 A command that was stopped goes on from the finished shards when it is repeated (docs/packing.md).
 """
@@ -27,6 +27,7 @@ from fdtrain.data.sources.idx import idx
 from fdtrain.data.sources.imagenet import imagenet32_old, imagenet_new
 from fdtrain.data.sources.images import images
 from fdtrain.data.sources.parquet import parquet
+from fdtrain.data.sources.photos import photos
 from fdtrain.data.sources.rows import Choice
 from fdtrain.data.sources.source import SPLIT_NAMES, Source
 from fdtrain.data.writer import ENCODINGS
@@ -83,6 +84,13 @@ def _parser() -> argparse.ArgumentParser:
     source.add_argument(
         "input", type=Path, help="img_align_celeba.zip, beside it list_eval_partition.txt if you have it"
     )
+    source = add(
+        "photos",
+        lambda a: photos(a.size, a.crops, a.shard_images),
+        "crops of the photographs that scikit-image and scikit-learn ship; nothing to download",
+    )
+    source.add_argument("--size", type=_count, default=32, metavar="PIXELS", help="default: %(default)s")
+    source.add_argument("--crops", type=_count, default=4000, metavar="N", help="of each (default: %(default)s)")
     _add_idx(add)
     _add_images(add)
     _add_tables(add)
@@ -107,13 +115,16 @@ def _add_idx(add) -> None:
 def _add_images(add) -> None:
     source = add(
         "images",
-        lambda a: images(a.input, a.test, a.holdout, _name(a), a.resize, a.channels, a.shard_images),
+        lambda a: images(a.input, a.test, a.holdout, _name(a), a.resize, a.channels, a.shard_images, a.crops),
         "a folder, zip or tar of images; classes are its folders, or the labels in its dataset.json",
     )
     source.add_argument("input", type=Path, help="the images to train on")
     held_out = source.add_mutually_exclusive_group()
     held_out.add_argument("--test", type=Path, metavar="INPUT", help="held-out images, likewise")
-    held_out.add_argument("--holdout", type=_count, default=0, metavar="N", help="hold out N images, a fixed choice")
+    held_out.add_argument(
+        "--holdout", type=_count, default=0, metavar="N", help="hold out N images (of --crops: N photographs)"
+    )
+    source.add_argument("--crops", type=_count, metavar="N", help="N random squares of each photograph, for --size")
     _add_fit(source)
 
 
@@ -169,7 +180,12 @@ def _names(text: str | None) -> list[str] | None:
 def _add_fit(source: argparse.ArgumentParser) -> None:
     source.add_argument("--name", help="of the data set (default: the output folder's)")
     source.add_argument(
-        "--resize", type=_count, metavar="PIXELS", help="resize the largest centre square (default: sizes must agree)"
+        "--size",
+        "--resize",
+        dest="resize",
+        type=_count,
+        metavar="PIXELS",
+        help="resize the largest centre square (default: sizes must agree)",
     )
     source.add_argument("--channels", type=int, choices=(1, 3), help="default: as the first image")
 

@@ -38,6 +38,28 @@ class Shard(_Model):
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 
+class Preparation(_Model):
+    """What a packer did to photographs of any size.
+
+    Args:
+        method: how an image was cut and resized.
+        photographs: their number in each split.
+        crops: the images made of each.
+        pixels: width x height of the smallest, the median and the largest, by area.
+        turned: how many were turned upright, as their EXIF orientation says.
+        converted: how many were converted, by "FROM to TO".
+        enlarged: how many have a side that is smaller than the images'.
+    """
+
+    method: Line
+    photographs: dict[Line, int]
+    crops: int = Field(ge=1)
+    pixels: list[Line] = Field(max_length=3)
+    turned: int = Field(ge=0)
+    converted: dict[Line, int]
+    enlarged: int = Field(ge=0)
+
+
 class DatasetDescription(_Model):
     """A packed data set: the shards of every split, and the properties of its images.
 
@@ -53,6 +75,7 @@ class DatasetDescription(_Model):
     levels: int = Field(ge=2, le=256)
     classes: Annotated[list[Line], FailFast()] = Field(max_length=MAX_CLASSES)
     encoding: Line
+    preparation: Preparation | None = None
     splits: dict[Line, Annotated[list[Shard], FailFast()]]
 
     def images(self, split: str) -> int:
@@ -130,7 +153,7 @@ def read_description(folder: str | Path) -> DatasetDescription:
 
 def write_description(folder: Path, description: DatasetDescription) -> None:
     """Write ``dataset.json``, last of all and atomically: a folder that has it is complete."""
-    write_text(folder / FILE, json.dumps(description.model_dump(), indent=1) + "\n")
+    write_text(folder / FILE, json.dumps(description.model_dump(exclude_none=True), indent=1) + "\n")
 
 
 def fingerprint(shards: Iterable[Shard]) -> str:

@@ -345,8 +345,8 @@ A, B = pub.encoded(PIXELS[:, :, None]), pub.encoded(PIXELS[:4, :4, None])
     ("files", "message"),
     [
         ({"readme.txt": b"hello"}, "holds no images"),
-        ({"a.png": A, "b.png": B}, r"pixels, expected .*--resize"),
-        ({"a.png": pub.encoded(PIXELS[:4, :, None])}, "not square. Ask for a square with --resize"),
+        ({"a.png": A, "b.png": B}, r"pixels, expected .*--size"),
+        ({"a.png": pub.encoded(PIXELS[:4, :, None])}, "not square. Ask for a square with --size"),
         ({"cat/a.png": A, "dog/b.png": A, "c.png": A}, "'c.png' lies beside the class folders"),
         ({"a.png": A, "dataset.json": b"{"}, "is not of the form"),
         ({"a.png": A, "dataset.json": b"[]"}, "is not of the form"),

@@ -108,7 +108,7 @@ def arrays(path: Path, test: Path | None, name: str, choice: ArrayChoice) -> Sou
     fits = {split: _fit(pair.images, choice) for split, pair in splits.items()}
     if len(set(fits.values())) > 1:
         shapes = ", ".join(f"{split} {pair.images.shape}" for split, pair in splits.items())
-        raise UserError(f"{path}: splits of different shapes ({shapes}). Ask for one by --resize or --channels.")
+        raise UserError(f"{path}: splits of different shapes ({shapes}). Ask for one by --size or --channels.")
     labels = {split: _labels(pair) for split, pair in splits.items()}
     present = [values for values in labels.values() if values is not None]
     if present and len(present) < len(labels):

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -67,7 +68,7 @@ def fit_like(data: bytes | np.ndarray, where: str, resize: int | None, channels:
     if resize:
         return Fit(resize, channels, picture=None)
     if size[0] != size[1]:
-        raise UserError(f"{where} has {_size(size)} pixels: not square. Ask for a square with --resize.")
+        raise UserError(f"{where} has {_size(size)} pixels: not square. Ask for a square with --size.")
     return exactly(size[0], channels)
 
 
@@ -106,7 +107,7 @@ def decode(data: bytes | np.ndarray, where: str, fit: Fit) -> np.ndarray:
         if fit.picture and size != fit.picture:
             raise BadSample(
                 f"{where} has {_size(size)} pixels, expected {_size(fit.picture)}. Remove it, or (for a folder "
-                "or zip of images) ask for one size with --resize."
+                "or zip of images) ask for one size with --size."
             )
         if _orientation(picture) != 1:
             picture = ImageOps.exif_transpose(picture)
@@ -118,16 +119,61 @@ def decode(data: bytes | np.ndarray, where: str, fit: Fit) -> np.ndarray:
     return np.asarray(picture).reshape(fit.size, fit.size, fit.channels)
 
 
+@dataclass(frozen=True)
+class Header:
+    """What a file says of its picture: (width, height) upright, whether it must be turned for that, and how its pixels
+    are converted ("" if they are not)."""
+
+    size: tuple[int, int]
+    turned: bool
+    converted: str
+
+
+def inspect(file: Path | bytes, where: str, channels: int) -> Header:
+    """Read the header alone.
+
+    Raises:
+        BadSample: as :func:`upright`, as far as the header shows.
+    """
+    picture = _open(file, where)
+    try:
+        _check_colours(picture, where, channels)
+        modes = {"1": "grey", "L": "grey", "P": "palette"}
+        was, is_now = modes.get(picture.mode, picture.mode), "grey" if channels == 1 else "RGB"
+        return Header(_upright_size(picture), _orientation(picture) != 1, "" if was == is_now else f"{was} to {is_now}")
+    except UserError:
+        raise
+    except Exception as error:  # As in decode.
+        raise _broken(where, error) from error
+    finally:
+        picture.close()
+
+
+def upright(data: bytes, where: str, channels: int) -> Image.Image:
+    """A photograph of any size, turned upright as its EXIF orientation says.
+
+    Raises:
+        BadSample: not an image of a known format, broken, absurdly large, or not representable in those channels.
+    """
+    picture = _open(data, where)
+    try:
+        return _coloured(ImageOps.exif_transpose(picture), where, channels)
+    except UserError:
+        raise
+    except Exception as error:  # As in decode.
+        raise _broken(where, error) from error
+
+
 def _broken(where: str, error: Exception) -> BadSample:
     return BadSample(f"{where} is a broken image ({error}). Remove it or fetch it again.")
 
 
-def _open(data: bytes | np.ndarray, where: str) -> Image.Image:
+def _open(data: bytes | Path | np.ndarray, where: str) -> Image.Image:
     """Read a file's header alone. Pictures that eight bits a channel or one frame would not represent are refused."""
     if isinstance(data, np.ndarray):
         return _from_array(data, where)
     try:
-        picture = Image.open(io.BytesIO(data), formats=FORMATS)
+        picture = Image.open(data if isinstance(data, Path) else io.BytesIO(data), formats=FORMATS)
         frames = getattr(picture, "n_frames", 1)
     except Image.DecompressionBombError as error:
         raise BadSample(f"{where}: {error}. Remove it.") from error
@@ -178,13 +224,17 @@ def _upright_size(picture: Image.Image) -> tuple[int, int]:
 
 def _coloured(picture: Image.Image, where: str, channels: int) -> Image.Image:
     """Lossless where possible: grey becomes RGB of equal values, but nothing is turned grey or made opaque."""
+    _check_colours(picture, where, channels)
+    return picture.convert("L" if channels == 1 else "RGB")
+
+
+def _check_colours(picture: Image.Image, where: str, channels: int) -> None:
     if "A" in picture.getbands() or "transparency" in picture.info:
         raise BadSample(f"{where} has transparency. Flatten it onto a background first.")
     if picture.mode not in ("1", "L", "P", "RGB", "CMYK", "YCbCr"):
         raise BadSample(f"{where} is of mode {picture.mode}, not of 8 bits a channel. Convert it first.")
     if channels == 1 and picture.mode not in ("1", "L"):
         raise BadSample(f"{where} has colours, but the data set is grey. For a set with both, ask for --channels 3.")
-    return picture.convert("L" if channels == 1 else "RGB")
 
 
 def _squared(picture: Image.Image, fit: Fit) -> Image.Image:
