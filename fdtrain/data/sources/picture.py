@@ -225,7 +225,8 @@ def _upright_size(picture: Image.Image) -> tuple[int, int]:
 def _coloured(picture: Image.Image, where: str, channels: int) -> Image.Image:
     """Lossless where possible: grey becomes RGB of equal values, but nothing is turned grey or made opaque."""
     _check_colours(picture, where, channels)
-    return picture.convert("L" if channels == 1 else "RGB")
+    mode = "L" if channels == 1 else "RGB"
+    return picture if picture.mode == mode else picture.convert(mode)
 
 
 def _check_colours(picture: Image.Image, where: str, channels: int) -> None:
