@@ -1,13 +1,15 @@
 """The data path's figures in one run: ``python benchmarks/data.py`` (docs/data.md says what they mean).
 
-* images/s of one worker process on 32x32 npy, png and (adopted) jpg, and microseconds of processor per image, worker
-  and main process together, beside webdataset, mosaicml-streaming (if it is installed) and a map-style folder of files,
-  each as people write it; and webdataset, the folder and one memory-mapped npy at their best: a lean decode without
-  numpy's and Pillow's detection, into one array a batch. All give shuffled batches of 128 through a torch DataLoader;
-  the others are spared the transposition to (C, H, W) and every check. Rounds take turns; medians are compared.
+* images/s of one worker process on 32x32 npy, png and (adopted) jpg (and Fashion-MNIST where it is installed), and microseconds of
+  processor per image, worker and main process together, beside webdataset, mosaicml-streaming (if it is installed) and
+  a map-style folder of files, each as people write it; and webdataset, the folder and one memory-mapped npy at their
+  best: a lean decode without numpy's and Pillow's detection, into one array a batch. All give shuffled batches of 128
+  through a torch DataLoader; the others are spared the transposition to (C, H, W) and every check. Rounds take turns;
+  medians are compared.
 * memory of a worker over two epochs
 * images/s that one process packs, beside tarfile with np.save and webdataset's writer, given the same 32x32 arrays and
-  asked for the same checksums; and its memory while it packs
+  asked for the same checksums; the share of what decoding and writing alone can do (packing_share.py); and its memory
+  while it packs
 * seconds to the first batch when starting at step k, at 1.28 M images in 1,281 shards
 * share of a step that training waits for data, with the network of configs/digits.yaml on the CPU
 """
@@ -30,20 +32,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import packing_share
 import torch
 import webdataset
 from PIL import Image, JpegImagePlugin, PngImagePlugin
 from torch.utils.data import DataLoader, Dataset
 
 from fdtrain.data.adopt import adopt
-from fdtrain.data.dataset import VERSION, DatasetDescription, Shard, write_description
+from fdtrain.data.dataset import VERSION, DatasetDescription, Shard, read_description, write_description
 from fdtrain.data.loader import Batches, LaneDataset
 from fdtrain.data.mixture import lane_order, open_data
 from fdtrain.data.pack import pack, pack_digits
 from fdtrain.data.shards import ShardReader
+from fdtrain.data.sources.idx import idx
 from fdtrain.data.sources.source import Sample, Source
 
 BATCH, LANES, WINDOW, SHARD = 128, 64, 1024, 1000
+PIXELS = {1: "l8", 3: "rgb8"}
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -60,7 +65,8 @@ def encode(image: np.ndarray, encoding: str) -> bytes:
     if encoding == "npy":
         np.save(file, image)
     else:
-        Image.fromarray(image).save(file, "jpeg" if encoding == "jpg" else encoding)
+        grey = image[:, :, 0] if image.shape[2] == 1 else image
+        Image.fromarray(grey).save(file, "jpeg" if encoding == "jpg" else encoding)
     return file.getvalue()
 
 
@@ -89,11 +95,12 @@ def describe(folder: Path, shards: list[Shard], size: int, channels: int, encodi
     write_description(folder, description)
 
 
-def make(folder: Path, encoding: str, images: int) -> None:
+def make(folder: Path, encoding: str, pictures: np.ndarray) -> None:
     """The same images as shards, as loose files and, if it is installed, in mosaicml-streaming's format."""
     for name in ("shards", "files"):
         (folder / name).mkdir(parents=True)
-    data = [encode(picture(i), encoding) for i in range(images)]
+    images, size, _, channels = pictures.shape
+    data = [encode(image, encoding) for image in pictures]
     shards = []
     for start in range(0, images, SHARD):
         part = ((f"{i:08d}", encoding, data[i]) for i in range(start, min(start + SHARD, images)))
@@ -101,11 +108,11 @@ def make(folder: Path, encoding: str, images: int) -> None:
     if encoding == "jpg":
         adopt({"train": [str(folder / "shards" / shard.file) for shard in shards]}, folder / "shards", "benchmark")
     else:
-        describe(folder / "shards", shards, 32, 3, encoding)
+        describe(folder / "shards", shards, size, channels, encoding)
     for i, content in enumerate(data):
         (folder / "files" / f"{i:08d}.{encoding}").write_bytes(content)
     if encoding == "npy":
-        np.save(folder / "images.npy", np.stack([picture(i) for i in range(images)]))
+        np.save(folder / "images.npy", pictures)
     if streaming := import_streaming():
         columns = {"image": "bytes", "label": "int"}
         with streaming.MDSWriter(out=str(folder / "mds"), columns=columns, progress_bar=False) as writer:
@@ -136,27 +143,39 @@ def fdtrain_batches(folder: Path, encoding: str, images: int) -> Iterable:
 
 def webdataset_batches(folder: Path, encoding: str, images: int) -> Iterable:
     shards = sorted(str(path) for path in (folder / "shards").glob("*.tar"))
-    data = webdataset.WebDataset(shards, shardshuffle=100).shuffle(WINDOW).decode("rgb8").to_tuple(encoding, "cls")
+    data = (
+        webdataset.WebDataset(shards, shardshuffle=100)
+        .shuffle(WINDOW)
+        .decode(PIXELS[shape_of(folder)[2]])
+        .to_tuple(encoding, "cls")
+    )
     return webdataset.WebLoader(data.batched(BATCH), batch_size=None, num_workers=1)
 
 
-def decode(data: bytes, encoding: str) -> np.ndarray:
-    return np.load(io.BytesIO(data)) if encoding == "npy" else np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+def decode(data: bytes, encoding: str, mode: str = "RGB") -> np.ndarray:
+    return np.load(io.BytesIO(data)) if encoding == "npy" else np.asarray(Image.open(io.BytesIO(data)).convert(mode))
+
+
+def shape_of(folder: Path) -> tuple[int, int, int]:
+    """(H, W, C)."""
+    description = read_description(folder / "shards")
+    return description.size, description.size, description.channels
 
 
 class Files(Dataset):
     def __init__(self, folder: Path, encoding: str):
-        self.files, self.encoding = sorted(folder.iterdir()), encoding
+        self.files, self.encoding = sorted((folder / "files").iterdir()), encoding
+        self.shape = shape_of(folder)
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, i: int) -> tuple[np.ndarray, int]:
-        return decode(self.files[i].read_bytes(), self.encoding), 3
+        return decode(self.files[i].read_bytes(), self.encoding, "L" if self.shape[2] == 1 else "RGB"), 3
 
 
 def folder_batches(folder: Path, encoding: str, images: int) -> Iterable:
-    return DataLoader(Files(folder / "files", encoding), BATCH, shuffle=True, num_workers=1)
+    return DataLoader(Files(folder, encoding), BATCH, shuffle=True, num_workers=1)
 
 
 def decode_into(out: np.ndarray, data: bytes, encoding: str) -> None:
@@ -165,12 +184,12 @@ def decode_into(out: np.ndarray, data: bytes, encoding: str) -> None:
         out[:] = np.frombuffer(data, np.uint8, offset=len(data) - out.size).reshape(out.shape)
     else:
         plugin = PngImagePlugin.PngImageFile if encoding == "png" else JpegImagePlugin.JpegImageFile
-        out[:] = np.asarray(plugin(io.BytesIO(data)))
+        out[:] = np.asarray(plugin(io.BytesIO(data))).reshape(out.shape)
 
 
-def batch_of(files: Sequence[bytes], encoding: str) -> tuple[np.ndarray, np.ndarray]:
+def batch_of(files: Sequence[bytes], encoding: str, shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Arrays, which go through a pipe: for tensors of this size the processes would shake hands for longer."""
-    images = np.empty((len(files), 32, 32, 3), np.uint8)
+    images = np.empty((len(files), *shape), np.uint8)
     for out, data in zip(images, files):
         decode_into(out, data, encoding)
     return images, np.full(len(files), 3)
@@ -180,7 +199,7 @@ class LeanFiles(Files):
     """Batches at a time."""
 
     def __getitems__(self, numbers: list[int]) -> tuple[np.ndarray, np.ndarray]:
-        return batch_of([read_file(self.files[i]) for i in numbers], self.encoding)
+        return batch_of([read_file(self.files[i]) for i in numbers], self.encoding, self.shape)
 
 
 def read_file(path: Path) -> bytes:
@@ -196,14 +215,15 @@ def as_it_is(batch):
 
 
 def lean_folder_batches(folder: Path, encoding: str, images: int) -> Iterable:
-    data = LeanFiles(folder / "files", encoding)
+    data = LeanFiles(folder, encoding)
     return DataLoader(data, BATCH, shuffle=True, num_workers=1, collate_fn=as_it_is)
 
 
 def lean_webdataset_batches(folder: Path, encoding: str, images: int) -> Iterable:
     shards = sorted(str(path) for path in (folder / "shards").glob("*.tar"))
     data = webdataset.WebDataset(shards, shardshuffle=100).shuffle(WINDOW).to_tuple(encoding)
-    data = data.batched(BATCH, collation_fn=lambda samples: batch_of([data for (data,) in samples], encoding))
+    shape = shape_of(folder)
+    data = data.batched(BATCH, collation_fn=lambda samples: batch_of([data for (data,) in samples], encoding, shape))
     return webdataset.WebLoader(data, batch_size=None, num_workers=1)
 
 
@@ -253,7 +273,23 @@ def processor_seconds() -> float:
     return sum(times[:4])
 
 
+def fashion_mnist(images: int) -> np.ndarray:
+    """The first training images ``(images, 28, 28, 1)``."""
+    read = idx(packing_share.FASHION_MNIST, "fashion").splits["train"][0].open()
+    return np.stack([read(i)[0] for i in range(min(images, 10_000))])
+
+
 def throughput(folder: Path, images: int, rounds: int) -> None:
+    sets = {"": np.stack([picture(i) for i in range(images)])}
+    if packing_share.FASHION_MNIST.is_dir():
+        sets["fashion-"] = fashion_mnist(images)
+    for name, pictures in sets.items():
+        for encoding in ("npy", "png") if name else ("npy", "png", "jpg"):
+            make(folder / f"{name}{encoding}", encoding, pictures)
+            read_all(folder / f"{name}{encoding}", encoding, len(pictures), rounds)
+
+
+def read_all(folder: Path, encoding: str, images: int, rounds: int) -> None:
     readers = {
         "fdtrain": fdtrain_batches,
         "folder at its best": lean_folder_batches,
@@ -263,25 +299,25 @@ def throughput(folder: Path, images: int, rounds: int) -> None:
     }
     if import_streaming():
         readers["mosaicml-streaming"] = streaming_batches
-    for encoding in ("npy", "png", "jpg"):
-        make(folder / encoding, encoding, images)
-        present = readers | ({"memory-mapped npy": mapped_batches} if encoding == "npy" else {})
-        found: dict[str, list[tuple[float, float]]] = {name: [] for name in present}
-        for i in range(rounds):
-            # In alternating order: what disturbs a machine often grows or fades.
-            for name, read in list(present.items())[:: -1 if i % 2 else 1]:
-                found[name].append(speed(read, folder / encoding, encoding, images))
-        own = found["fdtrain"]
-        for name, values in found.items():
-            rates, busy = zip(*values)
-            ratios = sorted(a / b for (a, _), b in zip(own, rates, strict=True))
-            saved = sorted(b / a for (_, a), b in zip(own, busy, strict=True))
-            print(
-                f"{encoding}  {name:<23} {statistics.median(rates):8,.0f} images/s"
-                f"   fdtrain is {statistics.median(ratios):5.2f}x ({ratios[0]:.2f} to {ratios[-1]:.2f}),"
-                f" by processor time ({1e6 * statistics.median(busy):6.1f} us/image)"
-                f" {statistics.median(saved):5.2f}x ({saved[0]:.2f} to {saved[-1]:.2f})"
-            )
+    if encoding == "npy":
+        readers["memory-mapped npy"] = mapped_batches
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in readers}
+    for i in range(rounds):
+        # In alternating order: what disturbs a machine often grows or fades.
+        for name, read in list(readers.items())[:: -1 if i % 2 else 1]:
+            found[name].append(speed(read, folder, encoding, images))
+    own = found["fdtrain"]
+    for name, values in found.items():
+        rates, busy = zip(*values)
+        ratios = sorted(a / b for (a, _), b in zip(own, rates, strict=True))
+        saved = sorted(b / a for (_, a), b in zip(own, busy, strict=True))
+        print(
+            f"{folder.name:<11}  {name:<23} {statistics.median(rates):8,.0f} images/s"
+            f"   fdtrain is {statistics.median(ratios):5.2f}x ({ratios[0]:.2f} to {ratios[-1]:.2f}),"
+            f" by processor time ({1e6 * statistics.median(busy):6.1f} us/image)"
+            f" {statistics.median(saved):5.2f}x ({saved[0]:.2f} to {saved[-1]:.2f})",
+            flush=True,
+        )
 
 
 def memory(folder: Path, images: int) -> None:
@@ -374,6 +410,7 @@ def packing(folder: Path, images: int, rounds: int) -> None:
                 f"packing {encoding}  {name:<16} {statistics.median(values):8,.0f} images/s"
                 f"   fdtrain is {statistics.median(ratios):5.2f}x ({ratios[0]:.2f} to {ratios[-1]:.2f})"
             )
+    packing_share.share(folder / "share", picture, images, rounds)
     pool = Pool(pictures, 10 * images)
     pack_fdtrain(pool, "npy", folder / "memory")
     marks = pool.resident[len(pool.resident) // 10 :]
@@ -418,13 +455,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=20_000)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--speed", action="store_true", help="images/s alone")
+    part = parser.add_mutually_exclusive_group()
+    part.add_argument("--speed", action="store_true", help="images/s alone")
+    part.add_argument("--packing", action="store_true", help="packing alone")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     # Of the other readers, about arrays that they do not write to.
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        if arguments.packing:
+            packing(folder / "packing", arguments.images, arguments.rounds)
+            return
         throughput(folder, arguments.images, arguments.rounds)
         if arguments.speed:
             return

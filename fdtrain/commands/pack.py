@@ -4,7 +4,7 @@
     fdtrain pack cifar10 cifar-10-python.tar.gz data/cifar10
     fdtrain pack idx /usr/share/datasets/fashion-mnist data/fashion-mnist
     fdtrain pack imagenet32 Imagenet32_train.zip Imagenet32_val.zip data/imagenet32-new
-    fdtrain pack images photographs/ data/photographs --resize 64 --holdout 1000
+    fdtrain pack images photographs/ data/photographs --size 64 --holdout 1000
     fdtrain pack adopt 'shards/{000..099}.tar' --test 'val/*.tar'
 
 A command that was stopped goes on from the finished shards when it is repeated (docs/packing.md).
@@ -19,6 +19,8 @@ from pathlib import Path
 from fdtrain.data.adopt import LIST, adopt
 from fdtrain.data.dataset import DatasetDescription
 from fdtrain.data.pack import pack
+from fdtrain.data.sources.arrays import ArrayChoice, arrays
+from fdtrain.data.sources.arrow import arrow
 from fdtrain.data.sources.celeba import celeba64
 from fdtrain.data.sources.cifar import cifar10
 from fdtrain.data.sources.digits import digits
@@ -26,9 +28,11 @@ from fdtrain.data.sources.idx import idx
 from fdtrain.data.sources.imagenet import imagenet32_old, imagenet_new
 from fdtrain.data.sources.images import images
 from fdtrain.data.sources.parquet import parquet
+from fdtrain.data.sources.photos import photos
+from fdtrain.data.sources.rows import Choice
 from fdtrain.data.sources.shard_lists import local_folder, shard_lists
 from fdtrain.data.sources.shards import shard_source
-from fdtrain.data.sources.source import Source
+from fdtrain.data.sources.source import SPLIT_NAMES, Source
 from fdtrain.data.writer import ENCODINGS
 from fdtrain.errors import UserError
 
@@ -81,9 +85,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source.add_argument(
         "input", type=Path, help="img_align_celeba.zip, beside it list_eval_partition.txt if you have it"
     )
+    source = add(
+        "photos",
+        lambda a: photos(a.size, a.crops, a.shard_images),
+        "crops of the photographs that scikit-image and scikit-learn ship; nothing to download",
+    )
+    source.add_argument("--size", type=_count, default=32, metavar="PIXELS", help="default: %(default)s")
+    source.add_argument("--crops", type=_count, default=4000, metavar="N", help="of each (default: %(default)s)")
     _add_idx(add)
     _add_images(add)
-    _add_parquet(add)
+    _add_tables(add)
+    _add_arrays(add)
     for name, source in sources.choices.items():
         source.add_argument("output", type=Path, help="folder for the shards and dataset.json")
         _add_output(source, shard_images=100 if name == "digits" else 1000)
@@ -93,7 +105,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_idx(add) -> None:
     source = add(
         "idx",
-        lambda a: idx(a.input, _name(a), a.subset, a.classes.split(",") if a.classes else None),
+        lambda a: idx(a.input, _name(a), a.subset, _names(a.classes)),
         "a folder of IDX files: MNIST, Fashion-MNIST, KMNIST, EMNIST",
     )
     source.add_argument("input", type=Path, help="the folder with train-images-idx3-ubyte.gz and the others")
@@ -105,28 +117,61 @@ def _add_idx(add) -> None:
 def _add_images(add) -> None:
     source = add(
         "images",
-        lambda a: images(a.input, a.test, a.holdout, _name(a), a.resize, a.channels, a.shard_images),
+        lambda a: images(a.input, a.test, a.holdout, _name(a), a.resize, a.channels, a.shard_images, a.crops),
         "a folder, zip or tar of images; classes are its folders, or the labels in its dataset.json",
     )
     source.add_argument("input", type=Path, help="the images to train on")
     held_out = source.add_mutually_exclusive_group()
     held_out.add_argument("--test", type=Path, metavar="INPUT", help="held-out images, likewise")
-    held_out.add_argument("--holdout", type=_count, default=0, metavar="N", help="hold out N images, a fixed choice")
+    held_out.add_argument(
+        "--holdout", type=_count, default=0, metavar="N", help="hold out N images (of --crops: N photographs)"
+    )
+    source.add_argument("--crops", type=_count, metavar="N", help="N random squares of each photograph, for --size")
     _add_fit(source)
 
 
-def _add_parquet(add) -> None:
+def _add_tables(add) -> None:
+    for name, read, what in (
+        ("parquet", parquet, "a folder of parquet files from the Hugging Face hub, all its splits"),
+        ("arrow", arrow, "a folder that save_to_disk of the Hugging Face library datasets has written"),
+    ):
+        source = add(name, lambda a, read=read: read(a.input, _name(a), _choice(a)), what)
+        source.add_argument("input", type=Path, help="the folder")
+        source.add_argument("--image-column", metavar="NAME", help="default: the only one that holds images")
+        source.add_argument(
+            "--label-column", metavar="NAME", help="default: the only one that holds labels, if any; '': none"
+        )
+        source.add_argument("--config", metavar="NAME", help="configuration of the data set (default: the only one)")
+        source.add_argument(
+            "--null-images",
+            choices=("refuse", "skip"),
+            default="refuse",
+            help="(default: refuse rows without an image)",
+        )
+        _add_fit(source)
+
+
+def _choice(a: argparse.Namespace) -> Choice:
+    return Choice(a.image_column, a.label_column, a.resize, a.channels, a.config, a.null_images == "skip")
+
+
+def _add_arrays(add) -> None:
     source = add(
-        "parquet",
-        lambda a: parquet(a.input, _name(a), a.image_column, a.label_column, a.resize, a.channels, a.config),
-        "a folder of parquet files from the Hugging Face hub, all its splits",
+        "arrays",
+        lambda a: arrays(
+            a.input,
+            a.test,
+            _name(a),
+            ArrayChoice(a.images, a.labels, a.split, _names(a.classes), a.resize, a.channels),
+        ),
+        "images and labels in a file of numpy: .npz, or a pair of .npy",
     )
-    source.add_argument("input", type=Path, help="the folder")
-    source.add_argument("--image-column", metavar="NAME", help="default: the only one that holds images")
-    source.add_argument(
-        "--label-column", metavar="NAME", help="default: the only one that holds labels, if any; '': none"
-    )
-    source.add_argument("--config", metavar="NAME", help="configuration of the data set (default: the only one)")
+    source.add_argument("input", type=Path, help="the .npz file, or the .npy file of the images")
+    source.add_argument("--test", type=Path, metavar="INPUT", help="held-out images, likewise")
+    source.add_argument("--images", metavar="KEY", help="the array of the images (default: as its name tells)")
+    source.add_argument("--labels", metavar="KEY", help="the array of the labels, likewise; '': none")
+    source.add_argument("--split", choices=sorted(set(SPLIT_NAMES.values())), help="(default: as names tell, or train)")
+    source.add_argument("--classes", metavar="NAME,...", help="names of the labels from 0 on (default: their numbers)")
     _add_fit(source)
 
 
@@ -185,10 +230,19 @@ def _notes(folder: Path) -> list[str]:
     return [f"the URLs with their credentials are in {folder / LIST}: give that to data.path, and keep it private."]
 
 
+def _names(text: str | None) -> list[str] | None:
+    return text.split(",") if text else None
+
+
 def _add_fit(source: argparse.ArgumentParser) -> None:
     source.add_argument("--name", help="of the data set (default: the output folder's)")
     source.add_argument(
-        "--resize", type=_count, metavar="PIXELS", help="resize the largest centre square (default: sizes must agree)"
+        "--size",
+        "--resize",
+        dest="resize",
+        type=_count,
+        metavar="PIXELS",
+        help="resize the largest centre square (default: sizes must agree)",
     )
     source.add_argument("--channels", type=int, choices=(1, 3), help="default: as the first image")
 

@@ -68,6 +68,28 @@ class Shard(_Model):
         return place
 
 
+class Preparation(_Model):
+    """What a packer did to photographs of any size.
+
+    Args:
+        method: how an image was cut and resized.
+        photographs: their number in each split.
+        crops: the images made of each.
+        pixels: width x height of the smallest, the median and the largest, by area.
+        turned: how many were turned upright, as their EXIF orientation says.
+        converted: how many were converted, by "FROM to TO".
+        enlarged: how many have a side that is smaller than the images'.
+    """
+
+    method: Line
+    photographs: dict[Line, int]
+    crops: int = Field(ge=1)
+    pixels: list[Line] = Field(max_length=3)
+    turned: int = Field(ge=0)
+    converted: dict[Line, int]
+    enlarged: int = Field(ge=0)
+
+
 class DatasetDescription(_Model):
     """A packed data set: the shards of every split, and the properties of its images.
 
@@ -84,6 +106,7 @@ class DatasetDescription(_Model):
     classes: Annotated[list[Line], FailFast()] = Field(max_length=MAX_CLASSES)
     encoding: Line
     members: SampleMembers | None = None
+    preparation: Preparation | None = None
     splits: dict[Line, Annotated[list[Shard], FailFast()]]
 
     def images(self, split: str) -> int:

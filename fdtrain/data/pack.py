@@ -87,6 +87,7 @@ def _request(source: Source, encoding: str, shard_images: int) -> PackRequest:
         levels=source.levels,
         classes=source.classes,
         encoding=encoding,
+        preparation=source.preparation,
         splits={},
     )
     return PackRequest(description=description, shard_images=shard_images, source=source.identity())

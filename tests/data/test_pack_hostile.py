@@ -27,6 +27,7 @@ from fdtrain.data.sources.imagenet import imagenet32_old, imagenet_new
 from fdtrain.data.sources.images import images
 from fdtrain.data.sources.parquet import parquet
 from fdtrain.data.sources.picture import decode, exactly
+from fdtrain.data.sources.rows import Choice
 from fdtrain.errors import UserError
 
 
@@ -344,8 +345,8 @@ A, B = pub.encoded(PIXELS[:, :, None]), pub.encoded(PIXELS[:4, :4, None])
     ("files", "message"),
     [
         ({"readme.txt": b"hello"}, "holds no images"),
-        ({"a.png": A, "b.png": B}, r"pixels, expected .*--resize"),
-        ({"a.png": pub.encoded(PIXELS[:4, :, None])}, "not square. Ask for a square with --resize"),
+        ({"a.png": A, "b.png": B}, r"pixels, expected .*--size"),
+        ({"a.png": pub.encoded(PIXELS[:4, :, None])}, "not square. Ask for a square with --size"),
         ({"cat/a.png": A, "dog/b.png": A, "c.png": A}, "'c.png' lies beside the class folders"),
         ({"a.png": A, "dataset.json": b"{"}, "is not of the form"),
         ({"a.png": A, "dataset.json": b"[]"}, "is not of the form"),
@@ -417,7 +418,7 @@ LABEL = {"_type": "ClassLabel", "names": ["a"]}
         ({"a": [A], "x": [2**40]}, None, {"label": "x"}, "at most 1048576 classes"),
         ({"a": [A], "x": [1]}, {"x": LABEL}, {}, "has label 1, but the source has 1 classes"),
         ({"a": [A, b"hello"]}, None, {}, "row 1 is not an image"),
-        ({"a": [A, None]}, None, {}, "row 1: no image bytes"),
+        ({"a": [A, None]}, None, {}, r"row 1: no image \(null\).*--null-images skip"),
         ({"a": [{"bytes": None, "path": "/etc/passwd"}]}, None, {}, "row 0: no image bytes"),
         ({"a": pa.array([], pa.binary())}, None, {}, "have no rows"),
     ],
@@ -428,7 +429,7 @@ def test_parquet_that_cannot_be_packed(tmp_path, columns, features, options, mes
     table(tmp_path / "hub" / "train-00000-of-00001.parquet", columns, features)
 
     def packed():
-        source = parquet(tmp_path / "hub", "some", options.get("image"), options.get("label"), None, None)
+        source = parquet(tmp_path / "hub", "some", Choice(options.get("image"), options.get("label")))
         return pack(source, tmp_path / "out")
 
     with pytest.raises(UserError, match=message):
@@ -437,10 +438,10 @@ def test_parquet_that_cannot_be_packed(tmp_path, columns, features, options, mes
 
 def test_parquet_files_that_are_none(tmp_path):
     with pytest.raises(UserError, match="is no folder with"):
-        parquet(tmp_path, "some", None, None, None, None)
+        parquet(tmp_path, "some", Choice())
     (tmp_path / "train.parquet").write_bytes(b"PAR1 and so on")
     with pytest.raises(UserError, match=r"train.parquet is not a parquet file"):
-        parquet(tmp_path, "some", None, None, None, None)
+        parquet(tmp_path, "some", Choice())
 
 
 def read_all(data: bytes, kind: str, path: Path) -> None:

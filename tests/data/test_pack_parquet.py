@@ -12,6 +12,7 @@ from test_pack_sources import by_content, same, unpacked
 
 from fdtrain.data.pack import pack
 from fdtrain.data.sources.parquet import parquet
+from fdtrain.data.sources.rows import Choice
 from fdtrain.errors import UserError
 
 PICTURES = pub.random_images(12, 8)
@@ -36,7 +37,7 @@ def write(path: Path, images: range, labels: object = None, about: object = None
 
 
 def source(folder: Path, label: str | None = None, configuration: str | None = None):
-    return parquet(folder, "some", None, label, None, None, configuration)
+    return parquet(folder, "some", Choice(label=label, configuration=configuration))
 
 
 def test_class_names_in_another_order_are_mapped_by_name(tmp_path):

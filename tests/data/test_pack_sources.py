@@ -19,6 +19,7 @@ from fdtrain.data.sources.cifar import cifar10
 from fdtrain.data.sources.imagenet import imagenet32_old, imagenet_new
 from fdtrain.data.sources.images import images
 from fdtrain.data.sources.parquet import parquet
+from fdtrain.data.sources.rows import Choice
 from fdtrain.data.split import Split
 
 
@@ -230,7 +231,7 @@ def test_parquet_of_the_hub(tmp_path):
     cuts = {"train-00000-of-00002": (0, 9), "train-00001-of-00002": (9, 12), "validation-00000-of-00001": (12, 17)}
     for name, (a, b) in cuts.items():
         hub_file(tmp_path / "hub" / "data" / f"{name}.parquet", pictures[a:b], labels[a:b])
-    description = pack(parquet(tmp_path / "hub", "some", None, None, None, None), tmp_path / "out", shard_images=3)
+    description = pack(parquet(tmp_path / "hub", "some", Choice()), tmp_path / "out", shard_images=3)
     assert description.classes == ["cat", "dog", "emu"]
     same(tmp_path / "out", "train", pictures[:12], labels[:12])
     same(tmp_path / "out", "valid", pictures[12:], labels[12:])
@@ -240,7 +241,7 @@ def test_parquet_of_raw_bytes(tmp_path):
     pictures = pub.random_images(6, 8)
     hub_file(tmp_path / "hub" / "train" / "0000.parquet", pictures[:4], [0, 4, 1, 1], "jpeg_or_so", raw=True)
     hub_file(tmp_path / "hub" / "test" / "0000.parquet", pictures[4:], [2, 0], "jpeg_or_so", raw=True)
-    description = pack(parquet(tmp_path / "hub", "some", None, None, None, None), tmp_path / "out")
+    description = pack(parquet(tmp_path / "hub", "some", Choice()), tmp_path / "out")
     assert description.classes == ["0", "1", "2", "3", "4"]
     same(tmp_path / "out", "train", pictures[:4], [0, 4, 1, 1])
     same(tmp_path / "out", "test", pictures[4:], [2, 0])

@@ -22,6 +22,7 @@ from fdtrain.data.location import locate
 from fdtrain.data.shards import ShardReader
 from fdtrain.data.sources.images import images
 from fdtrain.data.sources.parquet import parquet
+from fdtrain.data.sources.rows import Choice
 from fdtrain.data.sources.source import Source
 from fdtrain.errors import UserError
 
@@ -61,7 +62,7 @@ def archive(path: str) -> list:
 
 def table(folder: str) -> list:
     """The same of a folder of parquet files."""
-    return _source(parquet(Path(folder), "x", None, None, None, None))
+    return _source(parquet(Path(folder), "x", Choice()))
 
 
 def _source(source: Source) -> list:

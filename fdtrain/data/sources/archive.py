@@ -199,13 +199,13 @@ def read(member: Member) -> bytes:
 
 
 @contextmanager
-def stream(member: Member) -> Iterator[IO[bytes]]:
-    """Open a large file, which is read as needed.
+def stream(member: Member, most: int = MAX_STREAM) -> Iterator[IO[bytes]]:
+    """Open a large file of at most ``most`` bytes, which is read as needed.
 
     Raises:
         UserError: too large, or damaged.
     """
-    if max(member.size, member.stored) > MAX_STREAM:
+    if max(member.size, member.stored) > most:
         raise UserError(
             f"{member} claims {max(member.size, member.stored)} bytes, more than any published batch. Fetch it again."
         )

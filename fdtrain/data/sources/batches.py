@@ -1,7 +1,6 @@
 """Batch files of CIFAR-10 and of downsampled ImageNet, arrays of flat images as pickles or npz."""
 
 import io
-import math
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +8,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from fdtrain.data.sources import pickled
+from fdtrain.data.sources import npy, pickled
 from fdtrain.data.sources.archive import MAX_STREAM, Member, stream
 from fdtrain.data.sources.source import Sample
 from fdtrain.errors import UserError
@@ -85,12 +84,8 @@ def _npz(file: IO[bytes], where: str) -> dict[str, np.ndarray]:
 
 def _npy(archive: zipfile.ZipFile, name: str) -> np.ndarray:
     size = archive.getinfo(name).file_size
+    if size > MAX_STREAM:
+        raise ValueError(f"{name} of {size} bytes")
     with archive.open(name) as file:
-        version = np.lib.format.read_magic(file)
-        readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-        if version not in readers:
-            raise ValueError(f"npy format {version}")
-        shape, fortran, dtype = readers[version](file)
-        if size > MAX_STREAM or dtype.hasobject or fortran or math.prod(shape) * dtype.itemsize + file.tell() != size:
-            raise ValueError(f"{name}: {dtype} of shape {shape} in {size} bytes")
-        return np.frombuffer(file.read(), dtype).reshape(shape)
+        shape, dtype, begun = npy.header(file, size)
+        return np.frombuffer(begun + file.read(), dtype).reshape(shape)

@@ -1,43 +1,22 @@
-"""Columns of parquet files: which contain images and labels, and the names of the labels."""
+"""Columns of tables: which contain images and labels, and the names of the labels."""
 
 import json
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fdtrain.data.sources.image_column import ARRAYS, holds_arrays, holds_bytes
 from fdtrain.data.sources.source import MAX_CLASSES, BadSample, numbered
+from fdtrain.data.sources.tables import guarded, opened
 from fdtrain.errors import UserError
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
 LABEL_NAMES = ("label", "labels")
-
-
-def opened(path: Path) -> "pq.ParquetFile":
-    try:
-        import pyarrow.parquet as pq
-    except ImportError as error:
-        raise UserError("parquet needs pyarrow. Install it: pip install 'fdtrain[parquet]'.") from error
-    with guarded(path, "is not a parquet file, or cut short"):
-        return pq.ParquetFile(path)
-
-
-@contextmanager
-def guarded(path: Path, problem: str = "is damaged or lacks a column") -> Iterator[None]:
-    """Turn the errors of pyarrow on damaged files into one line."""
-    import pyarrow as pa
-
-    try:
-        yield
-    except (pa.ArrowException, OSError, KeyError, ValueError, MemoryError) as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"{path} {problem} ({reason}). Fetch it again.") from error
 
 
 def features(schema: "pa.Schema", path: Path) -> dict[str, dict[str, Any]]:
@@ -119,17 +98,10 @@ def _choose_in(
         if schema.names.count(column) != 1:
             columns = ", ".join(schema.names)
             raise UserError(f"{path} has {schema.names.count(column) or 'no'} column '{column}' (it has: {columns}).")
-    if not _holds_bytes(schema.field(images).type):
-        raise UserError(f"{path}: column '{images}' is of {schema.field(images).type}, expected image bytes.")
+    kind = schema.field(images).type
+    if not holds_bytes(kind) and not holds_arrays(kind):
+        raise UserError(f"{path}: column '{images}' is of {kind}, expected image bytes, or arrays of whole numbers.")
     return images, labels
-
-
-def _holds_bytes(kind: "pa.DataType") -> bool:
-    import pyarrow as pa
-
-    if pa.types.is_struct(kind):
-        return kind.get_field_index("bytes") >= 0
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 
 def _kind(kind: "pa.DataType") -> str | None:
@@ -147,7 +119,8 @@ def _kind(kind: "pa.DataType") -> str | None:
 
 def _image_column(schema: "pa.Schema", described: dict[str, dict[str, Any]], path: Path) -> str:
     columns = [name for name, feature in described.items() if feature.get("_type") == "Image"]
-    columns = columns or [field.name for field in schema if _holds_bytes(field.type)]
+    columns = columns or [name for name, feature in described.items() if feature.get("_type") in ARRAYS]
+    columns = columns or [field.name for field in schema if holds_bytes(field.type) or holds_arrays(field.type)]
     if len(columns) != 1:
         raise UserError(f"{path}: image columns: {', '.join(columns) or 'none'}. Choose one with --image-column.")
     return columns[0]
@@ -257,7 +230,7 @@ def _values(path: Path, column: str) -> set[Any]:
     labels: set[Any] = set()
     start = 0
     with guarded(path):
-        for batch in opened(path).iter_batches(columns=[column]):
+        for batch in opened(path).batches([column]):
             values = batch.column(0)
             if pa.types.is_dictionary(values.type):
                 values = values.cast(values.type.value_type)

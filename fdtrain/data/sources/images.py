@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from fdtrain.data.sources import labels
 from fdtrain.data.sources.archive import Member, members, read
+from fdtrain.data.sources.crops import crop_parts, method, survey
 from fdtrain.data.sources.picture import fit_like_first, image_parts, is_image
 from fdtrain.data.sources.source import SPLIT_NAMES, Source, numbered
 from fdtrain.errors import UserError
@@ -27,6 +28,7 @@ def images(
     resize: int | None,
     channels: int | None,
     share: int,
+    crops: int | None = None,
 ) -> Source:
     """Images of one size, or of any size where ``resize`` asks for one.
 
@@ -39,6 +41,8 @@ def images(
         name: the name of the data set.
         resize: side in pixels that the largest centred square is resized to (Lanczos); ``None``: all agree.
         channels: 1 or 3; ``None``: as the first image.
+        crops: random squares of each photograph that are resized instead (crops.py); then ``holdout`` and ``share``
+            count photographs and crops.
         share: about the number of images of a part.
 
     Raises:
@@ -55,14 +59,20 @@ def images(
     listings = {split: _shuffled(listing) for split, listing in listings.items()}
     if holdout:
         listings = _held_out(listings["train"], holdout, train)
+    if crops and not resize:
+        raise UserError("--crops needs the size of the images. Give it by --size.")
     fit = fit_like_first(listings["train"].members, read, resize, channels)
     classes = _classes(listings, train)
     number = {name: index for index, name in enumerate(classes)}
     splits = {}
     for split, listing in listings.items():
         numbers = None if listing.classes is None else [number[str(key)] for key in listing.classes]
-        splits[split] = image_parts(listing.members, numbers, fit, share)
-    change = f", largest centre square, Lanczos to {resize}x{resize}" if resize else ""
+        if crops:
+            splits[split] = crop_parts(listing.members, numbers, fit.size, fit.channels, crops, share)
+        else:
+            splits[split] = image_parts(listing.members, numbers, fit, share)
+    photographs = {split: listing.members for split, listing in listings.items()}
+    change = f", {method(resize, crops)}" if resize else ""
     return Source(
         name=name,
         source=", ".join(path.name for path in (train, test) if path) + change,
@@ -70,6 +80,7 @@ def images(
         channels=fit.channels,
         classes=classes,
         splits=splits,
+        preparation=survey(photographs, fit.size, fit.channels, crops) if resize else None,
         notes=tuple(notes),
     )
 

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -14,6 +15,8 @@ from fdtrain.errors import UserError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
+CHANNELS = (1, 3)
 
 T = TypeVar("T")
 
@@ -42,13 +45,19 @@ class Fit:
     crop: int | None = None
     filter: Image.Resampling = Image.Resampling.LANCZOS
 
+    def same(self, pixels: np.ndarray) -> bool:
+        """Whether an array is an image already."""
+        changed = self.crop or self.picture not in (None, (self.size, self.size))
+        shape = channels_last(pixels).shape
+        return not changed and pixels.dtype == np.uint8 and shape == (self.size, self.size, self.channels)
+
 
 def exactly(size: int, channels: int) -> Fit:
     """The fit of pictures that are not changed."""
     return Fit(size, channels, (size, size))
 
 
-def fit_like(data: bytes, where: str, resize: int | None, channels: int | None) -> Fit:
+def fit_like(data: bytes | np.ndarray, where: str, resize: int | None, channels: int | None) -> Fit:
     """How to fit pictures that are like this one: of its size if no other is asked for, and of its channels.
 
     Raises:
@@ -59,7 +68,7 @@ def fit_like(data: bytes, where: str, resize: int | None, channels: int | None) 
     if resize:
         return Fit(resize, channels, picture=None)
     if size[0] != size[1]:
-        raise UserError(f"{where} has {_size(size)} pixels: not square. Ask for a square with --resize.")
+        raise UserError(f"{where} has {_size(size)} pixels: not square. Ask for a square with --size.")
     return exactly(size[0], channels)
 
 
@@ -76,7 +85,9 @@ def upright_shape(data: bytes, where: str) -> tuple[tuple[int, int], int]:
         raise _broken(where, error) from error
 
 
-def fit_like_first(pictures: Iterable[T], read: Callable[[T], bytes], resize: int | None, channels: int | None) -> Fit:
+def fit_like_first(
+    pictures: Iterable[T], read: Callable[[T], bytes | np.ndarray], resize: int | None, channels: int | None
+) -> Fit:
     """As :func:`fit_like`, by the first picture that can be opened; ``str`` of a picture names it.
 
     Raises:
@@ -92,12 +103,17 @@ def fit_like_first(pictures: Iterable[T], read: Callable[[T], bytes], resize: in
     raise first or UserError("there are no images.")
 
 
-def decode(data: bytes, where: str, fit: Fit) -> np.ndarray:
-    """An image file to ``(size, size, channels)`` uint8, turned upright as its EXIF orientation says.
+def decode(data: bytes | np.ndarray, where: str, fit: Fit) -> np.ndarray:
+    """An image to ``(size, size, channels)`` uint8, a file turned upright as its EXIF orientation says.
+
+    Args:
+        data: a file, or pixels of uint8: ``(H, W)``, ``(H, W, 1 or 3)`` or ``(1 or 3, H, W)``.
 
     Raises:
         BadSample: not an image of a known format, broken, absurdly large, or not what ``fit`` takes.
     """
+    if isinstance(data, np.ndarray) and fit.same(data):
+        return channels_last(data)
     return fitted(_open(data, where), where, fit)
 
 
@@ -108,7 +124,7 @@ def fitted(picture: Image.Image, where: str, fit: Fit) -> np.ndarray:
         if fit.picture and size != fit.picture:
             raise WrongSize(
                 f"{where} has {_size(size)} pixels, expected {_size(fit.picture)}. Remove it, or (for a folder "
-                "or zip of images) ask for one size with --resize."
+                "or zip of images) ask for one size with --size."
             )
         if _orientation(picture) != 1:
             picture = ImageOps.exif_transpose(picture)
@@ -120,14 +136,61 @@ def fitted(picture: Image.Image, where: str, fit: Fit) -> np.ndarray:
     return np.asarray(picture).reshape(fit.size, fit.size, fit.channels)
 
 
+@dataclass(frozen=True)
+class Header:
+    """What a file says of its picture: (width, height) upright, whether it must be turned for that, and how its pixels
+    are converted ("" if they are not)."""
+
+    size: tuple[int, int]
+    turned: bool
+    converted: str
+
+
+def inspect(file: Path | bytes, where: str, channels: int) -> Header:
+    """Read the header alone.
+
+    Raises:
+        BadSample: as :func:`upright`, as far as the header shows.
+    """
+    picture = _open(file, where)
+    try:
+        _check_colours(picture, where, channels)
+        modes = {"1": "grey", "L": "grey", "P": "palette"}
+        was, is_now = modes.get(picture.mode, picture.mode), "grey" if channels == 1 else "RGB"
+        return Header(_upright_size(picture), _orientation(picture) != 1, "" if was == is_now else f"{was} to {is_now}")
+    except UserError:
+        raise
+    except Exception as error:  # As in decode.
+        raise _broken(where, error) from error
+    finally:
+        picture.close()
+
+
+def upright(data: bytes, where: str, channels: int) -> Image.Image:
+    """A photograph of any size, turned upright as its EXIF orientation says.
+
+    Raises:
+        BadSample: not an image of a known format, broken, absurdly large, or not representable in those channels.
+    """
+    picture = _open(data, where)
+    try:
+        return _coloured(ImageOps.exif_transpose(picture), where, channels)
+    except UserError:
+        raise
+    except Exception as error:  # As in decode.
+        raise _broken(where, error) from error
+
+
 def _broken(where: str, error: Exception) -> BadSample:
     return BadSample(f"{where} is a broken image ({error}). Remove it or fetch it again.")
 
 
-def _open(data: bytes, where: str) -> Image.Image:
-    """Read the header alone. Pictures that eight bits a channel or one frame would not represent are refused."""
+def _open(data: bytes | Path | np.ndarray, where: str) -> Image.Image:
+    """Read a file's header alone. Pictures that eight bits a channel or one frame would not represent are refused."""
+    if isinstance(data, np.ndarray):
+        return _from_array(data, where)
     try:
-        picture = Image.open(io.BytesIO(data), formats=FORMATS)
+        picture = Image.open(data if isinstance(data, Path) else io.BytesIO(data), formats=FORMATS)
         frames = getattr(picture, "n_frames", 1)
     except Image.DecompressionBombError as error:
         raise BadSample(f"{where}: {error}. Remove it.") from error
@@ -144,6 +207,27 @@ def _open(data: bytes, where: str) -> Image.Image:
     return picture
 
 
+def _from_array(pixels: np.ndarray, where: str) -> Image.Image:
+    pixels = channels_last(pixels)
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in CHANNELS or not pixels.size:
+        raise BadSample(
+            f"{where}: an array of {pixels.dtype} of shape {pixels.shape}; images are uint8, of height x width (x 1 or "
+            "3 channels) or 1 or 3 channels x height x width. Convert it."
+        )
+    height, width, _ = pixels.shape
+    if height * width > MAX_PIXELS:
+        raise BadSample(f"{where} has {width}x{height} pixels, the limit is {MAX_PIXELS}. Remove it.")
+    return Image.fromarray(np.ascontiguousarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels))
+
+
+def channels_last(pixels: np.ndarray) -> np.ndarray:
+    """``(H, W, C)`` of an image without channels (grey) or with the channels first: a view."""
+    if pixels.ndim == 2:
+        return pixels[..., None]
+    planar = pixels.ndim == 3 and pixels.shape[2] not in CHANNELS and pixels.shape[0] in CHANNELS
+    return pixels.transpose(1, 2, 0) if planar else pixels
+
+
 def _orientation(picture: Image.Image) -> int:
     """1: upright; 2 to 8 as defined by EXIF."""
     orientation = picture.getexif().get(ExifTags.Base.Orientation, 1)
@@ -157,13 +241,18 @@ def _upright_size(picture: Image.Image) -> tuple[int, int]:
 
 def _coloured(picture: Image.Image, where: str, channels: int) -> Image.Image:
     """Lossless where possible: grey becomes RGB of equal values, but nothing is turned grey or made opaque."""
+    _check_colours(picture, where, channels)
+    mode = "L" if channels == 1 else "RGB"
+    return picture if picture.mode == mode else picture.convert(mode)
+
+
+def _check_colours(picture: Image.Image, where: str, channels: int) -> None:
     if "A" in picture.getbands() or "transparency" in picture.info:
         raise BadSample(f"{where} has transparency. Flatten it onto a background first.")
     if picture.mode not in ("1", "L", "P", "RGB", "CMYK", "YCbCr"):
         raise BadSample(f"{where} is of mode {picture.mode}, not of 8 bits a channel. Convert it first.")
     if channels == 1 and picture.mode not in ("1", "L"):
         raise BadSample(f"{where} has colours, but the data set is grey. For a set with both, ask for --channels 3.")
-    return picture.convert("L" if channels == 1 else "RGB")
 
 
 def _squared(picture: Image.Image, fit: Fit) -> Image.Image:
