@@ -51,6 +51,11 @@ def main() -> None:
             print(f"note: {source.published[split]} images were published as '{split}'. Is the source complete?")
     for note in source.notes:
         print(f"note: {note}")
+    # Loaded here: it imports torch, which the worker processes have no use for.
+    from fdtrain.training.starter import write_first_config
+
+    for line in write_first_config(arguments.output, description):
+        print(line)
 
 
 def _parser() -> argparse.ArgumentParser:

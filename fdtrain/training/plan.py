@@ -9,6 +9,7 @@ import torch
 
 from fdtrain import distributed
 from fdtrain.capacity.layout import RunLayout, run_layout
+from fdtrain.capacity.spec import model_spec
 from fdtrain.checkpoint import soundness, store
 from fdtrain.config import Config, load_config
 from fdtrain.data.dataset import DatasetDescription, fingerprint
@@ -109,27 +110,6 @@ def _check_some_fit(existing: list[Path], plan: Plan) -> None:
             errors.append(error)
     if errors:
         raise errors[0]
-
-
-def model_spec(config: Config, description: DatasetDescription) -> ModelSpec:
-    """The model that a configuration asks for on a data set."""
-    network = config.network
-    if network.class_conditional and not description.classes:
-        raise UserError(f"network.class_conditional: data set '{description.name}' has no labels. Set it to false.")
-    # How it is trained, or said elsewhere in the specification.
-    others = {"name", "class_conditional", "label_dropout", "checkpointing"}
-    return ModelSpec(
-        network=network.name,
-        network_options=network.model_dump(mode="json", exclude=others),
-        predictor=config.diffusion.predictor,
-        scale=config.scale(description.levels),
-        channels=description.channels,
-        size=description.size,
-        levels=description.levels,
-        dataset=description.name,
-        classes=description.classes if network.class_conditional else [],
-        null_class=network.label_dropout > 0,
-    )
 
 
 def _check_folder(folder: Path) -> None:
