@@ -122,10 +122,9 @@ def test_curve_and_report(run, digits):
     assert html.escape(f"1 x {devices.name(torch.device('cpu'))}") in page
 
 
-def test_nll_by_the_ode(run, digits, tmp_path):
+def test_nll_by_the_ode(run, tmp_path):
+    """And on the data that the run has recorded."""
     arguments = [
-        "--data",
-        digits,
         "--ode",
         "--tolerance",
         1e-3,
@@ -139,7 +138,7 @@ def test_nll_by_the_ode(run, digits, tmp_path):
     ]
     out = tool("evaluate", "nll", run.run_folder(), *arguments)
     result = json.loads((tmp_path / "r.json").read_text())
-    assert "the first 2 of 300 images" in out
+    assert "the first 2 of 300 images of digits/test" in out
     assert result["ode"]["trace"] == "exact"
     assert result["ode"]["nfe"] > 10
     # The bound is an upper one.

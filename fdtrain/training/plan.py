@@ -71,6 +71,8 @@ def prepare(config_file: str, overrides: list[str], resume: bool, profile: str |
     data = open_data(config.data.paths, config.data.weights, **how)
     shards = data.split(config.data.train_split)
     if config.data.test_split is not None:
+        if config.data.test_split not in data.description.splits:
+            raise UserError(_no_held_out(config.data.test_split, data.description))
         data.split(config.data.test_split)
     elif config.monitor.evaluate_every:
         raise UserError("monitor.evaluate_every needs held-out images: set data.test_split, or evaluate_every to null.")
@@ -92,6 +94,15 @@ def prepare(config_file: str, overrides: list[str], resume: bool, profile: str |
         )
     _check_some_fit(existing, plan)
     return plan
+
+
+def _no_held_out(split: str, description: DatasetDescription) -> str:
+    there = excerpt(", ".join(description.splits))
+    return (
+        f"data.test_split: data set '{description.name}' has no split '{split}' (it has: {there}). To train without "
+        "held-out images, set data.test_split and monitor.evaluate_every to null; to hold some out, pack the images "
+        "again with tools/pack.py --holdout N."
+    )
 
 
 def _check_some_fit(existing: list[Path], plan: Plan) -> None:
