@@ -9,12 +9,16 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from fdtrain.errors import exit_code
+from fdtrain.version import ShowVersion
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="fdtrain", description="Train a diffusion model by maximum likelihood.")
+    parser.add_argument("--version", action=ShowVersion)
     parser.add_argument("--config", required=True, help="YAML configuration; see configs/ and docs/configuration.md")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="such as training.lr=1e-4")
+    parser.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="such as training.lr=1e-4 name=x"
+    )
     parser.add_argument(
         "--resume",
         choices=("auto", "never"),

@@ -25,6 +25,7 @@ from fdtrain.diffusion.predictors import PREDICTORS
 from fdtrain.diffusion.solvers import SOLVERS
 from fdtrain.diffusion.time_sampling import DENSITIES, DRAWS
 from fdtrain.errors import UserError
+from fdtrain.main import parse_arguments
 from fdtrain.networks.dit import SIZES
 from fdtrain.networks.embeddings import TIME_EMBEDDINGS
 from fdtrain.networks.model import NETWORKS
@@ -224,3 +225,9 @@ def test_the_choices_of_a_key_are_those_of_the_code(section, key):
 
 def test_every_network_has_its_section():
     assert SECTIONS.keys() == NETWORKS.keys()
+
+
+def test_several_settings_after_one_flag_and_after_several():
+    arguments = ["--config", "c.yaml", "--set", "a=1", "b.c=2", "--resume", "auto", "--set", "d=3"]
+    assert parse_arguments(arguments).set == ["a=1", "b.c=2", "d=3"]
+    assert parse_arguments(["--config", "c.yaml"]).set == []

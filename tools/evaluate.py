@@ -13,6 +13,7 @@ from fdtrain.errors import exit_code
 from fdtrain.evaluation import process
 from fdtrain.evaluation.commands import curve, features, fid, grid, nll, report
 from fdtrain.training.monitor import show_pictures
+from fdtrain.version import ShowVersion
 
 COMMANDS = {"nll": nll, "features": features, "fid": fid, "curve": curve, "grid": grid, "report": report}
 
@@ -20,6 +21,7 @@ COMMANDS = {"nll": nll, "features": features, "fid": fid, "curve": curve, "grid"
 def parse_arguments() -> argparse.Namespace:
     style = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=style)
+    parser.add_argument("--version", action=ShowVersion)
     # Given by DeepSpeed's launcher; the environment says the same.
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     commands = parser.add_subparsers(dest="command", required=True)

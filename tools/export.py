@@ -14,10 +14,12 @@ import interpreter  # noqa: F401
 
 from fdtrain.errors import exit_code
 from fdtrain.evaluation.load import export
+from fdtrain.version import ShowVersion
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--version", action=ShowVersion)
     parser.add_argument("model", help="a run (its newest checkpoint), a checkpoint, or an export")
     parser.add_argument("folder", help="where the two files go")
     arguments = parser.parse_args()

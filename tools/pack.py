@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 import interpreter  # noqa: F401
+from PIL import ImageColor
 
 from fdtrain.data.pack import pack
 from fdtrain.data.sources.celeba import celeba64
@@ -28,6 +29,7 @@ from fdtrain.data.sources.parquet import parquet
 from fdtrain.data.sources.source import Source
 from fdtrain.data.writer import ENCODINGS
 from fdtrain.errors import UserError, exit_code
+from fdtrain.version import ShowVersion
 
 RAW = argparse.RawDescriptionHelpFormatter
 
@@ -51,6 +53,8 @@ def main() -> None:
             print(f"note: {source.published[split]} images were published as '{split}'. Is the source complete?")
     for note in source.notes:
         print(f"note: {note}")
+    if arguments.no_config:
+        return
     # Loaded here: it imports torch, which the worker processes have no use for.
     from fdtrain.training.starter import write_first_config
 
@@ -60,6 +64,7 @@ def main() -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=RAW)
+    parser.add_argument("--version", action=ShowVersion)
     sources = parser.add_subparsers(title="sources", required=True, metavar="SOURCE")
 
     def add(name: str, read, what: str) -> argparse.ArgumentParser:
@@ -108,13 +113,16 @@ def _add_idx(add) -> None:
 def _add_images(add) -> None:
     source = add(
         "images",
-        lambda a: images(a.input, a.test, a.holdout, _name(a), a.resize, a.channels, a.shard_images),
+        lambda a: images(a.input, a.test, a.holdout, _name(a), a.resize, a.channels, a.shard_images, a.background),
         "a folder, zip or tar of images; classes are its folders, or the labels in its dataset.json",
     )
     source.add_argument("input", type=Path, help="the images to train on")
     held_out = source.add_mutually_exclusive_group()
     held_out.add_argument("--test", type=Path, metavar="INPUT", help="held-out images, likewise")
     held_out.add_argument("--holdout", type=_count, default=0, metavar="N", help="hold out N images, a fixed choice")
+    source.add_argument(
+        "--background", type=_colour, metavar="COLOUR", help="behind transparent pixels, such as white or #ff8800"
+    )
     _add_fit(source)
 
 
@@ -143,6 +151,7 @@ def _add_fit(source: argparse.ArgumentParser) -> None:
 
 def _add_output(source: argparse.ArgumentParser, shard_images: int) -> None:
     source.add_argument("output", type=Path, help="folder for the shards and dataset.json")
+    source.add_argument("--no-config", action="store_true", help="write no train.yaml to begin training with")
     source.add_argument("--encoding", choices=ENCODINGS, default="npy", help="npy: fast; png: small (default: npy)")
     source.add_argument(
         "--workers", type=_count, default=len(os.sched_getaffinity(0)), help="processes (default: one a core)"
@@ -158,6 +167,14 @@ def _add_output(source: argparse.ArgumentParser, shard_images: int) -> None:
 
 def _name(arguments: argparse.Namespace) -> str:
     return arguments.name or arguments.output.resolve().name
+
+
+def _colour(text: str) -> tuple[int, int, int]:
+    try:
+        red, green, blue = ImageColor.getrgb(text)[:3]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a colour; give a name or #rrggbb") from None
+    return red, green, blue
 
 
 def _count(text: str) -> int:

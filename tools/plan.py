@@ -33,12 +33,14 @@ from fdtrain.capacity.spec import model_spec
 from fdtrain.config import Config, load_config
 from fdtrain.errors import UserError, exit_code
 from fdtrain.networks.model import ModelSpec
+from fdtrain.version import ShowVersion
 
 GIB, MIB = 2**30, 2**20
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--version", action=ShowVersion)
     parser.add_argument("config", type=Path, help="a YAML configuration, or a run's config.yaml")
     parser.add_argument("--gpus", type=int, default=8)
     parser.add_argument("--utilisation", type=float, default=0.35, help="share of the peak; default %(default)s")
@@ -46,7 +48,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--between", type=float, default=45, help="GB/s of each GPU's link to other nodes; default: 400 Gb/s at 90%%"
     )
-    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override any key")
+    parser.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="SECTION.KEY=VALUE", help="override any keys"
+    )
     parser.add_argument(
         "--dataset", choices=DATASETS, help="default: the one at data.path, or the published one of its name"
     )

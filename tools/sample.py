@@ -29,10 +29,16 @@ from fdtrain.evaluation.reporting import result
 from fdtrain.evaluation.sampling.options import Drawing, add_arguments
 from fdtrain.evaluation.sampling.output import Output
 from fdtrain.networks.model import Model
+from fdtrain.version import ShowVersion
+
+FORMS = {".png": "sheet", ".npz": "npz"}
+OTHER_FILES = {".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".svg", ".pdf", ".npy", ".pt", ".zip", ".tar"}
+"""Endings that nobody gives a folder."""
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--version", action=ShowVersion)
     parser.add_argument("model", help="a run (its newest checkpoint), a checkpoint, or an export")
     parser.add_argument("--out", type=Path, required=True, help="a .png or .npz file, or a folder")
     parser.add_argument("--shards", action="store_true", help="the folder becomes a packed data set")
@@ -119,11 +125,12 @@ def _prepared(parts: PartialStore) -> Iterator[None]:
 
 
 def _output(arguments: argparse.Namespace) -> Output:
-    ending = arguments.out.suffix
-    if arguments.shards and ending in (".png", ".npz"):
+    ending = arguments.out.suffix.lower()
+    if ending in OTHER_FILES:
+        raise UserError(f"--out: {ending} files are not written. Give a .png or .npz file, or a folder.")
+    if arguments.shards and ending in FORMS:
         raise UserError(f"--shards: {arguments.out} must be a folder.")
-    forms = {".png": "sheet", ".npz": "npz"}
-    return Output(arguments.out, forms.get(ending, "shards" if arguments.shards else "png"))
+    return Output(arguments.out, FORMS.get(ending, "shards" if arguments.shards else "png"))
 
 
 if __name__ == "__main__":

@@ -173,8 +173,9 @@ def _begun(folder: Path, request: PackRequest) -> PackRequest | None:
 
 
 def _finished(folder: Path) -> list[str]:
-    """The shards that have a record."""
-    return [path.name.removesuffix(".json") for path in (folder / WORK).glob("*.tar.json")]
+    """The shards that have a record. One that somebody has deleted since is not there to be protected."""
+    names = [path.name.removesuffix(".json") for path in (folder / WORK).glob("*.tar.json")]
+    return [name for name in names if (folder / name).exists()]
 
 
 def _prepare(folder: Path) -> None:

@@ -5,7 +5,7 @@ import platform
 import re
 import resource
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -92,34 +92,44 @@ def exact_float32() -> Iterator[None]:
         set_tf32(bool(on))
 
 
-def matrix_rate(device: torch.device, precision: str, clock: Callable[[], float] = time.perf_counter) -> float:
+def matrix_rate(device: torch.device, precision: str) -> float:
     """Measured FLOP/s of square matrix products at ``precision`` (fp32: at TF32 where that is on), the best of some.
 
     This is what :mod:`fdtrain.training.utilisation` calls the whole of a device: what its matrix unit does with
-    nothing in the way, not what its data sheet says. By ``time.thread_time`` as the clock, and on one thread, a CPU's
-    is what it would be without other programs.
+    nothing in the way, not what its data sheet says. Of a CPU one thread is measured by its own clock, and counts as
+    often as there are threads: several would wait for one another, and so measure what other programs leave of it.
     """
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    if device.type == "cpu":
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            return threads * _best_rate(device, precision)
+        finally:
+            torch.set_num_threads(threads)
+    torch.cuda.synchronize(device)
+    rate = _best_rate(device, precision)
+    # The peak that is reported is training's.
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    return rate
+
+
+def _best_rate(device: torch.device, precision: str) -> float:
     end, side = time.perf_counter() + SECONDS, SMALLEST
-    seconds = _product(device, precision, side, clock)
+    seconds = _product(device, precision, side)
     while seconds < LONG_ENOUGH and side < LARGEST:
         side *= 2
-        seconds = _product(device, precision, side, clock)
+        seconds = _product(device, precision, side)
     while time.perf_counter() < end:
-        seconds = min(seconds, _product(device, precision, side, clock))
-    if device.type == "cuda":
-        # The peak that is reported is training's.
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
+        seconds = min(seconds, _product(device, precision, side))
     return 2 * side**3 / seconds
 
 
-def _product(device: torch.device, precision: str, side: int, clock: Callable[[], float], repeats: int = 3) -> float:
+def _product(device: torch.device, precision: str, side: int, repeats: int = 3) -> float:
     """Seconds of one product, the best of a few in a row."""
     a = torch.ones(side, side, dtype=DTYPES[precision], device=device)
     b, out = torch.ones_like(a), torch.empty_like(a)
-    times = []
+    clock, times = time.perf_counter if device.type == "cuda" else time.thread_time, []
     for _ in range(repeats):
         begin = clock()
         torch.mm(a, b, out=out)

@@ -2,7 +2,6 @@
 
 import os
 import shlex
-import time
 from pathlib import Path
 from typing import Any
 
@@ -60,15 +59,7 @@ def this_machine() -> Machine:
         half = "bf16" if torch.cuda.get_device_capability(device) >= hardware.AMPERE else "fp16"
         rates = {precision: hardware.matrix_rate(device, precision) for precision in ("fp32", half)}
         return Machine("cuda", count, torch.cuda.get_device_properties(device).total_memory, rates)
-    before = torch.get_num_threads()
-    # One thread by its own clock: several would wait for one another, and measure what else the machine is doing.
-    torch.set_num_threads(1)
-    try:
-        one = {p: hardware.matrix_rate(torch.device("cpu"), p, time.thread_time) for p in ("fp32", "bf16")}
-    finally:
-        torch.set_num_threads(before)
-    threads = min(before, len(os.sched_getaffinity(0)))
-    rates = {precision: threads * rate for precision, rate in one.items()}
+    rates = {precision: hardware.matrix_rate(torch.device("cpu"), precision) for precision in ("fp32", "bf16")}
     return Machine("cpu", 1, _memory(), rates)
 
 

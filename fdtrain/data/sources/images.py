@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from fdtrain.data.sources import labels
 from fdtrain.data.sources.archive import Member, members, read
-from fdtrain.data.sources.picture import fit_like_first, image_parts, is_image
+from fdtrain.data.sources.picture import Colour, fit_like_first, image_parts, is_image
 from fdtrain.data.sources.source import SPLIT_NAMES, Source, numbered
 from fdtrain.errors import UserError
 
@@ -27,6 +27,7 @@ def images(
     resize: int | None,
     channels: int | None,
     share: int,
+    background: Colour | None = None,
 ) -> Source:
     """Images of one size, or of any size where ``resize`` asks for one.
 
@@ -40,6 +41,7 @@ def images(
         resize: side in pixels that the largest centred square is resized to (Lanczos); ``None``: all agree.
         channels: 1 or 3; ``None``: as the first image.
         share: about the number of images of a part.
+        background: what shows through transparent pixels; ``None``: transparency is an error.
 
     Raises:
         UserError: no images, an image of another size, or labels that do not fit the images.
@@ -55,7 +57,7 @@ def images(
     listings = {split: _shuffled(listing) for split, listing in listings.items()}
     if holdout:
         listings = _held_out(listings["train"], holdout, train)
-    fit = fit_like_first(listings["train"].members, read, resize, channels)
+    fit = fit_like_first(listings["train"].members, read, resize, channels, background)
     classes = _classes(listings, train)
     number = {name: index for index, name in enumerate(classes)}
     splits = {}
@@ -63,6 +65,8 @@ def images(
         numbers = None if listing.classes is None else [number[str(key)] for key in listing.classes]
         splits[split] = image_parts(listing.members, numbers, fit, share)
     change = f", largest centre square, Lanczos to {resize}x{resize}" if resize else ""
+    if background:
+        change += ", transparency on #{:02x}{:02x}{:02x}".format(*background)
     return Source(
         name=name,
         source=", ".join(path.name for path in (train, test) if path) + change,

@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import TypeVar
 
 import numpy as np
@@ -15,13 +15,20 @@ from fdtrain.errors import UserError
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
+GREY = ("1", "L", "LA")
+"""Pillow's modes of pictures without colour."""
+
 T = TypeVar("T")
 
 MAX_PIXELS = 1 << 26
 """8192 x 8192. A larger picture is refused, since decoding it could fill the memory."""
 
 
-@dataclass(frozen=True)
+Colour = tuple[int, int, int]
+"""Red, green and blue from 0 to 255."""
+
+
+@dataclass(frozen=True, repr=False)
 class Fit:
     """How a picture becomes an image of ``size`` x ``size`` pixels.
 
@@ -30,6 +37,7 @@ class Fit:
         picture: the (width, height) that every picture must have; ``None``: any.
         crop: the side of the square cut from the picture's centre; ``None``: the largest.
         filter: the filter that resizes the square, if it has another size.
+        background: what shows through transparent pixels; ``None``: pictures with transparency are refused.
     """
 
     size: int
@@ -37,6 +45,14 @@ class Fit:
     picture: tuple[int, int] | None
     crop: int | None = None
     filter: Image.Resampling = Image.Resampling.LANCZOS
+    background: Colour | None = None
+
+    def __repr__(self) -> str:
+        """A part of a source's identity: without a background it is what it was before there were any."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        if self.background is None:
+            del values["background"]
+        return f"Fit({', '.join(f'{name}={value!r}' for name, value in values.items())})"
 
 
 def exactly(size: int, channels: int) -> Fit:
@@ -44,26 +60,38 @@ def exactly(size: int, channels: int) -> Fit:
     return Fit(size, channels, (size, size))
 
 
-def fit_like(data: bytes, where: str, resize: int | None, channels: int | None) -> Fit:
+def fit_like(
+    data: bytes, where: str, resize: int | None, channels: int | None, background: Colour | None = None
+) -> Fit:
     """How to fit pictures that are like this one: of its size if no other is asked for, and of its channels.
 
     Raises:
-        UserError: it is not an image, or not square though no resize is asked for.
+        UserError: it is not an image, or not square though no resize is asked for; or the background has a colour, but
+            the images are to be grey.
     """
     picture = _open(data, where)
     try:
         size = _upright_size(picture)
     except Exception as error:  # As in decode.
         raise _broken(where, error) from error
-    channels = channels or (1 if picture.mode in ("1", "L") else 3)
+    grey_background = background is None or len(set(background)) == 1
+    if channels == 1 and not grey_background:
+        raise UserError("--background: grey images have a grey background, such as white or black. Choose one.")
+    channels = channels or (1 if picture.mode in GREY and grey_background else 3)
     if resize:
-        return Fit(resize, channels, picture=None)
+        return Fit(resize, channels, picture=None, background=background)
     if size[0] != size[1]:
         raise UserError(f"{where} has {_size(size)} pixels: not square. Ask for a square with --resize.")
-    return exactly(size[0], channels)
+    return replace(exactly(size[0], channels), background=background)
 
 
-def fit_like_first(pictures: Iterable[T], read: Callable[[T], bytes], resize: int | None, channels: int | None) -> Fit:
+def fit_like_first(
+    pictures: Iterable[T],
+    read: Callable[[T], bytes],
+    resize: int | None,
+    channels: int | None,
+    background: Colour | None = None,
+) -> Fit:
     """As :func:`fit_like`, by the first picture that can be opened; ``str`` of a picture names it.
 
     Raises:
@@ -73,7 +101,7 @@ def fit_like_first(pictures: Iterable[T], read: Callable[[T], bytes], resize: in
     first: BadSample | None = None
     for picture in pictures:
         try:
-            return fit_like(read(picture), str(picture), resize, channels)
+            return fit_like(read(picture), str(picture), resize, channels, background)
         except BadSample as error:
             first = first or error
     raise first or UserError("there are no images.")
@@ -95,7 +123,7 @@ def decode(data: bytes, where: str, fit: Fit) -> np.ndarray:
             )
         if _orientation(picture) != 1:
             picture = ImageOps.exif_transpose(picture)
-        picture = _squared(_coloured(picture, where, fit.channels), fit)
+        picture = _squared(_coloured(picture, where, fit), fit)
     except UserError:
         raise
     except Exception as error:  # Pillow's parsers raise all kinds on hostile data.
@@ -138,15 +166,24 @@ def _upright_size(picture: Image.Image) -> tuple[int, int]:
     return picture.size if _orientation(picture) < 5 else (picture.height, picture.width)
 
 
-def _coloured(picture: Image.Image, where: str, channels: int) -> Image.Image:
-    """Lossless where possible: grey becomes RGB of equal values, but nothing is turned grey or made opaque."""
-    if "A" in picture.getbands() or "transparency" in picture.info:
-        raise BadSample(f"{where} has transparency. Flatten it onto a background first.")
-    if picture.mode not in ("1", "L", "P", "RGB", "CMYK", "YCbCr"):
+def _coloured(picture: Image.Image, where: str, fit: Fit) -> Image.Image:
+    """Lossless where possible: grey becomes RGB of equal values, but nothing is turned grey, or made opaque unasked."""
+    transparent = "A" in picture.getbands() or "a" in picture.getbands() or "transparency" in picture.info
+    if transparent and fit.background is None:
+        raise BadSample(
+            f"{where} has transparency. Say with --background what shows through it (for a folder, zip or tar of "
+            "images), such as white."
+        )
+    if picture.mode not in ("1", "L", "P", "RGB", "CMYK", "YCbCr", *(("LA", "PA", "RGBA") if transparent else ())):
         raise BadSample(f"{where} is of mode {picture.mode}, not of 8 bits a channel. Convert it first.")
-    if channels == 1 and picture.mode not in ("1", "L"):
+    if fit.channels == 1 and picture.mode not in GREY:
         raise BadSample(f"{where} has colours, but the data set is grey. For a set with both, ask for --channels 3.")
-    return picture.convert("L" if channels == 1 else "RGB")
+    if transparent and fit.background is not None:
+        opaque = Image.new("RGBA", picture.size, fit.background)
+        picture = Image.alpha_composite(opaque, picture.convert("RGBA"))
+        # Of a grey picture on grey the three channels are equal; their weighted mean might round.
+        return picture.getchannel("R") if fit.channels == 1 else picture.convert("RGB")
+    return picture.convert("L" if fit.channels == 1 else "RGB")
 
 
 def _squared(picture: Image.Image, fit: Fit) -> Image.Image:
