@@ -8,8 +8,8 @@ from conftest import ROOT, environment
 
 from fdtrain.errors import UserError
 from fdtrain.training.metrics import Stopwatch
-from fdtrain.training.profile import Profiler, alone, parse_steps
 from fdtrain.training.monitor import Monitor
+from fdtrain.training.profile import Profiler, alone, parse_steps
 from fdtrain.training.utilisation import Utilisation
 
 
