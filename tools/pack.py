@@ -48,7 +48,8 @@ def main() -> None:
         raise UserError("interrupted. The same command goes on from the finished shards.") from None
     for split, shards in description.splits.items():
         count = description.images(split)
-        print(f"{arguments.output}: {description.name}: {split}: {count} images, {len(shards)} shards")
+        plural = "" if len(shards) == 1 else "s"
+        print(f"{arguments.output}: {description.name}: {split}: {count} images, {len(shards)} shard{plural}")
         if source.published.get(split, count) != count:
             print(f"note: {source.published[split]} images were published as '{split}'. Is the source complete?")
     for note in source.notes:

@@ -117,7 +117,7 @@ def _forecast(chosen: Suggestion, machine: Machine) -> str:
     return (
         f"{chosen.parameters / 1e6:.2g} M parameters, {config.training.precision}, {config.training.steps:,} steps of "
         f"{config.training.global_batch} images; about {_time(chosen.seconds)} and {chosen.memory / 2**30:.1f} GiB "
-        f"on {_machine(machine)}"
+        f"of tensors on {_machine(machine)}"
     )
 
 
