@@ -1,17 +1,21 @@
-# make demo   from nothing to a trained, evaluated, exported model of real handwritten digits
+# make demo     from nothing to a trained, evaluated, exported model of real handwritten digits
 # make fashion  the same for Fashion-MNIST: some 70 minutes on two CPU cores (GPU=1: the larger run for one GPU)
-# make test   every test
-# make chaos  a job killed fifty times, on changing numbers of processes; each one resumed by each other
+# make test     every test
+# make chaos    a job killed fifty times, on changing numbers of processes; each one resumed by each other
 # make signals  every launcher, signal, target, number of ranks and workers
-# make fuzz   thousands of damaged files and server answers, different ones each time (CASES=20000 for more)
-# make docs   the documentation as a site, in site/
-# make lint   style, the direction of imports, types
-# make clean  what demo and test made, the environment included
+# make fuzz     thousands of damaged files and server answers, different ones each time (CASES=20000 for more)
+# make docs     the documentation as a site, in site/
+# make lint     style, the direction of imports, types
+# make clean    what demo and test made, the environment included
+# make help     this list
+#
+# For a shorter demo: make demo RUN=short SETTINGS="--set training.steps=40"
 
 PYTHON ?= python3
 # Processes of the demo: the GPUs there are (a power of two, which the lanes allow), else two on the CPU.
 PROCESSES ?= $(shell .venv/bin/python -c "import torch; print(1 << max(1, torch.cuda.device_count()).bit_length() - 1 if torch.cuda.is_available() else 2)")
-# For a shorter demo: make demo RUN=short SETTINGS="--set training.steps=40"
+# DeepSpeed's launcher warns where it has to find out for itself that there is no GPU.
+ACCELERATOR ?= $(shell .venv/bin/python -c "import torch; print('cuda' if torch.cuda.is_available() else 'cpu')")
 RUN ?= digits
 SETTINGS ?=
 
@@ -28,12 +32,16 @@ READY := .venv/ready
 
 CASES ?= 2000
 
-.PHONY: demo fashion docs test signals chaos fuzz lint clean environment
+.DEFAULT_GOAL := help
+.PHONY: help demo fashion docs test signals chaos fuzz lint clean environment
+
+help:
+	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
 
 demo: $(READY)
 	python tools/pack.py digits data/digits
 	python tools/evaluate.py features data/digits export/digits-features
-	deepspeed --num_accelerators $(PROCESSES) fdtrain/main.py --config configs/digits.yaml --resume auto \
+	DS_ACCELERATOR=$(ACCELERATOR) deepspeed --quiet --num_accelerators $(PROCESSES) fdtrain/main.py --config configs/digits.yaml --resume auto \
 		--set name=$(RUN) --set monitor.frechet_every=800 --set monitor.frechet_features=export/digits-features \
 		--set monitor.frechet_images=128 $(SETTINGS)
 	python tools/evaluate.py nll runs/$(RUN) --data data/digits --draws 20

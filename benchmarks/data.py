@@ -1,11 +1,11 @@
 """The data path's figures in one run: ``python benchmarks/data.py`` (docs/data.md says what they mean).
 
-* images/s of one worker process on 32x32 npy, png and (adopted) jpg (and Fashion-MNIST where it is installed), and microseconds of
-  processor per image, worker and main process together, beside webdataset, mosaicml-streaming (if it is installed) and
-  a map-style folder of files, each as people write it; and webdataset, the folder and one memory-mapped npy at their
-  best: a lean decode without numpy's and Pillow's detection, into one array a batch. All give shuffled batches of 128
-  through a torch DataLoader; the others are spared the transposition to (C, H, W) and every check. Rounds take turns;
-  medians are compared.
+* images/s of one worker process on 32x32 npy, png and (adopted) jpg, and on Fashion-MNIST where it is installed, and
+  microseconds of processor per image, worker and main process together, beside webdataset, mosaicml-streaming (if it
+  is installed) and a map-style folder of files, each as people write it; and webdataset, the folder and one
+  memory-mapped npy at their best: a lean decode without numpy's and Pillow's detection, into one array a batch. All
+  give shuffled batches of 128 through a torch DataLoader; the others are spared the transposition to (C, H, W) and
+  every check. Rounds take turns; medians are compared.
 * memory of a worker over two epochs
 * images/s that one process packs, beside tarfile with np.save and webdataset's writer, given the same 32x32 arrays and
   asked for the same checksums; the share of what decoding and writing alone can do (packing_share.py); and its memory

@@ -8,6 +8,7 @@ GPU it measures nothing.
 """
 
 import argparse
+import math
 import statistics
 import sys
 import tempfile
@@ -86,7 +87,7 @@ def measure(
     if times is None:
         return measure(name, spec, variant, rate, images // 2, steps, device)
     speed = Utilisation(flops(spec).training(), 1, rate).speed(images / statistics.median(times))
-    figures = speed["images_per_second"], speed["tflops_per_device"], speed["utilisation"]
+    figures = speed["images_per_second"], speed["tflops_per_device"], speed.get("utilisation", math.nan)
     return Measured(name, variant.name, images, *figures, gib)
 
 

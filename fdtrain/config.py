@@ -423,8 +423,8 @@ def _laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     joined = dict(below)
     for key, value in above.items():
         before = joined.get(key)
-        both = isinstance(before, dict) and isinstance(value, dict)
-        joined[key] = _laid_over(before, value) if both else value
+        sections = isinstance(before, dict) and isinstance(value, dict)
+        joined[key] = _laid_over(dict(before or {}), value) if sections else value
     return joined
 
 

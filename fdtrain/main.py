@@ -9,16 +9,20 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from fdtrain.errors import exit_code
+from fdtrain.version import ShowVersion
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--version", action=ShowVersion)
     parser.add_argument(
         "--config",
         required=True,
         nargs="+",
         help="YAML configuration, and what is laid over it; see configs/ and docs/configuration.md",
     )
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="such as training.lr=1e-4")
+    parser.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="such as training.lr=1e-4 name=x"
+    )
     parser.add_argument(
         "--resume",
         choices=("auto", "never"),

@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +8,7 @@ import pytest
 import yaml
 
 from fdtrain.capacity.cost import flops
-from fdtrain.capacity.estimate import parameters, published, summary, work
+from fdtrain.capacity.estimate import KnownDataset, parameters, published, summary, work
 from fdtrain.capacity.layout import run_layout
 from fdtrain.config import NETWORKS as SECTIONS
 from fdtrain.config import (
@@ -28,6 +29,7 @@ from fdtrain.diffusion.solvers import SOLVERS
 from fdtrain.diffusion.time_sampling import DRAWS
 from fdtrain.diffusion.weighting import WEIGHTINGS
 from fdtrain.errors import UserError
+from fdtrain.main import parse_arguments
 from fdtrain.networks.dit import SIZES
 from fdtrain.networks.embeddings import TIME_EMBEDDINGS
 from fdtrain.networks.model import NETWORKS
@@ -79,7 +81,7 @@ def test_published_settings():
         assert (training.global_batch, training.steps, config.ema.decay) == (128, 1_300_000, 0.9999)
 
 
-@pytest.mark.parametrize("path", [p for p in CONFIGS if p.stem != "digits"], ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", [p for p in CONFIGS if p.stem not in ("digits", "template")], ids=lambda p: p.stem)
 def test_the_comment_is_what_the_plan_says(path):
     config = load_config(path)
     spec = model_spec(config, published(config).description())
@@ -87,6 +89,19 @@ def test_the_comment_is_what_the_plan_says(path):
         summary(config, spec, work(config, flops(spec), parameters(spec), gpus=8, tflops=989, utilisation=0.35))
         in path.read_text()
     )
+
+
+def test_the_template_works_with_its_suggestions_too(write):
+    """As it is, and with every line that is commented out."""
+    text = (Path(__file__).parent.parent / "configs" / "template.yaml").read_text()
+    photographs = KnownDataset("photographs", 64, 3, 256, 0, 1000)
+    whole = re.sub(r"^  # ([a-z_]+: )", r"  \1", text, flags=re.MULTILINE)
+    assert whole.count("\n  # ") < text.count("\n  # ")
+    for content in (text, whole):
+        config = load_config(write(content))
+        assert parameters(model_spec(config, photographs.description())) > 10**6
+        assert run_layout(config.training, world_size=4).micro_batch == 16
+    assert load_config(write(whole)).network.checkpointing
 
 
 def test_networks(write):
@@ -237,3 +252,9 @@ def test_the_choices_of_a_key_are_those_of_the_code(section, key):
 
 def test_every_network_has_its_section():
     assert SECTIONS.keys() == NETWORKS.keys()
+
+
+def test_several_settings_after_one_flag_and_after_several():
+    arguments = ["--config", "c.yaml", "--set", "a=1", "b.c=2", "--resume", "auto", "--set", "d=3"]
+    assert parse_arguments(arguments).set == ["a=1", "b.c=2", "d=3"]
+    assert parse_arguments(["--config", "c.yaml"]).set == []

@@ -4,6 +4,7 @@ import html
 import json
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -42,9 +43,23 @@ def tool(name, *arguments, rc=0):
 
 
 def test_pack(tmp_path):
-    out = tool("pack", "digits", tmp_path / "d")
+    out = tool("pack", "digits", tmp_path / "d", "--no-config")
     assert "train: 1497 images" in out
     assert "test: 300 images" in out
+
+
+def test_help_of_make_is_the_default():
+    shown = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for target in ("demo", "test", "lint", "help"):
+        assert f"make {target} " in shown
+    assert shown == subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.parametrize("script", ["fdtrain/main.py", "tools/plan.py", "tools/pack.py"])
+def test_version(script):
+    command = [sys.executable, script, "--version"]
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(f"fdtrain {version('fdtrain')}, torch {version('torch')}, deepspeed ")
 
 
 def test_export_reads_back_without_the_run(run, tmp_path):
@@ -127,10 +142,9 @@ def test_curve_and_report(run, digits):
     assert html.escape(f"1 x {devices.name(torch.device('cpu'))}") in page
 
 
-def test_nll_by_the_ode(run, digits, tmp_path):
+def test_nll_by_the_ode(run, tmp_path):
+    """And on the data that the run has recorded."""
     arguments = [
-        "--data",
-        digits,
         "--ode",
         "--tolerance",
         1e-3,
@@ -144,7 +158,7 @@ def test_nll_by_the_ode(run, digits, tmp_path):
     ]
     out = tool("evaluate", "nll", run.run_folder(), *arguments)
     result = json.loads((tmp_path / "r.json").read_text())
-    assert "the first 2 of 300 images" in out
+    assert "the first 2 of 300 images of digits/test" in out
     assert result["ode"]["trace"] == "exact"
     assert result["ode"]["nfe"] > 10
     # The bound is an upper one.
@@ -188,6 +202,7 @@ def test_sample_guided(run, tmp_path):
         (["export", "{tmp}", "{tmp}/e"], "holds no model"),
         (["export", "{run}", "/dev/null/e"], "cannot write into /dev/null/e"),
         (["sample", "{run}", "--out", "/dev/null/x.png", "--images", "1", "--steps", "1"], "--out: cannot write"),
+        (["sample", "{run}", "--out", "foo.JPG"], "--out: .jpg files are not written. Give a .png or .npz file"),
         (["sample", "{run}", "--out", "x", "--solver", "ddpm"], "invalid choice: 'ddpm'"),
         (["sample", "{run}", "--out", "x", "--images", "0"], "--images must be at least 1"),
         (["evaluate", "nll", "{run}", "--data", "/nowhere"], "no folder /nowhere"),

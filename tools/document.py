@@ -1,5 +1,7 @@
 """Write the table of every configuration key: ``python tools/document.py > docs/configuration.md``."""
 
+from typing import Any
+
 import interpreter  # noqa: F401
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -59,7 +61,7 @@ def _yaml(value: object) -> str:
 
 def _description(field: FieldInfo) -> str:
     kind = field.annotation
-    choices = getattr(kind, "__args__", ())
+    choices: tuple[Any, ...] = getattr(kind, "__args__", ())
     if type(None) in choices and hasattr(choices[0], "__args__"):
         kind = choices[0]
         choices = kind.__args__

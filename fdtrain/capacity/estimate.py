@@ -2,6 +2,7 @@
 
 import posixpath
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -9,7 +10,7 @@ from fdtrain.capacity.cost import Flops, activations
 from fdtrain.capacity.interconnect import Interconnect, StepTime, step
 from fdtrain.capacity.layout import run_layout, zero_stage
 from fdtrain.config import Config
-from fdtrain.data.dataset import VERSION, DatasetDescription
+from fdtrain.data.dataset import FILE, VERSION, DatasetDescription, read_description
 from fdtrain.errors import UserError
 from fdtrain.networks.model import Model, ModelSpec, parameter_count
 
@@ -53,6 +54,24 @@ DATASETS = {
 }
 
 
+def packed(config: Config, config_file: Path) -> KnownDataset | None:
+    """The packed data set that a configuration trains on, as its folder describes it, or a run's beside its record.
+
+    None where neither folder has a description.
+
+    Raises:
+        UserError: the description is damaged, or lacks the split to train on.
+    """
+    own = Path(config.data.paths[0]) if len(config.data.paths) == 1 else None
+    folder = next((folder for folder in (own, config_file.parent) if folder and (folder / FILE).is_file()), None)
+    if folder is None:
+        return None
+    found, split = read_description(folder), config.data.train_split
+    if split not in found.splits:
+        raise UserError(f"data.train_split: {folder} has no split '{split}' (it has: {', '.join(found.splits)}).")
+    return KnownDataset(found.name, found.size, found.channels, found.levels, len(found.classes), found.images(split))
+
+
 def published(config: Config) -> KnownDataset:
     """The data set that a configuration trains on, by the name of its folder.
 
@@ -61,7 +80,11 @@ def published(config: Config) -> KnownDataset:
     """
     name = posixpath.basename(config.data.paths[0].rstrip("/"))
     if name not in DATASETS:
-        raise UserError(f"data.path: {name!r} is not a known data set ({', '.join(DATASETS)}). Name one by --dataset.")
+        raise UserError(
+            f"data.path: {config.data.paths[0]} is no packed data set, and {name!r} none that was published "
+            f"({', '.join(DATASETS)}). Pack it, name a published one by --dataset, or give --size, --channels, "
+            "--levels and --classes."
+        )
     return DATASETS[name]
 
 

@@ -4,8 +4,8 @@ import argparse
 import sys
 from importlib import import_module
 
-from fdtrain import __version__
 from fdtrain.errors import exit_code
+from fdtrain.version import ShowVersion
 
 COMMANDS = {
     "pack": "pack a data set, as it was published, into shards",
@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         "fdtrain", description=DESCRIPTION, epilog="fdtrain COMMAND --help describes a command.", formatter_class=style
     )
-    parser.add_argument("--version", action="version", version=f"fdtrain {__version__}")
+    parser.add_argument("--version", action=ShowVersion)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name, what in COMMANDS.items():
         commands.add_parser(name, help=what)
@@ -54,6 +54,8 @@ def _run(name: str, arguments: list[str], prog: str | None) -> None:
     command = import_module(f"fdtrain.commands.{name}")
     style = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog, description=command.__doc__, formatter_class=style)
+    if name != "train":  # Which has it from main.py.
+        parser.add_argument("--version", action=ShowVersion)
     command.add_arguments(parser)
     parser.set_defaults(given=arguments)
     command.run(parser.parse_args(arguments))

@@ -16,6 +16,8 @@ import os
 import sys
 from pathlib import Path
 
+from PIL import ImageColor
+
 from fdtrain.data.adopt import LIST, adopt
 from fdtrain.data.dataset import DatasetDescription
 from fdtrain.data.pack import pack
@@ -48,11 +50,19 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError("interrupted. The same command goes on from the finished shards.") from None
     for split, shards in description.splits.items():
         count = description.images(split)
-        print(f"{arguments.output}: {description.name}: {split}: {count} images, {len(shards)} shards")
+        plural = "" if len(shards) == 1 else "s"
+        print(f"{arguments.output}: {description.name}: {split}: {count} images, {len(shards)} shard{plural}")
         if source and source.published.get(split, count) != count:
             print(f"note: {source.published[split]} images were published as '{split}'. Is the source complete?")
     for note in source.notes if source else _notes(arguments.output):
         print(f"note: {note}")
+    if arguments.no_config:
+        return
+    # Loaded here: it imports torch, which the worker processes have no use for.
+    from fdtrain.training.starter import write_first_config
+
+    for line in write_first_config(arguments.output, description):
+        print(line)
 
 
 def _packed(source: Source, arguments: argparse.Namespace) -> DatasetDescription:
@@ -117,7 +127,9 @@ def _add_idx(add) -> None:
 def _add_images(add) -> None:
     source = add(
         "images",
-        lambda a: images(a.input, a.test, a.holdout, _name(a), a.resize, a.channels, a.shard_images, a.crops),
+        lambda a: images(
+            a.input, a.test, a.holdout, _name(a), a.resize, a.channels, a.shard_images, a.crops, a.background
+        ),
         "a folder, zip or tar of images; classes are its folders, or the labels in its dataset.json",
     )
     source.add_argument("input", type=Path, help="the images to train on")
@@ -127,6 +139,9 @@ def _add_images(add) -> None:
         "--holdout", type=_count, default=0, metavar="N", help="hold out N images (of --crops: N photographs)"
     )
     source.add_argument("--crops", type=_count, metavar="N", help="N random squares of each photograph, for --size")
+    source.add_argument(
+        "--background", type=_colour, metavar="COLOUR", help="behind transparent pixels, such as white or #ff8800"
+    )
     _add_fit(source)
 
 
@@ -248,6 +263,7 @@ def _add_fit(source: argparse.ArgumentParser) -> None:
 
 
 def _add_output(source: argparse.ArgumentParser, shard_images: int) -> None:
+    source.add_argument("--no-config", action="store_true", help="write no train.yaml to begin training with")
     source.add_argument("--encoding", choices=ENCODINGS, default="npy", help="npy: fast; png: small (default: npy)")
     source.add_argument(
         "--workers", type=_count, default=len(os.sched_getaffinity(0)), help="processes (default: one a core)"
@@ -263,6 +279,14 @@ def _add_output(source: argparse.ArgumentParser, shard_images: int) -> None:
 
 def _name(arguments: argparse.Namespace) -> str:
     return arguments.name or arguments.output.resolve().name
+
+
+def _colour(text: str) -> tuple[int, int, int]:
+    try:
+        red, green, blue = ImageColor.getrgb(text)[:3]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a colour; give a name or #rrggbb") from None
+    return red, green, blue
 
 
 def _count(text: str) -> int:

@@ -1,18 +1,21 @@
 """What a configuration will take: ``fdtrain plan configs/cifar10.yaml --gpus 8``.
 
-Parameters, work, memory of each GPU at every ZeRO stage, time, and the step on 8 to 4,096 GPUs. Needs neither the
-data set nor a GPU. Operations are counted, not guessed; the utilisation is yours to measure. Memory is a lower bound:
+Parameters, work, memory of each GPU at every ZeRO stage, time, and the step on 8 to 4,096 GPUs. Needs no GPU, and no
+data: the images are those of the data set at data.path, of the run whose config.yaml it is, or of the published data
+set of that name. Operations are counted, not guessed; the utilisation is yours to measure. Memory is a lower bound:
 tensors alone, without workspaces and the allocator's gaps. The step on many GPUs is docs/scaling.md's model of it.
 """
 
 import argparse
 from dataclasses import replace
+from pathlib import Path
 
 from fdtrain.capacity.cost import Flops, activations, flops
 from fdtrain.capacity.estimate import (
     DATASETS,
     KnownDataset,
     Work,
+    packed,
     parameters,
     pass_images,
     published,
@@ -23,24 +26,28 @@ from fdtrain.capacity.estimate import (
 )
 from fdtrain.capacity.interconnect import Interconnect
 from fdtrain.capacity.layout import run_layout, zero_stage
+from fdtrain.capacity.spec import model_spec
 from fdtrain.config import Config, load_config
 from fdtrain.errors import UserError
 from fdtrain.networks.model import ModelSpec
-from fdtrain.training.plan import model_spec
 
 GIB, MIB = 2**30, 2**20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config")
+    parser.add_argument("config", type=Path, help="a YAML configuration, or a run's config.yaml")
     parser.add_argument("--gpus", type=int, default=8)
     parser.add_argument("--utilisation", type=float, default=0.35, help="share of the peak; default %(default)s")
     parser.add_argument("--tflops", type=float, default=989, help="peak of a GPU; default: H100 or H200, dense bf16")
     parser.add_argument(
         "--between", type=float, default=45, help="GB/s of each GPU's link to other nodes; default: 400 Gb/s at 90%%"
     )
-    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override any key")
-    parser.add_argument("--dataset", choices=DATASETS, help="default: by the name of data.path")
+    parser.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="SECTION.KEY=VALUE", help="override any keys"
+    )
+    parser.add_argument(
+        "--dataset", choices=DATASETS, help="default: the one at data.path, or the published one of its name"
+    )
     for name in ("size", "channels", "levels", "classes"):
         parser.add_argument(f"--{name}", type=int, help="of the images, in place of the data set's")
 
@@ -53,7 +60,7 @@ def run(arguments: argparse.Namespace) -> None:
     counted = flops(spec)
     network = Interconnect(between=arguments.between * 1e9)
     total = work(config, counted, parameters(spec), arguments.gpus, arguments.tflops, arguments.utilisation, network)
-    lines = [arguments.config, *_work(config, images, spec, counted, total), *_memory(config, spec, total.gpus)]
+    lines = [str(arguments.config), *_work(config, images, spec, counted, total), *_memory(config, spec, total.gpus)]
     lines += _scaling(config, spec, total, network)
     print("\n".join([*lines, "", summary(config, spec, total)]))
 
@@ -77,7 +84,8 @@ def _images(arguments: argparse.Namespace, config: Config) -> KnownDataset:
     given = {name: value for name, value in given.items() if value is not None}
     if len(given) == 4:
         return KnownDataset("given", train_images=0, **given)
-    return replace(DATASETS[arguments.dataset] if arguments.dataset else published(config), **given)
+    known = DATASETS[arguments.dataset] if arguments.dataset else packed(config, arguments.config) or published(config)
+    return replace(known, **given)
 
 
 def _work(config: Config, images: KnownDataset, spec: ModelSpec, counted: Flops, total: Work) -> list[str]:

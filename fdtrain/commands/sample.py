@@ -30,6 +30,10 @@ from fdtrain.evaluation.sampling.options import Drawing
 from fdtrain.evaluation.sampling.output import Output
 from fdtrain.networks.model import Model
 
+FORMS = {".png": "sheet", ".npz": "npz"}
+OTHER_FILES = {".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".svg", ".pdf", ".npy", ".pt", ".zip", ".tar"}
+"""Endings that nobody gives a folder."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="a run (its newest checkpoint), a checkpoint, or an export")
@@ -116,8 +120,9 @@ def _prepared(parts: RowStore) -> Iterator[None]:
 
 
 def _output(arguments: argparse.Namespace) -> Output:
-    ending = arguments.out.suffix
-    if arguments.shards and ending in (".png", ".npz"):
+    ending = arguments.out.suffix.lower()
+    if ending in OTHER_FILES:
+        raise UserError(f"--out: {ending} files are not written. Give a .png or .npz file, or a folder.")
+    if arguments.shards and ending in FORMS:
         raise UserError(f"--shards: {arguments.out} must be a folder.")
-    forms = {".png": "sheet", ".npz": "npz"}
-    return Output(arguments.out, forms.get(ending, "shards" if arguments.shards else "png"))
+    return Output(arguments.out, FORMS.get(ending, "shards" if arguments.shards else "png"))

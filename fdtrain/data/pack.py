@@ -103,7 +103,9 @@ def _check_folder(store: ShardStore) -> None:
     begun = None
     with suppress(OSError, ValueError):
         begun = store.begun()
-    if complete or (store.names() and not (begun and begun.bad_images)):
+    # Shards that somebody has deleted since are not there to be protected.
+    present = any((store.shards / file).exists() for file in store.finished())
+    if complete or (present and not (begun and begun.bad_images)):
         raise UserError(
             f"{store.shards} was packed from another source or with other settings, see {store.request_file.name}. "
             "Repeat those, remove the folder, or choose another."

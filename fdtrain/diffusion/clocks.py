@@ -207,7 +207,7 @@ class LinearVP:
     first: float = VP_FIRST
 
     @property
-    def interval(self) -> Interval | None:
+    def interval(self) -> Interval:
         return Interval(*self.quantile(torch.tensor([self.first, 1.0], dtype=torch.float64)).tolist())
 
     def quantile(self, u: Tensor) -> Tensor:

@@ -96,10 +96,25 @@ def matrix_rate(device: torch.device, precision: str) -> float:
     """Measured FLOP/s of square matrix products at ``precision`` (fp32: at TF32 where that is on), the best of some.
 
     This is what :mod:`fdtrain.training.utilisation` calls the whole of a device: what its matrix unit does with
-    nothing in the way, not what its data sheet says.
+    nothing in the way, not what its data sheet says. Of a CPU one thread is measured by its own clock, and counts as
+    often as there are threads: several would wait for one another, and so measure what other programs leave of it.
     """
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    if device.type == "cpu":
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            return threads * _best_rate(device, precision)
+        finally:
+            torch.set_num_threads(threads)
+    torch.cuda.synchronize(device)
+    rate = _best_rate(device, precision)
+    # The peak that is reported is training's.
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    return rate
+
+
+def _best_rate(device: torch.device, precision: str) -> float:
     end, side = time.perf_counter() + SECONDS, SMALLEST
     seconds = _product(device, precision, side)
     while seconds < LONG_ENOUGH and side < LARGEST:
@@ -107,10 +122,6 @@ def matrix_rate(device: torch.device, precision: str) -> float:
         seconds = _product(device, precision, side)
     while time.perf_counter() < end:
         seconds = min(seconds, _product(device, precision, side))
-    if device.type == "cuda":
-        # The peak that is reported is training's.
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
     return 2 * side**3 / seconds
 
 
@@ -118,13 +129,13 @@ def _product(device: torch.device, precision: str, side: int, repeats: int = 3) 
     """Seconds of one product, the best of a few in a row."""
     a = torch.ones(side, side, dtype=DTYPES[precision], device=device)
     b, out = torch.ones_like(a), torch.empty_like(a)
-    times = []
+    clock, times = time.perf_counter if device.type == "cuda" else time.thread_time, []
     for _ in range(repeats):
-        begin = time.perf_counter()
+        begin = clock()
         torch.mm(a, b, out=out)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - begin)
+        times.append(clock() - begin)
     return min(times)
 
 

@@ -96,7 +96,7 @@ class Monitor:
         shown = {
             "bits/dim": f"{metrics.get('bits_per_dim', math.nan):.4f}",
             "images/s": f"{metrics['images_per_second']:.0f}",
-            "util": f"{metrics['utilisation']:.0%}",
+            "util": f"{metrics['utilisation']:.0%}" if "utilisation" in metrics else "disturbed",
             "grad": f"{metrics['gradient_norm']:.2f}",
             "lr": f"{metrics['lr']:.1e}",
             "data": f"{metrics['data_wait']:.1%}",

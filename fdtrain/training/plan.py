@@ -9,12 +9,12 @@ import torch
 
 from fdtrain import distributed
 from fdtrain.capacity.layout import RunLayout, run_layout
+from fdtrain.capacity.spec import model_spec
 from fdtrain.checkpoint import soundness, store
-from fdtrain.config import Config, ConfigFiles, DiffusionConfig, load_config
+from fdtrain.config import Config, ConfigFiles, load_config
 from fdtrain.data.dataset import DatasetDescription, fingerprint
 from fdtrain.data.mixture import DataSets, open_data
 from fdtrain.data.shards import PlacedShard
-from fdtrain.diffusion.formulation import formulation_interval
 from fdtrain.errors import UserError, excerpt
 from fdtrain.evaluation.fidelity.feature_networks import FeatureNetwork, open_features
 from fdtrain.networks.model import Model, ModelSpec
@@ -74,6 +74,8 @@ def prepare(files: ConfigFiles, overrides: list[str], resume: bool, profile: str
     data = open_data(config.data.paths, config.data.weights, **how)
     shards = data.split(config.data.train_split)
     if config.data.test_split is not None:
+        if config.data.test_split not in data.description.splits:
+            raise UserError(_no_held_out(config.data.test_split, data.description))
         data.split(config.data.test_split)
     elif config.monitor.evaluate_every:
         raise UserError("monitor.evaluate_every needs held-out images: set data.test_split, or evaluate_every to null.")
@@ -97,6 +99,15 @@ def prepare(files: ConfigFiles, overrides: list[str], resume: bool, profile: str
     return plan
 
 
+def _no_held_out(split: str, description: DatasetDescription) -> str:
+    there = excerpt(", ".join(description.splits))
+    return (
+        f"data.test_split: data set '{description.name}' has no split '{split}' (it has: {there}). To train without "
+        "held-out images, set data.test_split and monitor.evaluate_every to null; to hold some out, pack the images "
+        "again with tools/pack.py --holdout N."
+    )
+
+
 def _check_some_fit(existing: list[Path], plan: Plan) -> None:
     """At least one of the checkpoints must be the run's, as far as their descriptions tell.
 
@@ -113,54 +124,6 @@ def _check_some_fit(existing: list[Path], plan: Plan) -> None:
             errors.append(error)
     if errors:
         raise errors[0]
-
-
-def model_spec(config: Config, description: DatasetDescription) -> ModelSpec:
-    """The model that a configuration asks for on a data set."""
-    network = config.network
-    if network.class_conditional and not description.classes:
-        raise UserError(f"network.class_conditional: data set '{description.name}' has no labels. Set it to false.")
-    # How it is trained, or said elsewhere in the specification.
-    others = {"name", "class_conditional", "label_dropout", "checkpointing"}
-    return ModelSpec(
-        network=network.name,
-        network_options=network.model_dump(mode="json", exclude=others),
-        predictor=config.diffusion.predictor,
-        scale=config.scale(description.levels),
-        channels=description.channels,
-        size=description.size,
-        levels=description.levels,
-        dataset=description.name,
-        classes=description.classes if network.class_conditional else [],
-        null_class=network.label_dropout > 0,
-        **_formulation(config.diffusion, config.scale(description.levels)),
-    )
-
-
-def _formulation(diffusion: DiffusionConfig, scale: float) -> dict[str, Any]:
-    """What of the section ``diffusion`` a model is.
-
-    Raises:
-        UserError: its parts do not go together on their interval.
-    """
-    try:
-        interval = formulation_interval(
-            diffusion.predictor,
-            scale,
-            diffusion.time_density,
-            diffusion.network_input,
-            diffusion.network_time,
-            diffusion.decoder,
-            diffusion.interval,
-        )
-    except ValueError as error:
-        raise UserError(f"diffusion.{error}.") from error
-    return {
-        "interval": [interval.t_min, interval.t_max],
-        "decoder": diffusion.decoder,
-        "network_input": diffusion.network_input,
-        "network_time": diffusion.network_time,
-    }
 
 
 def _check_folder(folder: Path) -> None:

@@ -93,7 +93,7 @@ def test_the_tool_needs_no_data():
         (["--gpus", "0"], "--gpus 0: give 1 to"),
         (["--gpus", "3"], "cannot be shared by 3 processes"),
         (["--levels", "1"], "--levels 1: give 2 to 256"),
-        (["--set", "data.path=elsewhere"], "'elsewhere' is not a known data set"),
+        (["--set", "data.path=elsewhere"], "elsewhere is no packed data set, and 'elsewhere' none that was published"),
         (["--channels", "9"], "--channels 9"),
     ],
 )

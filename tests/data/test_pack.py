@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def command(*arguments: object) -> list[str]:
-    return [sys.executable, str(ROOT / "tools" / "pack.py"), *map(str, arguments)]
+    return [sys.executable, str(ROOT / "tools" / "pack.py"), *map(str, arguments), "--no-config"]
 
 
 def environment() -> dict[str, str]:
@@ -410,6 +410,25 @@ def test_a_request_without_a_finished_shard_gives_way(tmp_path, cifar, monkeypat
     pack(cifar10(cifar), tmp_path / "out", "png", shard_images=100)
     pack(cifar10(cifar), tmp_path / "again", "png", shard_images=100)
     assert contents(tmp_path / "out") == contents(tmp_path / "again")
+
+
+def test_shards_that_were_deleted_do_not_block_another_request(tmp_path, monkeypatch):
+    folder, out = bad_folder(tmp_path / "in", 12, set()), tmp_path / "out"
+    monkeypatch.setattr(packing, "write_description", stop_before_the_description)
+    with pytest.raises(KeyboardInterrupt):
+        pack(image_source(folder), out, shard_images=4)
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="was packed from another source or with other settings"):
+        pack(image_source(folder), out, shard_images=6)
+    for shard in out.glob("*.tar"):
+        shard.unlink()
+    pack(image_source(folder), out, shard_images=6)
+    pack(image_source(folder), tmp_path / "again", shard_images=6)
+    assert contents(out) == contents(tmp_path / "again")
+
+
+def stop_before_the_description(folder, description):
+    raise KeyboardInterrupt
 
 
 def stop_after_counting(function, tasks, workers):

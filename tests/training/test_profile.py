@@ -8,6 +8,7 @@ from conftest import ROOT, environment
 
 from fdtrain.errors import UserError
 from fdtrain.training.metrics import Stopwatch
+from fdtrain.training.monitor import Monitor
 from fdtrain.training.profile import Profiler, alone, parse_steps
 from fdtrain.training.utilisation import Utilisation
 
@@ -55,6 +56,16 @@ def test_speed_and_utilisation():
         "tflops_per_device": 0.5,
         "utilisation": 0.5,
     }
+
+
+def test_a_disturbed_measurement_gives_no_utilisation(tmp_path, capsys):
+    """More than the whole of a device: its rate was measured while something else used it."""
+    speed = Utilisation(flops_per_image=2 * 10**9, devices=1, rate=1e11).speed(1000.0)
+    assert "utilisation" not in speed
+    monitor = Monitor(tmp_path, 10, first=True)
+    monitor.begin(0)
+    monitor.show(5, {**speed, "gradient_norm": 1.0, "lr": 1e-3, "data_wait": 0.0, "step_seconds": 1.0})
+    assert "util disturbed" in capsys.readouterr().err
 
 
 def test_a_run_s_trace_and_its_share_of_communication(launch):

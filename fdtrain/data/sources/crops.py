@@ -14,7 +14,7 @@ from PIL import Image
 
 from fdtrain.data.dataset import Preparation
 from fdtrain.data.sources.archive import Member, read
-from fdtrain.data.sources.picture import Header, inspect, upright
+from fdtrain.data.sources.picture import Colour, Fit, Header, inspect, upright
 from fdtrain.data.sources.source import BadSample, Sample, even
 from fdtrain.errors import UserError
 
@@ -31,6 +31,7 @@ class CropFiles:
     size: int
     channels: int
     crops: int
+    background: Colour | None = None
 
     def count(self) -> int:
         return len(self.members) * self.crops
@@ -40,7 +41,8 @@ class CropFiles:
 
     def identity(self) -> str:
         listed = [(member.name, member.size) for member in self.members]
-        return repr((listed, self.labels, self.size, self.channels, self.crops))
+        background = () if self.background is None else (self.background,)
+        return repr((listed, self.labels, self.size, self.channels, self.crops, *background))
 
 
 class _Reader:
@@ -63,7 +65,7 @@ class _Reader:
     def _read(self, number: int) -> None:
         member = self.part.members[number]
         try:
-            self.picture = upright(read(member), str(member), self.part.channels)
+            self.picture = upright(read(member), str(member), self.part.channels, self.part.background)
         except BadSample as error:
             # Its crops would be reported one by one.
             raise UserError(str(error)) from error
@@ -83,33 +85,42 @@ def squares(name: str, size: tuple[int, int], smallest: int, count: int) -> np.n
 
 
 def crop_parts(
-    members: Sequence[Member], labels: Sequence[int] | None, size: int, channels: int, crops: int, share: int
+    members: Sequence[Member], labels: Sequence[int] | None, fit: Fit, crops: int, share: int
 ) -> list[CropFiles]:
-    """Photographs in the order given, in parts of about ``share`` crops."""
+    """Photographs in the order given, in parts of about ``share`` crops of the fit's size, channels and background."""
     labels = [-1] * len(members) if labels is None else labels
     return [
-        CropFiles(tuple(members[run.start : run.stop]), tuple(labels[run.start : run.stop]), size, channels, crops)
+        CropFiles(
+            tuple(members[run.start : run.stop]),
+            tuple(labels[run.start : run.stop]),
+            fit.size,
+            fit.channels,
+            crops,
+            fit.background,
+        )
         for run in even(len(members), max(1, share // crops))
     ]
 
 
-def survey(splits: Mapping[str, Sequence[Member]], size: int, channels: int, crops: int | None) -> Preparation:
+def survey(splits: Mapping[str, Sequence[Member]], fit: Fit, crops: int | None) -> Preparation:
     """What photographs there are and what is done to them, by their headers alone.
 
     Args:
         splits: the photographs of each split.
-        size, channels: of the images.
+        fit: of the images.
         crops: of each photograph; ``None``: the largest centred square.
 
     Raises:
         UserError: photographs that cannot be cropped. (A bad photograph of which one image is made is a bad image, and
             is reported as such.)
     """
+    size = fit.size
     headers: list[Header] = []
     problems: list[str] = []
     for member in (member for members in splits.values() for member in members):
         try:
-            header = inspect(member.path if member.kind == "file" else read(member), str(member), channels)
+            file = member.path if member.kind == "file" else read(member)
+            header = inspect(file, str(member), fit.channels, fit.background)
             if crops and min(header.size) < size:
                 width, height = header.size
                 raise BadSample(f"{member} has {width}x{height} pixels, too few for crops of {size}x{size}. Remove it.")

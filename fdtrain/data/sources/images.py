@@ -8,7 +8,7 @@ from typing import NamedTuple
 from fdtrain.data.sources import labels
 from fdtrain.data.sources.archive import Member, members, read
 from fdtrain.data.sources.crops import crop_parts, method, survey
-from fdtrain.data.sources.picture import fit_like_first, image_parts, is_image
+from fdtrain.data.sources.picture import Colour, fit_like_first, image_parts, is_image
 from fdtrain.data.sources.source import SPLIT_NAMES, Source, numbered
 from fdtrain.errors import UserError
 
@@ -29,6 +29,7 @@ def images(
     channels: int | None,
     share: int,
     crops: int | None = None,
+    background: Colour | None = None,
 ) -> Source:
     """Images of one size, or of any size where ``resize`` asks for one.
 
@@ -44,6 +45,7 @@ def images(
         crops: random squares of each photograph that are resized instead (crops.py); then ``holdout`` and ``share``
             count photographs and crops.
         share: about the number of images of a part.
+        background: what shows through transparent pixels; ``None``: transparency is an error.
 
     Raises:
         UserError: no images, an image of another size, or labels that do not fit the images.
@@ -61,18 +63,20 @@ def images(
         listings = _held_out(listings["train"], holdout, train)
     if crops and not resize:
         raise UserError("--crops needs the size of the images. Give it by --size.")
-    fit = fit_like_first(listings["train"].members, read, resize, channels)
+    fit = fit_like_first(listings["train"].members, read, resize, channels, background)
     classes = _classes(listings, train)
     number = {name: index for index, name in enumerate(classes)}
     splits = {}
     for split, listing in listings.items():
         numbers = None if listing.classes is None else [number[str(key)] for key in listing.classes]
         if crops:
-            splits[split] = crop_parts(listing.members, numbers, fit.size, fit.channels, crops, share)
+            splits[split] = crop_parts(listing.members, numbers, fit, crops, share)
         else:
             splits[split] = image_parts(listing.members, numbers, fit, share)
     photographs = {split: listing.members for split, listing in listings.items()}
     change = f", {method(resize, crops)}" if resize else ""
+    if background:
+        change += ", transparency on #{:02x}{:02x}{:02x}".format(*background)
     return Source(
         name=name,
         source=", ".join(path.name for path in (train, test) if path) + change,
@@ -80,7 +84,7 @@ def images(
         channels=fit.channels,
         classes=classes,
         splits=splits,
-        preparation=survey(photographs, fit.size, fit.channels, crops) if resize else None,
+        preparation=survey(photographs, fit, crops) if resize else None,
         notes=tuple(notes),
     )
 

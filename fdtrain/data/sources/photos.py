@@ -5,6 +5,7 @@ from pathlib import Path
 
 from fdtrain.data.sources.archive import Member
 from fdtrain.data.sources.crops import crop_parts, method, survey
+from fdtrain.data.sources.picture import Fit
 from fdtrain.data.sources.source import Source
 from fdtrain.errors import UserError
 
@@ -25,14 +26,15 @@ def photos(size: int, crops: int, share: int) -> Source:
         split: [_member(package, name) for package, names in packages.items() for name in names]
         for split, packages in PHOTOGRAPHS.items()
     }
+    fit = Fit(size, 3, picture=None)
     return Source(
         name=f"photos{size}",
         source=f"photographs of scikit-image and scikit-learn, {method(size, crops)}",
         size=size,
         channels=3,
         classes=[],
-        splits={split: crop_parts(members, None, size, 3, crops, share) for split, members in splits.items()},
-        preparation=survey(splits, size, 3, crops),
+        splits={split: crop_parts(members, None, fit, crops, share) for split, members in splits.items()},
+        preparation=survey(splits, fit, crops),
     )
 
 

@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,6 +17,8 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 CHANNELS = (1, 3)
+GREY = ("1", "L", "LA")
+"""Pillow's modes of pictures without colour."""
 
 T = TypeVar("T")
 
@@ -28,7 +30,11 @@ class WrongSize(BadSample):
     """A picture that would have to be cropped or resized, which nobody has asked for."""
 
 
-@dataclass(frozen=True)
+Colour = tuple[int, int, int]
+"""Red, green and blue from 0 to 255."""
+
+
+@dataclass(frozen=True, repr=False)
 class Fit:
     """How a picture becomes an image of ``size`` x ``size`` pixels.
 
@@ -37,6 +43,7 @@ class Fit:
         picture: the (width, height) that every picture must have; ``None``: any.
         crop: the side of the square cut from the picture's centre; ``None``: the largest.
         filter: the filter that resizes the square, if it has another size.
+        background: what shows through transparent pixels; ``None``: pictures with transparency are refused.
     """
 
     size: int
@@ -44,6 +51,14 @@ class Fit:
     picture: tuple[int, int] | None
     crop: int | None = None
     filter: Image.Resampling = Image.Resampling.LANCZOS
+    background: Colour | None = None
+
+    def __repr__(self) -> str:
+        """A part of a source's identity: without a background it is what it was before there were any."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        if self.background is None:
+            del values["background"]
+        return f"Fit({', '.join(f'{name}={value!r}' for name, value in values.items())})"
 
     def same(self, pixels: np.ndarray) -> bool:
         """Whether an array is an image already."""
@@ -57,22 +72,28 @@ def exactly(size: int, channels: int) -> Fit:
     return Fit(size, channels, (size, size))
 
 
-def fit_like(data: bytes | np.ndarray, where: str, resize: int | None, channels: int | None) -> Fit:
+def fit_like(
+    data: bytes | np.ndarray, where: str, resize: int | None, channels: int | None, background: Colour | None = None
+) -> Fit:
     """How to fit pictures that are like this one: of its size if no other is asked for, and of its channels.
 
     Raises:
-        UserError: it is not an image, or not square though no resize is asked for.
+        UserError: it is not an image, or not square though no resize is asked for; or the background has a colour, but
+            the images are to be grey.
     """
     size, found = upright_shape(data, where)
-    channels = channels or found
+    grey_background = background is None or len(set(background)) == 1
+    if channels == 1 and not grey_background:
+        raise UserError("--background: grey images have a grey background, such as white or black. Choose one.")
+    channels = channels or (found if grey_background else 3)
     if resize:
-        return Fit(resize, channels, picture=None)
+        return Fit(resize, channels, picture=None, background=background)
     if size[0] != size[1]:
         raise UserError(f"{where} has {_size(size)} pixels: not square. Ask for a square with --size.")
-    return exactly(size[0], channels)
+    return replace(exactly(size[0], channels), background=background)
 
 
-def upright_shape(data: bytes, where: str) -> tuple[tuple[int, int], int]:
+def upright_shape(data: bytes | np.ndarray, where: str) -> tuple[tuple[int, int], int]:
     """((width, height), channels) of a picture by its header.
 
     Raises:
@@ -80,13 +101,17 @@ def upright_shape(data: bytes, where: str) -> tuple[tuple[int, int], int]:
     """
     picture = _open(data, where)
     try:
-        return _upright_size(picture), 1 if picture.mode in ("1", "L") else 3
+        return _upright_size(picture), 1 if picture.mode in GREY else 3
     except Exception as error:  # As in decode.
         raise _broken(where, error) from error
 
 
 def fit_like_first(
-    pictures: Iterable[T], read: Callable[[T], bytes | np.ndarray], resize: int | None, channels: int | None
+    pictures: Iterable[T],
+    read: Callable[[T], bytes | np.ndarray],
+    resize: int | None,
+    channels: int | None,
+    background: Colour | None = None,
 ) -> Fit:
     """As :func:`fit_like`, by the first picture that can be opened; ``str`` of a picture names it.
 
@@ -97,7 +122,7 @@ def fit_like_first(
     first: BadSample | None = None
     for picture in pictures:
         try:
-            return fit_like(read(picture), str(picture), resize, channels)
+            return fit_like(read(picture), str(picture), resize, channels, background)
         except BadSample as error:
             first = first or error
     raise first or UserError("there are no images.")
@@ -128,7 +153,7 @@ def fitted(picture: Image.Image, where: str, fit: Fit) -> np.ndarray:
             )
         if _orientation(picture) != 1:
             picture = ImageOps.exif_transpose(picture)
-        picture = _squared(_coloured(picture, where, fit.channels), fit)
+        picture = _squared(_coloured(picture, where, fit.channels, fit.background), fit)
     except UserError:
         raise
     except Exception as error:  # Pillow's parsers raise all kinds on hostile data.
@@ -146,7 +171,7 @@ class Header:
     converted: str
 
 
-def inspect(file: Path | bytes, where: str, channels: int) -> Header:
+def inspect(file: Path | bytes, where: str, channels: int, background: Colour | None = None) -> Header:
     """Read the header alone.
 
     Raises:
@@ -154,7 +179,7 @@ def inspect(file: Path | bytes, where: str, channels: int) -> Header:
     """
     picture = _open(file, where)
     try:
-        _check_colours(picture, where, channels)
+        _check_colours(picture, where, channels, background)
         modes = {"1": "grey", "L": "grey", "P": "palette"}
         was, is_now = modes.get(picture.mode, picture.mode), "grey" if channels == 1 else "RGB"
         return Header(_upright_size(picture), _orientation(picture) != 1, "" if was == is_now else f"{was} to {is_now}")
@@ -166,7 +191,7 @@ def inspect(file: Path | bytes, where: str, channels: int) -> Header:
         picture.close()
 
 
-def upright(data: bytes, where: str, channels: int) -> Image.Image:
+def upright(data: bytes, where: str, channels: int, background: Colour | None = None) -> Image.Image:
     """A photograph of any size, turned upright as its EXIF orientation says.
 
     Raises:
@@ -174,7 +199,7 @@ def upright(data: bytes, where: str, channels: int) -> Image.Image:
     """
     picture = _open(data, where)
     try:
-        return _coloured(ImageOps.exif_transpose(picture), where, channels)
+        return _coloured(ImageOps.exif_transpose(picture), where, channels, background)
     except UserError:
         raise
     except Exception as error:  # As in decode.
@@ -239,19 +264,32 @@ def _upright_size(picture: Image.Image) -> tuple[int, int]:
     return picture.size if _orientation(picture) < 5 else (picture.height, picture.width)
 
 
-def _coloured(picture: Image.Image, where: str, channels: int) -> Image.Image:
-    """Lossless where possible: grey becomes RGB of equal values, but nothing is turned grey or made opaque."""
-    _check_colours(picture, where, channels)
+def _coloured(picture: Image.Image, where: str, channels: int, background: Colour | None) -> Image.Image:
+    """Lossless where possible: grey becomes RGB of equal values, but nothing is turned grey, or made opaque unasked."""
+    _check_colours(picture, where, channels, background)
+    if background is not None and _transparent(picture):
+        opaque = Image.new("RGBA", picture.size, background)
+        picture = Image.alpha_composite(opaque, picture.convert("RGBA"))
+        # Of a grey picture on grey the three channels are equal; their weighted mean might round.
+        return picture.getchannel("R") if channels == 1 else picture.convert("RGB")
     mode = "L" if channels == 1 else "RGB"
     return picture if picture.mode == mode else picture.convert(mode)
 
 
-def _check_colours(picture: Image.Image, where: str, channels: int) -> None:
-    if "A" in picture.getbands() or "transparency" in picture.info:
-        raise BadSample(f"{where} has transparency. Flatten it onto a background first.")
-    if picture.mode not in ("1", "L", "P", "RGB", "CMYK", "YCbCr"):
+def _transparent(picture: Image.Image) -> bool:
+    return "A" in picture.getbands() or "a" in picture.getbands() or "transparency" in picture.info
+
+
+def _check_colours(picture: Image.Image, where: str, channels: int, background: Colour | None) -> None:
+    transparent = _transparent(picture)
+    if transparent and background is None:
+        raise BadSample(
+            f"{where} has transparency. Say with --background what shows through it (for a folder, zip or tar of "
+            "images), such as white."
+        )
+    if picture.mode not in ("1", "L", "P", "RGB", "CMYK", "YCbCr", *(("LA", "PA", "RGBA") if transparent else ())):
         raise BadSample(f"{where} is of mode {picture.mode}, not of 8 bits a channel. Convert it first.")
-    if channels == 1 and picture.mode not in ("1", "L"):
+    if channels == 1 and picture.mode not in GREY:
         raise BadSample(f"{where} has colours, but the data set is grey. For a set with both, ask for --channels 3.")
 
 

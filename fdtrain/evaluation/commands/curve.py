@@ -30,6 +30,7 @@ from fdtrain.evaluation.likelihood import nll, partial_values
 from fdtrain.evaluation.reporting import figures, result
 from fdtrain.evaluation.reporting.result import CurveResult
 from fdtrain.evaluation.row_store import discard, folder_for
+from fdtrain.evaluation.run_data import open_split
 from fdtrain.evaluation.sampling.options import Drawing
 from fdtrain.evaluation.sampling.samples import to_pixels
 from fdtrain.networks.model import Model
@@ -37,8 +38,8 @@ from fdtrain.networks.model import Model
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="a run (its newest checkpoint), a checkpoint, or an export")
-    parser.add_argument("--data", required=True, help="a packed data set")
-    parser.add_argument("--split", default="test")
+    parser.add_argument("--data", help="a packed data set (default: the run's own)")
+    parser.add_argument("--split", help="of it (default: the run's, or test)")
     parser.add_argument("--features", help="to measure samples by, as in fid; default: the pixels")
     parser.add_argument("--images", type=int, default=256, help="samples of each point; images of the bound's curves")
     parser.add_argument("--solvers", nargs="+", default=["sde", "ode", "dpmpp2m", "unipc2", "heun"], metavar="SOLVER")
@@ -60,10 +61,10 @@ def run(arguments: argparse.Namespace) -> tuple[Path, int, dict[str, Path]] | No
     _check(arguments)
     start = time.perf_counter()
     model, subject = result.open_model(arguments.model)
-    paths = list(filter(None, (subject.results and subject.results / f"curve_{arguments.split}.json", arguments.json)))
-    if not paths:
+    if not subject.results and not arguments.json:
         raise UserError(f"{arguments.model} is not a run: say with --json where the curves go.")
-    split = Split(arguments.data, arguments.split)
+    split = open_split(arguments.model, arguments.data, arguments.split)
+    paths = list(filter(None, (subject.results and subject.results / f"curve_{split.name}.json", arguments.json)))
     nll.check_same_images(model.spec, split)
     identity = {**subject.identity(), **result.split_identity(split), "seed": arguments.seed, "batch": arguments.batch}
     job = _Job(arguments, model.to(arguments.device), split, identity, paths[0].parent)

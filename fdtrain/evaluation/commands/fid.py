@@ -32,6 +32,7 @@ from fdtrain.evaluation.likelihood import nll
 from fdtrain.evaluation.reporting import result
 from fdtrain.evaluation.reporting.result import FrechetResult
 from fdtrain.evaluation.row_store import RowStore, folder_for
+from fdtrain.evaluation.run_data import open_split
 from fdtrain.evaluation.sampling import options
 from fdtrain.evaluation.sampling.options import Drawing
 
@@ -45,8 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--samples", type=Path, nargs="+", metavar="SET", help="instead of a model: folders or .npz, one a set"
     )
-    parser.add_argument("--data", required=True, help="the packed data set to compare with")
-    parser.add_argument("--split", default="train", help="of it (default: train)")
+    parser.add_argument("--data", help="a packed data set (default: the run's own)")
+    parser.add_argument("--split", help="of it (default: the run's, or train)")
     parser.add_argument("--flip", action="store_true", help="compare with the split's mirror images too")
     parser.add_argument(
         "--features", help="TorchScript file, folder or the Inception's URL; default: the Inception in ~/.cache/fdtrain"
@@ -74,7 +75,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError("--seed must not be negative.")
     if (arguments.model is None) == (arguments.samples is None):
         raise UserError("give a model to sample from, or samples with --samples.")
-    split = Split(arguments.data, arguments.split)
+    split = open_split(arguments.model, arguments.data, arguments.split, "train")
     network = open_features(arguments.features, arguments.device)
     sets, definition, folder = _model_sets(arguments, split) if arguments.model else _stored_sets(arguments, split)
     counts = {s.count for s in sets}

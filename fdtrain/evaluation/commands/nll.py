@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from fdtrain import distributed
-from fdtrain.data.split import Split
 from fdtrain.diffusion.clocks import time_density
 from fdtrain.diffusion.likelihood import Estimate, OdeStart, estimate
 from fdtrain.diffusion.objective import Bound
@@ -25,12 +24,13 @@ from fdtrain.evaluation.reporting import result
 from fdtrain.evaluation.reporting.result import Bound as BoundResult
 from fdtrain.evaluation.reporting.result import NllResult, OdeLikelihood
 from fdtrain.evaluation.row_store import discard, folder_for
+from fdtrain.evaluation.run_data import open_split
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="a run (its newest checkpoint), a checkpoint, or an export")
-    parser.add_argument("--data", required=True, help="a packed data set")
-    parser.add_argument("--split", default="test")
+    parser.add_argument("--data", help="a packed data set (default: the run's own)")
+    parser.add_argument("--split", help="of it (default: the run's, or test)")
     parser.add_argument("--draws", type=int, default=20, help="draws of time and noise per image (and dequantisation)")
     parser.add_argument("--antithetic", action="store_true", help="draw the noise in pairs eps, -eps")
     parser.add_argument(
@@ -106,7 +106,7 @@ class _Job:
 
     def __init__(self, arguments: argparse.Namespace):
         self.model, subject = result.open_model(arguments.model)
-        self.split = Split(arguments.data, arguments.split)
+        self.split = open_split(arguments.model, arguments.data, arguments.split)
         nll.check_same_images(self.model.spec, self.split)
         if arguments.importance > 1 and self.model.spec.bound.discrete:
             raise UserError(
@@ -128,7 +128,7 @@ class _Job:
             "seed": arguments.seed,
             "batch": arguments.batch,
         }
-        name = arguments.split if self.count == len(self.split) else f"{arguments.split}_first{self.count}"
+        name = self.split.name if self.count == len(self.split) else f"{self.split.name}_first{self.count}"
         self.path = subject.results and subject.results / f"nll_{name}.json"
         self.results = subject.results or (arguments.json and arguments.json.parent)
         self.partial: list[Path | None] = []

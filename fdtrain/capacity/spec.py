@@ -1,0 +1,57 @@
+"""The model of a configuration on a data set."""
+
+from typing import Any
+
+from fdtrain.config import Config, DiffusionConfig
+from fdtrain.data.dataset import DatasetDescription
+from fdtrain.diffusion.formulation import formulation_interval
+from fdtrain.errors import UserError
+from fdtrain.networks.model import ModelSpec
+
+
+def model_spec(config: Config, description: DatasetDescription) -> ModelSpec:
+    """The model that a configuration asks for on a data set."""
+    network = config.network
+    if network.class_conditional and not description.classes:
+        raise UserError(f"network.class_conditional: data set '{description.name}' has no labels. Set it to false.")
+    # How it is trained, or said elsewhere in the specification.
+    others = {"name", "class_conditional", "label_dropout", "checkpointing"}
+    return ModelSpec(
+        network=network.name,
+        network_options=network.model_dump(mode="json", exclude=others),
+        predictor=config.diffusion.predictor,
+        scale=config.scale(description.levels),
+        channels=description.channels,
+        size=description.size,
+        levels=description.levels,
+        dataset=description.name,
+        classes=description.classes if network.class_conditional else [],
+        null_class=network.label_dropout > 0,
+        **_formulation(config.diffusion, config.scale(description.levels)),
+    )
+
+
+def _formulation(diffusion: DiffusionConfig, scale: float) -> dict[str, Any]:
+    """What of the section ``diffusion`` a model is.
+
+    Raises:
+        UserError: its parts do not go together on their interval.
+    """
+    try:
+        interval = formulation_interval(
+            diffusion.predictor,
+            scale,
+            diffusion.time_density,
+            diffusion.network_input,
+            diffusion.network_time,
+            diffusion.decoder,
+            diffusion.interval,
+        )
+    except ValueError as error:
+        raise UserError(f"diffusion.{error}.") from error
+    return {
+        "interval": [interval.t_min, interval.t_max],
+        "decoder": diffusion.decoder,
+        "network_input": diffusion.network_input,
+        "network_time": diffusion.network_time,
+    }

@@ -1,0 +1,280 @@
+"""A first configuration for a data set and a machine: what a person tries before knowing better.
+
+The choice is two tables and four rules, all below. A network's shape follows from the images' side, its width from what
+the machine computes in :data:`MINUTES`: the widest that sees enough images in that time. Precision is the one that the
+machine trains fastest in, and a pass has as many images as fit into memory.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from fdtrain.capacity.cost import Activations, activations, flops
+from fdtrain.capacity.estimate import parameters, state_memory, work
+from fdtrain.capacity.layout import zero_stage
+from fdtrain.capacity.spec import model_spec
+from fdtrain.config import Config
+from fdtrain.data.dataset import DatasetDescription
+
+
+class Width(NamedTuple):
+    """Channels at full resolution, blocks of a level, images of a step, and the learning rate of such a network."""
+
+    channels: int
+    blocks: int
+    batch: int
+    lr: float
+
+
+WIDTHS = (
+    Width(128, 4, 128, 2e-4),
+    Width(64, 2, 128, 6e-4),
+    Width(32, 2, 64, 2e-3),
+    Width(16, 1, 64, 4e-3),
+)
+"""From the published DDPM++ down to what a laptop trains in minutes."""
+
+MULTIPLIERS = {
+    16: (1, 2),
+    32: (1, 2, 2, 2),
+    64: (1, 2, 2, 2),
+    128: (1, 1, 2, 2, 4),
+    256: (1, 1, 2, 2, 4, 4),
+}
+"""Width of each level, for images up to this side; larger ones have those of the largest."""
+ATTENTION = 16
+"""Pixels: the first level that is no larger has self-attention."""
+
+MINUTES = {"cpu": 8, "cuda": 60}
+"""Of training, on any machine of the kind."""
+UTILISATION = {"cpu": {"fp32": 0.45, "bf16": 0.25}, "cuda": {"fp32": 0.35, "bf16": 0.35, "fp16": 0.35}}
+"""Share of the matrix rate that training such networks reaches (docs/performance.md)."""
+FEW_STEPS = 1000
+"""A run of fewer has smaller batches instead."""
+MEMORY = {"cpu": 0.5, "cuda": 0.7}
+"""Share of the memory that counted tensors may take: gaps, workspaces and other programs have the rest."""
+WATCHING = 0.05
+"""Largest share of the time for held-out bits/dim, and as much for samples."""
+INTERVALS = 8
+"""Checkpoints of a run, and the most sample grids and held-out bits/dim."""
+SAMPLE_IMAGES, SAMPLE_STEPS = 36, 20
+FEW_IMAGES = 100_000
+"""A network that trains on fewer has dropout; and every run should see as many, if not all different."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a run can use.
+
+    Args:
+        device: "cpu" or "cuda".
+        count: of devices: processes of the run.
+        memory: bytes of one device.
+        rates: FLOP/s of matrix products of one device, by precision.
+    """
+
+    device: str
+    count: int
+    memory: int
+    rates: dict[str, float]
+
+    @property
+    def precision(self) -> str:
+        """The one that trains fastest."""
+        return max(self.rates, key=lambda precision: self.speed(precision))
+
+    def speed(self, precision: str) -> float:
+        """FLOP/s of training on one device."""
+        return self.rates[precision] * UTILISATION[self.device][precision]
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """A configuration and what it will take.
+
+    Args:
+        settings: the configuration, without what is default.
+        seconds: of the whole run.
+        memory: bytes of one device.
+    """
+
+    settings: dict[str, Any]
+    config: Config
+    parameters: int
+    images: int
+    seconds: float
+    memory: int
+    notes: tuple[str, ...]
+
+
+def suggest(description: DatasetDescription, path: str, machine: Machine) -> Suggestion:
+    """The first configuration for the data set at ``path``."""
+    train = "train" if "train" in description.splits else next(iter(description.splits))
+    images = description.images(train)
+    enough = min(10**6, max(FEW_IMAGES, 50 * images))
+
+    def trials(width: Width) -> Iterator[_Trial]:
+        for checkpointing in (False, True):
+            yield _Trial(description, _settings(description, path, train, width, checkpointing, machine), machine)
+
+    for width in WIDTHS:
+        for trial in trials(width):
+            if trial.affordable < enough and width != WIDTHS[-1]:
+                break
+            if trial.micro_batch:
+                return trial.suggestion(images)
+    # Nothing fits, which a note says.
+    return list(trials(WIDTHS[-1]))[-1].suggestion(images)
+
+
+class _Trial:
+    """One network on the machine."""
+
+    def __init__(self, description: DatasetDescription, settings: dict[str, Any], machine: Machine):
+        self.description, self.settings, self.machine = description, settings, machine
+        self.config = Config.model_validate(settings)
+        self.spec = model_spec(self.config, description)
+        self.parameters = parameters(self.spec)
+        training = self.config.training
+        stage = zero_stage(training, machine.count)
+        self.state = state_memory(self.parameters, stage, machine.count).total
+        self.counted = flops(self.spec)
+        speed = machine.count * machine.speed(training.precision)
+        self.images_per_second = speed / self.counted.training(self.config.network.checkpointing)
+        self.affordable = self.images_per_second * 60 * MINUTES[machine.device]
+
+    @cached_property
+    def saved(self) -> Activations:
+        return activations(self.spec, self.config.training.precision, self.config.network.checkpointing)
+
+    @cached_property
+    def micro_batch(self) -> int:
+        """Images of a pass: the most that fit, halved from a rank's share; 0 if a lane's do not fit."""
+        training = self.config.training
+        room = MEMORY[self.machine.device] * self.machine.memory - self.state
+        images = training.global_batch // self.machine.count
+        while images >= training.lane_images:
+            if self.saved.bytes(images) <= room:
+                return images
+            images //= 2
+        return 0
+
+    def suggestion(self, train_images: int) -> Suggestion:
+        """With all that follows from the time there is."""
+        training, monitor = self.config.training, self.settings["monitor"]
+        seen = min(self.affordable, max(FEW_IMAGES, 200 * train_images))
+        batch, lane = training.global_batch, training.lane_images
+        while seen / batch < FEW_STEPS and batch > training.lanes:
+            batch //= 2
+        steps = max(100, _round(seen / batch))
+        micro = min(self.micro_batch or lane, batch // self.machine.count)
+        self.settings["training"] |= {"steps": steps, "global_batch": batch, "warmup_steps": min(5000, steps // 20)}
+        if micro < batch // self.machine.count:
+            self.settings["training"]["micro_batch"] = micro
+        self.settings["ema"]["decay"] = round(min(0.9999, 1 - 8 / steps), 5)
+        seen = steps * batch
+        # A training step is three forward passes.
+        monitor["log_every"] = max(1, _round(steps / 100))
+        monitor["sample_every"] = _interval(steps, WATCHING * seen, SAMPLE_IMAGES * SAMPLE_STEPS / 3)
+        if self.config.data.test_split is not None:
+            held_out = self.description.images(self.config.data.test_split)
+            monitor["evaluate_every"] = _interval(steps, WATCHING * seen, held_out / 3)
+        self.settings["checkpoint"]["every"] = -(-steps // INTERVALS)
+        config = Config.model_validate(self.settings)
+        speed = self.machine.rates[training.precision] / 1e12
+        utilisation = UTILISATION[self.machine.device][training.precision]
+        total = work(config, self.counted, self.parameters, self.machine.count, speed, utilisation)
+        return Suggestion(
+            self.settings,
+            config,
+            self.parameters,
+            seen,
+            total.days * 86400 * (1 + 2 * WATCHING),
+            self.state + self.saved.bytes(micro),
+            tuple(self._notes(seen, train_images, micro)),
+        )
+
+    def _notes(self, seen: int, train_images: int, micro: int) -> Iterator[str]:
+        size, levels = self.description.size, len(self.settings["network"]["multipliers"])
+        wanted = len(_multipliers(size))
+        if levels < wanted and size // 2 ** (levels - 1) > ATTENTION:
+            better = size // 2 ** (wanted - 1) * 2 ** (wanted - 1)
+            yield f"{size} pixels can be halved only {levels - 1} times; --resize {better} gives a better network."
+        if not self.micro_batch:
+            yield "this may not fit into memory. Pack smaller images with --resize."
+        elif seen < max(10**4, train_images):
+            yield (
+                f"{size}x{size} images are large for this machine: in this time it trains on {seen:,} only. Pack "
+                "smaller ones with --resize, train for longer, or use a GPU."
+            )
+
+
+def _settings(
+    description: DatasetDescription, path: str, train: str, width: Width, checkpointing: bool, machine: Machine
+) -> dict[str, Any]:
+    """What does not depend on the time of the run."""
+    size = description.size
+    multipliers = _multipliers(size)[: _halvings(size) + 1]
+    levels = [size // 2**i for i in range(len(multipliers))]
+    held_out = next((split for split in ("test", "valid") if split in description.splits and split != train), None)
+    network = {
+        "name": "ddpmpp",
+        "channels": width.channels,
+        "multipliers": list(multipliers),
+        "blocks": width.blocks,
+        "attention": [next((level for level in levels[1:] if level <= ATTENTION), levels[-1])],
+        "dropout": 0.1 if description.images(train) < FEW_IMAGES else 0.0,
+        "fourier_features": 2,
+        "class_conditional": False,
+    }
+    if checkpointing:
+        network["checkpointing"] = True
+    return {
+        "name": _run_name(description.name),
+        "data": {
+            "path": path,
+            "train_split": train,
+            "test_split": held_out,
+            "workers": 1 if machine.device == "cpu" else 2,
+        },
+        "network": network,
+        "training": {
+            "steps": 1,
+            "global_batch": width.batch,
+            "lanes": 64 if machine.device == "cuda" else 16,
+            "precision": machine.precision,
+            "lr": width.lr,
+            "warmup_steps": 0,
+            "decay": "linear",
+            "betas": [0.9, 0.99],
+        },
+        "ema": {},
+        "checkpoint": {},
+        "monitor": {"sample_images": SAMPLE_IMAGES, "sample_steps": SAMPLE_STEPS},
+    }
+
+
+def _multipliers(size: int) -> tuple[int, ...]:
+    return next((chosen for side, chosen in MULTIPLIERS.items() if size <= side), MULTIPLIERS[max(MULTIPLIERS)])
+
+
+def _halvings(size: int) -> int:
+    """How often a side can be halved."""
+    return (size & -size).bit_length() - 1
+
+
+def _run_name(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("._-") or "images"
+
+
+def _round(number: float) -> int:
+    """To two digits, downwards."""
+    unit = 10 ** max(0, len(str(int(number))) - 2)
+    return int(number) // unit * unit
+
+
+def _interval(steps: int, budget: float, cost: float) -> int:
+    """Steps between things of this cost: as many of them as the budget allows, one at least."""
+    return -(-steps // max(1, min(INTERVALS, int(budget / cost))))
