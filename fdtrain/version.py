@@ -15,7 +15,8 @@ class ShowVersion(argparse.Action):
 
     def __call__(self, parser: argparse.ArgumentParser, *_):
         found = ", ".join(f"{name} {_version(name)}" for name in PACKAGES)
-        parser.exit(message=f"{found}, Python {platform.python_version()}\n")
+        print(f"{found}, Python {platform.python_version()}")
+        parser.exit()
 
 
 def _version(name: str) -> str:
