@@ -157,7 +157,7 @@ def _network_name(value: Any) -> str:
 
 class DiffusionConfig(Section):
     predictor: Literal["plain", "bounded", "alpha", "eps", "x0", "v", "flow", "score", "edm"] = Field(
-        default="bounded", description="from network to field F; docs/method.md, sections 2 and 7"
+        default="bounded", description="from network to field F; docs/method.md, sections 2 and 9"
     )
     scale: float | None = Field(default=None, gt=0, le=1, description="`s` of `bounded` and `asinh`; null: 1 / levels")
     interval: tuple[float, float] | None = Field(
@@ -188,9 +188,9 @@ class DiffusionConfig(Section):
         "flow",
         "ve",
         "vdm",
-    ] = Field(default="asinh", description="density of the times, cut to the interval; docs/method.md, section 7")
+    ] = Field(default="asinh", description="density of the times, cut to the interval; docs/method.md, section 9")
     weighting: Literal["bound", "eps", "x0", "v", "flow", "edm", "min_snr"] = Field(
-        default="bound", description="of the training loss; docs/method.md, section 7"
+        default="bound", description="of the training loss; docs/method.md, section 9"
     )
     decoder: Literal["gaussian", "discrete"] = Field(
         default="gaussian",

@@ -22,9 +22,11 @@ from fdtrain.config import (
     load_config,
 )
 from fdtrain.diffusion.clocks import DENSITIES
-from fdtrain.diffusion.predictors import PREDICTORS
+from fdtrain.diffusion.objective import DECODERS
+from fdtrain.diffusion.predictors import INPUTS, PREDICTORS, TIMES
 from fdtrain.diffusion.solvers import SOLVERS
 from fdtrain.diffusion.time_sampling import DRAWS
+from fdtrain.diffusion.weighting import WEIGHTINGS
 from fdtrain.errors import UserError
 from fdtrain.networks.dit import SIZES
 from fdtrain.networks.embeddings import TIME_EMBEDDINGS
@@ -130,7 +132,10 @@ def test_overrides(write):
         ("network.patch=2", ["unknown key 'patch' in section 'network' of 'ddpmpp'", "network.name dit"]),
         ("network.label_dropout=0.1", ["network", "set class_conditional to true"]),
         ("network=5", ["network", "not 5"]),
-        ("diffusion.predictor=edm", ["diffusion.predictor", "'plain', 'bounded' or 'alpha'"]),
+        ("diffusion.predictor=noise", ["diffusion.predictor", "'plain', 'bounded', 'alpha', 'eps'", "'noise'"]),
+        ("diffusion.network_time=tau", ["diffusion.network_time", "'log_sigma'", "'tau'"]),
+        ("diffusion.interval=[0.5, 0.1]", ["diffusion.interval", "two times that rise"]),
+        ("diffusion.interval=[0, 2]", ["diffusion.interval", "two times that rise, in [0, 1]"]),
         ("name=../x", ["name", "../x"]),
         ("data=5", ["data"]),
     ],
@@ -210,6 +215,10 @@ CHOICES = {
     (DiffusionConfig, "predictor"): PREDICTORS,
     (DiffusionConfig, "time_sampling"): DRAWS,
     (DiffusionConfig, "time_density"): DENSITIES,
+    (DiffusionConfig, "weighting"): WEIGHTINGS,
+    (DiffusionConfig, "decoder"): DECODERS,
+    (DiffusionConfig, "network_input"): INPUTS,
+    (DiffusionConfig, "network_time"): TIMES,
     (MonitorConfig, "sample_solver"): SOLVERS,
     (DDPMppConfig, "time_embedding"): TIME_EMBEDDINGS,
     (DiTConfig, "size"): SIZES,
@@ -220,7 +229,10 @@ CHOICES = {
 
 @pytest.mark.parametrize(("section", "key"), CHOICES, ids=lambda value: getattr(value, "__name__", value))
 def test_the_choices_of_a_key_are_those_of_the_code(section, key):
-    assert set(get_args(section.model_fields[key].annotation)) == set(CHOICES[section, key])
+    choices = get_args(section.model_fields[key].annotation)
+    if type(None) in choices:
+        choices = get_args(choices[0])
+    assert set(choices) == set(CHOICES[section, key])
 
 
 def test_every_network_has_its_section():

@@ -9,7 +9,8 @@ from fdtrain.config import NETWORKS, Config
 
 HEAD = """# Configuration
 
-A run has one YAML file; `--set section.key=value` overrides any key. An unknown key, a wrong type or an impossible
+A run has one YAML file, or several, `--config configs/digits.yaml configs/baselines/edm.yaml`, each laid over those
+before it key by key; `--set section.key=value` overrides any key. An unknown key, a wrong type or an impossible
 combination is refused before anything starts. The resolved configuration is saved with the run, with credentials in
 URLs masked (docs/data.md). A key that is given twice and more than 20,000 values (including those that aliases repeat)
 are refused too. Values are texts, numbers, booleans, lists and sections; a date is read as a text. This page is
@@ -57,9 +58,13 @@ def _yaml(value: object) -> str:
 
 
 def _description(field: FieldInfo) -> str:
-    choices = getattr(field.annotation, "__args__", ())
+    kind = field.annotation
+    choices = getattr(kind, "__args__", ())
+    if type(None) in choices and hasattr(choices[0], "__args__"):
+        kind = choices[0]
+        choices = kind.__args__
     description = field.description or ""
-    if getattr(field.annotation, "__origin__", None) is not tuple and all(isinstance(c, str | int) for c in choices):
+    if getattr(kind, "__origin__", None) is not tuple and all(isinstance(c, str | int) for c in choices):
         listed = ", ".join(f"`{_yaml(choice)}`" for choice in choices)
         description = f"{listed}; {description}" if description and listed else listed or description
     return description

@@ -129,8 +129,8 @@ class Bound:
     def _control(self, v: Tensor, t: Tensor, x0: Tensor) -> Tensor:
         """A control variate: ``|v|^2`` less its mean over the noise, where ``t`` is below one level of the images.
 
-        There no field tells ``v`` of a dequantised image, and ``|eps|^2 / t`` alone would make most of the variance of a
-        truncated bound. Its mean is zero and no model changes it, so it changes neither the bound nor the gradient.
+        There no field tells ``v`` of a dequantised image, and ``|eps|^2 / t`` alone would make most of the variance of
+        a truncated bound. Its mean is zero and no model changes it, so it changes neither the bound nor the gradient.
         """
         squares = x0.square().flatten(1).sum(1)
         mean = (1 - t * t).to(v.dtype) * x0[0].numel() + (t * t).to(v.dtype) * squares

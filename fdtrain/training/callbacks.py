@@ -38,7 +38,10 @@ def held_out_bits(split: Split, draws: int, monitor: Monitor):
         density = nll.time_density_of(model.spec.bound.interval, model.spec.scale)
         values = nll.elbo(model, split, mine, density, draws) if mine else torch.empty(0, draws).double()
         result = estimate(distributed.gather(values, len(split), device))
-        monitor.log(step, {"bits_per_dim": result.mean, "standard_error": result.error_images}, prefix=split.name)
+        metrics = {"bits_per_dim": result.mean, "standard_error": result.error_images}
+        if (interval := model.spec.bound.interval) != CLOSED:
+            metrics |= {"t_min": interval.t_min, "t_max": interval.t_max}
+        monitor.log(step, metrics, prefix=split.name)
         value = f"{result.mean:.4f} +- {result.error_images:.4f} bits/dim"
         monitor.say(f"step {step}  {split.name} {value} (ELBO, {model.spec.bound.describe()}, EMA)")
 

@@ -85,7 +85,7 @@ def test_inputs_are_the_published_processes(drawn):
     torch.testing.assert_close(time, (T / alpha(T) / 0.01).log() / math.log(5000))
 
 
-# docs/method.md, section 7.
+# docs/method.md, section 9.
 WEIGHTS_OF = {
     "bound": lambda t: 1 / t,
     "eps": lambda t: alpha(t) ** 2,
@@ -131,7 +131,7 @@ def test_each_published_loss_is_its_weight_times_the_residual(kind, drawn):
     ("interval", "gap"), [((0.01, 0.9), 0.01883), ((0.01, 0.99), 0.00199), ((0.001, 0.999), 0.000101)]
 )
 def test_the_truncated_bound_of_a_gaussian(interval, gap):
-    """method.md, section 9.3: bound less entropy of N(0.3, 0.05) with the exact field, by quadrature in t."""
+    """docs/method.md, section 9: bound less entropy of N(0.3, 0.05) with the exact field, by quadrature in t."""
     m, var = 0.3, 0.05
     low, high = interval
     bound, entropy = Bound(interval=Interval(low, high)), 0.5 * math.log(2 * math.pi * math.e * var)

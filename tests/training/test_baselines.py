@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from fdtrain.config import load_config
 from fdtrain.data.split import Split
 from fdtrain.diffusion.clocks import SoftTruncation, time_density
+from fdtrain.diffusion.objective import Bound
 from fdtrain.diffusion.solvers import time_grid
 from fdtrain.diffusion.weighting import WEIGHTINGS
 from fdtrain.errors import UserError
@@ -117,6 +118,28 @@ def test_soft_truncation_draws_an_interval_for_each_batch_alike_on_all_ranks():
     assert min(starts) >= density.interval.t_min
     # Half of the draws of log tau lie on either side.
     assert 3 <= sum(start > 0.06 for start in starts) <= 17
+
+
+@pytest.mark.parametrize(
+    ("settings", "closed"),
+    [
+        (["diffusion.interval=[0.01, 0.99]"], True),
+        ([], False),
+        (["diffusion.interval=[0.01, 0.99]", "diffusion.predictor=v"], False),
+        (["diffusion.interval=[0.01, 0.99]", "diffusion.decoder=discrete"], False),
+    ],
+)
+def test_the_closed_bound_beside_the_truncated_one(settings, closed, digits):
+    """Where the field is finite on all of [0, 1]: untrained, both are the standard normal's, up to the truncation."""
+    split = Split(str(digits), "test")
+    model = Model(model_spec(load_config(DEMO, [*SMALL, *settings]), split.description)).eval()
+    assert nll.also_closed(model) == closed
+    if closed:
+        spec, values = model.spec, []
+        for bound in (spec.bound, Bound(spec.levels)):
+            density = nll.time_density_of(bound.interval, spec.scale)
+            values.append(nll.elbo(model, split, range(16), density, 512, bound=bound).mean().item())
+        assert values[0] == pytest.approx(values[1], abs=0.05)
 
 
 def test_an_interval_that_a_preset_does_not_have_is_refused(digits):

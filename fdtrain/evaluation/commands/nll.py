@@ -109,6 +109,10 @@ class _Job:
         self.model, subject = result.open_model(arguments.model)
         self.split = Split(arguments.data, arguments.split)
         nll.check_same_images(self.model.spec, self.split)
+        if arguments.importance > 1 and self.model.spec.bound.discrete:
+            raise UserError(
+                "--importance weighs uniform dequantisations; this model's decoder is discrete. Leave it out."
+            )
         self.count = min(arguments.images or len(self.split), len(self.split))
         self.device, dtype = arguments.device, torch.float64 if arguments.float64 else torch.float32
         self.model.to(self.device, dtype)
