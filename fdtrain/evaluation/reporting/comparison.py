@@ -129,7 +129,8 @@ def settings(variant: ComparedVariant, reference: str) -> str:
     """In what a variant differs from the reference."""
     if variant.name == reference:
         return "the reference"
-    return ", ".join(f"{key}: {value}" for key, value in variant.settings.items()) or "equal to the reference"
+    shown = {key: "null" if value is None else value for key, value in variant.settings.items()}
+    return ", ".join(f"{key}: {value}" for key, value in shown.items()) or "equal to the reference"
 
 
 def markdown(result: ComparisonResult) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from fdtrain.evaluation.reporting.result import CurvePoint, Strata, write_file
 
@@ -129,6 +129,7 @@ def compared_training(lines: dict[str, list[tuple[int, float]]], path: Path) -> 
     # The first steps would otherwise take all the height.
     low, high = values[0], values[int(0.8 * (len(values) - 1))]
     axes.set_ylim(low - 0.05 * (high - low) - 0.01, high + 0.1 * (high - low) + 0.01)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _legend_beside(figure, axes, len(lines))
     write_file(path, partial(figure.savefig, format="png"))
 
@@ -158,7 +159,9 @@ def compared_variance(lines: dict[str, list[tuple[float, float]]], path: Path) -
         colour, style = _line_style(i)
         axes.plot(*zip(*points), style, marker="o", ms=3, color=colour, label=name)
     axes.set_yscale("log")
-    _log_values(axes)
+    values = [value for points in lines.values() for _, value in points if value > 0]
+    if values and max(values) < 1000 * min(values):
+        _log_values(axes)
     _time_axis(axes, [min(t for points in lines.values() for t, _ in points)])
     _legend_beside(figure, axes, len(lines))
     write_file(path, partial(figure.savefig, format="png"))
