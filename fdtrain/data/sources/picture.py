@@ -61,7 +61,7 @@ def fit_like(data: bytes | np.ndarray, where: str, resize: int | None, channels:
     """
     picture = _open(data, where)
     try:
-        size = _upright_size(picture)
+        size = _upright_size(picture, _orientation(picture))
     except Exception as error:  # As in decode.
         raise _broken(where, error) from error
     channels = channels or (1 if picture.mode in ("1", "L") else 3)
@@ -103,13 +103,14 @@ def decode(data: bytes | np.ndarray, where: str, fit: Fit) -> np.ndarray:
         return channels_last(data)
     picture = _open(data, where)
     try:
-        size = _upright_size(picture)
+        orientation = _orientation(picture)
+        size = _upright_size(picture, orientation)
         if fit.picture and size != fit.picture:
             raise BadSample(
                 f"{where} has {_size(size)} pixels, expected {_size(fit.picture)}. Remove it, or (for a folder "
                 "or zip of images) ask for one size with --size."
             )
-        if _orientation(picture) != 1:
+        if orientation != 1:
             picture = ImageOps.exif_transpose(picture)
         picture = _squared(_coloured(picture, where, fit.channels), fit)
     except UserError:
@@ -140,7 +141,10 @@ def inspect(file: Path | bytes, where: str, channels: int) -> Header:
         _check_colours(picture, where, channels)
         modes = {"1": "grey", "L": "grey", "P": "palette"}
         was, is_now = modes.get(picture.mode, picture.mode), "grey" if channels == 1 else "RGB"
-        return Header(_upright_size(picture), _orientation(picture) != 1, "" if was == is_now else f"{was} to {is_now}")
+        orientation = _orientation(picture)
+        return Header(
+            _upright_size(picture, orientation), orientation != 1, "" if was == is_now else f"{was} to {is_now}"
+        )
     except UserError:
         raise
     except Exception as error:  # As in decode.
@@ -217,9 +221,9 @@ def _orientation(picture: Image.Image) -> int:
     return orientation if orientation in range(1, 9) else 1
 
 
-def _upright_size(picture: Image.Image) -> tuple[int, int]:
+def _upright_size(picture: Image.Image, orientation: int) -> tuple[int, int]:
     """(width, height) of the upright picture."""
-    return picture.size if _orientation(picture) < 5 else (picture.height, picture.width)
+    return picture.size if orientation < 5 else (picture.height, picture.width)
 
 
 def _coloured(picture: Image.Image, where: str, channels: int) -> Image.Image:
