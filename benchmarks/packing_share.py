@@ -10,6 +10,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -46,24 +47,16 @@ def decoded(folder: Path, size: int) -> Iterator[bytes]:
 def write_alone(pixels: Iterator[bytes], bytes_per_image: int, folder: Path) -> int:
     """The pixels, and zeros for all else that shards have. The number of images."""
     folder.mkdir()
-    count, file, rest = 0, None, b""
-    for data in pixels:
-        if count % SHARD == 0:
-            _synchronise(file)
-            file = io.BufferedWriter(io.FileIO(folder / f"{count}.tar", "w"), 1 << 20)
-            rest = bytes(bytes_per_image - len(data))
-        file.write(data)
-        file.write(rest)
-        count += 1
-    _synchronise(file)
+    count = 0
+    while shard := list(islice(pixels, SHARD)):
+        with io.BufferedWriter(io.FileIO(folder / f"{count}.tar", "w"), 1 << 20) as file:
+            for data in shard:
+                file.write(data)
+                file.write(bytes(bytes_per_image - len(data)))
+            file.flush()
+            os.fsync(file.fileno())
+        count += len(shard)
     return count
-
-
-def _synchronise(file: io.BufferedWriter | None) -> None:
-    if file is not None:
-        file.flush()
-        os.fsync(file.fileno())
-        file.close()
 
 
 def share(folder: Path, picture: Callable[[int, int], np.ndarray], count: int, rounds: int) -> None:
@@ -82,6 +75,7 @@ def share(folder: Path, picture: Callable[[int, int], np.ndarray], count: int, r
         cases["Fashion-MNIST idx"] = (lambda: idx(FASHION_MNIST, "x"), fashion)
     for number, (name, (source, pixels)) in enumerate(cases.items()):
         found: list[tuple[float, float]] = []
+        rate = 0.0
         for turn in range(rounds):
             place = folder / f"{number}-{turn}"
             wall, busy = time.perf_counter(), time.process_time()

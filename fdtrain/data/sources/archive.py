@@ -87,9 +87,9 @@ def _folder(path: Path) -> list[Member]:
     files: dict[str, Member] = {}
     # No folder is read twice: a link may form a cycle, or multiply its target.
     seen: dict[tuple[int, int], Path] = {}
-    pending = [path]
+    pending = [(path, "")]
     while pending:
-        folder = pending.pop()
+        folder, prefix = pending.pop()
         status = _status(folder)
         if (earlier := seen.setdefault((status.st_dev, status.st_ino), folder)) != folder:
             raise UserError(f"{folder} leads to the same folder as {earlier}. Remove the link.")
@@ -97,12 +97,12 @@ def _folder(path: Path) -> list[Member]:
             names = [name for name in os.listdir(folder) if not _hidden(name)]
         except OSError as error:
             raise UserError(f"{folder} cannot be read ({error.strerror}). Make it readable, or remove it.") from error
-        for place in (folder / name for name in names):
+        for last in names:
+            place, name = folder / last, prefix + last
             status = _status(place)
             if stat.S_ISDIR(status.st_mode):
-                pending.append(place)
+                pending.append((place, f"{name}/"))
             elif stat.S_ISREG(status.st_mode):
-                name = place.relative_to(path).as_posix()
                 files[name] = Member(place, name, status.st_size, "file", stored=status.st_size)
             else:
                 raise UserError(f"{place} is neither a file nor a folder. Remove it.")

@@ -101,7 +101,7 @@ def upright_shape(data: bytes | np.ndarray, where: str) -> tuple[tuple[int, int]
     """
     picture = _open(data, where)
     try:
-        return _upright_size(picture), 1 if picture.mode in GREY else 3
+        return _upright_size(picture, _orientation(picture)), 1 if picture.mode in GREY else 3
     except Exception as error:  # As in decode.
         raise _broken(where, error) from error
 
@@ -145,13 +145,14 @@ def decode(data: bytes | np.ndarray, where: str, fit: Fit) -> np.ndarray:
 def fitted(picture: Image.Image, where: str, fit: Fit) -> np.ndarray:
     """As :func:`decode`, of an open picture."""
     try:
-        size = _upright_size(picture)
+        orientation = _orientation(picture)
+        size = _upright_size(picture, orientation)
         if fit.picture and size != fit.picture:
             raise WrongSize(
                 f"{where} has {_size(size)} pixels, expected {_size(fit.picture)}. Remove it, or (for a folder "
                 "or zip of images) ask for one size with --size."
             )
-        if _orientation(picture) != 1:
+        if orientation != 1:
             picture = ImageOps.exif_transpose(picture)
         picture = _squared(_coloured(picture, where, fit.channels, fit.background), fit)
     except UserError:
@@ -182,7 +183,10 @@ def inspect(file: Path | bytes, where: str, channels: int, background: Colour | 
         _check_colours(picture, where, channels, background)
         modes = {"1": "grey", "L": "grey", "P": "palette"}
         was, is_now = modes.get(picture.mode, picture.mode), "grey" if channels == 1 else "RGB"
-        return Header(_upright_size(picture), _orientation(picture) != 1, "" if was == is_now else f"{was} to {is_now}")
+        orientation = _orientation(picture)
+        return Header(
+            _upright_size(picture, orientation), orientation != 1, "" if was == is_now else f"{was} to {is_now}"
+        )
     except UserError:
         raise
     except Exception as error:  # As in decode.
@@ -259,9 +263,9 @@ def _orientation(picture: Image.Image) -> int:
     return orientation if orientation in range(1, 9) else 1
 
 
-def _upright_size(picture: Image.Image) -> tuple[int, int]:
+def _upright_size(picture: Image.Image, orientation: int) -> tuple[int, int]:
     """(width, height) of the upright picture."""
-    return picture.size if _orientation(picture) < 5 else (picture.height, picture.width)
+    return picture.size if orientation < 5 else (picture.height, picture.width)
 
 
 def _coloured(picture: Image.Image, where: str, channels: int, background: Colour | None) -> Image.Image:
