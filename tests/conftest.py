@@ -7,7 +7,9 @@ import runpy
 import socket
 import subprocess
 import sys
+import time
 import traceback
+from multiprocessing import connection
 from pathlib import Path
 
 import pytest
@@ -72,10 +74,13 @@ class Launch:
         return [*launcher, *arguments]
 
     def __call__(self, *settings: str, processes: int = 1, rc: int = 0, timeout: int = 240, **options):
-        command = self.command(*settings, processes=processes, **options)
-        if processes == 0:
-            result = fork(command[1:], self.folder, timeout)
+        """Run to the end. Where ranks are to fail DeepSpeed's launcher starts them, as it does those of ``command``;
+        elsewhere they are forked, which spares seconds of imports in each."""
+        if rc == 0 or processes == 0:
+            command = self.command(*settings, processes=0, **options)
+            result = fork(command[1:], self.folder, timeout, max(1, processes))
         else:
+            command = self.command(*settings, processes=processes, **options)
             result = subprocess.run(
                 command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=timeout
             )
@@ -95,26 +100,50 @@ class Launch:
         return [json.loads(line) for line in (self.run_folder(name) / "metrics.jsonl").read_text().splitlines()]
 
 
-def fork(command: list[str], folder: Path, timeout: int = 240) -> subprocess.CompletedProcess:
-    """Run ``script.py argument ...`` in a process that has torch and DeepSpeed imported already.
+def fork(command: list[str], folder: Path, timeout: float = 240, processes: int = 1) -> subprocess.CompletedProcess:
+    """Run ``script.py argument ...`` in processes that have torch and DeepSpeed imported already.
 
-    It is forked from a server that does nothing but import them, once for all tests.
+    They are forked from a server that does nothing but import them, once for all tests. As under a launcher, the
+    first one to fail ends the others and gives the exit code.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["fdtrain.training.build"])
-    files = folder / "stdout.txt", folder / "stderr.txt"
+    files = [(folder / f"stdout{rank}.txt", folder / f"stderr{rank}.txt") for rank in range(processes)]
     kept, os.environ["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS"), "1"
+    port, ranks = free_port(), []
     try:
-        process = context.Process(target=_run_script, args=(command, files, environment()))
-        process.start()
+        for rank in range(processes):
+            variables = environment() | (launched(rank, processes, port) if processes > 1 else {})
+            ranks.append(context.Process(target=_run_script, args=(command, files[rank], variables)))
+            ranks[-1].start()
     finally:
         os.environ.pop("OMP_NUM_THREADS") if kept is None else os.environ.update(OMP_NUM_THREADS=kept)
-    process.join(timeout)
-    if process.is_alive():
-        process.kill()
+    code = _wait(ranks, timeout)
+    if code is None:
         raise subprocess.TimeoutExpired(command, timeout)
-    output = [file.read_text() for file in files]
-    return subprocess.CompletedProcess(command, process.exitcode, *output)
+    output = ["".join(file.read_text() for file in of_all) for of_all in zip(*files)]
+    return subprocess.CompletedProcess(command, code, *output)
+
+
+def launched(rank: int, processes: int, port: int) -> dict[str, str]:
+    """The variables that a launcher gives to a rank."""
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_SIZE": processes, "MASTER_PORT": port}
+    return {"MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in place.items()}}
+
+
+def _wait(ranks: list, timeout: float) -> int | None:
+    """The exit code of the first to fail, or zero; None if some do not end in time. None runs any more."""
+    deadline, running = time.monotonic() + timeout, list(ranks)
+    while running and connection.wait([rank.sentinel for rank in running], deadline - time.monotonic()):
+        if any(rank.exitcode for rank in running):
+            break
+        running = [rank for rank in running if rank.exitcode is None]
+    codes = [rank.exitcode for rank in ranks if rank.exitcode]
+    late = bool(running) and not codes
+    for rank in running:
+        rank.kill()
+        rank.join()
+    return None if late else next(iter(codes), 0)
 
 
 def _run_script(command: list[str], files: tuple[Path, Path], variables: dict[str, str]) -> None:

@@ -92,9 +92,8 @@ def test_a_run_may_go_on_at_another_precision(launch):
     assert launch.losses().keys() == set(range(1, 7))
 
 
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(launch):
-    settings = ["training.steps=40", "checkpoint.every=5", "checkpoint.keep_last=3"]
-    launch(*settings, "name=whole", processes=2)
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(launch, undisturbed):
+    settings = ["training.steps=60", "monitor.evaluate_every=20", "checkpoint.every=5", "checkpoint.keep_last=3"]
     command = launch.command(*settings, "name=killed", processes=2)
     job = subprocess.Popen(
         command,
@@ -113,10 +112,10 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(launch):
     os.killpg(job.pid, signal.SIGKILL)  # the launcher and both ranks, at once
     subprocess.run(["pkill", "-KILL", "-f", f"main.py.*{launch.config}.*name=killed"], check=False)
     job.wait()
-    assert not (checkpoint.parent / "step_00000040").exists()
+    assert not (checkpoint.parent / "step_00000060").exists()
     launch(*settings, "name=killed", processes=2, resume=True)
-    assert launch.losses("whole") == launch.losses("killed")
-    assert_same(launch.checkpoint(40, "whole"), launch.checkpoint(40, "killed"))
+    assert undisturbed.losses() == launch.losses("killed")
+    assert_same(undisturbed.checkpoint(60), launch.checkpoint(60, "killed"))
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
