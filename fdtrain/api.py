@@ -161,7 +161,7 @@ class TrainedModel:
         """
         _check(seed, draws=draws, batch=batch)
         given = self._images(images, label)
-        density = nll.time_density_of(self.spec)
+        density = nll.time_density_of(self.spec.bound.interval, self.spec.scale)
         values = nll.elbo(self.module, given, range(len(given)), density, draws, seed, batch)
         return BitsPerDim(values.mean(1), standard_errors(values), estimate(values))
 
