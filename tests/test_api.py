@@ -13,8 +13,8 @@ from models import DIGITS, filled, saved
 
 import fdtrain
 from fdtrain.data.split import Split
-from fdtrain.diffusion.objective import dequantise, normal_nll
 from fdtrain.diffusion.clocks import time_density
+from fdtrain.diffusion.objective import dequantise, normal_nll
 from fdtrain.evaluation.likelihood import nll
 from fdtrain.evaluation.sampling import grids
 from fdtrain.evaluation.sampling.options import Drawing
