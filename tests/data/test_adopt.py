@@ -668,7 +668,7 @@ def test_the_command(tmp_path):
     shard(tmp_path / "val" / "0.tar", range(12, 15), "jpg")
     done = tool("shards/{000..002}.tar", "--test", "val/*.tar", "--workers", "2", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "shards: shards: train: 12 images, 3 shards\nshards: shards: test: 3 images, 1 shards\n" in done.stdout
+    assert "shards: shards: train: 12 images, 3 shards\nshards: shards: test: 3 images, 1 shard\n" in done.stdout
     same(tmp_path / "shards", "train", *sorted((tmp_path / "shards").glob("*.tar")))
     same(tmp_path / "shards", "test", tmp_path / "val" / "0.tar")
     done = tool("shards/{000..002}.tar", "--size", "4", cwd=tmp_path)
