@@ -74,7 +74,7 @@ def test_a_folder(tmp_path):
     with pytest.raises(UserError, match="3 images of in cannot be packed"):
         pack(images(folder, None, 0, "x", None, 3, 10), tmp_path / "out")
     # The corrected command, into the same folder.
-    description = pack(images(folder, None, 0, "x", None, 3, 10, (255, 255, 255)), tmp_path / "out")
+    description = pack(images(folder, None, 0, "x", None, 3, 10, background=(255, 255, 255)), tmp_path / "out")
     assert description.source == "in, transparency on #ffffff"
     pixels, _ = Split(tmp_path / "out", "train").batch(range(3))
     assert (pixels[:, :, :, 3] == 255).all()

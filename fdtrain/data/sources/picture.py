@@ -276,6 +276,8 @@ def _coloured(picture: Image.Image, where: str, channels: int, background: Colou
         picture = Image.alpha_composite(opaque, picture.convert("RGBA"))
         # Of a grey picture on grey the three channels are equal; their weighted mean might round.
         return picture.getchannel("R") if channels == 1 else picture.convert("RGB")
+    # Decoded now, where the callers catch what a broken file raises.
+    picture.load()
     mode = "L" if channels == 1 else "RGB"
     return picture if picture.mode == mode else picture.convert(mode)
 
