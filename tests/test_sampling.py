@@ -1,4 +1,4 @@
-"""tools/sample.py and tools/evaluate.py fid as commands, alone and on two processes."""
+"""``fdtrain sample`` and ``fdtrain evaluate fid`` as commands, alone and on two processes."""
 
 import importlib.util
 import json
