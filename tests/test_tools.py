@@ -177,7 +177,7 @@ def test_sample_sheet_and_folder_agree_whatever_the_batch(run, tmp_path):
         assert np.abs(a.astype(int) - b).max() <= 16  # a level: batches round differently
     out = tool("sample", *common, "--out", tmp_path / "sheet.png", "--solver", "heun")
     assert "heun, 8 evaluations each" in out
-    assert Image.open(tmp_path / "sheet.png").size == (102, 152)
+    assert Image.open(tmp_path / "sheet.png").size == (310, 464)
 
 
 def test_sample_by_label(run, tmp_path):
