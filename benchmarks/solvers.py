@@ -7,7 +7,7 @@
 
 ``spectrum``: mean KL per dimension of independent Gaussian dimensions with the spectrum of images, exactly. ``rms``:
 distance to a fine solution of the ODE. ``frechet``: Frechet distance to the training images. Each line is a solver on
-its own grid or, with ``--grids``, on these, where ``optimised`` is what tools/evaluate.py grid has found; of several
+its own grid or, with ``--grids``, on these, where ``optimised`` is what ``fdtrain evaluate grid`` has found; of several
 models or ``--seeds`` the mean and the standard deviation.
 ``cost``: a solver's time beside that of the network's evaluations.
 """

@@ -351,7 +351,7 @@ class MonitorConfig(Section):
     )
     frechet_images: int = Field(default=1000, ge=2, description="samples to compare")
     frechet_features: str | None = Field(
-        default=None, description="feature network, as for `tools/evaluate.py fid`; null: the cached Inception"
+        default=None, description="feature network, as for `fdtrain evaluate fid`; null: the cached Inception"
     )
 
 

@@ -81,7 +81,10 @@ def test_published_settings():
         assert (training.global_batch, training.steps, config.ema.decay) == (128, 1_300_000, 0.9999)
 
 
-@pytest.mark.parametrize("path", [p for p in CONFIGS if p.stem not in ("digits", "template")], ids=lambda p: p.stem)
+ON_ONE_MACHINE = ("digits", "fashion_mnist", "fashion_mnist_gpu", "photos32", "template")
+
+
+@pytest.mark.parametrize("path", [p for p in CONFIGS if p.stem not in ON_ONE_MACHINE], ids=lambda p: p.stem)
 def test_the_comment_is_what_the_plan_says(path):
     config = load_config(path)
     spec = model_spec(config, published(config).description())

@@ -1,6 +1,5 @@
-"""tools/sample.py and tools/evaluate.py fid as commands, alone and on two processes."""
+"""``fdtrain sample`` and ``fdtrain evaluate fid`` as commands, alone and on two processes."""
 
-import importlib.util
 import json
 import re
 import subprocess
@@ -16,8 +15,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from fdtrain import distributed
+from fdtrain.commands import entry
 from fdtrain.data.split import Split
-from fdtrain.errors import LostPeer, UserError, exit_code
+from fdtrain.errors import LostPeer, UserError
 from fdtrain.evaluation import process
 from fdtrain.evaluation.commands import fid as command
 from fdtrain.evaluation.fidelity import label_features
@@ -53,15 +53,11 @@ def features(digits, tmp_path_factory):
 
 
 @pytest.fixture
-def call(monkeypatch, capsys):
+def call(capsys):
     """A command in this process: what it printed, and on a mistake its one line."""
 
     def call(tool, *arguments, rc=0):
-        spec = importlib.util.spec_from_file_location(tool, ROOT / "tools" / f"{tool}.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        monkeypatch.setattr(sys, "argv", [tool, *map(str, arguments)])
-        assert exit_code(module.main) == rc, capsys.readouterr()
+        assert entry.run(tool, [*map(str, arguments)]) == rc, capsys.readouterr()
         out, error = capsys.readouterr()
         return error if rc else out
 

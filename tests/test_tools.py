@@ -102,8 +102,8 @@ def test_nll_on_two_processes_is_that_of_one(run, digits, tmp_path):
     arguments += ["--ode", "--trace", "hutchinson", "--tolerance", 0.1, "--antithetic"]
     tool("evaluate", *arguments, "--json", tmp_path / "one.json")
     launcher = [str(Path(sys.executable).parent / "deepspeed"), "--num_accelerators", "2"]
-    command = [*launcher, "--master_port", str(free_port()), "tools/evaluate.py", *map(str, arguments)]
-    command += ["--json", str(tmp_path / "two.json")]
+    command = [*launcher, "--master_port", str(free_port()), "--module", "fdtrain", "evaluate"]
+    command += [*map(str, arguments), "--json", str(tmp_path / "two.json")]
     done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("the first 12 of 300 images of digits/test") == 1
@@ -177,7 +177,7 @@ def test_sample_sheet_and_folder_agree_whatever_the_batch(run, tmp_path):
         assert np.abs(a.astype(int) - b).max() <= 16  # a level: batches round differently
     out = tool("sample", *common, "--out", tmp_path / "sheet.png", "--solver", "heun")
     assert "heun, 8 evaluations each" in out
-    assert Image.open(tmp_path / "sheet.png").size == (102, 152)
+    assert Image.open(tmp_path / "sheet.png").size == (310, 464)
 
 
 def test_sample_by_label(run, tmp_path):

@@ -17,7 +17,7 @@ from fdtrain.networks.model import Model, ModelSpec, parameter_count
 
 @dataclass(frozen=True)
 class KnownDataset:
-    """A data set as tools/pack.py packs it; ``classes`` is the number of classes."""
+    """A data set as ``fdtrain pack`` packs it; ``classes`` is the number of classes."""
 
     name: str
     size: int
@@ -190,7 +190,7 @@ def summary(config: Config, spec: ModelSpec, total: Work) -> str:
     memory = state.total + saved.bytes(pass_images(config, total.gpus))
     return (
         f"# Global batch {config.training.global_batch}, {total.images / 1e6:.0f} M images seen. "
-        f"Expected (tools/plan.py): {total.hours_text} GPU hours\n"
+        f"Expected (fdtrain plan): {total.hours_text} GPU hours\n"
         f"# at {total.utilisation:.0%} of {total.tflops:g} TFLOP/s; "
         f"{memory / 2**30:.1f} GiB held on each of {total.gpus} GPUs."
     )

@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     if distributed.world_size() > 1:
-        raise UserError("start tools/compare.py without a launcher: it launches its runs itself; see --processes.")
+        raise UserError("start fdtrain compare without a launcher: it launches its runs itself; see --processes.")
     for name in ("jobs", "processes"):
         if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
             raise UserError(f"--{name} must be at least 1.")

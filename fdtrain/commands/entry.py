@@ -29,7 +29,7 @@ DESCRIPTION = """Train diffusion models by maximum likelihood on the closed time
 
 def main(arguments: list[str] | None = None) -> int:
     """Entry of ``fdtrain``. Returns the exit code."""
-    given = sys.argv[1:] if arguments is None else arguments
+    given = _given(arguments)
     if given and given[0] in COMMANDS:
         return run(given[0], given[1:], prog=f"fdtrain {given[0]}")
     style = argparse.RawDescriptionHelpFormatter
@@ -46,7 +46,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(name: str, arguments: list[str] | None = None, prog: str | None = None) -> int:
     """Run a command with the given arguments, or the process's. Returns the exit code."""
-    return exit_code(lambda: _run(name, sys.argv[1:] if arguments is None else arguments, prog))
+    return exit_code(lambda: _run(name, _given(arguments), prog))
+
+
+def _given(arguments: list[str] | None) -> list[str]:
+    """Without what DeepSpeed's launcher puts before them; the environment says the same."""
+    given = sys.argv[1:] if arguments is None else arguments
+    return given[1:] if given and given[0].startswith("--local_rank=") else given
 
 
 def _run(name: str, arguments: list[str], prog: str | None) -> None:
@@ -56,6 +62,6 @@ def _run(name: str, arguments: list[str], prog: str | None) -> None:
     parser = argparse.ArgumentParser(prog, description=command.__doc__, formatter_class=style)
     if name != "train":  # Which has it from main.py.
         parser.add_argument("--version", action=ShowVersion)
-    command.add_arguments(parser)
     parser.set_defaults(given=arguments)
+    command.add_arguments(parser)
     command.run(parser.parse_args(arguments))

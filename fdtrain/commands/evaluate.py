@@ -1,31 +1,39 @@
 """Evaluate a trained model: ``fdtrain evaluate nll runs/digits --data data/digits``.
 
-Alone, or on every process of a launch: ``torchrun --nproc-per-node 2 -m fdtrain evaluate nll ...``, or DeepSpeed's.
-The processes share the images, and the numbers do not depend on how many there are.
+Alone, or on every process of a launch: ``torchrun --nproc-per-node 2 -m fdtrain evaluate nll ...``, or
+``deepspeed --num_accelerators 2 --module fdtrain evaluate nll ...``. The processes share the images, and the numbers do
+not depend on how many there are.
 """
 
 import argparse
+from importlib import import_module
 
 from fdtrain.evaluation import process
-from fdtrain.evaluation.commands import curve, features, fid, grid, nll, report
 
-COMMANDS = {"nll": nll, "features": features, "fid": fid, "curve": curve, "grid": grid, "report": report}
+COMMANDS = {
+    "nll": "bits/dim of a whole split, by the bound and by the ODE",
+    "features": "learn features from a data set's labels, to measure distances by",
+    "fid": "Frechet distance of samples to a split, and others",
+    "curve": "pictures of quality against evaluations, and of the bound against time",
+    "grid": "find the best times of a deterministic solver for a model",
+    "report": "one self-contained HTML page of a run",
+}
+"""By name, the line that ``fdtrain evaluate --help`` shows. The command is evaluation/commands/NAME.py."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    # Given by DeepSpeed's launcher; the environment says the same.
-    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     commands = parser.add_subparsers(dest="command", required=True)
     style = argparse.RawDescriptionHelpFormatter
-    for name, command in COMMANDS.items():
-        description = command.__doc__ or ""
-        command.add_arguments(
-            commands.add_parser(name, help=description.splitlines()[0], description=description, formatter_class=style)
-        )
+    for name, what in COMMANDS.items():
+        command = commands.add_parser(name, help=what, formatter_class=style)
+        if name in parser.get_default("given")[:1]:
+            chosen = _module(name)
+            command.description = chosen.__doc__
+            chosen.add_arguments(command)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    evaluate = COMMANDS[arguments.command].run
+    evaluate = _module(arguments.command).run
     if "device" in arguments:
         with process.joined(arguments.device) as arguments.device:
             drawn = evaluate(arguments)
@@ -35,3 +43,8 @@ def run(arguments: argparse.Namespace) -> None:
         from fdtrain.training.monitor import show_pictures  # Needs TensorBoard.
 
         show_pictures(*drawn)
+
+
+def _module(name: str):
+    # Imported when it is chosen: the others may need packages that are not installed.
+    return import_module(f"fdtrain.evaluation.commands.{name}")

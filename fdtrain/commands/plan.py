@@ -43,7 +43,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--between", type=float, default=45, help="GB/s of each GPU's link to other nodes; default: 400 Gb/s at 90%%"
     )
     parser.add_argument(
-        "--set", nargs="+", action="extend", default=[], metavar="SECTION.KEY=VALUE", help="override any keys"
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help="override any keys; the configuration's file comes before it",
     )
     parser.add_argument(
         "--dataset", choices=DATASETS, help="default: the one at data.path, or the published one of its name"

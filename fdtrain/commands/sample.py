@@ -43,8 +43,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0)
     options.add_arguments(parser)
     parser.add_argument("--device", help="such as cpu or cuda:1; by default the GPU, where there is one")
-    # Given by DeepSpeed's launcher; the environment says the same.
-    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -56,7 +56,7 @@ class Definition(Section):
     seeds: tuple[int, ...] = Field(min_length=1)
     reference: str
     features: str | None = None
-    """By which samples are compared, as for ``tools/evaluate.py fid``; null: learnt once from the labels."""
+    """By which samples are compared, as for ``fdtrain evaluate fid``; null: learnt once from the labels."""
     evaluation: Evaluation = Evaluation()
     variants: tuple[Variant, ...] = Field(min_length=1)
 

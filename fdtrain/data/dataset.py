@@ -173,12 +173,12 @@ def read_description(folder: str | Path) -> DatasetDescription:
             raise FileNotFoundError
         described = file.exists()
     except FileNotFoundError:
-        raise UserError(f"data.path: no folder {folder}. Pack a data set into it with tools/pack.py.") from None
+        raise UserError(f"data.path: no folder {folder}. Pack a data set into it with fdtrain pack.") from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or excerpt(error)
         raise UserError(f"data.path: cannot read {excerpt(folder)} ({reason}). Check its permissions.") from error
     if not described:
-        raise UserError(f"data.path: {folder} holds no {FILE}. Pack a data set into it with tools/pack.py.")
+        raise UserError(f"data.path: {folder} holds no {FILE}. Pack a data set into it with fdtrain pack.")
     return parse_description(read_text(str(file), 0), str(file))
 
 

@@ -98,10 +98,9 @@ def sample_grid(drawing: Drawing, count: int, seed: int, folder: Path, monitor: 
         path = samples.to_pixels(distributed.gather(drawn, count, device), spec.levels)
         if distributed.rank() != 0:
             return
-        zoom = samples.zoom_for(spec.size)
-        columns = max(1, round(count**0.5))
-        images = samples.grid(path[:, -1], columns, zoom)
-        denoising = samples.grid(path[:8].flatten(0, 1), path.shape[1], zoom)
+        columns, moments = max(1, round(count**0.5)), path.shape[1]
+        images = samples.grid(path[:, -1], columns, samples.zoom_for(spec.size, columns))
+        denoising = samples.grid(path[:8].flatten(0, 1), moments, samples.zoom_for(spec.size, moments))
         with monitor.tolerant():
             samples.save_png(images, folder / f"step_{step:08d}.png")
             samples.save_png(denoising, folder / f"step_{step:08d}_path.png")

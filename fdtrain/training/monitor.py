@@ -13,7 +13,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fdtrain import files
-from fdtrain.training.board import Board
 from fdtrain.training.record_file import RecordFile
 
 
@@ -36,7 +35,7 @@ class Monitor:
             return
         self.lines = RecordFile(self.folder / "metrics.jsonl")
         _drop_later_lines(self.lines.path, start)
-        self.board = Board(self.folder / "tensorboard", start + 1)
+        self.board = _board(self.folder / "tensorboard", start + 1)
         self.board.flush()
         # A bar for people; whole lines where the output goes to a file.
         hidden = not sys.stderr.isatty()
@@ -135,11 +134,18 @@ class Monitor:
 
 def show_pictures(run: Path, step: int, pictures: dict[str, Path]) -> None:
     """Add PNG files to the TensorBoard of a run, by name, under ``evaluation``. Raises OSError."""
-    board = Board(run / "tensorboard")
+    board = _board(run / "tensorboard")
     for name, path in pictures.items():
         with Image.open(path) as picture:
             board.image(f"evaluation/{name}", np.asarray(picture.convert("RGB")).transpose(2, 0, 1), step)
     board.flush()
+
+
+def _board(folder: Path, start: int | None = None):
+    # Imported by the rank that writes alone: TensorBoard takes time and memory.
+    from fdtrain.training.board import Board
+
+    return Board(folder, start)
 
 
 def _drop_later_lines(file: Path, step: int) -> None:

@@ -104,7 +104,7 @@ def _no_held_out(split: str, description: DatasetDescription) -> str:
     return (
         f"data.test_split: data set '{description.name}' has no split '{split}' (it has: {there}). To train without "
         "held-out images, set data.test_split and monitor.evaluate_every to null; to hold some out, pack the images "
-        "again with tools/pack.py --holdout N."
+        "again with fdtrain pack --holdout N."
     )
 
 

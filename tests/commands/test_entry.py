@@ -6,6 +6,7 @@ import subprocess
 import sys
 import venv
 import zipfile
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from conftest import ROOT, environment
 from models import DIGITS, filled, saved
 
 import fdtrain
-from fdtrain.commands import entry, train
+from fdtrain.commands import entry, evaluate, train
 from fdtrain.errors import EXTRAS
 
 
@@ -27,7 +28,7 @@ def test_help(capsys):
     with pytest.raises(SystemExit) as end:
         entry.main(["--version"])
     assert end.value.code == 0
-    assert capsys.readouterr().out == f"fdtrain {fdtrain.__version__}\n"
+    assert capsys.readouterr().out.startswith(f"fdtrain {fdtrain.__version__}, torch {version('torch')}, ")
 
 
 @pytest.mark.parametrize("name", entry.COMMANDS)
@@ -38,6 +39,20 @@ def test_help_of_each_command(name, capsys):
     shown = capsys.readouterr().out
     assert shown.startswith(f"usage: fdtrain {name} [-h]")
     assert f"fdtrain {name} " in shown.split("\n\n", 1)[1]
+
+
+@pytest.mark.parametrize("name", evaluate.COMMANDS)
+def test_help_of_each_evaluation(name, capsys):
+    """After DeepSpeed's own argument too, which its launcher puts first."""
+    with pytest.raises(SystemExit) as end:
+        entry.main(["--local_rank=1", "evaluate", name, "--help"])
+    assert end.value.code == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"usage: fdtrain evaluate {name} [-h]")
+    assert len(shown.splitlines()) > 10
+    with pytest.raises(SystemExit):
+        entry.main(["evaluate", "--help"])
+    assert f"{name} {evaluate.COMMANDS[name]}" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize(
@@ -144,7 +159,8 @@ def test_a_wheel_holds_the_package_alone(wheel):
 def test_a_wheel_in_an_empty_environment(wheel, tmp_path):
     programs = installed(wheel, tmp_path / "venv")
     assert "evaluate" in call(programs, tmp_path, "--help").stdout
-    assert call(programs, tmp_path, "--version").stdout == f"fdtrain {fdtrain.__version__}\n"
+    shown = call(programs, tmp_path, "--version").stdout
+    assert shown.startswith(f"fdtrain {fdtrain.__version__}, torch not installed, deepspeed not installed, Python ")
     refused = call(programs, tmp_path, "pack", "digits", "d")
     assert refused.returncode == 2
     assert "has no " in refused.stderr
@@ -152,7 +168,7 @@ def test_a_wheel_in_an_empty_environment(wheel, tmp_path):
 
 
 def test_a_wheel_beside_its_packages(wheel, tmp_path):
-    """Those of this environment, without the checkout that is installed in it."""
+    """Those of this environment, without the checkout that is installed in it, and without those of two extras."""
     programs = installed(wheel, tmp_path / "venv")
     (site,) = (tmp_path / "venv" / "lib").glob("python*/site-packages")
     (site / "packages.pth").write_text(f"{next(p for p in sys.path if p.endswith('site-packages'))}\n")
@@ -160,9 +176,16 @@ def test_a_wheel_beside_its_packages(wheel, tmp_path):
     assert packed.returncode == 0, packed.stderr
     assert "digits: digits: train: 1497 images" in packed.stdout
     saved(filled(DIGITS), tmp_path / "model")
+    for extra in ("eval", "train"):
+        for module in EXTRAS[extra]:
+            (site / f"{module}.py").write_text(f"raise ModuleNotFoundError(name={module!r})")
     drawn = call(programs, tmp_path, "sample", "model", "--images", 2, "--steps", 2, "--out", "x.png")
     assert drawn.returncode == 0, drawn.stderr
     assert (tmp_path / "x.png").is_file()
+    likelihood = ["nll", "model", "--data", "digits", "--images", 2, "--draws", 1, "--json", "nll.json"]
+    evaluated = call(programs, tmp_path, "evaluate", *likelihood)
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert json.loads((tmp_path / "nll.json").read_text())["images"] == 2
     python = subprocess.run(
         [programs / "python", "-c", "import fdtrain; print(fdtrain.__file__)"],
         cwd=tmp_path, capture_output=True, text=True,

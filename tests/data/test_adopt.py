@@ -473,7 +473,7 @@ def test_names_of_shards(tmp_path, monkeypatch, names, train, test, expected):
         ([], ["*.tar"], [], "no file"),
         (["0.tar"], ["{0..1}.tar"], [], "no file 1.tar"),
         (["0.tar"], ["{0..1.tar"], [], "has a '{' without a '}'"),
-        (["a/x.png"], ["a"], [], "holds no shards .* tools/pack.py images"),
+        (["a/x.png"], ["a"], [], "holds no shards .* fdtrain pack images"),
         (["0.tar"], ["0.tar", "./0.tar"], [], "named twice, for train and for train"),
         (["0.tar"], ["*.tar"], ["0.tar"], "named twice, for train and for test"),
         (["0.tar", "test.tar"], ["."], [], "which shards are to train on"),

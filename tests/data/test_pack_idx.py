@@ -42,6 +42,19 @@ def stored(folder: Path, split: str) -> tuple[np.ndarray, list[int]]:
     return images.numpy()[:, 0], labels.tolist()
 
 
+def test_a_large_file_is_not_inflated_for_ever_more_parts(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "STRETCH", 2)
+    images, labels = random_images(203, 3, 1)[..., 0], random_labels(203, 3)
+    write(folder, "train", images, labels)
+    source = idx(folder, "x")
+    # A part costs the images before it, and its own.
+    assert sum(part.stretch.stop for part in source.splits["train"]) < 5 * len(images)
+    pack(source, tmp_path / "out")
+    found = stored(tmp_path / "out", "train")
+    assert np.array_equal(found[0], images)
+    assert found[1] == labels
+
+
 @pytest.mark.parametrize("zipped", [True, False])
 def test_every_image_and_label(folder, tmp_path, monkeypatch, zipped):
     monkeypatch.setattr(module, "STRETCH", 5)

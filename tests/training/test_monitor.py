@@ -1,6 +1,8 @@
 import errno
 import json
 import os
+import subprocess
+import sys
 import time
 
 import pytest
@@ -27,6 +29,22 @@ def test_window_means():
         "integrand/0": 2.0,
         f"integrand/{QUANTILES - 1}": -3.0,
     }
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_the_rank_that_writes_alone_imports_tensorboard(tmp_path, first):
+    program = f"""
+import sys
+from pathlib import Path
+from fdtrain.training.monitor import Monitor
+monitor = Monitor(Path({str(tmp_path)!r}), 3, first={first})
+monitor.begin(0)
+monitor.log(1, {{"bits_per_dim": 1.0}})
+monitor.close()
+print("tensorboard" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{first}\n"
 
 
 def test_log_goes_to_file_and_tensorboard_and_forgets_what_is_done_again(tmp_path):

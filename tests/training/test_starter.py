@@ -1,4 +1,4 @@
-"""The first configuration that tools/pack.py writes beside what it packs."""
+"""The first configuration that fdtrain pack writes beside what it packs."""
 
 import shlex
 import subprocess

@@ -25,7 +25,9 @@ UNSIGNED_BYTE = 0x08
 DEFLATE_LIMIT = 1032
 """The most bytes that one byte of deflate can expand to."""
 STRETCH = 10_000
-"""The images that one process reads at a time, after inflating the file up to them."""
+"""The images of a part, at least. One process reads a part at a time."""
+PARTS = 8
+"""The parts of a file, at most: it is inflated up to the part that is read."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,8 @@ def idx(folder: Path, name: str, subset: str | None = None, classes: list[str] |
             largest = max(largest, int(_values(labels, 1, range(count)).max()))
         sizes.add(height)
         transposed = images.name.startswith("emnist-")
-        splits[split] = [IdxImages(images, labels, stretch, transposed) for stretch in even(count, STRETCH)]
+        stretches = even(count, max(STRETCH, count // PARTS))
+        splits[split] = [IdxImages(images, labels, stretch, transposed) for stretch in stretches]
     if len(sizes) > 1:
         raise UserError(f"{folder}: splits of different sizes ({', '.join(map(str, sorted(sizes)))} pixels).")
     if classes is not None and largest >= len(classes):

@@ -105,7 +105,7 @@ def _folder(path: Path) -> list[str]:
             os.path.join(folder, n) for n in files if not n.startswith(".") and n.endswith((".tar", *_COMPRESSED))
         ]
     if not found:
-        raise UserError(f"{path} holds no shards (.tar). For a folder of images: tools/pack.py images.")
+        raise UserError(f"{path} holds no shards (.tar). For a folder of images: fdtrain pack images.")
     return sorted(found)
 
 

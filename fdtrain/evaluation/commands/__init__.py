@@ -1,1 +1,1 @@
-"""The subcommands of tools/evaluate.py: each module has ``add_arguments(parser)`` and ``run(arguments)``."""
+"""The subcommands of ``fdtrain evaluate``: each module has ``add_arguments(parser)`` and ``run(arguments)``."""

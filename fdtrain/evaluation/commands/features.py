@@ -1,6 +1,6 @@
-"""learn features from a data set's labels, to measure distances by where Inception says nothing.
+"""Learn features from a data set's labels, to measure distances by where Inception says nothing.
 
-    python tools/evaluate.py features data/digits export/digits-features
+    fdtrain evaluate features data/digits export/digits-features
 
 A small classifier, trained in seconds: weights as safetensors, and beside them what they were made of. Distances
 by them compare runs on one data set; they are no FID.

@@ -1,10 +1,10 @@
 """Frechet distance of samples to a split, with kernel distance, precision and recall, and Inception Score.
 
-    python tools/evaluate.py fid runs/cifar10 --data data/cifar10 --features inception-2015-12-05.pt
-    python tools/evaluate.py fid --samples a b.npz --data data/cifar10 --features inception-2015-12-05.pt
+    fdtrain evaluate fid runs/cifar10 --data data/cifar10 --features inception-2015-12-05.pt
+    fdtrain evaluate fid --samples a b.npz --data data/cifar10 --features inception-2015-12-05.pt
 
-Draws sets of samples that differ by their seed alone, or takes sets that sample.py has left, and prints the mean
-over the sets and its spread. By the standard Inception's features the distance is the FID; by any others it bears
+Draws sets of samples that differ by their seed alone, or takes sets that ``fdtrain sample`` has left, and prints the
+mean over the sets and its spread. By the standard Inception's features the distance is the FID; by any others it bears
 their name.
 """
 

@@ -1,4 +1,4 @@
-"""one self-contained HTML page of a run: RUN/report.html.
+"""One self-contained HTML page of a run: RUN/report.html.
 
 Reads what training and the other commands have written; what is missing is said with the command that makes it.
 """

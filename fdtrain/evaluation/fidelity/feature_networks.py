@@ -2,7 +2,7 @@
 
 inception-2015-12-05.pt    the standard Inception, TorchScript; by its features a Frechet distance is the FID
 NAME.pt with NAME.json     any other network as TorchScript, and the size and normalisation of its input
-a folder                   what `tools/evaluate.py features` has trained on a data set's labels
+a folder                   what ``fdtrain evaluate features`` has trained on a data set's labels
 """
 
 import hashlib
@@ -65,7 +65,7 @@ def open_features(path: str | Path | None, device: torch.device) -> FeatureNetwo
             raise UserError(
                 f"no features to measure by: put {INCEPTION} (TorchScript, SHA-256 {INCEPTION_SHA256[:8]}...) from "
                 f"{INCEPTION_URL} at {path}, or name a file, that URL, or a folder that "
-                "tools/evaluate.py features has made from a data set's labels."
+                "fdtrain evaluate features has made from a data set's labels."
             )
     if is_remote(str(path)):
         path = _downloaded(str(path))

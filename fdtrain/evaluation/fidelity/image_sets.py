@@ -102,7 +102,7 @@ def _packed(path: Path) -> PixelSet:
     splits = read_description(path).splits
     if len(splits) > 1:
         raise UserError(
-            f"{path} is a data set of several splits, not samples. Give a folder that sample.py has packed."
+            f"{path} is a data set of several splits, not samples. Give a folder that fdtrain sample has packed."
         )
     stored = of_split(Split(path, next(iter(splits), "train")))
     return PixelSet(str(path), stored.count, stored.shape, stored.batch, _metadata(path / "samples.json"))
@@ -147,7 +147,7 @@ def _pictures(path: Path) -> PixelSet:
 
 
 def _metadata(path: Path) -> dict[str, Any]:
-    """What sample.py has written beside its samples; of samples from elsewhere nothing is known."""
+    """What ``fdtrain sample`` has written beside its samples; of samples from elsewhere nothing is known."""
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError):

@@ -178,11 +178,11 @@ def load(folder: Path) -> tuple[Classifier, ClassifierDescription, str]:
         network.load_state_dict(load_file(folder / WEIGHTS))
     except FileNotFoundError as error:
         raise UserError(
-            f"{folder} holds no features ({WEIGHTS}): tools/evaluate.py features DATA {folder} makes some."
+            f"{folder} holds no features ({WEIGHTS}): fdtrain evaluate features DATA {folder} makes some."
         ) from error
     except (OSError, ValueError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         raise UserError(
             f"{folder} holds broken features ({str(error).splitlines()[0]}). Make them again: "
-            f"tools/evaluate.py features DATA {folder}."
+            f"fdtrain evaluate features DATA {folder}."
         ) from error
     return network, description, hashlib.sha256(data).hexdigest()

@@ -48,4 +48,4 @@ FIGURES: dict[str, list[PublishedResult]] = {
         PublishedResult("i-DODE", "3.43", None, "ODE, truncated normal", DODE),
     ],
 }
-"""By the name that tools/pack.py gives a data set."""
+"""By the name that ``fdtrain pack`` gives a data set."""

@@ -54,7 +54,6 @@ def page(run: RunFolder, training: Path | None) -> str:
         name=run.path.resolve().name,
         folder=shlex.quote(str(run.path)),
         final=shlex.quote(str(run.path / "samples" / "final.png")),
-        evaluate="python tools/evaluate.py ",
         facts=_facts(run),
         likelihoods=_likelihoods(run),
         distances=[_distances(result) for result in run.of_kind(FrechetResult).values()],

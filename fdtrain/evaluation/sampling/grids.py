@@ -14,7 +14,7 @@ FILE = "grids.json"
 OPTIMISED = "optimised"
 HELP = (
     f"spacing of the times: {', '.join(GRIDS)}, or with a parameter as power:3; times as 1,0.6,0.2,0, or a file of "
-    f"them; or {OPTIMISED}: what tools/evaluate.py grid has found (default: the solver's own)"
+    f"them; or {OPTIMISED}: what fdtrain evaluate grid has found (default: the solver's own)"
 )
 
 
@@ -63,7 +63,7 @@ def load_optimised(folder: Path, weights_sha256: str, solver: str, steps: int) -
     if times is None:
         raise UserError(
             f"--grid {OPTIMISED}: {folder} has none for these weights, {solver} and {steps} steps. First run "
-            f"tools/evaluate.py grid {folder} --solver {solver} with as many evaluations."
+            f"fdtrain evaluate grid {folder} --solver {solver} with as many evaluations."
         )
     return tuple(times)
 
@@ -97,5 +97,5 @@ def _read(path: Path) -> dict[str, dict[str, list[float]]]:
             for times in by_setting.values():
                 check_falling(times)
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is damaged ({error}). Remove it, and run tools/evaluate.py grid again.") from error
+        raise UserError(f"{path} is damaged ({error}). Remove it, and run fdtrain evaluate grid again.") from error
     return grids

@@ -129,7 +129,8 @@ def _batches(images: image_sets.PixelSet) -> Iterator[Tensor]:
 
 def _sheet(path: Path, parts: RowStore, spec: ModelSpec, labels) -> None:
     shown = samples.to_pixels(torch.cat([levels for _, levels in parts.load_all()]), spec.levels)
-    sheet = samples.grid(shown, max(1, round(len(shown) ** 0.5)), samples.zoom_for(spec.size))
+    columns = max(1, round(len(shown) ** 0.5))
+    sheet = samples.grid(shown, columns, samples.zoom_for(spec.size, columns))
     files.write_atomically(path, lambda temporary: samples.save_png(sheet, temporary))
 
 

@@ -1,5 +1,6 @@
 """Images from a model: image ``i`` depends on (seed, i) alone, whatever the batch and however many processes."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from fdtrain.randomness import Purpose, normal
 
 PATH_IMAGES = 8
 """Moments of the denoising path that :func:`draw` returns, the image itself included."""
+SMALL_IMAGE, SHEET_WIDTH = 48, 300
+"""Pixels to which an image and a sheet are magnified where they have fewer, by whole factors and so about."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +132,6 @@ def save_png(pixels: Tensor, path: Path) -> None:
     Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(path, "png")
 
 
-def zoom_for(size: int) -> int:
-    """Magnification that makes small images large enough to look at."""
-    return max(1, 48 // size)
+def zoom_for(size: int, columns: int) -> int:
+    """Magnification that makes small images, and a sheet of few columns of them, large enough to look at."""
+    return max(1, SMALL_IMAGE // size, min(math.ceil(SHEET_WIDTH / (columns * size)), SHEET_WIDTH // size))

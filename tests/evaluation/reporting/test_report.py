@@ -102,8 +102,8 @@ def test_what_is_missing_is_said_with_the_command_that_makes_it(tmp_path):
     (folder / "config.yaml").write_text("name: x\n")
     page = page_of(folder)
     for command in ("nll", "fid", "curve"):
-        assert f"python tools/evaluate.py {command} '{folder}'" in html.unescape(page)
-    assert "python tools/sample.py" in page
+        assert f"<code>fdtrain evaluate {command} '{folder}'" in html.unescape(page)
+    assert "<code>fdtrain sample" in page
     assert "not recorded in the run" in page
     assert "it has not logged a step" in page
 

@@ -56,7 +56,7 @@ def test_optimised_grids_are_of_weights_solver_and_steps(tmp_path):
     save_optimised(tmp_path, "abc", "ode", 3, (1.0, 0.4, 0.1, 0.0))
     assert load_optimised(tmp_path, "abc", "ode", 2) == (1.0, 0.4, 0.0)
     for weights, solver, steps in (("abd", "ode", 2), ("abc", "heun", 2), ("abc", "ode", 4)):
-        with pytest.raises(UserError, match=r"First run tools/evaluate\.py grid"):
+        with pytest.raises(UserError, match=r"First run fdtrain evaluate grid"):
             load_optimised(tmp_path, weights, solver, steps)
 
 

@@ -61,3 +61,13 @@ def test_grid_and_pixels():
     assert sheet[0, 2, 2] == 0
     assert sheet[0, 2, 7] == 255
     assert sheet[0, 0, 0] == 128
+
+
+@pytest.mark.parametrize(
+    ("size", "columns", "zoom"),
+    [(8, 10, 6), (8, 1, 37), (28, 8, 2), (32, 8, 2), (32, 4, 3), (32, 10, 1), (64, 8, 1), (64, 2, 3), (256, 1, 1)],
+)
+def test_small_images_are_magnified_by_whole_factors(size, columns, zoom):
+    assert samples.zoom_for(size, columns) == zoom
+    # A sheet of about 300 pixels or more.
+    assert samples.grid(torch.zeros(columns, 1, size, size, dtype=torch.uint8), columns, zoom).shape[2] >= 256
