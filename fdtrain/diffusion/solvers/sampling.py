@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fdtrain.diffusion.interval import CLOSED, Interval
 from fdtrain.diffusion.predictors import Field, score
-from fdtrain.diffusion.process import CLOSED, Interval
 from fdtrain.diffusion.solvers.grids import check_grid
 from fdtrain.diffusion.solvers.named import DEFAULT, SOLVERS, Solver
 from fdtrain.diffusion.solvers.step import FORMS, Step, prediction
