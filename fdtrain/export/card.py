@@ -37,7 +37,7 @@ def text(model: Model, subject: Subject, record: dict[str, Any], loading: str, n
         f"| predictor | `{spec.predictor}`{_network_inputs(spec)} |",
         f"| bound | {spec.bound.describe()}; dequantisation: {spec.bound.dequantisation} |",
         f"| weights, SHA-256 | `{subject.sha256}` |",
-        f"| difference to the model | {record['largest_difference']:.1e} at most (relative; both ends of the interval too) |",
+        f"| difference to the model | {record['largest_difference']:.1e} at most (relative; both ends too) |",
         f"| licence | {_cell(licence)} |",
         "",
         "## Figures",

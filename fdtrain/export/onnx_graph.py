@@ -29,7 +29,7 @@ pip install numpy onnxruntime
 python FOLDER/sample.py --images 16 --steps 20 --out samples.npz
 ```
 
-The graph `model.onnx` takes `x` (N, C, H, W) float32 and `t` (N,) float64 in INTERVALLABELS, and gives the field `F`."""
+The graph `model.onnx` gives the field `F` of `x` (N, C, H, W) float32, `t` (N,) float64 in INTERVALLABELS."""
 
 
 def write(model: Model, folder: Path, opset: int | None = None) -> float:
