@@ -21,9 +21,9 @@ from fdtrain.credentials import masked_values
 from fdtrain.data.dataset import DatasetDescription
 from fdtrain.data.mixture import open_data
 from fdtrain.data.split import Split
+from fdtrain.diffusion.interval import CLOSED
 from fdtrain.diffusion.likelihood import OdeStart
 from fdtrain.diffusion.objective import Bound
-from fdtrain.diffusion.process import CLOSED
 from fdtrain.diffusion.solvers import SOLVERS
 from fdtrain.errors import UserError
 from fdtrain.evaluation.fidelity import label_features

@@ -14,7 +14,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from fdtrain.diffusion.process import CLOSED, Interval, alpha
+from fdtrain.diffusion.interval import CLOSED, Interval
+from fdtrain.diffusion.process import alpha
 
 
 class TimeDensity(Protocol):

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 
 from fdtrain.diffusion.clocks import CLOCKS, DENSITIES
+from fdtrain.diffusion.interval import Interval
 from fdtrain.diffusion.predictors import make_predictor
-from fdtrain.diffusion.process import Interval
 
 
 def formulation_interval(

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from fdtrain.diffusion.decoders import truncated_normal, truncated_normal_entropy
+from fdtrain.diffusion.interval import CLOSED, Interval
 from fdtrain.diffusion.objective import Bound, normal_nll
 from fdtrain.diffusion.predictors import Field
-from fdtrain.diffusion.process import CLOSED, Interval
 
 
 @dataclass(frozen=True)

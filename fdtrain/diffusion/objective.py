@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from fdtrain.diffusion.decoders import discrete_decoder, gaussian_decoder
+from fdtrain.diffusion.interval import CLOSED, Interval
 from fdtrain.diffusion.predictors import Field
-from fdtrain.diffusion.process import CLOSED, Interval, per_image, perturb, velocity
+from fdtrain.diffusion.process import per_image, perturb, velocity
 from fdtrain.diffusion.weighting import Weighting
 
 Nats = TypeVar("Nats", Tensor, float)

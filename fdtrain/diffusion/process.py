@@ -5,22 +5,8 @@ signal at all at ``t = 1``. Times are float64, of shape ``(B,)``; images are ``(
 floating type, which the result keeps.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
-
-
-@dataclass(frozen=True)
-class Interval:
-    """The times of a formulation, a part of [0, 1]."""
-
-    t_min: float = 0.0
-    t_max: float = 1.0
-
-
-CLOSED = Interval()
-"""All of [0, 1], both ends included: nothing is truncated."""
 
 
 def alpha(t: Tensor) -> Tensor:

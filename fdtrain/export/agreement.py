@@ -5,22 +5,30 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from fdtrain.diffusion.interval import Interval
 from fdtrain.errors import UserError
 from fdtrain.networks.model import Model
 
 TOLERANCE = 1e-4
 """Above which an export fails."""
 TIMES = (0.0, 1e-6, 1e-3, 0.1, 0.5, 0.9, 1.0)
+"""From one end of the model's interval to the other."""
 
 Field = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """``F(x, t, label)`` of an export."""
+
+
+def times(interval: Interval) -> list[float]:
+    """:data:`TIMES` in the interval, its ends exact: beyond them a field need not be finite."""
+    low, high = interval.t_min, interval.t_max
+    return [low, *(low + (high - low) * share for share in TIMES[1:-1]), high]
 
 
 def inputs(model: Model, count: int = len(TIMES)) -> tuple[Tensor, Tensor, Tensor | None]:
     """Images, times with both ends among them, and labels of a class-conditional model, the last of them included."""
     spec, generator = model.spec, torch.Generator().manual_seed(0)
     x = torch.randn(count, *spec.shape, generator=generator)
-    t = torch.tensor(TIMES * -(-count // len(TIMES)), dtype=torch.float64)[:count]
+    t = torch.tensor(times(spec.bound.interval) * -(-count // len(TIMES)), dtype=torch.float64)[:count]
     classes = len(spec.classes) + spec.null_class
     return x, t, (-1 - torch.arange(count)) % classes if classes else None
 

@@ -7,7 +7,7 @@ from fdtrain import __version__
 from fdtrain.errors import excerpt
 from fdtrain.evaluation.reporting import result
 from fdtrain.evaluation.reporting.result import FrechetResult, NllResult, Subject
-from fdtrain.networks.model import Model, parameter_count
+from fdtrain.networks.model import Model, ModelSpec, parameter_count
 
 LIBRARIES = {"safetensors": "fdtrain", "diffusers": "diffusers", "onnx": "onnx", "torch_export": "pytorch"}
 
@@ -28,16 +28,16 @@ def text(model: Model, subject: Subject, record: dict[str, Any], loading: str, n
         "",
         f"# {excerpt(name)}",
         "",
-        "A diffusion model on the closed time interval [0, 1], trained by maximum likelihood with fdtrain "
-        f"{__version__}.",
+        f"A diffusion model on the time interval {interval(spec)}, trained with fdtrain {__version__}.",
         "",
         "| | |",
         "|---|---|",
         f"| data set | {_cell(spec.dataset)}: {size} (C, H, W), {spec.levels} levels{labels} |",
         f"| network | {spec.network}, {parameter_count(model):,} parameters{guided}{step} |",
-        f"| predictor | `{spec.predictor}` |",
+        f"| predictor | `{spec.predictor}`{_network_inputs(spec)} |",
+        f"| bound | {spec.bound.describe()}; dequantisation: {spec.bound.dequantisation} |",
         f"| weights, SHA-256 | `{subject.sha256}` |",
-        f"| difference to the model | {record['largest_difference']:.1e} at most (relative; `t = 0` and `t = 1` too) |",
+        f"| difference to the model | {record['largest_difference']:.1e} at most (relative; both ends too) |",
         f"| licence | {_cell(licence)} |",
         "",
         "## Figures",
@@ -49,6 +49,17 @@ def text(model: Model, subject: Subject, record: dict[str, Any], loading: str, n
         loading,
     ]
     return "\n".join(lines) + "\n"
+
+
+def interval(spec: ModelSpec) -> str:
+    """The times of the model, to the last digit."""
+    return f"[{', '.join(repr(float(t)).removesuffix('.0') for t in spec.interval)}]"
+
+
+def _network_inputs(spec: ModelSpec) -> str:
+    """What the network is given instead of the predictor's own image and time."""
+    named = {"network_input": spec.network_input, "network_time": spec.network_time}
+    return "".join(f", {name} `{value}`" for name, value in named.items() if value is not None)
 
 
 def _figures(subject: Subject) -> list[str]:

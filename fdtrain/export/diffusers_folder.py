@@ -42,9 +42,8 @@ def write(model: Model, folder: Path) -> float:
     config = {renamed.get(name, name): value for name, value in asdict(spec).items()}
     _write_json(folder / "field" / "config.json", {"_class_name": "FdtrainField", **config})
     save_file(model.state_dict(), folder / "field" / WEIGHTS, {"format": "pt"})
-    _write_json(
-        folder / "scheduler" / "scheduler_config.json", {"_class_name": "FdtrainScheduler", "scale": spec.scale}
-    )
+    grids = {"scale": spec.scale, "interval": spec.interval}
+    _write_json(folder / "scheduler" / "scheduler_config.json", {"_class_name": "FdtrainScheduler", **grids})
     index = {
         "_class_name": [pipeline.stem, "FdtrainPipeline"],
         "field": [field.stem, "FdtrainField"],

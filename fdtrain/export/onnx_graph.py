@@ -29,7 +29,7 @@ pip install numpy onnxruntime
 python FOLDER/sample.py --images 16 --steps 20 --out samples.npz
 ```
 
-The graph `model.onnx` takes `x` (N, C, H, W) float32 and `t` (N,) float64 in [0, 1]LABELS, and gives the field `F`."""
+The graph `model.onnx` gives the field `F` of `x` (N, C, H, W) float32, `t` (N,) float64 in INTERVALLABELS."""
 
 
 def write(model: Model, folder: Path, opset: int | None = None) -> float:
@@ -75,7 +75,10 @@ def _export(model: Model, path: Path, opset: int) -> None:
                 opset_version=opset,
                 dynamo=True,
                 external_data=False,
-                custom_translation_table={torch.ops.aten.special_erfinv.default: _erfinv(model)},
+                custom_translation_table={
+                    torch.ops.aten.special_erfinv.default: _erfinv(model),
+                    torch.ops.aten.acos.default: _acos,
+                },
                 verbose=False,
             )
     finally:
@@ -94,6 +97,16 @@ def _erfinv(model: Model) -> Callable:
         return onnxscript.opset18.Constant(value=constant)
 
     return erfinv
+
+
+def _acos(x):
+    """``arccos`` of float64 times away from 1 (the cosine clock), which onnxruntime has in float32 alone: from there
+    two steps of Newton's method."""
+    op = onnxscript.opset18
+    angle = op.Cast(op.Acos(op.Cast(x, to=onnx.TensorProto.FLOAT)), to=onnx.TensorProto.DOUBLE)
+    for _ in range(2):
+        angle = op.Add(angle, op.Div(op.Sub(op.Cos(angle), x), op.Sin(angle)))
+    return angle
 
 
 def sampler() -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from fdtrain.diffusion.interval import CLOSED, Interval
 from fdtrain.diffusion.solvers.named import SOLVERS
 from fdtrain.diffusion.solvers.step import FORMS
 
@@ -11,22 +12,24 @@ class Stepper:
     """From noise at ``t = 1`` to an image at ``t = 0``, as :func:`fdtrain.diffusion.solvers.sample` goes.
 
     ``times[i]`` is the time of evaluation ``i``. The image that :meth:`advance` returns is where the next evaluation
-    is made, so a correction is applied one call later.
+    is made, so a correction is applied one call later. On a truncated interval it goes from ``t_max``, and the last
+    step is the prediction of the image.
 
     Args:
         solver: one that evaluates the network once a step.
-        times: falling from 1 to 0.
+        times: falling from 1 to 0, or within the interval: :func:`fdtrain.diffusion.solvers.time_grid`.
+        interval: of the model.
 
     Raises:
         ValueError: there is no such solver.
     """
 
-    def __init__(self, solver: str, times: Sequence[float]):
+    def __init__(self, solver: str, times: Sequence[float], interval: Interval = CLOSED):
         if solver not in SOLVERS or SOLVERS[solver].evaluations_per_step != 1:
             known = ", ".join(name for name, found in SOLVERS.items() if found.evaluations_per_step == 1)
             raise ValueError(f"there is no solver {solver!r}; there are {known}")
         self.times, self.stochastic = list(times), SOLVERS[solver].stochastic
-        self._form, self._steps = FORMS[SOLVERS[solver].form], SOLVERS[solver].steps(self.times)
+        self._form, self._steps = FORMS[SOLVERS[solver].form], SOLVERS[solver].steps_within(self.times, interval)
         self._values: list[Any] = []
         self._start: Any = None
 

@@ -12,7 +12,7 @@ LOADING = """```python
 import torch
 
 field = torch.export.load("FOLDER/model.pt2").module()  # runs what the file says: load it from whom you trust
-F = field(x, t)  # images (N, C, H, W) float32, times (N,) float64 in [0, 1]; LABELS
+F = field(x, t)  # images (N, C, H, W) float32, times (N,) float64 in INTERVAL; LABELS
 ```"""
 
 

@@ -71,9 +71,8 @@ def export(
         if (subject.home / grids.FILE).is_file():
             shutil.copyfile(subject.home / grids.FILE, folder / grids.FILE)
         labels = ", labels (N,) int64" if model.spec.classes else ""
-        loading = (
-            writer.LOADING.replace("FOLDER", destination.name).replace("; LABELS", labels).replace("LABELS", labels)
-        )
+        loading = writer.LOADING.replace("INTERVAL", card.interval(model.spec)).replace("FOLDER", destination.name)
+        loading = loading.replace("; LABELS", labels).replace("LABELS", labels)
         name = destination.resolve().name
         (folder / "README.md").write_text(card.text(model, subject, record, loading, name, licence), encoding="utf-8")
         write_record(folder, record)

@@ -10,9 +10,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from fdtrain.diffusion.interval import Interval
 from fdtrain.diffusion.objective import Bound
 from fdtrain.diffusion.predictors import Field, make_predictor
-from fdtrain.diffusion.process import Interval
 from fdtrain.errors import UserError
 from fdtrain.networks.ddpmpp import DDPMpp
 from fdtrain.networks.dit import DiT

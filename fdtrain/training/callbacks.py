@@ -11,8 +11,8 @@ import torch
 from fdtrain import distributed
 from fdtrain.config import MonitorConfig as Settings
 from fdtrain.data.split import Split
+from fdtrain.diffusion.interval import CLOSED, Interval
 from fdtrain.diffusion.likelihood import estimate
-from fdtrain.diffusion.process import CLOSED, Interval
 from fdtrain.errors import UserError
 from fdtrain.evaluation.fidelity import image_sets
 from fdtrain.evaluation.fidelity.feature_networks import FeatureNetwork

@@ -9,8 +9,8 @@ from models import DIGITS
 from fdtrain.comparison import noise
 from fdtrain.data.split import Split
 from fdtrain.diffusion.clocks import time_density
+from fdtrain.diffusion.interval import CLOSED
 from fdtrain.diffusion.objective import dequantise, normal_nll
-from fdtrain.diffusion.process import CLOSED
 from fdtrain.networks.model import Model
 from fdtrain.training.batch_noise import BatchNoise
 

@@ -8,7 +8,7 @@ import torch
 from scipy import integrate, stats
 
 from fdtrain.diffusion.clocks import CLOCKS, DENSITIES, LinearVP, SoftTruncation, time_density
-from fdtrain.diffusion.process import CLOSED, Interval
+from fdtrain.diffusion.interval import CLOSED, Interval
 
 INNER = Interval(0.0013, 0.9966)
 TAU = np.linspace(1e-3, 0.999, 50)

@@ -16,10 +16,11 @@ from fdtrain.diffusion.decoders import (
     truncated_normal_entropy,
 )
 from fdtrain.diffusion.formulation import formulation_interval
+from fdtrain.diffusion.interval import CLOSED, Interval
 from fdtrain.diffusion.likelihood import OdeStart, exact_trace, ode_nll
 from fdtrain.diffusion.objective import Bound, normal_nll, residual
 from fdtrain.diffusion.predictors import INPUTS, PREDICTORS, TIMES, eps_hat, make_predictor, score, v_hat, x0_hat
-from fdtrain.diffusion.process import CLOSED, Interval, alpha, per_image, perturb, velocity
+from fdtrain.diffusion.process import alpha, per_image, perturb, velocity
 from fdtrain.diffusion.solvers import SOLVERS, sample, time_grid
 from fdtrain.diffusion.weighting import WEIGHTINGS
 from fdtrain.evaluation.likelihood.nll import time_density_of

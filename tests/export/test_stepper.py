@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from fdtrain.diffusion.interval import CLOSED, Interval
 from fdtrain.diffusion.solvers import SOLVERS, sample, time_grid
 from fdtrain.export.stepper import Stepper
 
@@ -13,13 +14,16 @@ def field(x, t):
 
 @pytest.mark.parametrize("library", ["torch", "numpy"])
 @pytest.mark.parametrize("solver", ONCE)
-@pytest.mark.parametrize("steps", [1, 2, 7])
-def test_it_goes_as_the_sampler_does(solver, steps, library):
+@pytest.mark.parametrize(
+    ("steps", "interval"),
+    [(1, CLOSED), (2, CLOSED), (7, CLOSED), (2, Interval(0.002, 0.9999)), (7, Interval(0.002)), (7, Interval(0, 0.9))],
+)
+def test_it_goes_as_the_sampler_does(solver, steps, interval, library):
     generator = torch.Generator().manual_seed(0)
     noises = torch.randn(steps + 1, 2, 1, 4, 4, generator=generator, dtype=torch.float64)
-    times = time_grid(SOLVERS[solver].grid, steps)
-    expected = sample(field, noises[-1], times, solver, lambda i: noises[i])
-    stepper, x = Stepper(solver, times), noises[-1]
+    times = time_grid(SOLVERS[solver].grid, steps, interval=interval)
+    expected = sample(field, noises[-1], times, solver, lambda i: noises[i], interval=interval)
+    stepper, x = Stepper(solver, times, interval), noises[-1]
     x = x if library == "torch" else x.numpy()
     for i, t in enumerate(times[:-1]):
         F = field(torch.as_tensor(x), torch.full((2,), t, dtype=torch.float64))

@@ -17,11 +17,14 @@ from conftest import environment
 from models import DIGITS, filled, saved
 
 import fdtrain
+from fdtrain.diffusion.formulation import formulation_interval
 from fdtrain.errors import UserError
 from fdtrain.evaluation.load import load_model
 from fdtrain.evaluation.sampling import grids
+from fdtrain.evaluation.sampling.options import Drawing
 from fdtrain.export import agreement, write
 from fdtrain.export.write import FORMATS, export
+from fdtrain.randomness import Purpose, normal
 
 NAMES = [str(i) for i in range(10)]
 OPTIONS = {
@@ -29,11 +32,29 @@ OPTIONS = {
     "vdm": {"channels": 8, "blocks": 1},
     "dit": {"size": "S", "patch": 4, "fourier_features": 1},
 }
+
+
+def formulated(predictor, density, stated=None, **options):
+    """A model on the interval of a formulation or on the stated one, as training describes it."""
+    interval = formulation_interval(predictor, DIGITS.scale, density, stated=stated, **options)
+    parts = {"predictor": predictor, "interval": [interval.t_min, interval.t_max], **options}
+    return replace(DIGITS, network="vdm", network_options=OPTIONS["vdm"], **parts)
+
+
 SPECS = {
     # Among them every predictor, with and without labels.
     "ddpmpp": replace(DIGITS, network_options=OPTIONS["ddpmpp"], predictor="bounded", classes=NAMES, null_class=True),
     "vdm": replace(DIGITS, network="vdm", network_options=OPTIONS["vdm"], predictor="alpha"),
     "dit": replace(DIGITS, network="dit", network_options=OPTIONS["dit"], classes=NAMES),
+    # Other formulations, on their intervals.
+    "edm": formulated("edm", "edm"),
+    # So short that the last step, a prediction, changes the images.
+    "short": formulated("eps", "vdm", (0.3, 0.99), network_time="vdm", decoder="discrete"),
+}
+INTERVALS = {
+    **dict.fromkeys(SPECS, "[0, 1]"),
+    "edm": "[0.0019999960000120004, 0.9999218841540816]",
+    "short": "[0.3, 0.99]",
 }
 PACKAGES = {"diffusers": ["diffusers"], "onnx": ["onnx", "onnxscript", "onnxruntime"]}
 
@@ -46,13 +67,13 @@ def need(form):
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """Folder of a model, by network."""
+    """Folder of a model, by its name in SPECS."""
     return {name: saved(filled(spec), tmp_path_factory.mktemp(name)) for name, spec in SPECS.items()}
 
 
 @pytest.fixture(scope="module")
 def exported(source, tmp_path_factory):
-    """An export by network and form, made once."""
+    """An export by model and form, made once."""
     made = {}
 
     def get(network, form):
@@ -66,7 +87,7 @@ def exported(source, tmp_path_factory):
 
 @pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("network", SPECS)
-def test_every_network_in_every_form(network, form, exported, source):
+def test_every_model_in_every_form(network, form, exported, source):
     folder = exported(network, form)
     record = json.loads((folder / "export.json").read_text())
     assert record["largest_difference"] <= agreement.TOLERANCE
@@ -82,14 +103,17 @@ def test_every_network_in_every_form(network, form, exported, source):
     assert f"{record['largest_difference']:.1e} at most" in card
     assert "FOLDER" not in card
     assert "LABELS" not in card
-    assert f"trained by maximum likelihood with fdtrain {fdtrain.__version__}" in card
+    assert f"trained with fdtrain {fdtrain.__version__}" in card
+    for place in ("on the time interval {}", *(["float64 in {}"] if form in ("onnx", "torch_export") else [])):
+        assert place.format(INTERVALS[network]) in card
 
 
 @pytest.mark.parametrize("network", SPECS)
 def test_the_inputs_have_both_ends_and_every_kind_of_label(network):
     x, t, label = agreement.inputs(filled(SPECS[network]))
-    assert {0.0, 1.0} <= set(t.tolist())
     spec = SPECS[network]
+    assert [t.min(), t.max()] == spec.interval
+    assert len(t.unique()) == len(t)
     if spec.classes:
         assert label.max() == len(spec.classes) - 1 + spec.null_class
     assert len(x) == len(t)
@@ -168,7 +192,13 @@ def test_the_card_has_the_figures_of_these_weights(tmp_path):
 
 
 def test_onnx_sampler_needs_neither_torch_nor_fdtrain(exported, source, tmp_path):
-    for network, options in (("ddpmpp", ["--guidance", "2", "--label", "3"]), ("vdm", ["--solver", "ode"])):
+    cases = {
+        "edm": ([], {}),
+        "short": (["--solver", "sde2", "--grid", "angle"], {"solver": "sde2", "grid": "angle"}),
+        "ddpmpp": (["--guidance", "2", "--label", "3"], {"label": 3, "guidance": 2.0}),
+        "vdm": (["--solver", "ode"], {"solver": "ode"}),
+    }
+    for network, (options, own) in cases.items():
         folder = exported(network, "onnx")
         block = "import sys, runpy; sys.modules.update(dict.fromkeys(['torch', 'fdtrain', 'onnx'])); "
         run = f"{block}sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
@@ -177,15 +207,23 @@ def test_onnx_sampler_needs_neither_torch_nor_fdtrain(exported, source, tmp_path
         done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment(), timeout=120)
         assert done.returncode == 0, done.stderr
         model = fdtrain.load(source[network])
-        own = {"label": 3, "guidance": 2.0} if network == "ddpmpp" else {"solver": "ode"}
         expected = model.pixels(model.sample(3, steps=5, seed=4, **own)).permute(0, 2, 3, 1).numpy()
         found = np.load(tmp_path / "x.npz")["arr_0"]
         assert found.shape == expected.shape
         # Rounding moves a value across the edge of a level now and then.
         assert (found != expected).mean() < 0.02
-    refused = subprocess.run([*command, "--label", "3"], capture_output=True, text=True, env=environment(), timeout=120)
-    assert refused.returncode == 2
-    assert "this model was trained without labels" in refused.stderr
+    for option, reason in (("--label 3", "this model was trained without labels"), ("--grid sin", "no grid 'sin'")):
+        wrong = [*command, *option.split()]
+        refused = subprocess.run(wrong, capture_output=True, text=True, env=environment(), timeout=120)
+        assert refused.returncode == 2
+        assert reason in refused.stderr
+
+
+def test_the_cosine_time_in_onnx(tmp_path):
+    """Its arc cosine is not one of onnxruntime's in float64."""
+    need("onnx")
+    source = saved(filled(formulated("eps", "cosine", network_time="cosine")), tmp_path / "source")
+    assert export(source, tmp_path / "e", "onnx").largest_difference <= 1e-5
 
 
 def test_the_graph_of_torch_export_takes_any_number_of_images(exported, source):
@@ -254,6 +292,37 @@ def test_a_diffusers_pipeline_and_its_round_trip(exported, source, hub, tmp_path
     torch.testing.assert_close(torch.from_numpy(np.load(tmp_path / "x.npy")), expected, rtol=1e-3, atol=1e-3)
 
 
+TRUNCATED = """
+pipeline = DiffusionPipeline.from_pretrained(sys.argv[1], trust_remote_code=True)
+pipeline.set_progress_bar_config(disable=True)
+images = pipeline(batch_size=2, num_inference_steps=3, generator=torch.manual_seed(0), output_type="levels").images
+assert images.shape == (2, 1, 8, 8), images
+scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, solver="ode1")
+x = torch.from_numpy(np.load(sys.argv[2]))
+scheduler.set_timesteps(6)
+for t in scheduler.timesteps:
+    x = scheduler.step(pipeline.field(x, t).sample, t, x).prev_sample
+np.save(sys.argv[3], x.detach().numpy())
+try:
+    scheduler.set_timesteps(1)
+except ValueError as error:
+    print(error)
+"""
+
+
+def test_a_diffusers_scheduler_on_a_truncated_interval(exported, source, hub, tmp_path):
+    model = fdtrain.load(source["short"])
+    noise = [normal(model.spec.shape, torch.device("cpu"), 5, Purpose.SAMPLE, i, 0).numpy() for i in range(3)]
+    np.save(tmp_path / "noise.npy", noise)
+    done = diffusers(TRUNCATED, hub, exported("short", "diffusers"), tmp_path / "noise.npy", tmp_path / "x.npy")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "a truncated interval takes 2 steps or more, not 1\n"
+    # The images of `fdtrain sample`, before they are rounded to levels.
+    drawing = Drawing("ode1", None, 6, None, 1.0)
+    expected = drawing.solve(load_model(source["short"]), range(3), 5)
+    torch.testing.assert_close(torch.from_numpy(np.load(tmp_path / "x.npy")), expected, rtol=1e-3, atol=1e-3)
+
+
 LOAD = """
 for path in sys.argv[1:]:
     try:
@@ -272,15 +341,18 @@ def rewrite(path, old, new):
 
 def test_a_diffusers_folder_edited_by_hand(exported, hub, tmp_path):
     """One process for all: Diffusers takes a while to import."""
-    names = ["sound", "configuration", "weights", "scale", "network"]
+    names = ["sound", "configuration", "weights", "scale", "network", "interval", "time"]
     folders = [shutil.copytree(exported("ddpmpp", "diffusers"), tmp_path / name) for name in names]
-    _, configuration, weights, scale, network = folders
+    _, configuration, weights, scale, network, interval, time = folders
     rewrite(configuration / "field" / "config.json", '"predictor_name": "bounded"', '"predictor_name": "plain"')
     flip(weights / "field" / "diffusion_pytorch_model.safetensors")
     rewrite(scale / "scheduler" / "scheduler_config.json", '"scale": 0.0', '"scale": 0.1')
     # Without checksums the configuration is checked all the same.
     (network / "field" / "checksums.json").unlink()
     rewrite(network / "field" / "config.json", '"network_name": "ddpmpp"', '"network_name": "vdm"')
+    rewrite(interval / "scheduler" / "scheduler_config.json", "    1.0\n", "    0.9\n")
+    (time / "field" / "checksums.json").unlink()
+    rewrite(time / "field" / "config.json", '"network_time": null', '"network_time": "noon"')
     done = diffusers(LOAD, hub, *folders)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
@@ -289,6 +361,8 @@ def test_a_diffusers_folder_edited_by_hand(exported, hub, tmp_path):
     assert "diffusion_pytorch_model.safetensors was changed since the model was saved" in lines[2]
     assert "is not the model's, 0.0588" in lines[3]
     assert "this file is of network 'ddpmpp' in version 1" in lines[4]
+    assert "interval [0.0, 0.9] is not the model's, [0.0, 1.0]" in lines[5]
+    assert "not None and 'noon'. Export the model again." in lines[6]
 
 
 def flip(path):

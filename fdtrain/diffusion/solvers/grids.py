@@ -10,7 +10,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from fdtrain.diffusion.process import CLOSED, Interval
+from fdtrain.diffusion.interval import CLOSED, Interval
 
 
 def _asinh(u: np.ndarray, s: float) -> np.ndarray:

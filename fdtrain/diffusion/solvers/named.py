@@ -3,9 +3,10 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from fdtrain.diffusion.interval import Interval
 from fdtrain.diffusion.solvers import peers
 from fdtrain.diffusion.solvers.multistep import ODE_DATA, ODE_F, SDE_DATA, SDE_F, Equation, Multistep
-from fdtrain.diffusion.solvers.step import Step
+from fdtrain.diffusion.solvers.step import Step, prediction
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,12 @@ class Solver:
     stochastic: bool
     grid: str
     evaluations_per_step: int = 1
+
+    def steps_within(self, times: Sequence[float], interval: Interval) -> list[Step]:
+        """The steps of a grid of the interval: where ``t_min`` is above 0, the last one predicts the image."""
+        if interval.t_min > 0:
+            return [*self.steps(times[:-1]), prediction(self.form, times[-2])]
+        return self.steps(times)
 
 
 def member(equation: Equation, variable: str, p: int, c: int, grid: str) -> Solver:

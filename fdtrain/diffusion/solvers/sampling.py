@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fdtrain.diffusion.interval import CLOSED, Interval
 from fdtrain.diffusion.predictors import Field, score
-from fdtrain.diffusion.process import CLOSED, Interval
 from fdtrain.diffusion.solvers.grids import check_grid
 from fdtrain.diffusion.solvers.named import DEFAULT, SOLVERS, Solver
-from fdtrain.diffusion.solvers.step import FORMS, Step, prediction
+from fdtrain.diffusion.solvers.step import FORMS, Step
 
 MEMORY = 4
 """Most evaluations that a step takes."""
@@ -30,11 +30,9 @@ def _combine(start: Tensor, weights: Sequence[float], values: Sequence[Tensor]) 
 
 
 @lru_cache(maxsize=64)
-def _steps(solver: Solver, times: tuple[float, ...], truncated: bool) -> list[Step]:
+def _steps(solver: Solver, times: tuple[float, ...], interval: Interval) -> list[Step]:
     """Once per grid, whatever the number of batches."""
-    if truncated:
-        return [*solver.steps(times[:-1]), prediction(solver.form, times[-2])]
-    return solver.steps(times)
+    return solver.steps_within(times, interval)
 
 
 def sample(
@@ -69,7 +67,7 @@ def sample(
     """
     check_grid(times, interval)
     chosen = SOLVERS[solver] if isinstance(solver, str) else solver
-    return integrate(field, x, times, chosen, noise, observe, interval.t_min > 0)
+    return integrate(field, x, times, chosen, noise, observe, interval)
 
 
 def integrate(
@@ -79,9 +77,9 @@ def integrate(
     solver: Solver,
     noise: Callable[[int], Tensor] | None = None,
     observe: Callable[[int, float, Tensor, Tensor], None] | None = None,
-    truncated: bool = False,
+    interval: Interval = CLOSED,
 ) -> Tensor:
-    """:func:`sample` between any two times; ``truncated``: the last step is a prediction."""
+    """:func:`sample` between any two times."""
 
     def evaluate(x: Tensor, t: float, step: int | None) -> Tensor:
         F = _at(field, x, t)
@@ -91,7 +89,7 @@ def integrate(
 
     twice = solver.evaluations_per_step == 2
     values = [evaluate(x, times[0], 0)]
-    for i, step in enumerate(_steps(solver, tuple(times), truncated), 1):
+    for i, step in enumerate(_steps(solver, tuple(times), interval), 1):
         start = step.linear * x
         if solver.stochastic:
             assert noise is not None

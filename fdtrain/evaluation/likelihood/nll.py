@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fdtrain.data.split import Images, Split
 from fdtrain.diffusion.clocks import TimeDensity, time_density
+from fdtrain.diffusion.interval import CLOSED, Interval
 from fdtrain.diffusion.likelihood import (
     OdeStart,
     crossed_importance_bound,
@@ -22,7 +23,6 @@ from fdtrain.diffusion.likelihood import (
     ode_nll,
 )
 from fdtrain.diffusion.objective import Bound
-from fdtrain.diffusion.process import CLOSED, Interval
 from fdtrain.errors import UserError
 from fdtrain.networks.model import Model, ModelSpec
 from fdtrain.randomness import Purpose, stream

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
+from fdtrain.diffusion.interval import CLOSED, Interval
 from fdtrain.diffusion.objective import quantise
-from fdtrain.diffusion.process import CLOSED, Interval
 from fdtrain.diffusion.solvers import DEFAULT, SOLVERS, time_grid
 from fdtrain.errors import UserError
 from fdtrain.evaluation.sampling import grids, samples
