@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -102,7 +103,7 @@ def _erfinv(model: Model) -> Callable:
 def _acos(x):
     """``arccos`` of float64 times away from 1 (the cosine clock), which onnxruntime has in float32 alone: from there
     two steps of Newton's method."""
-    op = onnxscript.opset18
+    op: Any = onnxscript.opset18  # Its operators' types admit no values of a graph.
     angle = op.Cast(op.Acos(op.Cast(x, to=onnx.TensorProto.FLOAT)), to=onnx.TensorProto.DOUBLE)
     for _ in range(2):
         angle = op.Add(angle, op.Div(op.Sub(op.Cos(angle), x), op.Sin(angle)))
