@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import torch
+
 from fdtrain.config import Config, DiffusionConfig
 from fdtrain.data.dataset import DatasetDescription
 from fdtrain.diffusion.formulation import formulation_interval
@@ -38,15 +40,17 @@ def _formulation(diffusion: DiffusionConfig, scale: float) -> dict[str, Any]:
         UserError: its parts do not go together on their interval.
     """
     try:
-        interval = formulation_interval(
-            diffusion.predictor,
-            scale,
-            diffusion.time_density,
-            diffusion.network_input,
-            diffusion.network_time,
-            diffusion.decoder,
-            diffusion.interval,
-        )
+        # Numbers, also where the caller counts parameters on the meta device.
+        with torch.device("cpu"):
+            interval = formulation_interval(
+                diffusion.predictor,
+                scale,
+                diffusion.time_density,
+                diffusion.network_input,
+                diffusion.network_time,
+                diffusion.decoder,
+                diffusion.interval,
+            )
     except ValueError as error:
         raise UserError(f"diffusion.{error}.") from error
     return {
