@@ -134,7 +134,7 @@ def test_manifests_fit_one_another_and_the_program(manifests):
     ours = parse_arguments(torchrun.training_script_args)
     assert (ours.resume, torchrun.training_script) == ("auto", "fdtrain/main.py")
     processes = int(torchrun.nnodes) * int(torchrun.nproc_per_node)
-    run_layout(load_config(ROOT / ours.config).training, processes)
+    run_layout(load_config([ROOT / file for file in ours.config]).training, processes)
 
 
 def test_image_is_built_as_the_linter_wants_and_runs_as_who_the_job_says(manifests):
