@@ -686,7 +686,12 @@ def test_an_interrupted_command_goes_on(tmp_path):
     for i in range(20):
         write_tar(tmp_path / "in" / f"{i:02d}.tar", [(f"{i}-{n}.png", pictures[n % 100]) for n in range(500)])
     command = [sys.executable, str(TOOL), "adopt", "in", "--output", "set", "--workers", "1"]
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+
+    def heard() -> None:
+        """A shell's background job would ignore Ctrl-C."""
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
     deadline = time.monotonic() + 60
     while len(list((tmp_path / "set" / ".adopting").glob("*.json"))) < 2 and time.monotonic() < deadline:
         time.sleep(0.005)
