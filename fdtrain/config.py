@@ -23,7 +23,7 @@ from pydantic import (
 
 from fdtrain.credentials import masked_values
 from fdtrain.errors import UserError, excerpt
-from fdtrain.strict_yaml import MAX_BYTES, parse, shown
+from fdtrain.strict_yaml import parse, read_mapping, shown
 
 
 class Section(BaseModel):
@@ -393,7 +393,8 @@ def load_config(path: ConfigFiles, overrides: list[str] | None = None) -> Config
     paths = [path] if isinstance(path, str | Path) else path
     content: dict[str, Any] = {}
     for file in paths:
-        content = _laid_over(content, _read(file))
+        layer = read_mapping(file, "--config: cannot read", "sections such as 'data:' and 'training:'")
+        content = _laid_over(content, layer)
     for override in overrides or []:
         _apply(content, override)
     try:
@@ -405,26 +406,14 @@ def load_config(path: ConfigFiles, overrides: list[str] | None = None) -> Config
         raise UserError("; ".join(mistakes[:MAX_MISTAKES] + more) + f" (in {where}).") from error
 
 
-def _read(path: str | Path) -> dict[str, Any]:
-    try:
-        with open(path, encoding="utf-8") as file:
-            content = parse(file.read(MAX_BYTES + 1))
-    except OSError as error:
-        raise UserError(f"--config: cannot read {excerpt(path)} ({error.strerror}).") from error
-    except (UserError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {excerpt(error)}.") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} must hold sections such as 'data:' and 'training:', not {type(content).__name__}.")
-    return content
-
-
 def _laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     """The keys of both; where both have one, sections are joined and other values are those above."""
     joined = dict(below)
     for key, value in above.items():
         before = joined.get(key)
-        sections = isinstance(before, dict) and isinstance(value, dict)
-        joined[key] = _laid_over(dict(before or {}), value) if sections else value
+        if isinstance(before, dict) and isinstance(value, dict):
+            value = _laid_over(before, value)
+        joined[key] = value
     return joined
 
 

@@ -5,6 +5,7 @@ few lines can stand for gigabytes.
 """
 
 import reprlib
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -38,6 +39,28 @@ def parse(text: str) -> Any:
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise UserError(f"line {line}: character U+{ord(text[error.position]):04X} is not admitted") from error
+
+
+def read_mapping(path: str | Path, unreadable: str, holds: str) -> dict[str, Any]:
+    """The mapping at the top of a YAML file.
+
+    Args:
+        unreadable: how the message about a file that cannot be read begins.
+        holds: what the file must hold, for the message about one that holds something else.
+
+    Raises:
+        UserError: it cannot be read, is no YAML, or holds no mapping.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = parse(file.read(MAX_BYTES + 1))
+    except OSError as error:
+        raise UserError(f"{unreadable} {excerpt(path)} ({error.strerror}).") from error
+    except (UserError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {excerpt(error)}.") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold {holds}, not {type(content).__name__}.")
+    return content
 
 
 def shown(value: Any) -> str:

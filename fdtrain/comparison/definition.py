@@ -9,7 +9,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from fdtrain.config import Config, Section, load_config
 from fdtrain.errors import UserError, excerpt
-from fdtrain.strict_yaml import MAX_BYTES, parse, shown
+from fdtrain.strict_yaml import read_mapping, shown
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
@@ -106,7 +106,7 @@ def load_comparison(path: Path) -> Comparison:
     Raises:
         UserError: whatever is wrong with any of them.
     """
-    content = _read(path)
+    content = read_mapping(path, "cannot read the comparison", "keys such as 'variants:' and 'seeds:'")
     try:
         definition = Definition.model_validate(content)
     except ValidationError as error:
@@ -129,19 +129,6 @@ def flat(layer: dict[str, Any], prefix: str = "") -> list[str]:
         name = f"{prefix}{key}"
         overrides += flat(value, f"{name}.") if isinstance(value, dict) else [f"{name}={json.dumps(value)}"]
     return overrides
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        with open(path, encoding="utf-8") as file:
-            content = parse(file.read(MAX_BYTES + 1))
-    except OSError as error:
-        raise UserError(f"cannot read the comparison {excerpt(path)} ({error.strerror}).") from error
-    except (UserError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {excerpt(error)}.") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} must hold keys such as 'variants:' and 'seeds:', not {type(content).__name__}.")
-    return content
 
 
 def _explain(error: Any) -> str:

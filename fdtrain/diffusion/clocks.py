@@ -9,6 +9,7 @@ interval. ``interval`` is the one that the source trains on; None where it has t
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -228,21 +229,23 @@ class Restricted:
     density: TimeDensity
     interval: Interval
 
+    @cached_property
     def _ends(self) -> tuple[float, float]:
+        """The clock at the ends, once: every batch asks for its quantiles and its density."""
         ends = torch.tensor([self.interval.t_min, self.interval.t_max], dtype=torch.float64)
         low, high = self.density.cdf(ends).tolist()
         return low, high
 
     def quantile(self, u: Tensor) -> Tensor:
-        low, high = self._ends()
+        low, high = self._ends
         return self.density.quantile(low + (high - low) * u).clamp(self.interval.t_min, self.interval.t_max)
 
     def cdf(self, t: Tensor) -> Tensor:
-        low, high = self._ends()
+        low, high = self._ends
         return (self.density.cdf(t) - low) / (high - low)
 
     def pdf(self, t: Tensor) -> Tensor:
-        low, high = self._ends()
+        low, high = self._ends
         return self.density.pdf(t) / (high - low)
 
 
