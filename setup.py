@@ -52,6 +52,7 @@ setup(
         "all": sorted({requirement for extra in EXTRAS.values() for requirement in extra}),
         "test": [
             "pytest>=8",
+            "pytest-timeout>=2.3",
             "hypothesis>=6.100",
             "scipy>=1.14",
             "psutil>=6",

@@ -206,7 +206,8 @@ class TrainedModel:
     def field(self, x: Tensor, t: Tensor | float, *, label: Label = None, guidance: float = 1.0) -> Tensor:
         """The field ``F(x, t)``, from which score, noise and image are predicted (docs/method.md, section 2).
 
-        ``x`` is ``(N, C, H, W)`` float32 on any device, ``t`` one time in [0, 1] or ``(N,)`` of them, ends included.
+        ``x`` is ``(N, C, H, W)`` float32 on any device, ``t`` one time in the model's interval ([0, 1], unless
+        ``spec.interval`` is a truncated one) or ``(N,)`` of them, ends included.
         The result is like ``x``, on the model's device, and differentiable in ``x``.
 
         Raises:
@@ -217,8 +218,9 @@ class TrainedModel:
         times = torch.as_tensor(t, dtype=torch.float64, device=self.device)
         if times.dim() == 0:
             times = times.expand(len(x))
-        if times.shape != (len(x),) or not ((times >= 0) & (times <= 1)).all():
-            raise UserError("t: give one time in [0, 1], or one for each image.")
+        first, last = self.spec.interval
+        if times.shape != (len(x),) or not ((times >= first) & (times <= last)).all():
+            raise UserError(f"t: give one time in [{first:g}, {last:g}], or one for each image.")
         labels = self._labels(label, len(x)).to(self.device) if self.spec.classes or label is not None else None
         return self.module.field(labels, guidance)(x.to(self.device), times)
 

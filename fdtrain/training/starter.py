@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,10 @@ def _time(seconds: float) -> str:
 
 
 def _command(file: Path, count: int) -> str:
+    """What trains on it, by the launcher that this machine needs, or as this command was called."""
+    config = f"--config {shlex.quote(str(file))}"
+    if count == 1 and Path(sys.argv[0]).name == "fdtrain":
+        return f"fdtrain train {config}"
     main = os.path.relpath(Path(fdtrain.__file__).with_name("main.py"))
     launcher = f"deepspeed --num_accelerators {count}" if count > 1 else "python"
-    return f"{launcher} {shlex.quote(main)} --config {shlex.quote(str(file))}"
+    return f"{launcher} {shlex.quote(main)} {config}"
