@@ -8,7 +8,7 @@ VERSION = Path("fdtrain/__init__.py").read_text().split('__version__ = "')[1].sp
 EXTRAS = {
     "train": ["deepspeed>=0.19.8,<0.20", "ema-pytorch>=0.8.3,<0.9", "tensorboard>=2.20,<3"],
     "eval": ["matplotlib>=3.9,<4", "jinja2>=3.1,<4", "tensorboard>=2.20,<3"],
-    "export": ["diffusers>=0.35,<1", "onnx>=1.18", "onnxscript>=0.5", "onnxruntime>=1.22"],
+    "export": ["diffusers>=0.35,<1", "onnx>=1.18", "onnxscript>=0.5", "onnxruntime>=1.22", "huggingface-hub>=1"],
     # The embedded data set.
     "digits": ["scikit-learn>=1.5,<2"],
     "parquet": ["pyarrow>=17"],

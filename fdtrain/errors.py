@@ -58,7 +58,7 @@ class NotSaved(Exception):
 EXTRAS = {
     "train": ("deepspeed", "ema_pytorch", "tensorboard"),
     "eval": ("matplotlib", "jinja2"),
-    "export": ("diffusers", "onnx", "onnxscript", "onnxruntime"),
+    "export": ("diffusers", "onnx", "onnxscript", "onnxruntime", "huggingface_hub"),
     "digits": ("sklearn",),
     "parquet": ("pyarrow",),
     "s3": ("s3fs",),

@@ -6,11 +6,14 @@
     --format torch_export   model.pt2, for torch.export.load
 
 Each is compared with the model on the same inputs; the export fails if they differ. README.md is the model card, and
-export.json records the difference and the checksum of every file (docs/export.md).
+export.json records the difference and the checksum of every file (docs/export.md). --push OWNER/NAME uploads the folder
+to the Hugging Face hub, --dry-run says what it would upload.
 """
 
 import argparse
 
+from fdtrain.errors import UserError
+from fdtrain.export import hub
 from fdtrain.export.write import FORMATS, UNKNOWN, export
 
 
@@ -22,8 +25,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--licence", default=UNKNOWN, help="for the model card, such as apache-2.0 (default: %(default)s)"
     )
     parser.add_argument("--opset", type=int, help="version of ONNX's operators, for --format onnx")
+    parser.add_argument("--push", metavar="OWNER/NAME", help="upload it to this repository of the Hugging Face hub")
+    parser.add_argument("--dry-run", action="store_true", help="with --push: say what would be uploaded")
 
 
 def run(arguments: argparse.Namespace) -> None:
+    if arguments.dry_run and not arguments.push:
+        raise UserError("--dry-run: of what? Name a repository with --push.")
     done = export(arguments.model, arguments.folder, arguments.format, arguments.licence, arguments.opset)
     print(f"exported to {done.folder}; largest difference to the model {done.largest_difference:.1e}")
+    if arguments.push:
+        upload = hub.plan(done.folder, arguments.push)
+        for name, size in upload.files.items():
+            print(f"  {name}  {size:,} bytes")
+        much = f"{len(upload.files)} files, {sum(upload.files.values()):,} bytes"
+        if arguments.dry_run:
+            print(f"would be uploaded to {upload.repository}: {much}")
+        else:
+            print(f"uploaded to {hub.push(done.folder, upload)}: {much}")
