@@ -60,6 +60,17 @@ class Counters:
 
 
 @dataclass(frozen=True)
+class LearnedTimes:
+    """What an adaptive density of times was learned from: counts, sums and sums of squares, each by bins.
+
+    ``moments`` are of the windows that have ended, ``window`` is of the one that has not, in integer units.
+    """
+
+    moments: list[list[float]]
+    window: list[list[int]]
+
+
+@dataclass(frozen=True)
 class State:
     """What a checkpoint says of itself. ``step`` steps are done; ``window`` is the log's unfinished average."""
 
@@ -78,6 +89,8 @@ class State:
     """The settings that fix the run's trajectory."""
     code: str | None
     """Commit of the program that wrote it."""
+    times: LearnedTimes | None = None
+    """Of a run whose density of times is learned."""
 
 
 _STATE = TypeAdapter(State)
