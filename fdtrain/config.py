@@ -492,7 +492,7 @@ def _explain(error: Mapping[str, Any]) -> str:
     """One clause that explains one of pydantic's errors."""
     place = [excerpt(part) for part in error["loc"]]
     sections = _sections()
-    if place[0] == "network" and len(place) > 1:
+    if place[:1] == ["network"] and len(place) > 1:
         # Pydantic names the member of the union too.
         sections["network"] = NETWORKS[place.pop(1)]
     name = ".".join(place)

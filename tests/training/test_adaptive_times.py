@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict
+from itertools import pairwise
 
 import pytest
 import torch
@@ -54,7 +55,7 @@ def test_the_density_changes_between_windows_alone():
         seen.append(times.density)
         times.add(*draws(times, 64, step), DIMS)
         assert times.density is seen[-1]
-    assert [a is b for a, b in zip(seen[:-1], seen[1:])] == [True, True, True, False, True, True, True, False]
+    assert [a is b for a, b in pairwise(seen)] == [True, True, True, False, True, True, True, False]
 
 
 def test_sums_do_not_depend_on_passes_and_order():
@@ -108,14 +109,16 @@ def test_a_run_is_the_same_on_any_number_of_processes_and_after_a_resume(launch)
     launch(*ADAPTIVE, "training.steps=3", "name=parts", processes=0)
     launch(*ADAPTIVE, "name=parts", processes=0, resume=True)
     assert_same(launch.checkpoint(6, "whole"), launch.checkpoint(6, "parts"))
-    learned = store.read_state(launch.checkpoint(6, "whole")).times
-    assert learned == store.read_state(launch.checkpoint(6, "parts")).times
+    learned, parts = (store.read_state(launch.checkpoint(6, name)).times for name in ("whole", "parts"))
+    assert learned is not None
+    assert learned == parts
     assert "train/base_efficiency" in launch.log("whole")[-1]
     assert len(set(learned.moments[2])) == 4
 
     launch(*ADAPTIVE, "name=shared", "training.micro_batch=8", processes=2)
     assert launch.losses("shared") == pytest.approx(launch.losses("whole"), rel=1e-5)
     shared = store.read_state(launch.checkpoint(6, "shared")).times
+    assert shared is not None
     for found, expected in zip(shared.moments, learned.moments):
         assert found == pytest.approx(expected, rel=1e-3)
 
