@@ -3,7 +3,7 @@
     checkpoints/step_00001000/part_00000.safetensors   weights, average, moments: one part a rank (fragments.py)
                               model.json               what rebuilds the model
                               config.yaml              the run's configuration
-                              state.json               step, counters, data set, log window, code version
+                              state.json               step, counters, data set, log window, code version, learned times
                               MANIFEST.json            size and SHA-256 of every file above
     checkpoints/latest                                 name of the newest
 

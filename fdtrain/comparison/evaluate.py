@@ -76,7 +76,7 @@ def training_noise(
     model.to(device)
     split = Split(data, config.data.train_split)
     weighting = WEIGHTINGS[config.diffusion.weighting]
-    batches = noise.Batches.of(model, split, _batch_noise(config, model, subject.folder, device), weighting)
+    batches = noise.Batches.of(model, split, batch_noise(config, model, subject.folder, device), weighting)
     drawing = Drawing(settings["solver"])
     content = {
         "kind": "noise",
@@ -95,7 +95,7 @@ def training_noise(
     return TrainingNoise.model_validate({**content, "seconds": time.perf_counter() - begin})
 
 
-def _batch_noise(config: Config, model: Model, checkpoint: Path, device: torch.device) -> BatchNoise:
+def batch_noise(config: Config, model: Model, checkpoint: Path, device: torch.device) -> BatchNoise:
     """The draws of the run, by the density that it had learned if it learns one."""
     drawn = BatchNoise.of(config, model.spec, device)
     times = AdaptiveTimes.of(config.diffusion, drawn.density, device)

@@ -9,9 +9,13 @@ import torch
 from checkpoints import assert_same
 
 from fdtrain.checkpoint import store
+from fdtrain.comparison.evaluate import batch_noise
+from fdtrain.config import load_config
+from fdtrain.diffusion.adaptive import Moments, Piecewise
 from fdtrain.diffusion.clocks import Asinh
 from fdtrain.diffusion.objective import Loss
 from fdtrain.errors import UserError
+from fdtrain.evaluation.load import load_model
 from fdtrain.training.adaptive_times import AdaptiveTimes
 
 BINS, DIMS = 8, 64
@@ -114,6 +118,11 @@ def test_a_run_is_the_same_on_any_number_of_processes_and_after_a_resume(launch)
     assert learned == parts
     assert "train/base_efficiency" in launch.log("whole")[-1]
     assert len(set(learned.moments[2])) == 4
+    # A comparison measures batches by the density that the run has learned.
+    config, model = load_config(launch.run_folder("whole") / "config.yaml"), load_model(launch.run_folder("whole"))
+    drawn = batch_noise(config, model, launch.checkpoint(6, "whole"), torch.device("cpu")).density
+    assert isinstance(drawn, Piecewise)
+    assert drawn.masses == Moments(*learned.moments).masses(config.diffusion.adaptive_floor)
 
     launch(*ADAPTIVE, "name=shared", "training.micro_batch=8", processes=2)
     assert launch.losses("shared") == pytest.approx(launch.losses("whole"), rel=1e-5)
