@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AliasChoices, Field, TypeAdapter, ValidationError
+from pydantic import AliasChoices, Field, FiniteFloat, TypeAdapter, ValidationError
 
 from fdtrain import files
 from fdtrain.checkpoint.fragments import PART, FragmentReader
@@ -66,8 +66,8 @@ class LearnedTimes:
     ``moments`` are of the windows that have ended, ``window`` is of the one that has not, in integer units.
     """
 
-    moments: list[list[float]]
-    window: list[list[int]]
+    moments: list[list[FiniteFloat]]
+    window: list[list[Annotated[int, Field(gt=-(2**63), lt=2**63)]]]
 
 
 @dataclass(frozen=True)

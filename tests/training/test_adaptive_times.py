@@ -99,6 +99,15 @@ def test_going_on_within_a_window_is_exact():
     assert resumed.gathered() == whole.gathered()
 
 
+@pytest.mark.parametrize("damage", [[[1e999]] * 3, [["a"]] * 3, 5])
+def test_damaged_moments_are_refused(damage, tmp_path):
+    state = store.State(1, 1, 1, 0, [0.0], 0, 0, store.Counters(0.0, {}, (0.0, 0.0)), {}, None)
+    content = asdict(state) | {"times": {"moments": damage, "window": [[0]] * 3}}
+    (tmp_path / store.STATE_FILE).write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"cannot be read \(times\.moments"):
+        store.read_state(tmp_path)
+
+
 def test_another_number_of_bins_is_refused():
     with pytest.raises(UserError, match=r"state\.json has a density of times learned in 8 bins, not 16"):
         learner(16).load(learner().gathered(), "state.json")
