@@ -155,6 +155,25 @@ def _network_name(value: Any) -> str:
     return name if isinstance(name, str) else repr(name)
 
 
+BaseDensity = Literal[
+    "uniform",
+    "asinh",
+    "angle",
+    "log_time",
+    "log_snr",
+    "edm",
+    "logit_normal",
+    "linear_vp",
+    "sub_vp",
+    "zero_snr_vp",
+    "cosine",
+    "flow",
+    "ve",
+    "vdm",
+]
+"""Densities of the times that do not change while training."""
+
+
 class DiffusionConfig(Section):
     predictor: Literal["plain", "bounded", "alpha", "eps", "x0", "v", "flow", "score", "edm"] = Field(
         default="bounded", description="from network to field F; docs/method.md, sections 2 and 9"
@@ -172,23 +191,24 @@ class DiffusionConfig(Section):
     time_sampling: Literal["stratified", "lattice", "iid"] = Field(
         default="stratified", description="draws of the times; docs/method.md, section 4"
     )
-    time_density: Literal[
-        "uniform",
-        "asinh",
-        "angle",
-        "log_time",
-        "log_snr",
-        "edm",
-        "logit_normal",
-        "soft_truncation",
-        "linear_vp",
-        "sub_vp",
-        "zero_snr_vp",
-        "cosine",
-        "flow",
-        "ve",
-        "vdm",
-    ] = Field(default="asinh", description="density of the times, cut to the interval; docs/method.md, section 9")
+    strata: int | None = Field(
+        default=None, ge=1, description="of stratified times, a divisor of the global batch; null: one for each image"
+    )
+    time_density: Literal[BaseDensity, "soft_truncation", "adaptive"] = Field(
+        default="asinh",
+        description="density of the times, cut to the interval, or learned; docs/method.md, sections 4 and 9",
+    )
+    soft_truncation_k: float = Field(
+        default=1.0, ge=0, description="Soft Truncation's smallest time has a density ~ tau^-k"
+    )
+    adaptive_base: BaseDensity = Field(
+        default="asinh", description="density over whose quantile the adaptive one is learned"
+    )
+    adaptive_bins: int = Field(default=32, ge=2, le=1024, description="equal parts of that quantile")
+    adaptive_floor: float = Field(default=0.2, gt=0, le=1, description="share of the base that is mixed in")
+    adaptive_update_every: int = Field(
+        default=50, ge=1, description="steps between updates; about ten of these windows are remembered"
+    )
     weighting: Literal["bound", "eps", "x0", "v", "flow", "edm", "min_snr"] = Field(
         default="bound", description="of the training loss; docs/method.md, section 9"
     )
@@ -203,6 +223,21 @@ class DiffusionConfig(Section):
         if value is not None and not 0 <= value[0] < value[1] <= 1:
             raise ValueError("must be two times that rise, in [0, 1]")
         return value
+
+    @model_validator(mode="after")
+    def _of_the_bound(self) -> "DiffusionConfig":
+        if self.time_density == "adaptive" and self.weighting != "bound":
+            raise ValueError(
+                f"time_density adaptive needs weighting bound: with {self.weighting} the density is part of the loss"
+            )
+        if self.strata is not None and self.time_sampling != "stratified":
+            raise ValueError(f"strata are of time_sampling stratified; this is {self.time_sampling}")
+        return self
+
+    @property
+    def base_density(self) -> str:
+        """The density of the times, or the one that it is learned over."""
+        return self.adaptive_base if self.time_density == "adaptive" else self.time_density
 
 
 ConfigFiles = str | Path | Sequence[str | Path]
@@ -372,6 +407,16 @@ class Config(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     monitor: MonitorConfig = MonitorConfig()
 
+    @model_validator(mode="after")
+    def _even_strata(self) -> "Config":
+        strata, batch = self.diffusion.strata, self.training.global_batch
+        if strata and batch % strata:
+            nearest = max(n for n in range(1, min(strata, batch) + 1) if batch % n == 0)
+            raise ValueError(
+                f"diffusion.strata {strata} does not divide training.global_batch {batch}; set it to {nearest}"
+            )
+        return self
+
     @property
     def folder(self) -> Path:
         return self.output / self.name
@@ -447,7 +492,7 @@ def _explain(error: Mapping[str, Any]) -> str:
     """One clause that explains one of pydantic's errors."""
     place = [excerpt(part) for part in error["loc"]]
     sections = _sections()
-    if place[0] == "network" and len(place) > 1:
+    if place[:1] == ["network"] and len(place) > 1:
         # Pydantic names the member of the union too.
         sections["network"] = NETWORKS[place.pop(1)]
     name = ".".join(place)

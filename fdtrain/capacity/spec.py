@@ -45,7 +45,7 @@ def _formulation(diffusion: DiffusionConfig, scale: float) -> dict[str, Any]:
             interval = formulation_interval(
                 diffusion.predictor,
                 scale,
-                diffusion.time_density,
+                diffusion.base_density,
                 diffusion.network_input,
                 diffusion.network_time,
                 diffusion.decoder,

@@ -7,17 +7,18 @@ import argparse
 import json
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from fdtrain import files
+from fdtrain.checkpoint import store
 from fdtrain.comparison import noise
 from fdtrain.comparison.runs import SETTINGS, record, result_files
 from fdtrain.config import Config, load_config
 from fdtrain.data.split import Split
-from fdtrain.diffusion.clocks import time_density
 from fdtrain.diffusion.solvers import SOLVERS
 from fdtrain.diffusion.weighting import WEIGHTINGS
 from fdtrain.errors import exit_code
@@ -31,6 +32,7 @@ from fdtrain.evaluation.reporting import result
 from fdtrain.evaluation.reporting.result import TrainingNoise
 from fdtrain.evaluation.sampling.options import Drawing
 from fdtrain.networks.model import Model
+from fdtrain.training.adaptive_times import AdaptiveTimes
 from fdtrain.training.batch_noise import BatchNoise
 
 BATCH = 256
@@ -74,7 +76,7 @@ def training_noise(
     model.to(device)
     split = Split(data, config.data.train_split)
     weighting = WEIGHTINGS[config.diffusion.weighting]
-    batches = noise.Batches.of(model, split, _batch_noise(config, model, device), weighting)
+    batches = noise.Batches.of(model, split, batch_noise(config, model, subject.folder, device), weighting)
     drawing = Drawing(settings["solver"])
     content = {
         "kind": "noise",
@@ -93,12 +95,14 @@ def training_noise(
     return TrainingNoise.model_validate({**content, "seconds": time.perf_counter() - begin})
 
 
-def _batch_noise(config: Config, model: Model, device: torch.device) -> BatchNoise:
-    training, diffusion = config.training, config.diffusion
-    density = time_density(diffusion.time_density, model.spec.scale, model.spec.bound.interval)
-    return BatchNoise(
-        config.seed, training.global_batch, training.lane_images, diffusion.time_sampling, density, device
-    )
+def batch_noise(config: Config, model: Model, checkpoint: Path, device: torch.device) -> BatchNoise:
+    """The draws of the run, by the density that it had learned if it learns one."""
+    drawn = BatchNoise.of(config, model.spec, device)
+    times = AdaptiveTimes.of(config.diffusion, drawn.density, device)
+    if not times:
+        return drawn
+    times.load(store.read_state(checkpoint).times, checkpoint / store.STATE_FILE)
+    return replace(drawn, density=times.density)
 
 
 def _distances(model: Model, split: Split, settings: dict[str, Any], device: torch.device) -> dict[str, Any]:

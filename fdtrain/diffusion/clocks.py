@@ -251,19 +251,22 @@ class Restricted:
 
 @dataclass(frozen=True)
 class SoftTruncation:
-    """Soft Truncation (Kim et al. 2022), its ``k = 1``: the interval of each batch begins at a random time.
+    """Soft Truncation (Kim et al. 2022): the interval of each batch begins at a random time.
 
-    ``tau_min = tau_0^(1 - U)`` on the linear-beta VP clock, ``tau_0`` being the interval's own; a batch's times are
-    even in log-SNR on what is left. As a density it is the one of the whole interval.
+    ``tau_min`` has a density ``~ tau^-k`` from ``tau_0`` to 1 on the linear-beta VP clock, ``tau_0`` being the
+    interval's own; a batch's times are even in log-SNR on what is left. As a density it is the one of the whole
+    interval.
     """
 
     interval: Interval = LinearVP().interval
+    k: float = 1.0
 
     def of_batch(self, u: float) -> Restricted:
         """The density of a batch, for one uniform draw."""
         clock = LinearVP()
-        first = clock.cdf(torch.tensor(self.interval.t_min, dtype=torch.float64))
-        t_min = float(clock.quantile(first ** (1 - u)))
+        first, power = clock.cdf(torch.tensor(self.interval.t_min, dtype=torch.float64)), self.k - 1
+        tau = first / (1 - u * (1 - first**power)) ** (1 / power) if power else first ** (1 - u)
+        t_min = float(clock.quantile(tau))
         return Restricted(LogSnr(), Interval(max(t_min, self.interval.t_min), self.interval.t_max))
 
     def quantile(self, u: Tensor) -> Tensor:
@@ -405,9 +408,9 @@ DENSITIES: dict[str, Callable[[float], Clock]] = {
 """By name, each made with the ``s`` of ``asinh``."""
 
 
-def time_density(kind: str, scale: float, interval: Interval = CLOSED) -> TimeDensity:
+def time_density(kind: str, scale: float, interval: Interval = CLOSED, soft_truncation_k: float = 1.0) -> TimeDensity:
     """The density named ``kind`` in :data:`DENSITIES`, on ``interval``."""
     density = DENSITIES[kind](scale)
     if isinstance(density, SoftTruncation):
-        return replace(density, interval=interval)
+        return replace(density, interval=interval, k=soft_truncation_k)
     return density if interval == CLOSED == density.interval else Restricted(density, interval)

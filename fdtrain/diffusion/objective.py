@@ -81,6 +81,10 @@ class Bound:
         decoder = f", {self.decoder} decoder" if self.interval.t_min else ""
         return f"[{self.interval.t_min:.6g}, {self.interval.t_max:.6g}]{decoder}"
 
+    def ends(self) -> dict[str, float]:
+        """The interval for a log of numbers, where it is not the closed one."""
+        return {} if self.interval == CLOSED else {"t_min": self.interval.t_min, "t_max": self.interval.t_max}
+
     def images(self, levels_image: Tensor, u: Tensor) -> Tensor:
         """Integer images as ``x0``, dequantised by uniform ``u`` if at all."""
         return dequantise(levels_image, torch.full_like(u, 0.5) if self.discrete else u, self.levels)

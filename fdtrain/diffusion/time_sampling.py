@@ -9,25 +9,29 @@ from collections.abc import Callable
 
 import numpy as np
 
-# Each takes (stratum, own, shared, global_batch) as described in draw_uniform.
+# Each takes (stratum, own, shared, number of strata); the rest as described in draw_uniform.
 DRAWS: dict[str, Callable[[np.ndarray, np.ndarray, float, int], np.ndarray]] = {
-    # One image per stratum: the variance left is the one within strata.
-    "stratified": lambda stratum, own, shared, batch: (stratum + own) / batch,
+    # The variance left is the one within strata.
+    "stratified": lambda stratum, own, shared, strata: (stratum + own) / strata,
     # One shift for the whole batch.
-    "lattice": lambda stratum, own, shared, batch: (stratum / batch + shared) % 1.0,
+    "lattice": lambda stratum, own, shared, strata: (stratum / strata + shared) % 1.0,
     # No strata: for comparison.
-    "iid": lambda stratum, own, shared, batch: own,
+    "iid": lambda stratum, own, shared, strata: own,
 }
 
 
-def draw_uniform(kind: str, stratum: np.ndarray, own: np.ndarray, shared: float, global_batch: int) -> np.ndarray:
+def draw_uniform(
+    kind: str, place: np.ndarray, own: np.ndarray, shared: float, global_batch: int, strata: int | None = None
+) -> np.ndarray:
     """``u`` in [0, 1) for some images of a global batch.
 
     Args:
         kind: ``stratified``, ``lattice`` or ``iid``.
-        stratum: integers ``(n,)`` out of ``range(global_batch)``, these images' part of a permutation of it.
+        place: integers ``(n,)`` out of ``range(global_batch)``, these images' part of a permutation of it.
         own: uniform draws ``(n,)``, one per image.
         shared: one uniform draw, the same for the whole global batch.
         global_batch: images of one optimiser step over all ranks and accumulation steps.
+        strata: a divisor of ``global_batch``, so that all hold equally many images; None: one for each image.
     """
-    return DRAWS[kind](stratum, own, shared, global_batch)
+    strata = strata or global_batch
+    return DRAWS[kind](place // (global_batch // strata), own, shared, strata)

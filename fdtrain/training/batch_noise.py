@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fdtrain.diffusion.clocks import SoftTruncation, TimeDensity
+from fdtrain.config import Config
+from fdtrain.diffusion.clocks import SoftTruncation, TimeDensity, time_density
 from fdtrain.diffusion.objective import Bound
 from fdtrain.diffusion.time_sampling import draw_uniform
 from fdtrain.networks.model import ModelSpec
@@ -45,6 +46,23 @@ class BatchNoise:
     time_sampling: str
     density: TimeDensity
     device: torch.device
+    strata: int | None = None
+    """Of stratified times; None: one for each image."""
+
+    @staticmethod
+    def of(config: Config, spec: ModelSpec, device: torch.device) -> "BatchNoise":
+        """Of a configuration; with a density that is learned, from before anything is."""
+        diffusion, training = config.diffusion, config.training
+        density = time_density(diffusion.base_density, spec.scale, spec.bound.interval, diffusion.soft_truncation_k)
+        return BatchNoise(
+            config.seed,
+            training.global_batch,
+            training.lane_images,
+            diffusion.time_sampling,
+            density,
+            device,
+            diffusion.strata,
+        )
 
     def redrawn(self, rollbacks: int) -> "BatchNoise":
         """Other draws altogether, after so many rollbacks to a checkpoint."""
@@ -87,12 +105,12 @@ class BatchNoise:
     def quantiles(self, step: int, lanes: Sequence[int]) -> Tensor:
         """``u`` in [0, 1) of the images of ``lanes``, shape ``(n,)``, float64, on the CPU."""
         shared = stream(self.seed, Purpose.STRATA, step)
-        strata, shift = shared.permutation(self.global_batch), shared.random()
+        places, shift = shared.permutation(self.global_batch), shared.random()
         parts = []
         for lane in lanes:
             own = stream(self.seed, Purpose.TIME, step, lane).random(self.lane_images)
-            mine = strata[lane * self.lane_images : (lane + 1) * self.lane_images]
-            parts.append(draw_uniform(self.time_sampling, mine, own, shift, self.global_batch))
+            mine = places[lane * self.lane_images : (lane + 1) * self.lane_images]
+            parts.append(draw_uniform(self.time_sampling, mine, own, shift, self.global_batch, self.strata))
         return torch.from_numpy(np.concatenate(parts))
 
     def dropped_labels(self, step: int, lanes: Sequence[int], share: float) -> Tensor:

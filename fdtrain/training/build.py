@@ -25,7 +25,7 @@ from fdtrain.data.loader import Batches, LaneDataset
 from fdtrain.data.mixture import lane_order
 from fdtrain.data.shards import ShardReader
 from fdtrain.data.split import Split
-from fdtrain.diffusion.clocks import time_density
+from fdtrain.diffusion.interval import CLOSED
 from fdtrain.errors import UserError
 from fdtrain.networks.model import Model
 from fdtrain.randomness import Purpose, torch_seed
@@ -35,6 +35,7 @@ from fdtrain.resilience.launcher import followed
 from fdtrain.resilience.lock import GONE, held_for_all
 from fdtrain.resilience.signals import answered
 from fdtrain.training import callbacks, hardware
+from fdtrain.training.adaptive_times import AdaptiveTimes
 from fdtrain.training.batch_noise import BatchNoise
 from fdtrain.training.compilation import compile_network, worthwhile
 from fdtrain.training.ema import Average
@@ -113,18 +114,16 @@ def build(plan: Plan, launch: Launch) -> Trainer:
     compiled = _compile(plan, model, utilisation.flops_per_image, device, monitor)
     profiler = Profiler(config.folder / "profile", plan.traced, device, Stopwatch())
     run_ = Run(config.folder, plan.layout, monitor, launch.consensus, launch.heartbeat, profiler, utilisation)
-    state = TrainState(engine, average, plan.layout, plan.identity, code)
-    density = time_density(config.diffusion.time_density, spec.scale, spec.bound.interval)
-    noise = BatchNoise(
-        config.seed, training.global_batch, training.lane_images, config.diffusion.time_sampling, density, device
-    )
+    noise = BatchNoise.of(config, spec, device)
+    times = AdaptiveTimes.of(config.diffusion, noise.density, device)
+    state = TrainState(engine, average, plan.layout, plan.identity, code, times)
     parameters = sum(shape.numel() for shape in engine.shapes.values())
     monitor.say(
         f"{config.folder}: {plan.description.name}, {parameters:,} parameters, "
         f"{plan.layout.world_size} x {device.type}, "
         f"{training.precision}{', compiled' if compiled else ''}, ZeRO {engine.stage}, "
         f"global batch {training.global_batch}, {utilisation.flops_per_image / 1e9:.3g} GFLOP per image, "
-        f"{training.steps} steps"
+        f"{training.steps} steps{'' if spec.bound.interval == CLOSED else f', bound: {spec.bound.describe()}'}"
     )
     return Trainer(config, run_, state, noise, partial(own_batches, plan), _callbacks(plan, monitor))
 

@@ -39,9 +39,7 @@ def held_out_bits(split: Split, draws: int, monitor: Monitor):
         values = nll.elbo(model, split, mine, density, draws) if mine else torch.empty(0, draws).double()
         result = estimate(distributed.gather(values, len(split), device))
         metrics = {"bits_per_dim": result.mean, "standard_error": result.error_images}
-        if (interval := model.spec.bound.interval) != CLOSED:
-            metrics |= {"t_min": interval.t_min, "t_max": interval.t_max}
-        monitor.log(step, metrics, prefix=split.name)
+        monitor.log(step, metrics | model.spec.bound.ends(), prefix=split.name)
         value = f"{result.mean:.4f} +- {result.error_images:.4f} bits/dim"
         monitor.say(f"step {step}  {split.name} {value} (ELBO, {model.spec.bound.describe()}, EMA)")
 

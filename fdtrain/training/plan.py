@@ -43,7 +43,11 @@ class Plan:
     @property
     def identity(self) -> dict[str, Any]:
         """The settings that a run may not change when it resumes: they fix what it is, step by step."""
-        config = self.config
+        config, diffusion = self.config, self.config.diffusion
+        learned = {
+            "diffusion.adaptive_base": diffusion.adaptive_base,
+            "diffusion.adaptive_bins": diffusion.adaptive_bins,
+        }
         return {
             "dataset": self.description.name,
             "images": sum(placed.shard.images for part in self.train_shards for placed in part),
@@ -56,6 +60,7 @@ class Plan:
             "training.global_batch": config.training.global_batch,
             "training.lanes": config.training.lanes,
             "data.shuffle_window": config.data.shuffle_window,
+            **(learned if diffusion.time_density == "adaptive" else {}),
         }
 
 

@@ -10,6 +10,7 @@ from fdtrain.capacity.layout import RunLayout
 from fdtrain.checkpoint import retention, soundness, store
 from fdtrain.checkpoint.writer import Snapshot
 from fdtrain.errors import UserError
+from fdtrain.training.adaptive_times import AdaptiveTimes
 from fdtrain.training.ema import Average
 from fdtrain.training.engine import Engine
 from fdtrain.training.metrics import MetricSums
@@ -21,11 +22,20 @@ class TrainState:
     Args:
         settings: what fixes the run's trajectory.
         code: commit of the program.
+        times: their density, where it is learned.
     """
 
-    def __init__(self, engine: Engine, average: Average, layout: RunLayout, settings: dict[str, Any], code: str | None):
+    def __init__(
+        self,
+        engine: Engine,
+        average: Average,
+        layout: RunLayout,
+        settings: dict[str, Any],
+        code: str | None,
+        times: AdaptiveTimes | None = None,
+    ):
         self.engine, self.average, self.layout = engine, average, layout
-        self.settings, self.code = settings, code
+        self.settings, self.code, self.times = settings, code, times
         self.sums = MetricSums(engine.device)
         self.rollbacks = 0
         """Times that the run went back to a checkpoint."""
@@ -62,6 +72,7 @@ class TrainState:
             counters=self.engine.counters(),
             run=self.settings,
             code=self.code,
+            times=self.times.gathered() if self.times else None,
         )
         return Snapshot(self.engine.fragments + self.average.fragments, self.engine.model.spec, config, state)
 
@@ -76,6 +87,8 @@ class TrainState:
             raise UserError(f"{path / store.STATE_FILE} has a log window of another version. Resume from another.")
         self.engine.load(parts, state.counters)
         self.average.load(parts, state.step)
+        if self.times:
+            self.times.load(state.times, path / store.STATE_FILE)
         self.sums.restart(state.window if distributed.rank() == 0 else None)
         self._skips, self._skipped, self.rollbacks = state.skips, None, state.rollbacks
         return state.step

@@ -122,3 +122,16 @@ def test_soft_truncation_begins_where_the_paper_says():
         tau = clock.cdf(torch.tensor(interval.t_min, dtype=torch.float64)).item()
         assert tau == pytest.approx(1e-5 ** (1 - u), rel=1e-6)
         assert interval.t_max == soft.interval.t_max
+
+
+@pytest.mark.parametrize("k", [0.0, 0.5, 1.0, 1.2, 2.0])
+def test_soft_truncation_s_k_is_the_exponent_of_its_beginning(k):
+    """Its distribution function is that of a density ~ tau^-k from 1e-5 to 1."""
+    soft = time_density("soft_truncation", 0.1, LinearVP().interval, k)
+    assert isinstance(soft, SoftTruncation)
+    taus = np.geomspace(1e-5, 1, 200001)
+    weight = taus ** (1 - k)
+    cdf = np.concatenate([[0], np.cumsum(0.5 * (weight[1:] + weight[:-1]))])
+    for u in (0.1, 0.5, 0.9):
+        tau = LinearVP().cdf(torch.tensor(soft.of_batch(u).interval.t_min, dtype=torch.float64)).item()
+        assert np.interp(np.log(tau), np.log(taus), cdf / cdf[-1]) == pytest.approx(u, abs=1e-4)

@@ -55,19 +55,33 @@ def test_strata_hold_one_draw_each():
     np.testing.assert_allclose(gaps, 1 / 128)
 
 
+@pytest.mark.parametrize("strata", [1, 4, 16, 64])
+def test_fewer_strata_hold_equally_many(strata):
+    u = _batch("stratified", 64, np.random.default_rng(3), strata)
+    assert np.bincount((u * strata).astype(int)).tolist() == [64 // strata] * strata
+
+
+def test_strata_at_their_extremes():
+    """One for each image is the default, to the bit; a single one is none."""
+    every, one = (_batch("stratified", 64, np.random.default_rng(4), strata) for strata in (64, 1))
+    np.testing.assert_array_equal(every, _batch("stratified", 64, np.random.default_rng(4)))
+    np.testing.assert_array_equal(one, _batch("iid", 64, np.random.default_rng(4)))
+
+
 def test_variance_of_the_batch_mean():
-    """method.md, section 4: what comes from E[g|t] falls as 1/B with iid times and as 1/B^3 with strata."""
+    """method.md, section 4: what comes from E[g|t] falls as 1/B with iid times and as 1/(B K^2) with K strata."""
     variances = {}
-    for kind in ("iid", "stratified"):
+    for kind, strata in (("iid", None), ("stratified", None), ("stratified", 4)):
         for batch in (16, 64):
             generator = np.random.default_rng(2)
-            means = [np.exp(_batch(kind, batch, generator)).mean() for _ in range(4000)]
-            variances[kind, batch] = np.var(means)
+            means = [np.exp(_batch(kind, batch, generator, strata)).mean() for _ in range(4000)]
+            variances[strata or kind, batch] = np.var(means)
     # Var(e^u) = (e^2 - 1)/2 - (e - 1)^2; within strata of width 1/B: E[e^2u] / (12 B^2).
     iid = (np.e**2 - 1) / 2 - (np.e - 1) ** 2
     for batch in (16, 64):
         assert variances["iid", batch] == pytest.approx(iid / batch, rel=0.15)
         assert variances["stratified", batch] == pytest.approx((np.e**2 - 1) / 24 / batch**3, rel=0.15)
+        assert variances[4, batch] == pytest.approx((np.e**2 - 1) / 24 / batch / 4**2, rel=0.15)
 
 
 def test_density_by_name():
@@ -75,5 +89,6 @@ def test_density_by_name():
     assert time_density("asinh", 0.1) == Asinh(0.1)
 
 
-def _batch(kind, batch, generator):
-    return draw_uniform(kind, generator.permutation(batch), generator.random(batch), generator.random(), batch)
+def _batch(kind, batch, generator, strata=None):
+    place, own, shared = generator.permutation(batch), generator.random(batch), generator.random()
+    return draw_uniform(kind, place, own, shared, batch, strata)

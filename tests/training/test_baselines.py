@@ -37,6 +37,7 @@ def test_the_presets_there_are():
         "scoreflow",
         "soft_truncation",
         "vdm",
+        "vdm_learned",
         "idode",
         "flow_matching",
         "rectified_flow",
@@ -75,7 +76,7 @@ def test_a_preset_trains_is_evaluated_samples_and_loads_again(preset, digits, tm
     spec, diffusion = model_spec(config, split.description), config.diffusion
     torch.manual_seed(0)
     model = Model(spec)
-    density = time_density(diffusion.time_density, spec.scale, spec.bound.interval)
+    density = time_density(diffusion.base_density, spec.scale, spec.bound.interval)
     noise = BatchNoise(0, 64, 4, diffusion.time_sampling, density, torch.device("cpu"))
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
     images = split.batch(range(64))[0]
@@ -158,6 +159,10 @@ def test_a_preset_is_launched_resumed_and_evaluated(launch, digits):
     launch(*settings, "training.steps=2", "name=cut", processes=0)
     launch(*settings, "training.steps=4", "name=cut", processes=0, resume=True)
     assert launch.losses("cut") == pytest.approx(launch.losses("whole"), rel=1e-5)
+    # The bound is named wherever it is logged.
+    for line in launch.log("whole"):
+        prefix = next(iter(line.keys() - {"step"})).split("/")[0]
+        assert (line[f"{prefix}/t_min"], line[f"{prefix}/t_max"]) == pytest.approx((0.00129402, 0.996648), rel=1e-5)
     run = launch.run_folder("whole")
     command = ["tools/evaluate.py", "nll", str(run), "--data", str(digits), "--images", "4", "--draws", "2", "--ode"]
     result = fork([*command, "--tolerance", "1e-2"], launch.folder)
