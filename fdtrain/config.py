@@ -221,6 +221,10 @@ class TrainingConfig(Section):
         default=None, ge=1, description="images of one rank in one pass; null: all of its images"
     )
     lanes: int = Field(default=64, ge=1, description="parts of the global batch; docs/determinism.md")
+    init_from: Path | None = Field(
+        default=None,
+        description="run, checkpoint or export whose averaged weights a new run starts from; docs/training.md",
+    )
     precision: Literal["fp32", "bf16", "fp16"] = Field(
         default="bf16", description="precision of the network's arithmetic; weights are always fp32"
     )
