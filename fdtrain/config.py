@@ -163,11 +163,24 @@ class DiffusionConfig(Section):
     interval: tuple[float, float] | None = Field(
         default=None, description="`[t_min, t_max]` in [0, 1]; null: that of `time_density`, or of `network_time`"
     )
-    network_input: Literal["vp", "ve", "flow", "edm"] | None = Field(
+    network_input: Literal["vp", "ve", "flow", "edm", "sub_vp"] | None = Field(
         default=None, description="rescaling of x_t that the network is given; null: the predictor's own"
     )
     network_time: (
-        Literal["t", "log_sigma", "linear_vp", "sub_vp", "zero_snr_vp", "cosine", "flow", "ve", "vdm"] | None
+        Literal[
+            "t",
+            "log_sigma",
+            "linear_vp",
+            "sub_vp",
+            "zero_snr_vp",
+            "cosine",
+            "flow",
+            "ve",
+            "vdm",
+            "score_sde_vp",
+            "score_sde_sub_vp",
+        ]
+        | None
     ) = Field(default=None, description="clock whose time the network is given; null: the predictor's own, mostly t")
     time_sampling: Literal["stratified", "lattice", "iid"] = Field(
         default="stratified", description="draws of the times; docs/method.md, section 4"

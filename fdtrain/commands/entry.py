@@ -15,6 +15,7 @@ COMMANDS = {
     "compare": "variants and seeds, trained and evaluated alike, in one table",
     "sample": "draw images from a trained model",
     "export": "write a trained model in a form that others read",
+    "convert": "a published checkpoint of another program as an export",
 }
 """By name, the line that ``fdtrain --help`` shows. The command is the module of its name in this folder."""
 
