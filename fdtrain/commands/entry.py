@@ -3,6 +3,7 @@
 import argparse
 import sys
 from importlib import import_module
+from typing import Any
 
 from fdtrain.errors import exit_code
 from fdtrain.version import ShowVersion
@@ -57,6 +58,16 @@ def _given(arguments: list[str] | None) -> list[str]:
 
 
 def _run(name: str, arguments: list[str], prog: str | None) -> None:
+    command, parsed = parse(name, arguments, prog)
+    command.run(parsed)
+
+
+def parse(name: str, arguments: list[str], prog: str | None = None) -> tuple[Any, argparse.Namespace]:
+    """The module of a command, and the arguments that are given to it.
+
+    Raises:
+        SystemExit: they cannot be parsed.
+    """
     # Imported now: the others may need packages that are not installed.
     command = import_module(f"fdtrain.commands.{name}")
     style = argparse.RawDescriptionHelpFormatter
@@ -65,4 +76,4 @@ def _run(name: str, arguments: list[str], prog: str | None) -> None:
         parser.add_argument("--version", action=ShowVersion)
     parser.set_defaults(given=arguments)
     command.add_arguments(parser)
-    command.run(parser.parse_args(arguments))
+    return command, parser.parse_args(arguments)
