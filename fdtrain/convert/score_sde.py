@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fdtrain.diffusion.formulation import formulation_interval
-from fdtrain.errors import UserError
+from fdtrain.errors import UserError, excerpt
 from fdtrain.networks.ddpmpp import Attention, DDPMpp, ResidualBlock
 from fdtrain.networks.model import Model, ModelSpec
 
@@ -96,9 +96,11 @@ def _modules(named: dict[str, Tensor], path: Path) -> list[Module]:
     modules: dict[int, Module] = {}
     for name, value in named.items():
         match = PARAMETER.fullmatch(name)
-        if match is None or not value.is_floating_point():
-            raise _other_network(path, f"it has {name!r}")
-        modules.setdefault(int(match[1]), {})[match[2]] = value.float()
+        # One number may stand for any shape: what is copied must not outgrow the file.
+        whole = value.numel() * value.element_size() <= value.untyped_storage().nbytes()
+        if match is None or not value.is_floating_point() or not whole:
+            raise _other_network(path, f"it has {excerpt(name)!r}")
+        modules.setdefault(int(match[1]), {})[match[2]] = value.to(torch.float32, copy=True)
     if sorted(modules) != list(range(len(modules))):
         raise _other_network(path, "its modules are not numbered in one sequence")
     return [modules[i] for i in range(len(modules))]
@@ -124,11 +126,13 @@ def convert(path: Path, weights: str, sde: str, size: int, dataset: str) -> tupl
     """
     modules, step = read(path, weights)
     try:
-        model = Model(_spec(modules, sde, size, dataset)).eval().requires_grad_(False)
+        spec = _spec(modules, sde, size, dataset)
+        with torch.device("meta"):
+            model = Model(spec).eval().requires_grad_(False)
         assert isinstance(model.network, DDPMpp)
         for ours, theirs in zip(_in_order(model.network), modules, strict=True):
-            ours.load_state_dict(_renamed(ours, theirs))
-    except (LookupError, ValueError, RuntimeError) as error:
+            ours.load_state_dict(_renamed(ours, theirs), assign=True)
+    except (ArithmeticError, LookupError, ValueError, RuntimeError) as error:
         raise _other_network(path, "its modules are others, or their shapes") from error
     return model, step
 
@@ -137,7 +141,7 @@ def _spec(modules: list[Module], sde: str, size: int, dataset: str) -> ModelSpec
     """The specification that the sequence and the shapes of the modules tell.
 
     Raises:
-        LookupError, ValueError, RuntimeError: they are of another network.
+        ArithmeticError, LookupError, ValueError, RuntimeError: they are of another network.
     """
     clock, time, image = SDES[sde]
     interval = formulation_interval("eps", 1 / LEVELS, clock, image, time)
@@ -167,7 +171,10 @@ def _levels(modules: list[Module], channels: int, size: int) -> dict[str, Any]:
         raise ValueError("its residual blocks are not the same number at every level")
     at, multipliers, attention = 3, [], []
     for level in range(levels):
-        multipliers.append(len(modules[at]["Conv_0.weight"]) // channels)
+        multiplier, rest = divmod(len(modules[at]["Conv_0.weight"]), channels)
+        if rest:
+            raise ValueError("a width is no multiple of the first")
+        multipliers.append(multiplier)
         attended = kinds[at + 1] == "attention"
         attention += [size >> level] if attended else []
         at += blocks * (1 + attended) + 1
@@ -216,4 +223,4 @@ def _renamed(ours: nn.Module, theirs: Module) -> Module:
 
 def _pixelwise(module: Module, name: str) -> tuple[Tensor, Tensor]:
     """A product with each pixel's channels, ``(inputs, outputs)`` there, as weight and bias of a convolution."""
-    return module[f"{name}.W"].T[:, :, None, None], module[f"{name}.b"]
+    return module[f"{name}.W"].T[:, :, None, None].contiguous(), module[f"{name}.b"]

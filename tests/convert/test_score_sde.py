@@ -278,6 +278,8 @@ def test_other_contents(write, content, part, capsys):
         ("3.Conv_0.weight", torch.ones(8)),
         ("3.Conv_0.bias", torch.ones(8, dtype=torch.int64)),
         ("2.weight", torch.ones(8)),
+        ("2.weight", torch.ones(1).expand(8, 10**6, 10**3, 3)),
+        ("0.weight", torch.ones(1, 10**6)),
     ],
 )
 def test_other_networks(write, name, value):
