@@ -254,6 +254,9 @@ def _write_run_files(plan: Plan, device: torch.device, code: str | None, started
             files.write_text(folder / "environment.json", json.dumps(environment, indent=1) + "\n")
             if started is not None:
                 files.write_text(folder / init_from.FILE, json.dumps(asdict(started), indent=1) + "\n")
+            elif plan.config.training.init_from is None:
+                # Of a start that left no checkpoint.
+                (folder / init_from.FILE).unlink(missing_ok=True)
     except OSError as error:
         problem = unwritable(error, folder)
     if problem := distributed.broadcast(problem):
