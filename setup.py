@@ -15,7 +15,7 @@ EXTRAS = {
     "s3": ["s3fs>=2025.3"],
     "gcs": ["gcsfs>=2025.3"],
     # The documentation as a site: make docs.
-    "docs": ["mkdocs-material>=9.6,<10", "mkdocstrings-python>=1.16,<3"],
+    "docs": ["mkdocs-material>=9.6,<10", "mkdocstrings-python>=1.16,<3", "matplotlib>=3.9,<4"],
 }
 
 setup(

@@ -182,11 +182,24 @@ class DiffusionConfig(Section):
     interval: tuple[float, float] | None = Field(
         default=None, description="`[t_min, t_max]` in [0, 1]; null: that of `time_density`, or of `network_time`"
     )
-    network_input: Literal["vp", "ve", "flow", "edm"] | None = Field(
+    network_input: Literal["vp", "ve", "flow", "edm", "sub_vp"] | None = Field(
         default=None, description="rescaling of x_t that the network is given; null: the predictor's own"
     )
     network_time: (
-        Literal["t", "log_sigma", "linear_vp", "sub_vp", "zero_snr_vp", "cosine", "flow", "ve", "vdm"] | None
+        Literal[
+            "t",
+            "log_sigma",
+            "linear_vp",
+            "sub_vp",
+            "zero_snr_vp",
+            "cosine",
+            "flow",
+            "ve",
+            "vdm",
+            "score_sde_vp",
+            "score_sde_sub_vp",
+        ]
+        | None
     ) = Field(default=None, description="clock whose time the network is given; null: the predictor's own, mostly t")
     time_sampling: Literal["stratified", "lattice", "iid"] = Field(
         default="stratified", description="draws of the times; docs/method.md, section 4"
@@ -256,6 +269,10 @@ class TrainingConfig(Section):
         default=None, ge=1, description="images of one rank in one pass; null: all of its images"
     )
     lanes: int = Field(default=64, ge=1, description="parts of the global batch; docs/determinism.md")
+    init_from: Path | None = Field(
+        default=None,
+        description="run, checkpoint or export whose averaged weights a new run starts from; docs/training.md",
+    )
     precision: Literal["fp32", "bf16", "fp16"] = Field(
         default="bf16", description="precision of the network's arithmetic; weights are always fp32"
     )

@@ -3,6 +3,7 @@
 import argparse
 import sys
 from importlib import import_module
+from typing import Any
 
 from fdtrain.errors import exit_code
 from fdtrain.version import ShowVersion
@@ -15,6 +16,7 @@ COMMANDS = {
     "compare": "variants and seeds, trained and evaluated alike, in one table",
     "sample": "draw images from a trained model",
     "export": "write a trained model in a form that others read",
+    "convert": "a published checkpoint of another program as an export",
 }
 """By name, the line that ``fdtrain --help`` shows. The command is the module of its name in this folder."""
 
@@ -56,6 +58,16 @@ def _given(arguments: list[str] | None) -> list[str]:
 
 
 def _run(name: str, arguments: list[str], prog: str | None) -> None:
+    command, parsed = parse(name, arguments, prog)
+    command.run(parsed)
+
+
+def parse(name: str, arguments: list[str], prog: str | None = None) -> tuple[Any, argparse.Namespace]:
+    """The module of a command, and the arguments that are given to it.
+
+    Raises:
+        SystemExit: they cannot be parsed.
+    """
     # Imported now: the others may need packages that are not installed.
     command = import_module(f"fdtrain.commands.{name}")
     style = argparse.RawDescriptionHelpFormatter
@@ -64,4 +76,4 @@ def _run(name: str, arguments: list[str], prog: str | None) -> None:
         parser.add_argument("--version", action=ShowVersion)
     parser.set_defaults(given=arguments)
     command.add_arguments(parser)
-    command.run(parser.parse_args(arguments))
+    return command, parser.parse_args(arguments)

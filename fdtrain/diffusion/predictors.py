@@ -73,6 +73,8 @@ INPUTS: dict[str, Coefficient | None] = {
     "flow": lambda t: 1 / (alpha(t) + t),
     # Of unit variance for data of EDM's deviation.
     "edm": lambda t: torch.rsqrt(_edm_variance(t)),
+    # z = sqrt(e) x0 + (1 - e) eps of the sub-VP process: x sqrt(e) / alpha.
+    "sub_vp": lambda t: 2 / (t + torch.sqrt(4 - 3 * t * t)),
 }
 """``c_in``: which rescaling of ``x_t`` the network is given."""
 
@@ -81,6 +83,9 @@ TIMES: dict[str, Coefficient | None] = {
     # EDM's ln(sigma) / 4, with sigma = t / alpha.
     "log_sigma": lambda t: 0.25 * torch.log(t / alpha(t)),
     **{name: clock.cdf for name, clock in CLOCKS.items()},
+    # Of score_sde's networks: 999 tau, for embeddings of 1000 times what they are given.
+    "score_sde_vp": lambda t: 0.999 * CLOCKS["linear_vp"].cdf(t),
+    "score_sde_sub_vp": lambda t: 0.999 * CLOCKS["sub_vp"].cdf(t),
 }
 """``c_noise``: which time the network is given."""
 

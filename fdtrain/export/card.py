@@ -18,7 +18,7 @@ def text(model: Model, subject: Subject, record: dict[str, Any], loading: str, n
     size = " x ".join(map(str, spec.shape))
     labels = f", {len(spec.classes)} classes" if spec.classes else ""
     guided = ", trained with dropped labels (guidance)" if spec.null_class else ""
-    step = "" if subject.step is None else f", averaged weights of step {subject.step:,}"
+    step = "" if subject.step is None else f", weights of step {subject.step:,}"
     lines = [
         "---",
         f"license: {json.dumps(licence)}",
@@ -28,7 +28,7 @@ def text(model: Model, subject: Subject, record: dict[str, Any], loading: str, n
         "",
         f"# {excerpt(name)}",
         "",
-        f"A diffusion model on the time interval {interval(spec)}, trained with fdtrain {__version__}.",
+        f"A diffusion model on the time interval {interval(spec)}, exported by fdtrain {__version__}.",
         "",
         "| | |",
         "|---|---|",
@@ -36,6 +36,7 @@ def text(model: Model, subject: Subject, record: dict[str, Any], loading: str, n
         f"| network | {spec.network}, {parameter_count(model):,} parameters{guided}{step} |",
         f"| predictor | `{spec.predictor}`{_network_inputs(spec)} |",
         f"| bound | {spec.bound.describe()}; dequantisation: {spec.bound.dequantisation} |",
+        *([f"| source | {_cell(record['source'])} |"] if record["source"] else []),
         f"| weights, SHA-256 | `{subject.sha256}` |",
         f"| difference to the model | {record['largest_difference']:.1e} at most (relative; both ends too) |",
         f"| licence | {_cell(licence)} |",

@@ -9,10 +9,11 @@ from typing import Any
 
 from fdtrain import __version__
 from fdtrain.errors import EXTRAS, UserError, missing
-from fdtrain.evaluation.reporting.result import open_model
+from fdtrain.evaluation.reporting.result import Subject, open_model
 from fdtrain.evaluation.sampling import grids
 from fdtrain.export import agreement, card
 from fdtrain.export.folder import VERSION, new_folder, write_record
+from fdtrain.networks.model import Model
 
 FORMATS = {
     "safetensors": "weights",
@@ -42,20 +43,39 @@ def export(
 ) -> Exported:
     """Write the averaged weights of a run, a checkpoint or an export in a form that others read.
 
+    The other arguments are those of :func:`write`.
+
+    Raises:
+        UserError: nothing to export, or what :func:`write` raises.
+    """
+    return write(*open_model(path), destination, form, licence, opset)
+
+
+def write(
+    model: Model,
+    subject: Subject,
+    destination: str | Path,
+    form: str = "safetensors",
+    licence: str = UNKNOWN,
+    opset: int | None = None,
+    source: str | None = None,
+) -> Exported:
+    """Write a model in a form that others read.
+
     Args:
         destination: a new folder, or an earlier export, which is replaced when the new one is complete.
         form: a name in :data:`FORMATS`.
         licence: what the card says, as the Hugging Face hub names licences.
         opset: version of ONNX's operators; None: a usual one.
+        source: where the weights are from, if not from a run.
 
     Raises:
-        UserError: nothing to export, a package of the form is not installed, the export differs from the model, or the
-            folder cannot be written.
+        UserError: a package of the form is not installed, the export differs from the model, or the folder cannot be
+            written.
     """
     if opset is not None and form != "onnx":
         raise UserError(f"--opset: only --format onnx has one, not {form}.")
     writer, destination = _writer(form), Path(destination)
-    model, subject = open_model(path)
     options = {"opset": opset} if form == "onnx" else {}
     with new_folder(destination) as folder:
         difference = writer.write(model, folder, **options)
@@ -64,6 +84,7 @@ def export(
             "format": form,
             "weights_sha256": subject.sha256,
             "step": subject.step,
+            "source": source,
             "largest_difference": difference,
             "tolerance": agreement.TOLERANCE,
             "versions": {"fdtrain": __version__, **_versions()},

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -34,7 +35,7 @@ from fdtrain.resilience.heartbeat import Heartbeat, joined
 from fdtrain.resilience.launcher import followed
 from fdtrain.resilience.lock import GONE, held_for_all
 from fdtrain.resilience.signals import answered
-from fdtrain.training import callbacks, hardware
+from fdtrain.training import callbacks, hardware, init_from
 from fdtrain.training.adaptive_times import AdaptiveTimes
 from fdtrain.training.batch_noise import BatchNoise
 from fdtrain.training.compilation import compile_network, worthwhile
@@ -89,14 +90,11 @@ def launched(plan: Plan) -> Iterator[Launch]:
 def run(plan: Plan) -> None:
     """Build, resume if there is what to resume from, and train to the last step."""
     with launched(plan) as launch:
-        trainer = build(plan, launch)
-        if path := checkpoint_to_resume(plan):
-            trainer.resume(path)
-        trainer.train()
+        build(plan, launch, checkpoint_to_resume(plan)).train()
 
 
-def build(plan: Plan, launch: Launch) -> Trainer:
-    """The trainer of a checked plan, at step 0."""
+def build(plan: Plan, launch: Launch, checkpoint: Path | None = None) -> Trainer:
+    """The trainer of a checked plan, at step 0 or at that of a checkpoint of its run."""
     config, spec, device = plan.config, plan.spec, launch.device
     training = config.training
     hardware.set_tf32(training.tf32)
@@ -104,11 +102,12 @@ def build(plan: Plan, launch: Launch) -> Trainer:
         hardware.keep_freed_memory()
     torch.manual_seed(torch_seed(config.seed, Purpose.INIT))
     model = Model(spec, config.network.checkpointing).to(device)
+    started = _start_from(plan, model) if checkpoint is None else None
     engine = Engine(model, training, plan.layout)
     average = Average(engine.weights, Model(spec), config.ema.decay, config.ema.warmup_power)
 
     code = _git_commit()
-    _write_run_files(plan, device, code)
+    _write_run_files(plan, device, code, started)
     monitor = Monitor(config.folder, training.steps, plan.layout.rank == 0)
     utilisation = _measure(plan, device, monitor)
     compiled = _compile(plan, model, utilisation.flops_per_image, device, monitor)
@@ -125,7 +124,24 @@ def build(plan: Plan, launch: Launch) -> Trainer:
         f"global batch {training.global_batch}, {utilisation.flops_per_image / 1e9:.3g} GFLOP per image, "
         f"{training.steps} steps{'' if spec.bound.interval == CLOSED else f', bound: {spec.bound.describe()}'}"
     )
-    return Trainer(config, run_, state, noise, partial(own_batches, plan), _callbacks(plan, monitor))
+    for line in started.lines() if started else []:
+        monitor.say(line)
+    trainer = Trainer(config, run_, state, noise, partial(own_batches, plan), _callbacks(plan, monitor))
+    if checkpoint is not None:
+        trainer.resume(checkpoint)
+    return trainer
+
+
+def _start_from(plan: Plan, model: Model) -> init_from.Report | None:
+    """Give a new run's model the weights that it is to start from, the same on every rank."""
+    path = plan.config.training.init_from
+    if path is None:
+        return None
+    weights, report = init_from.read(path, plan.spec)
+    if report.weights_sha256 != distributed.broadcast(report.weights_sha256):
+        raise UserError(f"training.init_from: {path} changed while it was read. Name one of its checkpoints.")
+    model.load_state_dict(weights, strict=False)
+    return report
 
 
 def _measure(plan: Plan, device: torch.device, monitor: Monitor) -> Utilisation:
@@ -215,7 +231,7 @@ def _callbacks(plan: Plan, monitor: Monitor) -> list[Callback]:
     return found
 
 
-def _write_run_files(plan: Plan, device: torch.device, code: str | None) -> None:
+def _write_run_files(plan: Plan, device: torch.device, code: str | None, started: init_from.Report | None) -> None:
     """Write what describes the run into its folder; every rank raises UserError if it cannot."""
     folder, problem = plan.config.folder, None
     environment = {
@@ -235,6 +251,11 @@ def _write_run_files(plan: Plan, device: torch.device, code: str | None) -> None
             write_description(folder, plan.description)
             (folder / "samples").mkdir(exist_ok=True)
             files.write_text(folder / "environment.json", json.dumps(environment, indent=1) + "\n")
+            if started is not None:
+                files.write_text(folder / init_from.FILE, json.dumps(asdict(started), indent=1) + "\n")
+            elif plan.config.training.init_from is None:
+                # Of a start that left no checkpoint.
+                (folder / init_from.FILE).unlink(missing_ok=True)
     except OSError as error:
         problem = unwritable(error, folder)
     if problem := distributed.broadcast(problem):

@@ -18,6 +18,7 @@ from fdtrain.data.shards import PlacedShard
 from fdtrain.errors import UserError, excerpt
 from fdtrain.evaluation.fidelity.feature_networks import FeatureNetwork, open_features
 from fdtrain.networks.model import Model, ModelSpec
+from fdtrain.training import init_from
 from fdtrain.training.hardware import check_precision
 from fdtrain.training.profile import parse_steps
 
@@ -61,6 +62,7 @@ class Plan:
             "training.lanes": config.training.lanes,
             "data.shuffle_window": config.data.shuffle_window,
             **(learned if diffusion.time_density == "adaptive" else {}),
+            "training.init_from": None if config.training.init_from is None else str(config.training.init_from),
         }
 
 
@@ -101,6 +103,8 @@ def prepare(files: ConfigFiles, overrides: list[str], resume: bool, profile: str
             "Add --resume auto to go on with it, or choose another 'name'."
         )
     _check_some_fit(existing, plan)
+    if config.training.init_from is not None and not existing:
+        init_from.read(config.training.init_from, spec)
     return plan
 
 

@@ -84,6 +84,11 @@ def test_inputs_are_the_published_processes(drawn):
     ve, time = make_predictor("score", SCALE, "ve", "ve").inputs(x, T)
     torch.testing.assert_close(ve, x0 + per_image(T / alpha(T), x) * eps)
     torch.testing.assert_close(time, (T / alpha(T) / 0.01).log() / math.log(5000))
+    tau = CLOCKS["sub_vp"].cdf(T)
+    e = per_image(torch.exp(-0.1 * tau - 9.95 * tau**2), x)
+    sub, time = make_predictor("eps", SCALE, "sub_vp", "score_sde_sub_vp").inputs(x, T)
+    torch.testing.assert_close(sub, e.sqrt() * x0 + (1 - e) * eps)
+    torch.testing.assert_close(1000 * time, 999 * tau)
 
 
 # docs/method.md, section 9.

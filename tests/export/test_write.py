@@ -103,7 +103,7 @@ def test_every_model_in_every_form(network, form, exported, source):
     assert f"{record['largest_difference']:.1e} at most" in card
     assert "FOLDER" not in card
     assert "LABELS" not in card
-    assert f"trained with fdtrain {fdtrain.__version__}" in card
+    assert f"exported by fdtrain {fdtrain.__version__}" in card
     for place in ("on the time interval {}", *(["float64 in {}"] if form in ("onnx", "torch_export") else [])):
         assert place.format(INTERVALS[network]) in card
 
@@ -185,7 +185,7 @@ def test_the_card_has_the_figures_of_these_weights(tmp_path):
     export(tmp_path / "run", tmp_path / "e")
     card = (tmp_path / "e" / "README.md").read_text()
     assert "| ELBO, bits/dim | 2.3456 ± 0.0200 | 300 of 300 images of digits/test |" in card
-    assert "averaged weights of step 7" in card
+    assert "weights of step 7" in card
     (folder / "nll_test.json").write_text(json.dumps({**content, "weights_sha256": "0" * 64}))
     export(tmp_path / "run", tmp_path / "e")
     assert "None were recorded for these weights" in (tmp_path / "e" / "README.md").read_text()

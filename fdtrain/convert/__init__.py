@@ -1,0 +1,1 @@
+"""Published checkpoints of other programs as models of this one."""

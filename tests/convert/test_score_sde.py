@@ -1,0 +1,308 @@
+"""Checkpoints of score_sde_pytorch, in their published layout, against a network that is written down here."""
+
+import json
+import math
+import os
+from collections import OrderedDict
+
+import pytest
+import torch
+import torch.nn.functional as nnf
+from conftest import SMALL
+
+import fdtrain
+from fdtrain.commands import entry
+from fdtrain.convert import score_sde
+from fdtrain.diffusion.clocks import CLOCKS
+from fdtrain.diffusion.predictors import eps_hat
+from fdtrain.diffusion.process import alpha, per_image
+from fdtrain.errors import UserError
+
+CHANNELS, MULTIPLIERS, BLOCKS, SIZE = 8, (1, 2, 2), 2, 16
+
+
+class Published:
+    """The state of DDPM++: names and shapes of its modules in the order in which it calls them."""
+
+    def __init__(self, attention=(8,), seed=0):
+        self.attention, self.state = attention, OrderedDict()
+        self.generator = torch.Generator().manual_seed(seed)
+        self.count = 0
+        self._build()
+
+    def add(self, **shapes):
+        for name, shape in shapes.items():
+            scale = 0.3 if len(shape) == 1 else 1.5 / math.sqrt(math.prod(shape[1:]))
+            value = torch.randn(shape, generator=self.generator) * scale
+            self.state[f"module.all_modules.{self.count}.{name.replace('__', '.')}"] = value
+        self.count += 1
+
+    def residual(self, inputs, outputs, resampled=False):
+        shapes = {"GroupNorm_0__weight": [inputs], "GroupNorm_0__bias": [inputs]}
+        shapes |= {"Conv_0__weight": [outputs, inputs, 3, 3], "Conv_0__bias": [outputs]}
+        shapes |= {"Dense_0__weight": [outputs, 4 * CHANNELS], "Dense_0__bias": [outputs]}
+        shapes |= {"GroupNorm_1__weight": [outputs], "GroupNorm_1__bias": [outputs]}
+        shapes |= {"Conv_1__weight": [outputs, outputs, 3, 3], "Conv_1__bias": [outputs]}
+        if resampled or inputs != outputs:
+            shapes |= {"Conv_2__weight": [outputs, inputs, 1, 1], "Conv_2__bias": [outputs]}
+        self.add(**shapes)
+
+    def attend(self, width, size):
+        if size in (None, *self.attention):
+            shapes = {"GroupNorm_0__weight": [width], "GroupNorm_0__bias": [width]}
+            for i in range(4):
+                shapes |= {f"NIN_{i}__W": [width, width], f"NIN_{i}__b": [width]}
+            self.add(**shapes)
+
+    def _build(self):
+        self.state["module.sigmas"] = torch.ones(10, dtype=torch.float64)
+        self.add(weight=[4 * CHANNELS, CHANNELS], bias=[4 * CHANNELS])
+        self.add(weight=[4 * CHANNELS, 4 * CHANNELS], bias=[4 * CHANNELS])
+        self.add(weight=[CHANNELS, 3, 3, 3], bias=[CHANNELS])
+        width, skips = CHANNELS, [CHANNELS]
+        for level, multiplier in enumerate(MULTIPLIERS):
+            for _ in range(BLOCKS):
+                self.residual(width, multiplier * CHANNELS)
+                width = multiplier * CHANNELS
+                self.attend(width, SIZE >> level)
+                skips.append(width)
+            if level < len(MULTIPLIERS) - 1:
+                self.residual(width, width, resampled=True)
+                skips.append(width)
+        self.residual(width, width)
+        self.attend(width, None)
+        self.residual(width, width)
+        for level, multiplier in reversed(list(enumerate(MULTIPLIERS))):
+            for _ in range(BLOCKS + 1):
+                self.residual(width + skips.pop(), multiplier * CHANNELS)
+                width = multiplier * CHANNELS
+            self.attend(width, SIZE >> level)
+            if level:
+                self.residual(width, width, resampled=True)
+        self.add(weight=[width], bias=[width])
+        self.add(weight=[3, width, 3, 3], bias=[3])
+
+    def checkpoint(self, shadow_seed=1):
+        """As published, with other numbers in the average than in the model."""
+        averages = list(Published(self.attention, shadow_seed).state.values())[1:]
+        moments = {i: {"step": 5, "exp_avg": torch.zeros(2)} for i in range(2)}
+        optimizer = {"state": moments, "param_groups": [{"lr": 2e-4, "betas": (0.9, 0.999), "params": [0, 1]}]}
+        ema = {"decay": 0.9999, "num_updates": 5, "shadow_params": averages}
+        return {"optimizer": optimizer, "model": self.state, "ema": ema, "step": 5}
+
+
+def noise(state, x, tau, attention=(8,)):
+    """The published network's prediction of the noise, from the parameters alone, in float64."""
+    values = [value.double() for name, value in state.items() if not name.endswith("sigmas")]
+    rest = iter(values)
+
+    def take():
+        return next(rest)
+
+    def norm(h):
+        channels = h.shape[1]
+        return nnf.group_norm(h, min(channels // 4, 32), take(), take(), eps=1e-6)
+
+    def residual(x, outputs, resample=None):
+        h = nnf.silu(norm(x))
+        if resample == "down":
+            h, x = (y.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).mean((3, 5)) for y in (h, x))
+        elif resample == "up":
+            h, x = (y.repeat_interleave(2, 2).repeat_interleave(2, 3) for y in (h, x))
+        changed = resample or x.shape[1] != outputs
+        h = nnf.conv2d(h, take(), take(), padding=1)
+        h = h + nnf.linear(nnf.silu(embedding), take(), take())[:, :, None, None]
+        h = nnf.conv2d(nnf.silu(norm(h)), take(), take(), padding=1)
+        return ((nnf.conv2d(x, take(), take()) if changed else x) + h) / math.sqrt(2)
+
+    def attend(x, always=False):
+        if x.shape[-1] not in attention and not always:
+            return x
+        h = norm(x).flatten(2)
+
+        def product(h):
+            weight, bias = take(), take()
+            return torch.einsum("bip,io->bop", h, weight) + bias[:, None]
+
+        q, k, v = product(h), product(h), product(h)
+        weights = (torch.einsum("bcp,bcq->bpq", q, k) / math.sqrt(x.shape[1])).softmax(-1)
+        return (x + product(torch.einsum("bpq,bcq->bcp", weights, v)).view_as(x)) / math.sqrt(2)
+
+    frequencies = torch.exp(-math.log(10000) * torch.arange(CHANNELS // 2).double() / (CHANNELS // 2 - 1))
+    angles = 999 * tau[:, None] * frequencies
+    embedding = nnf.linear(torch.cat([angles.sin(), angles.cos()], 1), take(), take())
+    embedding = nnf.linear(nnf.silu(embedding), take(), take())
+    h = nnf.conv2d(x.double(), take(), take(), padding=1)
+    skips = [h]
+    for level, multiplier in enumerate(MULTIPLIERS):
+        for _ in range(BLOCKS):
+            h = attend(residual(h, multiplier * CHANNELS))
+            skips.append(h)
+        if level < len(MULTIPLIERS) - 1:
+            h = residual(h, h.shape[1], "down")
+            skips.append(h)
+    h = residual(attend(residual(h, h.shape[1]), always=True), h.shape[1])
+    for level, multiplier in reversed(list(enumerate(MULTIPLIERS))):
+        for _ in range(BLOCKS + 1):
+            h = residual(torch.cat([h, skips.pop()], 1), multiplier * CHANNELS)
+        h = attend(h)
+        if level:
+            h = residual(h, h.shape[1], "up")
+    h = nnf.conv2d(nnf.silu(norm(h)), take(), take(), padding=1)
+    assert not list(rest)
+    return h
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(content):
+        path = tmp_path / "checkpoint_8.pth"
+        torch.save(content, path)
+        return path
+
+    return write
+
+
+def convert(path, *options):
+    folder = path.parent / "export"
+    assert entry.main(["convert", "score_sde", str(path), str(folder), "--size", str(SIZE), *options]) == 0
+    return folder
+
+
+TAU = torch.tensor([1e-5, 0.001, 0.04, 0.3, 0.7, 1.0], dtype=torch.float64)
+
+
+def noised(sde):
+    """Images at :data:`TAU`: as the published process has them, as ours does, and our times."""
+    generator = torch.Generator().manual_seed(2)
+    x0 = torch.rand(len(TAU), 3, SIZE, SIZE, generator=generator, dtype=torch.float64) * 2 - 1
+    eps = torch.randn(x0.shape, generator=generator, dtype=torch.float64)
+    e = per_image(torch.exp(-0.1 * TAU - 9.95 * TAU**2), x0)
+    z = e.sqrt() * x0 + (1 - e if sde == "subvp" else (1 - e).sqrt()) * eps
+    t = CLOCKS["sub_vp" if sde == "subvp" else "linear_vp"].quantile(TAU)
+    return z, per_image(alpha(t), x0) * x0 + per_image(t, x0) * eps, t
+
+
+@pytest.mark.parametrize(
+    ("sde", "weights", "attention"),
+    [("vp", "ema", (8,)), ("vp", "model", ()), ("subvp", "ema", (16, 4)), ("subvp", "model", (4,))],
+)
+@torch.no_grad()
+def test_the_noise_is_the_published_networks(write, sde, weights, attention):
+    content = Published(attention).checkpoint()
+    model = fdtrain.load(convert(write(content), "--sde", sde, "--weights", weights))
+    state = content["model"]
+    if weights == "ema":
+        state = dict(zip(list(state)[1:], content["ema"]["shadow_params"], strict=True))
+    z, x, t = noised(sde)
+    expected = noise(state, z, TAU, attention)
+    assert expected.std() > 0.1
+    found = eps_hat(model.field(x.float(), t), x.float(), t)
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-5)
+    module = model.module.double()
+    torch.testing.assert_close(eps_hat(module(x, t), x, t), expected, rtol=0, atol=1e-9)
+
+
+def test_what_was_converted_is_an_export(write):
+    content = Published().checkpoint()
+    # As a network that was not wrapped saves itself.
+    content["model"] = {name.removeprefix("module."): value for name, value in content["model"].items()}
+    folder = convert(write(content), "--licence", "apache-2.0")
+    record = json.loads((folder / "export.json").read_text())
+    assert (record["step"], record["source"]) == (5, "checkpoint_8.pth of score_sde_pytorch, ema weights, vp")
+    assert "| source | checkpoint_8.pth of score_sde_pytorch, ema weights, vp |" in (folder / "README.md").read_text()
+    model = fdtrain.load(folder)
+    assert model.spec.network_options["multipliers"] == list(MULTIPLIERS)
+    images = model.sample(2, steps=3)
+    assert images.shape == (2, 3, SIZE, SIZE)
+    assert torch.isfinite(model.bits_per_dim(images, draws=2).values).all()
+
+
+def test_training_goes_on_from_it(write, launch):
+    """On images of another size and number of channels."""
+    folder = convert(write(Published().checkpoint()))
+    assert SMALL["network"]["channels"] == CHANNELS
+    network = f"network={{channels: {CHANNELS}, multipliers: {list(MULTIPLIERS)}, blocks: {BLOCKS}, attention: [4]}}"
+    settings = ["training.steps=1", network, "diffusion={predictor: eps, time_density: linear_vp}"]
+    result = launch(*settings, f"training.init_from={folder}", "diffusion.network_time=score_sde_vp", processes=0)
+    left = "left at their initial values: network.input.weight ([8, 3, 3, 3] there, [8, 1, 3, 3] here), network.output"
+    assert left in result.stderr
+    assert "not used" not in result.stderr
+
+
+class Code:
+    """Runs a command where it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def lacking(change):
+    content = Published().checkpoint()
+    change(content)
+    return content
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        ([1, 2], "holds no 'model' of named tensors"),
+        ({"model": {"a": 1}}, "holds no 'model' of named tensors"),
+        (lacking(lambda c: c.pop("ema")), "holds no averaged weights ('ema'). Take those that were trained"),
+        (lacking(lambda c: c["ema"]["shadow_params"].pop()), "its averaged weights are not those of its network"),
+        ({"model": {"module.conv1.weight": torch.ones(1)}}, "is not of DDPM++ (it has 'module.conv1.weight')"),
+        ({"model": {}}, "is not of DDPM++ (its modules are others, or their shapes)"),
+    ],
+)
+def test_other_contents(write, content, part, capsys):
+    path = write(content)
+    weights = ["--weights", "model"] if "DDPM++" in part else []
+    assert entry.main(["convert", "score_sde", str(path), str(path.parent / "export"), *weights]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith(f"fdtrain: error: {path}")
+    assert part in message
+    assert not (path.parent / "export").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("9.Conv2d_0.weight", torch.ones(8, 8, 3, 3)),
+        ("5.NIN_0.W", torch.ones(8, 8)),
+        ("0.W", torch.ones(8)),
+        ("40.weight", torch.ones(8)),
+        ("3.Conv_0.weight", torch.ones(12, 8, 3, 3)),
+        ("3.Conv_0.weight", torch.ones(8)),
+        ("3.Conv_0.bias", torch.ones(8, dtype=torch.int64)),
+        ("2.weight", torch.ones(8)),
+        ("2.weight", torch.ones(1).expand(8, 10**6, 10**3, 3)),
+        ("0.weight", torch.ones(1, 10**6)),
+    ],
+)
+def test_other_networks(write, name, value):
+    """NCSN++'s pyramid, DDPM's shortcut, random Fourier features, and what is of no network."""
+    state = Published().state
+    state[f"module.all_modules.{name}"] = value
+    with pytest.raises(UserError, match=r"is not of DDPM\+\+ "):
+        score_sde.convert(write({"model": state}), "model", "vp", SIZE, "x")
+
+
+def test_a_size_that_cannot_be(write):
+    with pytest.raises(UserError, match="--size 18: this network halves its images 2 times"):
+        score_sde.convert(write(Published().checkpoint()), "ema", "vp", 18, "x")
+
+
+def test_files_that_hold_code_or_nothing(write, tmp_path):
+    path = write({"model": Code(tmp_path / "made"), "ema": None})
+    with pytest.raises(UserError, match="or holds code, which is not run") as error:
+        score_sde.read(path)
+    assert "weights_only" not in str(error.value)
+    assert not (tmp_path / "made").exists()
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(UserError, match="It is damaged"):
+        score_sde.read(path)
+    with pytest.raises(UserError, match="no file "):
+        score_sde.read(tmp_path / "absent.pth")

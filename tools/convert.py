@@ -1,0 +1,10 @@
+"""``fdtrain convert`` from a checkout."""
+
+import sys
+
+import interpreter  # noqa: F401
+
+from fdtrain.commands.entry import run
+
+if __name__ == "__main__":
+    sys.exit(run("convert"))
