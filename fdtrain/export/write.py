@@ -39,6 +39,7 @@ def export(
     form: str = "safetensors",
     licence: str = UNKNOWN,
     opset: int | None = None,
+    ema_length: float | None = None,
 ) -> Exported:
     """Write the averaged weights of a run, a checkpoint or an export in a form that others read.
 
@@ -47,6 +48,7 @@ def export(
         form: a name in :data:`FORMATS`.
         licence: what the card says, as the Hugging Face hub names licences.
         opset: version of ONNX's operators; None: a usual one.
+        ema_length: of the average, as for :func:`fdtrain.load`.
 
     Raises:
         UserError: nothing to export, a package of the form is not installed, the export differs from the model, or the
@@ -55,7 +57,7 @@ def export(
     if opset is not None and form != "onnx":
         raise UserError(f"--opset: only --format onnx has one, not {form}.")
     writer, destination = _writer(form), Path(destination)
-    model, subject = open_model(path)
+    model, subject = open_model(path, ema_length)
     options = {"opset": opset} if form == "onnx" else {}
     with new_folder(destination) as folder:
         difference = writer.write(model, folder, **options)
@@ -64,6 +66,7 @@ def export(
             "format": form,
             "weights_sha256": subject.sha256,
             "step": subject.step,
+            "ema_length": ema_length,
             "largest_difference": difference,
             "tolerance": agreement.TOLERANCE,
             "versions": {"fdtrain": __version__, **_versions()},

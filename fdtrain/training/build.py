@@ -37,7 +37,7 @@ from fdtrain.resilience.signals import answered
 from fdtrain.training import callbacks, hardware
 from fdtrain.training.batch_noise import BatchNoise
 from fdtrain.training.compilation import compile_network, worthwhile
-from fdtrain.training.ema import Average
+from fdtrain.training.ema import Average, PowerAverages
 from fdtrain.training.engine import Engine
 from fdtrain.training.memory import fits
 from fdtrain.training.metrics import Stopwatch
@@ -105,6 +105,7 @@ def build(plan: Plan, launch: Launch) -> Trainer:
     model = Model(spec, config.network.checkpointing).to(device)
     engine = Engine(model, training, plan.layout)
     average = Average(engine.weights, Model(spec), config.ema.decay, config.ema.warmup_power)
+    power_averages = PowerAverages(engine.weights, config.ema.lengths)
 
     code = _git_commit()
     _write_run_files(plan, device, code)
@@ -113,7 +114,7 @@ def build(plan: Plan, launch: Launch) -> Trainer:
     compiled = _compile(plan, model, utilisation.flops_per_image, device, monitor)
     profiler = Profiler(config.folder / "profile", plan.traced, device, Stopwatch())
     run_ = Run(config.folder, plan.layout, monitor, launch.consensus, launch.heartbeat, profiler, utilisation)
-    state = TrainState(engine, average, plan.layout, plan.identity, code)
+    state = TrainState(engine, average, power_averages, plan.layout, plan.identity, code)
     density = time_density(config.diffusion.time_density, spec.scale, spec.bound.interval)
     noise = BatchNoise(
         config.seed, training.global_batch, training.lane_images, config.diffusion.time_sampling, density, device

@@ -56,6 +56,8 @@ class Plan:
             "training.global_batch": config.training.global_batch,
             "training.lanes": config.training.lanes,
             "data.shuffle_window": config.data.shuffle_window,
+            # An average that began later, or of another length, would not be the one of its name. None may end.
+            **({"ema.lengths": list(config.ema.lengths)} if config.ema.lengths else {}),
         }
 
 
