@@ -104,7 +104,9 @@ def read_model(spec_file: Path, weights: Path, ema_length: float | None = None) 
     """:func:`load_model` of what :func:`find_model` has found."""
     spec = ModelSpec.load(spec_file)
     if ema_length is not None:
-        return open_averages(spec_file, weights).model(ema_length)
+        averages = open_averages(spec_file, weights)
+        logger.info("%s", averages.describe(ema_length))
+        return averages.model(ema_length)
     if weights.is_file():
         return load_weights(spec, weights)
     if weights.parent.name == store.AVERAGES:

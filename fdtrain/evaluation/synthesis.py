@@ -3,7 +3,7 @@
 The mathematics is profiles.py's. Here the averages are found on the disk, and their tensors added up.
 """
 
-import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,10 +16,8 @@ from fdtrain.checkpoint.profiles import LONGEST, SHORTEST, Fit, fit
 from fdtrain.errors import UserError
 from fdtrain.networks.model import Model, ModelSpec
 
-MAX_ERROR = 0.1
+MAX_ERROR = 0.05
 """Of the profile (:class:`fdtrain.checkpoint.profiles.Fit`); an average with more is not the one of its name."""
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,6 @@ class TrackedAverages:
         run = folder.parent.parent
         earlier = [path for path in store.committed(run, store.AVERAGES) if store.step_of(path) < self.step]
         self.tracked = self._of(folder, self.step)
-        self.snapshots = len(earlier)
         if not self.tracked:
             raise UserError(
                 f"{folder} has no averages to choose a length from: the run was trained without ema.lengths. "
@@ -90,8 +87,7 @@ class TrackedAverages:
             raise UserError(f"an average has a relative length from {SHORTEST} to {LONGEST:.4f}, not {length:g}.")
         found = self._fit(length)
         if not found.error <= MAX_ERROR:
-            grid = np.geomspace(SHORTEST, LONGEST, 100).tolist()
-            served = [each for each in grid if self._fit(each).error <= MAX_ERROR] + self.lengths
+            served = self.served(np.geomspace(SHORTEST, LONGEST, 100).tolist() + self.lengths)
             raise UserError(
                 f"the average of relative length {length:g} at step {self.step} cannot be had from {self._sources()}: "
                 f"its profile would be {found.error:.0%} off. They give lengths from {min(served):.3f} to "
@@ -99,13 +95,22 @@ class TrackedAverages:
             )
         return found
 
+    def served(self, lengths: Sequence[float]) -> list[float]:
+        """Those of the lengths that :meth:`fit` accepts."""
+        return [length for length in lengths if self._fit(length).error <= MAX_ERROR]
+
     def _fit(self, length: float) -> Fit:
         steps, lengths = [each.step for each in self.tracked], [each.length for each in self.tracked]
         return fit(steps, lengths, self.step, length)
 
     def _sources(self) -> str:
-        lengths = " and ".join(f"{length:g}" for length in self.lengths)
-        return f"the averages of length {lengths} and {self.snapshots} earlier snapshots"
+        steps, lengths = len({each.step for each in self.tracked}), ", ".join(f"{each:g}" for each in self.lengths)
+        return f"{len(self.tracked)} tracked averages (of length {lengths}, at {steps} step{'s'[: steps - 1]})"
+
+    def describe(self, length: float) -> str:
+        """What the average of a relative length is made of, and how exactly. UserError as :meth:`fit`."""
+        error = self.fit(length).error
+        return f"average of relative length {length:g} at step {self.step}, from {self._sources()}: error {error:.1e}"
 
     def model(self, length: float) -> Model:
         """The model with the average of a relative length, on the CPU, in evaluation mode, float32.
@@ -115,15 +120,11 @@ class TrackedAverages:
         Raises:
             UserError: as :meth:`fit`, or a part cannot be read.
         """
-        found = self.fit(length)
-        logger.info(
-            "average of relative length %g at step %d, of %s; the profile's relative error is %.1e",
-            *(length, self.step, self._sources(), found.error),
-        )
+        coefficients = self.fit(length).coefficients.tolist()
         model = Model(self.spec).eval().requires_grad_(False)
         for name, parameter in model.named_parameters():
             total = torch.zeros(parameter.numel(), dtype=torch.float64)
-            for tracked, coefficient in zip(self.tracked, found.coefficients.tolist(), strict=True):
+            for tracked, coefficient in zip(self.tracked, coefficients, strict=True):
                 part = tracked.parts.read(power_average(tracked.length), name, 0, len(total))
                 total.add_(part, alpha=coefficient)
             parameter.copy_(total.view_as(parameter))

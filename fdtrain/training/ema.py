@@ -103,8 +103,8 @@ class PowerAverages:
 
     ema-pytorch's are not used. Its ``KarrasEMA`` is elementwise, as this is, but counts one step too many, so that its
     profile is not the one of its length, and ignores that it was told to skip steps; its ``PostHocEMA`` stores float16,
-    of which a synthesis with coefficients of several units leaves little, in pickles, and takes every such file in the
-    folder for one of the run's.
+    whose rounding the synthesis multiplies by coefficients of several units, in pickles, and takes every such file in
+    the folder for one of the run's.
 
     Args:
         weights: live, as of :class:`Average`.
@@ -118,7 +118,8 @@ class PowerAverages:
         """After optimiser step ``step``, from 1."""
         for length, tensors in self.averages.items():
             if tensors:
-                torch._foreach_lerp_(tensors, [w.tensor for w in self.weights], 1 - decay(exponent_of(length), step))
+                weights, share = [w.tensor for w in self.weights], 1 - decay(exponent_of(length), step)
+                torch._foreach_lerp_(tensors, weights, share)  # pyright: ignore[reportPrivateImportUsage]
 
     @property
     def fragments(self) -> list[Fragment]:
