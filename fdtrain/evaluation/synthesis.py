@@ -109,8 +109,8 @@ class TrackedAverages:
 
     def describe(self, length: float) -> str:
         """What the average of a relative length is made of, and how exactly. UserError as :meth:`fit`."""
-        error = self.fit(length).error
-        return f"average of relative length {length:g} at step {self.step}, from {self._sources()}: error {error:.1e}"
+        made = f"average of relative length {length:g} at step {self.step}, from {self._sources()}"
+        return f"{made}: profile error {self.fit(length).error:.1e}"
 
     def model(self, length: float) -> Model:
         """The model with the average of a relative length, on the CPU, in evaluation mode, float32.

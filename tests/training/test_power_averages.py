@@ -28,7 +28,7 @@ def content(snapshot):
     return tensors(snapshot, *map(power_average, LENGTHS))
 
 
-@pytest.mark.parametrize(("stage", "processes"), [(0, 0), (1, 2), (2, 2), (3, 2)])
+@pytest.mark.parametrize(("stage", "processes"), [(0, 0), (1, 0), (2, 2), (3, 0)])
 def test_they_are_the_averages_of_the_float32_weights_at_every_stage(launch, stage, processes):
     """Twelve steps with a checkpoint at each: what is tracked, and what is synthesised from every other step."""
     settings = ["training.steps=12", "training.lr=0.01", "checkpoint.every=1", "checkpoint.keep_last=12"]
