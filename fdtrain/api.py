@@ -34,17 +34,19 @@ Label = int | str | Sequence[int | str] | Tensor | None
 """Classes by number or name: one for all images, or one for each."""
 
 
-def load(path: str | Path, device: str | torch.device | None = None) -> "TrainedModel":
+def load(path: str | Path, device: str | torch.device | None = None, ema_length: float | None = None) -> "TrainedModel":
     """Load the averaged weights of a run (its newest checkpoint), a checkpoint or an export.
 
     Args:
         path: its folder.
         device: as torch names it; None: the CPU.
+        ema_length: relative length of the average, of a run with ``ema.lengths``; None: the average of ``ema.decay``.
 
     Raises:
-        UserError: there is no model in the folder, its files are damaged, or the device is not available.
+        UserError: there is no model in the folder, its files are damaged, it has no average of that length, or the
+            device is not available.
     """
-    model, subject = open_model(path)
+    model, subject = open_model(path, ema_length)
     return TrainedModel(model, subject).to(device or "cpu")
 
 

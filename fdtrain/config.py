@@ -356,6 +356,22 @@ class TrainingConfig(Section):
 class EmaConfig(Section):
     decay: float = Field(default=0.9999, ge=0, lt=1, description="largest decay per step")
     warmup_power: float = Field(default=1.0, gt=0, description="the decay of step n is at most 1 - (1 + n / 10)^-power")
+    lengths: tuple[Annotated[float, Field(ge=0.001, le=0.288)], ...] = Field(
+        default=(),
+        description="relative lengths of averages from which any other is synthesised after training, such as "
+        "`[0.05, 0.10]`; docs/training.md",
+    )
+    snapshot_every: int | None = Field(
+        default=None, ge=1, description="steps between snapshots of these averages; null: a 64th of the run"
+    )
+
+    @model_validator(mode="after")
+    def _distinct(self) -> "EmaConfig":
+        if len(set(self.lengths)) < len(self.lengths):
+            raise ValueError("lengths: one is given twice")
+        if self.snapshot_every and not self.lengths:
+            raise ValueError("snapshot_every needs lengths, such as [0.05, 0.10]; set them, or snapshot_every to null")
+        return self
 
 
 class CheckpointConfig(Section):
@@ -437,6 +453,11 @@ class Config(Section):
     @property
     def folder(self) -> Path:
         return self.output / self.name
+
+    @property
+    def snapshot_every(self) -> int | None:
+        """Steps between snapshots of the power-function averages; None if there are none."""
+        return self.ema.snapshot_every or (max(1, self.training.steps // 64) if self.ema.lengths else None)
 
     def scale(self, levels: int) -> float:
         """``s`` of the bounded predictor and the asinh density, for data of ``levels`` levels."""

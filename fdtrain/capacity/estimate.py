@@ -102,10 +102,10 @@ class StateMemory:
         return self.weights + self.gradients + self.optimiser + self.average
 
 
-def state_memory(parameters: int, zero_stage: int, gpus: int) -> StateMemory:
-    """Memory of float32 weights, gradients, Adam's two moments and the average (Rajbhandari et al. 2020).
+def state_memory(parameters: int, zero_stage: int, gpus: int, averages: int = 1) -> StateMemory:
+    """Memory of float32 weights, gradients, Adam's two moments and the averages (Rajbhandari et al. 2020).
 
-    The average is always shared among the ranks, the optimiser's state from stage 1, gradients from 2, weights
+    The averages are always shared among the ranks, the optimiser's state from stage 1, gradients from 2, weights
     at 3. From stage 1 on DeepSpeed has a second copy of the weights that a rank updates.
     """
     whole, share = 4 * parameters, -(-4 * parameters // gpus)
@@ -113,7 +113,7 @@ def state_memory(parameters: int, zero_stage: int, gpus: int) -> StateMemory:
         weights=share if zero_stage == 3 else whole,
         gradients=share if zero_stage >= 2 else whole,
         optimiser=3 * share if zero_stage else 2 * whole,
-        average=share,
+        average=averages * share,
     )
 
 
@@ -186,7 +186,8 @@ def pass_images(config: Config, gpus: int) -> int:
 def summary(config: Config, spec: ModelSpec, total: Work) -> str:
     """The two lines that the comments of configs/ carry."""
     saved = activations(spec, config.training.precision, config.network.checkpointing)
-    state = state_memory(parameters(spec), zero_stage(config.training, total.gpus), total.gpus)
+    stage, averages = zero_stage(config.training, total.gpus), 1 + len(config.ema.lengths)
+    state = state_memory(parameters(spec), stage, total.gpus, averages)
     memory = state.total + saved.bytes(pass_images(config, total.gpus))
     return (
         f"# Global batch {config.training.global_batch}, {total.images / 1e6:.0f} M images seen. "

@@ -25,6 +25,12 @@ from fdtrain.errors import UserError
 WEIGHT, AVERAGE, FIRST_MOMENT, SECOND_MOMENT = "weight", "average", "exp_avg", "exp_avg_sq"
 
 PART = re.compile(r"part_\d{5,}\.safetensors")
+POWER_AVERAGE = re.compile(rf"{AVERAGE}_(0\.\d+)")
+
+
+def power_average(length: float) -> str:
+    """The kind of a power-function average of this relative length (profiles.py)."""
+    return f"{AVERAGE}_{length!r}"
 
 
 @dataclass(frozen=True)
@@ -80,8 +86,12 @@ def _write_some(file: FileIO, view: memoryview, digest: Any) -> int:
 
 
 def _finite(fragment: Fragment) -> bool:
-    """Whether weights and averages are. Moments may overflow where weights do not, so they are not checked."""
-    return fragment.kind not in (WEIGHT, AVERAGE) or bool(torch.isfinite(fragment.tensor).all())
+    return not _is_checked(fragment.kind) or bool(torch.isfinite(fragment.tensor).all())
+
+
+def _is_checked(kind: str) -> bool:
+    """Weights and averages must be finite. Moments may overflow where weights do not."""
+    return kind in (WEIGHT, AVERAGE) or POWER_AVERAGE.fullmatch(kind) is not None
 
 
 class FragmentReader:
@@ -110,7 +120,7 @@ class FragmentReader:
             locations.sort(key=lambda location: location[0])
 
     def read(self, kind: str, parameter: str, start: int, count: int) -> Tensor:
-        """Elements ``start`` to ``start + count`` of a parameter's weights, average or moments, float32, flat.
+        """Elements ``start`` to ``start + count`` of a parameter's weights, averages or moments, float32, flat.
 
         Raises:
             UserError: the parts do not hold them all.
@@ -134,11 +144,15 @@ class FragmentReader:
         """All of ``kind``, by parameter."""
         return {name: self.read(kind, name, 0, shape.numel()).view(shape) for name, shape in shapes.items()}
 
+    def lengths(self) -> list[float]:
+        """Relative lengths of the power-function averages that there are, rising."""
+        return sorted({float(found[1]) for kind, _ in self.locations if (found := POWER_AVERAGE.fullmatch(kind))})
+
     def finite(self) -> bool:
         """Whether all weights and averages are finite, read one fragment at a time."""
         return all(
             _finite(Fragment(kind, parameter, start, part.get_tensor(key)))
             for (kind, parameter), locations in self.locations.items()
-            if kind in (WEIGHT, AVERAGE)
+            if _is_checked(kind)
             for start, key, part in locations
         )

@@ -1,9 +1,9 @@
-"""Which checkpoints stay on the disk."""
+"""Which checkpoints, and which snapshots of the averages, stay on the disk."""
 
 from pathlib import Path
 
 from fdtrain.checkpoint.soundness import trouble
-from fdtrain.checkpoint.store import committed, delete, point_latest_to, step_of
+from fdtrain.checkpoint.store import AVERAGES, committed, delete, point_latest_to, step_of
 
 HEALTHY = 2
 """Checkpoints without trouble that retention never deletes: one to roll back to, and one in case that is damaged."""
@@ -28,4 +28,11 @@ def roll_back_to(checkpoint: Path) -> None:
     point_latest_to(checkpoint)
     for path in committed(checkpoint.parent.parent):
         if step_of(path) > step_of(checkpoint):
+            delete(path)
+
+
+def forget_averages_after(run: Path, step: int) -> None:
+    """Delete the snapshots of averages of later steps: a run that goes on from ``step`` may train other weights."""
+    for path in committed(run, AVERAGES):
+        if step_of(path) > step:
             delete(path)

@@ -6,6 +6,7 @@
                               state.json               step, counters, data set, log window, code version, learned times
                               MANIFEST.json            size and SHA-256 of every file above
     checkpoints/latest                                 name of the newest
+    averages/step_00001000/                            the same files; the parts hold power-function averages alone
 
 A folder without the dot in front of its name is complete. Nothing is loaded by executing pickled code.
 """
@@ -35,6 +36,9 @@ MANIFEST, LATEST, MODEL_FILE, CONFIG_FILE, STATE_FILE = (
     "config.yaml",
     "state.json",
 )
+
+CHECKPOINTS, AVERAGES = "checkpoints", "averages"
+"""Of a run: the folders of its checkpoints, and of the snapshots of its power-function averages (profiles.py)."""
 
 NAME = re.compile(r"step_(\d{8,})")
 
@@ -124,7 +128,14 @@ def _digest_record(part: Path) -> Path:
 
 
 def commit(temporary: Path, parts: list[str]) -> Path:
-    """List the finished files of all ranks, and give the folder its name; ``latest`` moves last.
+    """:func:`publish` a checkpoint, to which ``latest`` moves."""
+    final = publish(temporary, parts)
+    point_latest_to(final)
+    return final
+
+
+def publish(temporary: Path, parts: list[str]) -> Path:
+    """List the finished files of all ranks, and give the folder its name.
 
     Raises:
         OSError: the disk is full, broken, or not the same one for every rank.
@@ -141,7 +152,6 @@ def commit(temporary: Path, parts: list[str]) -> Path:
         delete(final)
     temporary.rename(final)
     files.sync(final.parent)
-    point_latest_to(final)
     return final
 
 
@@ -178,16 +188,17 @@ def delete(checkpoint: Path) -> None:
 
 def clean(folder: Path) -> None:
     """Remove what an interrupted save left behind."""
-    for path in (folder / "checkpoints").glob(".*step_*"):
-        shutil.rmtree(path, ignore_errors=True)
-    for path in (folder / "checkpoints").glob(f".{LATEST}.*"):
+    for series in (CHECKPOINTS, AVERAGES):
+        for path in (folder / series).glob(".*step_*"):
+            shutil.rmtree(path, ignore_errors=True)
+    for path in (folder / CHECKPOINTS).glob(f".{LATEST}.*"):
         with suppress(OSError):
             path.unlink()
 
 
-def committed(folder: Path) -> list[Path]:
-    """The checkpoints of a run folder, newest first, by name alone."""
-    found = [path for path in (folder / "checkpoints").glob("step_*") if NAME.fullmatch(path.name)]
+def committed(folder: Path, series: str = CHECKPOINTS) -> list[Path]:
+    """The checkpoints of a run folder, or the snapshots of its averages, newest first, by name alone."""
+    found = [path for path in (folder / series).glob("step_*") if NAME.fullmatch(path.name)]
     return sorted(found, key=step_of, reverse=True)
 
 
@@ -236,7 +247,7 @@ def open_parts(checkpoint: Path) -> FragmentReader:
 def newest_step(folder: Path) -> Path | None:
     """The checkpoint that ``latest`` names, or, where it names none, the newest by name."""
     try:
-        named = folder / "checkpoints" / (folder / "checkpoints" / LATEST).read_text().strip()
+        named = folder / CHECKPOINTS / (folder / CHECKPOINTS / LATEST).read_text().strip()
         if NAME.fullmatch(named.name) and named.is_dir():
             return named
     except (OSError, UnicodeDecodeError):

@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -36,8 +36,10 @@ class Retention:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What one rank saves of a step: its ``fragments``, which may be live, and their description (store.py)."""
+    """What one rank saves of a step in a folder of the ``series``: its ``fragments``, which may be live, and their
+    description (store.py)."""
 
+    series: str
     fragments: list[Fragment]
     spec: ModelSpec
     config: str
@@ -45,9 +47,9 @@ class Snapshot:
 
 
 class CheckpointWriter:
-    """Saves one checkpoint at a time; see :meth:`begin`.
+    """Saves one step at a time, as a checkpoint, a snapshot of the averages, or both; see :meth:`begin`.
 
-    A save has two phases: every rank writes its part; when all agree that this is done, rank 0 commits the folder.
+    A save has two phases: every rank writes its part; when all agree that this is done, rank 0 commits the folders.
     The consensus costs the step nothing (resilience/consensus.py). A phase that fails anywhere ends the save
     everywhere: what was there before stays, and the run goes on.
 
@@ -60,7 +62,10 @@ class CheckpointWriter:
     def __init__(self, folder: Path, policy: Retention, consensus: Consensus, say: Callable[[str], None]):
         self.folder, self.policy, self.consensus, self.say = folder, policy, consensus, say
         self.thread = ThreadPoolExecutor(1, "checkpoint")
-        self.buffers: list[Tensor] = []
+        self.buffers: dict[str, Tensor] = {}
+        """By the fragments' keys."""
+        self.temporaries: list[Path] = []
+        """The folders of the latest save, while they are being written."""
         self.phase: str | None = None
         self.task: Future | None = None
         self.exchanges = 0
@@ -75,7 +80,7 @@ class CheckpointWriter:
         self.last: Path | None = None
         """The newest checkpoint that this run wrote or resumed from."""
 
-    def save_final(self, snapshot: Snapshot, seconds: float) -> None:
+    def save_final(self, snapshots: list[Snapshot], seconds: float) -> None:
         """Save the last checkpoint of this process, trying again for ``seconds``. Every rank must call it.
 
         Raises:
@@ -83,7 +88,7 @@ class CheckpointWriter:
         """
         deadline, self.is_final = time.monotonic() + seconds, True
         while True:
-            self.begin(snapshot)
+            self.begin(snapshots)
             self.finish()
             if self.problem is None:
                 return
@@ -96,8 +101,10 @@ class CheckpointWriter:
             self.say(f"fdtrain: warning: {self.problem}. Trying again for {left:.0f} s.")
             time.sleep(min(RETRY_PAUSE, left))
 
-    def begin(self, snapshot: Snapshot) -> float:
+    def begin(self, snapshots: list[Snapshot]) -> float:
         """Copy the fragments and start to write them. Every rank must call it.
+
+        The snapshots are of one step. They are committed in order, after all of them are written.
 
         Returns:
             Seconds for which training was blocked.
@@ -105,32 +112,32 @@ class CheckpointWriter:
         started = time.perf_counter()
         self.finish()
         self.problem = None
-        self.temporary = self.folder / "checkpoints" / store.temporary_name(snapshot.state.step)
-        copies, temporary, first = self._copy(snapshot.fragments), self.temporary, distributed.rank() == 0
+        self.temporaries = [self.folder / s.series / store.temporary_name(s.state.step) for s in snapshots]
+        copies, first = self._copy(snapshots), distributed.rank() == 0
 
         def write() -> None:
-            # A run's folder that has disappeared is not made anew: it may come back.
-            temporary.parent.mkdir(exist_ok=True)
-            temporary.mkdir(exist_ok=True)
-            if first:
-                store.describe(temporary, snapshot.spec, snapshot.config, snapshot.state)
-            path = temporary / part_name(distributed.rank())
-            store.record_digest(path, write_part(path, copies))
+            for temporary, snapshot, fragments in zip(self.temporaries, snapshots, copies, strict=True):
+                # A run's folder that has disappeared is not made anew: it may come back.
+                temporary.parent.mkdir(exist_ok=True)
+                temporary.mkdir(exist_ok=True)
+                if first:
+                    store.describe(temporary, snapshot.spec, snapshot.config, snapshot.state)
+                path = temporary / part_name(distributed.rank())
+                store.record_digest(path, write_part(path, fragments))
 
         self.names = [part_name(rank) for rank in range(distributed.world_size())]
         self._enter("parts", write)
         return time.perf_counter() - started
 
-    def _copy(self, fragments: list[Fragment]) -> list[Fragment]:
-        """Fragments on the CPU, in buffers that are made once."""
-        if not self.buffers:
-            pin = any(f.tensor.is_cuda for f in fragments)
-            self.buffers = [torch.empty(len(f.tensor), pin_memory=pin) for f in fragments]
-        for buffer, fragment in zip(self.buffers, fragments, strict=True):
-            buffer.copy_(fragment.tensor, non_blocking=True)
+    def _copy(self, snapshots: list[Snapshot]) -> list[list[Fragment]]:
+        """The fragments of each on the CPU, in buffers that are made once. What several have is copied once."""
+        for key, tensor in {f.key: f.tensor for s in snapshots for f in s.fragments}.items():
+            if key not in self.buffers:
+                self.buffers[key] = torch.empty(len(tensor), pin_memory=tensor.is_cuda)
+            self.buffers[key].copy_(tensor, non_blocking=True)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        return [Fragment(f.kind, f.parameter, f.start, b) for f, b in zip(fragments, self.buffers, strict=True)]
+        return [[replace(f, tensor=self.buffers[f.key]) for f in s.fragments] for s in snapshots]
 
     def _enter(self, phase: str, work: Callable[[], None] | None) -> None:
         self.phase, self.task, self.exchanges = phase, self.thread.submit(work) if work else None, 0
@@ -174,10 +181,15 @@ class CheckpointWriter:
             self._enter("commit", self._commit if distributed.rank() == 0 else None)
         else:
             self.phase, self.task, self.failures = None, None, 0
-            self.last = store.final_path(self.temporary)
+            saved = store.final_path(self.temporaries[-1])
+            self.last = saved if saved.parent.name == store.CHECKPOINTS else self.last
 
     def _commit(self) -> None:
-        retention.retain(store.commit(self.temporary, self.names), self.policy.last, self.policy.every)
+        for temporary in self.temporaries:
+            if temporary.parent.name == store.CHECKPOINTS:
+                retention.retain(store.commit(temporary, self.names), self.policy.last, self.policy.every)
+            else:
+                store.publish(temporary, self.names)
 
     def _fail(self) -> None:
         error = self.task.exception() if self.task is not None else None
@@ -191,8 +203,11 @@ class CheckpointWriter:
             logger.warning("warning: rank %d cannot write its part (%s).", distributed.rank(), error)
         newest = f"the newest is still {self.last.name}" if self.last else "there is none yet"
         reason = f" ({error})" if error is not None else ""
-        name = store.final_path(self.temporary).name
-        self.problem = f"the checkpoint {name} could not be written{reason}; {newest}"
+        saved = store.final_path(self.temporaries[-1])
+        if saved.parent.name == store.CHECKPOINTS:
+            self.problem = f"the checkpoint {saved.name} could not be written{reason}; {newest}"
+        else:
+            self.problem = f"the averages of {saved.name} could not be written{reason}; syntheses will be less exact"
         if self.is_final:
             return
         if self.failures > self.policy.failures:

@@ -16,6 +16,7 @@ COMMANDS = {
     "fid": "Frechet distance of samples to a split, and others",
     "curve": "pictures of quality against evaluations, and of the bound against time",
     "grid": "find the best times of a deterministic solver for a model",
+    "ema": "bits/dim and distances of averages of several lengths",
     "report": "one self-contained HTML page of a run",
 }
 """By name, the line that ``fdtrain evaluate --help`` shows. The command is evaluation/commands/NAME.py."""

@@ -5,6 +5,7 @@
     --format onnx           model.onnx, and sample.py, which needs numpy and onnxruntime alone
     --format torch_export   model.pt2, for torch.export.load
 
+--ema-length 0.1 takes the average of that relative length instead, of a run with ema.lengths (docs/training.md).
 Each is compared with the model on the same inputs; the export fails if they differ. README.md is the model card, and
 export.json records the difference and the checksum of every file (docs/export.md). --push OWNER/NAME uploads the folder
 to the Hugging Face hub, --dry-run says what it would upload.
@@ -13,12 +14,14 @@ to the Hugging Face hub, --dry-run says what it would upload.
 import argparse
 
 from fdtrain.errors import UserError
+from fdtrain.evaluation.load import add_length
 from fdtrain.export import hub
 from fdtrain.export.write import FORMATS, UNKNOWN, export
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="a run (its newest checkpoint), a checkpoint, or an export")
+    add_length(parser)
     parser.add_argument("folder", help="a new folder, or an earlier export, which is replaced")
     parser.add_argument("--format", choices=FORMATS, default="safetensors", help="default: safetensors")
     parser.add_argument(
@@ -32,7 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     if arguments.dry_run and not arguments.push:
         raise UserError("--dry-run: of what? Name a repository with --push.")
-    done = export(arguments.model, arguments.folder, arguments.format, arguments.licence, arguments.opset)
+    how = arguments.format, arguments.licence, arguments.opset, arguments.ema_length
+    done = export(arguments.model, arguments.folder, *how)
     print(f"exported to {done.folder}; largest difference to the model {done.largest_difference:.1e}")
     if arguments.push:
         upload = hub.plan(done.folder, arguments.push)

@@ -119,7 +119,7 @@ def _memory(config: Config, spec: ModelSpec, gpus: int) -> list[str]:
         "  ZeRO  weights  gradients  optimiser  average  activations   total",
     ]
     for stage in range(4):
-        state = state_memory(parameters(spec), stage, gpus)
+        state = state_memory(parameters(spec), stage, gpus, averages=1 + len(config.ema.lengths))
         batch = memory.bytes(images)
         parts = (state.weights, state.gradients, state.optimiser, state.average, batch, state.total + batch)
         row = "".join(f"{part / GIB:{width}.2f}" for part, width in zip(parts, (9, 11, 11, 9, 13, 8)))

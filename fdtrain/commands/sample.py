@@ -23,6 +23,7 @@ from tqdm import tqdm
 from fdtrain import distributed, files
 from fdtrain.errors import UserError
 from fdtrain.evaluation import process
+from fdtrain.evaluation.load import add_length
 from fdtrain.evaluation.reporting import result
 from fdtrain.evaluation.row_store import RowStore
 from fdtrain.evaluation.sampling import options
@@ -37,6 +38,7 @@ OTHER_FILES = {".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".svg"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="a run (its newest checkpoint), a checkpoint, or an export")
+    add_length(parser)
     parser.add_argument("--out", type=Path, required=True, help="a .png or .npz file, or a folder")
     parser.add_argument("--shards", action="store_true", help="the folder becomes a packed data set")
     parser.add_argument("--images", type=int, default=64)
@@ -55,7 +57,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    model, subject = result.open_model(arguments.model)
+    model, subject = result.open_model(arguments.model, arguments.ema_length)
     spec = model.spec
     drawing = Drawing.of(arguments, spec, subject.home, subject.sha256)
     if arguments.images < 1:

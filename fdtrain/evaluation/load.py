@@ -1,5 +1,6 @@
 """Find and load a trained model: from an export, a checkpoint or a run folder. Needs no DeepSpeed, runs no code."""
 
+import argparse
 import json
 import logging
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 from fdtrain.checkpoint import soundness, store
 from fdtrain.checkpoint.fragments import AVERAGE
 from fdtrain.errors import UserError
+from fdtrain.evaluation.synthesis import TrackedAverages
 from fdtrain.networks.model import Model, ModelSpec, load_weights
 
 SPEC_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
@@ -75,21 +77,52 @@ def _damaged(folder: Path, fault: str) -> UserError:
     return UserError(f"{folder} is damaged: {fault}. Take another checkpoint.")
 
 
-def load_model(path: str | Path) -> Model:
+def add_length(parser: argparse.ArgumentParser) -> None:
+    """The option ``--ema-length`` of commands that load a model."""
+    parser.add_argument(
+        "--ema-length",
+        type=float,
+        metavar="LENGTH",
+        help="the average of this relative length, such as 0.1, of a run with ema.lengths (default: that of ema.decay)",
+    )
+
+
+def load_model(path: str | Path, ema_length: float | None = None) -> Model:
     """The model with its averaged weights, on the CPU, in evaluation mode, float32.
 
+    Args:
+        ema_length: relative length of the average, of a run with power-function averages (synthesis.py); None: that
+            of the run's ``ema.decay``.
+
     Raises:
-        UserError: there is no model, or its files are broken.
+        UserError: there is no model, its files are broken, or there is no average of that length.
     """
-    return read_model(*find_model(path))
+    return read_model(*find_model(path), ema_length)
 
 
-def read_model(spec_file: Path, weights: Path) -> Model:
+def read_model(spec_file: Path, weights: Path, ema_length: float | None = None) -> Model:
     """:func:`load_model` of what :func:`find_model` has found."""
     spec = ModelSpec.load(spec_file)
+    if ema_length is not None:
+        averages = open_averages(spec_file, weights)
+        logger.info("%s", averages.describe(ema_length))
+        return averages.model(ema_length)
     if weights.is_file():
         return load_weights(spec, weights)
+    if weights.parent.name == store.AVERAGES:
+        raise UserError(f"{weights} is a snapshot of power-function averages. Choose one of them with --ema-length.")
     model = Model(spec).eval().requires_grad_(False)
     shapes = {name: p.shape for name, p in model.named_parameters()}
     model.load_state_dict(store.open_parts(weights).whole(AVERAGE, shapes))
     return model
+
+
+def open_averages(spec_file: Path, weights: Path) -> TrackedAverages:
+    """The power-function averages up to the step of what :func:`find_model` has found.
+
+    Raises:
+        UserError: there are none, or a snapshot is damaged.
+    """
+    if weights.is_file():
+        raise UserError(f"{weights.parent} is an export and has a single average. Take the run that it came from.")
+    return TrackedAverages(weights, ModelSpec.load(spec_file))

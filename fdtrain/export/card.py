@@ -19,6 +19,7 @@ def text(model: Model, subject: Subject, record: dict[str, Any], loading: str, n
     labels = f", {len(spec.classes)} classes" if spec.classes else ""
     guided = ", trained with dropped labels (guidance)" if spec.null_class else ""
     step = "" if subject.step is None else f", weights of step {subject.step:,}"
+    step += "" if subject.ema_length is None else f" (average of relative length {subject.ema_length:g})"
     lines = [
         "---",
         f"license: {json.dumps(licence)}",

@@ -40,15 +40,17 @@ def export(
     form: str = "safetensors",
     licence: str = UNKNOWN,
     opset: int | None = None,
+    ema_length: float | None = None,
 ) -> Exported:
     """Write the averaged weights of a run, a checkpoint or an export in a form that others read.
 
-    The other arguments are those of :func:`write`.
+    Args:
+        ema_length: of the average, as for :func:`fdtrain.load`; the other arguments are those of :func:`write`.
 
     Raises:
         UserError: nothing to export, or what :func:`write` raises.
     """
-    return write(*open_model(path), destination, form, licence, opset)
+    return write(*open_model(path, ema_length), destination, form, licence, opset)
 
 
 def write(
@@ -84,6 +86,7 @@ def write(
             "format": form,
             "weights_sha256": subject.sha256,
             "step": subject.step,
+            "ema_length": subject.ema_length,
             "source": source,
             "largest_difference": difference,
             "tolerance": agreement.TOLERANCE,

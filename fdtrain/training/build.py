@@ -39,7 +39,7 @@ from fdtrain.training import callbacks, hardware, init_from
 from fdtrain.training.adaptive_times import AdaptiveTimes
 from fdtrain.training.batch_noise import BatchNoise
 from fdtrain.training.compilation import compile_network, worthwhile
-from fdtrain.training.ema import Average
+from fdtrain.training.ema import Average, PowerAverages
 from fdtrain.training.engine import Engine
 from fdtrain.training.memory import fits
 from fdtrain.training.metrics import Stopwatch
@@ -105,6 +105,7 @@ def build(plan: Plan, launch: Launch, checkpoint: Path | None = None) -> Trainer
     started = _start_from(plan, model) if checkpoint is None else None
     engine = Engine(model, training, plan.layout)
     average = Average(engine.weights, Model(spec), config.ema.decay, config.ema.warmup_power)
+    power_averages = PowerAverages(engine.weights, config.ema.lengths)
 
     code = _git_commit()
     _write_run_files(plan, device, code, started)
@@ -115,7 +116,7 @@ def build(plan: Plan, launch: Launch, checkpoint: Path | None = None) -> Trainer
     run_ = Run(config.folder, plan.layout, monitor, launch.consensus, launch.heartbeat, profiler, utilisation)
     noise = BatchNoise.of(config, spec, device)
     times = AdaptiveTimes.of(config.diffusion, noise.density, device)
-    state = TrainState(engine, average, plan.layout, plan.identity, code, times)
+    state = TrainState(engine, average, power_averages, plan.layout, plan.identity, code, times)
     parameters = sum(shape.numel() for shape in engine.shapes.values())
     monitor.say(
         f"{config.folder}: {plan.description.name}, {parameters:,} parameters, "

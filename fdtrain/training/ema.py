@@ -1,4 +1,5 @@
-"""Exponential moving average of the weights, in float32 from float32 weights (docs/training.md)."""
+"""Averages of the weights, in float32 from float32 weights: one exponential, any number by a power of time
+(docs/training.md)."""
 
 from contextlib import contextmanager
 
@@ -6,7 +7,8 @@ import torch
 from ema_pytorch import EMA
 from torch import Tensor, nn
 
-from fdtrain.checkpoint.fragments import AVERAGE, Fragment, FragmentReader
+from fdtrain.checkpoint.fragments import AVERAGE, Fragment, FragmentReader, power_average
+from fdtrain.checkpoint.profiles import decay, exponent_of
 from fdtrain.distributed import all_reduce_sum
 from fdtrain.networks.model import Model
 
@@ -94,3 +96,41 @@ class Average:
 
 def _part(flat: Tensor, offset: int, like: Tensor) -> Tensor:
     return flat[offset : offset + like.numel()].view_as(like)
+
+
+class PowerAverages:
+    """Power-function averages of the given lengths (profiles.py), each rank keeping those of its own fragments.
+
+    ema-pytorch's are not used. Its ``KarrasEMA`` is elementwise, as this is, but counts one step too many, so that its
+    profile is not the one of its length, and ignores that it was told to skip steps; its ``PostHocEMA`` stores float16,
+    whose rounding the synthesis multiplies by coefficients of several units, in pickles, and takes every such file in
+    the folder for one of the run's.
+
+    Args:
+        weights: live, as of :class:`Average`.
+    """
+
+    def __init__(self, weights: list[Fragment], lengths: tuple[float, ...]):
+        self.weights = weights
+        self.averages = {length: [w.tensor.clone() for w in weights] for length in lengths}
+
+    def update(self, step: int) -> None:
+        """After optimiser step ``step``, from 1."""
+        for length, tensors in self.averages.items():
+            if tensors:
+                weights, share = [w.tensor for w in self.weights], 1 - decay(exponent_of(length), step)
+                torch._foreach_lerp_(tensors, weights, share)  # pyright: ignore[reportPrivateImportUsage]
+
+    @property
+    def fragments(self) -> list[Fragment]:
+        """This rank's, live."""
+        return [
+            Fragment(power_average(length), w.parameter, w.start, tensor)
+            for length, tensors in self.averages.items()
+            for w, tensor in zip(self.weights, tensors, strict=True)
+        ]
+
+    def load(self, parts: FragmentReader) -> None:
+        """Load what any number of ranks saved."""
+        for fragment in self.fragments:
+            fragment.tensor.copy_(parts.read(fragment.kind, fragment.parameter, fragment.start, len(fragment.tensor)))

@@ -63,6 +63,8 @@ class Plan:
             "data.shuffle_window": config.data.shuffle_window,
             **(learned if diffusion.time_density == "adaptive" else {}),
             "training.init_from": None if config.training.init_from is None else str(config.training.init_from),
+            # An average that began later, or of another length, would not be the one of its name. None may end.
+            **({"ema.lengths": list(config.ema.lengths)} if config.ema.lengths else {}),
         }
 
 

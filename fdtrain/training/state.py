@@ -11,13 +11,13 @@ from fdtrain.checkpoint import retention, soundness, store
 from fdtrain.checkpoint.writer import Snapshot
 from fdtrain.errors import UserError
 from fdtrain.training.adaptive_times import AdaptiveTimes
-from fdtrain.training.ema import Average
+from fdtrain.training.ema import Average, PowerAverages
 from fdtrain.training.engine import Engine
 from fdtrain.training.metrics import MetricSums
 
 
 class TrainState:
-    """Weights, moments and average, the log's unfinished sums, and the counts on which later steps depend.
+    """Weights, moments and averages, the log's unfinished sums, and the counts on which later steps depend.
 
     Args:
         settings: what fixes the run's trajectory.
@@ -29,12 +29,13 @@ class TrainState:
         self,
         engine: Engine,
         average: Average,
+        power_averages: PowerAverages,
         layout: RunLayout,
         settings: dict[str, Any],
         code: str | None,
         times: AdaptiveTimes | None = None,
     ):
-        self.engine, self.average, self.layout = engine, average, layout
+        self.engine, self.average, self.power_averages, self.layout = engine, average, power_averages, layout
         self.settings, self.code, self.times = settings, code, times
         self.sums = MetricSums(engine.device)
         self.rollbacks = 0
@@ -54,10 +55,11 @@ class TrainState:
             self._skipped = None
         return self._skips
 
-    def snapshot(self, step: int, config: str) -> Snapshot:
-        """What is to be saved after ``step`` steps; its tensors are live. Every rank must call it.
+    def snapshots(self, step: int, series: list[str], config: str) -> list[Snapshot]:
+        """What is to be saved after ``step`` steps; the tensors are live. Every rank must call it.
 
         Args:
+            series: :data:`store.CHECKPOINTS`, :data:`store.AVERAGES`, or both, in the order in which they are wanted.
             config: the run's, as YAML.
         """
         layout = self.layout
@@ -74,7 +76,10 @@ class TrainState:
             code=self.code,
             times=self.times.gathered() if self.times else None,
         )
-        return Snapshot(self.engine.fragments + self.average.fragments, self.engine.model.spec, config, state)
+        averages = self.power_averages.fragments
+        whole = self.engine.fragments + self.average.fragments + averages
+        fragments = {store.CHECKPOINTS: whole, store.AVERAGES: averages}
+        return [Snapshot(name, fragments[name], self.engine.model.spec, config, state) for name in series]
 
     def load(self, path: Path) -> int:
         """Take over a checkpoint, whatever number of ranks wrote it; returns its step.
@@ -87,6 +92,7 @@ class TrainState:
             raise UserError(f"{path / store.STATE_FILE} has a log window of another version. Resume from another.")
         self.engine.load(parts, state.counters)
         self.average.load(parts, state.step)
+        self.power_averages.load(parts)
         if self.times:
             self.times.load(state.times, path / store.STATE_FILE)
         self.sums.restart(state.window if distributed.rank() == 0 else None)

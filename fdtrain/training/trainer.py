@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from fdtrain import distributed
-from fdtrain.checkpoint.writer import FAILED, WRITING, CheckpointWriter, Retention
+from fdtrain.checkpoint import retention, store
+from fdtrain.checkpoint.writer import FAILED, WRITING, CheckpointWriter, Retention, Snapshot
 from fdtrain.config import Config, dump_config
 from fdtrain.data.loader import Batches, lost_workers_reported
 from fdtrain.diffusion.clocks import SoftTruncation
@@ -97,6 +98,8 @@ class Trainer:
             self.run.monitor.close()
 
     def _train(self) -> None:
+        if self.layout.rank == 0:
+            retention.forget_averages_after(self.run.folder, self.start)
         for done in self.steps():
             last = done == self.config.training.steps
             stop = STOP in self.writer.exchange() and not last
@@ -107,7 +110,7 @@ class Trainer:
                 self._call_back(done, last)
                 if last:
                     self.save_last(done)
-                elif done % self.config.checkpoint.every == 0 and not stop:
+                elif not stop:
                     self.save(done)
             if stop:
                 raise Preempted(f"stopped as asked after step {done}; saved {self.writer.last}. --resume auto goes on.")
@@ -144,6 +147,7 @@ class Trainer:
             self.engine.backward(loss * torch.where(torch.isfinite(loss.detach()), 1.0, torch.nan))
             self.engine.step(rate)
         self.state.average.update()
+        self.state.power_averages.update(step + 1)
         self.state.sums.add_step(self.engine.norm, self.engine.skipped)
         if self.state.skips > self.config.training.max_skips:
             raise Diverged(step)
@@ -201,17 +205,23 @@ class Trainer:
         return metrics | ({"base_efficiency": efficiency} if efficiency else {})
 
     def save(self, done: int) -> None:
-        """Begin a checkpoint after ``done`` steps. Every rank must call it."""
-        # What is logged up to here must outlive the process as the checkpoint will.
-        self.run.monitor.flush()
-        self.save_pause += self.writer.begin(self.state.snapshot(done, dump_config(self.config)))
+        """Begin to write what is due after ``done`` steps, if anything is. Every rank must call it."""
+        if due := self._due(done, checkpoint=done % self.config.checkpoint.every == 0):
+            # What is logged up to here must outlive the process as the checkpoint will.
+            self.run.monitor.flush()
+            self.save_pause += self.writer.begin(due)
 
     def save_last(self, done: int) -> None:
         """Write a checkpoint that no other will follow. Every rank must call it. Raises NotSaved."""
         self.run.monitor.flush()
-        self.writer.save_final(
-            self.state.snapshot(done, dump_config(self.config)), self.config.checkpoint.retry_timeout_s
-        )
+        self.writer.save_final(self._due(done, checkpoint=True), self.config.checkpoint.retry_timeout_s)
+
+    def _due(self, done: int, checkpoint: bool) -> list[Snapshot]:
+        """What is saved after ``done`` steps: the averages first, so that a run that resumes has them."""
+        every = self.config.snapshot_every
+        series = [store.AVERAGES] if every and done % every == 0 else []
+        series += [store.CHECKPOINTS] if checkpoint else []
+        return self.state.snapshots(done, series, dump_config(self.config)) if series else []
 
     def _roll_back(self, step: int) -> None:
         """Go back to the last sound checkpoint, to go on from there with other draws."""

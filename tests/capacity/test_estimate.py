@@ -30,6 +30,7 @@ def test_state_of_a_rank_of_four(stage, weights, gradients, optimiser, average):
         average,
     )
     assert memory.total == weights + gradients + optimiser + average
+    assert state_memory(PARAMETERS, stage, 4, averages=3).total == memory.total + 2 * average
 
 
 def test_time_of_a_run():

@@ -29,8 +29,9 @@ from fdtrain.evaluation.fidelity.image_sets import PixelSet
 from fdtrain.evaluation.fidelity.measure import FIRST_FEATURES, Measured, measure, own_chunks
 from fdtrain.evaluation.fidelity.reference import Reference
 from fdtrain.evaluation.likelihood import nll
+from fdtrain.evaluation.load import add_length
 from fdtrain.evaluation.reporting import result
-from fdtrain.evaluation.reporting.result import FrechetResult
+from fdtrain.evaluation.reporting.result import FrechetResult, Subject
 from fdtrain.evaluation.row_store import RowStore, folder_for
 from fdtrain.evaluation.run_data import open_split
 from fdtrain.evaluation.sampling import options
@@ -43,6 +44,7 @@ DISTANCES = ("value", "kid", "precision", "recall", "inception_score")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", nargs="?", help="a run (its newest checkpoint), a checkpoint, or an export")
+    add_length(parser)
     parser.add_argument(
         "--samples", type=Path, nargs="+", metavar="SET", help="instead of a model: folders or .npz, one a set"
     )
@@ -75,9 +77,11 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError("--seed must not be negative.")
     if (arguments.model is None) == (arguments.samples is None):
         raise UserError("give a model to sample from, or samples with --samples.")
+    if arguments.samples and arguments.ema_length is not None:
+        raise UserError("--ema-length chooses the average of a model; --samples are drawn already.")
     split = open_split(arguments.model, arguments.data, arguments.split, "train")
     network = open_features(arguments.features, arguments.device)
-    sets, definition, folder = _model_sets(arguments, split) if arguments.model else _stored_sets(arguments, split)
+    sets, definition, subject = _model_sets(arguments, split) if arguments.model else _stored_sets(arguments, split)
     counts = {s.count for s in sets}
     if len(counts) > 1 and arguments.images is None:
         raise UserError(f"the sets hold {', '.join(str(s.count) for s in sets)} images. Say how many with --images.")
@@ -96,7 +100,7 @@ def run(arguments: argparse.Namespace) -> None:
         "kept": len(target.first_features),
         "device": arguments.device.type,
     }
-    path = folder / f"frechet_{network.identity.name}.json" if folder else None
+    path = subject.result_file(f"frechet_{network.identity.name}") if subject else None
     outputs = {str(p): (p, option) for p, option in ((path, "the run's results"), (arguments.json, "--json")) if p}
     store = _store(definition, path or arguments.json, len(sets))
     done = _stored(store)
@@ -120,16 +124,16 @@ def run(arguments: argparse.Namespace) -> None:
             store.remove()
 
 
-def _model_sets(arguments: argparse.Namespace, split: Split) -> tuple[list[PixelSet], dict[str, Any], Path | None]:
-    """Sets to be drawn, all that defines them, and the run's folder of results."""
-    model, subject = result.open_model(arguments.model)
+def _model_sets(arguments: argparse.Namespace, split: Split) -> tuple[list[PixelSet], dict[str, Any], Subject]:
+    """Sets to be drawn, all that defines them, and the model."""
+    model, subject = result.open_model(arguments.model, arguments.ema_length)
     nll.check_same_images(model.spec, split)
     drawing = Drawing.of(arguments, model.spec, subject.home, subject.sha256)
     model = model.to(arguments.device)
     count = arguments.images or IMAGES
     seeds = list(range(arguments.seed, arguments.seed + arguments.sets))
     sets = [image_sets.of_model(model, drawing, seed, count) for seed in seeds]
-    return sets, {**subject.identity(), **drawing.describe(), "seeds": seeds}, subject.results
+    return sets, {**subject.identity(), **drawing.describe(), "seeds": seeds}, subject
 
 
 def _stored_sets(arguments: argparse.Namespace, split: Split) -> tuple[list[PixelSet], dict[str, Any], None]:

@@ -20,6 +20,7 @@ from fdtrain.diffusion.likelihood import Estimate, OdeStart, estimate
 from fdtrain.diffusion.objective import Bound
 from fdtrain.errors import UserError
 from fdtrain.evaluation.likelihood import nll, partial_values
+from fdtrain.evaluation.load import add_length
 from fdtrain.evaluation.reporting import result
 from fdtrain.evaluation.reporting.result import Bound as BoundResult
 from fdtrain.evaluation.reporting.result import NllResult, OdeLikelihood
@@ -29,6 +30,7 @@ from fdtrain.evaluation.run_data import open_split
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="a run (its newest checkpoint), a checkpoint, or an export")
+    add_length(parser)
     parser.add_argument("--data", help="a packed data set (default: the run's own)")
     parser.add_argument("--split", help="of it (default: the run's, or test)")
     parser.add_argument("--draws", type=int, default=20, help="draws of time and noise per image (and dequantisation)")
@@ -105,7 +107,7 @@ class _Job:
     """The model, the images, and everything that defines the numbers."""
 
     def __init__(self, arguments: argparse.Namespace):
-        self.model, subject = result.open_model(arguments.model)
+        self.model, subject = result.open_model(arguments.model, arguments.ema_length)
         self.split = open_split(arguments.model, arguments.data, arguments.split)
         nll.check_same_images(self.model.spec, self.split)
         if arguments.importance > 1 and self.model.spec.bound.discrete:
@@ -129,7 +131,7 @@ class _Job:
             "batch": arguments.batch,
         }
         name = self.split.name if self.count == len(self.split) else f"{self.split.name}_first{self.count}"
-        self.path = subject.results and subject.results / f"nll_{name}.json"
+        self.path = subject.result_file(f"nll_{name}")
         self.results = subject.results or (arguments.json and arguments.json.parent)
         self.partial: list[Path | None] = []
 

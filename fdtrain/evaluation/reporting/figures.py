@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from fdtrain.evaluation.reporting.result import CurvePoint, Strata, write_file
+from fdtrain.evaluation.reporting.result import CurvePoint, EmaPoint, Strata, write_file
 
 COLOURS = ("#2563a8", "#c2521d", "#2f7d4f", "#8a3f8f", "#9a7b12", "#4d5966")
 
@@ -52,6 +52,23 @@ def quality(points: list[CurvePoint], key: str, title: str, path: Path) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
     _log_values(axes)
     axes.legend(frameon=False, fontsize=8, title=bands, title_fontsize=8)
+    write_file(path, partial(figure.savefig, format="png"))
+
+
+def averages(points: list[EmaPoint], key: str, title: str, y: str, path: Path) -> None:
+    """``key`` of each point (bits_per_dim or distance) against the relative length of its average.
+
+    The point without a length is the run's own average: a line. The bars are standard errors of the difference to it.
+    """
+    figure, axes = _axes(title, "relative length of the average", y)
+    own = next(point for point in points if point.length is None)
+    chosen = sorted((point.length, point) for point in points if point.length is not None)
+    values = [getattr(point, key) for _, point in chosen]
+    bars = [point.error_difference or 0.0 for _, point in chosen] if key == "bits_per_dim" else None
+    lengths = [length for length, _ in chosen]
+    axes.axhline(getattr(own, key), color=COLOURS[1], linestyle="--", label="the average of ema.decay")
+    axes.errorbar(lengths, values, bars, marker="o", ms=4, capsize=2, color=COLOURS[0], label="chosen afterwards")
+    axes.legend(frameon=False, fontsize=8)
     write_file(path, partial(figure.savefig, format="png"))
 
 

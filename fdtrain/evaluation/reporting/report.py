@@ -17,12 +17,18 @@ from fdtrain.evaluation.reporting.published import FIGURES
 from fdtrain.evaluation.reporting.result import (
     Bound,
     CurveResult,
+    EmaResult,
     FrechetResult,
     NllResult,
     OdeLikelihood,
+    Result,
 )
 from fdtrain.evaluation.reporting.run_folder import RunFolder
 
+AVERAGES = {
+    "bits_per_dim": "Bits/dim against the relative length of the average of the weights.",
+    "distance": "Distance of samples to the data against the relative length of the average of the weights.",
+}
 CURVES = {
     "ode": "Deterministic solvers: RMS distance to a fine solution of the ODE from the same noise.",
     "integrand": "The bound's integral by time. Its mean over the time quantile, and the standard normal's part, make "
@@ -116,7 +122,12 @@ def _on(result: NllResult) -> str:
     """The images and the weights."""
     count, whole = result.images, result.images_in_split
     images = f"all {count:,}" if count == whole else f"the first {count:,} of {whole:,}"
-    return f"{images} images of {_short(result.dataset)}/{_short(result.split)}; step {_short(result.step)}"
+    return f"{images} images of {_short(result.dataset)}/{_short(result.split)}; {_weights(result)}"
+
+
+def _weights(result: Result) -> str:
+    chosen = "" if result.ema_length is None else f", average of length {result.ema_length:g}"
+    return f"step {_short(result.step)}{chosen}"
 
 
 def _distances(result: FrechetResult) -> list[str]:
@@ -128,8 +139,8 @@ def _distances(result: FrechetResult) -> list[str]:
     others = {"KID": result.kid, "precision": result.precision, "recall": result.recall, score: result.inception_score}
     samples = (
         f"{result.images:,} images in each of {max(1, len(result.values))} sets, {_short(result.solver)} on "
-        f"{_short(result.grid)}, NFE {_short(result.nfe)}, guidance {_short(result.guidance)}; step "
-        f"{_short(result.step)}"
+        f"{_short(result.grid)}, NFE {_short(result.nfe)}, guidance {_short(result.guidance)}; "
+        f"{_weights(result)}"
     )
     definition = (
         f"features {_short(features.name)} ({features.dims} dimensions, sha256 {_short(features.sha256)[:12]}); "
@@ -163,9 +174,9 @@ def _samples(folder: Path) -> list[Picture]:
 
 def _curves(run: RunFolder) -> list[Picture]:
     pictures = []
-    for path, result in run.of_kind(CurveResult).items():
+    for path, result in {**run.of_kind(CurveResult), **run.of_kind(EmaResult)}.items():
         quality = f"{_short(result.distance)} of samples to the data, against evaluations of the network."
-        for name, caption in {"quality": quality, **CURVES}.items():
+        for name, caption in (AVERAGES if isinstance(result, EmaResult) else {"quality": quality, **CURVES}).items():
             drawn = path.with_name(f"{path.stem}_{name}.png")
             if drawn.is_file():
                 on = f"{result.images:,} images, {_short(result.split)} split, step {_short(result.step)}."

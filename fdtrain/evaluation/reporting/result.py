@@ -45,7 +45,8 @@ class FeatureIdentity:
 class Result(_Content):
     """What every result has: the weights that were evaluated, and what computed it.
 
-    ``step`` is the training step, where it is known. Of samples from elsewhere nothing is known of the model.
+    ``step`` is the training step, where it is known, and ``ema_length`` that of the average that was synthesised; None:
+    the average was that of the run's ``ema.decay``. Of samples from elsewhere nothing is known of the model.
     """
 
     version: int = VERSION
@@ -53,6 +54,7 @@ class Result(_Content):
     model: str | None = None
     weights_sha256: str | None = None
     step: int | None = None
+    ema_length: float | None = None
     images: int
     device: str
     seconds: float
@@ -342,8 +344,43 @@ class ComparisonResult(SplitIdentity, Result):
     variants: list[ComparedVariant]
 
 
+class EmaPoint(_Content):
+    """The average of one relative length; that of the run's ``ema.decay`` has none.
+
+    ``profile_error`` is that of the synthesis. ``difference`` are the bits/dim less those of the run's own average,
+    image by image with the same draws, and ``error_difference`` its standard error over images.
+    """
+
+    length: float | None
+    profile_error: float
+    weights_sha256: str
+    bits_per_dim: float
+    error_images: float | None
+    difference: float
+    error_difference: float | None
+    distance: float | None = None
+
+
+class EmaResult(SplitIdentity, Result):
+    """Averages of several lengths side by side; ``distance`` is the title of the points' distances of ``samples``
+    images each, drawn as ``drawing`` says, if any were asked for."""
+
+    bound: str
+    seed: int
+    batch: int
+    draws: int
+    tracked: list[float]
+    snapshots: int
+    points: list[EmaPoint]
+    distance: str | None = None
+    features: FeatureIdentity | None = None
+    samples: int | None = None
+    drawing: dict[str, Any] | None = None
+
+
 RESULTS: dict[str, type[Result]] = {
     "nll": NllResult,
+    "ema": EmaResult,
     "frechet": FrechetResult,
     "curve": CurveResult,
     "noise": TrainingNoise,
@@ -353,12 +390,14 @@ RESULTS: dict[str, type[Result]] = {
 
 @dataclass(frozen=True)
 class Subject:
-    """The model that is evaluated: its folder, its weights' checksum, its run's folder and step where there are."""
+    """The model that is evaluated: its folder, its weights' checksum, its run's folder and step where there are, and
+    the relative length of its average, if one was chosen."""
 
     folder: Path
     sha256: str
     run: Path | None
     step: int | None
+    ema_length: float | None = None
 
     @property
     def results(self) -> Path | None:
@@ -370,24 +409,33 @@ class Subject:
         """Folder of what is saved with the model: the run's, where there is one."""
         return self.run or self.folder
 
+    def result_file(self, name: str) -> Path | None:
+        """The result of that name, of a run. Those of a chosen average do not replace those of the run's own."""
+        chosen = "" if self.ema_length is None else f"_ema{self.ema_length:g}"
+        return self.results / f"{name}{chosen}.json" if self.results else None
+
     def identity(self) -> dict[str, Any]:
         """The keys that every result has of its model."""
-        return {"model": str(self.folder), "weights_sha256": self.sha256, "step": self.step}
+        chosen = {} if self.ema_length is None else {"ema_length": self.ema_length}
+        return {"model": str(self.folder), "weights_sha256": self.sha256, "step": self.step, **chosen}
 
 
-def open_model(path: str | Path) -> tuple[Model, Subject]:
+def open_model(path: str | Path, ema_length: float | None = None) -> tuple[Model, Subject]:
     """What ``path``, a run, a checkpoint or an export, stands for now: a run's newest checkpoint may change later.
 
+    Args:
+        ema_length: of the average, as for :func:`fdtrain.evaluation.load.load_model`.
+
     Raises:
-        UserError: there is no model, or its files are broken.
+        UserError: there is no model, its files are broken, or there is no average of that length.
     """
     files_of_model = find_model(path)
-    model = read_model(*files_of_model)
+    model = read_model(*files_of_model, ema_length)
     folder = files_of_model[0].parent
     number = folder.name.removeprefix("step_")
     is_run = (Path(path) / "checkpoints").is_dir()
     step = int(number) if number.isdigit() else None
-    return model, Subject(folder, weights_digest(model), Path(path) if is_run else None, step)
+    return model, Subject(folder, weights_digest(model), Path(path) if is_run else None, step, ema_length)
 
 
 def weights_digest(model: Model) -> str:

@@ -1,0 +1,220 @@
+"""Bits/dim, and distances of samples, against the relative length of the average of the weights.
+
+    fdtrain evaluate ema runs/digits --lengths 0.03 0.05 0.1 0.15
+
+For runs with ema.lengths (docs/training.md). Every length, and the run's own average of ema.decay, is evaluated on the
+same images with the same draws. Writes the run's evaluation/ema_SPLIT.json and the pictures made of it (.png) beside
+it, and shows them in the run's TensorBoard. When it is interrupted, the same command continues.
+"""
+
+import argparse
+import math
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fdtrain import distributed
+from fdtrain.diffusion.likelihood import estimate
+from fdtrain.errors import UserError
+from fdtrain.evaluation.fidelity import feature_networks, image_sets
+from fdtrain.evaluation.fidelity.feature_networks import FeatureNetwork
+from fdtrain.evaluation.fidelity.frechet import frechet_distance
+from fdtrain.evaluation.fidelity.image_sets import PixelSet
+from fdtrain.evaluation.fidelity.measure import measure
+from fdtrain.evaluation.fidelity.moments import Moments
+from fdtrain.evaluation.likelihood import nll, partial_values
+from fdtrain.evaluation.load import find_model, open_averages
+from fdtrain.evaluation.reporting import figures, result
+from fdtrain.evaluation.reporting.result import EmaResult
+from fdtrain.evaluation.row_store import discard, folder_for
+from fdtrain.evaluation.run_data import open_split
+from fdtrain.evaluation.sampling import options
+from fdtrain.evaluation.sampling.options import Drawing
+from fdtrain.evaluation.sampling.samples import to_pixels
+from fdtrain.networks.model import Model
+
+LENGTHS = (0.02, 0.03, 0.04, 0.05, 0.07, 0.1, 0.13, 0.16, 0.2, 0.25)
+"""Unless others are given, those of them that the run's snapshots give."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="a run (its newest checkpoint), or a checkpoint")
+    parser.add_argument("--data", help="a packed data set (default: the run's own)")
+    parser.add_argument("--split", help="of it (default: the run's, or test)")
+    default = f"default: those of {', '.join(map(str, LENGTHS))} that the snapshots give"
+    parser.add_argument("--lengths", type=float, nargs="+", metavar="LENGTH", help=default)
+    parser.add_argument("--draws", type=int, default=20, help="draws of time and noise per image")
+    parser.add_argument("--images", type=int, help="the first so many images only; the result says so")
+    parser.add_argument("--features", help="measure samples by them, as in fid")
+    parser.add_argument("--samples", type=int, default=1000, help="to measure, of each length (default: 1000)")
+    options.add_arguments(parser)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path, help="write data and pictures there too; a must for what is not a run")
+    parser.add_argument("--device", help="such as cpu or cuda:1; by default the GPU, where there is one")
+
+
+def run(arguments: argparse.Namespace) -> tuple[Path, int, dict[str, Path]] | None:
+    """Returns the run, the step and the pictures by name, for TensorBoard; None if there is no run."""
+    for name in ("draws", "images", "batch"):
+        if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
+            raise UserError(f"--{name} must be at least 1.")
+    if arguments.samples < 2 or arguments.seed < 0:
+        raise UserError("--samples must be at least 2, and --seed not negative.")
+    start = time.perf_counter()
+    job = _Job(arguments)
+    content = {**job.settings, **job.distances, "points": job.points(), "device": str(arguments.device)}
+    if distributed.rank() != 0:
+        return None
+    found, pictures = EmaResult.model_validate({**content, "seconds": time.perf_counter() - start}), {}
+    for path in job.paths:
+        result.write(found, path, "--json" if path == arguments.json else "the run's results")
+        pictures = draw(found, path)
+        print(f"{path}: {', '.join(p.name for p in pictures.values())}")
+    _show(found)
+    for folder in job.folders:
+        discard(folder)
+    return (job.subject.run, job.subject.step or 0, pictures) if job.subject.run else None
+
+
+class _Job:
+    """What is computed; every part of it is stored beside the result until all is done."""
+
+    def __init__(self, arguments: argparse.Namespace):
+        self.arguments = arguments
+        self.model, self.subject = result.open_model(arguments.model)
+        spec = self.model.spec
+        self.averages = open_averages(*find_model(self.subject.folder))
+        self.lengths = sorted(set(arguments.lengths or self.averages.served(LENGTHS)))
+        for length in self.lengths:
+            self.averages.fit(length)
+        self.split = open_split(arguments.model, arguments.data, arguments.split)
+        nll.check_same_images(spec, self.split)
+        self.drawing = Drawing.of(arguments, spec, self.subject.home, self.subject.sha256)
+        self.count = min(arguments.images or len(self.split), len(self.split))
+        self.settings: dict[str, Any] = {
+            "kind": "ema",
+            **self.subject.identity(),
+            **result.split_identity(self.split),
+            "images": self.count,
+            "bound": spec.bound.describe(),
+            "seed": arguments.seed,
+            "batch": arguments.batch,
+            "draws": arguments.draws,
+            "tracked": self.averages.lengths,
+            "snapshots": len({each.step for each in self.averages.tracked}),
+        }
+        name = self.split.name if self.count == len(self.split) else f"{self.split.name}_first{self.count}"
+        self.paths = [path for path in (self.subject.result_file(f"ema_{name}"), arguments.json) if path]
+        if not self.paths:
+            raise UserError(f"{arguments.model} is not a run: say with --json where the result goes.")
+        self.features, self.distances = None, {}
+        if arguments.features:
+            self.features = feature_networks.open_features(arguments.features, arguments.device)
+            self.distances = {
+                "distance": self.features.title,
+                "features": self.features.describe(),
+                "samples": arguments.samples,
+                "drawing": self.drawing.describe(),
+            }
+        self.folders: list[Path | None] = []
+
+    def points(self) -> list[dict[str, Any]]:
+        """The run's own average, and then each length."""
+        distance = self._distance(self.features) if self.features else None
+        points, own = [], None
+        for length in (None, *self.lengths):
+            model = self.model if length is None else self.averages.model(length)
+            sha256 = result.weights_digest(model)
+            model.to(self.arguments.device)
+            bits = self._bits(model, sha256)
+            own = bits if own is None else own
+            mean, difference = estimate(bits), estimate((bits - own).mean(1, keepdim=True))
+            points.append(
+                {
+                    "length": length,
+                    "profile_error": 0.0 if length is None else self.averages.fit(length).error,
+                    "weights_sha256": sha256,
+                    "bits_per_dim": mean.mean,
+                    "error_images": _known(mean.error_images),
+                    "difference": difference.mean,
+                    "error_difference": _known(difference.error_images),
+                    "distance": distance(model, sha256) if distance else None,
+                }
+            )
+        return points
+
+    def _bits(self, model: Model, sha256: str) -> Tensor:
+        """Of every image and draw, ``(images, draws)``."""
+        draws, batch = self.arguments.draws, self.arguments.batch
+        compute = partial(
+            nll.elbo,
+            model,
+            self.split,
+            density=nll.time_density_of(model.spec.bound.interval, model.spec.scale),
+            draws=draws,
+            seed=self.arguments.seed,
+            batch=batch,
+        )
+        return self._over_images("ELBO", self.count, max(1, batch // draws), draws, compute, {"weights_sha256": sha256})
+
+    def _distance(self, network: FeatureNetwork) -> Callable[[Model, str], float]:
+        """The distance of the samples of a model, whose checksum is given too, to the split."""
+        arguments, spec = self.arguments, self.model.spec
+        data = self._moments(network, image_sets.of_split(self.split))
+
+        def distance(model: Model, sha256: str) -> float:
+            def solve(images: range) -> Tensor:
+                return self.drawing.draw(model, images, arguments.seed).flatten(1).double()
+
+            options = {"weights_sha256": sha256, **self.drawing.describe()}
+            shared = arguments.samples, min(arguments.batch, -(-arguments.samples // 4)), spec.dims
+            levels = self._over_images("samples", *shared, solve, options).to(torch.uint8).view(-1, *spec.shape)
+            pixels = image_sets.in_memory("samples", to_pixels(levels, spec.levels))
+            return frechet_distance(self._moments(network, pixels), data)
+
+        return distance
+
+    def _moments(self, network: FeatureNetwork, images: PixelSet) -> Moments:
+        return measure(network, images, images.count, self.arguments.batch, self.arguments.device).moments
+
+    def _over_images(
+        self, name: str, count: int, chunk: int, columns: int, compute: Callable[[range], Tensor], options: dict
+    ) -> Tensor:
+        request = {**self.settings, "images": count, "ema": name, **options}
+        self.folders.append(folder_for(self.paths[0].parent, request))
+        device = self.arguments.device
+        return partial_values.over_images(count, chunk, columns, compute, self.folders[-1], device, name)
+
+
+def _known(error: float) -> float | None:
+    return None if math.isnan(error) else error
+
+
+def draw(found: EmaResult, path: Path) -> dict[str, Path]:
+    """The pictures of a result, beside the file it is in, by name."""
+    pictures = {"bits_per_dim": path.with_name(f"{path.stem}_bits_per_dim.png")}
+    on = f"{found.images} images of {found.split}, step {found.step}"
+    figures.averages(found.points, "bits_per_dim", on, "bits/dim", pictures["bits_per_dim"])
+    if found.distance:
+        pictures["distance"] = path.with_name(f"{path.stem}_distance.png")
+        title = f"{found.samples} samples to {found.split}, step {found.step}"
+        figures.averages(found.points, "distance", title, found.distance, pictures["distance"])
+    return pictures
+
+
+def _show(found: EmaResult) -> None:
+    print(f"{found.images} images of {found.dataset}/{found.split}, {found.draws} draws each; bound: {found.bound}")
+    title = f"  {found.distance}" if found.distance else ""
+    print(f"   length  profile error  bits/dim  less that of ema.decay{title}")
+    for point in found.points:
+        name = "ema.decay" if point.length is None else f"{point.length:9.3f}"
+        error = "" if point.error_difference is None else f" +- {point.error_difference:.4f}"
+        distance = "" if point.distance is None else f"  {point.distance:.4f}"
+        print(
+            f"{name}  {point.profile_error:13.1e}  {point.bits_per_dim:8.4f}  {point.difference:+.4f}{error}{distance}"
+        )

@@ -1,0 +1,196 @@
+"""Averages of any length from the snapshots on the disk, and the messages where there are none."""
+
+import argparse
+import json
+import shutil
+
+import pytest
+import torch
+from models import DIGITS, saved
+from power_averages import direct_average, error_bound, walk, write
+
+import fdtrain
+from fdtrain.checkpoint import retention, store
+from fdtrain.checkpoint.fragments import Fragment, power_average
+from fdtrain.errors import UserError
+from fdtrain.evaluation.commands import ema, fid, nll
+from fdtrain.evaluation.load import load_model
+from fdtrain.evaluation.reporting import report, result, run_folder
+from fdtrain.evaluation.reporting.result import EmaResult
+from fdtrain.export.write import export
+from fdtrain.networks.model import Model
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return walk(tmp_path_factory.mktemp("walk"))
+
+
+@pytest.fixture
+def copied(run, tmp_path):
+    """A run's folder to damage."""
+    return shutil.copytree(run.folder, tmp_path / "run")
+
+
+def weights(model):
+    return dict(model.named_parameters())
+
+
+def assert_average(model, history, snapshots, length):
+    for name, parameter in weights(model).items():
+        expected = direct_average(history[name], length)
+        off = float((parameter.flatten().double() - expected).norm())
+        assert off <= error_bound(history[name], snapshots, length), name
+
+
+@pytest.mark.parametrize("length", [0.04, 0.05, 0.07, 0.1, 0.15])
+def test_any_length_is_the_tracked_average_within_the_error_of_the_projection(run, length):
+    assert_average(load_model(run.folder, length), run.weights, run.snapshots, length)
+
+
+def test_a_tracked_length_is_what_was_tracked(run):
+    parts = store.open_parts(store.committed(run.folder)[0])
+    for name, parameter in weights(load_model(run.folder, 0.05)).items():
+        kept = parts.read(power_average(0.05), name, 0, parameter.numel())
+        torch.testing.assert_close(parameter.flatten(), kept, rtol=0, atol=1e-7)
+
+
+def test_at_the_step_of_any_snapshot(run):
+    history = {name: each[:20] for name, each in run.weights.items()}
+    model = load_model(run.folder / "averages" / "step_00000020", 0.12)
+    assert_average(model, history, [step for step in run.snapshots if step <= 20], 0.12)
+
+
+def test_between_snapshots_the_checkpoint_has_its_own(tmp_path):
+    run = walk(tmp_path, steps=30, every=4)
+    assert run.snapshots == [4, 8, 12, 16, 20, 24, 28, 30]
+    assert_average(load_model(tmp_path, 0.08), run.weights, run.snapshots, 0.08)
+
+
+def test_neither_the_number_of_parts_nor_later_snapshots_matter(run, tmp_path):
+    walk(tmp_path, parts=3)
+    noise = [
+        Fragment(power_average(n), name, 0, torch.randn(p.numel()))
+        for n in (0.05, 0.1)
+        for name, p in weights(Model(DIGITS)).items()
+    ]
+    write(tmp_path, store.AVERAGES, 36, noise, 1)
+    first, second = load_model(run.folder, 0.15), load_model(tmp_path, 0.15)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    # A run that goes on from step 32 has none of them.
+    retention.forget_averages_after(tmp_path, 32)
+    assert [store.step_of(path) for path in store.committed(tmp_path, store.AVERAGES)] == [32, 28, 24, 20, 16, 12, 8, 4]
+
+
+def test_lengths_that_cannot_be_had(run, tmp_path, copied):
+    with pytest.raises(UserError, match=r"a relative length from 0.001 to 0.2887, not 0.3"):
+        load_model(run.folder, 0.3)
+    for length in (0.0, -1.0, float("nan")):
+        with pytest.raises(UserError, match="a relative length from"):
+            load_model(run.folder, length)
+    message = (
+        r"0.01 at step 32 cannot be had from 16 tracked averages \(of length 0.05, 0.1, at 8 steps\): its profile "
+    )
+    with pytest.raises(UserError, match=message + r"would be 53% off. They give lengths from 0.03\d to 0.1\d\d; more"):
+        load_model(run.folder, 0.01)
+    shutil.rmtree(copied / "averages")
+    with pytest.raises(UserError, match=r"from 2 tracked averages \(of length 0.05, 0.1, at 1 step\).* more snapshots"):
+        load_model(copied, 0.2)
+    walk(tmp_path / "without", steps=2, lengths=())
+    with pytest.raises(
+        UserError, match=r"no averages to choose a length from: the run was trained without ema.lengths"
+    ):
+        load_model(tmp_path / "without", 0.1)
+    with pytest.raises(UserError, match=r"is an export and has a single average. Take the run that it came from"):
+        load_model(saved(Model(DIGITS), tmp_path / "export"), 0.1)
+    with pytest.raises(
+        UserError, match=r"is a snapshot of power-function averages. Choose one of them with --ema-length"
+    ):
+        load_model(run.folder / "averages" / "step_00000004")
+
+
+def test_a_torn_snapshot_is_named(copied):
+    part = copied / "averages" / "step_00000008" / "part_00000.safetensors"
+    part.write_bytes(part.read_bytes()[:-7])
+    with pytest.raises(UserError, match=r"averages/step_00000008 cannot be used: part_00000.safetensors is cut short"):
+        load_model(copied, 0.1)
+    part.unlink()
+    with pytest.raises(UserError, match=r"step_00000008 cannot be used: part_00000.safetensors is missing. Restore it"):
+        load_model(copied, 0.1)
+    shutil.rmtree(part.parent)
+    load_model(copied, 0.1)
+
+
+def test_snapshots_of_another_model_or_of_impossible_lengths(copied):
+    shutil.rmtree(copied / "averages" / "step_00000008")
+    write(copied, store.AVERAGES, 8, [], 1, fdtrain.networks.model.ModelSpec(**{**DIGITS.__dict__, "levels": 5}))
+    with pytest.raises(UserError, match="step_00000008 cannot be used: it is of another model: levels 5 against 17"):
+        load_model(copied, 0.1)
+    shutil.rmtree(copied / "averages" / "step_00000008")
+    write(copied, store.AVERAGES, 8, [Fragment("average_0.0", "x", 0, torch.zeros(1))], 1)
+    with pytest.raises(UserError, match=r"holds averages of impossible lengths \(\[0.0\]\)"):
+        load_model(copied, 0.1)
+
+
+def test_an_export_of_a_length_says_so(run, tmp_path):
+    export(run.folder, tmp_path / "e", ema_length=0.15)
+    exported, chosen = load_model(tmp_path / "e"), fdtrain.load(run.folder, ema_length=0.15)
+    assert all(torch.equal(a, b) for a, b in zip(exported.parameters(), chosen.module.parameters(), strict=True))
+    record = json.loads((tmp_path / "e" / "export.json").read_text())
+    assert (record["ema_length"], record["step"]) == (0.15, 32)
+    assert "weights of step 32 (average of relative length 0.15)" in (tmp_path / "e" / "README.md").read_text()
+
+
+def evaluate(command, *words):
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    arguments = parser.parse_args([str(word) for word in words])
+    arguments.device = torch.device("cpu")
+    return command.run(arguments)
+
+
+def test_the_sweep_and_the_report(copied, digits, capsys):
+    options = ["--data", digits, "--images", 8, "--draws", 2, "--samples", 8, "--steps", 2, "--batch", 8]
+    features = copied / "pixels.pt"
+    torch.jit.script(torch.nn.Flatten()).save(str(features))
+    features.with_suffix(".json").write_text('{"name": "pixels", "size": 8, "mean": [0, 0, 0], "std": [1, 1, 1]}')
+    folder, step, pictures = evaluate(ema, copied, *options, "--lengths", 0.1, 0.07, "--features", features)
+    found = result.read(copied / "evaluation" / "ema_test_first8.json")
+    assert isinstance(found, EmaResult)
+    assert (folder, step, found.step, found.snapshots, found.tracked) == (copied, 32, 32, 8, [0.05, 0.1])
+    assert [point.length for point in found.points] == [None, 0.07, 0.1]
+    own, first, second = found.points
+    assert (own.difference, own.weights_sha256) == (0.0, found.weights_sha256)
+    for point in (first, second):
+        assert point.difference == pytest.approx(point.bits_per_dim - own.bits_per_dim, abs=1e-9)
+        assert point.distance is not None
+    assert first.profile_error > 1e-3 > second.profile_error
+    assert {path.name for path in pictures.values()} == {
+        "ema_test_first8_bits_per_dim.png",
+        "ema_test_first8_distance.png",
+    }
+    assert "ema.decay" in capsys.readouterr().out
+    assert not (copied / "evaluation" / ".partial").exists()
+    # The same number as the command for one model gives, beside the run's own.
+    for length in ([], ["--ema-length", 0.07]):
+        evaluate(nll, copied, "--data", digits, "--images", 8, "--draws", 2, "--batch", 8, *length)
+    values = [result.read(copied / "evaluation" / f"nll_test_first8{end}.json") for end in ("", "_ema0.07")]
+    assert [value.ema_length for value in values] == [None, 0.07]
+    assert [value.elbo.bits_per_dim for value in values] == [own.bits_per_dim, first.bits_per_dim]
+    page = report.page(run_folder.read(copied), None)
+    assert (
+        page.count("against the relative length of the average of the weights") == 4
+    )  # In caption and alternative text.
+    assert "step 32, average of length 0.07" in page
+
+
+def test_options_of_the_sweep(run, digits, tmp_path):
+    with pytest.raises(UserError, match="--draws must be at least 1"):
+        evaluate(ema, run.folder, "--draws", 0)
+    with pytest.raises(UserError, match=r"0.01 at step 32 cannot be had"):
+        evaluate(ema, run.folder, "--data", digits, "--lengths", 0.1, 0.01)
+    checkpoint = run.folder / "checkpoints" / "step_00000032"
+    with pytest.raises(UserError, match="is not a run: say with --json where the result goes"):
+        evaluate(ema, checkpoint, "--data", digits)
+    with pytest.raises(UserError, match="--ema-length chooses the average of a model; --samples are drawn already"):
+        evaluate(fid, "--samples", tmp_path, "--data", digits, "--ema-length", 0.1)
