@@ -37,6 +37,7 @@ from fdtrain.resilience.signals import answered
 from fdtrain.training import callbacks, hardware
 from fdtrain.training.batch_noise import BatchNoise
 from fdtrain.training.compilation import compile_network, worthwhile
+from fdtrain.training.dashboard import dashboard
 from fdtrain.training.ema import Average
 from fdtrain.training.engine import Engine
 from fdtrain.training.memory import fits
@@ -108,7 +109,9 @@ def build(plan: Plan, launch: Launch) -> Trainer:
 
     code = _git_commit()
     _write_run_files(plan, device, code)
-    monitor = Monitor(config.folder, training.steps, plan.layout.rank == 0)
+    parameters = sum(shape.numel() for shape in engine.shapes.values())
+    shown = dashboard(config, plan.description.name, parameters, plan.features and plan.features.identity.name)
+    monitor = Monitor(config.folder, training.steps, plan.layout.rank == 0, shown)
     utilisation = _measure(plan, device, monitor)
     compiled = _compile(plan, model, utilisation.flops_per_image, device, monitor)
     profiler = Profiler(config.folder / "profile", plan.traced, device, Stopwatch())
@@ -118,7 +121,6 @@ def build(plan: Plan, launch: Launch) -> Trainer:
     noise = BatchNoise(
         config.seed, training.global_batch, training.lane_images, config.diffusion.time_sampling, density, device
     )
-    parameters = sum(shape.numel() for shape in engine.shapes.values())
     monitor.say(
         f"{config.folder}: {plan.description.name}, {parameters:,} parameters, "
         f"{plan.layout.world_size} x {device.type}, "
