@@ -18,7 +18,7 @@ from fdtrain.evaluation.reporting.page import TEMPLATES, Link
 from fdtrain.evaluation.reporting.pictures import Picture
 from fdtrain.evaluation.reporting.plotting import Plot
 from fdtrain.evaluation.reporting.published import FIGURES
-from fdtrain.evaluation.reporting.result import Bound, CurveResult, FrechetResult, NllResult, OdeLikelihood
+from fdtrain.evaluation.reporting.result import FOLDER, Bound, CurveResult, FrechetResult, NllResult, OdeLikelihood
 from fdtrain.evaluation.reporting.run_folder import RunFolder
 from fdtrain.evaluation.reporting.run_images import ImageBits, RunImages, image_bits
 from fdtrain.evaluation.reporting.wording import counted, duration, short, with_error
@@ -217,8 +217,12 @@ def last_sheet(folder: Path) -> list[Path]:
 
 def _denoising(folder: Path) -> list[Picture]:
     title = "from left to right the predicted image on the way from noise to the image, which is the last"
-    paths = sorted(folder.glob("step_*_path.png"))[-1:]
-    return [pictures.of_file(path, f"samples/{path.name}, {title}") for path in paths]
+    return [pictures.of_file(path, f"samples/{path.name}, {title}") for path in _last_path(folder)]
+
+
+def _last_path(folder: Path) -> list[Path]:
+    """The last denoising path, if there is one."""
+    return sorted(folder.glob("step_*_path.png"))[-1:]
 
 
 def real_images(images: RunImages, folder: Path, wanted: bool) -> Picture | str | None:
@@ -265,15 +269,9 @@ def _curves(run: RunFolder) -> list[Plot]:
 
 def _files(folder: Path, page: Path) -> Iterator[Link]:
     """The run's files that a reader may want, with their addresses relative to the page."""
-    patterns = (
-        "config.yaml",
-        "dataset.json",
-        "environment.json",
-        "metrics.jsonl",
-        "evaluation/*.json",
-        "samples/*.png",
-    )
-    for pattern in patterns:
-        for file in sorted(folder.glob(pattern))[-8:]:
+    records = (folder / name for name in ("config.yaml", "dataset.json", "environment.json", "metrics.jsonl"))
+    drawn = [*last_sheet(folder / "samples"), *_last_path(folder / "samples")]
+    for file in (*records, *sorted((folder / FOLDER).glob("*.json")), *drawn):
+        if file.is_file():
             address = Path(os.path.relpath(file, page.parent)).as_posix()
             yield Link(file.relative_to(folder).as_posix(), quote(address))
