@@ -33,11 +33,16 @@ XLINK = "http://www.w3.org/1999/xlink"
 
 @dataclass(frozen=True)
 class Line:
-    """Points ``(x, y)`` with a name; ``band`` are the lower and the upper ``y`` of each, where there is an error."""
+    """Points ``(x, y)`` with a name.
+
+    ``band`` are the lower and the upper ``y`` of each, where there is an error; ``number`` is that of its colour, which
+    is by default its place among the lines.
+    """
 
     name: str
     points: list[tuple[float, float]]
     band: list[tuple[float, float]] | None = None
+    number: int | None = None
 
 
 @dataclass(frozen=True)
@@ -120,8 +125,8 @@ def line_style(number: int) -> tuple[str, str]:
 
 def draw(axes: Axes, lines: list[Line]) -> None:
     """Lines with their bands, each in a colour or dashes of its own; few points are marked."""
-    for number, line in enumerate(lines):
-        colour, style = line_style(number)
+    for place, line in enumerate(lines):
+        colour, style = line_style(place if line.number is None else line.number)
         few = len(line.points) < 40
         axes.plot(*zip(*line.points), style, color=colour, marker="o" if few else None, ms=3.5, label=line.name)
         if line.band:

@@ -5,6 +5,8 @@ The two ImageNet-32, *old* (van den Oord's, withdrawn) and *new* (box-resized), 
 
 from dataclasses import dataclass
 
+from fdtrain.data.dataset import DatasetDescription
+
 
 @dataclass(frozen=True)
 class PublishedResult:
@@ -73,3 +75,11 @@ FIGURES: dict[str, list[PublishedResult]] = {
     ],
 }
 """By the name that ``fdtrain pack`` gives a data set."""
+
+IMAGES = dict.fromkeys((CIFAR10, OLD, NEW), ((3, 32, 32), 256)) | {DIGITS: ((1, 8, 8), 17)}
+"""Shape and levels of their images: another data set may bear the same name."""
+
+
+def known_figures(data: DatasetDescription) -> list[PublishedResult]:
+    """Of this very data set."""
+    return FIGURES[data.name] if IMAGES.get(data.name) == (data.shape, data.levels) else []

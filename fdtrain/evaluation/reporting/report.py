@@ -17,7 +17,7 @@ from fdtrain.evaluation.reporting import figures, pictures, training_curves
 from fdtrain.evaluation.reporting.page import TEMPLATES, Link
 from fdtrain.evaluation.reporting.pictures import Picture
 from fdtrain.evaluation.reporting.plotting import Plot
-from fdtrain.evaluation.reporting.published import FIGURES
+from fdtrain.evaluation.reporting.published import known_figures
 from fdtrain.evaluation.reporting.result import FOLDER, Bound, CurveResult, FrechetResult, NllResult, OdeLikelihood
 from fdtrain.evaluation.reporting.run_folder import RunFolder
 from fdtrain.evaluation.reporting.run_images import ImageBits, RunImages, image_bits
@@ -56,7 +56,7 @@ def page(run: RunFolder, images: RunImages, path: Path) -> str:
         distances=[_distances(result) for result in run.of_kind(FrechetResult).values()],
         dataset=run.dataset and run.dataset.name,
         own=_own_figures(run),
-        known=FIGURES.get(run.dataset.name, []) if run.dataset else [],
+        known=known_figures(run.dataset) if run.dataset else [],
         samples=samples,
         real=real_images(images, run.path / "samples", bool(samples)),
         denoising=_denoising(run.path / "samples"),

@@ -42,8 +42,8 @@ METRICS = (
 
 def of_run(run: RunFolder) -> list[Plot]:
     """The plots of one run."""
-    batches = [Line("training batches", line.points) for line in _batches({"": run})]
-    lines = batches + [Line(f"{line.name}, averaged weights", line.points, line.band) for line in _held_out({"": run})]
+    lines = [Line("training batches", line.points) for line in _batches({"": run})]
+    lines += [Line(f"{line.name}, averaged weights", line.points, line.band) for line in _held_out({"": run})]
     plots = []
     if lines:
         caption = f"Bits/dim of training batches, and of held-out images by the averaged weights {BANDS}."
@@ -88,20 +88,25 @@ def _others(runs: Runs) -> list[Plot]:
     return plots
 
 
+def _lines(points: dict[str, list[tuple[float, float]]]) -> list[Line]:
+    """Each run in the same colour in every plot, whether or not the others have what is drawn."""
+    return [Line(name, found, number=number) for number, (name, found) in enumerate(points.items()) if found]
+
+
 def _batches(runs: Runs) -> list[Line]:
     # Earlier versions logged it as the loss, which it is.
-    points = {name: run.series("train/bits_per_dim") or run.series("train/loss") for name, run in runs.items()}
-    return [Line(name, line) for name, line in points.items() if line]
+    return _lines({name: run.series("train/bits_per_dim") or run.series("train/loss") for name, run in runs.items()})
 
 
 def _held_out(runs: Runs) -> list[Line]:
     """By run and split; several runs' splits are named where they differ."""
-    splits = {split for run in runs.values() for split in run.held_out()}
+    splits = sorted({split for run in runs.values() for split in run.held_out()})
     lines = []
-    for name, run in runs.items():
+    for number, (name, run) in enumerate(runs.items()):
         for split, found in run.held_out().items():
             parts = [name] if name and len(splits) == 1 else [name, split]
             points = [(step, bits) for step, bits, _ in found]
             band = [(bits - 2 * error, bits + 2 * error) for _, bits, error in found]
-            lines.append(Line(", ".join(filter(None, parts)), points, band))
+            style = number + len(plotting.COLOURS) * splits.index(split)
+            lines.append(Line(", ".join(filter(None, parts)), points, band, style))
     return lines

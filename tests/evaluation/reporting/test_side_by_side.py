@@ -89,6 +89,20 @@ def test_figures_with_their_errors_and_settings_that_differ(first, tmp_path):
     assert "No real images to stand beside them" in text
 
 
+def test_a_run_has_the_same_colour_in_every_plot(first, tmp_path):
+    """Also where another run has not logged what is drawn."""
+    second = make_run(tmp_path / "b", [1.0] * 4)
+    log = first / "metrics.jsonl"
+    log.write_text("\n".join(line for line in log.read_text().splitlines() if "test/" not in line))
+    held_out, batches, rate = re.findall(r"<svg.*?</svg>", page(first, second), re.DOTALL)
+    assert "held-out" in held_out
+    assert "--plot-1" in held_out
+    assert "--plot-0" not in held_out
+    for plot in (batches, rate):
+        assert "--plot-0" in plot
+        assert "--plot-1" in plot
+
+
 @pytest.mark.parametrize("changes", [{"fingerprint": "b"}, {"bound": "[0.001, 1]"}])
 def test_values_of_other_images_or_of_another_bound_are_not_subtracted(first, tmp_path, changes):
     cells = rows(page(first, make_run(tmp_path / "b", [1.0, 2.0, 3.0, 4.0], **changes)))
