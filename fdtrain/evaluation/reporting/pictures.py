@@ -13,6 +13,9 @@ from fdtrain.errors import UserError
 from fdtrain.evaluation.reporting.wording import counted, short
 from fdtrain.evaluation.sampling import samples
 
+UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+"""What Pillow raises of a file that is no picture, or that pretends to be a huge one."""
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -33,7 +36,7 @@ def of_file(path: Path, title: str) -> Picture:
         data = path.read_bytes()
         with Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
             about = samples.described(picture)
-    except (OSError, ValueError, SyntaxError) as error:
+    except UNREADABLE as error:
         raise UserError(f"{path} is no PNG ({error}). Delete it, or draw it again.") from error
     times = about.get("times")
     columns = [f"t = {t:.3g}" for t in times] if isinstance(times, list) and _numbers(times) else []
@@ -45,7 +48,7 @@ def images_in(path: Path) -> int | None:
     try:
         with Image.open(path, formats=["PNG"]) as picture:
             count = samples.described(picture).get("images")
-    except (OSError, ValueError, SyntaxError):
+    except UNREADABLE:
         return None
     return count if isinstance(count, int) and 0 < count <= 10_000 else None
 

@@ -67,7 +67,7 @@ class Plot:
                 root.remove(element)
         for size in ("width", "height"):
             del root.attrib[size]
-        root.attrib |= {"role": "img", "aria-label": self.caption}
+        root.attrib |= {"role": "img", "aria-label": _printable(self.caption)}
         for element in root.iter():
             # Other plots of the page have elements of the same name. What is referred to is named by its content.
             if element.tag == f"{{{SVG}}}g":
@@ -87,9 +87,14 @@ class Plot:
 
 
 def _take_text_as_it_is(figure: Figure) -> None:
-    # Names come from files: a dollar sign in one begins no formula.
+    # Names come from files: a dollar sign in one begins no formula, and SVG cannot have control characters.
     for text in figure.findobj(Text):
         text.set_parse_math(False)
+        text.set_text(_printable(text.get_text()))
+
+
+def _printable(text: str) -> str:
+    return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
 def _in_variables(style: str) -> str:
