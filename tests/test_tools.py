@@ -138,10 +138,8 @@ def test_curve_and_report(run, digits):
     assert "evaluation/quality" in board.Tags()["images"]
     tool("evaluate", "report", folder)
     page = (folder / "report.html").read_text()
-    # Samples, real images and the denoising path; four plots of curves and four of training at least.
-    assert page.count("data:image/png;base64,") >= 3
+    # Four plots of curves; of training bits/dim, speed, gradient norm and learning rate at least.
     assert page.count("<svg") >= 8
-    assert "Real images of the split &#39;test&#39;." in page
     assert html.escape(f"1 x {devices.name(torch.device('cpu'))}") in page
 
 
