@@ -79,9 +79,7 @@ def _others(runs: Runs) -> list[Plot]:
     ]
     plots = []
     for metric in (*distances, *METRICS):
-        lines = [
-            Line(name or metric.title, points) for name, run in runs.items() if (points := run.series(metric.name))
-        ]
+        lines = _lines({name or metric.title: run.series(metric.name) for name, run in runs.items()})
         if lines:
             figure = plotting.over_steps(metric.title, metric.unit, lines, first=1.0, log=metric.log)
             plots.append(Plot(figure, metric.caption))
