@@ -58,7 +58,7 @@ demo: $(READY)
 	@echo "Test bits/dim        runs/$(RUN)/evaluation/nll_test.json"
 	@echo "Frechet distance     runs/$(RUN)/evaluation/frechet_digits-features.json"
 	@echo "Log of every window  runs/$(RUN)/metrics.jsonl"
-	@echo "TensorBoard          .venv/bin/tensorboard --logdir runs/$(RUN)/tensorboard"
+	@echo "TensorBoard          .venv/bin/tensorboard --logdir runs"
 	@echo "Checkpoints          runs/$(RUN)/checkpoints"
 	@echo "Exported model       export/$(RUN)"
 

@@ -17,6 +17,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor
 from torch.utils.tensorboard import summary
 
+from fdtrain.training.dashboard import LAYOUT, Dashboard
 from fdtrain.training.record_file import RecordFile
 
 
@@ -49,8 +50,20 @@ class Board:
         """An image ``(C, H, W)`` uint8."""
         self._add_summary(summary.image(name, pixels, dataformats="CHW"), step)
 
-    def text(self, name: str, text: str) -> None:
-        self._add_summary(summary.text(name, text), 0)
+    def describe(self, dashboard: Dashboard, step: int) -> None:
+        """The configuration, the layout of the charts and the hyperparameters, all valid from ``step`` on."""
+        self._add_summary(summary.text("configuration", f"```yaml\n{dashboard.config}```"), step)
+        self._add_summary(summary.custom_scalars(LAYOUT), step)
+        experiment, begun, _ = self._hyperparameters(dashboard)
+        self._add_summary(experiment, step)
+        self._add_summary(begun, step)
+
+    def succeed(self, dashboard: Dashboard, step: int) -> None:
+        """The run is complete."""
+        self._add_summary(self._hyperparameters(dashboard)[2], step)
+
+    def _hyperparameters(self, dashboard: Dashboard) -> tuple[Summary, Summary, Summary]:
+        return summary.hparams(dashboard.hyperparameters, dict.fromkeys(dashboard.metrics, 0.0))
 
     def flush(self) -> None:
         """Raises OSError; what could not be written waits."""

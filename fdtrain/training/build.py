@@ -39,6 +39,7 @@ from fdtrain.training import callbacks, hardware, init_from
 from fdtrain.training.adaptive_times import AdaptiveTimes
 from fdtrain.training.batch_noise import BatchNoise
 from fdtrain.training.compilation import compile_network, worthwhile
+from fdtrain.training.dashboard import dashboard
 from fdtrain.training.ema import Average, PowerAverages
 from fdtrain.training.engine import Engine
 from fdtrain.training.memory import fits
@@ -109,7 +110,9 @@ def build(plan: Plan, launch: Launch, checkpoint: Path | None = None) -> Trainer
 
     code = _git_commit()
     _write_run_files(plan, device, code, started)
-    monitor = Monitor(config.folder, training.steps, plan.layout.rank == 0)
+    parameters = sum(shape.numel() for shape in engine.shapes.values())
+    shown = dashboard(config, plan.description.name, parameters, plan.features and plan.features.identity.name)
+    monitor = Monitor(config.folder, training.steps, plan.layout.rank == 0, shown)
     utilisation = _measure(plan, device, monitor)
     compiled = _compile(plan, model, utilisation.flops_per_image, device, monitor)
     profiler = Profiler(config.folder / "profile", plan.traced, device, Stopwatch())
@@ -117,7 +120,6 @@ def build(plan: Plan, launch: Launch, checkpoint: Path | None = None) -> Trainer
     noise = BatchNoise.of(config, spec, device)
     times = AdaptiveTimes.of(config.diffusion, noise.density, device)
     state = TrainState(engine, average, power_averages, plan.layout, plan.identity, code, times)
-    parameters = sum(shape.numel() for shape in engine.shapes.values())
     monitor.say(
         f"{config.folder}: {plan.description.name}, {parameters:,} parameters, "
         f"{plan.layout.world_size} x {device.type}, "

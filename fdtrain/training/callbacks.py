@@ -85,12 +85,10 @@ def sample_grid(drawing: Drawing, count: int, seed: int, folder: Path, monitor: 
 
     def run(step: int, model: Model) -> None:
         device, spec = next(model.parameters()).device, model.spec
-        mine = distributed.share(count)
+        mine, times = distributed.share(count), drawing.times(spec.scale, spec.bound.interval)
         labels = [i % len(spec.classes) for i in mine] if spec.classes else None
         if mine:
-            drawn = samples.draw(
-                model, mine, labels, drawing.times(spec.scale, spec.bound.interval), drawing.solver, seed
-            ).path
+            drawn = samples.draw(model, mine, labels, times, drawing.solver, seed).path
         else:
             drawn = torch.empty(0, samples.PATH_IMAGES, *spec.shape, dtype=torch.uint8)
         path = samples.to_pixels(distributed.gather(drawn, count, device), spec.levels)
@@ -99,9 +97,11 @@ def sample_grid(drawing: Drawing, count: int, seed: int, folder: Path, monitor: 
         columns, moments = max(1, round(count**0.5)), path.shape[1]
         images = samples.grid(path[:, -1], columns, samples.zoom_for(spec.size, columns))
         denoising = samples.grid(path[:8].flatten(0, 1), moments, samples.zoom_for(spec.size, moments))
+        about = {"step": step, "images": count, "seed": seed, **drawing.describe()}
         with monitor.tolerant():
-            samples.save_png(images, folder / f"step_{step:08d}.png")
-            samples.save_png(denoising, folder / f"step_{step:08d}_path.png")
+            samples.save_png(images, folder / f"step_{step:08d}.png", about)
+            about |= {"images": len(path[:8]), "times": samples.path_times(times)}
+            samples.save_png(denoising, folder / f"step_{step:08d}_path.png", about)
         monitor.image(step, "samples", images)
         monitor.image(step, "denoising_path", denoising)
 

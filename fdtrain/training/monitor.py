@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fdtrain import files
+from fdtrain.training.dashboard import Dashboard, tag
 from fdtrain.training.record_file import RecordFile
 
 
@@ -20,10 +21,17 @@ class Monitor:
     """The writer. On ranks other than 0 every call does nothing.
 
     A disk that is full or away while training goes on costs nothing of the log: it waits in memory.
+
+    Args:
+        folder: the run's.
+        steps: of the whole run.
+        first: whether this is rank 0.
+        dashboard: what TensorBoard shows of the run besides its log.
     """
 
-    def __init__(self, folder: Path, steps: int, first: bool):
+    def __init__(self, folder: Path, steps: int, first: bool, dashboard: Dashboard | None = None):
         self.folder, self.steps, self.first, self.behind = folder, steps, first, False
+        self.dashboard = dashboard
 
     def begin(self, start: int) -> None:
         """Open the log, without what it has of steps after ``start``; before this only :meth:`say` may be called.
@@ -36,6 +44,7 @@ class Monitor:
         self.lines = RecordFile(self.folder / "metrics.jsonl")
         _drop_later_lines(self.lines.path, start)
         self.board = _board(self.folder / "tensorboard", start + 1)
+        self._describe(start)
         self.board.flush()
         # A bar for people; whole lines where the output goes to a file.
         hidden = not sys.stderr.isatty()
@@ -46,8 +55,19 @@ class Monitor:
         if self.first:
             self.lines.forget_after(step, _size_up_to(self.lines.path, step))
             self.board.rewind(step + 1)
+            self._describe(step)
             self.flush()
             self.bar.n = step
+
+    def _describe(self, start: int) -> None:
+        # With the steps that it holds for: what is void of them is void of this too.
+        if self.dashboard is not None:
+            self.board.describe(self.dashboard, start + 1)
+
+    def succeed(self) -> None:
+        """The run has come to its last step."""
+        if self.first and self.dashboard is not None:
+            self.board.succeed(self.dashboard, self.steps)
 
     @contextmanager
     def tolerant(self) -> Iterator[None]:
@@ -79,11 +99,11 @@ class Monitor:
             self.bar.update()
 
     def log(self, step: int, metrics: dict[str, float], prefix: str = "train") -> None:
-        """Write metrics of ``step`` to TensorBoard under ``prefix`` and to metrics.jsonl."""
+        """Write metrics of ``step`` to metrics.jsonl under ``prefix``, and to TensorBoard in its groups."""
         if not self.first:
             return
         for name, value in metrics.items():
-            self.board.scalar(f"{prefix}/{name}", value, step)
+            self.board.scalar(tag(f"{prefix}/{name}"), value, step)
         line = json.dumps({"step": step, **{f"{prefix}/{k}": v for k, v in metrics.items()}}) + "\n"
         self.lines.add(step, line.encode())
         self.flush()
@@ -119,10 +139,6 @@ class Monitor:
         if self.first:
             self.board.image(name, pixels, step)
             self.flush()
-
-    def text(self, name: str, text: str) -> None:
-        if self.first:
-            self.board.text(name, text)
 
     def close(self) -> None:
         if self.first:

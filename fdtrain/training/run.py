@@ -27,8 +27,8 @@ class Run:
     profiler: Profiler
     utilisation: Utilisation
 
-    def begin(self, start: int, steps: int, config: str) -> None:
-        """Begin the log at a step of ``steps``, with the configuration as YAML.
+    def begin(self, start: int, steps: int) -> None:
+        """Begin the log at a step of ``steps``.
 
         Raises:
             UserError: on every rank, if it cannot be written.
@@ -40,7 +40,6 @@ class Run:
             problem = unwritable(error, self.folder)
         if problem := distributed.broadcast(problem):
             raise UserError(problem)
-        self.monitor.text("configuration", f"```yaml\n{config}```")
         if start:
             self.monitor.say(f"resuming after step {start} of {steps}")
 

@@ -86,12 +86,13 @@ class Trainer:
             Preempted: the run was asked to stop, and is saved.
             NotSaved: the last checkpoint could not be written.
         """
-        self.run.begin(self.start, self.config.training.steps, dump_config(self.config))
+        self.run.begin(self.start, self.config.training.steps)
         try:
             with lost_workers_reported():
                 while True:
                     try:
-                        return self._train()
+                        self._train()
+                        return self.run.monitor.succeed()
                     except Diverged as error:
                         self._roll_back(error.step)
         finally:

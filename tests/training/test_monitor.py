@@ -54,7 +54,6 @@ def test_log_goes_to_file_and_tensorboard_and_forgets_what_is_done_again(tmp_pat
         for step in range(start + 1, stop + 1):
             monitor.log(step, {"bits_per_dim": float(step)})
         monitor.image(stop, "samples", torch.zeros(1, 8, 8, dtype=torch.uint8))
-        monitor.text("configuration", "name: x")
         monitor.close()
 
     train(0, 6)
@@ -67,7 +66,6 @@ def test_log_goes_to_file_and_tensorboard_and_forgets_what_is_done_again(tmp_pat
     board.Reload()
     assert [e.step for e in board.Scalars("train/bits_per_dim")] == list(range(1, 11))
     assert board.Tags()["images"] == ["samples"]
-    assert "configuration/text_summary" in board.Tags()["tensors"]
 
 
 def test_other_ranks_write_nothing(tmp_path):

@@ -177,15 +177,11 @@ def _named(drawing: Drawing) -> dict[str, Any]:
 
 def draw(found: CurveResult, path: Path) -> dict[str, Path]:
     """The pictures of a result, beside the file it is in, by name."""
-    pictures = {name: path.with_name(f"{path.stem}_{name}.png") for name in ("integrand", "variance", "quality")}
-    figures.integrand(found.strata, pictures["integrand"])
-    figures.variance(found.strata, pictures["variance"])
-    title = f"{found.distance} to {found.split}, {found.images} samples"
-    figures.quality(found.points, "distance", title, pictures["quality"])
-    if any(point.rms is not None for point in found.points):
-        pictures["ode"] = path.with_name(f"{path.stem}_ode.png")
-        figures.quality(found.points, "rms", "RMS distance to the fine ODE solution, pixels in -1..1", pictures["ode"])
-    return pictures
+    drawn = {}
+    for name, plot in figures.curves(found).items():
+        drawn[name] = path.with_name(f"{path.stem}_{name}.png")
+        plot.save(drawn[name])
+    return drawn
 
 
 def _check(arguments: argparse.Namespace) -> None:

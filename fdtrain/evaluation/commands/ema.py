@@ -197,14 +197,11 @@ def _known(error: float) -> float | None:
 
 def draw(found: EmaResult, path: Path) -> dict[str, Path]:
     """The pictures of a result, beside the file it is in, by name."""
-    pictures = {"bits_per_dim": path.with_name(f"{path.stem}_bits_per_dim.png")}
-    on = f"{found.images} images of {found.split}, step {found.step}"
-    figures.averages(found.points, "bits_per_dim", on, "bits/dim", pictures["bits_per_dim"])
-    if found.distance:
-        pictures["distance"] = path.with_name(f"{path.stem}_distance.png")
-        title = f"{found.samples} samples to {found.split}, step {found.step}"
-        figures.averages(found.points, "distance", title, found.distance, pictures["distance"])
-    return pictures
+    drawn = {}
+    for name, plot in figures.averages(found).items():
+        drawn[name] = path.with_name(f"{path.stem}_{name}.png")
+        plot.save(drawn[name])
+    return drawn
 
 
 def _show(found: EmaResult) -> None:

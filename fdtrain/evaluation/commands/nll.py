@@ -24,6 +24,7 @@ from fdtrain.evaluation.load import add_length
 from fdtrain.evaluation.reporting import result
 from fdtrain.evaluation.reporting.result import Bound as BoundResult
 from fdtrain.evaluation.reporting.result import NllResult, OdeLikelihood
+from fdtrain.evaluation.reporting.wording import counted
 from fdtrain.evaluation.row_store import discard, folder_for
 from fdtrain.evaluation.run_data import open_split
 
@@ -220,7 +221,7 @@ def _definition(value: BoundResult | OdeLikelihood) -> str:
         parts.append(f"over images {value.error_images:.4f}")
     parts = [f"standard error {', '.join(parts)}"] if parts else []
     if isinstance(value, BoundResult):
-        parts.append(f"{value.draws} {'antithetic ' * value.antithetic}draws per image")
+        parts.append(f"{counted(value.draws, 'antithetic draw' if value.antithetic else 'draw')} per image")
         if value.gain is not None:
             error = "" if value.error_gain is None else f" +- {value.error_gain:.4f}"
             parts.append(f"{value.gain:.4f}{error} below the plain bound of the same draws")

@@ -1,34 +1,41 @@
-"""One self-contained HTML page of a run: RUN/report.html.
+"""One self-contained HTML page of a run: RUN/report.html. With --compare several runs side by side on one page.
 
-Reads what training and the other commands have written; what is missing is said with the command that makes it.
+Reads what training and the other commands have written, and images of the run's data; what is missing is said with the
+command that makes it.
 """
 
 import argparse
 from pathlib import Path
 
 from fdtrain import distributed
-from fdtrain.evaluation.reporting import figures, report, result, run_folder
+from fdtrain.errors import UserError
+from fdtrain.evaluation.reporting import report, result, run_folder, side_by_side
+from fdtrain.evaluation.reporting.run_images import RunImages
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=Path, help="the run's folder")
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run's folder; with --compare, several")
+    parser.add_argument("--compare", action="store_true", help="the runs on one page; the first is the reference")
+    parser.add_argument("--data", help="the packed data set, where it is no longer where the run has recorded it")
+    parser.add_argument(
+        "--out", type=Path, help="the page (default: RUN/report.html, or comparison.html in the first run's folder)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
+    if len(arguments.runs) > 1 and not arguments.compare:
+        raise UserError("one page is of one run. Give one, or --compare to have them side by side.")
+    if arguments.compare and len(arguments.runs) < 2:
+        raise UserError("--compare needs two runs or more.")
     if distributed.rank() != 0:
         return
-    folder = run_folder.read(arguments.run)
-    # Earlier versions logged it as the loss, which it is.
-    curves = {"training": folder.series("train/bits_per_dim") or folder.series("train/loss")}
-    names = {key for line in folder.metrics for key in line if key.endswith("/bits_per_dim")}
-    for name in sorted(names - {"train/bits_per_dim"}):
-        curves[f"{name.removesuffix('/bits_per_dim')}, averaged weights"] = folder.series(name)
-    curves = {name: points for name, points in curves.items() if points}
-    picture = None
-    if curves:
-        picture = arguments.run / "evaluation" / "training.png"
-        figures.training(curves, picture)
-    path = arguments.run / "report.html"
-    page = report.page(folder, picture)
-    result.write_file(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
+    first = arguments.runs[0]
+    path = arguments.out or first / ("comparison.html" if arguments.compare else "report.html")
+    if arguments.compare:
+        content = side_by_side.page([run_folder.read(folder) for folder in arguments.runs], arguments.data)
+    else:
+        folder = run_folder.read(first)
+        content = report.page(folder, RunImages(folder, arguments.data), path)
+    option = "--out" if arguments.out else None
+    result.write_file(path, lambda temporary: temporary.write_text(content, encoding="utf-8"), option)
     print(path)

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fdtrain.evaluation.reporting import figures
-from fdtrain.evaluation.reporting.report import TEMPLATES, picture
+from fdtrain.evaluation.reporting.page import TEMPLATES
+from fdtrain.evaluation.reporting.plotting import Plot
 from fdtrain.evaluation.reporting.result import (
     ComparedBits,
     ComparedVariant,
@@ -15,8 +16,8 @@ from fdtrain.evaluation.reporting.result import (
     Mean,
     write_file,
 )
+from fdtrain.evaluation.reporting.wording import PLUS_MINUS
 
-PLUS_MINUS = "\u00b1"
 NAME = "comparison"
 
 
@@ -30,8 +31,11 @@ class Table:
 
 def write(result: ComparisonResult, folder: Path) -> list[Path]:
     """Write ``comparison.md``, ``.csv`` and ``.html``, and the plots beside them; returns the three paths."""
-    drawn = plots(result, folder)
-    contents = {".md": markdown(result), ".csv": comma_separated(result), ".html": page(result, drawn)}
+    drawn = plots(result)
+    for name, plot in drawn.items():
+        plot.save(folder / f"{name}.png")
+    contents = {".md": markdown(result), ".csv": comma_separated(result)}
+    contents[".html"] = page(result, list(drawn.values()))
     paths = []
     for ending, content in contents.items():
         path = folder / f"{NAME}{ending}"
@@ -188,38 +192,25 @@ def _numbers(v: ComparedVariant) -> dict[str, object]:
     return row | {"steps": v.steps}
 
 
-def plots(result: ComparisonResult, folder: Path) -> dict[str, Path]:
-    """The plots that can be drawn, with their captions."""
+def plots(result: ComparisonResult) -> dict[str, Plot]:
+    """The plots that can be drawn, by the names of their files."""
     shown = [variant for variant in result.variants if variant.seeds]
-    drawn: dict[str, Path] = {}
-    training = {v.name: v.training for v in shown if v.training}
-    if training:
-        path = folder / "training.png"
-        figures.compared_training(training, path)
-        drawn["Bits/dim while training, of held-out images by the averaged weights where the log has them."] = path
-    quality = {v.name: [(p.nfe, p.distance.mean, p.distance.error) for p in v.points] for v in shown if v.points}
-    if quality:
-        path = folder / "quality.png"
-        figures.compared_quality(quality, path)
-        drawn[f"{result.distance} against evaluations; bars: standard error over seeds."] = path
-    by_time = {
-        v.name: [(t, value) for t, value in zip(v.t_middles, v.variance_by_time) if value is not None] for v in shown
-    }
-    by_time = {name: line for name, line in by_time.items() if line}
-    if by_time:
-        path = folder / "variance.png"
-        figures.compared_variance(by_time, path)
-        drawn["Variance of one image's estimate of the bound by time, under each variant's own density."] = path
-    return drawn
+    drawn: dict[str, Plot | None] = {}
+    if any(v.training for v in shown):
+        drawn["training"] = figures.compared_training(shown)
+    if any(v.points for v in shown):
+        drawn["quality"] = figures.compared_quality(shown, result.distance)
+    drawn["variance"] = figures.compared_variance(shown)
+    return {name: plot for name, plot in drawn.items() if plot is not None}
 
 
-def page(result: ComparisonResult, drawn: dict[str, Path]) -> str:
+def page(result: ComparisonResult, drawn: list[Plot]) -> str:
     """The HTML page."""
     return TEMPLATES.get_template("comparison.html.jinja").render(
         name=result.name,
         about=about(result),
         tables=tables(result),
-        pictures=[picture(path, caption) for caption, path in drawn.items()],
+        pictures=drawn,
         settings=[[v.name, settings(v, result.reference)] for v in result.variants],
     )
 

@@ -1,204 +1,164 @@
-"""Pictures of results, with matplotlib's Agg renderer: no display is needed, and no global state is touched."""
+"""The plots of results: of one run's, and of several runs' in the same axes."""
 
-from functools import partial
 from itertools import pairwise
-from pathlib import Path
 
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
-
-from fdtrain.evaluation.reporting.result import CurvePoint, EmaPoint, Strata, write_file
-
-COLOURS = ("#2563a8", "#c2521d", "#2f7d4f", "#8a3f8f", "#9a7b12", "#4d5966")
+from fdtrain.evaluation.reporting import plotting
+from fdtrain.evaluation.reporting.plotting import COLOURS, Line, Plot
+from fdtrain.evaluation.reporting.result import ComparedVariant, CurvePoint, CurveResult, EmaResult, Strata
+from fdtrain.evaluation.reporting.wording import counted, short
 
 
-def _axes(title: str, x: str, y: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(6.4, 4.0), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.set_title(title, loc="left", fontsize=10)
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    axes.grid(alpha=0.25, linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
+def curves(found: CurveResult) -> dict[str, Plot]:
+    """The plots of what ``fdtrain evaluate curve`` has measured, by name."""
+    on = f"{counted(found.images, 'image')}, {short(found.split)} split, step {short(found.step)}."
+    title = f"{found.distance} to {found.split}, {found.images:,} samples"
+    caption = f"{found.distance} of samples to the data, against evaluations of the network. {on}"
+    plots = {"quality": quality({"": found.points}, "distance", title, caption)}
+    if any(point.rms is not None for point in found.points):
+        plots["ode"] = quality(
+            {"": found.points},
+            "rms",
+            "RMS distance to the fine ODE solution, pixels in -1..1",
+            "Deterministic solvers: root mean square distance to a fine solution of the ODE "
+            f"({found.reference.solver}, {found.reference.nfe} evaluations) from the same noise. {on}",
+        )
+    return plots | {"integrand": integrand(found.strata, on), "variance": variance(found.strata, on)}
 
 
-def quality(points: list[CurvePoint], key: str, title: str, path: Path) -> None:
+def quality(points: dict[str, list[CurvePoint]], key: str, title: str, caption: str) -> Plot:
     """``key`` of each point (distance or rms) against the number of evaluations, one line for each solver and grid.
 
     The bands reach from the least to the most over the seeds, where there are several.
+
+    Args:
+        points: by the name of their run, which is part of a line's name; it may be empty.
     """
-    figure, axes = _axes(title, "evaluations of the network per image", "distance")
+    figure, axes = plotting.axes(title, "evaluations of the network per image", "distance")
     lines: dict[str, list[tuple[int, float, float, float]]] = {}
-    for point in points:
-        value = getattr(point, key)
-        if value is not None:
-            seeds = getattr(point, f"{key}_by_seed") or [value]
-            lines.setdefault(f"{point.solver}, {point.grid}", []).append((point.nfe, value, min(seeds), max(seeds)))
-    for i, (name, line) in enumerate(sorted(lines.items())):
-        style, colour = "-" if i < len(COLOURS) else "--", COLOURS[i % len(COLOURS)]
-        nfe, values, least, most = zip(*sorted(line))
-        axes.plot(nfe, values, style, marker="o", ms=4, color=colour, label=name)
-        axes.fill_between(nfe, least, most, color=colour, alpha=0.15, linewidth=0)
-    sets = max(len(getattr(point, f"{key}_by_seed") or [0]) for point in points)
-    bands = f"bands: least to most of {sets} seeds" if sets > 1 else None
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    counts = sorted({point.nfe for point in points})
-    axes.set_xticks(counts, [str(count) for count in counts])
-    axes.xaxis.set_minor_locator(NullLocator())
-    _log_values(axes)
-    axes.legend(frameon=False, fontsize=8, title=bands, title_fontsize=8)
-    write_file(path, partial(figure.savefig, format="png"))
+    for run, found in points.items():
+        for point in sorted(found, key=lambda point: (point.solver, str(point.grid), point.nfe)):
+            value = getattr(point, key)
+            if value is not None:
+                seeds = getattr(point, f"{key}_by_seed") or [value]
+                name = f"{run}: {point.solver}" if run else f"{point.solver}, {point.grid}"
+                lines.setdefault(name, []).append((point.nfe, value, min(seeds), max(seeds)))
+    drawn = [
+        Line(name, [(nfe, value) for nfe, value, _, _ in line], [(least, most) for _, _, least, most in line])
+        for name, line in lines.items()
+    ]
+    plotting.draw(axes, drawn)
+    every = [point for found in points.values() for point in found]
+    sets = max(len(getattr(point, f"{key}_by_seed") or [0]) for point in every)
+    plotting.counts_axis(axes, [point.nfe for point in every])
+    plotting.log_values(axes)
+    plotting.legend(figure, axes, f"bands: least to most of {sets} seeds" if sets > 1 else None)
+    return Plot(figure, caption)
 
 
-def averages(points: list[EmaPoint], key: str, title: str, y: str, path: Path) -> None:
-    """``key`` of each point (bits_per_dim or distance) against the relative length of its average.
+def averages(found: EmaResult) -> dict[str, Plot]:
+    """The plots of what ``fdtrain evaluate ema`` has measured, by name: against the relative length of the average.
 
-    The point without a length is the run's own average: a line. The bars are standard errors of the difference to it.
+    The point without a length is the run's own average, a line. The band is the standard error of the difference to it.
     """
-    figure, axes = _axes(title, "relative length of the average", y)
-    own = next(point for point in points if point.length is None)
-    chosen = sorted((point.length, point) for point in points if point.length is not None)
-    values = [getattr(point, key) for _, point in chosen]
-    bars = [point.error_difference or 0.0 for _, point in chosen] if key == "bits_per_dim" else None
-    lengths = [length for length, _ in chosen]
-    axes.axhline(getattr(own, key), color=COLOURS[1], linestyle="--", label="the average of ema.decay")
-    axes.errorbar(lengths, values, bars, marker="o", ms=4, capsize=2, color=COLOURS[0], label="chosen afterwards")
-    axes.legend(frameon=False, fontsize=8)
-    write_file(path, partial(figure.savefig, format="png"))
+    on = f"{counted(found.images, 'image')} of {short(found.split)}, step {short(found.step)}"
+    shown = {"bits_per_dim": ("bits/dim", on, "Bits/dim")}
+    if found.distance:
+        title = f"{found.samples:,} samples to {short(found.split)}, step {short(found.step)}"
+        shown["distance"] = (found.distance, title, f"{found.distance} of samples to the data")
+    own = next(point for point in found.points if point.length is None)
+    chosen = sorted((point.length, point) for point in found.points if point.length is not None)
+    plots = {}
+    for key, (y, title, what) in shown.items():
+        figure, axes = plotting.axes(title, "relative length of the average", y)
+        values = [(length, getattr(point, key)) for length, point in chosen]
+        errors = [point.error_difference or 0.0 for _, point in chosen] if key == "bits_per_dim" else []
+        band = [(value - error, value + error) for (_, value), error in zip(values, errors)]
+        plotting.draw(axes, [Line("chosen afterwards", values, band)])
+        axes.axhline(getattr(own, key), color=COLOURS[1], linestyle="--", label="the average of ema.decay")
+        plotting.legend(figure, axes)
+        plots[key] = Plot(figure, f"{what} against the relative length of the average of the weights. {title}.")
+    return plots
 
 
-def integrand(strata: Strata, path: Path) -> None:
+def integrand(strata: Strata, on: str) -> Plot:
     """The bound's integrand by time, with its standard error over images."""
-    figure, axes = _axes("The bound's integral by time", "t", "bits/dim per unit of the time quantile")
-    middles, mean, error = _middles(strata.t_edges), strata.mean, strata.error
-    axes.fill_between(
-        middles,
-        [m - 2 * e for m, e in zip(mean, error)],
-        [m + 2 * e for m, e in zip(mean, error)],
-        color=COLOURS[0],
-        alpha=0.2,
-        linewidth=0,
-        label="two standard errors over images",
-    )
-    axes.plot(middles, mean, color=COLOURS[0], marker="o", ms=3)
-    axes.axhline(0, color="#666666", linewidth=0.6)
-    axes.legend(frameon=False, fontsize=8)
-    _time_axis(axes, middles)
-    write_file(path, partial(figure.savefig, format="png"))
-
-
-def variance(strata: Strata, path: Path) -> None:
-    """The variance of one image's loss by time, and its mean with and without strata."""
-    figure, axes = _axes("Variance of one image's loss by time", "t", "(bits/dim)$^2$")
+    figure, axes = plotting.axes("The bound's integral by time", "t", "bits/dim per unit of the time quantile")
     middles = _middles(strata.t_edges)
-    axes.plot(middles, strata.variance, color=COLOURS[0], marker="o", ms=3, label="within the stratum")
+    band = [(m - 2 * e, m + 2 * e) for m, e in zip(strata.mean, strata.error)]
+    plotting.draw(axes, [Line("mean and two standard errors over images", list(zip(middles, strata.mean)), band)])
+    axes.axhline(0, color=COLOURS[5], linewidth=0.6)
+    plotting.time_axis(axes, middles[0])
+    caption = (
+        "The bound's integral by time, with two standard errors over images. Its mean over the time quantile, and the "
+        f"standard normal's part, make the bound. {on}"
+    )
+    return Plot(figure, caption)
+
+
+def variance(strata: Strata, on: str) -> Plot:
+    """The variance of one image's loss by time, and its mean with and without strata."""
+    figure, axes = plotting.axes("Variance of one image's loss by time", "t", "(bits/dim)²")
+    middles = _middles(strata.t_edges)
+    plotting.draw(axes, [Line("within the stratum", list(zip(middles, strata.variance)))])
     axes.axhline(strata.variance_within, color=COLOURS[2], label="stratified times: mean within strata")
     axes.axhline(strata.variance_iid, color=COLOURS[1], linestyle="--", label="independent times")
-    axes.set_yscale("log")
-    _log_values(axes)
-    axes.legend(frameon=False, fontsize=8)
-    _time_axis(axes, middles)
-    write_file(path, partial(figure.savefig, format="png"))
+    plotting.log_values(axes)
+    plotting.legend(figure, axes)
+    plotting.time_axis(axes, middles[0])
+    return Plot(figure, f"Variance of one image's estimate by time, and what strata save of it. {on}")
 
 
-def training(curves: dict[str, list[tuple[float, float]]], path: Path) -> None:
-    """Bits/dim against steps: ``curves`` by name."""
-    figure, axes = _axes("", "step", "bits/dim")
-    for i, (name, points) in enumerate(curves.items()):
-        few = len(points) < 40
-        axes.plot(*zip(*points), color=COLOURS[i], marker="o" if few else None, ms=4, label=name)
-    values = sorted(value for points in curves.values() for _, value in points)
-    # The first steps would otherwise take all the height.
-    axes.set_ylim(values[0] - 0.05 * abs(values[0]), values[int(0.95 * (len(values) - 1))] * 1.1 + 0.01)
-    axes.legend(frameon=False, fontsize=8)
-    write_file(path, partial(figure.savefig, format="png"))
+def histogram(values: list[float], mean: float, caption: str) -> Plot:
+    """How many images have how many bits/dim."""
+    figure, axes = plotting.axes("Bits/dim of single images", "bits/dim", "images")
+    bins = min(40, max(5, round(len(values) ** 0.5)))
+    axes.hist(values, bins=bins, color=COLOURS[0], alpha=0.7, linewidth=0)
+    axes.axvline(mean, color=COLOURS[1], label=f"mean {mean:.4f}")
+    plotting.legend(figure, axes, "")
+    return Plot(figure, caption)
 
 
-STYLES = ("-", "--", ":")
-
-
-def _line_style(number: int) -> tuple[str, str]:
-    """Colour and dashes of a line among many."""
-    return COLOURS[number % len(COLOURS)], STYLES[number // len(COLOURS) % len(STYLES)]
-
-
-def _legend_beside(figure: Figure, axes: Axes, lines: int) -> None:
-    """A legend within the axes if it is short, else beside them on a wider figure."""
-    if lines <= len(COLOURS):
-        axes.legend(frameon=False, fontsize=8)
-    else:
-        figure.set_size_inches(8.4, 4.4)
-        figure.legend(loc="outside right upper", frameon=False, fontsize=8)
-
-
-def compared_training(lines: dict[str, list[tuple[int, float]]], path: Path) -> None:
+def compared_training(variants: list[ComparedVariant]) -> Plot:
     """Bits/dim against steps, a line for each variant."""
-    figure, axes = _axes("Bits/dim while training", "step", "bits/dim")
-    for i, (name, points) in enumerate(lines.items()):
-        colour, style = _line_style(i)
-        axes.plot(*zip(*points), style, marker="o", ms=3, color=colour, label=name)
-    values = sorted(value for points in lines.values() for _, value in points)
-    # The first steps would otherwise take all the height.
-    low, high = values[0], values[int(0.8 * (len(values) - 1))]
-    axes.set_ylim(low - 0.05 * (high - low) - 0.01, high + 0.1 * (high - low) + 0.01)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _legend_beside(figure, axes, len(lines))
-    write_file(path, partial(figure.savefig, format="png"))
+    lines = [Line(v.name, [(float(step), bits) for step, bits in v.training]) for v in variants if v.training]
+    figure = plotting.over_steps("Bits/dim while training", "bits/dim", lines, first=0.8)
+    return Plot(figure, "Bits/dim while training, of held-out images by the averaged weights where the log has them.")
 
 
-def compared_quality(lines: dict[str, list[tuple[int, float, float | None]]], path: Path) -> None:
+def compared_quality(variants: list[ComparedVariant], distance: str) -> Plot:
     """Distance against evaluations with its standard error, a line for each variant."""
-    figure, axes = _axes("Distance of samples to the data", "evaluations of the network per image", "distance")
-    for i, (name, points) in enumerate(lines.items()):
-        nfe, values, errors = zip(*points)
-        bars = [0.0 if error is None else error for error in errors]
-        colour, style = _line_style(i)
-        axes.errorbar(nfe, values, bars, fmt=style, marker="o", ms=3, capsize=2, color=colour, label=name)
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    counts = sorted({nfe for points in lines.values() for nfe, _, _ in points})
-    axes.set_xticks(counts, [str(count) for count in counts])
-    axes.xaxis.set_minor_locator(NullLocator())
-    _log_values(axes)
-    _legend_beside(figure, axes, len(lines))
-    write_file(path, partial(figure.savefig, format="png"))
+    figure, axes = plotting.axes("Distance of samples to the data", "evaluations of the network per image", "distance")
+    for i, v in enumerate(variant for variant in variants if variant.points):
+        colour, style = plotting.line_style(i)
+        nfe = [point.nfe for point in v.points]
+        values, bars = [p.distance.mean for p in v.points], [p.distance.error or 0.0 for p in v.points]
+        axes.errorbar(nfe, values, bars, fmt=style, marker="o", ms=3, capsize=2, color=colour, label=v.name)
+    plotting.counts_axis(axes, [point.nfe for v in variants for point in v.points])
+    plotting.log_values(axes)
+    plotting.legend(figure, axes)
+    return Plot(figure, f"{distance} against evaluations; bars: standard error over seeds.")
 
 
-def compared_variance(lines: dict[str, list[tuple[float, float]]], path: Path) -> None:
-    """The variance of one image's estimate by time, a line for each variant."""
-    figure, axes = _axes("Variance of one image's estimate by time", "t", "(bits/dim)$^2$")
-    for i, (name, points) in enumerate(lines.items()):
-        colour, style = _line_style(i)
-        axes.plot(*zip(*points), style, marker="o", ms=3, color=colour, label=name)
+def compared_variance(variants: list[ComparedVariant]) -> Plot | None:
+    """The variance of one image's estimate by time, a line for each variant that has it."""
+    lines = []
+    for v in variants:
+        points = [(t, value) for t, value in zip(v.t_middles, v.variance_by_time) if value is not None]
+        if points:
+            lines.append(Line(v.name, points))
+    if not lines:
+        return None
+    figure, axes = plotting.axes("Variance of one image's estimate by time", "t", "(bits/dim)²")
+    plotting.draw(axes, lines)
     axes.set_yscale("log")
-    values = [value for points in lines.values() for _, value in points if value > 0]
+    values = [value for line in lines for _, value in line.points if value > 0]
     if values and max(values) < 1000 * min(values):
-        _log_values(axes)
-    _time_axis(axes, [min(t for points in lines.values() for t, _ in points)])
-    _legend_beside(figure, axes, len(lines))
-    write_file(path, partial(figure.savefig, format="png"))
+        plotting.log_values(axes)
+    plotting.time_axis(axes, min(t for line in lines for t, _ in line.points))
+    plotting.legend(figure, axes)
+    caption = "Variance of one image's estimate of the bound by time, under each variant's own density."
+    return Plot(figure, caption)
 
 
 def _middles(edges: list[float]) -> list[float]:
     return [0.5 * (a + b) for a, b in pairwise(edges)]
-
-
-def _log_values(axes: Axes) -> None:
-    """Plain numbers at 1, 2, 5, 10: a range within one decade has ticks too."""
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-
-
-def _time_axis(axes: Axes, middles: list[float]) -> None:
-    # Linear below the first stratum's end, logarithmic above: as the times are spread.
-    axes.set_xscale("symlog", linthresh=2 * middles[0])
-    axes.set_xlim(0, 1)
-    ticks = [t for t in (0.001, 0.01, 0.1, 1.0) if t > 2 * middles[0]]
-    axes.set_xticks([0.0, *ticks], ["0", *(f"{t:g}" for t in ticks)])
-    axes.xaxis.set_minor_locator(NullLocator())

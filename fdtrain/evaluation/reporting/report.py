@@ -4,17 +4,22 @@ The page is self-contained: pictures are embedded, nothing is fetched, no script
 escaped by the template (report.html.jinja).
 """
 
-import base64
+import os
 import shlex
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from urllib.parse import quote
 
 from fdtrain.credentials import masked
-from fdtrain.evaluation.reporting.published import FIGURES
+from fdtrain.errors import UserError
+from fdtrain.evaluation.reporting import figures, pictures, training_curves
+from fdtrain.evaluation.reporting.page import TEMPLATES, Link
+from fdtrain.evaluation.reporting.pictures import Picture
+from fdtrain.evaluation.reporting.plotting import Plot
+from fdtrain.evaluation.reporting.published import known_figures
 from fdtrain.evaluation.reporting.result import (
+    FOLDER,
     Bound,
     CurveResult,
     EmaResult,
@@ -24,73 +29,116 @@ from fdtrain.evaluation.reporting.result import (
     Result,
 )
 from fdtrain.evaluation.reporting.run_folder import RunFolder
+from fdtrain.evaluation.reporting.run_images import ImageBits, RunImages, image_bits
+from fdtrain.evaluation.reporting.wording import counted, duration, short, with_error
 
-AVERAGES = {
-    "bits_per_dim": "Bits/dim against the relative length of the average of the weights.",
-    "distance": "Distance of samples to the data against the relative length of the average of the weights.",
-}
-CURVES = {
-    "ode": "Deterministic solvers: RMS distance to a fine solution of the ODE from the same noise.",
-    "integrand": "The bound's integral by time. Its mean over the time quantile, and the standard normal's part, make "
-    "the bound.",
-    "variance": "Variance of one image's estimate by time, and what strata save of it.",
-}
-TEMPLATES = Environment(
-    loader=FileSystemLoader(Path(__file__).parent),
-    autoescape=True,
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
+REAL_IMAGES = 64
+"""Beside a sheet that does not say how many it has."""
+EXTREMES = 8
+"""Images shown of the easiest, and of the hardest."""
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A PNG file in base64. Those of few ``pixels`` are magnified without smoothing."""
+class Card:
+    """A figure at the head of the page."""
 
-    data: str
-    caption: str
-    pixels: bool = False
+    title: str
+    value: str
+    note: str
 
 
-def page(run: RunFolder, training: Path | None) -> str:
-    """The page of a run; ``training`` is the picture of its training curve, where there is one."""
-    caption = "Bits/dim of training batches, and of held-out images by the averaged weights."
+def page(run: RunFolder, images: RunImages, path: Path) -> str:
+    """The page of a run, with links from ``path`` to its files.
+
+    Raises:
+        UserError: a file of the run is damaged.
+    """
+    bits = image_bits(run)
+    samples = _samples(run.path / "samples")
     return TEMPLATES.get_template("report.html.jinja").render(
-        name=run.path.resolve().name,
+        name=run.name,
         folder=shlex.quote(str(run.path)),
         final=shlex.quote(str(run.path / "samples" / "final.png")),
+        cards=_cards(run),
         facts=_facts(run),
         likelihoods=_likelihoods(run),
         distances=[_distances(result) for result in run.of_kind(FrechetResult).values()],
         dataset=run.dataset and run.dataset.name,
-        published=_published(run),
-        samples=_samples(run.path / "samples"),
+        own=_own_figures(run),
+        known=known_figures(run.dataset) if run.dataset else [],
+        samples=samples,
+        real=real_images(images, run.path / "samples", bool(samples)),
+        denoising=_denoising(run.path / "samples"),
+        extremes=_extremes(bits, images),
+        histogram=_histogram(bits),
         curves=_curves(run),
-        training=picture(training, caption) if training else None,
+        training=training_curves.of_run(run),
         config=masked(run.config),
+        files=list(_files(run.path, path)),
     )
+
+
+def _cards(run: RunFolder) -> list[Card]:
+    """What a reader looks for first, as far as there is any."""
+    cards = []
+    if estimates := best_estimate(run):
+        result, title, value = estimates
+        error = with_error(value.bits_per_dim, value.error_images, 4)
+        cards.append(Card("bits/dim", error, f"{title}, {of_images(result)}, standard error over images"))
+    for result in run.of_kind(FrechetResult).values():
+        sets = counted(max(1, len(result.values)), "set")
+        note = f"{sets} of {counted(result.images, 'sample')}, NFE {short(result.nfe)}"
+        cards.append(Card(short(result.name), with_error(result.value, result.spread, 3), note))
+    if run.parameters and run.spec:
+        cards.append(Card("parameters", f"{run.parameters / 1e6:.3g} M", f"{run.parameters:,}, {run.spec.network}"))
+    if seen := run.series("train/images_seen"):
+        time = f"{duration(run.hours)} of training steps" if run.hours else "time not recorded"
+        cards.append(Card("steps", f"{seen[-1][0]:,}", f"{counted(int(seen[-1][1]), 'image')} seen; {time}"))
+    if run.images_per_second:
+        cards.append(Card("images/s", f"{run.images_per_second:,.0f}", f"median while training; {_hardware(run)}"))
+    return cards
+
+
+def best_estimate(run: RunFolder) -> tuple[NllResult, str, Bound | OdeLikelihood] | None:
+    """The first estimate of the evaluation of the most images."""
+    for result in sorted(run.of_kind(NllResult).values(), key=lambda result: -result.images):
+        for title, value in result.estimates():
+            return result, title, value
+    return None
+
+
+def _hardware(run: RunFolder) -> str:
+    environment = run.environment
+    return f"{short(environment.processes)} x {short(environment.device)}" if environment else "hardware not recorded"
 
 
 def _facts(run: RunFolder) -> dict[str, str | None]:
     """What the run was, by title; None where it is not recorded."""
     data, environment, hours = run.dataset, run.environment, run.hours
-    facts: dict[str, str | None] = dict.fromkeys(
-        ("Data set", "Images", "Trained", "Time", "Hardware", "Versions", "Commit")
-    )
+    titles = ("Data set", "Images", "Network", "Operations", "Trained", "Time", "Hardware", "Versions", "Commit")
+    facts: dict[str, str | None] = dict.fromkeys(titles)
     if data:
-        counts = ", ".join(f"{split}: {data.images(split):,} images" for split in data.splits)
-        facts["Data set"] = f"{_short(data.name)} ({_short(data.source)})"
-        facts["Images"] = f"{data.size}x{data.size}, {data.channels} channels, {data.levels} levels; {counts}"
+        counts = ", ".join(f"{split}: {counted(data.images(split), 'image')}" for split in data.splits)
+        facts["Data set"] = f"{short(data.name)} ({short(data.source)})"
+        kind = f"{data.size}x{data.size}, {counted(data.channels, 'channel')}, {counted(data.levels, 'level')}"
+        facts["Images"] = f"{kind}; {counts}"
+    if run.spec:
+        options = ", ".join(f"{key} {short(value)}" for key, value in run.spec.network_options.items())
+        facts["Network"] = f"{run.spec.network}, {counted(run.parameters or 0, 'parameter')}: {options}"
+    if flops := run.series("train/gflop_per_image"):
+        rate = [value for _, value in run.series("train/tflops_per_device")]
+        facts["Operations"] = f"{flops[-1][1]:.3g} GFLOP to train on one image" + (
+            f"; up to {max(rate):.3g} TFLOP/s on each device" if rate else ""
+        )
     if seen := run.series("train/images_seen"):
-        facts["Trained"] = f"{seen[-1][0]:,} steps, {seen[-1][1]:,} images seen"
+        facts["Trained"] = f"{counted(int(seen[-1][0]), 'step')}, {counted(int(seen[-1][1]), 'image')} seen"
     if hours:
-        facts["Time"] = f"{_hours(hours)} of training steps; evaluation, samples and checkpoints come on top"
+        facts["Time"] = f"{duration(hours)} of training steps; evaluation, samples and checkpoints come on top"
     if environment:
         packages = ("fdtrain", "torch", "deepspeed", "python")
-        facts["Hardware"] = f"{_short(environment.processes)} x {_short(environment.device)}"
-        facts["Versions"] = ", ".join(f"{name} {_short(getattr(environment, name))}" for name in packages)
-        facts["Commit"] = _short(environment.commit)
+        facts["Hardware"] = _hardware(run)
+        facts["Versions"] = ", ".join(f"{name} {short(getattr(environment, name))}" for name in packages)
+        facts["Commit"] = short(environment.commit)
     return facts
 
 
@@ -100,101 +148,146 @@ def _likelihoods(run: RunFolder) -> list[list[str]]:
     for result in run.of_kind(NllResult).values():
         for title, value in result.estimates():
             errors = ("-" if error is None else f"{error:.4f}" for error in (value.error_draws, value.error_images))
-            rows.append([title, f"{value.bits_per_dim:.4f}", " / ".join(errors), _method(result, value), _on(result)])
+            on = f"{of_images(result)} of {short(result.dataset)}/{short(result.split)}; {_weights(result)}"
+            rows.append([title, f"{value.bits_per_dim:.4f}", " / ".join(errors), _method(result, value), on])
     return rows
 
 
 def _method(result: NllResult, value: Bound | OdeLikelihood) -> str:
     of = value if isinstance(value, OdeLikelihood) else result
     closed = value is result.elbo_closed
-    parts = ["closed interval" if closed else _short(result.bound), f"dequantisation {_short(of.dequantisation)}"]
-    parts.append(_short(result.dtype))
+    parts = ["closed interval" if closed else short(result.bound), f"dequantisation {short(of.dequantisation)}"]
+    parts.append(short(result.dtype))
     if isinstance(value, Bound):
-        parts.append(f"{value.draws} draws per image" + (", antithetic" if value.antithetic else ""))
+        parts.append(f"{counted(value.draws, 'draw')} per image" + (", antithetic" if value.antithetic else ""))
     if value.dequantisations > 1:
         parts.append(f"K = {value.dequantisations}")
     if isinstance(value, OdeLikelihood):
-        parts.append(f"tolerance {value.tolerance}, NFE {value.nfe:.0f}, {_short(value.trace)} trace")
+        parts.append(f"tolerance {value.tolerance}, NFE {value.nfe:.0f}, {short(value.trace)} trace")
     return "; ".join(parts)
-
-
-def _on(result: NllResult) -> str:
-    """The images and the weights."""
-    count, whole = result.images, result.images_in_split
-    images = f"all {count:,}" if count == whole else f"the first {count:,} of {whole:,}"
-    return f"{images} images of {_short(result.dataset)}/{_short(result.split)}; {_weights(result)}"
 
 
 def _weights(result: Result) -> str:
     chosen = "" if result.ema_length is None else f", average of length {result.ema_length:g}"
-    return f"step {_short(result.step)}{chosen}"
+    return f"step {short(result.step)}{chosen}"
+
+
+def of_images(result: NllResult) -> str:
+    """How many of the split were evaluated."""
+    count, whole = result.images, counted(result.images_in_split, "image")
+    return f"all {whole}" if count == result.images_in_split else f"the first {count:,} of {whole}"
 
 
 def _distances(result: FrechetResult) -> list[str]:
     """A row of the table of distances."""
     features, reference = result.features, result.reference
-    spread = "" if result.spread is None else f" \u00b1 {result.spread:.3f}"
     # Another network's classes give another score than the one known by Inception's name.
     score = "Inception Score" if result.name == "FID" else "class score"
     others = {"KID": result.kid, "precision": result.precision, "recall": result.recall, score: result.inception_score}
+    sets = max(1, len(result.values))
     samples = (
-        f"{result.images:,} images in each of {max(1, len(result.values))} sets, {_short(result.solver)} on "
-        f"{_short(result.grid)}, NFE {_short(result.nfe)}, guidance {_short(result.guidance)}; "
+        f"{counted(result.images, 'image')} in {'each of ' if sets > 1 else ''}{counted(sets, 'set')}, "
+        f"{short(result.solver)} on {short(result.grid)}, NFE {short(result.nfe)}, guidance {short(result.guidance)}; "
         f"{_weights(result)}"
     )
     definition = (
-        f"features {_short(features.name)} ({features.dims} dimensions, sha256 {_short(features.sha256)[:12]}); "
-        f"reference {_short(reference.dataset)}/{_short(reference.split)}, {reference.images:,} images"
+        f"features {short(features.name)} ({counted(features.dims, 'dimension')}, sha256 "
+        f"{short(features.sha256)[:12]}); reference {short(reference.dataset)}/{short(reference.split)}, "
+        f"{counted(reference.images, 'image')}"
     )
     return [
-        _short(result.name),
-        f"{result.value:.3f}{spread}",
+        short(result.name),
+        with_error(result.value, result.spread, 3),
         "; ".join(f"{label} {value:.4f}" for label, value in others.items() if value is not None),
         f"unfinished: {samples}" if result.unfinished else samples,
         definition,
     ]
 
 
-def _published(run: RunFolder) -> list[list[str]]:
-    """Rows of published figures, of the run's data set alone."""
-    figures = FIGURES.get(run.dataset.name, []) if run.dataset else []
-    return [[f.model, f.bits_per_dim or "-", f.fid or "-", f.how, f.source] for f in figures]
+def _own_figures(run: RunFolder) -> list[list[str]]:
+    """The run's rows above the known figures: model, bits/dim, FID, likelihood. Only Inception's distance is a FID."""
+    fids = [with_error(r.value, r.spread, 2) for r in run.of_kind(FrechetResult).values() if r.name == "FID"]
+    rows = []
+    for result in run.of_kind(NllResult).values():
+        for title, value in result.estimates():
+            of = value if isinstance(value, OdeLikelihood) else result
+            bits = with_error(value.bits_per_dim, value.error_images, 4)
+            how = f"{title}, {short(of.dequantisation)}; {of_images(result)}"
+            rows.append([run.name, bits, (fids or ["-"])[0], how])
+    return rows or ([[run.name, "-", fids[0], "no likelihood yet"]] if fids else [])
 
 
 def _samples(folder: Path) -> list[Picture]:
-    """The last sheet of samples, and the last denoising path."""
+    """The last sheet of samples."""
+    return [pictures.of_file(path, f"samples/{path.name}, from the averaged weights") for path in last_sheet(folder)]
+
+
+def last_sheet(folder: Path) -> list[Path]:
+    """What ``fdtrain sample`` has drawn for the report, else the last sheet of training, if there is one."""
     sheets = sorted(path for path in folder.glob("step_*.png") if not path.stem.endswith("_path"))
     final = folder / "final.png"
-    sheets = [final] if final.is_file() else sheets[-1:]
-    paths = sorted(folder.glob("step_*_path.png"))[-1:] if sheets else []
-    captions = {path: f"samples/{path.name}, from the averaged weights." for path in sheets}
-    captions |= {path: f"samples/{path.name}: predicted images on the way from noise to image." for path in paths}
-    return [picture(path, caption, pixels=True) for path, caption in captions.items()]
+    return [final] if final.is_file() else sheets[-1:]
 
 
-def _curves(run: RunFolder) -> list[Picture]:
-    pictures = []
-    for path, result in {**run.of_kind(CurveResult), **run.of_kind(EmaResult)}.items():
-        quality = f"{_short(result.distance)} of samples to the data, against evaluations of the network."
-        for name, caption in (AVERAGES if isinstance(result, EmaResult) else {"quality": quality, **CURVES}).items():
-            drawn = path.with_name(f"{path.stem}_{name}.png")
-            if drawn.is_file():
-                on = f"{result.images:,} images, {_short(result.split)} split, step {_short(result.step)}."
-                pictures.append(picture(drawn, f"{caption} {on}"))
-    return pictures
+def _denoising(folder: Path) -> list[Picture]:
+    title = "from left to right the predicted image on the way from noise to the image, which is the last"
+    return [pictures.of_file(path, f"samples/{path.name}, {title}") for path in _last_path(folder)]
 
 
-def picture(path: Path, caption: str, pixels: bool = False) -> Picture:
-    """A PNG file for a page."""
-    return Picture(base64.b64encode(path.read_bytes()).decode(), caption, pixels)
+def _last_path(folder: Path) -> list[Path]:
+    """The last denoising path, if there is one."""
+    return sorted(folder.glob("step_*_path.png"))[-1:]
 
 
-def _short(value: Any) -> str:
-    """A value as text that is short enough for a cell."""
-    if value is None:
-        return "unknown"
-    return f"{value:,}" if isinstance(value, int) else str(value)[:200]
+def real_images(images: RunImages, folder: Path, wanted: bool) -> Picture | str | None:
+    """Real images to stand beside samples, or why there are none."""
+    if not wanted:
+        return None
+    count = next((pictures.images_in(sheet) for sheet in last_sheet(folder)), None) or REAL_IMAGES
+    try:
+        levels, count_of_levels = images.spread(count)
+    except UserError as error:
+        return str(error)
+    return pictures.of_images(levels, count_of_levels, f"Real images of the split '{images.held_out}'.")
 
 
-def _hours(hours: float) -> str:
-    return f"{hours:.1f} hours" if hours >= 1 else f"{hours * 60:.1f} minutes"
+def _extremes(bits: ImageBits | None, images: RunImages) -> dict[str, list[Picture]] | str | None:
+    """The easiest and the hardest images with their bits/dim, or why they cannot be shown."""
+    if bits is None or len(bits.values) < 2 * EXTREMES:
+        return None
+    order = bits.values.argsort().tolist()
+    parts = {"Easiest": order[:EXTREMES], "Hardest": order[: -EXTREMES - 1 : -1]}
+    try:
+        drawn = {title: images.chosen(bits.result, numbers) for title, numbers in parts.items()}
+    except UserError as error:
+        return str(error)
+    return {
+        title: [
+            pictures.of_image(level, drawn[title][1], f"{bits.values[i]:.3f}")
+            for i, level in zip(numbers, drawn[title][0])
+        ]
+        for title, numbers in parts.items()
+    }
+
+
+def _histogram(bits: ImageBits | None) -> Plot | None:
+    if bits is None or len(bits.values) < 2 * EXTREMES:
+        return None
+    caption = f"{bits.title} of {of_images(bits.result)}; the spread has the noise of each image's draws too."
+    return figures.histogram(bits.values.tolist(), bits.values.mean().item(), caption)
+
+
+def _curves(run: RunFolder) -> list[Plot]:
+    curves = [figures.curves(found) for found in run.of_kind(CurveResult).values()]
+    averages = [figures.averages(found) for found in run.of_kind(EmaResult).values()]
+    return [plot for plots in curves + averages for plot in plots.values()]
+
+
+def _files(folder: Path, page: Path) -> Iterator[Link]:
+    """The run's files that a reader may want, with their addresses relative to the page."""
+    records = (folder / name for name in ("config.yaml", "dataset.json", "environment.json", "metrics.jsonl"))
+    drawn = [*last_sheet(folder / "samples"), *_last_path(folder / "samples")]
+    for file in (*records, *sorted((folder / FOLDER).glob("*.json")), *drawn):
+        if file.is_file():
+            address = Path(os.path.relpath(file, page.parent)).as_posix()
+            yield Link(file.relative_to(folder).as_posix(), quote(address))

@@ -1,16 +1,22 @@
 """The files in a run's folder, for the report: every file may be missing, and none is trusted."""
 
 import json
+import statistics
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeGuard, TypeVar
 
+import torch
 from pydantic import BaseModel, ValidationError
 
+from fdtrain.checkpoint import store
 from fdtrain.data.dataset import DatasetDescription, parse_description
 from fdtrain.errors import UserError
 from fdtrain.evaluation.reporting import result
 from fdtrain.evaluation.reporting.result import Result
+from fdtrain.networks.model import Model, ModelSpec
 from fdtrain.strict_yaml import parse
 
 Kind = TypeVar("Kind", bound=Result)
@@ -39,10 +45,57 @@ class RunFolder:
     metrics: list[dict[str, Any]]
     results: dict[Path, Result]
 
+    @property
+    def name(self) -> str:
+        return self.path.resolve().name
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """The configuration, flat: values by ``section.key``."""
+        content = parse(self.config)
+        return dict(_flat(content)) if isinstance(content, dict) else {}
+
+    @cached_property
+    def spec(self) -> ModelSpec | None:
+        """Of the newest checkpoint's model; None before the first checkpoint.
+
+        Raises:
+            UserError: it is damaged.
+        """
+        newest = store.newest_step(self.path)
+        return ModelSpec.load(newest / store.MODEL_FILE) if newest else None
+
+    @cached_property
+    def parameters(self) -> int | None:
+        """How many numbers the network is made of, where there is a checkpoint."""
+        if self.spec is None:
+            return None
+        with torch.device("meta"):
+            return sum(parameter.numel() for parameter in Model(self.spec).parameters())
+
     def series(self, name: str) -> list[tuple[float, float]]:
         """(step, value) of a metric, where both are finite numbers."""
         points = ((line.get("step"), line.get(name)) for line in self.metrics)
         return [(step, value) for step, value in points if number(step) and number(value)]
+
+    def held_out(self) -> dict[str, list[tuple[float, float, float]]]:
+        """(step, bits/dim, standard error) while training, by the name of the split."""
+        found: dict[str, list[tuple[float, float, float]]] = {}
+        for line in self.metrics:
+            for key in line:
+                split, _, metric = key.rpartition("/")
+                if metric != "bits_per_dim" or split == "train":
+                    continue
+                step, bits, error = line.get("step"), line[key], line.get(f"{split}/standard_error", 0.0)
+                if number(step) and number(bits) and number(error):
+                    found.setdefault(split, []).append((step, bits, error))
+        return found
+
+    @property
+    def images_per_second(self) -> float | None:
+        """The median over the log's windows, without the first, which has the warm-up of the machine."""
+        values = [value for _, value in self.series("train/images_per_second")]
+        return statistics.median(values[1:] or values) if values else None
 
     def of_kind(self, kind: type[Kind]) -> dict[Path, Kind]:
         """The results of a kind, by path."""
@@ -79,6 +132,14 @@ def read(path: Path) -> RunFolder:
         read_metrics(path / "metrics.jsonl"),
         {file: found for file, found in results.items() if found is not None},
     )
+
+
+def _flat(section: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in section.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def number(value: Any) -> TypeGuard[float]:

@@ -103,7 +103,8 @@ class Output:
         """
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            {"sheet": _sheet, "npz": _npz, "png": _pictures, "shards": _shards}[self.form](
+            about = {key: value for key, value in (parts.request | metadata).items() if key != "model"}
+            {"sheet": partial(_sheet, about=about), "npz": _npz, "png": _pictures, "shards": _shards}[self.form](
                 self.path, parts, spec, labels
             )
             if self.form != "sheet":
@@ -127,11 +128,11 @@ def _batches(images: image_sets.PixelSet) -> Iterator[Tensor]:
         yield images.batch(range(i, min(i + 1000, images.count)))
 
 
-def _sheet(path: Path, parts: RowStore, spec: ModelSpec, labels) -> None:
+def _sheet(path: Path, parts: RowStore, spec: ModelSpec, labels, about: dict[str, Any]) -> None:
     shown = samples.to_pixels(torch.cat([levels for _, levels in parts.load_all()]), spec.levels)
     columns = max(1, round(len(shown) ** 0.5))
     sheet = samples.grid(shown, columns, samples.zoom_for(spec.size, columns))
-    files.write_atomically(path, lambda temporary: samples.save_png(sheet, temporary))
+    files.write_atomically(path, lambda temporary: samples.save_png(sheet, temporary, about))
 
 
 def _pictures(path: Path, parts: RowStore, spec: ModelSpec, labels) -> None:

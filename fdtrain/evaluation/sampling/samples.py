@@ -1,13 +1,16 @@
 """Images from a model: image ``i`` depends on (seed, i) alone, whatever the batch and however many processes."""
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from fdtrain.diffusion.objective import quantise
@@ -19,6 +22,8 @@ from fdtrain.randomness import Purpose, normal
 
 PATH_IMAGES = 8
 """Moments of the denoising path that :func:`draw` returns, the image itself included."""
+ABOUT = "fdtrain"
+"""The text of a PNG that says, in JSON, what the picture shows and how it was drawn."""
 SMALL_IMAGE, SHEET_WIDTH = 48, 300
 """Pixels to which an image and a sheet are magnified where they have fewer, by whole factors and so about."""
 
@@ -94,9 +99,7 @@ def _with_path(
     solver: str,
     seed: int,
 ) -> Samples:
-    # Evenly in time, of the steps there are: a grid that is dense near the data changes little there.
-    wanted = np.linspace(1, 0, PATH_IMAGES)[:-1]
-    steps = [int(np.abs(np.asarray(times[:-1]) - t).argmin()) for t in wanted]
+    steps = _path_steps(times)
     path: list[Tensor] = []
 
     def observe(step: int, t: float, x: Tensor, F: Tensor) -> None:
@@ -107,6 +110,17 @@ def _with_path(
     x = solve(model, images, labels, times, solver, seed, observe=observe)
     path.append(quantise(x, model.spec.levels))
     return Samples(path[-1].cpu(), torch.stack(path, 1).cpu())
+
+
+def path_times(times: Sequence[float]) -> list[float]:
+    """The times of the images of a denoising path."""
+    return [*(times[step] for step in _path_steps(times)), times[-1]]
+
+
+def _path_steps(times: Sequence[float]) -> list[int]:
+    # Evenly in time, of the steps there are: a grid that is dense near the data changes little there.
+    wanted = np.linspace(1, 0, PATH_IMAGES)[:-1]
+    return [int(np.abs(np.asarray(times[:-1]) - t).argmin()) for t in wanted]
 
 
 def to_pixels(levels: Tensor, count: int) -> Tensor:
@@ -126,10 +140,22 @@ def grid(images: Tensor, columns: int, zoom: int = 1) -> Tensor:
     return sheet
 
 
-def save_png(pixels: Tensor, path: Path) -> None:
-    """Write ``(C, H, W)`` uint8, one channel or three."""
+def save_png(pixels: Tensor, to: Path | BinaryIO, about: dict[str, Any] | None = None) -> None:
+    """Write ``(C, H, W)`` uint8, one channel or three; ``about`` says in the file what it shows."""
     array = np.ascontiguousarray(pixels.permute(1, 2, 0).numpy())
-    Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(path, "png")
+    text = PngInfo()
+    if about is not None:
+        text.add_text(ABOUT, json.dumps(about))
+    Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(to, "png", pnginfo=text)
+
+
+def described(picture: Image.Image) -> dict[str, Any]:
+    """What :func:`save_png` was told of a picture; nothing of one that was not written by it."""
+    try:
+        content = json.loads(picture.info.get(ABOUT, "{}"))
+    except (ValueError, TypeError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def zoom_for(size: int, columns: int) -> int:

@@ -51,14 +51,15 @@ def test_the_three_files(found, tmp_path):
     assert (rows[0]["frechet_10"], rows[0]["batch_variance"], rows[1]["failed"]) == ("4.0", "0.04", "1")
     assert "<script>" not in page
     assert "alert(&#39;x&#39;)" in page
-    assert page.count("data:image/png;base64,") == 3
+    assert page.count("<svg") == 3
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == ["quality.png", "training.png", "variance.png"]
 
 
 def test_a_comparison_of_which_every_run_has_failed(found, tmp_path):
     nothing = found.model_copy(update={"variants": found.variants[1:]})
     text, _, page = (path.read_text() for path in comparison.write(nothing, tmp_path))
     assert "## Failed runs" in text
-    assert "data:image/png;base64," not in page
+    assert "<svg" not in page
 
 
 def test_a_result_is_read_as_it_was_written(found, tmp_path):

@@ -1,16 +1,29 @@
+import base64
+import hashlib
 import html
+import io
 import json
 import re
 import shutil
 import subprocess
 from pathlib import Path
+from xml.etree import ElementTree
 
+import models
+import numpy as np
+import packed
 import pytest
+import torch
 from markupsafe import escape
 from PIL import Image
+from safetensors.torch import save_file
 
 from fdtrain.errors import UserError
 from fdtrain.evaluation.reporting import report, result, run_folder
+from fdtrain.evaluation.reporting.run_images import RunImages
+from fdtrain.evaluation.reporting.wording import counted, duration, with_error
+from fdtrain.evaluation.sampling.samples import save_png
+from fdtrain.networks.model import Model
 
 VERSION_1 = Path(__file__).parent / "version_1"
 HOSTILE = "<script>alert('x')</script>\"&"
@@ -50,8 +63,10 @@ def folder(tmp_path):
     change("frechet_digits-features", folder / "evaluation" / "frechet_x.json", frechet, features=features)
     hostile = {"distance": HOSTILE, "split": HOSTILE, "source": HOSTILE, "device": HOSTILE}
     change("curve_test", folder / "evaluation" / "curve_test.json", hostile, features=features)
-    Image.new("RGB", (640, 400)).save(folder / "evaluation" / "curve_test_quality.png")
-    Image.new("RGB", (400, 400)).save(folder / "samples" / "step_00000200.png")
+    about = {"solver": HOSTILE, "grid": HOSTILE, "nfe": 1, "seed": 7, "step": 200, "images": 16}
+    save_png(torch.zeros(3, 400, 400, dtype=torch.uint8), folder / "samples" / "step_00000200.png", about)
+    about |= {"times": [1.0, 0.5, 0.0], "nfe": 25}
+    save_png(torch.zeros(3, 400, 300, dtype=torch.uint8), folder / "samples" / "step_00000200_path.png", about)
     return folder
 
 
@@ -66,7 +81,34 @@ def change(name, path, keys, **nested):
 
 
 def page_of(folder):
-    return report.page(run_folder.read(folder), None)
+    run = run_folder.read(folder)
+    return report.page(run, RunImages(run), folder / "report.html")
+
+
+@pytest.fixture
+def evaluated(tmp_path):
+    """A run on 20 numbered test images, number i of which has 2 + i / 10 bits/dim."""
+    data, folder = tmp_path / "data", tmp_path / "small"
+    packed.pack(data, [20])
+    description = json.loads((data / "dataset.json").read_text())
+    description["splits"] = {"train": [], "test": description["splits"]["train"]}
+    write(data / "dataset.json", description)
+    (folder / "evaluation").mkdir(parents=True)
+    (folder / "samples").mkdir()
+    (folder / "config.yaml").write_text(f"name: small\ndata: {{path: {data}, test_split: test}}\n")
+    shutil.copy(data / "dataset.json", folder / "dataset.json")
+    fingerprint = hashlib.sha256(description["splits"]["test"][0]["sha256"].encode()).hexdigest()
+    about = {"images": 20, "images_in_split": 20, "fingerprint": fingerprint, "split": "test"}
+    change("nll_test_first2", folder / "evaluation" / "nll_test.json", about)
+    save_file({"elbo": 2 + torch.arange(20) / 10}, folder / "evaluation" / "nll_test.safetensors")
+    save_png(torch.zeros(3, 8, 8, dtype=torch.uint8), folder / "samples" / "final.png", {"images": 4})
+    return folder
+
+
+def shown(page, caption):
+    """The pixels of the picture with this caption."""
+    data = re.search(rf'base64,([^"]+)" alt="{re.escape(str(escape(caption)))}"', page).group(1)
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
 
 
 def test_page_says_what_the_files_say_and_executes_nothing(folder):
@@ -76,24 +118,120 @@ def test_page_says_what_the_files_say_and_executes_nothing(folder):
     assert "default-src 'none'" in page
     for part in ("3.1235", "0.0010 / 0.0020", "12.500 ± 0.700", "KID 0.0100", "200 steps, 25,600 images seen"):
         assert part in page
-    assert "2.0 hours" in page
+    assert "2 hours" in page
     assert "train: 600 images, test: 300 images" in page
-    # Nothing is fetched: every address is data.
-    assert set(re.findall(r'(?:src|href)="(.{5})', page)) == {"data:"}
+    # Nothing is fetched: every picture is data, and a plot refers to its own parts.
+    assert set(re.findall(r' src="(.{5})', page)) == {"data:"}
+    assert set(re.findall(r'xlink:href="(.)', page)) == {"#"}
+    # What a run is called and says of itself is text in its plots too.
+    assert page.count("<svg") == 5
+    ElementTree.fromstring(re.search(r"<svg.*?</svg>", page, re.DOTALL).group())
+
+
+def test_links_lead_to_sections_papers_and_files_of_the_run(folder):
+    page = page_of(folder)
+    targets = re.findall(r'<a href="([^"]+)"', page)
+    assert "https://arxiv.org/abs/2206.00364" in targets
+    assert "evaluation/nll_test.json" in targets
+    for target in targets:
+        if target.startswith("#"):
+            assert f'id="{target[1:]}"' in page
+        elif not target.startswith("https://arxiv.org/abs/"):
+            assert (folder / target).is_file()
+    run = run_folder.read(folder)
+    elsewhere = report.page(run, RunImages(run), folder.parent / "pages" / "a.html")
+    assert 'href="../run/evaluation/nll_test.json"' in elsewhere
+
+
+def test_a_denoising_path_names_its_times_and_solver(folder):
+    page = page_of(folder)
+    assert "<span>t = 1</span><span>t = 0.5</span><span>t = 0</span>" in page
+    assert f"solver {escape(HOSTILE)}, grid {escape(HOSTILE)}, 25 evaluations of the network per image" in page
+    assert "1 evaluation of the network per image, seed 7, step 200." in page
+
+
+def test_real_images_and_the_hardest_and_easiest(evaluated):
+    page = page_of(evaluated)
+    # As many as on the sheet of samples, at equal distances: 0, 5, 10, 15.
+    sheet = shown(page, "Real images of the split 'test'.")
+    zoom = sheet.shape[0] // 2 // 4
+    assert [
+        packed.number(sheet[top : top + 2 * zoom : zoom, left : left + 2 * zoom : zoom].transpose(2, 0, 1))
+        for top in (2, 4 + 4 * zoom)
+        for left in (2, 4 + 4 * zoom)
+    ] == [0, 5, 10, 15]
+    for bits, number in (("2.000", 0), ("2.700", 7), ("3.900", 19), ("3.200", 12)):
+        assert packed.number(shown(page, bits).transpose(2, 0, 1)) == number
+    assert 'alt="2.800"' not in page
+    assert "mean 2.9500" in page
+
+
+def test_images_that_cannot_be_had_are_said_so(evaluated):
+    result_file = evaluated / "evaluation" / "nll_test.json"
+    write(result_file, json.loads(result_file.read_text()) | {"fingerprint": "0"})
+    assert "The images cannot be shown: &#39;test&#39; has other shards than the result." in page_of(evaluated)
+    shutil.rmtree(evaluated.parent / "data")
+    assert "No real images to stand beside them: the data of" in page_of(evaluated)
+    save_file({"elbo": torch.zeros(3)}, evaluated / "evaluation" / "nll_test.safetensors")
+    with pytest.raises(UserError, match=r"does not have the values of 20 images"):
+        page_of(evaluated)
+    (evaluated / "evaluation" / "nll_test.safetensors").write_bytes(b"{")
+    with pytest.raises(UserError, match=r"nll_test.safetensors is damaged"):
+        page_of(evaluated)
+
+
+def test_a_sheet_that_is_no_picture_is_named(folder):
+    (folder / "samples" / "step_00000200.png").write_bytes(b"GIF89a")
+    with pytest.raises(UserError, match=r"step_00000200.png is no PNG"):
+        page_of(folder)
+
+
+def test_network_and_parameters_are_those_of_the_checkpoint(evaluated):
+    checkpoint = evaluated / "checkpoints" / "step_00000003"
+    checkpoint.mkdir(parents=True)
+    models.DIGITS.save(checkpoint / "model.json")
+    count = sum(p.numel() for p in Model(models.DIGITS).parameters())
+    assert f"ddpmpp, {count:,} parameters: channels 8" in page_of(evaluated)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (counted(1, "image"), "1 image"),
+        (counted(1497, "image"), "1,497 images"),
+        (counted(0, "step"), "0 steps"),
+        (duration(1.0), "1 hour"),
+        (duration(30.26), "30.3 hours"),
+        (duration(1 / 60), "1 minute"),
+        (duration(0.5 / 60), "30 seconds"),
+        (with_error(2.0, None, 2), "2.00"),
+        (with_error(2.0, 0.125, 2), "2.00 ± 0.12"),
+    ],
+)
+def test_singular_and_plural(text, expected):
+    assert text == expected
 
 
 def test_published_figures_are_of_the_same_data_set_alone(folder):
+    (folder / "evaluation" / "curve_test.json").unlink()
     assert "Karras et al. 2022" in page_of(folder)
-    for name, has, lacks in (
-        ("imagenet32-old", '<td data-head="bits/dim" class="number">3.69<', ">3.43<"),
-        ("imagenet32-new", ">3.43<", ">3.69<"),
-        ("digits", "figures of other data sets do not compare", "Zheng"),
+    content = json.loads((folder / "dataset.json").read_text())
+    small = {"size": 8, "channels": 1, "levels": 17}
+    none = "figures of other data sets do not compare"
+    for changes, has, lacks in (
+        ({"name": "imagenet32-old"}, '<td data-head="bits/dim" class="number">3.69<', ">3.43<"),
+        ({"name": "imagenet32-new"}, ">3.43<", ">3.69<"),
+        ({"name": "photographs"}, none, "arXiv"),
+        # Somebody's own images in a folder of that name.
+        ({"name": "digits"}, none, ">2.66<"),
+        ({"name": "digits", **small}, ">2.66<", "arXiv"),
     ):
-        content = json.loads((folder / "dataset.json").read_text())
-        write(folder / "dataset.json", content | {"name": name})
+        write(folder / "dataset.json", content | changes)
         page = page_of(folder)
         assert has in page
         assert lacks not in page
+    # The run's own figure stands above them.
+    assert re.search(r">3\.1235 ± 0\.0020<.*>2\.66<", page, re.DOTALL)
 
 
 def test_what_is_missing_is_said_with_the_command_that_makes_it(tmp_path):
@@ -135,11 +273,15 @@ def test_a_result_with_a_wrong_value_is_named(folder, name, change, reason):
 def test_results_of_other_versions(folder):
     path = folder / "evaluation" / "nll_test.json"
     content = json.loads(path.read_text())
-    before = page_of(folder)
+
+    def numbers():
+        return page_of(folder).split('<h2 id="files">')[0]
+
+    before = numbers()
     # A key that this version does not know; a record that is no result.
     write(path, content | {"later": 1})
     write(folder / "evaluation" / "other.json", {"kind": "other"})
-    assert page_of(folder) == before
+    assert numbers() == before
     write(path, content | {"version": 2})
     with pytest.raises(UserError, match=r"nll_test.json: version 2, this fdtrain reads 1"):
         page_of(folder)
@@ -165,22 +307,26 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 @pytest.mark.parametrize("width", [500, 1200])
 def test_page_in_a_browser(folder, tmp_path, width):
-    """Rendered, it is no wider than the window, its pictures are shown, and it follows the dark scheme."""
+    """Rendered, it is no wider than the window, its pictures are shown, and it and its plots follow the scheme."""
     page = page_of(folder)
     # The page itself admits no script; this one measures it.
     page = re.sub(r"<meta http-equiv[^>]*>", "", page)
     measure = """<script>window.onload = () => { document.title = JSON.stringify({
         wide: document.documentElement.scrollWidth, window: innerWidth,
         pictures: [...document.images].map(i => i.naturalWidth),
+        line: getComputedStyle(document.querySelector("svg path[style*='--plot-0']")).stroke,
+        text: getComputedStyle(document.querySelector("svg text")).fill,
         back: getComputedStyle(document.body).backgroundColor }) }</script>"""
     file = tmp_path / "page.html"
     file.write_text(page + measure)
-    for scheme, back in (("0", "rgb(20, 24, 29)"), ("1", "rgb(255, 255, 255)")):
+    dark = {"back": "rgb(20, 24, 29)", "line": "rgb(116, 174, 240)", "text": "rgb(228, 232, 236)"}
+    light = {"back": "rgb(255, 255, 255)", "line": "rgb(37, 99, 168)", "text": "rgb(28, 33, 39)"}
+    for scheme, colours in (("0", dark), ("1", light)):
         flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
         flags += ["--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / scheme}"]
         flags += [f"--window-size={width},900", f"--blink-settings=preferredColorScheme={scheme}", "--dump-dom"]
         done = subprocess.run([CHROMIUM, *flags, file.as_uri()], capture_output=True, text=True, timeout=120)
         found = json.loads(re.search(r"<title>(.*?)</title>", done.stdout).group(1))
         assert found["wide"] <= found["window"] == width
-        assert found["pictures"] == [400, 640]
-        assert found["back"] == back
+        assert found["pictures"] == [400, 300]
+        assert {key: found[key] for key in colours} == colours
