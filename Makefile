@@ -76,8 +76,9 @@ fashion: $(READY)
 	python tools/export.py runs/$(FASHION) export/$(FASHION)
 	python tools/evaluate.py report runs/$(FASHION)
 
+# Two files at a time: most tests keep one core busy, or wait for processes.
 test: $(READY)
-	python -m pytest
+	python -m pytest --numprocesses 2 --dist loadfile
 
 signals: $(READY)
 	FDTRAIN_SIGNALS= python -m pytest tests/resilience/test_preemption.py

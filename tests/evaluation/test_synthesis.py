@@ -17,6 +17,7 @@ from fdtrain.evaluation.commands import ema, fid, nll
 from fdtrain.evaluation.load import load_model
 from fdtrain.evaluation.reporting import report, result, run_folder
 from fdtrain.evaluation.reporting.result import EmaResult
+from fdtrain.evaluation.reporting.run_images import RunImages
 from fdtrain.export.write import export
 from fdtrain.networks.model import Model
 
@@ -177,10 +178,10 @@ def test_the_sweep_and_the_report(copied, digits, capsys):
     values = [result.read(copied / "evaluation" / f"nll_test_first8{end}.json") for end in ("", "_ema0.07")]
     assert [value.ema_length for value in values] == [None, 0.07]
     assert [value.elbo.bits_per_dim for value in values] == [own.bits_per_dim, first.bits_per_dim]
-    page = report.page(run_folder.read(copied), None)
-    assert (
-        page.count("against the relative length of the average of the weights") == 4
-    )  # In caption and alternative text.
+    shown = run_folder.read(copied)
+    page = report.page(shown, RunImages(shown), copied / "report.html")
+    # In caption and alternative text, of both plots.
+    assert page.count("against the relative length of the average of the weights") == 4
     assert "step 32, average of length 0.07" in page
 
 
