@@ -102,7 +102,7 @@ def check_table(folder):
     text, table, page = ((folder / f"comparison.{ending}").read_text() for ending in ("md", "csv", "html"))
     assert f"| v | [0.01, 1] | gaussian | uniform | {own['mean']:.4f}" in text
     assert table.startswith("variant,t_min,t_max,decoder,dequantisation,ode_dequantisation,seeds,failed,own_bound")
-    assert page.count("data:image/png;base64,") == 3
+    assert page.count("<svg") == 3
     assert "the gradient was unusable" in page
 
 
