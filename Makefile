@@ -76,9 +76,9 @@ fashion: $(READY)
 	python tools/export.py runs/$(FASHION) export/$(FASHION)
 	python tools/evaluate.py report runs/$(FASHION)
 
-# Two files at a time: most tests keep one core busy, or wait for processes.
+# Two files at a time, each with one thread: most tests keep one core busy, or wait for processes.
 test: $(READY)
-	python -m pytest --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 python -m pytest --numprocesses 2 --dist loadfile
 
 signals: $(READY)
 	FDTRAIN_SIGNALS= python -m pytest tests/resilience/test_preemption.py
