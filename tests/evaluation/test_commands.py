@@ -74,4 +74,4 @@ def test_options(export, digits, command, options, part):
 
 def test_a_report_of_what_is_not_a_run(tmp_path):
     with pytest.raises(UserError, match=r"is not a run: it has no config.yaml"):
-        report.run(argparse.Namespace(run=tmp_path))
+        report.run(argparse.Namespace(runs=[tmp_path], compare=False, data=None, out=None))
