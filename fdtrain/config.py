@@ -155,22 +155,9 @@ def _network_name(value: Any) -> str:
     return name if isinstance(name, str) else repr(name)
 
 
-BaseDensity = Literal[
-    "uniform",
-    "asinh",
-    "angle",
-    "log_time",
-    "log_snr",
-    "edm",
-    "logit_normal",
-    "linear_vp",
-    "sub_vp",
-    "zero_snr_vp",
-    "cosine",
-    "flow",
-    "ve",
-    "vdm",
-]
+ClockName = Literal["linear_vp", "sub_vp", "zero_snr_vp", "cosine", "flow", "ve", "vdm"]
+"""The times of other formulations."""
+BaseDensity = Literal["uniform", "asinh", "angle", "log_time", "log_snr", "edm", "logit_normal", ClockName]
 """Densities of the times that do not change while training."""
 
 
@@ -185,22 +172,9 @@ class DiffusionConfig(Section):
     network_input: Literal["vp", "ve", "flow", "edm", "sub_vp"] | None = Field(
         default=None, description="rescaling of x_t that the network is given; null: the predictor's own"
     )
-    network_time: (
-        Literal[
-            "t",
-            "log_sigma",
-            "linear_vp",
-            "sub_vp",
-            "zero_snr_vp",
-            "cosine",
-            "flow",
-            "ve",
-            "vdm",
-            "score_sde_vp",
-            "score_sde_sub_vp",
-        ]
-        | None
-    ) = Field(default=None, description="clock whose time the network is given; null: the predictor's own, mostly t")
+    network_time: Literal["t", "log_sigma", ClockName, "score_sde_vp", "score_sde_sub_vp"] | None = Field(
+        default=None, description="clock whose time the network is given; null: the predictor's own, mostly t"
+    )
     time_sampling: Literal["stratified", "lattice", "iid"] = Field(
         default="stratified", description="draws of the times; docs/method.md, section 4"
     )

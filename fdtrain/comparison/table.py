@@ -101,9 +101,7 @@ def row(runs: list[FinishedRun], reference: list[FinishedRun]) -> dict[str, Any]
         "variance": mean([run.noise.batch.variance for run in runs]),
         "gradient_noise": mean([run.noise.gradient.noise for run in runs]),
         "noise_scale": mean([scale for scale in scales if scale is not None]) if None not in scales else None,
-        "images_per_second": mean(
-            [speed for run in runs if (speed := run.folder.images_per_second) is not None],
-        ),
+        "images_per_second": mean([speed for run in runs if (speed := run.folder.images_per_second) is not None]),
         "t_middles": [0.5 * (a + b) for a, b in pairwise(edges)],
         "variance_by_time": _means([run.noise.batch.by_time for run in runs]),
         "training": _curve([run.folder for run in runs], runs[0].nll.split),

@@ -26,10 +26,10 @@ from fdtrain.evaluation.fidelity.frechet import frechet_distance
 from fdtrain.evaluation.fidelity.image_sets import PixelSet
 from fdtrain.evaluation.fidelity.measure import measure
 from fdtrain.evaluation.fidelity.moments import Moments
-from fdtrain.evaluation.likelihood import nll, partial_values
-from fdtrain.evaluation.reporting import figures, result
+from fdtrain.evaluation.likelihood import nll
+from fdtrain.evaluation.likelihood.partial_values import StoredValues
+from fdtrain.evaluation.reporting import figures, plotting, result
 from fdtrain.evaluation.reporting.result import CurveResult
-from fdtrain.evaluation.row_store import discard, folder_for
 from fdtrain.evaluation.run_data import open_split
 from fdtrain.evaluation.sampling.options import Drawing
 from fdtrain.evaluation.sampling.samples import to_pixels
@@ -75,10 +75,9 @@ def run(arguments: argparse.Namespace) -> tuple[Path, int, dict[str, Path]] | No
     found, pictures = CurveResult.model_validate(content), {}
     for path in paths:
         result.write(found, path, "--json" if path == arguments.json else "the run's results")
-        pictures = draw(found, path)
+        pictures = plotting.save_beside(path, figures.curves(found))
         print(f"{path}: {', '.join(p.name for p in pictures.values())}")
-    for folder in job.folders:
-        discard(folder)
+    job.stored.discard()
     if not subject.run:
         return None
     return subject.run, subject.step or 0, pictures
@@ -90,8 +89,8 @@ class _Job:
     def __init__(
         self, arguments: argparse.Namespace, model: Model, split: Split, identity: dict[str, Any], folder: Path
     ):
-        self.arguments, self.model, self.split, self.identity, self.folder = arguments, model, split, identity, folder
-        self.folders: list[Path | None] = []
+        self.arguments, self.model, self.split, self.identity = arguments, model, split, identity
+        self.stored = StoredValues(folder, arguments.device)
 
     def bound_by_time(self) -> dict[str, Any]:
         """The bound's integral, its error and its variance, by strata of time."""
@@ -165,23 +164,13 @@ class _Job:
     def _over_images(
         self, name: str, count: int, chunk: int, columns: int, compute: Callable[[range], Tensor], options: dict
     ) -> Tensor:
-        self.folders.append(folder_for(self.folder, {**self.identity, "images": count, "curve": name, **options}))
-        device = self.arguments.device
-        return partial_values.over_images(count, chunk, columns, compute, self.folders[-1], device, name)
+        request = {**self.identity, "images": count, "curve": name, **options}
+        return self.stored.over_images(name, count, chunk, columns, compute, request)
 
 
 def _named(drawing: Drawing) -> dict[str, Any]:
     """What a point is called by."""
     return {key: drawing.describe()[key] for key in ("solver", "grid", "nfe")}
-
-
-def draw(found: CurveResult, path: Path) -> dict[str, Path]:
-    """The pictures of a result, beside the file it is in, by name."""
-    drawn = {}
-    for name, plot in figures.curves(found).items():
-        drawn[name] = path.with_name(f"{path.stem}_{name}.png")
-        plot.save(drawn[name])
-    return drawn
 
 
 def _check(arguments: argparse.Namespace) -> None:

@@ -27,11 +27,11 @@ from fdtrain.evaluation.fidelity.frechet import frechet_distance
 from fdtrain.evaluation.fidelity.image_sets import PixelSet
 from fdtrain.evaluation.fidelity.measure import measure
 from fdtrain.evaluation.fidelity.moments import Moments
-from fdtrain.evaluation.likelihood import nll, partial_values
+from fdtrain.evaluation.likelihood import nll
+from fdtrain.evaluation.likelihood.partial_values import StoredValues
 from fdtrain.evaluation.load import find_model, open_averages
-from fdtrain.evaluation.reporting import figures, result
+from fdtrain.evaluation.reporting import figures, plotting, result
 from fdtrain.evaluation.reporting.result import EmaResult
-from fdtrain.evaluation.row_store import discard, folder_for
 from fdtrain.evaluation.run_data import open_split
 from fdtrain.evaluation.sampling import options
 from fdtrain.evaluation.sampling.options import Drawing
@@ -73,11 +73,10 @@ def run(arguments: argparse.Namespace) -> tuple[Path, int, dict[str, Path]] | No
     found, pictures = EmaResult.model_validate({**content, "seconds": time.perf_counter() - start}), {}
     for path in job.paths:
         result.write(found, path, "--json" if path == arguments.json else "the run's results")
-        pictures = draw(found, path)
+        pictures = plotting.save_beside(path, figures.averages(found))
         print(f"{path}: {', '.join(p.name for p in pictures.values())}")
     _show(found)
-    for folder in job.folders:
-        discard(folder)
+    job.stored.discard()
     return (job.subject.run, job.subject.step or 0, pictures) if job.subject.run else None
 
 
@@ -121,7 +120,7 @@ class _Job:
                 "samples": arguments.samples,
                 "drawing": self.drawing.describe(),
             }
-        self.folders: list[Path | None] = []
+        self.stored = StoredValues(self.paths[0].parent, arguments.device)
 
     def points(self) -> list[dict[str, Any]]:
         """The run's own average, and then each length."""
@@ -186,22 +185,11 @@ class _Job:
         self, name: str, count: int, chunk: int, columns: int, compute: Callable[[range], Tensor], options: dict
     ) -> Tensor:
         request = {**self.settings, "images": count, "ema": name, **options}
-        self.folders.append(folder_for(self.paths[0].parent, request))
-        device = self.arguments.device
-        return partial_values.over_images(count, chunk, columns, compute, self.folders[-1], device, name)
+        return self.stored.over_images(name, count, chunk, columns, compute, request)
 
 
 def _known(error: float) -> float | None:
     return None if math.isnan(error) else error
-
-
-def draw(found: EmaResult, path: Path) -> dict[str, Path]:
-    """The pictures of a result, beside the file it is in, by name."""
-    drawn = {}
-    for name, plot in figures.averages(found).items():
-        drawn[name] = path.with_name(f"{path.stem}_{name}.png")
-        plot.save(drawn[name])
-    return drawn
 
 
 def _show(found: EmaResult) -> None:

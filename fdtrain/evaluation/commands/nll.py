@@ -19,13 +19,13 @@ from fdtrain.diffusion.clocks import time_density
 from fdtrain.diffusion.likelihood import Estimate, OdeStart, estimate
 from fdtrain.diffusion.objective import Bound
 from fdtrain.errors import UserError
-from fdtrain.evaluation.likelihood import nll, partial_values
+from fdtrain.evaluation.likelihood import nll
+from fdtrain.evaluation.likelihood.partial_values import StoredValues
 from fdtrain.evaluation.load import add_length
 from fdtrain.evaluation.reporting import result
 from fdtrain.evaluation.reporting.result import Bound as BoundResult
 from fdtrain.evaluation.reporting.result import NllResult, OdeLikelihood
 from fdtrain.evaluation.reporting.wording import counted
-from fdtrain.evaluation.row_store import discard, folder_for
 from fdtrain.evaluation.run_data import open_split
 
 
@@ -84,8 +84,7 @@ def run(arguments: argparse.Namespace) -> None:
             option = "--json" if path == arguments.json else "the run's results"
             result.write(numbers, path, option)
             result.write_values(values, path.with_suffix(".safetensors"), option)
-        for folder in job.partial:
-            discard(folder)
+        job.stored.discard()
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -133,13 +132,13 @@ class _Job:
         }
         name = self.split.name if self.count == len(self.split) else f"{self.split.name}_first{self.count}"
         self.path = subject.result_file(f"nll_{name}")
-        self.results = subject.results or (arguments.json and arguments.json.parent)
-        self.partial: list[Path | None] = []
+        results = subject.results or (arguments.json and arguments.json.parent)
+        self.stored = StoredValues(results, self.device)
 
     def over_images(self, name: str, compute: Callable[[range], Tensor], chunk: int, columns: int, options: dict):
         """``compute`` over all images and processes, stored on the way."""
-        self.partial.append(folder_for(self.results, {**self.settings, "method": name, **options}))
-        return partial_values.over_images(self.count, chunk, columns, compute, self.partial[-1], self.device, name)
+        request = {**self.settings, "method": name, **options}
+        return self.stored.over_images(name, self.count, chunk, columns, compute, request)
 
 
 def _elbo(job: _Job, arguments: argparse.Namespace) -> dict[str, tuple[Tensor, dict]]:

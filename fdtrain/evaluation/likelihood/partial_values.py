@@ -8,13 +8,14 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from fdtrain import distributed
-from fdtrain.evaluation.row_store import RowStore
+from fdtrain.evaluation.row_store import RowStore, discard, folder_for
 
 EVERY = 20.0
 """Seconds of work that an interruption may cost."""
@@ -74,6 +75,36 @@ def _continue(store: RowStore | None, count: int, chunk: int, columns: int, name
         if done := count - sum(map(len, missing)):
             logger.info("%s: %d of %d images were already computed", name, done, count)
     return whole, distributed.broadcast(missing)
+
+
+class StoredValues:
+    """The values that one command computes, each kind stored beside its results until all is done.
+
+    Args:
+        results: the folder of the results; None: nothing is stored.
+    """
+
+    def __init__(self, results: Path | None, device: torch.device):
+        self.results, self.device = results, device
+        self._folders: list[Path | None] = []
+
+    def over_images(
+        self,
+        name: str,
+        count: int,
+        chunk: int,
+        columns: int,
+        compute: Callable[[range], Tensor],
+        request: dict[str, Any],
+    ) -> Tensor:
+        """As :func:`over_images`; ``request`` is all that the values depend on."""
+        self._folders.append(folder_for(self.results, request))
+        return over_images(count, chunk, columns, compute, self._folders[-1], self.device, name)
+
+    def discard(self) -> None:
+        """Delete what was stored, once the results are written."""
+        for folder in self._folders:
+            discard(folder)
 
 
 class _Buffer:
