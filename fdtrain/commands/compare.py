@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from fdtrain import distributed
-from fdtrain.comparison.compare import compare
+from fdtrain.comparison.compare import compare, compare_finished
 from fdtrain.comparison.definition import load_comparison
 from fdtrain.errors import UserError
 from fdtrain.evaluation import process
@@ -24,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("comparison", type=Path, help="YAML file; see configs/comparisons/")
     parser.add_argument("--jobs", type=int, help="runs side by side; default: as many as the devices or cores allow")
     parser.add_argument("--processes", type=int, default=1, help="of each run (default: 1)")
+    parser.add_argument("--finished", action="store_true", help="start nothing; the table of what is finished so far")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -36,7 +37,10 @@ def run(arguments: argparse.Namespace) -> None:
     try:
         with process.joined(None) as device:
             jobs = arguments.jobs or max(1, _devices() // arguments.processes)
-            compared = compare(comparison, jobs, arguments.processes, device)
+            if arguments.finished:
+                compared = compare_finished(comparison)
+            else:
+                compared = compare(comparison, jobs, arguments.processes, device)
     except KeyboardInterrupt:
         raise UserError(f"interrupted. {process.AGAIN}") from None
     for path in reporting.write(compared.result, comparison.folder):

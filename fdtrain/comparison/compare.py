@@ -34,6 +34,8 @@ from fdtrain.training.plan import model_spec, prepare
 
 RECORD = "comparison.yaml"
 RESULT = "comparison.json"
+STEPS = "steps.json"
+FEATURES = "features"
 CALIBRATION_STEPS, CALIBRATION_WINDOW = 60, 10
 """Of equal seconds: the steps by which a variant's speed is measured, and those of one line of the log."""
 
@@ -70,20 +72,46 @@ def compare(comparison: Comparison, slots: int, processes: int, device: Any) -> 
                 except UserError as error:
                     raise UserError(f"variant '{variant}': {error}") from error
             steps, failures = steps_of_variants(comparison, slots, processes)
-            runs = []
-            # Seed by seed: an interrupted comparison has all variants of the first.
-            for seed in definition.seeds:
-                for variant in comparison.configs:
-                    if variant in steps:
-                        run = planned_run(comparison, variant, seed, settings, steps=steps[variant])
-                        run.write_config()
-                        runs.append(run)
+            runs = planned_runs(comparison, steps, settings)
+            for run in runs:
+                run.write_config()
         except OSError as error:
             raise UserError(f"output: cannot write into {folder} ({error.strerror}).") from error
         failures |= Schedule(runs, slots, processes).work()
         found = _collect(comparison, runs, failures, split, settings, time.perf_counter() - begin)
         result.write(found, folder / RESULT, "output")
     return Compared(found, failures)
+
+
+def compare_finished(comparison: Comparison) -> Compared:
+    """The table of the runs that are finished. None is started; the comparison itself may be at work meanwhile.
+
+    Raises:
+        UserError: none is finished, or the folder is of another comparison.
+    """
+    begin, definition, folder = time.perf_counter(), comparison.definition, comparison.folder
+    check(comparison, 1)
+    check_folder(comparison)
+    split = test_split(comparison)
+    settings = _settings(comparison, split, definition.features or str(folder / FEATURES))
+    steps = _equal_steps(comparison) or _stored_steps(folder / STEPS)
+    runs = [run for run in planned_runs(comparison, steps, settings) if run.finished()]
+    if not runs:
+        raise UserError(f"{folder}: no run is finished yet.")
+    found = _collect(comparison, runs, {}, split, settings, time.perf_counter() - begin)
+    result.write(found, folder / RESULT, "output")
+    return Compared(found, {})
+
+
+def planned_runs(comparison: Comparison, steps: dict[str, int], settings: dict[str, Any]) -> list[PlannedRun]:
+    """The runs of the variants that have a number of steps, seed by seed: what is interrupted has all variants of the
+    first."""
+    return [
+        planned_run(comparison, variant, seed, settings, steps=steps[variant])
+        for seed in comparison.definition.seeds
+        for variant in comparison.configs
+        if variant in steps
+    ]
 
 
 def check(comparison: Comparison, processes: int) -> None:
@@ -94,6 +122,13 @@ def check(comparison: Comparison, processes: int) -> None:
         raise UserError(f"evaluation.solver: there is no '{evaluation.solver}'; there are {', '.join(SOLVERS)}.")
     if min(evaluation.nfe) < 1:
         raise UserError("evaluation.nfe must be at least 1.")
+    for name, sampler in comparison.samplers.items():
+        spec = model_spec(comparison.configs[name], _description(comparison.configs[name]))
+        for nfe in evaluation.nfe:
+            try:
+                sampler.drawing(nfe).times(spec.scale, spec.bound.interval)
+            except ValueError as error:
+                raise UserError(f"variant '{name}': sampler at {nfe} evaluations: {error}.") from error
     if evaluation.gradients > evaluation.batches:
         raise UserError("evaluation.gradients must not be above evaluation.batches.")
     reference = _description(first)
@@ -180,7 +215,7 @@ def _features(comparison: Comparison, device: Any) -> str:
     if named is not None:
         open_features(named, device)
         return named
-    folder = comparison.folder / "features"
+    folder = comparison.folder / FEATURES
     if not (folder / label_features.DESCRIPTION).is_file():
         config = next(iter(comparison.configs.values()))
         label_features.save(*label_features.train(Split(config.data.paths[0], config.data.train_split)), folder)
@@ -200,10 +235,10 @@ def steps_of_variants(comparison: Comparison, slots: int, processes: int) -> tup
     For equal seconds, the speed is measured once by a short run of each variant beside others, as the runs will be.
     """
     definition = comparison.definition
-    if definition.steps is not None:
-        return dict.fromkeys(comparison.configs, definition.steps), {}
+    if equal := _equal_steps(comparison):
+        return equal, {}
     assert definition.seconds is not None
-    path = comparison.folder / "steps.json"
+    path = comparison.folder / STEPS
     steps = _stored_steps(path)
     timed = [_calibration(comparison, name) for name in comparison.configs if name not in steps]
     for run in timed:
@@ -221,6 +256,12 @@ def steps_of_variants(comparison: Comparison, slots: int, processes: int) -> tup
         for seed in definition.seeds
     }
     return steps, failures
+
+
+def _equal_steps(comparison: Comparison) -> dict[str, int]:
+    """Of a comparison at equal steps; nothing at equal seconds."""
+    steps = comparison.definition.steps
+    return {} if steps is None else dict.fromkeys(comparison.configs, steps)
 
 
 def _stored_steps(path: Path) -> dict[str, int]:

@@ -8,19 +8,40 @@ from typing import Any
 from pydantic import Field, ValidationError, model_validator
 
 from fdtrain.config import Config, Section, load_config
+from fdtrain.diffusion.solvers import SOLVERS
 from fdtrain.errors import UserError, excerpt
+from fdtrain.evaluation.sampling.options import Drawing
 from fdtrain.strict_yaml import read_mapping, shown
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 
+class Sampler(Section):
+    """A solver and its grid; null: the solver's own."""
+
+    solver: str
+    grid: str | None = None
+
+    def drawing(self, nfe: int) -> Drawing:
+        """With so many evaluations, or one less where a step takes two.
+
+        Raises:
+            ValueError: there is no such solver.
+        """
+        if self.solver not in SOLVERS:
+            raise ValueError(f"there is no solver '{self.solver}'; there are {', '.join(SOLVERS)}")
+        return Drawing(self.solver, self.grid, max(1, nfe // SOLVERS[self.solver].evaluations_per_step))
+
+
 class Variant(Section):
     """One row of the table: ``overlays`` are configuration files that are laid over the base configuration in their
-    order, ``set`` are settings over them and over the comparison's own."""
+    order, ``set`` are settings over them and over the comparison's own. ``sampler`` is one of its own, by which samples
+    are drawn too."""
 
     name: str = Field(pattern=NAME)
     overlays: tuple[Path, ...] = ()
     set: dict[str, Any] = Field(default={})
+    sampler: Sampler | None = None
 
 
 class Evaluation(Section):
@@ -88,6 +109,11 @@ class Comparison:
     @property
     def folder(self) -> Path:
         return self.definition.folder
+
+    @property
+    def samplers(self) -> dict[str, Sampler]:
+        """Of the variants that have one of their own."""
+        return {v.name: v.sampler for v in self.definition.variants if v.sampler is not None}
 
     def config(self, variant: str, seed: int, **training: Any) -> Config:
         """The configuration of one run."""

@@ -16,10 +16,10 @@ import torch
 from fdtrain import files
 from fdtrain.checkpoint import store
 from fdtrain.comparison import noise
+from fdtrain.comparison.definition import Sampler
 from fdtrain.comparison.runs import SETTINGS, record, result_files
 from fdtrain.config import Config, load_config
 from fdtrain.data.split import Split
-from fdtrain.diffusion.solvers import SOLVERS
 from fdtrain.diffusion.weighting import WEIGHTINGS
 from fdtrain.errors import exit_code
 from fdtrain.evaluation import process
@@ -30,7 +30,6 @@ from fdtrain.evaluation.fidelity.frechet import frechet_distance
 from fdtrain.evaluation.fidelity.measure import measure
 from fdtrain.evaluation.reporting import result
 from fdtrain.evaluation.reporting.result import TrainingNoise
-from fdtrain.evaluation.sampling.options import Drawing
 from fdtrain.networks.model import Model
 from fdtrain.training.adaptive_times import AdaptiveTimes
 from fdtrain.training.batch_noise import BatchNoise
@@ -77,7 +76,6 @@ def training_noise(
     split = Split(data, config.data.train_split)
     weighting = WEIGHTINGS[config.diffusion.weighting]
     batches = noise.Batches.of(model, split, batch_noise(config, model, subject.folder, device), weighting)
-    drawing = Drawing(settings["solver"])
     content = {
         "kind": "noise",
         **subject.identity(),
@@ -88,8 +86,6 @@ def training_noise(
         "time_sampling": config.diffusion.time_sampling,
         "batch": noise.bound(batches, settings["batches"], settings["strata"]),
         "gradient": noise.gradient(batches, settings["gradients"]),
-        "solver": drawing.solver,
-        "grid": drawing.describe()["grid"],
         **_distances(model, split, settings, device),
     }
     return TrainingNoise.model_validate({**content, "seconds": time.perf_counter() - begin})
@@ -107,15 +103,25 @@ def batch_noise(config: Config, model: Model, checkpoint: Path, device: torch.de
 
 def _distances(model: Model, split: Split, settings: dict[str, Any], device: torch.device) -> dict[str, Any]:
     """Frechet distances of samples to the split at each number of evaluations; all variants draw the same noise."""
-    network, count, solver = open_features(settings["features"], device), settings["samples"], settings["solver"]
+    network, count = open_features(settings["features"], device), settings["samples"]
     target = measure(network, image_sets.of_split(split), len(split), BATCH, device).moments
-    points = []
-    for nfe in settings["nfe"]:
-        drawing = Drawing(solver, steps=max(1, nfe // SOLVERS[solver].evaluations_per_step))
-        samples = image_sets.of_model(model, drawing, 0, count)
-        moments = measure(network, samples, count, BATCH, device).moments
-        points.append({"nfe": nfe, "distance": frechet_distance(moments, target)})
-    return {"distance": network.title, "features": network.describe(), "points": points}
+
+    def points(sampler: Sampler) -> dict[str, Any]:
+        drawings = {nfe: sampler.drawing(nfe) for nfe in settings["nfe"]}
+        points = []
+        for nfe, drawing in drawings.items():
+            moments = measure(network, image_sets.of_model(model, drawing, 0, count), count, BATCH, device).moments
+            points.append({"nfe": nfe, "distance": frechet_distance(moments, target)})
+        grid = next(iter(drawings.values())).describe()["grid"]
+        return {"solver": sampler.solver, "grid": grid, "points": points}
+
+    own = settings.get("sampler")
+    return {
+        "distance": network.title,
+        "features": network.describe(),
+        **points(Sampler(solver=settings["solver"])),
+        "own_sampler": points(Sampler.model_validate(own)) if own else None,
+    }
 
 
 def main() -> None:

@@ -104,6 +104,9 @@ def planned_run(
     comparison: Comparison, variant: str, seed: int, settings: dict[str, Any] | None, **training: Any
 ) -> PlannedRun:
     config = comparison.config(variant, seed, **training)
+    sampler = comparison.samplers.get(variant)
+    if settings is not None and sampler is not None:
+        settings = {**settings, "sampler": sampler.model_dump(mode="json")}
     file = comparison.folder / "configs" / f"{run_name(variant, seed)}.yaml"
     return PlannedRun(variant, seed, config, file, settings)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fdtrain.comparison.runs import PlannedRun, result_files
 from fdtrain.evaluation.reporting import run_folder
-from fdtrain.evaluation.reporting.result import NllResult, TrainingNoise
+from fdtrain.evaluation.reporting.result import FrechetPoint, NllResult, TrainingNoise
 from fdtrain.evaluation.reporting.run_folder import RunFolder
 
 
@@ -87,7 +87,7 @@ def row(runs: list[FinishedRun], reference: list[FinishedRun]) -> dict[str, Any]
     """What a variant's finished runs give."""
     if not runs:
         return {}
-    nfes = [point.nfe for point in runs[0].noise.points]
+    own = [run.noise.own_sampler for run in runs if run.noise.own_sampler is not None]
     scales = [run.noise.gradient.noise_scale for run in runs]
     edges = runs[0].noise.batch.t_edges
     return {
@@ -95,9 +95,9 @@ def row(runs: list[FinishedRun], reference: list[FinishedRun]) -> dict[str, Any]
         "own_bound": bits("elbo", runs, reference),
         "closed_bound": bits("elbo_closed", runs, reference),
         "ode": bits("ode", runs, reference),
-        "points": [
-            {"nfe": nfe, "distance": mean([run.noise.points[i].distance for run in runs])} for i, nfe in enumerate(nfes)
-        ],
+        "points": _points([run.noise.points for run in runs]),
+        "own_sampler": f"{own[0].solver}, {own[0].grid}" if own else None,
+        "own_points": _points([sampler.points for sampler in own]),
         "variance": mean([run.noise.batch.variance for run in runs]),
         "gradient_noise": mean([run.noise.gradient.noise for run in runs]),
         "noise_scale": mean([scale for scale in scales if scale is not None]) if None not in scales else None,
@@ -106,6 +106,14 @@ def row(runs: list[FinishedRun], reference: list[FinishedRun]) -> dict[str, Any]
         "variance_by_time": _means([run.noise.batch.by_time for run in runs]),
         "training": _curve([run.folder for run in runs], runs[0].nll.split),
     }
+
+
+def _points(runs: list[list[FrechetPoint]]) -> list[dict[str, Any]]:
+    """Means over the runs, each of which has the same numbers of evaluations."""
+    return [
+        {"nfe": points[0].nfe, "distance": mean([point.distance for point in points])}
+        for points in zip(*runs, strict=True)
+    ]
 
 
 def _means(columns: list[list[float | None]]) -> list[float | None]:

@@ -15,6 +15,8 @@ TIMED = {"seconds", "images_per_second"}
 V = {"predictor": "v", "interval": [0.01, 1.0], "time_sampling": "iid", "weighting": "v"}
 """A formulation that is singular at 0, and trains on another loss than the bound."""
 
+SAMPLER = {"solver": "ddim", "grid": "flow"}
+
 
 def write(launch, name, *more):
     """Two variants and what else is given, two seeds, of the small configuration."""
@@ -28,16 +30,16 @@ def write(launch, name, *more):
         "seeds": [0, 1],
         "reference": "bounded",
         "evaluation": {**small, "batches": 4, "gradients": 2},
-        "variants": [{"name": "bounded"}, {"name": "v", "set": {"diffusion": V}}, *more],
+        "variants": [{"name": "bounded"}, {"name": "v", "set": {"diffusion": V}, "sampler": SAMPLER}, *more],
     }
     path = launch.folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(content))
     return path, launch.folder / "comparisons" / name
 
 
-def start(path):
+def start(path, *options):
     pipe = subprocess.PIPE
-    command = [sys.executable, "tools/compare.py", str(path), "--jobs", "2"]
+    command = [sys.executable, "tools/compare.py", str(path), "--jobs", "2", *options]
     return subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=pipe, stderr=pipe, text=True)
 
 
@@ -82,6 +84,7 @@ def test_a_comparison_that_is_killed_continues_to_the_same_table(launch, whole):
     assert all("stopped as asked after step" in output and "resuming after step" in output for output in outputs)
     assert numbers(folder) == numbers(reference)
     check_table(reference)
+    check_the_table_of_what_is_finished(path, folder)
     check_another_comparison_is_refused(path)
 
 
@@ -103,7 +106,24 @@ def check_table(folder):
     assert f"| v | [0.01, 1] | gaussian | uniform | {own['mean']:.4f}" in text
     assert table.startswith("variant,t_min,t_max,decoder,dequantisation,ode_dequantisation,seeds,failed,own_bound")
     assert page.count("<svg") == 3
+    assert bounded.get("own_sampler") is None
+    assert (v["own_sampler"], [point["nfe"] for point in v["own_points"]]) == ("ddim, flow", [2, 4])
+    assert "| v | ddim, flow | " in text
+    assert "own_sampler_frechet_4" in table
     assert "the gradient was unusable" in page
+
+
+def check_the_table_of_what_is_finished(path, folder):
+    """Without one of the runs, and without starting it again."""
+    log = folder / "runs" / "v-seed1" / "metrics.jsonl"
+    before = log.read_bytes()
+    (folder / "runs" / "v-seed1" / "evaluation" / "noise.json").unlink()
+    job = start(path, "--finished")
+    _, errors = job.communicate(timeout=120)
+    assert job.returncode == 0, errors
+    assert [row["seeds"] for row in json.loads((folder / "comparison.json").read_text())["variants"]] == [[0, 1], [0]]
+    assert "| uniform | 1 of 2 |" in (folder / "comparison.md").read_text()
+    assert log.read_bytes() == before
 
 
 def check_another_comparison_is_refused(path):

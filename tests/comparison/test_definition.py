@@ -118,6 +118,25 @@ def test_mistakes_in_the_evaluation(content, tmp_path, evaluation, part):
         checked(content | {"evaluation": evaluation}, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("sampler", "part"),
+    [
+        ({"solver": "rk9"}, "variant 'b': sampler at 10 evaluations: there is no solver 'rk9'; there are sde, ode"),
+        ({"solver": "ddim", "grid": "log"}, "there is no grid 'log'; there are uniform"),
+        ({"solver": "ddim", "grid": "vdm"}, "'vdm' is infinite at t = 0, where this model begins or ends"),
+    ],
+)
+def test_a_variants_own_sampler_that_does_not_serve_it(content, tmp_path, sampler, part):
+    content["variants"][1]["sampler"] = sampler
+    with pytest.raises(UserError, match=part):
+        checked(content, tmp_path)
+
+
+def test_nothing_is_finished(content, tmp_path):
+    with pytest.raises(UserError, match="no run is finished yet"):
+        compare.compare_finished(load(content, tmp_path))
+
+
 def test_data_without_labels_need_features(content, digits, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(digits, other)

@@ -5,6 +5,8 @@ import pytest
 import torch
 from densities import gaussian, three_modes
 
+from fdtrain.diffusion.clocks import CLOCKS
+from fdtrain.diffusion.interval import Interval
 from fdtrain.diffusion.predictors import eps_hat, x0_hat
 from fdtrain.diffusion.solvers import GRIDS, SOLVERS, euler_maruyama, sample, time_grid
 from fdtrain.diffusion.solvers.sampling import integrate
@@ -65,7 +67,10 @@ def test_order_of_the_ode_solvers(solver, order):
     assert errors[-1] < (5e-3 if order == 1 else 5e-5)
 
 
-@pytest.mark.parametrize(("solver", "order"), [("dpmpp2m", 2), ("unipc2", 3), ("unipc3", 3), ("heun", 2), ("ode2", 2)])
+@pytest.mark.parametrize(
+    ("solver", "order"),
+    [("ddim", 1), ("dpmpp2m", 2), ("unipc2", 3), ("unipc3", 3), ("heun", 2), ("heun_edm", 2), ("ode2", 2)],
+)
 def test_order_inside(solver, order):
     """Between two inner times, on a grid even in log-SNR but for a short start, against the flow's exact map.
 
@@ -101,15 +106,57 @@ def test_divergence_of_dpm_solver_on_the_closed_interval():
         assert 8 < coarse / fine < 16
 
 
-def test_dpm_solver_begins_and_ends_as_ddim():
-    """First-order steps are ``alpha_t x0_hat + t eps_hat``, of the first and the last evaluation."""
+@pytest.mark.parametrize("solver", ["dpmpp2m", "ddim"])
+def test_ddim_and_the_first_and_last_step_of_dpm_solver(solver):
+    """``alpha_t x0_hat + t eps_hat``, of the first and the last evaluation."""
     x = torch.tensor([[-1.5], [0.2]], dtype=torch.float64)
     expected = x
     for s, t in ((1.0, 0.6), (0.6, 0.0)):
         time = torch.full((2,), s, dtype=torch.float64)
         F = FIELD(expected, time)
         expected = math.sqrt(1 - t * t) * x0_hat(F, expected, time) + t * eps_hat(F, expected, time)
-    torch.testing.assert_close(sample(FIELD, x, [1.0, 0.6, 0.0], "dpmpp2m"), expected)
+    torch.testing.assert_close(sample(FIELD, x, [1.0, 0.6, 0.0], solver), expected)
+
+
+def test_ancestral_steps_draw_from_the_posterior():
+    """DDPM's ``q(x_t | x_s, x0_hat)`` (Ho et al. 2020, equation 7), written with its own alphas and betas."""
+    x, z = torch.tensor([[-1.5], [0.2]], dtype=torch.float64), torch.tensor([[0.7], [-1.1]], dtype=torch.float64)
+    expected, times = x, [1.0, 0.8, 0.3, 0.0]
+    for s, t in itertools.pairwise(times):
+        time = torch.full((2,), s, dtype=torch.float64)
+        data = x0_hat(FIELD(expected, time), expected, time)
+        before, now = 1 - t * t, 1 - s * s  # cumulative alphas
+        beta = 1 - now / before
+        mean = math.sqrt(before) * beta / (1 - now) * data
+        mean = mean + math.sqrt(now / before) * (1 - before) / (1 - now) * expected
+        expected = mean + math.sqrt((1 - before) / (1 - now) * beta) * z
+    torch.testing.assert_close(sample(FIELD, x, times, "ancestral", lambda i: z), expected)
+
+
+def test_heun_in_sigma_is_edms_algorithm():
+    """Karras et al. 2022, algorithm 1, on ``x / alpha`` with the denoiser."""
+    interval = Interval(*(sigma / math.hypot(1, sigma) for sigma in (0.002, 80)))
+    times = time_grid("karras", 9, interval=interval)
+    sigmas = [t / math.sqrt((1 - t) * (1 + t)) for t in times]
+    u = [i / 8 for i in range(9)]
+    published = [(80 ** (1 / 7) + v * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7 for v in u]
+    assert sigmas == pytest.approx([*published, 0.0], rel=1e-9)
+
+    def denoised(z, sigma):
+        t = torch.full((len(z),), sigma / math.hypot(1, sigma), dtype=torch.float64)
+        x = z / math.hypot(1, sigma)
+        return x0_hat(FIELD(x, t), x, t)
+
+    x = torch.tensor([[-1.5], [0.2]], dtype=torch.float64)
+    z = x * math.hypot(1, sigmas[0])
+    for sigma, following in itertools.pairwise(sigmas):
+        d = (z - denoised(z, sigma)) / sigma
+        euler = z + (following - sigma) * d
+        if following:
+            d = 0.5 * (d + (euler - denoised(euler, following)) / following)
+        z = z + (following - sigma) * d
+    out = sample(FIELD, x, times, "heun_edm", interval=interval)
+    torch.testing.assert_close(out, z, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("solver", ["sde1", "sde2"])
@@ -161,6 +208,22 @@ def test_grids_fall_from_one_to_zero(kind):
     assert all(a > b for a, b in itertools.pairwise(times))
 
 
+@pytest.mark.parametrize("name", CLOCKS)
+def test_grids_of_published_samplers_are_even_in_their_clock(name):
+    clock = CLOCKS[name]
+    times = time_grid(name, 10, interval=clock.interval)
+    assert (times[0], times[-1], len(times)) == (clock.interval.t_max, 0.0, 11)
+    own = clock.cdf(torch.tensor(times if clock.interval.t_min == 0 else times[:-1], dtype=torch.float64))
+    steps = (own[:-1] - own[1:]).tolist()
+    assert steps == pytest.approx([steps[0]] * len(steps), rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["linear_vp", "vdm", "karras"])
+def test_a_grid_that_does_not_reach_the_ends_is_refused(name):
+    with pytest.raises(ValueError, match=f"'{name}' is infinite at t = [01], where this model begins or ends"):
+        time_grid(name, 10)
+
+
 @pytest.mark.parametrize("kind", ["asinh", "refined"])
 def test_grids_begin_at_exactly_one_whatever_the_scale(kind):
     """``s sinh(asinh(1 / s))`` is not 1 to the last digit for every s."""
@@ -171,7 +234,8 @@ def test_grids_begin_at_exactly_one_whatever_the_scale(kind):
 @pytest.mark.parametrize(
     ("grid", "message"),
     [
-        ("log", "there is no grid 'log'; there are uniform"),
+        ("log", "there is no grid 'log'; there are uniform, .*, karras"),
+        ("karras:5", "there is no grid 'karras:5'"),
         ("power:x", "a number above 0"),
         ("power:-1", "a number above 0"),
         ("sine:inf", "a number above 0"),

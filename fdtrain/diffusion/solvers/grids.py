@@ -80,21 +80,29 @@ def time_grid(
         ValueError: there is no such grid, or its times are not ``steps + 1`` that fall strictly within the interval.
     """
     parsed = parse_grid(grid)
-    low, high = interval.t_min, interval.t_max
     if isinstance(parsed, tuple):
         name, parameter = parsed
-        # The last step of a truncated grid, from t_min to 0, is not one of the named grid.
-        last = [low, 0.0] if low > 0 else [0.0]
-        if steps < len(last):
-            raise ValueError(f"a truncated interval takes {len(last)} steps or more, not {steps}")
-        inner = GRIDS[name](np.linspace(1.0, 0.0, steps + 2 - len(last)), parameter, scale)[1:-1]
-        if interval != CLOSED:
-            inner = low + (high - low) * inner
-        parsed = [high, *inner.tolist(), *last]
-    elif len(parsed) != steps + 1:
+        low, high = interval.t_min, interval.t_max
+        return framed(lambda u: low + (high - low) * GRIDS[name](u, parameter, scale), steps, interval)
+    if len(parsed) != steps + 1:
         raise ValueError(f"{len(parsed)} times are {len(parsed) - 1} steps, not {steps}")
     check_grid(parsed, interval)
     return parsed
+
+
+def framed(inner: Callable[[np.ndarray], np.ndarray], steps: int, interval: Interval) -> list[float]:
+    """The times of ``u`` by ``inner``, from exactly ``t_max`` to 0; where truncated, by ``t_min``.
+
+    Raises:
+        ValueError: there are too few steps, or the times do not fall.
+    """
+    # The last step of a truncated grid, from t_min to 0, is not one of inner.
+    last = [interval.t_min, 0.0] if interval.t_min > 0 else [0.0]
+    if steps < len(last):
+        raise ValueError(f"a truncated interval takes {len(last)} steps or more, not {steps}")
+    times = [interval.t_max, *inner(np.linspace(1.0, 0.0, steps + 2 - len(last)))[1:-1].tolist(), *last]
+    check_grid(times, interval)
+    return times
 
 
 def check_falling(times: Sequence[float]) -> None:

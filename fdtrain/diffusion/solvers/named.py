@@ -45,7 +45,10 @@ SOLVERS = {
     "ode1": member(ODE_F, "alpha", 1, 0, "angle"),
     "ode2": member(ODE_F, "alpha", 2, 0, "angle"),
     # Peers.
+    "ddim": member(ODE_DATA, "phi", 1, 0, "sine"),
+    "ancestral": member(SDE_DATA, "tau", 1, 0, "refined"),
     "heun": Solver(peers.heun, "velocity", False, "angle", evaluations_per_step=2),
+    "heun_edm": Solver(peers.heun_edm, "data", False, "power:3", evaluations_per_step=2),
     "dpmpp2m": Solver(peers.dpmpp2m, "data", False, "sine"),
     "dpmpp2m_sde": Solver(peers.dpmpp2m_sde, "data", True, "refined"),
     "unipc2": Solver(peers.unipc2, "data", False, "sine"),

@@ -29,6 +29,21 @@ def heun(times: Sequence[float]) -> list[Step]:
     return steps
 
 
+def heun_edm(times: Sequence[float]) -> list[Step]:
+    """Heun's method in ``sigma = t / alpha`` on ``x / alpha``, as EDM has it (Karras et al. 2022, algorithm 1).
+
+    With ``r = sigma_t / sigma_s``, the corrected ``x_t = (t/s) x_s + alpha_t (1 - r) ((2 - 1/r) D_s + D_t / r) / 2``;
+    Euler's step, ``(t/s) x_s + alpha_t (1 - r) D_s``, is taken to 0, as there, and from 1, where ``r`` is 0.
+    """
+    steps = []
+    for s, t in pairwise(times):
+        r = alpha(s) * t / (s * alpha(t))
+        rest = alpha(t) * (1 - r)
+        corrector = (0.5 * rest / r, 0.5 * rest * (2 - 1 / r)) if r > 0 else ()
+        steps.append(Step(s, t, t / s, 0.0, (rest,), corrector))
+    return steps
+
+
 def dpmpp2m(times: Sequence[float]) -> list[Step]:
     """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2).
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from fdtrain import distributed
 from fdtrain.data.split import Split
 from fdtrain.diffusion.objective import quantise
-from fdtrain.diffusion.solvers import GRIDS, SOLVERS, parse_grid
+from fdtrain.diffusion.solvers import NAMES, SOLVERS, parse_grid
 from fdtrain.errors import UserError
 from fdtrain.evaluation import curves
 from fdtrain.evaluation.fidelity import feature_networks, image_sets
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", type=int, default=256, help="samples of each point; images of the bound's curves")
     parser.add_argument("--solvers", nargs="+", default=["sde", "ode", "dpmpp2m", "unipc2", "heun"], metavar="SOLVER")
     parser.add_argument(
-        "--grids", nargs="+", default=[], metavar="GRID", help=f"{', '.join(GRIDS)}; default: each solver's own"
+        "--grids", nargs="+", default=[], metavar="GRID", help=f"{', '.join(NAMES)}; default: each solver's own"
     )
     parser.add_argument("--nfe", type=int, nargs="+", default=[5, 8, 10, 15, 20, 30], help="evaluations per image")
     parser.add_argument("--reference", type=int, default=200, help="evaluations of the reference ODE solution")

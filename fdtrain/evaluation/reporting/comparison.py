@@ -10,6 +10,7 @@ from fdtrain.evaluation.reporting.page import TEMPLATES
 from fdtrain.evaluation.reporting.plotting import Plot
 from fdtrain.evaluation.reporting.result import (
     ComparedBits,
+    ComparedPoint,
     ComparedVariant,
     ComparisonResult,
     Difference,
@@ -95,7 +96,14 @@ def tables(result: ComparisonResult) -> list[Table]:
         f"{result.distance} at so many evaluations",
         f"Of {result.samples:,} samples to the training split; mean {PLUS_MINUS} standard error over seeds.",
         ["variant", *(str(nfe) for nfe in nfes)],
-        [[v.name, *(_mean({p.nfe: p.distance for p in v.points}.get(nfe), 3) for nfe in nfes)] for v in shown],
+        [[v.name, *_distances(v.points, nfes)] for v in shown],
+    )
+    with_own = [v for v in shown if v.own_points]
+    own_quality = Table(
+        f"{result.distance} by each variant's own sampler",
+        f"Of {result.samples:,} samples from the same noise, by the solver and grid in the row.",
+        ["variant", "solver, grid", *(str(nfe) for nfe in nfes)],
+        [[v.name, v.own_sampler or "", *_distances(v.own_points, nfes)] for v in with_own],
     )
     training = Table(
         "Training",
@@ -121,7 +129,7 @@ def tables(result: ComparisonResult) -> list[Table]:
         ["variant", "seed", "reason"],
         [[v.name, str(run.seed), run.reason] for v in result.variants for run in v.failures],
     )
-    return [table for table in (bits, differences, quality, training, failures) if table.rows]
+    return [table for table in (bits, differences, quality, own_quality, training, failures) if table.rows]
 
 
 def interval(variant: ComparedVariant) -> str:
@@ -185,6 +193,7 @@ def _numbers(v: ComparedVariant) -> dict[str, object]:
                 row[f"{name}_difference_error_images"] = part.difference.error_images
                 row[f"{name}_difference_error_seeds"] = part.difference.error_seeds
     means = {f"frechet_{point.nfe}": point.distance for point in v.points}
+    means |= {f"own_sampler_frechet_{point.nfe}": point.distance for point in v.own_points}
     means |= {"batch_variance": v.variance, "gradient_noise": v.gradient_noise, "noise_scale": v.noise_scale}
     for name, value in (means | {"images_per_second": v.images_per_second}).items():
         if value is not None:
@@ -222,6 +231,11 @@ def _mean(value: Mean | None, digits: int, form: str = "f") -> str:
     return f"{value.mean:.{digits}{form}}{error}"
 
 
+def _distances(points: list[ComparedPoint], nfes: list[int]) -> list[str]:
+    found = {point.nfe: point.distance for point in points}
+    return [_mean(found.get(nfe), 3) for nfe in nfes]
+
+
 def _bits(part: ComparedBits | None) -> str:
     return _mean(part and part.bits_per_dim, 4)
 
@@ -235,4 +249,4 @@ def _difference(part: ComparedBits | None) -> str:
 
 
 def _seeds(v: ComparedVariant, result: ComparisonResult) -> str:
-    return f"{len(v.seeds)} of {len(result.seeds)}" if v.failures else str(len(v.seeds))
+    return str(len(v.seeds)) if len(v.seeds) == len(result.seeds) else f"{len(v.seeds)} of {len(result.seeds)}"

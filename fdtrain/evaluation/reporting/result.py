@@ -252,8 +252,15 @@ class FrechetPoint(_Content):
     distance: float
 
 
+class SamplerPoints(_Content):
+    solver: str
+    grid: str
+    points: list[FrechetPoint]
+
+
 class TrainingNoise(SplitIdentity, Result):
-    """What a comparison measures of a run besides its likelihoods, on images of its training split."""
+    """What a comparison measures of a run besides its likelihoods, on images of its training split; distances by the
+    solver that all have, and by the variant's own sampler, if it has one."""
 
     seed: int
     time_sampling: str
@@ -264,6 +271,7 @@ class TrainingNoise(SplitIdentity, Result):
     solver: str
     grid: str
     points: list[FrechetPoint]
+    own_sampler: SamplerPoints | None = None
 
 
 class Mean(_Content):
@@ -321,6 +329,8 @@ class ComparedVariant(_Content):
     closed_bound: ComparedBits | None = None
     ode: ComparedBits | None = None
     points: list[ComparedPoint] = []
+    own_sampler: str | None = None
+    own_points: list[ComparedPoint] = []
     variance: Mean | None = None
     gradient_noise: Mean | None = None
     noise_scale: Mean | None = None

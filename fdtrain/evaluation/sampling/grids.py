@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from fdtrain.diffusion.solvers import GRIDS, check_falling, parse_grid
+from fdtrain.diffusion.solvers import NAMES, check_falling, parse_grid
 from fdtrain.errors import UserError
 from fdtrain.files import write_text
 
@@ -13,7 +13,7 @@ FILE = "grids.json"
 """Of a run, an export or a checkpoint: ``{weights_sha256: {"SOLVER, N steps": times}}``."""
 OPTIMISED = "optimised"
 HELP = (
-    f"spacing of the times: {', '.join(GRIDS)}, or with a parameter as power:3; times as 1,0.6,0.2,0, or a file of "
+    f"spacing of the times: {', '.join(NAMES)}, or with a parameter as power:3; times as 1,0.6,0.2,0, or a file of "
     f"them; or {OPTIMISED}: what fdtrain evaluate grid has found (default: the solver's own)"
 )
 
