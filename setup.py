@@ -36,7 +36,7 @@ setup(
     entry_points={"console_scripts": ["fdtrain = fdtrain.commands.entry:main"]},
     # What packs and reads data, loads a model, samples it and computes its likelihood.
     install_requires=[
-        "torch>=2.13,<3",
+        "torch>=2.11,<3",
         "braceexpand>=0.1.7,<0.2",
         "fsspec[http]>=2025.3",
         "pyyaml>=6,<7",

@@ -123,7 +123,11 @@ def test_manifests_fit_one_another_and_the_program(manifests):
     assert service["spec"]["selector"] == {"job-name": job["metadata"]["name"]}
     command = pod["containers"][0]["command"]
     assert command[0] == "torchrun"
-    torchrun = get_args_parser().parse_args(command[1:])
+    parser = get_args_parser()
+    if not hasattr(parser.parse_args(["script"]), "shutdown_timeout"):
+        # The image has a newer torch than 2.11, which the tests may run with.
+        parser.add_argument("--shutdown-timeout", type=int)
+    torchrun = parser.parse_args(command[1:])
     host, port = torchrun.rdzv_endpoint.split(":")
     assert host == f"{job['metadata']['name']}-0.{service['metadata']['name']}"
     assert int(port) == service["spec"]["ports"][0]["port"]

@@ -54,7 +54,7 @@ from fdtrain.training.utilisation import Utilisation
 
 logger = logging.getLogger(__name__)
 
-PACKAGES = ("torch", "deepspeed", "ema-pytorch", "numpy", "pydantic", "safetensors")
+PACKAGES = ("deepspeed", "ema-pytorch", "numpy", "pydantic", "safetensors")
 
 
 class Launch(NamedTuple):
@@ -241,6 +241,8 @@ def _write_run_files(plan: Plan, device: torch.device, code: str | None, started
         "fdtrain": version("fdtrain"),
         "python": platform.python_version(),
         **{name: version(name) for name in PACKAGES},
+        # With what it is built for, which not every package says.
+        "torch": torch.__version__,
         "host": platform.node(),
         "device": hardware.name(device),
         "processes": plan.layout.world_size,
