@@ -441,8 +441,8 @@ class Config(Section):
         return self.diffusion.scale if self.diffusion.scale is not None else 1 / levels
 
 
-def load_config(path: ConfigFiles, overrides: list[str] | None = None) -> Config:
-    """Read a YAML configuration and apply ``section.key=value`` overrides (values are YAML too).
+def load_config(path: ConfigFiles, overrides: list[str] | None = None, origin: str = "--set") -> Config:
+    """Read a YAML configuration and apply ``section.key=value`` overrides (values are YAML too), given by ``origin``.
 
     Of several files each is laid over those before it, key by key: a preset over the configuration of a data set.
 
@@ -462,8 +462,19 @@ def load_config(path: ConfigFiles, overrides: list[str] | None = None) -> Config
     except ValidationError as error:
         mistakes = [_explain(e) for e in error.errors()]
         more = [f"and {len(mistakes) - MAX_MISTAKES} more"] if mistakes[MAX_MISTAKES:] else []
-        where = ", ".join(map(str, paths))
+        where = _where(error, ", ".join(map(str, paths)), overrides or [], origin)
         raise UserError("; ".join(mistakes[:MAX_MISTAKES] + more) + f" (in {where}).") from error
+
+
+def _where(error: ValidationError, files: str, overrides: list[str], origin: str) -> str:
+    """Who gave the values that are wrong: the files, the overrides, or both, where values do not go together."""
+    names = [override.partition("=")[0].split(".") for override in overrides]
+    places = [_place(e)[0] for e in error.errors()]
+    if all(any(place[: len(name)] == name for name in names) for place in places):
+        return origin
+    if any(place[: len(name)] == name[: len(place)] for place in places for name in names):
+        return f"{files} and {origin}"
+    return files
 
 
 def _laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
@@ -505,11 +516,7 @@ def _apply(content: dict[str, Any], override: str) -> None:
 
 def _explain(error: Mapping[str, Any]) -> str:
     """One clause that explains one of pydantic's errors."""
-    place = [excerpt(part) for part in error["loc"]]
-    sections = _sections()
-    if place[:1] == ["network"] and len(place) > 1:
-        # Pydantic names the member of the union too.
-        sections["network"] = NETWORKS[place.pop(1)]
+    place, sections = _place(error)
     name = ".".join(place)
     if name in RENAMED:
         return f"{name} is called {'.'.join([*place[:-1], RENAMED[name]])} now"
@@ -523,6 +530,15 @@ def _explain(error: Mapping[str, Any]) -> str:
         *names, last = (f"'{network}'" for network in NETWORKS)
         return f"network.name: input should be {', '.join(names)} or {last}, not {shown(error['ctx']['tag'])}"
     return f"{name}: {error['msg'][0].lower()}{error['msg'][1:]}, not {shown(error['input'])}"
+
+
+def _place(error: Mapping[str, Any]) -> tuple[list[str], dict[str, type[BaseModel]]]:
+    """The key of an error by its parts, and what each section is there."""
+    place, sections = [excerpt(part) for part in error["loc"]], _sections()
+    if place[:1] == ["network"] and len(place) > 1:
+        # Pydantic names the member of the union too.
+        sections["network"] = NETWORKS[place.pop(1)]
+    return place, sections
 
 
 RENAMED = {

@@ -64,9 +64,7 @@ def npy(array) -> bytes:
 def test_every_rank_ends_at_once_with_one_line(launch):
     """Through the launcher, with two ranks that both see the mistake."""
     result = launch("training.stepz=5", processes=2, rc=2)
-    assert error_of(result).endswith(
-        f"unknown key 'stepz' in section 'training': did you mean 'steps'? (in {launch.config})."
-    )
+    assert error_of(result).endswith("unknown key 'stepz' in section 'training': did you mean 'steps'? (in --set).")
     assert not launch.run_folder().exists()
 
 

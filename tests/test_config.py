@@ -172,6 +172,25 @@ def test_mistakes_are_named_in_one_line(write, override, parts):
 
 
 @pytest.mark.parametrize(
+    ("content", "overrides", "where"),
+    [
+        ({"stepz": 5}, [], "{file}"),
+        ({"stepz": 5}, ["training.lr=0.1", "name=y"], "{file}"),
+        ({}, ["training.stepz=5"], "--set"),
+        ({}, ["network.fourier_features={a: 1}"], "--set"),
+        ({"stepz": 5}, ["training.lr=x"], "{file} and --set"),
+        # Values that do not go together, of which each may be the wrong one.
+        ({"lanes": 16}, ["training.global_batch=5"], "{file} and --set"),
+    ],
+)
+def test_who_gave_a_value_that_is_wrong(write, content, overrides, where):
+    file = write(MINIMAL | {"training": {"steps": 1, **content}})
+    with pytest.raises(UserError) as error:
+        load_config(file, overrides)
+    assert str(error.value).endswith(f" (in {where.format(file=file)}).")
+
+
+@pytest.mark.parametrize(
     ("content", "part"),
     [
         ("a: [", "not valid YAML"),

@@ -142,7 +142,7 @@ def load_comparison(path: Path) -> Comparison:
     for variant in definition.variants:
         overrides = ["name=run", *flat(definition.set), *flat(variant.set), *budget]
         try:
-            configs[variant.name] = load_config([definition.base, *variant.overlays], overrides)
+            configs[variant.name] = load_config([definition.base, *variant.overlays], overrides, origin=str(path))
         except UserError as error:
             raise UserError(f"variant '{variant.name}': {error}") from error
     return Comparison(definition, configs)
