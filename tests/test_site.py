@@ -23,7 +23,7 @@ def test_every_page_is_in_the_navigation():
         return [page for inner in (entry.values() if isinstance(entry, dict) else entry) for page in pages(inner)]
 
     listed = pages(yaml.load((ROOT / "mkdocs.yml").read_text(), Loader)["nav"])
-    assert sorted(listed) == sorted(path.name for path in DOCS.glob("*.md"))
+    assert sorted(listed) == sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
 
 
 def test_the_site_builds_without_a_warning(tmp_path):

@@ -35,7 +35,7 @@ def write(result: ComparisonResult, folder: Path) -> list[Path]:
     drawn = plots(result)
     for name, plot in drawn.items():
         plot.save(folder / f"{name}.png")
-    contents = {".md": markdown(result), ".csv": comma_separated(result)}
+    contents = {".md": markdown(result, drawn), ".csv": comma_separated(result)}
     contents[".html"] = page(result, list(drawn.values()))
     paths = []
     for ending, content in contents.items():
@@ -145,12 +145,16 @@ def settings(variant: ComparedVariant, reference: str) -> str:
     return ", ".join(f"{key}: {value}" for key, value in shown.items()) or "equal to the reference"
 
 
-def markdown(result: ComparisonResult) -> str:
-    """All tables; GitHub's Markdown."""
+def markdown(result: ComparisonResult, drawn: dict[str, Plot]) -> str:
+    """All tables, and the plots that lie beside it; GitHub's Markdown."""
     lines = [f"# Comparison: {result.name}", "", about(result), ""]
     for table in tables(result):
         lines += [f"## {table.title}", "", table.note, ""]
         lines += [_line(table.head), _line(["---"] * len(table.head)), *map(_line, table.rows), ""]
+    if drawn:
+        lines += ["## Curves", ""]
+        for name, plot in drawn.items():
+            lines += [f"![{plot.caption}]({name}.png)", "", plot.caption, ""]
     lines += ["## Variants", ""]
     lines += [f"* `{v.name}`: {_escape(settings(v, result.reference))}" for v in result.variants]
     return "\n".join(lines) + "\n"

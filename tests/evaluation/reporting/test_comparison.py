@@ -45,6 +45,7 @@ def test_the_three_files(found, tmp_path):
     assert "| a | [0, 1] | none | uniform | 2.5000 ± 0.0100 | - | - | - | 1 |" in text
     assert "&lt;script>alert('x')&lt;/script>\\|a" in text
     assert "* `b`: diffusion.scale: null" in text
+    assert "](quality.png)\n\nFID against evaluations; bars: standard error over seeds.\n" in text
     rows = list(csv.DictReader(io.StringIO(table)))
     assert [row["variant"] for row in rows] == ["a", "b"]
     assert (rows[0]["own_bound_bits_per_dim"], rows[1]["own_bound_bits_per_dim"]) == ("2.5", "")
