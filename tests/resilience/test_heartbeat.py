@@ -47,8 +47,9 @@ def init_process_group(*arguments, **options):
 def main():
     dist.init_process_group = init_process_group
     with joined(3, 4 if what == "stuck" else 60) as (_, heartbeat):
-        for step in range(100):
-            if step == 20:
+        for step in range(400):
+            # Busy machines have read its name by then too.
+            if step == 150:
                 fall("working")
             heartbeat.tick()
             distributed.all_reduce_sum(torch.ones(1))
