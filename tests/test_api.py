@@ -182,7 +182,7 @@ IMAGES = torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
         (lambda m, g: m.sample(1, steps=0), "steps must be at least 1"),
         (lambda m, g: m.sample(1, seed=-1), "seed must not be negative"),
         (lambda m, g: m.sample(1, solver="ddpm"), "solver: there is no 'ddpm'; there are sde"),
-        (lambda m, g: m.sample(1, grid="cosine"), "grid: there is no grid 'cosine'"),
+        (lambda m, g: m.sample(1, grid="log"), "grid: there is no grid 'log'"),
         (lambda m, g: m.sample(1, grid=[1.0, 0.0, 0.5]), "grid: a time grid must fall strictly"),
         (lambda m, g: m.sample(1, grid=[1.0, 0.5, 0.0], steps=3), "grid: 3 times are 2 steps, not 3"),
         (lambda m, g: m.sample(1, label=1), "label: this model was trained without labels"),
