@@ -13,7 +13,7 @@ import yaml
 from fdtrain import files
 from fdtrain.capacity.layout import run_layout
 from fdtrain.comparison import table
-from fdtrain.comparison.definition import Comparison
+from fdtrain.comparison.definition import Comparison, Sampler
 from fdtrain.comparison.runs import PlannedRun, planned_run
 from fdtrain.comparison.schedule import Schedule
 from fdtrain.config import Config
@@ -24,7 +24,6 @@ from fdtrain.data.split import Split
 from fdtrain.diffusion.interval import CLOSED
 from fdtrain.diffusion.likelihood import OdeStart
 from fdtrain.diffusion.objective import Bound
-from fdtrain.diffusion.solvers import SOLVERS
 from fdtrain.errors import UserError
 from fdtrain.evaluation.fidelity import label_features
 from fdtrain.evaluation.fidelity.feature_networks import open_features
@@ -118,10 +117,12 @@ def check(comparison: Comparison, processes: int) -> None:
     """All variants are of one data set with labels or features, and their runs can be launched and evaluated."""
     definition, first = comparison.definition, next(iter(comparison.configs.values()))
     evaluation = definition.evaluation
-    if evaluation.solver not in SOLVERS:
-        raise UserError(f"evaluation.solver: there is no '{evaluation.solver}'; there are {', '.join(SOLVERS)}.")
     if min(evaluation.nfe) < 1:
         raise UserError("evaluation.nfe must be at least 1.")
+    try:
+        Sampler(solver=evaluation.solver).drawing(1)
+    except ValueError as error:
+        raise UserError(f"evaluation.solver: {error}.") from error
     for name, sampler in comparison.samplers.items():
         spec = model_spec(comparison.configs[name], _description(comparison.configs[name]))
         for nfe in evaluation.nfe:

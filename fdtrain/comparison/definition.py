@@ -29,7 +29,7 @@ class Sampler(Section):
             ValueError: there is no such solver.
         """
         if self.solver not in SOLVERS:
-            raise ValueError(f"there is no solver '{self.solver}'; there are {', '.join(SOLVERS)}")
+            raise ValueError(f"there is no '{self.solver}'; there are {', '.join(SOLVERS)}")
         return Drawing(self.solver, self.grid, max(1, nfe // SOLVERS[self.solver].evaluations_per_step))
 
 

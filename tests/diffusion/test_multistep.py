@@ -109,7 +109,7 @@ def test_divergence_on_the_spectrum_at_five_evaluations(name):
 
 @pytest.mark.parametrize("name", [name for name in SOLVERS if name not in UNSTABLE])
 def test_stable_on_the_spectrum_at_five_evaluations(name):
-    assert mean_kl(SOLVERS[name], time_grid(SOLVERS[name].grid, 5)) < 0.3
+    assert mean_kl(SOLVERS[name], time_grid(SOLVERS[name].grid, 5)) < (0.3 if name == "ancestral" else 0.2)
 
 
 @pytest.mark.parametrize("name", ["sde", "ode"])

@@ -32,10 +32,11 @@ def test_group_norm_of_channels_last_images(channels, size, dtype):
     assert found[1].is_contiguous(**last)
     plain = results(theirs, x, dy)
     exact = results(theirs.double(), x.double(), dy.double())
-    for mine, other, truth in zip(found, plain, exact, strict=True):
+    # The products of the weight's gradient are rounded before the mean is subtracted; torch 2.11 has them in float32.
+    for mine, other, truth, rounding in zip(found, plain, exact, (2**-9, 2**-9, 2**-8, 2**-9), strict=True):
         assert mine.dtype == other.dtype
         error, usual = ((value.double() - truth).norm() / truth.norm() for value in (mine, other))
-        assert error < 2 * usual + 2**-8
+        assert error < 2 * usual + rounding
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])

@@ -20,6 +20,11 @@ def _h(s: float, t: float) -> float:
     return math.log(alpha(t) * s / (t * alpha(s))) if s < 1 and t > 0 else math.inf
 
 
+def _ratio(s: float, t: float) -> float:
+    """``e^-h``, the ratio of ``sigma = t / alpha``: 0 from 1 and to 0."""
+    return alpha(s) * t / (alpha(t) * s)
+
+
 def heun(times: Sequence[float]) -> list[Step]:
     """Heun's second-order step in the angle, ``dx/dphi = v``: two evaluations, the second once more when corrected."""
     steps = []
@@ -37,7 +42,7 @@ def heun_edm(times: Sequence[float]) -> list[Step]:
     """
     steps = []
     for s, t in pairwise(times):
-        r = alpha(s) * t / (s * alpha(t))
+        r = _ratio(s, t)
         rest = alpha(t) * (1 - r)
         corrector = (0.5 * rest / r, 0.5 * rest * (2 - 1 / r)) if r > 0 else ()
         steps.append(Step(s, t, t / s, 0.0, (rest,), corrector))
@@ -62,7 +67,7 @@ def dpmpp2m_sde(times: Sequence[float]) -> list[Step]:
     """
     steps = []
     for r, s, t in zip([None, *times], times, times[1:]):
-        e = alpha(s) * t / (alpha(t) * s)  # e^-h
+        e = _ratio(s, t)
         spread = (s - t) * (s + t) / (alpha(t) * s) ** 2  # 1 - e^-2h
         steps.append(Step(s, t, t / s * e, t * math.sqrt(spread), _two(alpha(t) * spread, r, s, t)))
     return steps
