@@ -124,7 +124,10 @@ def check(comparison: Comparison, processes: int) -> None:
     except ValueError as error:
         raise UserError(f"evaluation.solver: {error}.") from error
     for name, sampler in comparison.samplers.items():
-        spec = model_spec(comparison.configs[name], _description(comparison.configs[name]))
+        try:
+            spec = model_spec(comparison.configs[name], _description(comparison.configs[name]))
+        except UserError as error:
+            raise UserError(f"variant '{name}': {error}") from error
         for nfe in evaluation.nfe:
             try:
                 sampler.drawing(nfe).times(spec.scale, spec.bound.interval)

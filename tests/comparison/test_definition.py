@@ -132,6 +132,12 @@ def test_a_variants_own_sampler_that_does_not_serve_it(content, tmp_path, sample
         checked(content, tmp_path)
 
 
+def test_a_singular_variant_with_a_sampler_is_named(content, tmp_path):
+    content["variants"][1] |= {"set": {"diffusion": {"predictor": "v"}}, "sampler": {"solver": "ddim"}}
+    with pytest.raises(UserError, match=r"variant 'b': diffusion\.interval: predictor v"):
+        checked(content, tmp_path)
+
+
 def test_nothing_is_finished(content, tmp_path):
     with pytest.raises(UserError, match="no run is finished yet"):
         compare.compare_finished(load(content, tmp_path))
