@@ -97,17 +97,20 @@ import resource, sys, torch
 from fdtrain.training.hardware import keep_freed_memory
 if sys.argv[1] == "kept":
     keep_freed_memory()
-for i in range(4):
+faults = []
+for i in range(10):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     step = [torch.ones(2**20) for _ in range(30)]
     del step
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(min(faults))
 """
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
 def test_freed_memory_is_kept():
-    """The fourth time that 120 MiB are asked for in pieces they are there: hardly a page is mapped anew."""
+    """Of ten times that 120 MiB are asked for in pieces, some find them there: hardly a page is mapped anew. Not each
+    does from the second on, for what else is asked for between splits pieces until they have all been found a place."""
     # The library's own threshold; unless it is set, it moves, and whether pieces are kept is a matter of luck.
     variables = {**environment(), "MALLOC_MMAP_THRESHOLD_": str(2**17)}
     kept, usual = (
