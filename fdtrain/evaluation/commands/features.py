@@ -2,7 +2,7 @@
 
     fdtrain evaluate features data/digits export/digits-features
 
-A small classifier, trained in seconds: weights as safetensors, and beside them what they were made of. Distances
+A small classifier, trained in seconds to minutes: weights as safetensors, and beside them what they were made of. Distances
 by them compare runs on one data set; they are no FID.
 """
 
@@ -24,7 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     split = Split(arguments.data, arguments.split)
-    with tqdm(total=label_features.EPOCHS, unit="epoch", disable=not sys.stderr.isatty()) as bar:
+    images, epochs = label_features.schedule(split)
+    with tqdm(total=images * epochs, unit=" images", unit_scale=True, disable=not sys.stderr.isatty()) as bar:
         network, description = label_features.train(split, bar.update)
     label_features.save(network, description, arguments.folder)
     shares = [f"{description.accuracy:.1%} of {split.name}"]

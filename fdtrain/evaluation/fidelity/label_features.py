@@ -1,4 +1,4 @@
-"""Features learnt from a data set's own labels: a small classifier, trained in seconds.
+"""Features learnt from a data set's own labels: a small classifier, trained in seconds to minutes.
 
 For images that Inception says nothing about. Distances by them compare runs on one data set; they are no FID.
 """
@@ -25,6 +25,8 @@ DESCRIPTION, WEIGHTS = "features.json", "features.safetensors"
 VERSION = 1
 DIMS = 64
 EPOCHS, BATCH, RATE, DECAY = 20, 64, 2e-3, 1e-2
+PRESENTATIONS = 200_000
+"""Images that are shown at most, so that a large data set has fewer epochs."""
 MOST_IMAGES = 100_000
 """Of a split that are trained on: they are all in memory."""
 
@@ -77,18 +79,25 @@ class Classifier(nn.Module):
         return (features - self.mean) / self.deviation, self.classes(features.relu())
 
 
+def schedule(split: Split) -> tuple[int, int]:
+    """(images that are learnt from, epochs)."""
+    count = min(len(split), MOST_IMAGES)
+    return count, max(1, min(EPOCHS, PRESENTATIONS // max(count, 1)))
+
+
 def train(
-    split: Split, progress: Callable[[int], object] = lambda epochs: None
+    split: Split, progress: Callable[[int], object] = lambda images: None
 ) -> tuple[Classifier, ClassifierDescription]:
     """Learn the labels of a split; the same features whenever it is done on the same kind of machine.
 
     Args:
-        progress: called after each of :data:`EPOCHS`.
+        progress: called with the images of each batch that has been learnt from.
 
     Raises:
         UserError: the split has no labels.
     """
-    data, count = split.description, min(len(split), MOST_IMAGES)
+    data = split.description
+    count, epochs = schedule(split)
     pixels, labels = _images(split, range(count))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch_seed(0, Purpose.FEATURES, 0))
@@ -96,7 +105,7 @@ def train(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # Else the sums, and so the weights, depend on the number of cores.
     try:
-        _fit(network, pixels, labels, progress)
+        _fit(network, pixels, labels, epochs, progress)
     finally:
         torch.set_num_threads(threads)
     network.eval().requires_grad_(False)
@@ -109,22 +118,24 @@ def train(
         channels=data.channels,
         size=data.size,
         classes=data.classes,
-        epochs=EPOCHS,
+        epochs=epochs,
         accuracy=_accuracy(network, pixels, labels),
     )
     return network, description
 
 
-def _fit(network: Classifier, pixels: Tensor, labels: Tensor, progress: Callable[[int], object]) -> None:
+def _fit(
+    network: Classifier, pixels: Tensor, labels: Tensor, epochs: int, progress: Callable[[int], object]
+) -> None:
     optimiser = torch.optim.AdamW(network.parameters(), RATE, weight_decay=DECAY)
-    for epoch in range(EPOCHS):
+    for epoch in range(epochs):
         order = torch.from_numpy(stream(0, Purpose.FEATURES, 1, epoch).permutation(len(pixels)))
         for chosen in order.split(BATCH):
             loss = nnf.cross_entropy(network(pixels[chosen])[1], labels[chosen])
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
-        progress(1)
+            progress(len(chosen))
     with torch.no_grad():
         features = torch.cat([network(part)[0] for part in pixels.split(1000)])
         network.mean.copy_(features.mean(0))
