@@ -24,10 +24,10 @@ NAME = re.compile(r"(?:(?P<subset>[\w-]+)-)?(?P<split>train|test|t10k)-(?P<what>
 UNSIGNED_BYTE = 0x08
 DEFLATE_LIMIT = 1032
 """The most bytes that one byte of deflate can expand to."""
-STRETCH = 10_000
-"""The images of a part, at least. One process reads a part at a time."""
+STRETCH = 100_000
+"""The images of a part, at least: a file is inflated up to the part that is read, so few files have several."""
 PARTS = 8
-"""The parts of a file, at most: it is inflated up to the part that is read."""
+"""The parts of a file, at most."""
 
 
 @dataclass(frozen=True)
