@@ -65,7 +65,8 @@ demo: $(READY)
 fashion: $(READY)
 	python tools/pack.py idx $(FASHION_FILES) data/fashion_mnist --classes $(FASHION_CLASSES)
 	python tools/evaluate.py features data/fashion_mnist export/fashion-features
-	deepspeed --num_accelerators $(PROCESSES) fdtrain/main.py --config configs/$(FASHION).yaml --resume auto $(SETTINGS)
+	DS_ACCELERATOR=$(ACCELERATOR) deepspeed --quiet --num_accelerators $(PROCESSES) fdtrain/main.py --config configs/$(FASHION).yaml \
+		--resume auto $(SETTINGS)
 	python tools/evaluate.py nll runs/$(FASHION) --data data/fashion_mnist --draws 10
 	python tools/evaluate.py nll runs/$(FASHION) --data data/fashion_mnist --images $(FASHION_ODE) --draws 10 --ode --importance 4
 	python tools/evaluate.py fid runs/$(FASHION) --data data/fashion_mnist --features export/fashion-features \

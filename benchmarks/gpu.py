@@ -18,13 +18,14 @@ from datetime import date
 from pathlib import Path
 
 import torch
-from step import bare_loop, lone_trainer, random_images, take_turns
+from step import lone_trainer, random_images, take_turns
 
 from fdtrain import distributed
 from fdtrain.capacity.cost import flops
 from fdtrain.capacity.estimate import published
-from fdtrain.config import TrainingConfig, load_config
+from fdtrain.config import load_config
 from fdtrain.networks.model import ModelSpec
+from fdtrain.training.bare_loop import bare_loop
 from fdtrain.training.hardware import matrix_rate, set_tf32
 from fdtrain.training.plan import model_spec, prepare
 from fdtrain.training.utilisation import Utilisation
@@ -72,9 +73,8 @@ def measure(
 ) -> Measured:
     """The median step of the bare loop; half as many images wherever they do not fit."""
     set_tf32(variant.tf32)
-    training = TrainingConfig(steps=1, global_batch=images, lanes=1)
     try:
-        loop = bare_loop(spec, training, device, variant.precision, variant.compiled)
+        loop = bare_loop(spec, images, device, variant.precision, variant.compiled)
         times = take_turns({"loop": loop}, rounds=steps, steps=1, device=device)["loop"]
         loop.close()
     except torch.OutOfMemoryError:
@@ -108,7 +108,7 @@ def overhead(device: torch.device) -> str:
         plan = prepare("configs/cifar10.yaml", settings, resume=False)
         trainer = lone_trainer(plan, device)
         loops = {
-            "bare": bare_loop(plan.spec, plan.config.training, device, "bf16", compiled=True),
+            "bare": bare_loop(plan.spec, plan.config.training.global_batch, device, "bf16", compiled=True),
             "trainer": trainer.steps(),
         }
         times = take_turns(loops, rounds=5, steps=20, device=device)

@@ -30,9 +30,10 @@ from fdtrain.networks import layers
 from fdtrain.networks.model import Model, parameter_count
 from fdtrain.resilience.consensus import Consensus
 from fdtrain.resilience.heartbeat import Heartbeat
+from fdtrain.training.bare_loop import bare_loop
 from fdtrain.training.build import Launch, build
 from fdtrain.training.compilation import worthwhile
-from fdtrain.training.hardware import DTYPES, memory_format, set_tf32
+from fdtrain.training.hardware import set_tf32
 from fdtrain.training.plan import prepare
 from fdtrain.training.trainer import FLAGS
 
@@ -46,33 +47,8 @@ def random_images(folder, images=2000):
     return folder
 
 
-def bare_loop(spec, training, device, precision, compiled, layout=None):
-    """A generator that makes one step at each ``next``; ``layout`` of the images: by default the trainer's."""
-    layout = layout or memory_format(device, precision)
-    model = Model(spec).to(device)
-    if compiled:
-        model.network.compile(dynamic=False)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=training.lr, betas=training.betas, fused=True)
-    shape = (training.global_batch, *spec.shape)
-    x0, eps = torch.rand(shape, device=device) * 2 - 1, torch.randn(shape, device=device)
-    t = torch.linspace(0, 1, training.global_batch, dtype=torch.float64, device=device)
-    pdf = torch.ones_like(t)
-    cast = torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32")
-    label = torch.zeros(training.global_batch, dtype=torch.int64, device=device) if spec.classes else None
-
-    def field(x, t):
-        with cast:
-            return model(x.contiguous(memory_format=layout), t, label)
-
-    while True:
-        (spec.bound.nelbo(field, x0, eps, t, pdf).mean() / spec.dims).backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        yield
-
-
 def plain_loop(*settings):
-    """:func:`bare_loop` as PyTorch comes, in a process of its own; a generator as well."""
+    """:func:`~fdtrain.training.bare_loop.bare_loop` as PyTorch comes, in a process of its own; a generator as well."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     context.Process(target=_serve, args=(there, torch.get_num_threads(), *settings), daemon=True).start()
@@ -86,7 +62,7 @@ def _serve(connection, threads, spec, training, device, precision):
     torch.set_num_threads(threads)
     set_tf32(training.tf32)
     layers.GroupNorm.forward, layers.Dropout.forward = torch.nn.GroupNorm.forward, torch.nn.Dropout.forward
-    loop = bare_loop(spec, training, device, precision, False, torch.contiguous_format)
+    loop = bare_loop(spec, training.global_batch, device, precision, layout=torch.contiguous_format)
     with suppress(EOFError):
         while True:
             connection.recv()
@@ -142,7 +118,7 @@ def main():
         accounting = trainer.run.utilisation
         compiled = worthwhile(training, plan.layout, accounting.flops_per_image, device)
         loops = {
-            "bare": bare_loop(plan.spec, training, device, training.precision, compiled),
+            "bare": bare_loop(plan.spec, training.global_batch, device, training.precision, compiled),
             "trainer": trainer.steps(),
         }
         if arguments.peers:

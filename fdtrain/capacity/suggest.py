@@ -1,22 +1,22 @@
 """A first configuration for a data set and a machine: what a person tries before knowing better.
 
 The choice is two tables and four rules, all below. A network's shape follows from the images' side, its width from what
-the machine computes in :data:`MINUTES`: the widest that sees enough images in that time. Precision is the one that the
-machine trains fastest in, and a pass has as many images as fit into memory.
+the machine computes in :data:`MINUTES`: the widest that sees enough images in that time, as is measured. Precision is
+the one that the machine trains it fastest in, and a pass has as many images as fit into memory.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, NamedTuple
 
 from fdtrain.capacity.cost import Activations, activations, flops
-from fdtrain.capacity.estimate import parameters, state_memory, work
+from fdtrain.capacity.estimate import parameters, state_memory
 from fdtrain.capacity.layout import zero_stage
 from fdtrain.capacity.spec import model_spec
 from fdtrain.config import Config
 from fdtrain.data.dataset import DatasetDescription
+from fdtrain.networks.model import ModelSpec
 
 
 class Width(NamedTuple):
@@ -49,8 +49,8 @@ ATTENTION = 16
 
 MINUTES = {"cpu": 8, "cuda": 60}
 """Of training, on any machine of the kind."""
-UTILISATION = {"cpu": {"fp32": 0.45, "bf16": 0.25}, "cuda": {"fp32": 0.35, "bf16": 0.35, "fp16": 0.35}}
-"""Share of the matrix rate that training such networks reaches (docs/performance.md)."""
+TRIED = 0.05
+"""Seconds at the whole matrix rate of a pass by which a network's speed is measured, at most."""
 FEW_STEPS = 1000
 """A run of fewer has smaller batches instead."""
 MEMORY = {"cpu": 0.5, "cuda": 0.7}
@@ -72,22 +72,16 @@ class Machine:
         device: "cpu" or "cuda".
         count: of devices: processes of the run.
         memory: bytes of one device.
-        rates: FLOP/s of matrix products of one device, by precision.
+        rates: FLOP/s of matrix products of one device, by precision: no network trains as fast.
+        speed: images/s of a network (the first argument) that trains on one device at a precision in passes of so many
+            images, with or without checkpointing.
     """
 
     device: str
     count: int
     memory: int
     rates: dict[str, float]
-
-    @property
-    def precision(self) -> str:
-        """The one that trains fastest."""
-        return max(self.rates, key=lambda precision: self.speed(precision))
-
-    def speed(self, precision: str) -> float:
-        """FLOP/s of training on one device."""
-        return self.rates[precision] * UTILISATION[self.device][precision]
+    speed: Callable[[ModelSpec, str, int, bool], float]
 
 
 @dataclass(frozen=True)
@@ -115,18 +109,30 @@ def suggest(description: DatasetDescription, path: str, machine: Machine) -> Sug
     images = description.images(train)
     enough = min(10**6, max(FEW_IMAGES, 50 * images))
 
-    def trials(width: Width) -> Iterator[_Trial]:
-        for checkpointing in (False, True):
-            yield _Trial(description, _settings(description, path, train, width, checkpointing, machine), machine)
+    def trial_of(width: Width, checkpointing: bool) -> _Trial:
+        return _Trial(description, _settings(description, path, train, width, checkpointing, machine), machine)
 
     for width in WIDTHS:
-        for trial in trials(width):
-            if trial.affordable < enough and width != WIDTHS[-1]:
+        wanted = 0 if width == WIDTHS[-1] else enough
+        for checkpointing in (False, True):
+            trial = trial_of(width, checkpointing)
+            if trial.seen(trial.bound) < wanted:
                 break
-            if trial.micro_batch:
-                return trial.suggestion(images)
+            if best := max(trial.passes(wanted), key=lambda found: found.speed, default=None):
+                if trial.seen(best.speed) >= wanted:
+                    return trial.suggestion(images, best)
+                break
     # Nothing fits, which a note says.
-    return list(trials(WIDTHS[-1]))[-1].suggestion(images)
+    return trial_of(WIDTHS[-1], checkpointing=True).suggestion(images, None)
+
+
+class _Pass(NamedTuple):
+    """How one device trains: at a precision, in passes of so many images, which save so much, at so many images/s."""
+
+    precision: str
+    images: int
+    saved: Activations
+    speed: float
 
 
 class _Trial:
@@ -137,41 +143,57 @@ class _Trial:
         self.config = Config.model_validate(settings)
         self.spec = model_spec(self.config, description)
         self.parameters = parameters(self.spec)
-        training = self.config.training
-        stage = zero_stage(training, machine.count)
+        stage = zero_stage(self.config.training, machine.count)
         self.state = state_memory(self.parameters, stage, machine.count).total
-        self.counted = flops(self.spec)
-        speed = machine.count * machine.speed(training.precision)
-        self.images_per_second = speed / self.counted.training(self.config.network.checkpointing)
-        self.affordable = self.images_per_second * 60 * MINUTES[machine.device]
+        self.checkpointing = self.config.network.checkpointing
+        self.operations = flops(self.spec).training(self.checkpointing)
+        self.bound = max(machine.rates.values()) / self.operations
+        """Images/s of one device that no utilisation exceeds."""
 
-    @cached_property
-    def saved(self) -> Activations:
-        return activations(self.spec, self.config.training.precision, self.config.network.checkpointing)
+    def seen(self, speed: float) -> float:
+        """Images in the time of a first run, at so many a second on each device."""
+        return speed * self.machine.count * 60 * MINUTES[self.machine.device]
 
-    @cached_property
-    def micro_batch(self) -> int:
+    def passes(self, wanted: float) -> Iterator[_Pass]:
+        """Those that fit into memory, at every precision that may see as many images as are wanted."""
+        for precision, rate in self.machine.rates.items():
+            bound = rate / self.operations
+            if self.seen(bound) < wanted:
+                continue
+            saved = activations(self.spec, precision, self.checkpointing)
+            if images := self._fitting(saved):
+                tried = max(1, min(images, int(TRIED * bound)))
+                speed = self.machine.speed(self.spec, precision, tried, self.checkpointing)
+                yield _Pass(precision, images, saved, speed)
+
+    def _fitting(self, saved: Activations) -> int:
         """Images of a pass: the most that fit, halved from a rank's share; 0 if a lane's do not fit."""
         training = self.config.training
         room = MEMORY[self.machine.device] * self.machine.memory - self.state
         images = training.global_batch // self.machine.count
         while images >= training.lane_images:
-            if self.saved.bytes(images) <= room:
+            if saved.bytes(images) <= room:
                 return images
             images //= 2
         return 0
 
-    def suggestion(self, train_images: int) -> Suggestion:
-        """With all that follows from the time there is."""
-        training, monitor = self.config.training, self.settings["monitor"]
-        seen = min(self.affordable, max(FEW_IMAGES, 200 * train_images))
-        batch, lane = training.global_batch, training.lane_images
+    def suggestion(self, train_images: int, best: _Pass | None) -> Suggestion:
+        """With all that follows from the time there is; None: a pass of no size fits."""
+        training, monitor, count = self.config.training, self.settings["monitor"], self.machine.count
+        if best is None:
+            saved = activations(self.spec, training.precision, self.checkpointing)
+            chosen = _Pass(training.precision, training.lane_images, saved, self.bound)
+        else:
+            chosen = best
+        seen = min(self.seen(chosen.speed), max(FEW_IMAGES, 200 * train_images))
+        batch = training.global_batch
         while seen / batch < FEW_STEPS and batch > training.lanes:
             batch //= 2
         steps = max(100, _round(seen / batch))
-        micro = min(self.micro_batch or lane, batch // self.machine.count)
-        self.settings["training"] |= {"steps": steps, "global_batch": batch, "warmup_steps": min(5000, steps // 20)}
-        if micro < batch // self.machine.count:
+        micro = min(chosen.images, batch // count)
+        self.settings["training"] |= {"steps": steps, "global_batch": batch, "precision": chosen.precision}
+        self.settings["training"] |= {"warmup_steps": min(5000, steps // 20)}
+        if micro < batch // count:
             self.settings["training"]["micro_batch"] = micro
         self.settings["ema"]["decay"] = round(min(0.9999, 1 - 8 / steps), 5)
         seen = steps * batch
@@ -182,27 +204,23 @@ class _Trial:
             held_out = self.description.images(self.config.data.test_split)
             monitor["evaluate_every"] = _interval(steps, WATCHING * seen, held_out / 3)
         self.settings["checkpoint"]["every"] = -(-steps // INTERVALS)
-        config = Config.model_validate(self.settings)
-        speed = self.machine.rates[training.precision] / 1e12
-        utilisation = UTILISATION[self.machine.device][training.precision]
-        total = work(config, self.counted, self.parameters, self.machine.count, speed, utilisation)
         return Suggestion(
             self.settings,
-            config,
+            Config.model_validate(self.settings),
             self.parameters,
             seen,
-            total.days * 86400 * (1 + 2 * WATCHING),
-            self.state + self.saved.bytes(micro),
-            tuple(self._notes(seen, train_images, micro)),
+            seen / (count * chosen.speed) * (1 + 2 * WATCHING),
+            self.state + chosen.saved.bytes(micro),
+            tuple(self._notes(seen, train_images, fits=best is not None)),
         )
 
-    def _notes(self, seen: int, train_images: int, micro: int) -> Iterator[str]:
+    def _notes(self, seen: int, train_images: int, fits: bool) -> Iterator[str]:
         size, levels = self.description.size, len(self.settings["network"]["multipliers"])
         wanted = len(_multipliers(size))
         if levels < wanted and size // 2 ** (levels - 1) > ATTENTION:
             better = size // 2 ** (wanted - 1) * 2 ** (wanted - 1)
             yield f"{size} pixels can be halved only {levels - 1} times; --resize {better} gives a better network."
-        if not self.micro_batch:
+        if not fits:
             yield "this may not fit into memory. Pack smaller images with --resize."
         elif seen < max(10**4, train_images):
             yield (
@@ -212,7 +230,12 @@ class _Trial:
 
 
 def _settings(
-    description: DatasetDescription, path: str, train: str, width: Width, checkpointing: bool, machine: Machine
+    description: DatasetDescription,
+    path: str,
+    train: str,
+    width: Width,
+    checkpointing: bool,
+    machine: Machine,
 ) -> dict[str, Any]:
     """What does not depend on the time of the run."""
     size = description.size
@@ -244,7 +267,7 @@ def _settings(
             "steps": 1,
             "global_batch": width.batch,
             "lanes": 64 if machine.device == "cuda" else 16,
-            "precision": machine.precision,
+            "precision": next(iter(machine.rates)),
             "lr": width.lr,
             "warmup_steps": 0,
             "decay": "linear",

@@ -73,8 +73,8 @@ class MetricSums:
         if sums is not None:
             self._all.copy_(torch.tensor(sums, dtype=torch.float64))
 
-    def read(self) -> tuple[float, dict[str, float]]:
-        """Steps of all ranks, and their means: bits/dim (if of any image), gradient norm, steps skipped, integrand by
+    def read(self) -> dict[str, float]:
+        """Means over all ranks' steps: bits/dim (if of any image), gradient norm, steps skipped, integrand by
         time quantile. Starts again from zero. The only place where the host waits for the device; every rank must
         call it."""
         sums = distributed.all_reduce_sum(self._all).tolist()
@@ -89,17 +89,21 @@ class MetricSums:
         for i, (integrand, drawn) in enumerate(zip(parts[:QUANTILES], parts[QUANTILES:])):
             if drawn:
                 metrics[f"integrand/{i}"] = integrand / drawn
-        return scalars["steps"], metrics
+        return metrics
 
 
 class Stopwatch:
-    """Time per step and its share spent waiting for data; pauses for what is not training."""
+    """Time of some steps and its share spent waiting for data; pauses for what is not training.
+
+    It counts the steps itself: of a window that a checkpoint has begun, :class:`MetricSums` goes on with the sums, but
+    the time was another process's.
+    """
 
     def __init__(self):
         self.restart()
 
     def restart(self) -> None:
-        self.start, self.waited, self.paused = time.perf_counter(), 0.0, 0.0
+        self.start, self.waited, self.paused, self.steps = time.perf_counter(), 0.0, 0.0, 0
 
     @contextmanager
     def pause(self) -> Iterator[None]:
@@ -109,9 +113,11 @@ class Stopwatch:
 
     @contextmanager
     def wait(self) -> Iterator[None]:
+        """For the batch of a step."""
         begin = time.perf_counter()
         yield
         self.waited += time.perf_counter() - begin
+        self.steps += 1
 
     @property
     def elapsed(self) -> float:

@@ -3,6 +3,7 @@
 import os
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from fdtrain.data.dataset import DatasetDescription
 from fdtrain.errors import UserError
 from fdtrain.files import write_text
 from fdtrain.training import hardware
+from fdtrain.training.bare_loop import images_per_second
 
 FILE = "train.yaml"
 
@@ -53,15 +55,16 @@ def write_first_config(folder: Path, description: DatasetDescription) -> list[st
 
 
 def this_machine() -> Machine:
-    """The devices of this machine, as many as a run takes, and their measured rates."""
+    """The devices of this machine, as many as a run takes, and how fast they are, measured."""
     count = _gpus()
+    device = torch.device("cuda", 0) if count else torch.device("cpu")
+    speed = partial(images_per_second, device=device)
     if count:
-        device = torch.device("cuda", 0)
         half = "bf16" if torch.cuda.get_device_capability(device) >= hardware.AMPERE else "fp16"
         rates = {precision: hardware.matrix_rate(device, precision) for precision in ("fp32", half)}
-        return Machine("cuda", count, torch.cuda.get_device_properties(device).total_memory, rates)
-    rates = {precision: hardware.matrix_rate(torch.device("cpu"), precision) for precision in ("fp32", "bf16")}
-    return Machine("cpu", 1, _memory(), rates)
+        return Machine("cuda", count, torch.cuda.get_device_properties(device).total_memory, rates, speed)
+    rates = {precision: hardware.matrix_rate(device, precision) for precision in ("fp32", "bf16")}
+    return Machine("cpu", 1, _memory(), rates, speed)
 
 
 def _gpus() -> int:

@@ -178,9 +178,8 @@ class Trainer:
     def _log(self, done: int) -> None:
         """Write the means since the last line, and begin anew."""
         profiler, global_batch = self.run.profiler, self.config.training.global_batch
-        steps, metrics = self.state.sums.read()
-        metrics |= self._of_times()
-        seconds = profiler.watch.elapsed
+        metrics = self.state.sums.read() | self._of_times()
+        steps, seconds = profiler.watch.steps, profiler.watch.elapsed
         metrics |= {
             "lr": learning_rate(done - 1, self.config.training),
             "images_seen": done * global_batch,

@@ -2,17 +2,31 @@
 
 import pytest
 
+from fdtrain.capacity.cost import flops
 from fdtrain.capacity.estimate import KnownDataset
 from fdtrain.capacity.layout import run_layout
+from fdtrain.capacity.spec import model_spec
 from fdtrain.capacity.suggest import MEMORY, MINUTES, WATCHING, Machine, suggest
 from fdtrain.data.dataset import Shard
 
 GIB = 2**30
-LAPTOP = Machine("cpu", 1, 8 * GIB, {"fp32": 2e11, "bf16": 3e10})
-SERVER = Machine("cpu", 1, 64 * GIB, {"fp32": 2e12, "bf16": 2e13})
-OLD_GPU = Machine("cuda", 1, 16 * GIB, {"fp32": 8e12, "fp16": 4e13})
-GPU = Machine("cuda", 1, 80 * GIB, {"fp32": 5e13, "bf16": 6e14})
-NODE = Machine("cuda", 8, 80 * GIB, {"fp32": 5e13, "bf16": 6e14})
+
+
+def machine(device: str, count: int, memory: int, share: float = 0.35, **rates: float) -> Machine:
+    """One on which training reaches a share of the matrix rate, whatever the network."""
+
+    def speed(spec, precision, images, checkpointing):
+        assert 1 <= images <= 2048
+        return share * rates[precision] / flops(spec).training(checkpointing)
+
+    return Machine(device, count, memory, rates, speed)
+
+
+LAPTOP = machine("cpu", 1, 8 * GIB, fp32=2e11, bf16=3e10)
+SERVER = machine("cpu", 1, 64 * GIB, fp32=2e12, bf16=2e13)
+OLD_GPU = machine("cuda", 1, 16 * GIB, fp32=8e12, fp16=4e13)
+GPU = machine("cuda", 1, 80 * GIB, fp32=5e13, bf16=6e14)
+NODE = machine("cuda", 8, 80 * GIB, fp32=5e13, bf16=6e14)
 
 
 def data(size: int, channels: int = 3, images: int = 2000, levels: int = 256, test: int = 100, classes: int = 0):
@@ -44,11 +58,11 @@ NETWORKS = {  # The width and the levels on each machine: the table that one wou
 MACHINES = {"laptop": LAPTOP, "server": SERVER, "old gpu": OLD_GPU, "gpu": GPU, "node": NODE}
 
 
-@pytest.mark.parametrize(("images", "machine"), NETWORKS, ids=lambda name: name.replace(" ", "-"))
-def test_the_network_follows_from_the_images_and_the_machine(images, machine):
-    chosen, device = suggest(SETS[images], "data/mine", MACHINES[machine]), MACHINES[machine]
+@pytest.mark.parametrize(("images", "on"), NETWORKS, ids=lambda name: name.replace(" ", "-"))
+def test_the_network_follows_from_the_images_and_the_machine(images, on):
+    chosen, device = suggest(SETS[images], "data/mine", MACHINES[on]), MACHINES[on]
     network, training, monitor = chosen.config.network, chosen.config.training, chosen.config.monitor
-    assert (network.channels, network.multipliers, training.precision) == NETWORKS[images, machine]
+    assert (network.channels, network.multipliers, training.precision) == NETWORKS[images, on]
     assert chosen.config.name == "My-photos-2024"
     assert chosen.config.data.test_split == "test"
     # Fits, in memory and in time.
@@ -77,7 +91,7 @@ def test_images_that_are_too_much_for_the_machine_are_named():
 
 def test_little_memory_takes_smaller_passes_then_a_smaller_network():
     small, tiny = (
-        suggest(SETS["RGB 64"], "d", Machine("cuda", 1, memory, GPU.rates)) for memory in (8 * GIB, 3 * GIB // 2)
+        suggest(SETS["RGB 64"], "d", machine("cuda", 1, memory, **GPU.rates)) for memory in (8 * GIB, 3 * GIB // 2)
     )
     assert small.config.training.micro_batch < small.config.training.global_batch
     assert small.config.network.channels == 128 > tiny.config.network.channels
@@ -95,3 +109,24 @@ def test_more_images_train_longer_only_while_there_is_time():
     few, many = suggest(data(32, images=300), "d", GPU), suggest(data(32, images=10**6), "d", GPU)
     assert few.images <= 200_000 < many.images
     assert few.config.network.dropout > 0 == many.config.network.dropout
+
+
+def test_precision_and_width_follow_from_the_measured_speed():
+    """A CPU whose matrix unit multiplies half precision fast, and whose networks train no faster in it."""
+
+    def speed(spec, precision, images, checkpointing):
+        return {"fp32": 0.3, "bf16": 0.02}[precision] * rates[precision] / flops(spec).training(checkpointing)
+
+    rates = {"fp32": 3e11, "bf16": 3e12}
+    chosen = suggest(SETS["grey 28"], "d", Machine("cpu", 1, 16 * GIB, rates, speed))
+    assert (chosen.config.training.precision, chosen.config.network.channels) == ("fp32", 16)
+    config = chosen.config.training
+    seconds = config.steps * config.global_batch / speed(model_spec(chosen.config, SETS["grey 28"]), "fp32", 64, False)
+    assert chosen.seconds == pytest.approx(seconds * (1 + 2 * WATCHING))
+
+
+def test_what_does_not_fit_is_not_tried():
+    tried = []
+    tiny = Machine("cpu", 1, 2**20, LAPTOP.rates, lambda *given: tried.append(given) or 1.0)
+    assert any("memory" in note for note in suggest(SETS["RGB 64"], "d", tiny).notes)
+    assert not tried

@@ -21,7 +21,7 @@ def test_window_means():
     window.add_images(torch.tensor([1.0, 2.0, 3.0, 6.0]), torch.tensor([1.0, 3.0, -2.0, -4.0]), u)
     window.add_step(torch.tensor(2.0), torch.tensor(0.0))
     window.add_step(torch.tensor(float("inf")), torch.tensor(1.0))  # fp16 overflowed: the step was skipped
-    _, metrics = window.read()
+    metrics = window.read()
     assert metrics["bits_per_dim"] == 3.0
     assert metrics["gradient_norm"] == 2.0
     assert metrics["skipped_steps"] == 1
@@ -87,16 +87,19 @@ def test_stopwatch_leaves_out_pauses():
         time.sleep(0.05)
     assert watch.elapsed < 0.2
     assert watch.waited == pytest.approx(0.05, abs=0.04)
+    assert watch.steps == 1
+    watch.restart()
+    assert (watch.steps, watch.waited) == (0, 0)
 
 
 def test_images_without_a_finite_bound_are_left_out_of_the_means():
     window = MetricSums(torch.device("cpu"))
     u = torch.tensor([0.05, 0.15], dtype=torch.float64)
     window.add_images(torch.tensor([1.0, float("nan")]), torch.tensor([2.0, float("nan")]), u)
-    _, metrics = window.read()
+    metrics = window.read()
     assert (metrics["bits_per_dim"], metrics["integrand/0"]) == (1.0, 2.0)
     assert "integrand/1" not in metrics
-    assert "bits_per_dim" not in window.read()[1]
+    assert "bits_per_dim" not in window.read()
 
 
 def every_step_once(folder, steps):

@@ -72,7 +72,10 @@ def test_a_file_of_the_user_stays(photographs, tmp_path):
 
 def test_several_gpus_are_launched_by_deepspeed(digits, tmp_path, monkeypatch):
     rates = {"fp32": 5e13, "bf16": 6e14}
-    monkeypatch.setattr(starter, "this_machine", lambda: Machine("cuda", 4, 80 * 2**30, rates))
+    machine = Machine(
+        "cuda", 4, 80 * 2**30, rates, lambda spec, precision, *rest: {"fp32": 3e3, "bf16": 2e4}[precision]
+    )
+    monkeypatch.setattr(starter, "this_machine", lambda: machine)
     monkeypatch.setattr(starter.hardware, "name", lambda device: f"{device.type} of a test")
     *_, forecast, _, command = starter.write_first_config(tmp_path, read_description(digits))
     assert "bf16" in forecast

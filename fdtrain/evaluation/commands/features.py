@@ -2,8 +2,8 @@
 
     fdtrain evaluate features data/digits export/digits-features
 
-A small classifier, trained in seconds to minutes: weights as safetensors, and beside them what they were made of. Distances
-by them compare runs on one data set; they are no FID.
+A small classifier, trained in seconds to minutes: weights as safetensors, and beside them what they were made of.
+Distances by them compare runs on one data set; they are no FID.
 """
 
 import argparse

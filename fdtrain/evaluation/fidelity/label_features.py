@@ -124,9 +124,7 @@ def train(
     return network, description
 
 
-def _fit(
-    network: Classifier, pixels: Tensor, labels: Tensor, epochs: int, progress: Callable[[int], object]
-) -> None:
+def _fit(network: Classifier, pixels: Tensor, labels: Tensor, epochs: int, progress: Callable[[int], object]) -> None:
     optimiser = torch.optim.AdamW(network.parameters(), RATE, weight_decay=DECAY)
     for epoch in range(epochs):
         order = torch.from_numpy(stream(0, Purpose.FEATURES, 1, epoch).permutation(len(pixels)))
