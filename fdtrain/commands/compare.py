@@ -7,7 +7,10 @@ it is repeated. A run that fails is reported in the table and does not stop the 
 
 import argparse
 import os
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -35,7 +38,7 @@ def run(arguments: argparse.Namespace) -> None:
             raise UserError(f"--{name} must be at least 1.")
     comparison = load_comparison(arguments.comparison)
     try:
-        with process.joined(None) as device:
+        with _terminated_as_interrupted(), process.joined(None) as device:
             jobs = arguments.jobs or max(1, _devices() // arguments.processes)
             if arguments.finished:
                 compared = compare_finished(comparison)
@@ -49,6 +52,16 @@ def run(arguments: argparse.Namespace) -> None:
         count = len(compared.failures)
         print(f"fdtrain: {count} of the runs failed; the table says why.", file=sys.stderr)
         sys.exit(1)
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """A scheduler that ends the comparison is told the same as who presses Ctrl-C, and its runs save likewise."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _devices() -> int:

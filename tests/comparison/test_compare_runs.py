@@ -76,12 +76,21 @@ def test_a_comparison_that_is_killed_continues_to_the_same_table(launch, whole):
     os.kill(job.pid, signal.SIGKILL)
     job.communicate()
     assert not (folder / "comparison.json").exists()
+    # When the comparison ended, its runs saved and ended too; then they are resumed, and not begun again.
+    outputs = [log.parent / "output.txt" for log in logs]
+    again = start(path)
+    while not all("resuming after step" in output.read_text() for output in outputs):
+        assert again.poll() is None, again.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert all("stopped as asked after step" in output.read_text() for output in outputs)
+    again.terminate()
+    _, errors = again.communicate(timeout=120)
+    assert (again.returncode, "interrupted. The same command goes on" in errors) == (2, True), errors
+    assert not (folder / "comparison.json").exists()
     again = start(path)
     _, errors = again.communicate(timeout=600)
     assert again.returncode == 0, errors
-    # When the comparison ended, its runs saved and ended too; then they were resumed, and not begun again.
-    outputs = [(log.parent / "output.txt").read_text() for log in logs]
-    assert all("stopped as asked after step" in output and "resuming after step" in output for output in outputs)
     assert numbers(folder) == numbers(reference)
     check_table(reference)
     check_the_table_of_what_is_finished(path, folder)
