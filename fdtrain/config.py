@@ -387,7 +387,7 @@ class MonitorConfig(Section):
         "unipc2",
         "unipc3",
         "ersde2",
-    ] = Field(default="sde", description="see docs/sampling.md")
+    ] = Field(default="ode", description="see docs/sampling.md")
     sample_grid: str | tuple[float, ...] | None = Field(
         default=None, description="grid of times: a name or `sample_steps + 1` times; null: the solver's own"
     )

@@ -85,7 +85,7 @@ def images_of(path):
 def test_every_form_holds_the_same_images(call, model, tmp_path):
     common = [model, "--images", 10, "--steps", 3, "--batch", 4]
     out = call("sample", *common, "--out", tmp_path / "a.npz")
-    assert "a.npz: 10 images, sde, 3 evaluations each" in out
+    assert "a.npz: 10 images, ode, 3 evaluations each" in out
     call("sample", *common, "--out", tmp_path / "png")
     call("sample", *common, "--out", tmp_path / "shards", "--shards")
     images = images_of(tmp_path / "a.npz")
@@ -101,7 +101,7 @@ def test_every_form_holds_the_same_images(call, model, tmp_path):
         json.loads((tmp_path / f).read_text()) for f in ("a.npz.json", "png/samples.json", "shards/samples.json")
     ]
     assert len({record["pixels_sha256"] for record in records}) == 1
-    assert (records[0]["solver"], records[0]["nfe"], records[0]["noise"]) == ("sde", 3, "cpu")
+    assert (records[0]["solver"], records[0]["nfe"], records[0]["noise"]) == ("ode", 3, "cpu")
     assert not list(tmp_path.rglob("*.sampling"))
 
 
@@ -164,8 +164,8 @@ def test_what_is_complete_is_not_sampled_again(call, model, tmp_path, monkeypatc
     call("sample", *common)
     monkeypatch.setattr(Drawing, "draw", None)
     assert "complete already" in call("sample", *common)
-    message = call("sample", *common, "--solver", "ode2", "--grid", "refined", rc=2)
-    assert "holds samples of solver sde, not ode2. Choose another --out, or remove it" in message
+    message = call("sample", *common, "--solver", "ode2", "--grid", "sine", rc=2)
+    assert "holds samples of solver ode, not ode2. Choose another --out, or remove it" in message
     assert "form png, not shards" in call("sample", *common, "--shards", rc=2)
     (tmp_path / "a" / "000002.png").unlink()
     assert "was changed since it was written" in call("sample", *common, rc=2)
@@ -336,7 +336,22 @@ def test_a_curve_by_named_features(call, model, features, digits, tmp_path):
     curve(call, model, digits, tmp_path / "a.json", "--features", features)
     curve(call, model, digits, tmp_path / "b.json")
     named, plain = (json.loads((tmp_path / f"{name}.json").read_text()) for name in "ab")
-    fid(call, features, digits, model, "--images", 6, "--sets", 1, "--nfe", 2, "--json", tmp_path / "fid.json")
+    fid(
+        call,
+        features,
+        digits,
+        model,
+        "--images",
+        6,
+        "--sets",
+        1,
+        "--nfe",
+        2,
+        "--solver",
+        "sde",
+        "--json",
+        tmp_path / "fid.json",
+    )
     one = json.loads((tmp_path / "fid.json").read_text())
     point = named["points"][0]
     assert point["distance_by_seed"][0] == pytest.approx(one["value"], rel=1e-6)

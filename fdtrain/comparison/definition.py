@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import Field, ValidationError, model_validator
 
 from fdtrain.config import Config, Section, load_config
-from fdtrain.diffusion.solvers import SOLVERS
+from fdtrain.diffusion.solvers import DEFAULT, SOLVERS
 from fdtrain.errors import UserError, excerpt
 from fdtrain.evaluation.sampling.options import Drawing
 from fdtrain.strict_yaml import read_mapping, shown
@@ -54,7 +54,7 @@ class Evaluation(Section):
     ode_tolerance: float = Field(default=1e-3, gt=0)
     nfe: tuple[int, ...] = Field(default=(10, 20, 50), min_length=1)
     """Evaluations per sample at which the Frechet distance is measured."""
-    solver: str = "sde"
+    solver: str = DEFAULT
     samples: int = Field(default=500, ge=2)
     """Images of each Frechet distance, and of the variance by time."""
     strata: int = Field(default=16, ge=2)
