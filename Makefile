@@ -1,5 +1,5 @@
 # make demo     from nothing to a trained, evaluated, exported model of real handwritten digits
-# make fashion  the same for Fashion-MNIST: some 70 minutes on two CPU cores (GPU=1: the larger run for one GPU)
+# make fashion  the same for Fashion-MNIST: some 90 minutes on two CPU cores (GPU=1: the larger run for one GPU)
 # make test     every test
 # make chaos    a job killed fifty times, on changing numbers of processes; each one resumed by each other
 # make signals  every launcher, signal, target, number of ranks and workers
@@ -20,11 +20,11 @@ RUN ?= digits
 SETTINGS ?=
 
 # Fashion-MNIST's files, as the package dataset-fashion-mnist of Debian and Ubuntu installs them. The ODE likelihood takes
-# about a thousand evaluations per image: of these first ones.
+# thousands of evaluations per image, some three minutes of two cores for four: of these first ones.
 FASHION_FILES ?= /usr/share/datasets/fashion-mnist
 FASHION_CLASSES := "T-shirt,trouser,pullover,dress,coat,sandal,shirt,sneaker,bag,ankle boot"
 FASHION := fashion_mnist$(if $(GPU),_gpu)
-FASHION_ODE ?= $(if $(GPU),10000,64)
+FASHION_ODE ?= $(if $(GPU),10000,16)
 FASHION_SAMPLES ?= $(if $(GPU),10000,2000)
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
