@@ -336,22 +336,8 @@ def test_a_curve_by_named_features(call, model, features, digits, tmp_path):
     curve(call, model, digits, tmp_path / "a.json", "--features", features)
     curve(call, model, digits, tmp_path / "b.json")
     named, plain = (json.loads((tmp_path / f"{name}.json").read_text()) for name in "ab")
-    fid(
-        call,
-        features,
-        digits,
-        model,
-        "--images",
-        6,
-        "--sets",
-        1,
-        "--nfe",
-        2,
-        "--solver",
-        "sde",
-        "--json",
-        tmp_path / "fid.json",
-    )
+    same = ["--images", 6, "--sets", 1, "--nfe", 2, "--solver", "sde"]
+    fid(call, features, digits, model, *same, "--json", tmp_path / "fid.json")
     one = json.loads((tmp_path / "fid.json").read_text())
     point = named["points"][0]
     assert point["distance_by_seed"][0] == pytest.approx(one["value"], rel=1e-6)

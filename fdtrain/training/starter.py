@@ -58,13 +58,10 @@ def this_machine() -> Machine:
     """The devices of this machine, as many as a run takes, and how fast they are, measured."""
     count = _gpus()
     device = torch.device("cuda", 0) if count else torch.device("cpu")
-    speed = partial(images_per_second, device=device)
-    if count:
-        half = "bf16" if torch.cuda.get_device_capability(device) >= hardware.AMPERE else "fp16"
-        rates = {precision: hardware.matrix_rate(device, precision) for precision in ("fp32", half)}
-        return Machine("cuda", count, torch.cuda.get_device_properties(device).total_memory, rates, speed)
-    rates = {precision: hardware.matrix_rate(device, precision) for precision in ("fp32", "bf16")}
-    return Machine("cpu", 1, _memory(), rates, speed)
+    old = count and torch.cuda.get_device_capability(device) < hardware.AMPERE
+    memory = torch.cuda.get_device_properties(device).total_memory if count else _memory()
+    rates = {precision: hardware.matrix_rate(device, precision) for precision in ("fp32", "fp16" if old else "bf16")}
+    return Machine(device.type, max(1, count), memory, rates, partial(images_per_second, device=device))
 
 
 def _gpus() -> int:

@@ -56,4 +56,4 @@ SOLVERS = {
     "ersde2": member(peers.ER_SDE, "tan", 2, 0, "sine"),
 }
 DEFAULT = "ode"
-"""Ahead of `sde` on images of 256 levels up to 50 evaluations, and level with it on digits (docs/performance.md)."""
+"""Ahead of `sde` on images of 256 levels up to 30 evaluations, and level with it on digits (docs/performance.md)."""
