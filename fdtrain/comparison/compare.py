@@ -179,7 +179,10 @@ def _record(comparison: Comparison) -> dict[str, Any]:
 
 
 def write_record(comparison: Comparison) -> None:
-    files.write_text(comparison.folder / RECORD, yaml.safe_dump(_record(comparison), sort_keys=False))
+    """Variants of the folder that are left out this time stay on record: they may come back, unchanged."""
+    path, ours = comparison.folder / RECORD, _record(comparison)
+    stored = yaml.safe_load(path.read_text())["variants"] if path.is_file() else {}
+    files.write_text(path, yaml.safe_dump({**ours, "variants": {**stored, **ours["variants"]}}, sort_keys=False))
 
 
 def check_folder(comparison: Comparison) -> None:

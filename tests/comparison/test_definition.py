@@ -178,6 +178,18 @@ def test_a_folder_of_another_comparison(content, tmp_path):
         assert part in str(error.value)
 
 
+def test_a_variant_that_was_left_out_comes_back_unchanged(content, tmp_path):
+    whole = load(content, tmp_path)
+    whole.folder.mkdir(parents=True)
+    compare.write_record(whole)
+    kept, left_out = content["variants"]
+    compare.write_record(load(content | {"variants": [kept]}, tmp_path))
+    compare.check_folder(load(content, tmp_path))
+    changed = {**left_out, "set": {"diffusion": {"time_density": "angle"}}}
+    with pytest.raises(UserError, match=f"it differs in variant '{left_out['name']}'"):
+        compare.check_folder(load(content | {"variants": [kept, changed]}, tmp_path))
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "comparisons").glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_comparisons_that_come_with_the_project(path, digits, monkeypatch):
     """Each variant is well posed on the data, and differs from the others."""
