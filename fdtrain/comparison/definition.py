@@ -51,7 +51,7 @@ class Evaluation(Section):
     """Of the bound, for each test image."""
     ode_images: int = Field(default=100, ge=0)
     """The first so many test images whose likelihood is computed by the ODE too."""
-    ode_tolerance: float = Field(default=1e-3, gt=0)
+    ode_tolerance: float = Field(default=1e-4, gt=0)
     nfe: tuple[int, ...] = Field(default=(10, 20, 50), min_length=1)
     """Evaluations per sample at which the Frechet distance is measured."""
     solver: str = DEFAULT
