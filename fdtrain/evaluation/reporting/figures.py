@@ -150,10 +150,8 @@ def compared_variance(variants: list[ComparedVariant]) -> Plot | None:
         return None
     figure, axes = plotting.axes("Variance of one image's estimate by time", "t", "(bits/dim)²")
     plotting.draw(axes, lines)
-    axes.set_yscale("log")
     values = [value for line in lines for _, value in line.points if value > 0]
-    if values and max(values) < 1000 * min(values):
-        plotting.log_values(axes)
+    plotting.log_values(axes, decades=bool(values) and max(values) >= 1000 * min(values))
     plotting.time_axis(axes, min(t for line in lines for t, _ in line.points))
     plotting.legend(figure, axes)
     caption = "Variance of one image's estimate of the bound by time, under each variant's own density."

@@ -196,10 +196,13 @@ def counts_axis(axes: Axes, counts: list[int]) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
 
 
-def log_values(axes: Axes) -> None:
-    """A logarithmic axis with plain numbers at 1, 2, 5, 10: a range within one decade has ticks too."""
+def log_values(axes: Axes, decades: bool = False) -> None:
+    """A logarithmic axis with plain numbers at 1, 2, 5, 10: a range within one decade has ticks too.
+
+    ``decades``: of a wide range, with powers of ten alone.
+    """
     axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_locator(LogLocator() if decades else LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 

@@ -5,7 +5,7 @@ import io
 
 import pytest
 
-from fdtrain.evaluation.reporting import comparison, result
+from fdtrain.evaluation.reporting import comparison, figures, result
 from fdtrain.evaluation.reporting.result import ComparisonResult
 
 HOSTILE = "<script>alert('x')</script>|a"
@@ -54,6 +54,13 @@ def test_the_three_files(found, tmp_path):
     assert "alert(&#39;x&#39;)" in page
     assert page.count("<svg") == 3
     assert sorted(path.name for path in tmp_path.glob("*.png")) == ["quality.png", "training.png", "variance.png"]
+
+
+def test_variances_of_many_decades_have_plain_numbers(found):
+    plot = figures.compared_variance([found.variants[0]])
+    labels = [label.get_text() for label in plot.figure.axes[0].get_yticklabels()]
+    assert labels
+    assert all(float(label) > 0 for label in labels)
 
 
 def test_a_comparison_of_which_every_run_has_failed(found, tmp_path):
