@@ -17,7 +17,7 @@ from fdtrain import files
 from fdtrain.checkpoint import store
 from fdtrain.comparison import noise
 from fdtrain.comparison.definition import Sampler
-from fdtrain.comparison.runs import SETTINGS, record, result_files
+from fdtrain.comparison.runs import OF_LIKELIHOODS, SETTINGS, record, recorded, result_files
 from fdtrain.config import Config, load_config
 from fdtrain.data.split import Split
 from fdtrain.diffusion.weighting import WEIGHTINGS
@@ -42,6 +42,10 @@ def evaluate(run: Path, settings: dict[str, Any], device: torch.device) -> None:
     config = load_config(run / "config.yaml")
     assert config.data.test_split is not None
     data = config.data.paths[0]
+    noise_file = result_files(run, config, settings)["noise"]
+    keep_noise = noise_file.is_file() and recorded(run, settings, OF_LIKELIHOODS)
+    # From here on the results may be of both settings, until all are there.
+    (run / result.FOLDER / SETTINGS).unlink(missing_ok=True)
     images, ode_images = settings["images"], settings["ode_images"]
     common = [str(run), "--data", data, "--split", config.data.test_split]
     whole = ["--draws", str(settings["draws"])]
@@ -53,8 +57,8 @@ def evaluate(run: Path, settings: dict[str, Any], device: torch.device) -> None:
         if ode_images:
             # The bound is computed again with it; two draws are the least.
             _nll(device, *common, "--draws", "2", "--images", str(ode_images), *ode)
-    found = training_noise(run, config, data, settings, device)
-    result.write(found, result_files(run, config, settings)["noise"], "the run's results")
+    if not keep_noise:
+        result.write(training_noise(run, config, data, settings, device), noise_file, "the run's results")
     files.write_text(run / result.FOLDER / SETTINGS, json.dumps(record(run, settings), indent=1) + "\n")
 
 

@@ -17,6 +17,8 @@ from fdtrain.evaluation.reporting import result, run_folder
 
 SETTINGS = "comparison.json"
 """Of a run's results: what it was evaluated with, written when all of it is there."""
+OF_LIKELIHOODS = frozenset({"draws", "ode_images", "ode_tolerance"})
+"""The settings that neither the samples nor the noise of training depend on."""
 MAIN = Path(fdtrain.__file__).with_name("main.py")
 
 
@@ -52,13 +54,8 @@ class PlannedRun:
     def evaluated(self) -> bool:
         """Whether all results are there, of the newest checkpoint and with these settings."""
         assert self.settings is not None
-        files_of_results = result_files(self.folder, self.config, self.settings)
-        try:
-            stored = json.loads((self.folder / result.FOLDER / SETTINGS).read_text())
-            current = record(self.folder, self.settings)
-        except (OSError, ValueError):
-            return False
-        return stored == current and all(path.is_file() for path in files_of_results.values())
+        found = result_files(self.folder, self.config, self.settings).values()
+        return recorded(self.folder, self.settings) and all(path.is_file() for path in found)
 
     def finished(self) -> bool:
         return self.trained() and (self.settings is None or self.evaluated())
@@ -88,6 +85,17 @@ def record(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """What the results of a run are of: its newest checkpoint, and the settings of the evaluation."""
     newest = store.newest_step(folder)
     return {"checkpoint": newest and store.sha256(newest / store.MANIFEST), "settings": settings}
+
+
+def recorded(folder: Path, settings: dict[str, Any], without: frozenset[str] = frozenset()) -> bool:
+    """Whether the last evaluation was of the newest checkpoint, and with these settings apart from some keys."""
+    try:
+        stored, current = json.loads((folder / result.FOLDER / SETTINGS).read_text()), record(folder, settings)
+        for found in (stored, current):
+            found["settings"] = {key: value for key, value in found["settings"].items() if key not in without}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return False
+    return stored == current
 
 
 def result_files(folder: Path, config: Config, settings: dict[str, Any]) -> dict[str, Path]:

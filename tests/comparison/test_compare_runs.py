@@ -94,6 +94,7 @@ def test_a_comparison_that_is_killed_continues_to_the_same_table(launch, whole):
     assert numbers(folder) == numbers(reference)
     check_table(reference)
     check_the_table_of_what_is_finished(path, folder)
+    check_another_tolerance_leaves_the_rest(path, folder)
     check_another_comparison_is_refused(path)
 
 
@@ -133,6 +134,21 @@ def check_the_table_of_what_is_finished(path, folder):
     assert [row["seeds"] for row in json.loads((folder / "comparison.json").read_text())["variants"]] == [[0, 1], [0]]
     assert "| uniform | 1 of 2 |" in (folder / "comparison.md").read_text()
     assert log.read_bytes() == before
+
+
+def check_another_tolerance_leaves_the_rest(path, folder):
+    """The ODE is solved again, with other results; samples and noise are not measured again."""
+    results = folder / "runs" / "bounded-seed0" / "evaluation"
+    names = ("noise.json", "nll_test_first4.json")
+    noise, ode = ((results / name).read_bytes() for name in names)
+    content = yaml.safe_load(path.read_text())
+    content["evaluation"]["ode_tolerance"] = 0.01
+    path.write_text(yaml.safe_dump(content))
+    job = start(path)
+    _, errors = job.communicate(timeout=300)
+    assert job.returncode == 0, errors
+    assert (results / "noise.json").read_bytes() == noise
+    assert json.loads((results / "nll_test_first4.json").read_text())["ode"] != json.loads(ode)["ode"]
 
 
 def check_another_comparison_is_refused(path):
