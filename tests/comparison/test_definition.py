@@ -198,3 +198,18 @@ def test_the_comparisons_that_come_with_the_project(path, digits, monkeypatch):
     description = open_data([str(digits)], [1.0]).description
     specs = {name: model_spec(config, description) for name, config in comparison.configs.items()}
     assert len({config.model_dump_json() for config in comparison.configs.values()}) == len(specs)
+
+
+def test_the_five_seeds_go_on_from_the_presets(monkeypatch):
+    """The two files share a folder: what is in both is the same, and so is how it is evaluated."""
+    monkeypatch.chdir(ROOT)
+    folder = ROOT / "configs" / "comparisons"
+    three, five = (load_comparison(folder / f"{name}.yaml") for name in ("digits", "digits_five_seeds"))
+    assert three.folder == five.folder
+    budgets = [(c.definition.steps, c.definition.seconds, c.definition.features) for c in (three, five)]
+    assert budgets[0] == budgets[1]
+    assert three.definition.evaluation == five.definition.evaluation
+    both = three.configs.keys() & five.configs.keys()
+    assert len(both) == 5
+    assert all(three.configs[name] == five.configs[name] for name in both)
+    assert {name: three.samplers.get(name) for name in both} == {name: five.samplers.get(name) for name in both}
