@@ -30,7 +30,6 @@ from fdtrain.data.sources.idx import idx
 from fdtrain.data.sources.imagenet import imagenet32_old, imagenet_new
 from fdtrain.data.sources.images import images
 from fdtrain.data.sources.parquet import parquet
-from fdtrain.data.sources.photos import photos
 from fdtrain.data.sources.rows import Choice
 from fdtrain.data.sources.shard_lists import local_folder, shard_lists
 from fdtrain.data.sources.shards import shard_source
@@ -95,13 +94,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source.add_argument(
         "input", type=Path, help="img_align_celeba.zip, beside it list_eval_partition.txt if you have it"
     )
-    source = add(
-        "photos",
-        lambda a: photos(a.size, a.crops, a.shard_images),
-        "crops of the photographs that scikit-image and scikit-learn ship; nothing to download",
-    )
-    source.add_argument("--size", type=_count, default=32, metavar="PIXELS", help="default: %(default)s")
-    source.add_argument("--crops", type=_count, default=4000, metavar="N", help="of each (default: %(default)s)")
     _add_idx(add)
     _add_images(add)
     _add_tables(add)
@@ -127,18 +119,13 @@ def _add_idx(add) -> None:
 def _add_images(add) -> None:
     source = add(
         "images",
-        lambda a: images(
-            a.input, a.test, a.holdout, _name(a), a.resize, a.channels, a.shard_images, a.crops, a.background
-        ),
+        lambda a: images(a.input, a.test, a.holdout, _name(a), a.resize, a.channels, a.shard_images, a.background),
         "a folder, zip or tar of images; classes are its folders, or the labels in its dataset.json",
     )
     source.add_argument("input", type=Path, help="the images to train on")
     held_out = source.add_mutually_exclusive_group()
     held_out.add_argument("--test", type=Path, metavar="INPUT", help="held-out images, likewise")
-    held_out.add_argument(
-        "--holdout", type=_count, default=0, metavar="N", help="hold out N images (of --crops: N photographs)"
-    )
-    source.add_argument("--crops", type=_count, metavar="N", help="N random squares of each photograph, for --size")
+    held_out.add_argument("--holdout", type=_count, default=0, metavar="N", help="hold out N images")
     source.add_argument(
         "--background", type=_colour, metavar="COLOUR", help="behind transparent pixels, such as white or #ff8800"
     )

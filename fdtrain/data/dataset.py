@@ -74,7 +74,7 @@ class Preparation(_Model):
     Args:
         method: how an image was cut and resized.
         photographs: their number in each split.
-        crops: the images made of each.
+        crops: the images made of each: one, or more by an earlier version.
         pixels: width x height of the smallest, the median and the largest, by area.
         turned: how many were turned upright, as their EXIF orientation says.
         converted: how many were converted, by "FROM to TO".
@@ -83,7 +83,7 @@ class Preparation(_Model):
 
     method: Line
     photographs: dict[Line, int]
-    crops: int = Field(ge=1)
+    crops: int = Field(default=1, ge=1)
     pixels: list[Line] = Field(max_length=3)
     turned: int = Field(ge=0)
     converted: dict[Line, int]

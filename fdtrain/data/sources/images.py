@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from fdtrain.data.sources import labels
 from fdtrain.data.sources.archive import Member, members, read
-from fdtrain.data.sources.crops import crop_parts, method, survey
 from fdtrain.data.sources.picture import Colour, fit_like_first, image_parts, is_image
+from fdtrain.data.sources.preparation import method, survey
 from fdtrain.data.sources.source import SPLIT_NAMES, Source, numbered
 from fdtrain.errors import UserError
 
@@ -28,7 +28,6 @@ def images(
     resize: int | None,
     channels: int | None,
     share: int,
-    crops: int | None = None,
     background: Colour | None = None,
 ) -> Source:
     """Images of one size, or of any size where ``resize`` asks for one.
@@ -42,8 +41,6 @@ def images(
         name: the name of the data set.
         resize: side in pixels that the largest centred square is resized to (Lanczos); ``None``: all agree.
         channels: 1 or 3; ``None``: as the first image.
-        crops: random squares of each photograph that are resized instead (crops.py); then ``holdout`` and ``share``
-            count photographs and crops.
         share: about the number of images of a part.
         background: what shows through transparent pixels; ``None``: transparency is an error.
 
@@ -61,20 +58,15 @@ def images(
     listings = {split: _shuffled(listing) for split, listing in listings.items()}
     if holdout:
         listings = _held_out(listings["train"], holdout, train)
-    if crops and not resize:
-        raise UserError("--crops needs the size of the images. Give it by --size.")
     fit = fit_like_first(listings["train"].members, read, resize, channels, background)
     classes = _classes(listings, train)
     number = {name: index for index, name in enumerate(classes)}
     splits = {}
     for split, listing in listings.items():
         numbers = None if listing.classes is None else [number[str(key)] for key in listing.classes]
-        if crops:
-            splits[split] = crop_parts(listing.members, numbers, fit, crops, share)
-        else:
-            splits[split] = image_parts(listing.members, numbers, fit, share)
+        splits[split] = image_parts(listing.members, numbers, fit, share)
     photographs = {split: listing.members for split, listing in listings.items()}
-    change = f", {method(resize, crops)}" if resize else ""
+    change = f", {method(resize)}" if resize else ""
     if background:
         change += ", transparency on #{:02x}{:02x}{:02x}".format(*background)
     return Source(
@@ -84,7 +76,7 @@ def images(
         channels=fit.channels,
         classes=classes,
         splits=splits,
-        preparation=survey(photographs, fit, crops) if resize else None,
+        preparation=survey(photographs, fit) if resize else None,
         notes=tuple(notes),
     )
 

@@ -176,7 +176,7 @@ def inspect(file: Path | bytes, where: str, channels: int, background: Colour | 
     """Read the header alone.
 
     Raises:
-        BadSample: as :func:`upright`, as far as the header shows.
+        BadSample: as :func:`decode`, as far as the header shows.
     """
     picture = _open(file, where)
     try:
@@ -193,21 +193,6 @@ def inspect(file: Path | bytes, where: str, channels: int, background: Colour | 
         raise _broken(where, error) from error
     finally:
         picture.close()
-
-
-def upright(data: bytes, where: str, channels: int, background: Colour | None = None) -> Image.Image:
-    """A photograph of any size, turned upright as its EXIF orientation says.
-
-    Raises:
-        BadSample: not an image of a known format, broken, absurdly large, or not representable in those channels.
-    """
-    picture = _open(data, where)
-    try:
-        return _coloured(ImageOps.exif_transpose(picture), where, channels, background)
-    except UserError:
-        raise
-    except Exception as error:  # As in decode.
-        raise _broken(where, error) from error
 
 
 def _broken(where: str, error: Exception) -> BadSample:

@@ -26,6 +26,7 @@ from fdtrain.data.members import json_field, longest_name
 from fdtrain.data.sources import tar_stream
 from fdtrain.data.sources.archive import MAX_READ
 from fdtrain.data.sources.picture import Fit, decode, exactly, fitted, upright_shape
+from fdtrain.data.sources.preparation import method
 from fdtrain.data.sources.source import BadSample, Sample, Source, numbered
 from fdtrain.data.tar import members
 from fdtrain.data.workers import run
@@ -363,7 +364,7 @@ def shard_source(
     classes = class_list({split: [found[Path(p)].labels for p in shards] for split, shards in splits.items()})
     return Source(
         name=name,
-        source=f"{describe(splits)}, largest centre square, Lanczos to {size}x{size}",
+        source=f"{describe(splits)}, {method(size)}",
         size=size,
         channels=fit.channels,
         classes=classes,
