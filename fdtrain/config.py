@@ -91,9 +91,10 @@ class NetworkConfig(Section):
     label_dropout: float = Field(
         default=0.0, ge=0, lt=1, description="share of labels replaced by a separate class, for guidance; usually 0.1"
     )
-    fourier_features: int = Field(
-        default=0, ge=0, le=8, description="octaves of sines of the input, from one level upwards"
+    fourier_features: Literal["all"] | Annotated[int, Field(ge=0, le=16)] = Field(
+        default="all", description="octaves of sines of the pixels, from one level upwards; docs/networks.md"
     )
+    fourier_fading: bool = Field(default=True, description="each octave fades where noise erases it")
     checkpointing: bool = Field(
         default=False, description="recompute activations: less memory, about a third more work"
     )
@@ -135,9 +136,6 @@ class VDMConfig(NetworkConfig):
     channels: int = Field(default=128, ge=8, multiple_of=8, description="width; published: 128 CIFAR-10, 256 ImageNet")
     blocks: int = Field(default=32, ge=1, description="residual blocks before and after the middle")
     dropout: float = Field(default=0.0, ge=0, lt=1, description="share of activations dropped in the residual blocks")
-    fourier_features: int = Field(
-        default=2, ge=0, le=8, description="octaves of sines of the input, from one level upwards"
-    )
 
 
 class DiTConfig(NetworkConfig):

@@ -112,7 +112,7 @@ def test_networks(write):
     config = load_config(write(MINIMAL), ["network.channels=64"])
     assert (config.network.name, config.network.channels) == ("ddpmpp", 64)
     config = load_config(write(MINIMAL), ["network={name: vdm, channels: 256}"])
-    assert (config.network.name, config.network.channels, config.network.fourier_features) == ("vdm", 256, 2)
+    assert (config.network.name, config.network.channels, config.network.fourier_features) == ("vdm", 256, "all")
     assert load_config(write(MINIMAL), ["network={name: dit, size: XL}"]).network.size == "XL"
 
 

@@ -8,6 +8,7 @@ from fdtrain.config import Config, DiffusionConfig
 from fdtrain.data.dataset import DatasetDescription
 from fdtrain.diffusion.formulation import formulation_interval
 from fdtrain.errors import UserError
+from fdtrain.networks.embeddings import octaves
 from fdtrain.networks.model import ModelSpec
 
 
@@ -18,9 +19,12 @@ def model_spec(config: Config, description: DatasetDescription) -> ModelSpec:
         raise UserError(f"network.class_conditional: data set '{description.name}' has no labels. Set it to false.")
     # How it is trained, or said elsewhere in the specification.
     others = {"name", "class_conditional", "label_dropout", "checkpointing"}
+    options = network.model_dump(mode="json", exclude=others)
+    if options["fourier_features"] == "all":
+        options["fourier_features"] = octaves(description.levels)
     return ModelSpec(
         network=network.name,
-        network_options=network.model_dump(mode="json", exclude=others),
+        network_options=options,
         predictor=config.diffusion.predictor,
         scale=config.scale(description.levels),
         channels=description.channels,

@@ -249,7 +249,6 @@ def _settings(
         "blocks": width.blocks,
         "attention": [next((level for level in levels[1:] if level <= ATTENTION), levels[-1])],
         "dropout": 0.1 if description.images(train) < FEW_IMAGES else 0.0,
-        "fourier_features": 2,
         "class_conditional": False,
     }
     if checkpointing:

@@ -14,7 +14,7 @@ import torch.nn.functional as nnf
 from torch import Tensor, nn
 
 from fdtrain.networks import recompute
-from fdtrain.networks.embeddings import TIME_EMBEDDINGS, PixelFeatures
+from fdtrain.networks.embeddings import TIME_EMBEDDINGS
 from fdtrain.networks.layers import Dropout, group_norm, pixel_attention
 
 
@@ -82,15 +82,15 @@ class DDPMpp(nn.Module):
     Args:
         image_channels: C of the images.
         image_size: H = W of the images, divisible by 2 once per multiplier after the first.
-        levels: values a pixel takes, which sets the frequencies of ``fourier_features``.
+        levels: values a pixel takes, which sets the times that the embedding tells apart.
         classes: number of class labels; 0 for an unconditional network.
         channels: width at full resolution.
         multipliers: width of each level, in units of ``channels``; the resolution halves from level to level.
         blocks: residual blocks of a level on the way down (one more on the way up).
         attention: resolutions, in pixels, at which the blocks are followed by self-attention.
         dropout: within the residual blocks.
-        fourier_features: octaves of :class:`PixelFeatures` given to the first convolution; 0 as published.
         time_embedding: ``"positional"`` (DDPM++) or ``"fourier"`` (NCSN++).
+        input_channels: of the input, where :class:`PixelFeatures` are joined to the image; None: C.
         checkpointing: recompute each stage's activations instead of keeping them.
 
     Raises:
@@ -108,8 +108,8 @@ class DDPMpp(nn.Module):
         blocks: int = 4,
         attention: Sequence[int] = (16,),
         dropout: float = 0.0,
-        fourier_features: int = 0,
         time_embedding: str = "positional",
+        input_channels: int | None = None,
         checkpointing: bool = False,
     ):
         super().__init__()
@@ -124,8 +124,7 @@ class DDPMpp(nn.Module):
             _dense(width * channels, embedding), nn.SiLU(), _dense(embedding, embedding), nn.SiLU()
         )
         self.embed_label = nn.Embedding(classes, embedding) if classes else None
-        self.features = PixelFeatures(levels, fourier_features)
-        self.input = _conv(self.features.channels(image_channels), channels)
+        self.input = _conv(input_channels or image_channels, channels)
 
         def residual(inputs: int, outputs: int, resample: str | None = None) -> ResidualBlock:
             return ResidualBlock(inputs, outputs, embedding, dropout, resample)
@@ -167,7 +166,7 @@ class DDPMpp(nn.Module):
         embedding = self.embed(self.time_embedding(t, self.channels, self.levels))
         if self.embed_label is not None:
             embedding = embedding + self.embed_label(label)
-        h = self.input(self.features(x))
+        h = self.input(x)
         skips = [h]
         for stage in self.down:
             h = self._run(stage, embedding, h)

@@ -12,7 +12,7 @@ import torch.nn.functional as nnf
 from torch import Tensor, nn
 
 from fdtrain.networks import recompute
-from fdtrain.networks.embeddings import PixelFeatures, positional
+from fdtrain.networks.embeddings import positional
 
 SIZES: dict[str, tuple[int, int, int]] = {
     "S": (12, 384, 6),
@@ -83,11 +83,11 @@ class DiT(nn.Module):
     Args:
         image_channels: C of the images.
         image_size: H = W of the images, a multiple of ``patch``.
-        levels: values a pixel takes, which sets the frequencies of ``fourier_features``.
+        levels: values a pixel takes.
         classes: number of class labels; 0 for an unconditional network.
         size: one of :data:`SIZES`.
         patch: pixels of a token's side.
-        fourier_features: octaves of :class:`PixelFeatures` in the patches; 0 as published.
+        input_channels: of the input, where :class:`PixelFeatures` are joined to the image; None: C.
         checkpointing: recompute each block's activations instead of keeping them.
 
     Raises:
@@ -102,7 +102,7 @@ class DiT(nn.Module):
         classes: int = 0,
         size: str = "S",
         patch: int = 2,
-        fourier_features: int = 0,
+        input_channels: int | None = None,
         checkpointing: bool = False,
     ):
         super().__init__()
@@ -110,8 +110,7 @@ class DiT(nn.Module):
             raise ValueError(f"images of {image_size} pixels cannot be cut into patches of {patch}")
         blocks, width, heads = SIZES[size]
         self.patch, self.levels, self.checkpointing = patch, levels, checkpointing
-        self.features = PixelFeatures(levels, fourier_features)
-        self.input = _dense(self.features.channels(image_channels) * patch**2, width)
+        self.input = _dense((input_channels or image_channels) * patch**2, width)
         # Not a weight: made again wherever the model is built.
         self.register_buffer("position", position_embedding(image_size // patch, width), persistent=False)
         self.embed = nn.Sequential(_dense(TIME_CHANNELS, width, std=0.02), nn.SiLU(), _dense(width, width, std=0.02))
@@ -128,7 +127,7 @@ class DiT(nn.Module):
         if self.embed_label is not None:
             condition = condition + self.embed_label(label)
         # (B, C, H, W) to tokens (B, N, C patch^2) and back.
-        h = nnf.pixel_unshuffle(self.features(x), self.patch).flatten(2).transpose(1, 2)
+        h = nnf.pixel_unshuffle(x, self.patch).flatten(2).transpose(1, 2)
         h = self.input(h) + self.position
         for block in self.blocks:
             h = recompute.call(block, h, condition, recompute=self.checkpointing)

@@ -42,20 +42,34 @@ def _waves(argument: Tensor, frequency: Tensor) -> Tensor:
     return torch.cat([angle.sin(), angle.cos()], 1)
 
 
-class PixelFeatures(nn.Module):
-    """Images with sines and cosines of themselves as further channels: ``C`` to ``C (1 + 2 octaves)``.
+def octaves(levels: int) -> int:
+    """How many :class:`PixelFeatures` have: with periods of 1, 2, 4, ... levels, up to the range of the values."""
+    return int(math.log2(levels))
 
-    The periods are one level, two levels, four (VDM, Kingma et al. 2021, appendix C, has the first two): they let
-    a network see where within its level a dequantised pixel lies.
+
+class PixelFeatures(nn.Module):
+    """A network's image with sines and cosines of the pixels as further channels: ``C`` to ``C (1 + 2 octaves)``.
+
+    The periods are one level, two levels, four, and so on: at noise ``t`` a network must tell differences of size ``t``
+    in pixels of size 1, and an octave with a period of about ``t`` shows it just these. Noise erases the octaves with
+    shorter periods: the mean of ``sin(w (alpha x0 + t eps))`` over it is ``sin(w alpha x0) exp(-(w t)^2 / 2)``. By
+    this factor each octave fades, lest it be a loud function that says nothing. VDM (Kingma et al. 2021, appendix C)
+    has the first two octaves of the network's image, which do not fade.
     """
 
-    def __init__(self, levels: int, octaves: int):
+    def __init__(self, levels: int, count: int, fading: bool):
         super().__init__()
-        self.frequencies = [math.pi * levels / 2**octave for octave in range(octaves)]
+        self.frequencies, self.fading = [math.pi * levels / 2**octave for octave in range(count)], fading
 
-    def forward(self, x: Tensor) -> Tensor:
-        angles = [frequency * x for frequency in self.frequencies]
-        return torch.cat([x, *(a.sin() for a in angles), *(a.cos() for a in angles)], 1)
+    def forward(self, image: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        """``image`` ``(B, C, H, W)`` as the network sees ``x``, the noisy image at times ``t``, ``(B,)``."""
+        sines, cosines = [], []
+        for w in self.frequencies:
+            angle = w * (x if self.fading else image)
+            fade = torch.exp(-0.5 * (w * t) ** 2).to(x.dtype)[:, None, None, None] if self.fading else 1.0
+            sines.append(angle.sin() * fade)
+            cosines.append(angle.cos() * fade)
+        return torch.cat([image, *sines, *cosines], 1)
 
     def channels(self, image_channels: int) -> int:
         return image_channels * (1 + 2 * len(self.frequencies))

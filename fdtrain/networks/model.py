@@ -16,6 +16,7 @@ from fdtrain.diffusion.predictors import Field, make_predictor
 from fdtrain.errors import UserError
 from fdtrain.networks.ddpmpp import DDPMpp
 from fdtrain.networks.dit import DiT
+from fdtrain.networks.embeddings import PixelFeatures
 from fdtrain.networks.vdm import VDM
 
 NETWORKS: dict[str, type[nn.Module]] = {"ddpmpp": DDPMpp, "vdm": VDM, "dit": DiT}
@@ -26,7 +27,8 @@ VERSION = 1
 class ModelSpec:
     """All that is needed to rebuild a model and to read its output, besides the weights.
 
-    ``network_options`` are the keyword arguments of the network's class; ``classes`` are the names of the
+    ``network_options`` are the keyword arguments of the network's class and of its :class:`PixelFeatures`
+    (``fourier_features``, ``fourier_fading``; those of older models do not fade); ``classes`` are the names of the
     labels it was trained with, empty for an unconditional network; ``null_class`` says that one more label,
     after theirs, stands for none (classifier-free guidance, Ho & Salimans 2022); ``interval``, ``decoder``,
     ``network_input`` and ``network_time`` are of the configuration's section ``diffusion``; the rest describes the
@@ -107,14 +109,19 @@ class Model(nn.Module):
         self.spec = spec
         self.null_label = spec.null_label if spec.null_class else None
         self.predictor = make_predictor(spec.predictor, spec.scale, spec.network_input, spec.network_time)
+        options = dict(spec.network_options)
+        self.features = PixelFeatures(
+            spec.levels, options.pop("fourier_features", 0), options.pop("fourier_fading", False)
+        )
         try:
             self.network = NETWORKS[spec.network](
                 image_channels=spec.channels,
                 image_size=spec.size,
                 levels=spec.levels,
                 classes=len(spec.classes) + spec.null_class,
+                input_channels=self.features.channels(spec.channels),
                 checkpointing=checkpointing,
-                **spec.network_options,
+                **options,
             )
         except ValueError as error:
             raise UserError(f"network: {error}.") from error
@@ -123,7 +130,8 @@ class Model(nn.Module):
         """Images ``(B, C, H, W)`` and times ``(B,)`` in float64 to ``F``, like ``x``."""
         dtype = next(self.network.parameters()).dtype
         image, time = self.predictor.inputs(x, t)
-        return self.predictor.field(self.network(image.to(dtype), time.to(dtype), label), x, t)
+        seen = self.features(image.to(dtype), x.to(dtype), t)
+        return self.predictor.field(self.network(seen, time.to(dtype), label), x, t)
 
     def field(self, label: Tensor | None = None, guidance: float = 1.0) -> Field:
         """``F(x, t)`` at fixed labels, or guided: ``F_null + guidance (F_label - F_null)``, at twice the work.

@@ -13,7 +13,7 @@ import torch.nn.functional as nnf
 from torch import Tensor, nn
 
 from fdtrain.networks import recompute
-from fdtrain.networks.embeddings import PixelFeatures, positional
+from fdtrain.networks.embeddings import positional
 from fdtrain.networks.layers import Dropout, group_norm, pixel_attention
 
 Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
@@ -71,12 +71,12 @@ class VDM(nn.Module):
     Args:
         image_channels: C of the images.
         image_size: H = W of the images; any.
-        levels: values a pixel takes, which sets the frequencies of ``fourier_features``.
+        levels: values a pixel takes.
         classes: number of class labels; 0 for an unconditional network.
         channels: width. Published: 128 for CIFAR-10, 256 for ImageNet.
         blocks: residual blocks on the way in; one more on the way out. Published: 32, for ImageNet-64 64.
         dropout: within the residual blocks.
-        fourier_features: octaves of :class:`PixelFeatures` given to the first convolution. Published: 2.
+        input_channels: of the input, where :class:`PixelFeatures` are joined to the image; None: C.
         checkpointing: recompute each block's activations instead of keeping them.
     """
 
@@ -89,7 +89,7 @@ class VDM(nn.Module):
         channels: int = 128,
         blocks: int = 32,
         dropout: float = 0.0,
-        fourier_features: int = 2,
+        input_channels: int | None = None,
         checkpointing: bool = False,
     ):
         super().__init__()
@@ -99,8 +99,7 @@ class VDM(nn.Module):
             _init(nn.Linear(channels, condition)), nn.SiLU(), _init(nn.Linear(condition, condition)), nn.SiLU()
         )
         self.embed_label = nn.Embedding(classes, condition) if classes else None
-        self.features = PixelFeatures(levels, fourier_features)
-        self.input = _conv(self.features.channels(image_channels), channels)
+        self.input = _conv(input_channels or image_channels, channels)
 
         def residual(inputs: int) -> ResidualBlock:
             return ResidualBlock(inputs, channels, condition, dropout)
@@ -114,7 +113,7 @@ class VDM(nn.Module):
         condition = self.embed(positional(t, self.channels, self.levels))
         if self.embed_label is not None:
             condition = condition + self.embed_label(label)
-        h = self.input(self.features(x))
+        h = self.input(x)
         skips = [h]
         for block in self.inward:
             h = self._run(block, condition, h)

@@ -1,7 +1,8 @@
+import numpy as np
 import pytest
 import torch
 
-from fdtrain.networks.embeddings import TIME_EMBEDDINGS, PixelFeatures
+from fdtrain.networks.embeddings import TIME_EMBEDDINGS, PixelFeatures, octaves
 
 
 @pytest.mark.parametrize("name", TIME_EMBEDDINGS)
@@ -15,17 +16,38 @@ def test_times_are_bounded_and_told_apart_at_both_ends(name):
     assert distances[2, 3] > 0.3
 
 
-def test_the_finest_feature_has_the_period_of_a_level():
+NOW = torch.zeros(1, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("fading", [False, True])
+def test_the_finest_feature_has_the_period_of_a_level(fading):
     """It cannot tell levels apart, only where within its level a pixel lies; the next tells odd from even."""
-    features = PixelFeatures(17, 2)
+    features = PixelFeatures(17, 2, fading)
     x = torch.full((1, 1, 1, 1), 0.3)
-    here, there = features(x).flatten(), features(x + 2 / 17).flatten()
+    here, there = (features(at, at, NOW).flatten() for at in (x, x + 2 / 17))
     assert here.shape == (features.channels(1),) == (5,)
     finest, next_ = [1, 3], [2, 4]  # sines, then cosines
     assert torch.allclose(there[finest], here[finest], atol=1e-5)
     assert torch.allclose(there[next_], -here[next_], atol=1e-5)
 
 
+def test_an_octave_fades_as_noise_erases_it():
+    """Of a pixel at ``x``, noise of deviation ``t`` leaves the mean of a feature at ``t = 0`` that the faded one has."""
+    constant, faded = PixelFeatures(17, 4, fading=False), PixelFeatures(17, 4, fading=True)
+    x, t = torch.tensor(0.3, dtype=torch.float64), torch.tensor([0.02], dtype=torch.float64)
+    nodes, weights = np.polynomial.hermite_e.hermegauss(80)
+    noisy = (x + t * torch.from_numpy(nodes)).view(-1, 1, 1, 1)
+    mean = torch.from_numpy(weights / weights.sum()) @ constant(noisy, noisy, NOW).flatten(1)
+    x = x.view(1, 1, 1, 1)
+    assert torch.allclose(faded(x, x, t).flatten(), mean, atol=1e-12)
+
+
+@pytest.mark.parametrize(("levels", "count"), [(2, 1), (16, 4), (17, 4), (256, 8)])
+def test_the_longest_period_is_within_the_range_of_the_values(levels, count):
+    assert octaves(levels) == count
+    assert 2 ** (count - 1) <= levels / 2 < 2**count
+
+
 def test_no_features_leave_the_image():
     x = torch.randn(2, 3, 4, 4)
-    assert torch.equal(PixelFeatures(256, 0)(x), x)
+    assert torch.equal(PixelFeatures(256, 0, fading=True)(x, x, NOW), x)

@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 
 import pytest
@@ -74,3 +75,16 @@ def test_guidance_of_a_model_that_has_no_null_class_is_refused():
     for spec, label in ((replace(LABELLED, null_class=False), torch.tensor([0, 2])), (SPEC, None)):
         with pytest.raises(UserError, match=r"network\.label_dropout"):
             awake(spec).field(label, 2.0)
+
+
+def test_a_model_of_before_keeps_its_features():
+    """Those of the network's image, the same at every time; a description that does not say has them."""
+    options = {"channels": 8, "multipliers": [1], "blocks": 1, "attention": [], "fourier_features": 2}
+    spec = replace(SPEC, predictor="edm", network="ddpmpp", network_options=options)
+    model, x, t = awake(spec), torch.randn(2, 1, 8, 8), torch.tensor([0.01, 0.9], dtype=torch.float64)
+    image, time = model.predictor.inputs(x, t)
+    waves = [wave(w * image) for wave in (torch.sin, torch.cos) for w in (math.pi * 17, math.pi * 17 / 2)]
+    f = model.network(torch.cat([image, *waves], 1), time.float())
+    assert torch.equal(model(x, t), model.predictor.field(f, x, t))
+    faded = replace(spec, network_options=options | {"fourier_fading": True})
+    assert not torch.allclose(awake(faded)(x, t), model(x, t), atol=1e-3)

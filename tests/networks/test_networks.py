@@ -47,7 +47,7 @@ def test_an_untrained_network_is_nought(name):
 
 
 VARIANTS = [
-    *[(name, options) for name in NETWORKS for options in ({}, {"fourier_features": 3}, {"classes": 5})],
+    *[(name, options) for name in NETWORKS for options in ({}, {"classes": 5})],
     ("ddpmpp", {"dropout": 0.5}),
     ("vdm", {"dropout": 0.5}),
     ("ddpmpp", {"attention": ()}),
