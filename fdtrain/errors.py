@@ -7,6 +7,7 @@ import time
 import traceback
 from collections.abc import Callable
 
+from fdtrain.console import lose_what_fails
 from fdtrain.credentials import masked
 
 LONGEST = 4000
@@ -88,10 +89,11 @@ PREEMPTED_CODE = 75
 
 
 def log_to_console() -> None:
-    """Show the messages of the library on stderr, as lines that begin with "fdtrain: ".
+    """Show the messages of the library on stderr, as lines that begin with "fdtrain: ", as long as it takes them.
 
     Rank 0 shows all of them, other ranks warnings, with their number.
     """
+    lose_what_fails("stderr")
     rank = int(os.environ.get("RANK", "0"))
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter(f"fdtrain: (rank {rank}) %(message)s" if rank else "fdtrain: %(message)s"))

@@ -8,6 +8,7 @@ if not __package__:
     # Run as a file, python puts fdtrain/ itself first on the path; its parent is meant.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from fdtrain.console import lose_what_fails
 from fdtrain.errors import exit_code
 from fdtrain.version import ShowVersion
 
@@ -47,6 +48,8 @@ def train(arguments: argparse.Namespace) -> None:
     from fdtrain.resilience.launcher import followed
     from fdtrain.resilience.signals import BEFORE_TRAINING, answered, leave_before_training
 
+    # DeepSpeed's; a tool's is its result.
+    lose_what_fails("stdout")
     with followed(leave_before_training), answered(leave_before_training, BEFORE_TRAINING):
         from fdtrain.training.plan import prepare
 
