@@ -264,17 +264,18 @@ class TrainingConfig(Section):
     bucket_mib: int = Field(
         default=32, ge=1, description="gradients or weights that are communicated together, MiB of float32"
     )
-    adam: Literal["fused", "foreach"] = Field(
-        default="fused", description="kernels of AdamW: one for all weights, or one per operation"
+    optimizer: Literal["adamw", "muon"] = Field(
+        default="adamw", description="of matrices; AdamW steps everything else; docs/training.md"
     )
     lr: float = Field(default=2e-4, gt=0, description="learning rate of AdamW after the warm-up")
+    muon_lr: float = Field(default=0.02, gt=0, description="the same of Muon")
     warmup_steps: int = Field(default=5000, ge=0, description="steps of linear warm-up from 0")
     decay: Literal["constant", "linear", "cosine"] = Field(
         default="constant", description="decay of the learning rate, to 0 at the last step"
     )
     betas: tuple[float, float] = Field(default=(0.9, 0.999), description="betas of AdamW")
     eps: float = Field(default=1e-8, gt=0, description="epsilon of AdamW")
-    weight_decay: float = Field(default=0.0, ge=0, description="weight decay of AdamW")
+    weight_decay: float = Field(default=0.0, ge=0, description="weight decay of AdamW, and of Muon")
     grad_clip: float = Field(default=1.0, ge=0, description="largest gradient norm; 0: no clipping")
     skip_grad_norm_ratio: float | None = Field(
         default=None, gt=1, description="skip steps with a gradient norm above this multiple of its running mean"
@@ -289,6 +290,14 @@ class TrainingConfig(Section):
     collective_timeout_s: float = Field(
         default=600.0, ge=1, description="seconds that a rank waits in one call for another that is alive"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_earlier_versions(cls, content: Any) -> Any:
+        """Their recorded configurations name AdamW's kernels, which are fused always now."""
+        if isinstance(content, dict) and content.get("adam") == "fused":
+            return {key: value for key, value in content.items() if key != "adam"}
+        return content
 
     @field_validator("betas")
     @classmethod

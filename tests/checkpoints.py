@@ -10,23 +10,19 @@ from torch import Tensor
 from fdtrain.checkpoint import store
 from fdtrain.checkpoint.fragments import (
     AVERAGE,
-    FIRST_MOMENT,
-    SECOND_MOMENT,
-    WEIGHT,
     Fragment,
     part_name,
     write_part,
 )
 from fdtrain.networks.model import Model, ModelSpec
 
-KINDS = (WEIGHT, AVERAGE, FIRST_MOMENT, SECOND_MOMENT)
-
 
 def tensors(folder: Path, *kinds: str) -> dict[str, Tensor]:
     """Those of a checkpoint, all kinds unless some are named, by ``kind/parameter``."""
     parts, model = store.open_parts(folder), Model(ModelSpec.load(folder / "model.json"))
     shapes = {name: p.shape for name, p in model.named_parameters()}
-    return {f"{kind}/{name}": t for kind in kinds or KINDS for name, t in parts.whole(kind, shapes).items()}
+    there = [(kind, name) for kind, name in parts.locations if kind in (kinds or (kind,))]
+    return {f"{k}/{name}": parts.whole(k, {name: shapes[name]})[name] for k, name in there}
 
 
 def assert_same(a: Path, b: Path) -> None:

@@ -22,7 +22,9 @@ from torch import Tensor
 
 from fdtrain.errors import UserError
 
-WEIGHT, AVERAGE, FIRST_MOMENT, SECOND_MOMENT = "weight", "average", "exp_avg", "exp_avg_sq"
+WEIGHT, AVERAGE = "weight", "average"
+FIRST_MOMENT, SECOND_MOMENT, MOMENTUM = "exp_avg", "exp_avg_sq", "momentum"
+"""Adam's moments, and Muon's."""
 
 PART = re.compile(r"part_\d{5,}\.safetensors")
 POWER_AVERAGE = re.compile(rf"{AVERAGE}_(0\.\d+)")

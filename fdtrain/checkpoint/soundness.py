@@ -9,6 +9,7 @@ from fdtrain.checkpoint.store import (
     MANIFEST,
     MODEL_FILE,
     NAME,
+    OPTIMIZER,
     SHARDS,
     STATE_FILE,
     State,
@@ -105,8 +106,8 @@ def check_fits(checkpoint: Path, spec: ModelSpec, run: dict[str, Any]) -> State:
             f"{checkpoint} belongs to a run on other shards: the data set has been packed again or changed, so its "
             "images would come in another order. Restore it, or give the run another name."
         )
-    run = {k: v for k, v in run.items() if k != SHARDS}
-    if changed := [f"{k} {state.run.get(k)!r} against {v!r}" for k, v in run.items() if state.run.get(k) != v]:
+    recorded, run = {OPTIMIZER: "adamw", **state.run}, {k: v for k, v in run.items() if k != SHARDS}
+    if changed := [f"{k} {recorded.get(k)!r} against {v!r}" for k, v in run.items() if recorded.get(k) != v]:
         raise UserError(
             f"{checkpoint} belongs to a run with other settings: {'; '.join(changed)}. "
             "Restore them, or give the run another name."

@@ -45,6 +45,9 @@ NAME = re.compile(r"step_(\d{8,})")
 SHARDS = "data.shards"
 """Of ``State.run``: the fingerprint of the images trained on. Checkpoints of earlier versions have none."""
 
+OPTIMIZER = "training.optimizer"
+"""Of ``State.run``. Checkpoints of earlier versions have none: theirs was AdamW."""
+
 VISIBILITY_TIMEOUT_SECONDS = 60.0
 """Until another host's file must be visible on a shared file system."""
 

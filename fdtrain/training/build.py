@@ -127,6 +127,9 @@ def build(plan: Plan, launch: Launch, checkpoint: Path | None = None) -> Trainer
         f"global batch {training.global_batch}, {utilisation.flops_per_image / 1e9:.3g} GFLOP per image, "
         f"{training.steps} steps{'' if spec.bound.interval == CLOSED else f', bound: {spec.bound.describe()}'}"
     )
+    if engine.matrices:
+        count = sum(engine.shapes[name].numel() for name in engine.matrices)
+        monitor.say(f"Muon steps {len(engine.matrices)} matrices, {count:,} of the parameters; AdamW the rest")
     for line in started.lines() if started else []:
         monitor.say(line)
     trainer = Trainer(config, run_, state, noise, partial(own_batches, plan), _callbacks(plan, monitor))

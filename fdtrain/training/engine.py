@@ -12,14 +12,16 @@ from torch import Tensor
 
 from fdtrain.capacity.interconnect import REDUCE_TO_OWNERS
 from fdtrain.capacity.layout import RunLayout
-from fdtrain.checkpoint.fragments import FIRST_MOMENT, SECOND_MOMENT, WEIGHT, Fragment, FragmentReader
+from fdtrain.checkpoint.fragments import FIRST_MOMENT, MOMENTUM, SECOND_MOMENT, WEIGHT, Fragment, FragmentReader
 from fdtrain.checkpoint.store import Counters
 from fdtrain.config import TrainingConfig
 from fdtrain.diffusion.predictors import Field
+from fdtrain.errors import UserError
 from fdtrain.networks.model import Model
 from fdtrain.training.grad_guard import GradGuard
 from fdtrain.training.hardware import DTYPES, memory_format
-from fdtrain.training.zero import load_module, stepped_ranges
+from fdtrain.training.muon import Muon, is_inner_matrix
+from fdtrain.training.zero import SteppedRange, load_module, stepped_ranges
 
 # Said before the import, which otherwise warns on every rank of a machine without an accelerator.
 if not torch.cuda.is_available():
@@ -33,8 +35,6 @@ deepspeed.utils.logger.setLevel(logging.WARNING)
 warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
 # A C++ extension that DeepSpeed would compile at start-up, for inference alone.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-
-MOMENTS = (FIRST_MOMENT, SECOND_MOMENT)
 
 
 class Engine:
@@ -55,14 +55,11 @@ class Engine:
         self.device = next(model.parameters()).device
         self.memory_format = memory_format(self.device, training.precision)
         self.guard = GradGuard(training.skip_grad_norm_ratio, self.device)
-        self.optimizer = torch.optim.AdamW(
-            model.parameters(),
-            lr=training.lr,
-            betas=training.betas,
-            eps=training.eps,
-            weight_decay=training.weight_decay,
-            **{training.adam: True},
-        )
+        self.matrices = {
+            name for name, p in model.named_parameters() if training.optimizer == "muon" and is_inner_matrix(name, p)
+        }
+        """The parameters that Muon steps."""
+        self.optimizer = _optimizer(model, self.matrices, training, self.stage)
         self.optimizer.register_step_pre_hook(self._judge)
         _limit_waiting(training.collective_timeout_s)
         settings = _settings(training, layout)
@@ -90,13 +87,13 @@ class Engine:
         self.engine.backward(loss)
 
     def step(self, lr: float) -> None:
-        """After each pass; updates the weights after the last of a step.
+        """After each pass; updates the weights after the last of a step. ``lr`` is AdamW's, Muon's in proportion.
 
         Then ``norm`` is that of the global gradient before clipping, and ``skipped`` 1 if there was no update,
         else 0; both scalars, the same on every rank.
         """
         for group in self.engine.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("relative_lr", 1.0)
         last = self.engine.is_gradient_accumulation_boundary()
         if last and not self.stage:
             scaler = self.engine.torch_autocast_z0_gradscaler
@@ -115,13 +112,9 @@ class Engine:
         """Before the optimiser's step: see that a refused one changes nothing. ZeRO leaves a gradient that is not
         finite out by itself, and comes here with a finite one."""
         norm = self.engine.optimizer._global_grad_norm if self.stage else self.norm
-        refused, owners = self.guard.refuses(norm), self.optimizer.param_groups[0]["params"]
-        if self.training.adam == "fused":
-            # Its kernel leaves everything as it is where this is 1, without a word to the host.
-            setattr(self.optimizer, "found_inf", refused.to(owners[0].device))  # noqa: B010 (no attribute of its type)
-        elif refused.item():
-            for owner in owners:
-                owner.grad = None
+        owners = self.optimizer.param_groups[0]["params"]
+        # The kernels leave everything as it is where this is 1, without a word to the host.
+        setattr(self.optimizer, "found_inf", self.guard.refuses(norm).to(owners[0].device))  # noqa: B010 (no attribute of its type)
 
     def _scale_with_clipping(self) -> None:
         """At fp16 ZeRO clips and judges the gradient before torch's scaler divides by the loss scale, and never
@@ -140,12 +133,15 @@ class Engine:
             zero.dynamic_loss_scale = True
 
     def _start_moments(self) -> None:
-        """Adam's state from the start, so that saving and loading need no first step."""
-        for owner in {id(r.owner): r.owner for r in self.stepped}.values():
-            self.optimizer.state[owner] = {
-                "step": torch.zeros((), device=owner.device),
-                **{moment: torch.zeros_like(owner, requires_grad=False) for moment in MOMENTS},
+        """The optimiser's state from the start, so that saving and loading need no first step."""
+        for r in {id(r.owner): r for r in self.stepped}.values():
+            self.optimizer.state[r.owner] = {
+                "step": torch.zeros((), device=r.owner.device),
+                **{moment: torch.zeros_like(r.owner, requires_grad=False) for moment in self._moments(r)},
             }
+
+    def _moments(self, r: SteppedRange) -> tuple[str, ...]:
+        return (MOMENTUM,) if r.parameter in self.matrices else (FIRST_MOMENT, SECOND_MOMENT)
 
     @property
     def weights(self) -> list[Fragment]:
@@ -157,8 +153,8 @@ class Engine:
         """This rank's fragments of weights and moments, live; those of all ranks are the whole state, once."""
         moments = [
             Fragment(moment, r.parameter, r.start, r.of(self.optimizer.state[r.owner][moment]))
-            for moment in MOMENTS
             for r in self.saved
+            for moment in self._moments(r)
         ]
         return self.weights + moments
 
@@ -175,7 +171,7 @@ class Engine:
         with torch.no_grad():
             for r in self.stepped:
                 state = self.optimizer.state[r.owner]
-                for kind, flat in ((WEIGHT, r.owner.data), *((moment, state[moment]) for moment in MOMENTS)):
+                for kind, flat in ((WEIGHT, r.owner.data), *((moment, state[moment]) for moment in self._moments(r))):
                     r.of(flat).copy_(parts.read(kind, r.parameter, r.start, r.count))
                 state["step"].fill_(counters.updates)
             load_module(self.engine.optimizer, self.model, self.stage, self.stepped, parts)
@@ -204,6 +200,18 @@ class Engine:
         else:
             scaler = self.engine.torch_autocast_z0_gradscaler
             scaler.load_state_dict({**scaler.state_dict(), "scale": saved["scale"], "_growth_tracker": saved["since"]})
+
+
+def _optimizer(model: Model, matrices: set[str], training: TrainingConfig, stage: int) -> torch.optim.AdamW:
+    adamw = {"betas": training.betas, "eps": training.eps, "weight_decay": training.weight_decay}
+    if not matrices:
+        return torch.optim.AdamW(model.parameters(), lr=training.lr, fused=True, **adamw)
+    if stage:
+        raise UserError("training.optimizer: muon needs training.zero_stage 0 so far.")
+    parts: dict[bool, list[Tensor]] = {True: [], False: []}
+    for name, p in model.named_parameters():
+        parts[name in matrices].append(p)
+    return Muon(parts[True], parts[False], training.lr, training.muon_lr, DTYPES[training.precision], **adamw)
 
 
 def _limit_waiting(seconds: float) -> None:
@@ -237,6 +245,7 @@ def _settings(training: TrainingConfig, layout: RunLayout) -> dict[str, Any]:
         "zero_optimization": zero,
         # torch's fused AdamW runs on the CPU too, without a compiler on the user's machine.
         "zero_force_ds_cpu_optimizer": False,
+        "zero_allow_untested_optimizer": True,
         # Without ZeRO DeepSpeed clips but keeps the norm to itself: then step() clips.
         "gradient_clipping": training.grad_clip if stage else 0.0,
         "steps_per_print": 2**63 - 1,

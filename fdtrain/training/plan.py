@@ -62,6 +62,7 @@ class Plan:
             "training.lanes": config.training.lanes,
             "data.shuffle_window": config.data.shuffle_window,
             **(learned if diffusion.time_density == "adaptive" else {}),
+            store.OPTIMIZER: config.training.optimizer,
             "training.init_from": None if config.training.init_from is None else str(config.training.init_from),
             # An average that began later, or of another length, would not be the one of its name. None may end.
             **({"ema.lengths": list(config.ema.lengths)} if config.ema.lengths else {}),

@@ -19,12 +19,13 @@ from torch.multiprocessing import start_processes
 from fdtrain import distributed
 from fdtrain.capacity.layout import run_layout
 from fdtrain.checkpoint import store
-from fdtrain.checkpoint.fragments import WEIGHT, FragmentReader, part_name, write_part
+from fdtrain.checkpoint.fragments import FIRST_MOMENT, SECOND_MOMENT, WEIGHT, FragmentReader, part_name, write_part
 from fdtrain.config import TrainingConfig
 from fdtrain.networks.model import Model
-from fdtrain.training.engine import MOMENTS, Engine
+from fdtrain.training.engine import Engine
 
 STAGES = (0, 1, 2, 3)
+MOMENTS = (FIRST_MOMENT, SECOND_MOMENT)
 SAVED_AFTER, STEPS = 3, 5
 
 

@@ -88,15 +88,15 @@ def test_a_gradient_far_larger_than_usual_is_left_out(launch):
     """The limit is a multiple of the running mean after fifty steps: here of ordinary noise."""
     settings = ["training.skip_grad_norm_ratio=1.2", "training.steps=70", "training.lr=1e-9", "training.max_skips=100"]
     found = []
-    for stage, adam in ((0, "fused"), (1, "fused"), (0, "foreach")):
-        name = f"{adam}{stage}"
-        launch(*settings, f"name={name}", f"training.zero_stage={stage}", f"training.adam={adam}", processes=0)
+    for stage in (0, 1):
+        name = f"stage{stage}"
+        launch(*settings, f"name={name}", f"training.zero_stage={stage}", processes=0)
         found.append(skipped(launch, name))
         state = json.loads((launch.checkpoint(70, name) / "state.json").read_text())
         assert state["counters"]["updates"] == 70 - sum(found[-1].values())
     assert sum(found[0][step] for step in range(1, 51)) == 0
     assert 0 < sum(found[0].values()) < 15
-    assert found[0] == found[1] == found[2]
+    assert found[0] == found[1]
 
 
 def start_until(command: list[str], text: str) -> tuple[subprocess.Popen, str]:

@@ -66,13 +66,15 @@ def test_class_labels_flips_and_other_times_train(launch):
 
 
 @pytest.mark.parametrize(
-    ("processes", "precision", "stage"), [(0, "fp16", 0), (2, "fp32", 1)], ids=["fp16_zero0", "fp32_zero1_processes2"]
+    ("processes", "precision", "stage", "optimizer"),
+    [(0, "fp16", 0, "adamw"), (2, "fp32", 1, "adamw"), (0, "bf16", 0, "muon")],
+    ids=["fp16_zero0", "fp32_zero1_processes2", "bf16_zero0_muon"],
 )
-def test_resuming_is_bit_identical(launch, processes, precision, stage):
+def test_resuming_is_bit_identical(launch, processes, precision, stage, optimizer):
     """Dropout included. The log's window is open at the checkpoint, and carried over."""
     settings = ["network.dropout=0.2", "checkpoint.every=3", "monitor.log_every=2", "monitor.sample_every=4"]
     settings += ["monitor.sample_images=3", "monitor.sample_steps=2", "monitor.evaluate_every=3"]
-    settings += [f"training.precision={precision}", f"training.zero_stage={stage}"]
+    settings += [f"training.precision={precision}", f"training.zero_stage={stage}", f"training.optimizer={optimizer}"]
     launch(*settings, "name=whole", processes=processes)
     launch(*settings, "name=parts", processes=processes)
     # As after a kill between steps 3 and 6: the newest checkpoint is that of step 3.
