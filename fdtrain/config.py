@@ -91,13 +91,24 @@ class NetworkConfig(Section):
     label_dropout: float = Field(
         default=0.0, ge=0, lt=1, description="share of labels replaced by a separate class, for guidance; usually 0.1"
     )
-    fourier_features: Literal["all"] | Annotated[int, Field(ge=0, le=16)] = Field(
-        default="all", description="octaves of sines of the pixels, from one level upwards; docs/networks.md"
+    fourier_features: Literal["all"] | int | tuple[int, int] = Field(
+        default="all",
+        description="octaves of sines of the pixels: all, how many from one level upwards, or `[first, after_last]`; "
+        "docs/networks.md",
     )
     fourier_fading: bool = Field(default=True, description="each octave fades where noise erases it")
     checkpointing: bool = Field(
         default=False, description="recompute activations: less memory, about a third more work"
     )
+
+    @field_validator("fourier_features", mode="before")
+    @classmethod
+    def _octaves(cls, value: Any) -> Any:
+        span = [0, value] if type(value) is int else value if isinstance(value, list | tuple) else []
+        pair = len(span) == 2 and all(type(octave) is int for octave in span)
+        if value != "all" and not (pair and (-8 <= span[0] < span[1] <= 16 or value == 0)):
+            raise ValueError(f"must be all, how many, or [first, after_last] within [-8, 16], not {shown(value)}")
+        return value
 
     @model_validator(mode="after")
     def _labelled(self) -> "NetworkConfig":

@@ -193,6 +193,9 @@ def test_who_gave_a_value_that_is_wrong(write, content, overrides, where):
 @pytest.mark.parametrize(
     ("content", "part"),
     [
+        ({"network": {"fourier_features": [3, 3]}}, "must be all, how many, or"),
+        ({"network": {"fourier_features": -1}}, "must be all, how many, or"),
+        ({"network": {"fourier_features": True}}, "must be all, how many, or"),
         ("a: [", "not valid YAML"),
         ("just text", "must hold sections"),
         ("", "must hold sections"),

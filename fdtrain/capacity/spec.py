@@ -8,7 +8,7 @@ from fdtrain.config import Config, DiffusionConfig
 from fdtrain.data.dataset import DatasetDescription
 from fdtrain.diffusion.formulation import formulation_interval
 from fdtrain.errors import UserError
-from fdtrain.networks.embeddings import octaves
+from fdtrain.networks.embeddings import all_octaves
 from fdtrain.networks.model import ModelSpec
 
 
@@ -21,7 +21,7 @@ def model_spec(config: Config, description: DatasetDescription) -> ModelSpec:
     others = {"name", "class_conditional", "label_dropout", "checkpointing"}
     options = network.model_dump(mode="json", exclude=others)
     if options["fourier_features"] == "all":
-        options["fourier_features"] = octaves(description.levels)
+        options["fourier_features"] = list(all_octaves(description.levels))
     return ModelSpec(
         network=network.name,
         network_options=options,

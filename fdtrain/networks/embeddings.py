@@ -1,7 +1,7 @@
 """Bounded features of the two numbers that a network needs exactly: the time and, within its level, a pixel."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -42,24 +42,30 @@ def _waves(argument: Tensor, frequency: Tensor) -> Tensor:
     return torch.cat([angle.sin(), angle.cos()], 1)
 
 
-def octaves(levels: int) -> int:
-    """How many :class:`PixelFeatures` have: with periods of 1, 2, 4, ... levels, up to the range of the values."""
-    return int(math.log2(levels))
+FINEST = -3
+"""The first of :func:`all_octaves`: the edges of a level are sharper than a sine of its period (ours, measured)."""
+
+
+def all_octaves(levels: int) -> tuple[int, int]:
+    """First octave and the one after the last: periods of an eighth of a level up to the range of the values."""
+    return FINEST, int(math.log2(levels))
 
 
 class PixelFeatures(nn.Module):
     """A network's image with sines and cosines of the pixels as further channels: ``C`` to ``C (1 + 2 octaves)``.
 
-    The periods are one level, two levels, four, and so on: at noise ``t`` a network must tell differences of size ``t``
+    Octave ``k`` has a period of ``2^k`` levels: at noise ``t`` a network must tell differences of size ``t``
     in pixels of size 1, and an octave with a period of about ``t`` shows it just these. Noise erases the octaves with
     shorter periods: the mean of ``sin(w (alpha x0 + t eps))`` over it is ``sin(w alpha x0) exp(-(w t)^2 / 2)``. By
     this factor each octave fades, lest it be a loud function that says nothing. VDM (Kingma et al. 2021, appendix C)
-    has the first two octaves of the network's image, which do not fade.
+    has octaves 0 and 1 of the network's image, which do not fade.
     """
 
-    def __init__(self, levels: int, count: int, fading: bool):
+    def __init__(self, levels: int, octaves: int | Sequence[int], fading: bool):
+        """``octaves``: the first and the one after the last; or their number, from one level upwards."""
         super().__init__()
-        self.frequencies, self.fading = [math.pi * levels / 2**octave for octave in range(count)], fading
+        span = range(octaves) if isinstance(octaves, int) else range(*octaves)
+        self.frequencies, self.fading = [math.pi * levels * 2.0**-octave for octave in span], fading
 
     def forward(self, image: Tensor, x: Tensor, t: Tensor) -> Tensor:
         """``image`` ``(B, C, H, W)`` as the network sees ``x``, the noisy image at times ``t``, ``(B,)``."""

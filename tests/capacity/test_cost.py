@@ -7,7 +7,8 @@ from models import DIGITS
 from fdtrain.capacity.cost import activations, flops
 from fdtrain.networks.model import Model
 
-SPEC = replace(DIGITS, network="vdm", network_options={"channels": 8, "blocks": 1, "fourier_features": 2}, predictor="bounded", scale=0.1)
+OPTIONS = {"channels": 8, "blocks": 1, "fourier_features": 2}
+SPEC = replace(DIGITS, network="vdm", network_options=OPTIONS, predictor="bounded", scale=0.1)
 
 
 def test_flops_of_a_known_network():

@@ -223,7 +223,8 @@ def test_training_goes_on_from_it(write, launch):
     folder = convert(write(Published().checkpoint()))
     assert SMALL["network"]["channels"] == CHANNELS
     network = f"network={{channels: {CHANNELS}, multipliers: {list(MULTIPLIERS)}, blocks: {BLOCKS}, attention: [4]}}"
-    settings = ["training.steps=1", network, "network.fourier_features=0", "diffusion={predictor: eps, time_density: linear_vp}"]
+    settings = ["training.steps=1", network, "diffusion={predictor: eps, time_density: linear_vp}"]
+    settings.append("network.fourier_features=0")
     result = launch(*settings, f"training.init_from={folder}", "diffusion.network_time=score_sde_vp", processes=0)
     left = "left at their initial values: network.input.weight ([8, 3, 3, 3] there, [8, 1, 3, 3] here), network.output"
     assert left in result.stderr

@@ -27,7 +27,7 @@ def test_images_that_cannot_be_halved_are_refused():
 
 
 def test_cifar10_configuration_builds_the_published_network():
-    """And gives its first convolution sines and cosines of eight octaves."""
+    """And gives its first convolution sines and cosines of eleven octaves."""
     config = load_config("configs/cifar10.yaml")
     description = DatasetDescription(
         version=VERSION,
@@ -42,4 +42,4 @@ def test_cifar10_configuration_builds_the_published_network():
     )
     with torch.device("meta"):
         count = parameter_count(Model(model_spec(config, description)))
-    assert count == 61_804_419 + 3 * 2 * 8 * 3**2 * 128
+    assert count == 61_804_419 + 3 * 2 * 11 * 3**2 * 128

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from fdtrain.networks.embeddings import TIME_EMBEDDINGS, PixelFeatures, octaves
+from fdtrain.networks.embeddings import TIME_EMBEDDINGS, PixelFeatures, all_octaves
 
 
 @pytest.mark.parametrize("name", TIME_EMBEDDINGS)
@@ -32,7 +32,7 @@ def test_the_finest_feature_has_the_period_of_a_level(fading):
 
 
 def test_an_octave_fades_as_noise_erases_it():
-    """Of a pixel at ``x``, noise of deviation ``t`` leaves the mean of a feature at ``t = 0`` that the faded one has."""
+    """Of a pixel at ``x``, noise of deviation ``t`` leaves the mean of a feature at ``t = 0`` that the faded has."""
     constant, faded = PixelFeatures(17, 4, fading=False), PixelFeatures(17, 4, fading=True)
     x, t = torch.tensor(0.3, dtype=torch.float64), torch.tensor([0.02], dtype=torch.float64)
     nodes, weights = np.polynomial.hermite_e.hermegauss(80)
@@ -42,10 +42,18 @@ def test_an_octave_fades_as_noise_erases_it():
     assert torch.allclose(faded(x, x, t).flatten(), mean, atol=1e-12)
 
 
-@pytest.mark.parametrize(("levels", "count"), [(2, 1), (16, 4), (17, 4), (256, 8)])
-def test_the_longest_period_is_within_the_range_of_the_values(levels, count):
-    assert octaves(levels) == count
-    assert 2 ** (count - 1) <= levels / 2 < 2**count
+@pytest.mark.parametrize(("levels", "after_last"), [(2, 1), (16, 4), (17, 4), (256, 8)])
+def test_the_longest_period_is_within_the_range_of_the_values(levels, after_last):
+    assert all_octaves(levels)[1] == after_last
+    assert 2 ** (after_last - 1) <= levels / 2 < 2**after_last
+
+
+def test_octaves_are_counted_from_one_level_upwards():
+    x, t = torch.randn(2, 1, 4, 4), torch.tensor([0.0, 0.01], dtype=torch.float64)
+    counted, named = PixelFeatures(17, 3, fading=True), PixelFeatures(17, (0, 3), fading=True)
+    assert torch.equal(counted(x, x, t), named(x, x, t))
+    finer = PixelFeatures(17, (-3, 3), fading=True)(x, x, t)
+    assert torch.equal(finer[:, 4:7], counted(x, x, t)[:, 1:4])
 
 
 def test_no_features_leave_the_image():
