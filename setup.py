@@ -11,7 +11,8 @@ EXTRAS = {
     "export": ["diffusers>=0.35,<1", "onnx>=1.18", "onnxscript>=0.5", "onnxruntime>=1.22", "huggingface-hub>=1"],
     # The embedded data set.
     "digits": ["scikit-learn>=1.5,<2"],
-    "parquet": ["pyarrow>=17"],
+    # Data sets of the Hugging Face hub, and in its layouts.
+    "hub": ["datasets>=4,<6"],
     "s3": ["s3fs>=2025.3"],
     "gcs": ["gcsfs>=2025.3"],
     # The documentation as a site: make docs.

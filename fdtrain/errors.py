@@ -61,7 +61,7 @@ EXTRAS = {
     "eval": ("matplotlib", "jinja2"),
     "export": ("diffusers", "onnx", "onnxscript", "onnxruntime", "huggingface_hub"),
     "digits": ("sklearn",),
-    "parquet": ("pyarrow",),
+    "hub": ("datasets",),
     "s3": ("s3fs",),
     "gcs": ("gcsfs",),
 }

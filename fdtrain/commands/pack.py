@@ -5,6 +5,7 @@
     fdtrain pack idx /usr/share/datasets/fashion-mnist data/fashion-mnist
     fdtrain pack imagenet32 Imagenet32_train.zip Imagenet32_val.zip data/imagenet32-new
     fdtrain pack images photographs/ data/photographs --size 64 --holdout 1000
+    fdtrain pack hub USER/NAME data/my --online
     fdtrain pack adopt 'shards/{000..099}.tar' --test 'val/*.tar'
 
 A command that was stopped goes on from the finished shards when it is repeated (docs/packing.md).
@@ -14,6 +15,7 @@ import argparse
 import io
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import ImageColor
@@ -22,14 +24,13 @@ from fdtrain.data.adopt import LIST, adopt
 from fdtrain.data.dataset import DatasetDescription
 from fdtrain.data.pack import pack
 from fdtrain.data.sources.arrays import ArrayChoice, arrays
-from fdtrain.data.sources.arrow import arrow
 from fdtrain.data.sources.celeba import celeba64
 from fdtrain.data.sources.cifar import cifar10
 from fdtrain.data.sources.digits import digits
+from fdtrain.data.sources.hub import hub
 from fdtrain.data.sources.idx import idx
 from fdtrain.data.sources.imagenet import imagenet32_old, imagenet_new
 from fdtrain.data.sources.images import images
-from fdtrain.data.sources.parquet import parquet
 from fdtrain.data.sources.rows import Choice
 from fdtrain.data.sources.shard_lists import local_folder, shard_lists
 from fdtrain.data.sources.shards import shard_source
@@ -71,8 +72,8 @@ def _packed(source: Source, arguments: argparse.Namespace) -> DatasetDescription
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     sources = parser.add_subparsers(title="sources", required=True, metavar="SOURCE")
 
-    def add(name: str, read, what: str) -> argparse.ArgumentParser:
-        source = sources.add_parser(name, help=what, description=what)
+    def add(name: str, read, what: str, aliases: Sequence[str] = ()) -> argparse.ArgumentParser:
+        source = sources.add_parser(name, aliases=aliases, help=what, description=what)
         source.set_defaults(read=read)
         return source
 
@@ -98,9 +99,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_images(add)
     _add_tables(add)
     _add_arrays(add)
-    for name, source in sources.choices.items():
+    for source in dict.fromkeys(sources.choices.values()):
         source.add_argument("output", type=Path, help="folder for the shards and dataset.json")
-        _add_output(source, shard_images=100 if name == "digits" else 1000)
+        _add_output(source, shard_images=100 if source is sources.choices["digits"] else 1000)
     _add_adopt(add)
 
 
@@ -133,28 +134,29 @@ def _add_images(add) -> None:
 
 
 def _add_tables(add) -> None:
-    for name, read, what in (
-        ("parquet", parquet, "a folder of parquet files from the Hugging Face hub, all its splits"),
-        ("arrow", arrow, "a folder that save_to_disk of the Hugging Face library datasets has written"),
-    ):
-        source = add(name, lambda a, read=read: read(a.input, _name(a), _choice(a)), what)
-        source.add_argument("input", type=Path, help="the folder")
-        source.add_argument("--image-column", metavar="NAME", help="default: the only one that holds images")
-        source.add_argument(
-            "--label-column", metavar="NAME", help="default: the only one that holds labels, if any; '': none"
-        )
-        source.add_argument("--config", metavar="NAME", help="configuration of the data set (default: the only one)")
-        source.add_argument(
-            "--null-images",
-            choices=("refuse", "skip"),
-            default="refuse",
-            help="(default: refuse rows without an image)",
-        )
-        _add_fit(source)
-
-
-def _choice(a: argparse.Namespace) -> Choice:
-    return Choice(a.image_column, a.label_column, a.resize, a.channels, a.config, a.null_images == "skip")
+    source = add(
+        "hub",
+        lambda a: hub(
+            a.input,
+            _name(a),
+            Choice(a.image_column, a.label_column, a.resize, a.channels, a.config, a.null_images == "skip"),
+            a.shard_images,
+            a.online,
+        ),
+        "a data set of the Hugging Face hub, or a folder of parquet or of save_to_disk",
+        aliases=("parquet", "arrow"),
+    )
+    source.add_argument("input", help="the folder, or the data set's name (USER/NAME)")
+    source.add_argument("--online", action="store_true", help="fetch it from the hub, if it was not fetched before")
+    source.add_argument("--image-column", metavar="NAME", help="default: the only one that holds images")
+    source.add_argument(
+        "--label-column", metavar="NAME", help="default: the only one that holds labels, if any; '': none"
+    )
+    source.add_argument("--config", metavar="NAME", help="configuration of the data set (default: the only one)")
+    source.add_argument(
+        "--null-images", choices=("refuse", "skip"), default="refuse", help="(default: refuse rows without an image)"
+    )
+    _add_fit(source)
 
 
 def _add_arrays(add) -> None:

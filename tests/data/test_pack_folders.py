@@ -150,7 +150,7 @@ def test_links_to_other_folders_and_files_are_followed(tmp_path):
     assert found["train"] == by_content(PICTURES[[0, 1, 1]], [0, 0, 1])
 
 
-@pytest.mark.parametrize(("source", "place"), [("images", "in"), ("images", "in/x.png"), ("parquet", "in/x.parquet")])
+@pytest.mark.parametrize(("source", "place"), [("images", "in"), ("images", "in/x.png"), ("hub", "in/x.parquet")])
 def test_fifos_do_not_hang(tmp_path, source, place):
     if place != "in":
         image_folder(tmp_path / "in", {"a.png": FILES[0]})

@@ -1,7 +1,6 @@
 """Sources that are broken, mistaken or malicious: one clear line, and nothing of theirs runs or fills the memory."""
 
 import io
-import json
 import os
 import pickle
 import struct
@@ -14,8 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import published as pub
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from fdtrain.data.pack import pack
@@ -25,9 +22,7 @@ from fdtrain.data.sources.celeba import celeba64
 from fdtrain.data.sources.cifar import cifar10
 from fdtrain.data.sources.imagenet import imagenet32_old, imagenet_new
 from fdtrain.data.sources.images import images
-from fdtrain.data.sources.parquet import parquet
 from fdtrain.data.sources.picture import decode, exactly
-from fdtrain.data.sources.rows import Choice
 from fdtrain.errors import UserError
 
 
@@ -391,57 +386,6 @@ def test_celeba_that_is_not_as_published(tmp_path):
     (tmp_path / "list_eval_partition.txt").write_text("000001.jpg 3\n")
     with pytest.raises(UserError, match="line 1: expected"):
         celeba64(tmp_path / "c.zip", 10)
-
-
-def table(path: Path, columns: dict, features: dict | None = None) -> None:
-    content = pa.table(columns)
-    if features:
-        content = content.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
-    path.parent.mkdir(exist_ok=True)
-    pq.write_table(content, path)
-
-
-LABEL = {"_type": "ClassLabel", "names": ["a"]}
-
-
-@pytest.mark.parametrize(
-    ("columns", "features", "options", "message"),
-    [
-        ({"label": [1]}, None, {}, "image columns: none"),
-        ({"a": [A], "b": [A]}, None, {}, "image columns: a, b. Choose one with --image-column"),
-        ({"a": [A]}, None, {"image": "x"}, r"has no column 'x' \(it has: a\)"),
-        ({"a": [A], "x": [0], "y": [0]}, {"x": LABEL, "y": LABEL}, {}, "label columns: x, y. Choose one"),
-        ({"a": [A], "x": [1.5]}, None, {"label": "x"}, "row 0: label 1.5 is no whole number"),
-        ({"a": [A], "x": [[1]]}, None, {"label": "x"}, "column 'x' is of list<.*>, expected whole numbers, texts"),
-        ({"a": [A], "label": [b"x"]}, None, {"image": "a"}, "column 'label' is of binary.*--label-column ''"),
-        ({"a": [1]}, None, {"image": "a"}, "column 'a' is of int64, expected image bytes"),
-        ({"a": [A], "x": [2**40]}, None, {"label": "x"}, "at most 1048576 classes"),
-        ({"a": [A], "x": [1]}, {"x": LABEL}, {}, "has label 1, but the source has 1 classes"),
-        ({"a": [A, b"hello"]}, None, {}, "row 1 is not an image"),
-        ({"a": [A, None]}, None, {}, r"row 1: no image \(null\).*--null-images skip"),
-        ({"a": [{"bytes": None, "path": "/etc/passwd"}]}, None, {}, "row 0: no image bytes"),
-        ({"a": pa.array([], pa.binary())}, None, {}, "have no rows"),
-    ],
-)
-def test_parquet_that_cannot_be_packed(tmp_path, columns, features, options, message):
-    if isinstance(columns.get("a"), list) and isinstance(columns["a"][0], dict):
-        columns = {"a": pa.array(columns["a"], pa.struct([("bytes", pa.binary()), ("path", pa.string())]))}
-    table(tmp_path / "hub" / "train-00000-of-00001.parquet", columns, features)
-
-    def packed():
-        source = parquet(tmp_path / "hub", "some", Choice(options.get("image"), options.get("label")))
-        return pack(source, tmp_path / "out")
-
-    with pytest.raises(UserError, match=message):
-        packed()
-
-
-def test_parquet_files_that_are_none(tmp_path):
-    with pytest.raises(UserError, match="is no folder with"):
-        parquet(tmp_path, "some", Choice())
-    (tmp_path / "train.parquet").write_bytes(b"PAR1 and so on")
-    with pytest.raises(UserError, match=r"train.parquet is not a parquet file"):
-        parquet(tmp_path, "some", Choice())
 
 
 def read_all(data: bytes, kind: str, path: Path) -> None:

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import published as pub
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -18,8 +16,6 @@ from fdtrain.data.sources.celeba import celeba64
 from fdtrain.data.sources.cifar import cifar10
 from fdtrain.data.sources.imagenet import imagenet32_old, imagenet_new
 from fdtrain.data.sources.images import images
-from fdtrain.data.sources.parquet import parquet
-from fdtrain.data.sources.rows import Choice
 from fdtrain.data.split import Split
 
 
@@ -207,44 +203,6 @@ def test_grey_images(tmp_path):
     description = pack(image_source(folder), tmp_path / "out", encoding="png")
     assert description.channels == 1
     assert by_content(*unpacked(tmp_path / "out", "train")) == by_content(pictures, [-1] * 5)
-
-
-def hub_file(path: Path, pictures: np.ndarray, labels: list[int], column: str = "img", raw: bool = False) -> None:
-    """As the hub writes it: a struct of bytes and path, several row groups, and its own description in the schema."""
-    data = [pub.encoded(picture) for picture in pictures]
-    if raw:
-        table = pa.table({column: pa.array(data, pa.binary()), "label": pa.array(labels, pa.int64())})
-    else:
-        kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-        rows = [{"bytes": d, "path": f"{i}.png"} for i, d in enumerate(data)]
-        names = {"names": ["cat", "dog", "emu"], "_type": "ClassLabel"}
-        about = {"info": {"features": {column: {"_type": "Image"}, "label": names}}}
-        table = pa.table({column: pa.array(rows, kind), "label": pa.array(labels, pa.int64())})
-        table = table.replace_schema_metadata({"huggingface": json.dumps(about)})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table, path, row_group_size=4)
-
-
-def test_parquet_of_the_hub(tmp_path):
-    pictures, labels = pub.random_images(17, 8), pub.random_labels(17, 3)
-    labels[12] = -1
-    cuts = {"train-00000-of-00002": (0, 9), "train-00001-of-00002": (9, 12), "validation-00000-of-00001": (12, 17)}
-    for name, (a, b) in cuts.items():
-        hub_file(tmp_path / "hub" / "data" / f"{name}.parquet", pictures[a:b], labels[a:b])
-    description = pack(parquet(tmp_path / "hub", "some", Choice()), tmp_path / "out", shard_images=3)
-    assert description.classes == ["cat", "dog", "emu"]
-    same(tmp_path / "out", "train", pictures[:12], labels[:12])
-    same(tmp_path / "out", "valid", pictures[12:], labels[12:])
-
-
-def test_parquet_of_raw_bytes(tmp_path):
-    pictures = pub.random_images(6, 8)
-    hub_file(tmp_path / "hub" / "train" / "0000.parquet", pictures[:4], [0, 4, 1, 1], "jpeg_or_so", raw=True)
-    hub_file(tmp_path / "hub" / "test" / "0000.parquet", pictures[4:], [2, 0], "jpeg_or_so", raw=True)
-    description = pack(parquet(tmp_path / "hub", "some", Choice()), tmp_path / "out")
-    assert description.classes == ["0", "1", "2", "3", "4"]
-    same(tmp_path / "out", "train", pictures[:4], [0, 4, 1, 1])
-    same(tmp_path / "out", "test", pictures[4:], [2, 0])
 
 
 def test_digits_are_what_they_were(digits):

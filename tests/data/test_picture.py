@@ -4,16 +4,12 @@ import io
 
 import numpy as np
 import published as pub
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from test_pack_sources import image_folder, unpacked
 
 from fdtrain.data.pack import pack
 from fdtrain.data.sources.images import images
-from fdtrain.data.sources.parquet import parquet
-from fdtrain.data.sources.rows import Choice
 from fdtrain.errors import UserError
 
 RGB = Image.fromarray(pub.random_images(1, (4, 3))[0]).resize((20, 20), Image.Resampling.BICUBIC)
@@ -60,47 +56,38 @@ REFUSED = {
 }
 
 
-def source(folder, data: bytes, kind: str, resize: int | None = None):
+def source(folder, data: bytes, resize: int | None = None):
     """An RGB picture and another."""
-    pictures = [saved(RGB), data]
-    if kind == "images":
-        image_folder(folder, {f"{i}.png": picture for i, picture in enumerate(pictures)})
-        return images(folder, None, 0, "some", resize, 3, 10)
-    folder.mkdir()
-    pq.write_table(pa.table({"image": pictures}), folder / "train.parquet")
-    return parquet(folder, "some", Choice(resize=resize))
+    image_folder(folder, {f"{i}.png": picture for i, picture in enumerate([saved(RGB), data])})
+    return images(folder, None, 0, "some", resize, 3, 10)
 
 
 def stored(folder) -> set[bytes]:
     return {image.tobytes() for image in unpacked(folder, "train")[0]}
 
 
-@pytest.mark.parametrize("kind", ["images", "parquet"])
 @pytest.mark.parametrize("what", CONVERTED)
-def test_pictures_that_are_converted(tmp_path, what, kind):
-    pack(source(tmp_path / "in", CONVERTED[what], kind), tmp_path / "out")
+def test_pictures_that_are_converted(tmp_path, what):
+    pack(source(tmp_path / "in", CONVERTED[what]), tmp_path / "out")
     expected = Image.open(io.BytesIO(CONVERTED[what])).convert("RGB")
     assert stored(tmp_path / "out") == {np.asarray(RGB).tobytes(), np.asarray(expected).tobytes()}
 
 
-@pytest.mark.parametrize("kind", ["images", "parquet"])
-def test_pictures_that_are_turned(tmp_path, kind):
-    pack(source(tmp_path / "in", rotated(), kind), tmp_path / "out")
+def test_pictures_that_are_turned(tmp_path):
+    pack(source(tmp_path / "in", rotated()), tmp_path / "out")
     assert stored(tmp_path / "out") == {np.asarray(RGB).tobytes(), np.asarray(RGB.rotate(180)).tobytes()}
 
 
-@pytest.mark.parametrize("kind", ["images", "parquet"])
-def test_pictures_that_are_cut(tmp_path, kind):
+def test_pictures_that_are_cut(tmp_path):
     wide = saved(RGB.resize((40, 20)))
-    pack(source(tmp_path / "in", wide, kind, resize=20), tmp_path / "out")
+    pack(source(tmp_path / "in", wide, resize=20), tmp_path / "out")
     middle = RGB.resize((40, 20)).crop((10, 0, 30, 20))
     assert stored(tmp_path / "out") == {np.asarray(RGB).tobytes(), np.asarray(middle).tobytes()}
 
 
-@pytest.mark.parametrize("kind", ["images", "parquet"])
 @pytest.mark.parametrize("what", REFUSED)
-def test_pictures_that_are_refused(tmp_path, what, kind):
+def test_pictures_that_are_refused(tmp_path, what):
     data, message = REFUSED[what]
-    with pytest.raises(UserError, match=rf"([01]\.png|row 1).*({message})"):
-        pack(source(tmp_path / "in", data, kind), tmp_path / "out")
+    with pytest.raises(UserError, match=rf"[01]\.png.*({message})"):
+        pack(source(tmp_path / "in", data), tmp_path / "out")
     assert not (tmp_path / "out" / "dataset.json").exists()

@@ -6,9 +6,11 @@ import pickle
 import subprocess
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import aiohttp  # noqa: F401  What is imported at need is imported before the limits hold.
-import pyarrow.compute
+import datasets
+import datasets.packaged_modules
 import pyarrow.parquet  # noqa: F401
 import torch  # noqa: F401
 from PIL import Image
@@ -20,8 +22,8 @@ from fdtrain.data.cache import Cache
 from fdtrain.data.dataset import parse_description
 from fdtrain.data.location import locate
 from fdtrain.data.shards import ShardReader
+from fdtrain.data.sources.hub import hub
 from fdtrain.data.sources.images import images
-from fdtrain.data.sources.parquet import parquet
 from fdtrain.data.sources.rows import Choice
 from fdtrain.data.sources.source import Source
 from fdtrain.errors import UserError
@@ -62,7 +64,8 @@ def archive(path: str) -> list:
 
 def table(folder: str) -> list:
     """The same of a folder of parquet files."""
-    return _source(parquet(Path(folder), "x", Choice()))
+    datasets.config.HF_DATASETS_CACHE = Path(folder) / ".cache"
+    return _source(hub(folder, "x", Choice(), 100))
 
 
 def _source(source: Source) -> list:
@@ -110,6 +113,9 @@ def swell() -> None:
 if __name__ == "__main__":
     fetch.FIRST_PAUSE_SECONDS, fetch.STALL_SECONDS = 0.01, 0.3
     Image.init()
+    with TemporaryDirectory() as folder, suppress(UserError):
+        (Path(folder) / "train.parquet").touch()
+        table(folder)
     json.loads("[]")
     serve(
         {f.__name__: f for f in (shard, remote, archive, table, description, configuration, misbehave, spin, swell)},

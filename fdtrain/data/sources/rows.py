@@ -1,6 +1,9 @@
-"""Rows of tables as samples: an image column, a label column, and the splits that the files are of."""
+"""Rows of tables as samples: a column of images and one of labels, as the library ``datasets`` has them."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+# The library is an extra.
+# pyright: reportMissingImports=false
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -8,19 +11,21 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from fdtrain.data.sources.archive import Member
-from fdtrain.data.sources.columns import Labels, choose, features, labels
-from fdtrain.data.sources.image_column import image, is_null
+from fdtrain.data.sources.archive import MAX_READ
 from fdtrain.data.sources.picture import Fit, decode, fit_like_first
-from fdtrain.data.sources.source import Sample, Source
-from fdtrain.data.sources.tables import guarded, opened
-from fdtrain.errors import UserError
+from fdtrain.data.sources.preparation import method
+from fdtrain.data.sources.source import BadSample, Sample, Source, even, numbered
+from fdtrain.errors import UserError, excerpt
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from datasets import Dataset, Features
 
+LABEL_NAMES = ("label", "labels")
 NAMED_NULLS = 10
 """Rows without an image that a note names."""
+BATCH = 64
+"""Rows that are in memory at a time."""
 
 
 class Choice(NamedTuple):
@@ -42,142 +47,258 @@ class Choice(NamedTuple):
     skip_nulls: bool = False
 
 
+class Table:
+    """Some columns of a split, by row. ``where`` names it in messages."""
+
+    def __init__(self, data: "Dataset", columns: Sequence[str], where: str):
+        self.data, self.where = data.select_columns(list(columns)).with_format("arrow"), where
+        self._start = 0
+        self._rows: pa.Table | None = None
+
+    def value(self, row: int, column: str) -> "pa.Scalar":
+        """Rows are read fastest in order."""
+        if self._rows is None or not self._start <= row < self._start + len(self._rows):
+            self._start, self._rows = row, self.data[row : row + BATCH]
+        assert self._rows is not None
+        return self._rows.column(column)[row - self._start]
+
+
 @dataclass(frozen=True)
-class TablePart:
-    """One file, read a group of rows at a time; the rows ``nulls`` are skipped."""
-
-    path: Path
-    size: int
-    rows: int
-    image: str
-    labels: Labels | None
-    fit: Fit
-    nulls: tuple[int, ...] = ()
-
-    def count(self) -> int:
-        return self.rows - len(self.nulls)
-
-    def open(self) -> Callable[[int], Sample]:
-        return _Reader(self)
-
-    def identity(self) -> str:
-        return repr((self.path.name, self.size, self.rows, self.image, self.labels, self.fit, self.nulls))
-
-
-class _Reader:
-    """Samples of a file. One group, rows ``start`` to ``stop``, is in memory."""
-
-    def __init__(self, part: TablePart):
-        self.part, self.file = part, opened(part.path)
-        self.row_of = np.delete(np.arange(part.rows), part.nulls)
-        self.start = self.stop = 0
-        self.columns: dict[str, pa.ChunkedArray] = {}
-
-    def __call__(self, index: int) -> Sample:
-        row, part = int(self.row_of[index]), self.part
-        if not self.start <= row < self.stop:
-            self._read_group(row)
-        where = f"{part.path}, row {row}"
-        with guarded(part.path):
-            value = self.columns[part.image][row - self.start]
-            name = self.columns[part.labels.column][row - self.start].as_py() if part.labels else None
-        label = part.labels.label(name, where) if part.labels else -1
-        return decode(image(value, where), where, part.fit), label
-
-    def _read_group(self, row: int) -> None:
-        group, start = 0, 0
-        while start + self.file.groups[group] <= row:
-            start += self.file.groups[group]
-            group += 1
-        columns = [self.part.image, *([self.part.labels.column] if self.part.labels else [])]
-        with guarded(self.part.path):
-            table = self.file.read(group, columns)
-            self.columns = {name: table.column(name) for name in columns}
-        self.start, self.stop = start, start + table.num_rows
-
-
-class _Row(NamedTuple):
-    path: Path
-    number: int
-    value: Any
-
-    def __str__(self) -> str:
-        return f"{self.path}, row {self.number}"
-
-
-def table_source(splits: Mapping[str, Sequence[Member]], name: str, source: str, where: Path, choice: Choice) -> Source:
-    """Every split, rows in the order they are stored in. A negative or absent label means none.
+class RowPart:
+    """Some rows of a split.
 
     Args:
-        splits: the files of each split, in order.
-        name: the name of the data set.
-        source: what it was made of, for its description.
-        where: its folder, for messages.
+        numbers: of classes that are texts; None: labels are numbers.
+        paths: images may be files of their own, whose paths are in the table.
+    """
+
+    data: "Dataset"
+    where: str
+    rows: Sequence[int]
+    image: str
+    label: str | None
+    numbers: Mapping[str, int] | None
+    fit: Fit
+    paths: bool
+
+    def count(self) -> int:
+        return len(self.rows)
+
+    def open(self) -> Callable[[int], Sample]:
+        table = Table(self.data, [self.image, *([self.label] if self.label else [])], self.where)
+
+        def read(index: int) -> Sample:
+            row = self.rows[index]
+            where = f"{self.where}, row {row}"
+            label = -1
+            if self.label:
+                label = _number(table.value(row, self.label).as_py(), self.numbers, where)
+            return decode(_image(table.value(row, self.image), where, self.paths), where, self.fit), label
+
+        return read
+
+    def identity(self) -> str:
+        files = [Path(file["filename"]) for file in self.data.cache_files]
+        sizes = [(file.name, file.stat().st_size) for file in files if file.exists()]
+        return repr((self.where, len(self.data), sizes, self.rows, self.image, self.label, self.numbers, self.fit))
+
+
+class _Picture(NamedTuple):
+    table: Table
+    row: int
+
+    def __str__(self) -> str:
+        return f"{self.table.where}, row {self.row}"
+
+
+def row_source(
+    splits: "Mapping[str, Dataset]", name: str, source: str, choice: Choice, share: int, paths: bool
+) -> Source:
+    """Every split. A negative or absent label means none.
+
+    Args:
+        splits: rows by split.
+        name: of the data set.
+        source: what it is, for messages and its description.
+        share: about the number of images of a part.
+        paths: as of :class:`RowPart`.
 
     Raises:
-        UserError: files of different kinds, columns that are missing, ambiguous or of a type that they cannot be, an
-            image that does not fit.
+        UserError: columns that are missing, ambiguous or of a type that they cannot be, or that differ between splits;
+            no image that fits.
     """
-    paths = [file.path for of_split in splits.values() for file in of_split]
-    files = {path: opened(path) for path in paths}
-    rows = {path: sum(file.groups) for path, file in files.items()}
-    if not any(rows.values()):
-        raise UserError(f"{where}: the files have no rows.")
-    schemas = {path: file.schema for path, file in files.items()}
-    described = {path: features(schemas[path], path) for path in paths}
-    column, label = choose(schemas, described, choice.image, choice.label)
-    of_file, classes = labels(paths, label, described) if label else ({}, [])
-    fit = fit_like_first(_rows(paths, column), lambda row: image(row.value, str(row)), choice.resize, choice.channels)
-    unused = [other for other in schemas[paths[0]].names if other not in (column, label)]
+    if not any(map(len, splits.values())):
+        raise UserError(f"{source}: there are no rows.")
+    features = next(iter(splits.values())).features
+    image, label = _columns(features, source, choice)
+    for split, data in splits.items():
+        for column in (image, *([label] if label else [])):
+            if data.features.get(column) != features[column]:
+                raise UserError(f"{source}: column '{column}' is of another type in split '{split}'. Convert one.")
+    classes, numbers = _classes(splits, features, label, source) if label else ([], None)
+    tables = {split: Table(data, [image], f"{source}, {split}") for split, data in splits.items()}
+    pictures = (_Picture(table, row) for table in tables.values() for row in range(len(table.data)))
+    fit = fit_like_first(
+        pictures, lambda p: _image(p.table.value(p.row, image), str(p), paths), choice.resize, choice.channels
+    )
+    rows: dict[str, Sequence[int]] = {split: range(len(data)) for split, data in splits.items()}
+    nulls: list[str] = []
+    if choice.skip_nulls:
+        for split, table in tables.items():
+            empty = [_is_null(table.value(row, image)) for row in rows[split]]
+            nulls += [f"{split}, row {row}" for row in rows[split] if empty[row]]
+            rows[split] = tuple(row for row in rows[split] if not empty[row])
+    unused = [column for column in features if column not in (image, label)]
     notes = [f"columns that are not packed: {', '.join(unused)}."] if unused else []
-    nulls = {path: _nulls(path, column) if choice.skip_nulls else () for path in paths}
-    notes += _null_note(nulls)
-    parts: dict[str, list[TablePart]] = {}
-    for split, of_split in splits.items():
-        for file in of_split:
-            path = file.path
-            part = TablePart(path, file.size, rows[path], column, of_file.get(path), fit, nulls[path])
-            if part.count():
-                parts.setdefault(split, []).append(part)
-    change = f", largest centre square, Lanczos to {choice.resize}x{choice.resize}" if choice.resize else ""
+    if nulls:
+        named = "; ".join(islice(nulls, NAMED_NULLS)) + ("; ..." if len(nulls) > NAMED_NULLS else "")
+        notes.append(f"rows without an image, skipped: {len(nulls)} ({named}).")
     chosen = f"configuration '{choice.configuration}', " if choice.configuration else ""
     return Source(
         name=name,
-        source=f"{source}, {chosen}images '{column}', labels '{label}'){change}",
+        source=f"{source} (datasets, {chosen}images '{image}', labels '{label}')"
+        + (f", {method(choice.resize)}" if choice.resize else ""),
         size=fit.size,
         channels=fit.channels,
         classes=classes,
-        splits=parts,
+        splits={
+            split: [
+                RowPart(
+                    data, f"{source}, {split}", rows[split][cut.start : cut.stop], image, label, numbers, fit, paths
+                )
+                for cut in even(len(rows[split]), share)
+            ]
+            for split, data in splits.items()
+            if rows[split]
+        },
         notes=tuple(notes),
     )
 
 
-def _rows(paths: Sequence[Path], column: str) -> Iterator[_Row]:
-    for path in paths:
-        with guarded(path):
-            number = 0
-            for batch in opened(path).batches([column], rows=16):
-                for value in batch.column(0):
-                    yield _Row(path, number, value)
-                    number += 1
+def _columns(features: "Features", source: str, choice: Choice) -> tuple[str, str | None]:
+    """The columns of images and labels."""
+    import datasets
+
+    def of_type(*kinds: type) -> list[str]:
+        return [name for name, feature in features.items() if isinstance(feature, kinds)]
+
+    types = {field.name: field.type for field in features.arrow_schema}
+    images = [choice.image] if choice.image else of_type(datasets.Image)
+    images = images or of_type(datasets.Array2D, datasets.Array3D) or [n for n, t in types.items() if _may_be_image(t)]
+    labels = of_type(datasets.ClassLabel) or [name for name in features if name in LABEL_NAMES]
+    labels = labels if choice.label is None else [choice.label] if choice.label else []
+    for kind, found, least in (("image", images, 1), ("label", labels, 0)):
+        if not least <= len(found) <= 1:
+            raise UserError(f"{source}: {kind} columns: {', '.join(found) or 'none'}. Choose one with --{kind}-column.")
+        if found and found[0] not in features:
+            raise UserError(f"{source} has no column '{found[0]}' (it has: {', '.join(features)}).")
+    if not _may_be_image(types[images[0]]):
+        raise UserError(f"{source}: column '{images[0]}' is of {types[images[0]]}, no images. Choose --image-column.")
+    return images[0], labels[0] if labels else None
 
 
-def _nulls(path: Path, column: str) -> tuple[int, ...]:
-    """The rows that have no image."""
-    file, start, found = opened(path), 0, []
-    with guarded(path):
-        for group, rows in enumerate(file.groups):
-            if file.has_nulls(group, column):
-                values = file.read(group, [column]).column(column)
-                found += [start + i for i, value in enumerate(values) if is_null(value)]
-            start += rows
-    return tuple(found)
+def _may_be_image(kind: "pa.DataType") -> bool:
+    """Whether these are bytes, ``{bytes, path}``, or lists of lists (of lists) of whole numbers."""
+    import pyarrow as pa
+
+    kind = getattr(kind, "storage_type", kind)
+    if pa.types.is_struct(kind):
+        return kind.get_field_index("bytes") >= 0
+    depth = 0
+    while pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        kind, depth = kind.value_type, depth + 1
+    if depth == 0:
+        return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    return depth in (2, 3) and pa.types.is_integer(kind)
 
 
-def _null_note(nulls: Mapping[Path, tuple[int, ...]]) -> list[str]:
-    count = sum(map(len, nulls.values()))
-    if not count:
-        return []
-    every = (f"{path}, row {row}" for path, rows in nulls.items() for row in rows)
-    named = "; ".join(islice(every, NAMED_NULLS)) + ("; ..." if count > NAMED_NULLS else "")
-    return [f"rows without an image, skipped: {count} ({named})."]
+def _classes(
+    splits: "Mapping[str, Dataset]", features: "Features", label: str, source: str
+) -> tuple[list[str], dict[str, int] | None]:
+    """The names of the classes, and the numbers of those that are texts.
+
+    Names are the hub's own; without them texts name their classes, in alphabetical order; booleans are two, False and
+    True; numbers are named by themselves, up to the largest.
+    """
+    where = f"{source}, column '{label}'"
+    names = getattr(features[label], "names", None)
+    if names:
+        numbered(len(names) - 1, where)
+        if not isinstance(names, list) or not all(isinstance(each, str) for each in names):
+            raise UserError(f"{where}: class names that are not a list of texts. Fetch it again.")
+        return names, None
+    kind = getattr(features[label], "dtype", "")
+    if kind == "bool":
+        return ["False", "True"], None
+    text = kind in ("string", "large_string")
+    if not text and kind != "null" and not kind.startswith(("int", "uint", "float")):
+        raise UserError(
+            f"{where} is of {excerpt(features[label])}, expected whole numbers, texts or booleans. "
+            "Choose another with --label-column, or pack without labels by --label-column ''."
+        )
+    values = {value for data in splits.values() for value in data.unique(label) if value is not None}
+    numbered(len(values) - 1, where)
+    if text:
+        classes = sorted(values)
+        return classes, {name: number for number, name in enumerate(classes)}
+    return numbered(max((_number(value, None, where) for value in values), default=-1), where), None
+
+
+def _number(value: Any, numbers: Mapping[str, int] | None, where: str) -> int:
+    if value is None:
+        return -1
+    if numbers is not None:
+        return numbers[value]
+    if math.isnan(value):
+        return -1
+    # pandas writes integers with missing values as floats.
+    if value != int(value):
+        raise BadSample(f"{where}: label {value} is no whole number. Correct it, or choose another --label-column.")
+    return max(int(value), -1)
+
+
+def _is_null(scalar: Any) -> bool:
+    """Whether a row has no image: neither bytes nor an array nor a path."""
+    import pyarrow as pa
+
+    if scalar.is_valid and pa.types.is_struct(scalar.type):
+        fields = [name for name in ("bytes", "path") if scalar.type.get_field_index(name) >= 0]
+        return not any(scalar[name].is_valid for name in fields)
+    return not scalar.is_valid
+
+
+def _image(scalar: Any, where: str, paths: bool) -> bytes | np.ndarray:
+    """The image of a row, encoded or as an array of uint8.
+
+    Raises:
+        BadSample: there is none, it is in a file of its own, or the array is not one of pixels.
+    """
+    if _is_null(scalar):
+        raise BadSample(f"{where}: no image (null). Pack the other rows alone by --null-images skip.")
+    value = scalar.as_py()
+    if isinstance(value, dict):
+        if value.get("bytes") is None and paths:
+            return _file(value["path"], where)
+        value = value.get("bytes")
+    if isinstance(value, bytes):
+        return value
+    if value is None:
+        raise BadSample(f"{where}: no image bytes. Only data sets that embed their images can be packed.")
+    try:
+        pixels = np.array(value)
+    except ValueError as error:
+        raise BadSample(f"{where}: rows of pixels of different lengths. Correct it.") from error
+    if pixels.dtype.kind not in "iu" or not pixels.size or pixels.min() < 0 or pixels.max() > 255:
+        raise BadSample(f"{where}: pixels that are not all whole numbers from 0 to 255. Correct or convert it.")
+    return pixels.astype(np.uint8)
+
+
+def _file(path: str, where: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            data = file.read(MAX_READ + 1)
+    except OSError as error:
+        raise BadSample(f"{where}: {path} cannot be read ({error.strerror}). Fetch it again.") from error
+    if len(data) > MAX_READ:
+        raise BadSample(f"{where}: {path} is larger than any image. Remove it.")
+    return data
