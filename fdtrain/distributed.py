@@ -6,7 +6,7 @@ torchrun do; without one there is a single process.
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -174,6 +174,29 @@ def broadcast(value: Value) -> Value:
     box: list[Any] = [value]
     dist.broadcast_object_list(box)
     return box[0]
+
+
+def found_by_first(find: Callable[[], Value]) -> Value:
+    """:func:`broadcast` of what rank 0 finds, where the ranks could find different things; every rank raises its
+    UserError."""
+    found: Value | UserError | None = None
+    if rank() == 0:
+        try:
+            found = find()
+        except UserError as error:
+            found = error
+    found = broadcast(found)
+    if isinstance(found, UserError):
+        raise found
+    return found  # pyright: ignore[reportReturnType]
+
+
+def of_all(value: Value) -> list[Value]:
+    """Small picklable objects of all ranks, in order, on every rank."""
+    values = [value] * world_size()
+    if world_size() > 1:
+        dist.all_gather_object(values, value)
+    return values
 
 
 def share(count: int) -> range:

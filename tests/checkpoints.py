@@ -40,9 +40,9 @@ def assert_close(a: Path, b: Path, atol: float) -> None:
         torch.testing.assert_close(first[key], second[key], rtol=0, atol=atol, msg=lambda m, key=key: f"{key}: {m}")
 
 
-def checkpoint_of(run, model, parts, kind=AVERAGE):
+def checkpoint_of(run, model, parts, kind=AVERAGE, step=7):
     """A checkpoint whose average is cut over so many parts."""
-    folder = run / "checkpoints" / "step_00000007"
+    folder = run / "checkpoints" / store.folder_name(step)
     folder.mkdir(parents=True)
     files = {}
     for rank in range(parts):
@@ -54,7 +54,7 @@ def checkpoint_of(run, model, parts, kind=AVERAGE):
         files[part_name(rank)] = write_part(folder / part_name(rank), fragments)
     model.spec.save(folder / store.MODEL_FILE)
     counters = store.Counters(0.0, {}, (0.0, 0.0))
-    state = store.State(7, 0, parts, 0, [0.0], 0, 0, counters, {}, None)
+    state = store.State(step, 0, parts, 0, [0.0], 0, 0, counters, {}, None)
     (folder / store.STATE_FILE).write_text(json.dumps(asdict(state)))
     for name in (store.MODEL_FILE, store.STATE_FILE):
         files[name] = store.manifest_entry(folder / name)

@@ -57,15 +57,15 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    model, subject = result.open_model(arguments.model, arguments.ema_length)
-    spec = model.spec
-    drawing = Drawing.of(arguments, spec, subject.home, subject.sha256)
     if arguments.images < 1:
         raise UserError("--images must be at least 1.")
     if arguments.seed < 0:
         raise UserError("--seed must not be negative.")
     output = _output(arguments)
     with process.joined(arguments.device) as place:
+        model, subject = result.open_model(arguments.model, arguments.ema_length, shared=True)
+        spec = model.spec
+        drawing = Drawing.of(arguments, spec, subject.home, subject.sha256)
         request = {
             "images": arguments.images,
             "seed": arguments.seed,
@@ -75,7 +75,8 @@ def _run(arguments: argparse.Namespace) -> None:
             # Noise is the same on any CPU, and on any GPU of a kind, but not on both.
             "noise": place.type,
         }
-        complete = output.check(request)
+        process.check_same(request)
+        complete = distributed.found_by_first(partial(output.check, request))
         if not complete:
             parts = output.parts(request)
             with _prepared(parts):

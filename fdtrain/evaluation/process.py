@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
 from fdtrain import distributed
 from fdtrain.errors import UserError
+from fdtrain.partial import differences
 from fdtrain.resilience import heartbeat, launcher
 
 HEARTBEAT_TIMEOUT_S = 60.0
@@ -50,6 +52,21 @@ def open_device(name: str | torch.device, option: str = "--device") -> torch.dev
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"{option} {name}: {str(error).splitlines()[0]}.") from error
     return device
+
+
+def check_same(request: dict[str, Any]) -> None:
+    """Check that every process computes the same: one could have opened other weights, images or features.
+
+    Raises:
+        UserError: on every process, if another has a different request than the first.
+    """
+    first, *others = distributed.of_all(request)
+    for rank, other in enumerate(others, 1):
+        if different := differences(other, first):
+            raise UserError(
+                f"process {rank} has other files than process 0: {'; '.join(different)}. Nodes that share the work "
+                f"must see the same files. {AGAIN}"
+            )
 
 
 def wait_for_all(device: torch.device) -> None:

@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> tuple[Path, int, dict[str, Path]] | No
     """Returns the run, the step and the pictures by name, for TensorBoard; None if there is no run."""
     _check(arguments)
     start = time.perf_counter()
-    model, subject = result.open_model(arguments.model)
+    model, subject = result.open_model(arguments.model, shared=True)
     if not subject.results and not arguments.json:
         raise UserError(f"{arguments.model} is not a run: say with --json where the curves go.")
     split = open_split(arguments.model, arguments.data, arguments.split)

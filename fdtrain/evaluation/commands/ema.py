@@ -85,7 +85,7 @@ class _Job:
 
     def __init__(self, arguments: argparse.Namespace):
         self.arguments = arguments
-        self.model, self.subject = result.open_model(arguments.model)
+        self.model, self.subject = result.open_model(arguments.model, shared=True)
         spec = self.model.spec
         self.averages = open_averages(*find_model(self.subject.folder))
         self.lengths = sorted(set(arguments.lengths or self.averages.served(LENGTHS)))

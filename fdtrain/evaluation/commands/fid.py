@@ -23,6 +23,7 @@ from tqdm import tqdm
 from fdtrain import distributed
 from fdtrain.data.split import Split
 from fdtrain.errors import UserError
+from fdtrain.evaluation import process
 from fdtrain.evaluation.fidelity import frechet, image_sets, reference
 from fdtrain.evaluation.fidelity.feature_networks import FeatureNetwork, open_features
 from fdtrain.evaluation.fidelity.image_sets import PixelSet
@@ -100,6 +101,7 @@ def run(arguments: argparse.Namespace) -> None:
         "kept": len(target.first_features),
         "device": arguments.device.type,
     }
+    process.check_same(definition)
     path = subject.result_file(f"frechet_{network.identity.name}") if subject else None
     outputs = {str(p): (p, option) for p, option in ((path, "the run's results"), (arguments.json, "--json")) if p}
     store = _store(definition, path or arguments.json, len(sets))
@@ -126,7 +128,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _model_sets(arguments: argparse.Namespace, split: Split) -> tuple[list[PixelSet], dict[str, Any], Subject]:
     """Sets to be drawn, all that defines them, and the model."""
-    model, subject = result.open_model(arguments.model, arguments.ema_length)
+    model, subject = result.open_model(arguments.model, arguments.ema_length, shared=True)
     nll.check_same_images(model.spec, split)
     drawing = Drawing.of(arguments, model.spec, subject.home, subject.sha256)
     model = model.to(arguments.device)

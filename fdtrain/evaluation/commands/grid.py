@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError(
             f"--nfe {arguments.nfe}: {arguments.solver} takes {per_step} a step, and a grid has two steps or more."
         )
-    model, subject = result.open_model(arguments.model)
+    model, subject = result.open_model(arguments.model, shared=True)
     model.to(arguments.device)
     steps, scale, interval = arguments.nfe // per_step, model.spec.scale, model.spec.bound.interval
 

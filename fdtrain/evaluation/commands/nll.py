@@ -107,7 +107,7 @@ class _Job:
     """The model, the images, and everything that defines the numbers."""
 
     def __init__(self, arguments: argparse.Namespace):
-        self.model, subject = result.open_model(arguments.model, arguments.ema_length)
+        self.model, subject = result.open_model(arguments.model, arguments.ema_length, shared=True)
         self.split = open_split(arguments.model, arguments.data, arguments.split)
         nll.check_same_images(self.model.spec, self.split)
         if arguments.importance > 1 and self.model.spec.bound.discrete:

@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fdtrain import distributed
+from fdtrain.evaluation import process
 from fdtrain.evaluation.row_store import RowStore, discard, folder_for
 
 EVERY = 20.0
@@ -97,7 +98,8 @@ class StoredValues:
         compute: Callable[[range], Tensor],
         request: dict[str, Any],
     ) -> Tensor:
-        """As :func:`over_images`; ``request`` is all that the values depend on."""
+        """As :func:`over_images`; ``request`` is all that the values depend on, the same on every process."""
+        process.check_same(request)
         self._folders.append(folder_for(self.results, request))
         return over_images(count, chunk, columns, compute, self._folders[-1], self.device, name)
 

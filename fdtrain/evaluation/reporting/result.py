@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fdtrain import files
+from fdtrain import distributed, files
 from fdtrain.data.split import Split
 from fdtrain.errors import UserError
 from fdtrain.evaluation.load import find_model, read_model
@@ -430,16 +431,17 @@ class Subject:
         return {"model": str(self.folder), "weights_sha256": self.sha256, "step": self.step, **chosen}
 
 
-def open_model(path: str | Path, ema_length: float | None = None) -> tuple[Model, Subject]:
+def open_model(path: str | Path, ema_length: float | None = None, shared: bool = False) -> tuple[Model, Subject]:
     """What ``path``, a run, a checkpoint or an export, stands for now: a run's newest checkpoint may change later.
 
     Args:
         ema_length: of the average, as for :func:`fdtrain.evaluation.load.load_model`.
+        shared: every process of the launch calls this, and opens what the first one finds.
 
     Raises:
         UserError: there is no model, its files are broken, or there is no average of that length.
     """
-    files_of_model = find_model(path)
+    files_of_model = distributed.found_by_first(partial(find_model, path)) if shared else find_model(path)
     model = read_model(*files_of_model, ema_length)
     folder = files_of_model[0].parent
     number = folder.name.removeprefix("step_")
