@@ -17,11 +17,11 @@ from fdtrain import files
 from fdtrain.checkpoint import store
 from fdtrain.comparison import noise
 from fdtrain.comparison.definition import Sampler
-from fdtrain.comparison.runs import OF_LIKELIHOODS, SETTINGS, record, recorded, result_files
+from fdtrain.comparison.runs import OF_LIKELIHOODS, SETTINGS, record, recorded, result_files, step_of
 from fdtrain.config import Config, load_config
 from fdtrain.data.split import Split
 from fdtrain.diffusion.weighting import WEIGHTINGS
-from fdtrain.errors import exit_code
+from fdtrain.errors import UserError, exit_code
 from fdtrain.evaluation import process
 from fdtrain.evaluation.commands import nll
 from fdtrain.evaluation.fidelity import image_sets
@@ -38,12 +38,17 @@ BATCH = 256
 
 
 def evaluate(run: Path, settings: dict[str, Any], device: torch.device) -> None:
-    """Likelihoods of the test split, then distances of samples and the noise of training; then the record of it."""
+    """Likelihoods of the test split, then distances of samples and the noise of training; then the record of it.
+
+    Raises:
+        UserError: the run has no sound checkpoint of its last step.
+    """
     config = load_config(run / "config.yaml")
     assert config.data.test_split is not None
     data = config.data.paths[0]
-    noise_file = result_files(run, config, settings)["noise"]
-    keep_noise = noise_file.is_file() and recorded(run, settings, OF_LIKELIHOODS)
+    files_of_results, steps = result_files(run, config, settings), config.training.steps
+    noise_file = files_of_results["noise"]
+    keep_noise = step_of(noise_file) == steps and recorded(run, settings, OF_LIKELIHOODS)
     # From here on the results may be of both settings, until all are there.
     (run / result.FOLDER / SETTINGS).unlink(missing_ok=True)
     images, ode_images = settings["images"], settings["ode_images"]
@@ -59,6 +64,9 @@ def evaluate(run: Path, settings: dict[str, Any], device: torch.device) -> None:
             _nll(device, *common, "--draws", "2", "--images", str(ode_images), *ode)
     if not keep_noise:
         result.write(training_noise(run, config, data, settings, device), noise_file, "the run's results")
+    for path in files_of_results.values():
+        if (step := step_of(path)) != steps:
+            raise UserError(f"{path} is of step {step}, not {steps}: no later checkpoint is sound.")
     files.write_text(run / result.FOLDER / SETTINGS, json.dumps(record(run, settings), indent=1) + "\n")
 
 

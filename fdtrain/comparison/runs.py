@@ -1,7 +1,9 @@
 """One run of a comparison: its folder, the commands that train and evaluate it, and how far it is."""
 
 import json
+import logging
 import os
+import shutil
 import socket
 import sys
 from dataclasses import dataclass
@@ -10,9 +12,10 @@ from typing import Any
 
 import fdtrain
 from fdtrain import files
-from fdtrain.checkpoint import store
+from fdtrain.checkpoint import soundness, store
 from fdtrain.comparison.definition import Comparison, run_name
 from fdtrain.config import Config, dump_config
+from fdtrain.errors import UserError
 from fdtrain.evaluation.reporting import result, run_folder
 
 SETTINGS = "comparison.json"
@@ -20,6 +23,10 @@ SETTINGS = "comparison.json"
 OF_LIKELIHOODS = frozenset({"draws", "ode_images", "ode_tolerance"})
 """The settings that neither the samples nor the noise of training depend on."""
 MAIN = Path(fdtrain.__file__).with_name("main.py")
+UNUSABLE = "checkpoints.unusable"
+"""Of a run: its checkpoints, where it had none to go on from."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -48,14 +55,15 @@ class PlannedRun:
         return self.config.training.steps
 
     def trained(self) -> bool:
+        """Whether the checkpoint of the last step is there and sound."""
         newest = store.newest_step(self.folder) if self.folder.is_dir() else None
-        return newest is not None and int(newest.name.removeprefix("step_")) >= self.steps
+        return newest is not None and store.step_of(newest) >= self.steps and soundness.fault(newest) is None
 
     def evaluated(self) -> bool:
-        """Whether all results are there, of the newest checkpoint and with these settings."""
+        """Whether all results are there, of the last step's checkpoint and with these settings."""
         assert self.settings is not None
         found = result_files(self.folder, self.config, self.settings).values()
-        return recorded(self.folder, self.settings) and all(path.is_file() for path in found)
+        return recorded(self.folder, self.settings) and all(step_of(path) == self.steps for path in found)
 
     def finished(self) -> bool:
         return self.trained() and (self.settings is None or self.evaluated())
@@ -70,12 +78,21 @@ class PlannedRun:
         """What remains to be done, in order: the ordinary training command, and the evaluation."""
         commands = []
         if not self.trained():
+            self._set_unusable_aside()
             script = [str(MAIN), "--config", str(self.config_file), "--resume", "auto"]
             commands.append([*_launcher(processes), *script])
         if self.settings is not None and not self.evaluated():
             module = [sys.executable, "-m", "fdtrain.comparison.evaluate", str(self.folder)]
             commands.append([*module, json.dumps(self.settings)])
         return commands
+
+    def _set_unusable_aside(self) -> None:
+        """Checkpoints of which none can be used make room for those of a new training."""
+        path, faults = soundness.newest(self.folder, lambda path: None)
+        if path is None and faults:
+            logger.warning("%s is trained again: %s. They are in %s", self.name, "; ".join(faults), UNUSABLE)
+            shutil.rmtree(self.folder / UNUSABLE, ignore_errors=True)
+            (self.folder / store.CHECKPOINTS).rename(self.folder / UNUSABLE)
 
     def write_config(self) -> None:
         files.write_text(self.config_file, dump_config(self.config))
@@ -96,6 +113,15 @@ def recorded(folder: Path, settings: dict[str, Any], without: frozenset[str] = f
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return False
     return stored == current
+
+
+def step_of(path: Path) -> int | None:
+    """The training step that a result is of; None if it cannot be read."""
+    try:
+        found = result.read(path)
+    except UserError:
+        return None
+    return found and found.step
 
 
 def result_files(folder: Path, config: Config, settings: dict[str, Any]) -> dict[str, Path]:

@@ -92,10 +92,29 @@ def test_a_comparison_that_is_killed_continues_to_the_same_table(launch, whole):
     _, errors = again.communicate(timeout=600)
     assert again.returncode == 0, errors
     assert numbers(folder) == numbers(reference)
+    check_damaged_checkpoints_are_trained_again(path, folder, reference)
     check_table(reference)
     check_the_table_of_what_is_finished(path, folder)
     check_another_tolerance_leaves_the_rest(path, folder)
     check_another_comparison_is_refused(path)
+
+
+def check_damaged_checkpoints_are_trained_again(path, folder, reference):
+    """From the one before, or from the start; meanwhile they are in no table."""
+    last = folder / "runs" / "v-seed0" / "checkpoints" / "step_00000040" / "part_00000.safetensors"
+    every = list((folder / "runs" / "bounded-seed1" / "checkpoints").glob("step_*/part_00000.safetensors"))
+    for part in (last, *every):
+        os.truncate(part, 1000)
+    job = start(path, "--finished")
+    _, errors = job.communicate(timeout=120)
+    assert job.returncode == 0, errors
+    assert [row["seeds"] for row in json.loads((folder / "comparison.json").read_text())["variants"]] == [[0], [1]]
+    job = start(path)
+    _, errors = job.communicate(timeout=600)
+    assert job.returncode == 0, errors
+    assert "bounded-seed1 is trained again: step_00000040: part_00000.safetensors is cut short" in errors
+    assert numbers(folder) == numbers(reference)
+    assert len(list((folder / "runs" / "bounded-seed1" / "checkpoints.unusable").glob("step_*"))) == len(every)
 
 
 def check_table(folder):

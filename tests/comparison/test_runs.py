@@ -1,0 +1,86 @@
+"""How far a run of a comparison is: a sound checkpoint of its last step counts, and results of just that one."""
+
+import json
+import os
+
+import pytest
+import torch
+from checkpoints import checkpoint_of
+from models import DIGITS, filled
+from safetensors.torch import save_file
+
+from fdtrain.checkpoint import store
+from fdtrain.comparison import evaluate, runs
+from fdtrain.comparison.runs import PlannedRun
+from fdtrain.config import dump_config, load_config
+from fdtrain.errors import UserError
+
+SETTINGS = {"draws": 2, "ode_images": 0, "images": 300, "features": "x", "ode_tolerance": 0.1}
+
+
+@pytest.fixture
+def run(launch):
+    """Of nine steps, with checkpoints of the seventh and the ninth."""
+    config = load_config([launch.config], ["training.steps=9"])
+    for step in (7, 9):
+        checkpoint_of(config.folder, filled(DIGITS, step), 1, step=step)
+    (config.folder / "config.yaml").write_text(dump_config(config))
+    return PlannedRun("v", 0, config, launch.folder / "v.yaml", SETTINGS)
+
+
+def damage(run, step):
+    os.truncate(run.folder / "checkpoints" / store.folder_name(step) / "part_00000.safetensors", 1000)
+
+
+def write_results(run, step):
+    """As an evaluation of the checkpoint of that step leaves them."""
+    common = {"version": 1, "images": 300, "device": "cpu", "seconds": 1.0, "step": step}
+    for path in runs.result_files(run.folder, run.config, SETTINGS).values():
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps({"kind": "nll", **common, **IDENTITY}))
+        save_file({"elbo": torch.zeros(300)}, path.with_suffix(".safetensors"))
+    record = json.dumps(runs.record(run.folder, SETTINGS))
+    (run.folder / "evaluation" / runs.SETTINGS).write_text(record)
+
+
+IDENTITY = {
+    **dict.fromkeys(("dataset", "source", "split", "fingerprint", "dequantisation", "dtype"), "x"),
+    **dict.fromkeys(("images_in_split", "levels", "seed", "batch"), 1),
+}
+
+
+def test_a_damaged_last_checkpoint_is_trained_again(run):
+    assert run.trained()
+    damage(run, 9)
+    assert not run.trained()
+    train, _ = run.commands(1)
+    assert train[-2:] == ["--resume", "auto"]
+    # There is one to go on from.
+    assert (run.folder / "checkpoints" / "step_00000007").is_dir()
+
+
+def test_a_run_without_a_usable_checkpoint_begins_again(run, caplog):
+    for step in (7, 9):
+        damage(run, step)
+    run.commands(1)
+    assert not (run.folder / "checkpoints").exists()
+    assert len(list((run.folder / runs.UNUSABLE).glob("step_*"))) == 2
+    assert "small is trained again: step_00000009: part_00000.safetensors is cut short or changed" in caplog.text
+
+
+def test_results_of_an_earlier_step_are_none(run):
+    write_results(run, 9)
+    assert run.finished()
+    write_results(run, 7)
+    assert run.trained()
+    assert not run.finished()
+
+
+def test_an_evaluation_of_an_earlier_step_fails(run, monkeypatch):
+    """Where the last checkpoint is damaged between the training and the evaluation."""
+    damage(run, 9)
+    monkeypatch.setattr(evaluate, "_nll", lambda *words: write_results(run, 7))
+    monkeypatch.setattr(evaluate.result, "write", lambda *rest: None)
+    monkeypatch.setattr(evaluate, "training_noise", lambda *rest: None)
+    with pytest.raises(UserError, match=r"nll_test.json is of step 7, not 9: no later checkpoint is sound"):
+        evaluate.evaluate(run.folder, SETTINGS, torch.device("cpu"))
