@@ -29,6 +29,7 @@ from fdtrain.evaluation.reporting.result import Subject, open_model
 from fdtrain.evaluation.sampling import samples
 from fdtrain.evaluation.sampling.options import Drawing
 from fdtrain.networks.model import Model, ModelSpec
+from fdtrain.randomness import check_seed
 
 Label = int | str | Sequence[int | str] | Tensor | None
 """Classes by number or name: one for all images, or one for each."""
@@ -280,8 +281,7 @@ def _check(seed: int, **counts: int) -> None:
     for name, value in counts.items():
         if value < 1:
             raise UserError(f"{name} must be at least 1.")
-    if seed < 0:
-        raise UserError("seed must not be negative.")
+    check_seed(seed, "seed")
 
 
 def _class_number(label: int | str, names: Sequence[str]) -> int:

@@ -12,6 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fdtrain.errors import UserError
+
+SEEDS = 2**63
+"""There are so many, from zero."""
+
 
 class Purpose(IntEnum):
     """What a stream is for. The numbers are part of every run's definition: append, never reorder."""
@@ -38,7 +43,15 @@ class Purpose(IntEnum):
 def stream(seed: int, purpose: Purpose, *counters: int) -> np.random.Generator:
     """The generator of one purpose at up to three counters, on the CPU."""
     counter = [0, *counters, *[0] * (3 - len(counters))]
-    return np.random.Generator(np.random.Philox(key=[seed, purpose], counter=counter))
+    # A list of a large and a small number would become floats, in which neighbouring seeds are the same.
+    key = np.array([seed, purpose], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=key, counter=counter))
+
+
+def check_seed(seed: int, name: str, count: int = 1) -> None:
+    """Raise UserError unless this seed, and as many as are used after it, are there; ``name`` is the option's."""
+    if not 0 <= seed <= SEEDS - count:
+        raise UserError(f"{name} must be from 0 to {SEEDS - count}.")
 
 
 def _device_generator(device: torch.device, seed: int, purpose: Purpose, counters: tuple[int, ...]) -> torch.Generator:

@@ -180,7 +180,7 @@ IMAGES = torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
         (lambda m, g: m.to("abacus"), "device abacus: Expected one of"),
         (lambda m, g: m.sample(0), "count must be at least 1"),
         (lambda m, g: m.sample(1, steps=0), "steps must be at least 1"),
-        (lambda m, g: m.sample(1, seed=-1), "seed must not be negative"),
+        (lambda m, g: m.sample(1, seed=-1), "seed must be from 0 to 9223372036854775807"),
         (lambda m, g: m.sample(1, solver="ddpm"), "solver: there is no 'ddpm'; there are sde"),
         (lambda m, g: m.sample(1, grid="log"), "grid: there is no grid 'log'"),
         (lambda m, g: m.sample(1, grid=[1.0, 0.0, 0.5]), "grid: a time grid must fall strictly"),

@@ -1,7 +1,9 @@
 import numpy as np
+import pytest
 import torch
 
-from fdtrain.randomness import Purpose, normal, stream, torch_seed, uniform
+from fdtrain.errors import UserError
+from fdtrain.randomness import Purpose, check_seed, normal, stream, torch_seed, uniform
 
 CPU = torch.device("cpu")
 
@@ -22,6 +24,24 @@ def test_streams_of_other_keys_differ():
     draws = {float(stream(*key).random()) for key in keys}
     assert len(draws) == len(keys)
     assert len({torch_seed(*key) for key in keys}) == len(keys)
+
+
+def test_large_seeds_are_seeds_of_their_own():
+    """Two to the 53 is where the numbers of a float64 begin to have gaps. A seed that others call by is as before."""
+    seeds = [2**53, 2**53 + 1, 2**63 - 2, 2**63 - 1]
+    assert len({float(stream(seed, Purpose.SAMPLE, 1).random()) for seed in seeds}) == 4
+    assert stream(2**63, Purpose.SAMPLE, 1).random() != stream(2**63 + 1, Purpose.SAMPLE, 1).random()
+    own = np.random.Generator(np.random.Philox(key=[2**63 - 1, 9], counter=[0, 1, 0, 0]))
+    assert stream(2**63 - 1, Purpose.SAMPLE, 1).random() == own.random()
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, 2**64])
+def test_what_is_no_seed(seed):
+    with pytest.raises(UserError, match=r"--seed must be from 0 to 9223372036854775807\."):
+        check_seed(seed, "--seed")
+    check_seed(2**63 - 3, "--seed", 3)
+    with pytest.raises(UserError, match=r"--seed must be from 0 to 9223372036854775805\."):
+        check_seed(2**63 - 2, "--seed", 3)
 
 
 def test_purposes_keep_their_numbers():

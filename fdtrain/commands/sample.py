@@ -30,6 +30,7 @@ from fdtrain.evaluation.sampling import options
 from fdtrain.evaluation.sampling.options import Drawing
 from fdtrain.evaluation.sampling.output import Output
 from fdtrain.networks.model import Model
+from fdtrain.randomness import check_seed
 
 FORMS = {".png": "sheet", ".npz": "npz"}
 OTHER_FILES = {".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".svg", ".pdf", ".npy", ".pt", ".zip", ".tar"}
@@ -59,8 +60,7 @@ def run(arguments: argparse.Namespace) -> None:
 def _run(arguments: argparse.Namespace) -> None:
     if arguments.images < 1:
         raise UserError("--images must be at least 1.")
-    if arguments.seed < 0:
-        raise UserError("--seed must not be negative.")
+    check_seed(arguments.seed, "--seed")
     output = _output(arguments)
     with process.joined(arguments.device) as place:
         model, subject = result.open_model(arguments.model, arguments.ema_length, shared=True)

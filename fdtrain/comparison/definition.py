@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -11,6 +11,7 @@ from fdtrain.config import Config, Section, load_config
 from fdtrain.diffusion.solvers import DEFAULT, SOLVERS
 from fdtrain.errors import UserError, excerpt
 from fdtrain.evaluation.sampling.options import Drawing
+from fdtrain.randomness import SEEDS
 from fdtrain.strict_yaml import read_mapping, shown
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
@@ -74,7 +75,7 @@ class Definition(Section):
     """Settings that hold for every variant, whatever its overlays say."""
     steps: int | None = Field(default=None, ge=1)
     seconds: float | None = Field(default=None, gt=0)
-    seeds: tuple[int, ...] = Field(min_length=1)
+    seeds: tuple[Annotated[int, Field(ge=0, lt=SEEDS)], ...] = Field(min_length=1)
     reference: str
     features: str | None = None
     """By which samples are compared, as for ``fdtrain evaluate fid``; null: learnt once from the labels."""

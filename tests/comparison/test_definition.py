@@ -57,6 +57,8 @@ def test_later_layers_override_earlier_ones(content, tmp_path):
     [
         ({"seeds": []}, "seeds: "),
         ({"seeds": [1, 1]}, "a seed is given twice"),
+        ({"seeds": [-1]}, "seeds.0: "),
+        ({"seeds": [0, 2**63]}, "seeds.1: "),
         ({"reference": "x"}, "reference: there is no variant 'x'; there are a, b"),
         ({"variants": [{"name": "a"}, {"name": "a"}]}, "the name 'a' is given twice"),
         ({"variants": []}, "variants: "),

@@ -34,6 +34,7 @@ from fdtrain.evaluation.run_data import open_split
 from fdtrain.evaluation.sampling.options import Drawing
 from fdtrain.evaluation.sampling.samples import to_pixels
 from fdtrain.networks.model import Model
+from fdtrain.randomness import check_seed
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -179,8 +180,9 @@ def _check(arguments: argparse.Namespace) -> None:
             raise UserError(f"--{name} must be at least 1.")
     if arguments.images < 2 or arguments.strata < 2:
         raise UserError("--images and --strata must be at least 2.")
-    if min(arguments.nfe) < 1 or arguments.seed < 0:
-        raise UserError("--nfe must be at least 1, and --seed not negative.")
+    check_seed(arguments.seed, "--seed", arguments.sets)
+    if min(arguments.nfe) < 1:
+        raise UserError("--nfe must be at least 1.")
     for name in arguments.solvers:
         if name not in SOLVERS:
             raise UserError(f"--solvers: there is no {name!r}; there are {', '.join(SOLVERS)}.")

@@ -37,6 +37,7 @@ from fdtrain.evaluation.sampling import options
 from fdtrain.evaluation.sampling.options import Drawing
 from fdtrain.evaluation.sampling.samples import to_pixels
 from fdtrain.networks.model import Model
+from fdtrain.randomness import check_seed
 
 LENGTHS = (0.02, 0.03, 0.04, 0.05, 0.07, 0.1, 0.13, 0.16, 0.2, 0.25)
 """Unless others are given, those of them that the run's snapshots give."""
@@ -63,8 +64,9 @@ def run(arguments: argparse.Namespace) -> tuple[Path, int, dict[str, Path]] | No
     for name in ("draws", "images", "batch"):
         if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
             raise UserError(f"--{name} must be at least 1.")
-    if arguments.samples < 2 or arguments.seed < 0:
-        raise UserError("--samples must be at least 2, and --seed not negative.")
+    check_seed(arguments.seed, "--seed")
+    if arguments.samples < 2:
+        raise UserError("--samples must be at least 2.")
     start = time.perf_counter()
     job = _Job(arguments)
     content = {**job.settings, **job.distances, "points": job.points(), "device": str(arguments.device)}

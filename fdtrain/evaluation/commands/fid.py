@@ -37,6 +37,7 @@ from fdtrain.evaluation.row_store import RowStore, folder_for
 from fdtrain.evaluation.run_data import open_split
 from fdtrain.evaluation.sampling import options
 from fdtrain.evaluation.sampling.options import Drawing
+from fdtrain.randomness import check_seed
 
 IMAGES = 50_000
 DISTANCES = ("value", "kid", "precision", "recall", "inception_score")
@@ -74,8 +75,7 @@ def run(arguments: argparse.Namespace) -> None:
     for name in ("images", "sets"):
         if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
             raise UserError(f"--{name} must be at least 1.")
-    if arguments.seed < 0:
-        raise UserError("--seed must not be negative.")
+    check_seed(arguments.seed, "--seed", arguments.sets)
     if (arguments.model is None) == (arguments.samples is None):
         raise UserError("give a model to sample from, or samples with --samples.")
     if arguments.samples and arguments.ema_length is not None:

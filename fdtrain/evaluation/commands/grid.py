@@ -14,6 +14,7 @@ from fdtrain.errors import UserError
 from fdtrain.evaluation.reporting import result
 from fdtrain.evaluation.sampling import grids, optimise
 from fdtrain.evaluation.sampling.options import Drawing
+from fdtrain.randomness import check_seed
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,8 +35,7 @@ def run(arguments: argparse.Namespace) -> None:
     for name in ("nfe", "images", "reference", "rounds", "batch"):
         if getattr(arguments, name) < 1:
             raise UserError(f"--{name} must be at least 1.")
-    if arguments.seed < 0:
-        raise UserError("--seed must not be negative.")
+    check_seed(arguments.seed, "--seed")
     if arguments.nfe % per_step or arguments.nfe < 2 * per_step:
         raise UserError(
             f"--nfe {arguments.nfe}: {arguments.solver} takes {per_step} a step, and a grid has two steps or more."

@@ -27,6 +27,7 @@ from fdtrain.evaluation.reporting.result import Bound as BoundResult
 from fdtrain.evaluation.reporting.result import NllResult, OdeLikelihood
 from fdtrain.evaluation.reporting.wording import counted
 from fdtrain.evaluation.run_data import open_split
+from fdtrain.randomness import check_seed
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -99,8 +100,7 @@ def _check(arguments: argparse.Namespace) -> None:
     finest = nll.finest_tolerance(torch.float64 if arguments.float64 else torch.float32)
     if arguments.ode and arguments.tolerance < finest:
         raise UserError(f"--tolerance must be at least {finest:.1e} in this precision; --float64 admits a finer one.")
-    if arguments.seed < 0:
-        raise UserError("--seed must not be negative.")
+    check_seed(arguments.seed, "--seed")
 
 
 class _Job:
