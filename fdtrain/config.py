@@ -23,6 +23,7 @@ from pydantic import (
 
 from fdtrain.credentials import masked_values
 from fdtrain.errors import UserError, excerpt
+from fdtrain.files import NAME
 from fdtrain.randomness import SEEDS
 from fdtrain.strict_yaml import parse, read_mapping, shown
 
@@ -422,7 +423,7 @@ class MonitorConfig(Section):
 class Config(Section):
     """A run."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name of the run and of its folder")
+    name: str = Field(pattern=NAME, description="name of the run and of its folder")
     output: Path = Field(default=Path("runs"), description="folder of all runs")
     seed: int = Field(default=0, ge=0, lt=SEEDS, description="seed of all random numbers of the run")
     data: DataConfig

@@ -1,7 +1,9 @@
 """Files that are complete or absent, and folders in which one launch works at a time."""
 
 import fcntl
+import hashlib
 import os
+import re
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,6 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from fdtrain.errors import UserError
+
+NAME = r"^[A-Za-z0-9_][A-Za-z0-9._-]*$"
+"""Of what becomes a part of a path: runs, splits, features."""
+LONGEST_NAME = 100
+
+
+def as_name(text: str) -> str:
+    """A text from elsewhere as a part of a path: itself if it is a name; else what of it may be, and a checksum."""
+    if re.fullmatch(NAME, text) and len(text) <= LONGEST_NAME:
+        return text
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    return f"{re.sub(r'[^A-Za-z0-9_]+', '-', text)[:LONGEST_NAME].strip('-')}-{digest}".lstrip("-")
 
 
 def write_atomically(

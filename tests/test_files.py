@@ -1,4 +1,5 @@
 import multiprocessing
+import re
 
 import pytest
 
@@ -52,3 +53,13 @@ def test_a_killed_process_releases_its_folder(tmp_path):
     process.join()
     with files.exclusive(tmp_path):
         pass
+
+
+def test_a_text_from_elsewhere_as_a_part_of_a_path():
+    for name in ("test", "digits-features", "_x.1", "a" * 100):
+        assert files.as_name(name) == name
+    others = ["org/digits", "org-digits ", "org\\digits", "../x", ".", "..", "", "a\n", "数字", "字数", "\ud800"]
+    others.append("a" * 101)
+    made = [files.as_name(text) for text in others]
+    assert all(re.fullmatch(files.NAME, name) and len(name) < 120 for name in made)
+    assert len({*made, "org-digits"}) == len(others) + 1

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from checkpoints import checkpoint_of
 from conftest import ROOT, environment, free_port
-from models import DIGITS
+from models import DIGITS, filled
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -301,6 +303,24 @@ def test_an_interrupted_evaluation_goes_on(call, model, features, digits, tmp_pa
     assert len(count) == 4
     assert whole["values"][:2] == partly["values"]
     assert (len(whole["values"]), whole["unfinished"]) == (3, False)
+
+
+@pytest.mark.parametrize("name", ["x/../../../victim/settings", "org/digits", ".hidden", "a" * 300, "数字"])
+def test_results_are_in_the_run_whatever_the_features_are_called(call, features, digits, tmp_path, name):
+    """A name from a file of somebody else chooses no path: neither outside the run nor where no report looks."""
+    checkpoint_of(tmp_path / "run", filled(DIGITS), 1)
+    victim = tmp_path / "victim" / "settings.json"
+    victim.parent.mkdir()
+    victim.write_text("mine")
+    shutil.copytree(features, tmp_path / "features")
+    described = json.loads((features / "features.json").read_text())
+    (tmp_path / "features" / "features.json").write_text(json.dumps(described | {"name": name}))
+    fid(call, tmp_path / "features", digits, tmp_path / "run", "--images", 4, "--steps", 1, "--sets", 1)
+    assert victim.read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["features", "run", "victim"]
+    [path] = (tmp_path / "run" / "evaluation").iterdir()
+    assert path.name.startswith("frechet_")
+    assert result.read(path).features.name == name
 
 
 def test_statistics_are_kept_and_checked(call, model, features, digits, tmp_path):

@@ -250,9 +250,9 @@ def open_parts(checkpoint: Path) -> FragmentReader:
 def newest_step(folder: Path) -> Path | None:
     """The checkpoint that ``latest`` names, or, where it names none, the newest by name."""
     try:
-        named = folder / CHECKPOINTS / (folder / CHECKPOINTS / LATEST).read_text().strip()
-        if NAME.fullmatch(named.name) and named.is_dir():
-            return named
+        named = (folder / CHECKPOINTS / LATEST).read_text().strip()
+        if NAME.fullmatch(named) and (folder / CHECKPOINTS / named).is_dir():
+            return folder / CHECKPOINTS / named
     except (OSError, UnicodeDecodeError):
         pass
     return next(iter(committed(folder)), None)

@@ -11,10 +11,9 @@ from fdtrain.config import Config, Section, load_config
 from fdtrain.diffusion.solvers import DEFAULT, SOLVERS
 from fdtrain.errors import UserError, excerpt
 from fdtrain.evaluation.sampling.options import Drawing
+from fdtrain.files import NAME
 from fdtrain.randomness import SEEDS
 from fdtrain.strict_yaml import read_mapping, shown
-
-NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 
 class Sampler(Section):

@@ -127,10 +127,11 @@ def step_of(path: Path) -> int | None:
 def result_files(folder: Path, config: Config, settings: dict[str, Any]) -> dict[str, Path]:
     """The results of a run, by what is in them: ``bound``, ``ode`` (of as many images as asked for) and ``noise``."""
     results, split, ode_images = folder / result.FOLDER, config.data.test_split, settings["ode_images"]
-    found = {"bound": results / f"nll_{split}.json", "noise": results / "noise.json"}
+    assert split is not None
+    found = {"bound": results / f"{result.stem('nll', split)}.json", "noise": results / "noise.json"}
     if ode_images:
         whole = ode_images >= settings["images"]
-        found["ode"] = found["bound"] if whole else results / f"nll_{split}_first{ode_images}.json"
+        found["ode"] = found["bound"] if whole else results / f"{result.stem('nll', split, ode_images)}.json"
     return found
 
 

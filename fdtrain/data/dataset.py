@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError, fi
 from fdtrain.credentials import masked
 from fdtrain.data.text import read_text
 from fdtrain.errors import UserError, excerpt
-from fdtrain.files import write_text
+from fdtrain.files import NAME, write_text
 
 FILE = "dataset.json"
 VERSION = 1
@@ -90,6 +90,9 @@ class Preparation(_Model):
     enlarged: int = Field(ge=0)
 
 
+SplitName = Annotated[str, Field(max_length=200, pattern=NAME)]
+
+
 class DatasetDescription(_Model):
     """A packed data set: the shards of every split, and the properties of its images.
 
@@ -107,7 +110,7 @@ class DatasetDescription(_Model):
     encoding: Line
     members: SampleMembers | None = None
     preparation: Preparation | None = None
-    splits: dict[Line, Annotated[list[Shard], FailFast()]]
+    splits: dict[SplitName, Annotated[list[Shard], FailFast()]]
 
     def images(self, split: str) -> int:
         return sum(shard.images for shard in self.splits[split])

@@ -4,6 +4,7 @@ Which images a shard holds follows from the source and the request alone, so nei
 nor an interruption changes a byte. ``dataset.json`` comes last (docs/packing.md).
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -16,7 +17,7 @@ from fdtrain.data.sources.source import Part, Source
 from fdtrain.data.workers import progress, run
 from fdtrain.data.writer import ENCODINGS, MANY, REPORTED, BadImages, SampleFormat, ShardRange, layout, write_part
 from fdtrain.errors import UserError
-from fdtrain.files import exclusive
+from fdtrain.files import NAME, exclusive
 
 
 def pack(
@@ -78,6 +79,9 @@ def _request(source: Source, encoding: str, shard_images: int) -> PackRequest:
         # File systems and archives have names in any bytes.
         if not text.isascii() and text.encode(errors="replace").decode() != text:
             raise UserError(f"the name {text!a} of the data set or of a class is not UTF-8. Rename its file or folder.")
+    for split in source.splits:
+        if not re.fullmatch(NAME, split):
+            raise UserError(f"split {split!a}: a name has letters of ASCII, digits, '_', '-' and '.' alone. Rename it.")
     description = DatasetDescription(
         version=VERSION,
         name=source.name,

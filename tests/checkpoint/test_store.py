@@ -115,8 +115,9 @@ def test_a_manifest_that_leaves_files_out_is_a_fault(run):
     assert soundness.fault(newest) == "MANIFEST.json does not list all files"
 
 
-@pytest.mark.parametrize("content", ["step_00000099\n", "", "../../etc", None])
+@pytest.mark.parametrize("content", ["step_00000099\n", "", "../../etc", "../other/step_00000099", None])
 def test_latest_may_point_nowhere(run, content):
+    (run / "other" / "step_00000099").mkdir(parents=True)
     latest = run / "checkpoints" / "latest"
     assert latest.read_text() == "step_00000010\n"
     latest.unlink()

@@ -48,6 +48,8 @@ def test_what_is_written_is_read(tmp_path):
         ({"classes": ["x" * 2000]}, "classes.0: String should have at most"),
         ({"classes": [1] * 1_000_000}, "classes.0: Input should be a valid string"),
         ({"splits": {"a\0": []}}, "splits.a"),
+        ({"splits": {"x/../../../victim/settings": []}}, "splits.x/../../../victim/settings"),
+        ({"splits": {".hidden": []}}, "splits..hidden"),
         ({"splits": {"train": [1] * 1_000_000}}, "splits.train.0: Input"),
         (
             {"splits": {"train": [{"file": "a\0", "images": 1, "bytes": 1, "sha256": "0" * 64}]}},

@@ -1,5 +1,6 @@
 """Packing itself: the same bytes whatever the workers, going on after a kill, and one packer to a folder."""
 
+import dataclasses
 import fcntl
 import json
 import os
@@ -21,6 +22,7 @@ from fdtrain.data.dataset import read_description
 from fdtrain.data.pack import pack
 from fdtrain.data.shard_store import PackRequest, ShardStore
 from fdtrain.data.sources.cifar import cifar10
+from fdtrain.data.sources.digits import digits
 from fdtrain.data.sources.images import images
 from fdtrain.data.sources.source import Source, even
 from fdtrain.data.writer import layout
@@ -466,3 +468,11 @@ def test_moved_sources_go_on(tmp_path):
     os.rename(tmp_path / "in", tmp_path / "elsewhere" / "in")
     pack(images(tmp_path / "elsewhere" / "in", None, 0, "some", None, None, 2), tmp_path / "out")
     assert str(tmp_path) not in json.dumps(read_description(tmp_path / "out").model_dump())
+
+
+@pytest.mark.parametrize("split", ["../victim", "a/b", ".hidden", "数字"])
+def test_a_split_that_a_file_names_is_no_path(tmp_path, split):
+    source = dataclasses.replace(digits(), splits={split: digits().splits["test"]})
+    with pytest.raises(UserError, match=r"^split .*: a name has letters of ASCII, digits"):
+        pack(source, tmp_path / "out")
+    assert [path.name for path in tmp_path.rglob("*")] == ["out"]

@@ -65,7 +65,7 @@ def run(arguments: argparse.Namespace) -> tuple[Path, int, dict[str, Path]] | No
     if not subject.results and not arguments.json:
         raise UserError(f"{arguments.model} is not a run: say with --json where the curves go.")
     split = open_split(arguments.model, arguments.data, arguments.split)
-    paths = list(filter(None, (subject.results and subject.results / f"curve_{split.name}.json", arguments.json)))
+    paths = list(filter(None, (subject.result_file("curve", split.name), arguments.json)))
     nll.check_same_images(model.spec, split)
     identity = {**subject.identity(), **result.split_identity(split), "seed": arguments.seed, "batch": arguments.batch}
     job = _Job(arguments, model.to(arguments.device), split, identity, paths[0].parent)

@@ -109,8 +109,8 @@ class _Job:
             "tracked": self.averages.lengths,
             "snapshots": len({each.step for each in self.averages.tracked}),
         }
-        name = self.split.name if self.count == len(self.split) else f"{self.split.name}_first{self.count}"
-        self.paths = [path for path in (self.subject.result_file(f"ema_{name}"), arguments.json) if path]
+        own = self.subject.result_file("ema", self.split.name, None if self.count == len(self.split) else self.count)
+        self.paths = [path for path in (own, arguments.json) if path]
         if not self.paths:
             raise UserError(f"{arguments.model} is not a run: say with --json where the result goes.")
         self.features, self.distances = None, {}

@@ -102,7 +102,7 @@ def run(arguments: argparse.Namespace) -> None:
         "device": arguments.device.type,
     }
     process.check_same(definition)
-    path = subject.result_file(f"frechet_{network.identity.name}") if subject else None
+    path = subject.result_file("frechet", network.identity.name) if subject else None
     outputs = {str(p): (p, option) for p, option in ((path, "the run's results"), (arguments.json, "--json")) if p}
     store = _store(definition, path or arguments.json, len(sets))
     done = _stored(store)

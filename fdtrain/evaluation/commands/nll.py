@@ -130,8 +130,8 @@ class _Job:
             "seed": arguments.seed,
             "batch": arguments.batch,
         }
-        name = self.split.name if self.count == len(self.split) else f"{self.split.name}_first{self.count}"
-        self.path = subject.result_file(f"nll_{name}")
+        first = None if self.count == len(self.split) else self.count
+        self.path = subject.result_file("nll", self.split.name, first)
         results = subject.results or (arguments.json and arguments.json.parent)
         self.stored = StoredValues(results, self.device)
 

@@ -148,7 +148,7 @@ class InputFormat(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(pattern=files.NAME)
     size: int = Field(ge=1)
     mean: tuple[float, float, float]
     std: tuple[float, float, float]

@@ -420,15 +420,25 @@ class Subject:
         """Folder of what is saved with the model: the run's, where there is one."""
         return self.run or self.folder
 
-    def result_file(self, name: str) -> Path | None:
-        """The result of that name, of a run. Those of a chosen average do not replace those of the run's own."""
+    def result_file(self, kind: str, of: str, first: int | None = None) -> Path | None:
+        """The result of that kind, of a run. Those of a chosen average do not replace those of the run's own.
+
+        Args:
+            of: the split or the features, named by a file from elsewhere.
+            first: the number of images, if it is not of all.
+        """
         chosen = "" if self.ema_length is None else f"_ema{self.ema_length:g}"
-        return self.results / f"{name}{chosen}.json" if self.results else None
+        return self.results / f"{stem(kind, of, first)}{chosen}.json" if self.results else None
 
     def identity(self) -> dict[str, Any]:
         """The keys that every result has of its model."""
         chosen = {} if self.ema_length is None else {"ema_length": self.ema_length}
         return {"model": str(self.folder), "weights_sha256": self.sha256, "step": self.step, **chosen}
+
+
+def stem(kind: str, of: str, first: int | None = None) -> str:
+    """What the file of a result is called, as :meth:`Subject.result_file` is asked for it."""
+    return f"{kind}_{files.as_name(of)}" + ("" if first is None else f"_first{first}")
 
 
 def open_model(path: str | Path, ema_length: float | None = None, shared: bool = False) -> tuple[Model, Subject]:
