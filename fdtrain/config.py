@@ -166,9 +166,9 @@ def _network_name(value: Any) -> str:
     return name if isinstance(name, str) else repr(name)
 
 
-ClockName = Literal["linear_vp", "sub_vp", "zero_snr_vp", "cosine", "flow", "ve", "vdm"]
-"""The times of other formulations."""
-BaseDensity = Literal["uniform", "asinh", "angle", "log_time", "log_snr", "edm", "logit_normal", ClockName]
+ClockName = Literal["linear_vp", "sub_vp", "zero_snr_vp", "cosine", "flow", "vdm"]
+"""The times of other formulations, by which networks are asked too."""
+BaseDensity = Literal["uniform", "asinh", "angle", "log_time", "log_snr", "edm", "logit_normal", "ve", ClockName]
 """Densities of the times that do not change while training."""
 
 
@@ -183,8 +183,11 @@ class DiffusionConfig(Section):
     network_input: Literal["vp", "ve", "flow", "edm", "sub_vp"] | None = Field(
         default=None, description="rescaling of x_t that the network is given; null: the predictor's own"
     )
-    network_time: Literal["t", "log_sigma", ClockName, "score_sde_vp", "score_sde_sub_vp"] | None = Field(
-        default=None, description="clock whose time the network is given; null: the predictor's own, mostly t"
+    network_time: (
+        Literal["t", "log_sigma", ClockName, "score_sde_vp", "score_sde_sub_vp", "score_sde_ve", "edm"] | None
+    ) = Field(default=None, description="clock whose time the network is given; null: the predictor's own, mostly t")
+    network_skip: bool = Field(
+        default=False, description="add the image that the network is given to its output, as VDM's network does"
     )
     time_sampling: Literal["stratified", "lattice", "iid"] = Field(
         default="stratified", description="draws of the times; docs/method.md, section 4"

@@ -62,4 +62,5 @@ def _formulation(diffusion: DiffusionConfig, scale: float) -> dict[str, Any]:
         "decoder": diffusion.decoder,
         "network_input": diffusion.network_input,
         "network_time": diffusion.network_time,
+        "network_skip": diffusion.network_skip,
     }

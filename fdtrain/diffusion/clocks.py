@@ -348,12 +348,12 @@ class ZeroSnrVP:
 class Cosine:
     """The cosine schedule (Nichol & Dhariwal 2021), ``alpha = cos(a) / cos(a_0)``, ``a = pi/2 (tau + s) / (1 + s)``.
 
-    ``s = 0.008``; from its first step of 4000 to ``tau = 0.999``, where its betas are cut.
+    ``s = 0.008``; from its first step of 4000 to the last but one: the last, whose beta is cut, is noise alone.
     """
 
     offset: float = 0.008
     first: float = 1 / 4000
-    last: float = 0.999
+    last: float = 1 - 1 / 4000
 
     @property
     def interval(self) -> Interval | None:
@@ -379,7 +379,8 @@ class Cosine:
         return (1 + self.offset) * (2 / math.pi) * c * t / (a * torch.sqrt(1 - c * c * a * a))
 
 
-VE_RANGE = (0.01, 50.0)
+VE_RANGE = (0.02, 100.0)
+"""Of images in [-1, 1]: 0.01 to 50 in score_sde, whose VE images are in [0, 1]."""
 VDM_RANGE = (-13.3, 5.0)
 EDM_RANGE = (0.002, 80.0)
 

@@ -2,17 +2,19 @@
 
     eps_hat = t x + t alpha F,   x0_hat = alpha x - t^2 F,   v_hat = t F,   score = -x - alpha F
 
-(docs/method.md, section 2). With FullDiffusion's predictors ``F`` is finite on the whole of [0, 1]; the others divide
-by ``t`` or ``alpha`` and need a truncated interval. Shapes: ``t`` is ``(B,)``, images are ``(B, C, H, W)``.
+(docs/method.md, section 2). With ``plain``, ``bounded`` and ``alpha`` ``F`` is finite on the whole of [0, 1]; the
+others divide by ``t`` or ``alpha`` and need a truncated interval. Shapes: ``t`` is ``(B,)``, images are
+``(B, C, H, W)``.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from fdtrain.diffusion.clocks import CLOCKS
+from fdtrain.diffusion.clocks import CLOCKS, VE_RANGE
 from fdtrain.diffusion.process import alpha, per_image
 
 Field = Callable[[Tensor, Tensor], Tensor]
@@ -82,10 +84,14 @@ TIMES: dict[str, Coefficient | None] = {
     "t": None,
     # EDM's ln(sigma) / 4, with sigma = t / alpha.
     "log_sigma": lambda t: 0.25 * torch.log(t / alpha(t)),
-    **{name: clock.cdf for name, clock in CLOCKS.items()},
+    **{name: clock.cdf for name, clock in CLOCKS.items() if name != "ve"},
     # Of score_sde's networks: 999 tau, for embeddings of 1000 times what they are given.
     "score_sde_vp": lambda t: 0.999 * CLOCKS["linear_vp"].cdf(t),
     "score_sde_sub_vp": lambda t: 0.999 * CLOCKS["sub_vp"].cdf(t),
+    # ln(sigma / sigma_min), for Fourier embeddings.
+    "score_sde_ve": lambda t: math.log(VE_RANGE[1] / VE_RANGE[0]) * CLOCKS["ve"].cdf(t),
+    # Of EDM's networks: log_sigma, for embeddings of 1000 times what they are given.
+    "edm": lambda t: 0.25e-3 * torch.log(t / alpha(t)),
 }
 """``c_noise``: which time the network is given."""
 
@@ -121,16 +127,31 @@ PREDICTORS: dict[str, Callable[[float], Predictor]] = {
 
 
 def make_predictor(
-    name: str, scale: float, network_input: str | None = None, network_time: str | None = None
+    name: str,
+    scale: float,
+    network_input: str | None = None,
+    network_time: str | None = None,
+    network_skip: bool = False,
 ) -> Predictor:
     """The predictor of a name in :data:`PREDICTORS`, its network asked as it says or as :data:`INPUTS` and
-    :data:`TIMES` do."""
+    :data:`TIMES` do; with ``network_skip``, the image that the network is given is added to its output, as the
+    networks of VDM and i-DODE do (Kingma et al. 2021; Zheng et al. 2023)."""
     predictor = PREDICTORS[name](scale)
     if network_input is not None:
         predictor = replace(predictor, c_in=INPUTS[network_input])
     if network_time is not None:
         predictor = replace(predictor, c_noise=TIMES[network_time])
-    return predictor
+    return _with_skip(predictor) if network_skip else predictor
+
+
+def _with_skip(p: Predictor) -> Predictor:
+    """``f + c_in x`` in place of ``f``: ``c_skip + c_out c_in`` in place of ``c_skip``."""
+
+    def c_skip(t: Tensor) -> Tensor:
+        added = p.c_out(t) if p.c_in is None else p.c_out(t) * p.c_in(t)
+        return added if p.c_skip is None else p.c_skip(t) + added
+
+    return replace(p, c_skip=c_skip)
 
 
 def eps_hat(F: Tensor, x: Tensor, t: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ Weighting = Callable[[Tensor], Tensor]
 """``w`` of times ``(B,)`` in float64."""
 
 WEIGHTINGS: dict[str, Weighting | None] = {
-    # The evidence lower bound, whatever the density (ScoreFlow, VDM, i-DODE, FullDiffusion).
+    # The evidence lower bound, whatever the density (ScoreFlow, VDM, i-DODE; the default).
     "bound": None,
     # |eps - eps_hat|^2 (Ho et al. 2020, L_simple).
     "eps": lambda t: 1 - t * t,

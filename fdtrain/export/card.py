@@ -59,9 +59,10 @@ def interval(spec: ModelSpec) -> str:
 
 
 def _network_inputs(spec: ModelSpec) -> str:
-    """What the network is given instead of the predictor's own image and time."""
+    """What the network is given instead of the predictor's own image and time, and whether its input is added."""
     named = {"network_input": spec.network_input, "network_time": spec.network_time}
-    return "".join(f", {name} `{value}`" for name, value in named.items() if value is not None)
+    given = "".join(f", {name} `{value}`" for name, value in named.items() if value is not None)
+    return given + (", network_skip" if spec.network_skip else "")
 
 
 def _figures(subject: Subject) -> list[str]:

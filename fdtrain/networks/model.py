@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from fdtrain.diffusion.interval import Interval
 from fdtrain.diffusion.objective import Bound
-from fdtrain.diffusion.predictors import Field, make_predictor
-from fdtrain.errors import UserError
+from fdtrain.diffusion.predictors import TIMES, Field, make_predictor
+from fdtrain.errors import UserError, excerpt
 from fdtrain.networks.ddpmpp import DDPMpp
 from fdtrain.networks.dit import DiT
 from fdtrain.networks.embeddings import PixelFeatures
@@ -31,8 +31,8 @@ class ModelSpec:
     (``fourier_features``, ``fourier_fading``; those of older models do not fade); ``classes`` are the names of the
     labels it was trained with, empty for an unconditional network; ``null_class`` says that one more label,
     after theirs, stands for none (classifier-free guidance, Ho & Salimans 2022); ``interval``, ``decoder``,
-    ``network_input`` and ``network_time`` are of the configuration's section ``diffusion``; the rest describes the
-    images.
+    ``network_input``, ``network_time`` and ``network_skip`` are of the configuration's section ``diffusion``; the rest
+    describes the images.
     """
 
     network: str
@@ -49,6 +49,7 @@ class ModelSpec:
     decoder: str = "gaussian"
     network_input: str | None = None
     network_time: str | None = None
+    network_skip: bool = False
     version: int = VERSION
 
     @property
@@ -82,6 +83,11 @@ class ModelSpec:
                 raise UserError(f"{path}: version {content.get('version')}, this fdtrain reads {VERSION}.")
             if content["network"] not in NETWORKS:
                 raise UserError(f"{path}: no network {content['network']!r}; there are {', '.join(NETWORKS)}.")
+            if (time := content.get("network_time")) not in (None, *TIMES):
+                raise UserError(
+                    f"{path}: no network_time {excerpt(time)!r}; there are {', '.join(TIMES)}. If an earlier fdtrain "
+                    "wrote it, use that one, or train the model again."
+                )
             return ModelSpec(**content)
         except OSError as error:
             raise UserError(f"cannot read {path} ({error.strerror}).") from error
@@ -108,7 +114,9 @@ class Model(nn.Module):
         super().__init__()
         self.spec = spec
         self.null_label = spec.null_label if spec.null_class else None
-        self.predictor = make_predictor(spec.predictor, spec.scale, spec.network_input, spec.network_time)
+        self.predictor = make_predictor(
+            spec.predictor, spec.scale, spec.network_input, spec.network_time, spec.network_skip
+        )
         options = dict(spec.network_options)
         self.features = PixelFeatures(
             spec.levels, options.pop("fourier_features", 0), options.pop("fourier_fading", False)

@@ -2,8 +2,8 @@
 
 Residual blocks at full resolution throughout, as many again that take the outputs of the first by skip
 connections, attention in the middle only. Against the published code: a label takes the place of its
-``conditioning`` scalar, and the output is ``f`` alone, not ``f + x`` (the predictor holds that part): an
-untrained network is the standard normal, exactly.
+``conditioning`` scalar, and the output is ``f`` alone, not ``f + x``, which is the predictor's to add
+(``network_skip``).
 """
 
 from typing import TypeVar

@@ -15,7 +15,7 @@ FILE = "init_from.json"
 LAYERS = ("channels", "multipliers", "blocks", "size")
 """Options that say which layers a network has: with others, a name stands for another layer."""
 LABELS = "network.embed_label.weight"
-MEANING = ("predictor", "scale", "interval", "network_input", "network_time", "levels")
+MEANING = ("predictor", "scale", "interval", "network_input", "network_time", "network_skip", "levels")
 """Fields of a specification that change what the weights compute, but not which there are."""
 SHOWN = 6
 """Parameters that a line of the log names."""

@@ -49,7 +49,7 @@ SPECS = {
     # Other formulations, on their intervals.
     "edm": formulated("edm", "edm"),
     # So short that the last step, a prediction, changes the images.
-    "short": formulated("eps", "vdm", (0.3, 0.99), network_time="vdm", decoder="discrete"),
+    "short": replace(formulated("eps", "vdm", (0.3, 0.99), network_time="vdm", decoder="discrete"), network_skip=True),
 }
 INTERVALS = {
     **dict.fromkeys(SPECS, "[0, 1]"),

@@ -1,11 +1,13 @@
+import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
 from models import DIGITS
 from safetensors.torch import save_file
 
+from fdtrain.diffusion.predictors import eps_hat
 from fdtrain.errors import UserError
 from fdtrain.networks.model import Model, ModelSpec, load_weights
 
@@ -49,6 +51,25 @@ def test_an_unknown_network(tmp_path):
     replace(SPEC, network="unet").save(tmp_path / "model.json")
     with pytest.raises(UserError, match="network 'unet'"):
         ModelSpec.load(tmp_path / "model.json")
+
+
+def test_a_time_that_only_an_earlier_version_had(tmp_path):
+    """Its 've' was of half the published range of noise."""
+    replace(SPEC, network_time="ve").save(tmp_path / "model.json")
+    with pytest.raises(UserError, match=r"no network_time 've'; there are t, .* earlier fdtrain"):
+        ModelSpec.load(tmp_path / "model.json")
+
+
+def test_a_description_that_does_not_say_whether_the_input_is_added_has_nothing_added(tmp_path):
+    content = asdict(replace(SPEC, predictor="eps", interval=[0.1, 0.9], network_skip=True))
+    x, t = torch.randn(2, 1, 8, 8), torch.tensor([0.2, 0.8], dtype=torch.float64)
+    for skip, expected in ((True, x), (False, torch.zeros_like(x))):
+        if not skip:
+            del content["network_skip"]
+        (tmp_path / "model.json").write_text(json.dumps(content))
+        # An untrained network puts out 0.
+        F = Model(ModelSpec.load(tmp_path / "model.json"))(x, t)
+        torch.testing.assert_close(eps_hat(F, x, t), expected, rtol=1e-5, atol=1e-5)
 
 
 LABELLED = replace(SPEC, classes=["a", "b", "c"], null_class=True)

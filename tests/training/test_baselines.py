@@ -1,5 +1,6 @@
 """Every preset of configs/baselines/ over the demo: trains, is evaluated, samples, exports and loads again."""
 
+import math
 from functools import partial
 
 import pytest
@@ -13,6 +14,8 @@ from fdtrain.config import load_config
 from fdtrain.data.split import Split
 from fdtrain.diffusion.clocks import SoftTruncation, time_density
 from fdtrain.diffusion.objective import Bound
+from fdtrain.diffusion.predictors import eps_hat, v_hat
+from fdtrain.diffusion.process import alpha
 from fdtrain.diffusion.solvers import time_grid
 from fdtrain.diffusion.weighting import WEIGHTINGS
 from fdtrain.errors import UserError
@@ -28,35 +31,173 @@ DEMO = ROOT / "configs" / "digits.yaml"
 SMALL = ["network.channels=8", "network.blocks=1", "network.attention=[]", "network.dropout=0"]
 
 
-def test_the_presets_there_are():
-    names = {path.stem for path in PRESETS}
-    assert names >= {
-        "fulldiffusion",
-        "ddpmpp_vp",
-        "subvp",
-        "scoreflow",
-        "soft_truncation",
-        "vdm",
-        "vdm_learned",
-        "idode",
-        "flow_matching",
-        "rectified_flow",
-        "edm",
-        "iddpm_cosine",
-        "zero_snr_v",
-        "ve",
-        "min_snr",
-    }
+SDE = "score_sde: losses.py (eps = 1e-5), sde_lib.py, models/utils.py, configs/default_cifar10_configs.py"
+FLOW = "score_flow: losses.py, sde_lib.py, configs/default_cifar10_configs.py"
+SOFT = "Soft-Truncation: losses.py, sde_lib.py, configs/vp/CIFAR10/ddpmpp_nll_st.py"
+VDM = "google-research/vdm: model_vdm.py, configs/cifar10.py"
+IDODE = "thu-ml/i-DODE: model_vdm.py, configs/cifar10.py; Zheng et al. 2023, section 4.2"
+LIPMAN = "Lipman et al. 2023, section 4.1; flow_matching: examples/image/training/train_loop.py"
+SD3 = "Esser et al. 2024, section 3"
+EDM = "NVlabs/edm: training/loss.py, training/networks.py; Karras et al. 2022, table 1"
+IDDPM = "improved-diffusion: gaussian_diffusion.py, script_util.py, README.md"
+LIN = "Lin et al. 2024, algorithm 1, section 3.2"
+MIN_SNR = "Min-SNR-Diffusion-Training: gaussian_diffusion.py, configs/in256/*_pred_x0__min_snr_5_*.sh"
+PAPER = "OpenReview Kv4FGa0Tis; its predictor by our reading"
+
+
+def vp(tau):
+    """Noise over signal of the linear-beta process, beta from 0.1 to 20."""
+    return math.sqrt(math.expm1(0.5 * tau**2 * (20 - 0.1) + tau * 0.1))
+
+
+def sub_vp(tau):
+    total = 0.1 * tau + 0.5 * 19.9 * tau**2
+    return -math.expm1(-total) / math.exp(-0.5 * total)
+
+
+def cosine(tau):
+    def angle(tau):
+        return math.pi / 2 * (tau + 0.008) / 1.008
+
+    signal = math.cos(angle(tau)) / math.cos(angle(0))
+    return math.sqrt(1 - signal**2) / signal
+
+
+def zero_snr(tau):
+    last = math.exp(-0.25 * 20.1)
+    signal = (math.exp(-0.25 * tau**2 * 19.9 - 0.05 * tau) - last) / (1 - last)
+    return math.sqrt(1 - signal**2) / signal if signal > 0 else math.inf
+
+
+def halfway(low, high):
+    """Halfway in the logarithm of the noise, between two values of gamma."""
+    square = 1 / math.sqrt((1 + math.exp(-low)) * (1 + math.exp(-high)))
+    return math.sqrt(square / (1 - square))
+
+
+# Preset, quantity, value, source. `sigma`: noise over signal, of images in [-1, 1], at the first time, at the median of
+# the draws, and at the last; `seen`: what the embedding of time is given at the ends, sines of it or less.
+PUBLISHED = [
+    ("paper", "predictor", "plain", PAPER),
+    ("paper", "weighting", "bound", PAPER),
+    ("paper", "time_sampling", "stratified", PAPER),
+    ("paper", "sigma", (0, 0.5 / math.sqrt(0.75), math.inf), PAPER),
+    ("paper", "sample_solver", "sde2", PAPER),
+    ("ddpmpp_vp", "predictor", "eps", SDE),
+    ("ddpmpp_vp", "weighting", "eps", SDE),
+    ("ddpmpp_vp", "time_sampling", "iid", SDE),
+    ("ddpmpp_vp", "sigma", (vp(1e-5), vp(0.500005), vp(1)), SDE),
+    ("ddpmpp_vp", "seen", (999e-5, 999), SDE),
+    ("subvp", "predictor", "eps", SDE),
+    ("subvp", "weighting", "eps", SDE),
+    ("subvp", "time_sampling", "iid", SDE),
+    ("subvp", "sigma", (sub_vp(1e-5), sub_vp(0.500005), sub_vp(1)), SDE),
+    ("subvp", "seen", (999e-5, 999), SDE),
+    ("subvp", "network_input", "sub_vp", SDE),
+    ("ve", "predictor", "score", SDE),
+    ("ve", "weighting", "eps", SDE),
+    ("ve", "time_sampling", "iid", SDE),
+    ("ve", "sigma", (2 * 0.01, 2 * math.sqrt(0.01 * 50), 2 * 50), SDE + ": images in [0, 1]"),
+    ("ve", "seen", (0, math.log(50 / 0.01)), SDE + ": log sigma, from its least on"),
+    ("ve", "network_input", "ve", SDE),
+    ("scoreflow", "predictor", "eps", FLOW),
+    ("scoreflow", "weighting", "bound", FLOW),
+    ("scoreflow", "time_sampling", "iid", FLOW),
+    ("scoreflow", "sigma", (vp(1e-5), math.sqrt(vp(1e-5) * vp(1)), vp(1)), FLOW),
+    ("scoreflow", "seen", (999e-5, 999), FLOW),
+    ("scoreflow_imagenet32", "sigma", (vp(5e-5), math.sqrt(vp(5e-5) * vp(1)), vp(1)), "its imagenet32 configuration"),
+    ("soft_truncation", "predictor", "eps", SOFT),
+    ("soft_truncation", "weighting", "bound", SOFT),
+    ("soft_truncation", "time_sampling", "iid", SOFT),
+    ("soft_truncation", "soft_truncation_k", 1.0, SOFT),
+    ("soft_truncation", "sigma", (vp(1e-5), math.sqrt(vp(1e-5) * vp(1)), vp(1)), SOFT + ": at its longest"),
+    ("soft_truncation", "seen", (999e-5, 999), SOFT),
+    ("vdm", "predictor", "eps", VDM),
+    ("vdm", "network_skip", True, VDM + ", 'Base measure'"),
+    ("vdm", "weighting", "bound", VDM),
+    ("vdm", "time_sampling", "lattice", VDM + ", antithetic_time_sampling"),
+    ("vdm", "decoder", "discrete", VDM),
+    ("vdm", "sigma", (math.exp(-13.3 / 2), math.exp((-13.3 + 5) / 4), math.exp(5 / 2)), VDM),
+    ("vdm", "seen", (0, 1000), VDM),
+    ("idode", "predictor", "v", IDODE),
+    ("idode", "network_skip", True, IDODE + ", 'Base measure'"),
+    ("idode", "weighting", "bound", IDODE),
+    ("idode", "time_sampling", "lattice", IDODE + ", antithetic_time_sampling"),
+    ("idode", "decoder", "discrete", IDODE),
+    ("idode", "sigma", (math.exp(-13.3 / 2), halfway(-13.3, 5), math.exp(5 / 2)), IDODE),
+    ("idode", "seen", (0, 1000), IDODE),
+    ("flow_matching", "predictor", "flow", LIPMAN),
+    ("flow_matching", "weighting", "flow", LIPMAN),
+    ("flow_matching", "time_sampling", "iid", LIPMAN),
+    ("flow_matching", "sigma", (1e-4 / (1 - 1e-4), 0.50005 / 0.49995, math.inf), LIPMAN + "; its first time is ours"),
+    ("flow_matching", "seen", (0.1, 1000), LIPMAN),
+    ("rectified_flow", "predictor", "flow", SD3),
+    ("rectified_flow", "weighting", "flow", SD3),
+    ("rectified_flow", "time_sampling", "iid", SD3),
+    ("rectified_flow", "sigma", (1e-4 / (1 - 1e-4), 1, math.inf), SD3 + ", rf/lognorm(0, 1); its first time is ours"),
+    ("edm", "predictor", "edm", EDM),
+    ("edm", "weighting", "edm", EDM),
+    ("edm", "time_sampling", "iid", EDM),
+    ("edm", "sigma", (0.002, math.exp(-1.2), 80), EDM),
+    ("edm", "seen", (math.log(0.002) / 4, math.log(80) / 4), EDM),
+    ("iddpm_cosine", "predictor", "eps", IDDPM),
+    ("iddpm_cosine", "weighting", "eps", IDDPM),
+    ("iddpm_cosine", "time_sampling", "iid", IDDPM),
+    ("iddpm_cosine", "sigma", (cosine(1 / 4000), cosine(0.5), cosine(1 - 1 / 4000)), IDDPM),
+    ("iddpm_cosine", "seen", (0.25, 999.75), IDDPM),
+    ("zero_snr_v", "predictor", "v", LIN),
+    ("zero_snr_v", "weighting", "v", LIN),
+    ("zero_snr_v", "time_sampling", "iid", LIN),
+    ("zero_snr_v", "sigma", (zero_snr(1e-3), zero_snr(0.5005), math.inf), LIN),
+    ("min_snr", "predictor", "x0", MIN_SNR),
+    ("min_snr", "weighting", "min_snr", MIN_SNR),
+    ("min_snr", "time_sampling", "iid", MIN_SNR),
+    ("min_snr", "sigma", (cosine(1 / 1000), cosine(0.5), cosine(1 - 1 / 1000)), MIN_SNR),
+    ("min_snr", "seen", (1, 999), MIN_SNR),
+]
+
+
+def test_every_preset_is_in_the_table_and_no_other():
+    presets = {path.stem for path in PRESETS}
+    assert {preset for preset, *_ in PUBLISHED} == presets - {"default", "vdm_learned"}
     for path in PRESETS:
         # What differs, and its source.
-        assert set(yaml.safe_load(path.read_text())) <= {"diffusion", "network"}
+        assert set(yaml.safe_load(path.read_text())) <= {"diffusion", "network", "monitor"}
         assert path.read_text().startswith("# ")
 
 
-def test_fulldiffusion_is_the_default():
-    preset, default = (
-        load_config(files).diffusion for files in ([DEMO, PRESETS[0].parent / "fulldiffusion.yaml"], DEMO)
-    )
+@pytest.mark.parametrize(("preset", "quantity", "value", "source"), PUBLISHED)
+def test_a_preset_s_numbers_are_those_of_its_source(preset, quantity, value, source, digits):
+    config = load_config([DEMO, ROOT / "configs" / "baselines" / f"{preset}.yaml"])
+    spec = model_spec(config, Split(str(digits), "test").description)
+    if quantity == "sigma":
+        density = time_density(config.diffusion.time_density, spec.scale, spec.bound.interval)
+        t = density.quantile(torch.tensor([0, 0.5, 1], dtype=torch.float64))
+        assert (t / alpha(t)).tolist() == pytest.approx(value, rel=1e-4)
+    elif quantity == "seen":
+        t = torch.tensor(spec.interval, dtype=torch.float64)
+        times = Model(spec).predictor.inputs(torch.zeros(2, 1, 1, 1), t)[1]
+        # Sines of 1000 times what they are given (positional), or of this itself and faster ones (fourier).
+        factor = 1 if spec.network_options["time_embedding"] == "fourier" else 1000
+        assert (factor * times).tolist() == pytest.approx(value, rel=1e-4, abs=1e-8)
+    else:
+        section = config.monitor if quantity == "sample_solver" else config.diffusion
+        assert getattr(section, quantity) == value
+
+
+@pytest.mark.parametrize("preset", ["vdm", "idode"])
+def test_an_untrained_network_predicts_the_noisy_image_itself(preset, digits):
+    """As noise (VDM) and as velocity (i-DODE): their networks add their input to their output."""
+    config = load_config([DEMO, ROOT / "configs" / "baselines" / f"{preset}.yaml"], SMALL)
+    spec = model_spec(config, Split(str(digits), "test").description)
+    x, t = torch.randn(3, *spec.shape), torch.tensor([0.01, 0.3, 0.9], dtype=torch.float64)
+    F = Model(spec)(x, t)
+    predicted = eps_hat(F, x, t) if preset == "vdm" else v_hat(F, t)
+    torch.testing.assert_close(predicted, x, rtol=1e-4, atol=1e-4)
+
+
+def test_the_preset_of_the_default_is_the_default():
+    preset, default = (load_config(files).diffusion for files in ([DEMO, PRESETS[0].parent / "default.yaml"], DEMO))
     assert preset == default.model_copy(update={"interval": (0.0, 1.0)})
 
 
