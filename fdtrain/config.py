@@ -168,8 +168,10 @@ def _network_name(value: Any) -> str:
 
 ClockName = Literal["linear_vp", "sub_vp", "zero_snr_vp", "cosine", "flow", "vdm"]
 """The times of other formulations, by which networks are asked too."""
-BaseDensity = Literal["uniform", "asinh", "angle", "log_time", "log_snr", "edm", "logit_normal", "ve", ClockName]
-"""Densities of the times that do not change while training."""
+
+
+LEARNED_TIMES = ("adaptive_base", "adaptive_bins", "adaptive_floor", "adaptive_update_every")
+"""Keys of earlier versions."""
 
 
 class DiffusionConfig(Section):
@@ -195,20 +197,13 @@ class DiffusionConfig(Section):
     strata: int | None = Field(
         default=None, ge=1, description="of stratified times, a divisor of the global batch; null: one for each image"
     )
-    time_density: Literal[BaseDensity, "soft_truncation", "adaptive"] = Field(
-        default="asinh",
-        description="density of the times, cut to the interval, or learned; docs/method.md, sections 4 and 9",
+    time_density: Literal[
+        "uniform", "asinh", "angle", "log_time", "log_snr", "edm", "logit_normal", "ve", ClockName, "soft_truncation"
+    ] = Field(
+        default="asinh", description="density of the times, cut to the interval; docs/method.md, sections 4 and 9"
     )
     soft_truncation_k: float = Field(
         default=1.0, ge=0, description="Soft Truncation's smallest time has a density ~ tau^-k"
-    )
-    adaptive_base: BaseDensity = Field(
-        default="asinh", description="density over whose quantile the adaptive one is learned"
-    )
-    adaptive_bins: int = Field(default=32, ge=2, le=1024, description="equal parts of that quantile")
-    adaptive_floor: float = Field(default=0.2, gt=0, le=1, description="share of the base that is mixed in")
-    adaptive_update_every: int = Field(
-        default=50, ge=1, description="steps between updates; about ten of these windows are remembered"
     )
     weighting: Literal["bound", "eps", "x0", "v", "flow", "edm", "min_snr"] = Field(
         default="bound", description="of the training loss; docs/method.md, section 9"
@@ -218,6 +213,16 @@ class DiffusionConfig(Section):
         description="at the end of a truncated interval: of dequantised images, or of levels (trains on bin centres)",
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _of_earlier_versions(cls, content: Any) -> Any:
+        """Their recorded configurations have the settings of times that were learned, used or not."""
+        if not isinstance(content, dict):
+            return content
+        if content.get("time_density") == "adaptive":
+            raise ValueError("time_density adaptive, learned while training, is no more; train anew with asinh")
+        return {key: value for key, value in content.items() if key not in LEARNED_TIMES}
+
     @field_validator("interval")
     @classmethod
     def _rising(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
@@ -226,19 +231,10 @@ class DiffusionConfig(Section):
         return value
 
     @model_validator(mode="after")
-    def _of_the_bound(self) -> "DiffusionConfig":
-        if self.time_density == "adaptive" and self.weighting != "bound":
-            raise ValueError(
-                f"time_density adaptive needs weighting bound: with {self.weighting} the density is part of the loss"
-            )
+    def _stratified(self) -> "DiffusionConfig":
         if self.strata is not None and self.time_sampling != "stratified":
             raise ValueError(f"strata are of time_sampling stratified; this is {self.time_sampling}")
         return self
-
-    @property
-    def base_density(self) -> str:
-        """The density of the times, or the one that it is learned over."""
-        return self.adaptive_base if self.time_density == "adaptive" else self.time_density
 
 
 ConfigFiles = str | Path | Sequence[str | Path]

@@ -156,8 +156,7 @@ def test_overrides(write):
         ("diffusion.interval=[0, 2]", ["diffusion.interval", "two times that rise, in [0, 1]"]),
         ("diffusion.strata=48", ["diffusion.strata 48 does not divide training.global_batch 128; set it to 32"]),
         ("diffusion={strata: 8, time_sampling: lattice}", ["strata are of time_sampling stratified; this is lattice"]),
-        ("diffusion={time_density: adaptive, weighting: v}", ["time_density adaptive needs weighting bound"]),
-        ("diffusion={time_density: adaptive, adaptive_base: adaptive}", ["diffusion.adaptive_base", "'adaptive'"]),
+        ("diffusion.time_density=adaptive", ["time_density adaptive", "is no more; train anew with asinh"]),
         ("name=../x", ["name", "../x"]),
         ("data=5", ["data"]),
     ],
@@ -255,11 +254,17 @@ def test_a_key_of_an_earlier_version_names_its_new_one(old, write):
         load_config(write(MINIMAL), [f"{old}=1"])
 
 
+def test_recorded_settings_of_earlier_versions_that_changed_nothing_are_passed_over(write):
+    """They stand in every run's configuration, with the defaults of then."""
+    learned = {"adaptive_base": "asinh", "adaptive_bins": 32, "adaptive_floor": 0.2, "adaptive_update_every": 50}
+    recorded = {**MINIMAL, "diffusion": learned, "training": {**MINIMAL["training"], "adam": "fused"}}
+    assert load_config(write(recorded)) == load_config(write(MINIMAL))
+
+
 CHOICES = {
     (DiffusionConfig, "predictor"): PREDICTORS,
     (DiffusionConfig, "time_sampling"): DRAWS,
-    (DiffusionConfig, "time_density"): {*DENSITIES, "adaptive"},
-    (DiffusionConfig, "adaptive_base"): DENSITIES.keys() - {"soft_truncation"},
+    (DiffusionConfig, "time_density"): DENSITIES,
     (DiffusionConfig, "weighting"): WEIGHTINGS,
     (DiffusionConfig, "decoder"): DECODERS,
     (DiffusionConfig, "network_input"): INPUTS,

@@ -49,7 +49,7 @@ def _formulation(diffusion: DiffusionConfig, scale: float) -> dict[str, Any]:
             interval = formulation_interval(
                 diffusion.predictor,
                 scale,
-                diffusion.base_density,
+                diffusion.time_density,
                 diffusion.network_input,
                 diffusion.network_time,
                 diffusion.decoder,

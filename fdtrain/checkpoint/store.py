@@ -3,7 +3,7 @@
     checkpoints/step_00001000/part_00000.safetensors   weights, average, moments: one part a rank (fragments.py)
                               model.json               what rebuilds the model
                               config.yaml              the run's configuration
-                              state.json               step, counters, data set, log window, code version, learned times
+                              state.json               step, counters, data set, log window, code version
                               MANIFEST.json            size and SHA-256 of every file above
     checkpoints/latest                                 name of the newest
     averages/step_00001000/                            the same files; the parts hold power-function averages alone
@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AliasChoices, Field, FiniteFloat, TypeAdapter, ValidationError
+from pydantic import AliasChoices, Field, TypeAdapter, ValidationError
 
 from fdtrain import files
 from fdtrain.checkpoint.fragments import PART, FragmentReader
@@ -67,17 +67,6 @@ class Counters:
 
 
 @dataclass(frozen=True)
-class LearnedTimes:
-    """What an adaptive density of times was learned from: counts, sums and sums of squares, each by bins.
-
-    ``moments`` are of the windows that have ended, ``window`` is of the one that has not, in integer units.
-    """
-
-    moments: list[list[FiniteFloat]]
-    window: list[list[Annotated[int, Field(gt=-(2**63), lt=2**63)]]]
-
-
-@dataclass(frozen=True)
 class State:
     """What a checkpoint says of itself. ``step`` steps are done; ``window`` is the log's unfinished average."""
 
@@ -96,8 +85,6 @@ class State:
     """The settings that fix the run's trajectory."""
     code: str | None
     """Commit of the program that wrote it."""
-    times: LearnedTimes | None = None
-    """Of a run whose density of times is learned."""
 
 
 _STATE = TypeAdapter(State)

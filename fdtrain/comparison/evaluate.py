@@ -7,14 +7,12 @@ import argparse
 import json
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from fdtrain import files
-from fdtrain.checkpoint import store
 from fdtrain.comparison import noise
 from fdtrain.comparison.definition import Sampler
 from fdtrain.comparison.runs import OF_LIKELIHOODS, SETTINGS, record, recorded, result_files, step_of
@@ -31,7 +29,6 @@ from fdtrain.evaluation.fidelity.measure import measure
 from fdtrain.evaluation.reporting import result
 from fdtrain.evaluation.reporting.result import TrainingNoise
 from fdtrain.networks.model import Model
-from fdtrain.training.adaptive_times import AdaptiveTimes
 from fdtrain.training.batch_noise import BatchNoise
 
 BATCH = 256
@@ -87,7 +84,7 @@ def training_noise(
     model.to(device)
     split = Split(data, config.data.train_split)
     weighting = WEIGHTINGS[config.diffusion.weighting]
-    batches = noise.Batches.of(model, split, batch_noise(config, model, subject.folder, device), weighting)
+    batches = noise.Batches.of(model, split, BatchNoise.of(config, model.spec, device), weighting)
     content = {
         "kind": "noise",
         **subject.identity(),
@@ -101,16 +98,6 @@ def training_noise(
         **_distances(model, split, settings, device),
     }
     return TrainingNoise.model_validate({**content, "seconds": time.perf_counter() - begin})
-
-
-def batch_noise(config: Config, model: Model, checkpoint: Path, device: torch.device) -> BatchNoise:
-    """The draws of the run, by the density that it had learned if it learns one."""
-    drawn = BatchNoise.of(config, model.spec, device)
-    times = AdaptiveTimes.of(config.diffusion, drawn.density, device)
-    if not times:
-        return drawn
-    times.load(store.read_state(checkpoint).times, checkpoint / store.STATE_FILE)
-    return replace(drawn, density=times.density)
 
 
 def _distances(model: Model, split: Split, settings: dict[str, Any], device: torch.device) -> dict[str, Any]:

@@ -51,9 +51,9 @@ class BatchNoise:
 
     @staticmethod
     def of(config: Config, spec: ModelSpec, device: torch.device) -> "BatchNoise":
-        """Of a configuration; with a density that is learned, from before anything is."""
+        """Of a configuration."""
         diffusion, training = config.diffusion, config.training
-        density = time_density(diffusion.base_density, spec.scale, spec.bound.interval, diffusion.soft_truncation_k)
+        density = time_density(diffusion.time_density, spec.scale, spec.bound.interval, diffusion.soft_truncation_k)
         return BatchNoise(
             config.seed,
             training.global_batch,

@@ -36,7 +36,6 @@ from fdtrain.resilience.launcher import followed
 from fdtrain.resilience.lock import GONE, held_for_all
 from fdtrain.resilience.signals import answered
 from fdtrain.training import callbacks, hardware, init_from
-from fdtrain.training.adaptive_times import AdaptiveTimes
 from fdtrain.training.batch_noise import BatchNoise
 from fdtrain.training.compilation import compile_network, worthwhile
 from fdtrain.training.dashboard import dashboard
@@ -118,8 +117,7 @@ def build(plan: Plan, launch: Launch, checkpoint: Path | None = None) -> Trainer
     profiler = Profiler(config.folder / "profile", plan.traced, device, Stopwatch())
     run_ = Run(config.folder, plan.layout, monitor, launch.consensus, launch.heartbeat, profiler, utilisation)
     noise = BatchNoise.of(config, spec, device)
-    times = AdaptiveTimes.of(config.diffusion, noise.density, device)
-    state = TrainState(engine, average, power_averages, plan.layout, plan.identity, code, times)
+    state = TrainState(engine, average, power_averages, plan.layout, plan.identity, code)
     monitor.say(
         f"{config.folder}: {plan.description.name}, {parameters:,} parameters, "
         f"{plan.layout.world_size} x {device.type}, "

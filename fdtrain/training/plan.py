@@ -44,11 +44,7 @@ class Plan:
     @property
     def identity(self) -> dict[str, Any]:
         """The settings that a run may not change when it resumes: they fix what it is, step by step."""
-        config, diffusion = self.config, self.config.diffusion
-        learned = {
-            "diffusion.adaptive_base": diffusion.adaptive_base,
-            "diffusion.adaptive_bins": diffusion.adaptive_bins,
-        }
+        config = self.config
         return {
             "dataset": self.description.name,
             "images": sum(placed.shard.images for part in self.train_shards for placed in part),
@@ -61,7 +57,6 @@ class Plan:
             "training.global_batch": config.training.global_batch,
             "training.lanes": config.training.lanes,
             "data.shuffle_window": config.data.shuffle_window,
-            **(learned if diffusion.time_density == "adaptive" else {}),
             store.OPTIMIZER: config.training.optimizer,
             "training.init_from": None if config.training.init_from is None else str(config.training.init_from),
             # An average that began later, or of another length, would not be the one of its name. None may end.

@@ -10,7 +10,6 @@ from fdtrain.capacity.layout import RunLayout
 from fdtrain.checkpoint import retention, soundness, store
 from fdtrain.checkpoint.writer import Snapshot
 from fdtrain.errors import UserError
-from fdtrain.training.adaptive_times import AdaptiveTimes
 from fdtrain.training.ema import Average, PowerAverages
 from fdtrain.training.engine import Engine
 from fdtrain.training.metrics import MetricSums
@@ -22,7 +21,6 @@ class TrainState:
     Args:
         settings: what fixes the run's trajectory.
         code: commit of the program.
-        times: their density, where it is learned.
     """
 
     def __init__(
@@ -33,10 +31,9 @@ class TrainState:
         layout: RunLayout,
         settings: dict[str, Any],
         code: str | None,
-        times: AdaptiveTimes | None = None,
     ):
         self.engine, self.average, self.power_averages, self.layout = engine, average, power_averages, layout
-        self.settings, self.code, self.times = settings, code, times
+        self.settings, self.code = settings, code
         self.sums = MetricSums(engine.device)
         self.rollbacks = 0
         """Times that the run went back to a checkpoint."""
@@ -74,7 +71,6 @@ class TrainState:
             counters=self.engine.counters(),
             run=self.settings,
             code=self.code,
-            times=self.times.gathered() if self.times else None,
         )
         averages = self.power_averages.fragments
         whole = self.engine.fragments + self.average.fragments + averages
@@ -93,8 +89,6 @@ class TrainState:
         self.engine.load(parts, state.counters)
         self.average.load(parts, state.step)
         self.power_averages.load(parts)
-        if self.times:
-            self.times.load(state.times, path / store.STATE_FILE)
         self.sums.restart(state.window if distributed.rank() == 0 else None)
         self._skips, self._skipped, self.rollbacks = state.skips, None, state.rollbacks
         return state.step

@@ -1,7 +1,7 @@
 """The loop: batch, loss, step, average, callbacks, checkpoint."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -138,8 +138,6 @@ class Trainer:
         """One optimiser step over this rank's images of it, ``(n, C, H, W)`` uint8."""
         # Dropout is the one thing random by rank: exact on the same number of ranks only.
         torch.manual_seed(torch_seed(self.config.seed, Purpose.DROPOUT, step, self.layout.rank))
-        if self.state.times:
-            self.state.times.advance(step)
         rate, size = learning_rate(step, self.config.training), self.layout.micro_batch
         for i, lanes in enumerate(self.layout.pass_lanes):
             part = slice(i * size, (i + 1) * size)
@@ -156,16 +154,12 @@ class Trainer:
 
     def _loss(self, step: int, lanes: range, images: Tensor, labels: Tensor) -> Tensor:
         """Mean of what one pass trains on, per dimension."""
-        noise, spec, times = self.noise.redrawn(self.state.rollbacks), self.engine.model.spec, self.state.times
-        if times:
-            noise = replace(noise, density=times.density)
+        noise, spec = self.noise.redrawn(self.state.rollbacks), self.engine.model.spec
         given = noise.labels(step, lanes, labels, spec, self.config.network.label_dropout)
         batch = noise.batch(step, lanes, images, given, spec.bound)
         field, weighting = self.engine.field(batch.label), WEIGHTINGS[self.config.diffusion.weighting]
         loss = batch.bound.loss(field, batch.x0, batch.eps, batch.t, batch.pdf, weighting)
         self.state.sums.add_loss(loss, batch.quantile, spec)
-        if times:
-            times.add(loss, batch.quantile, spec.dims)
         return loss.train.mean() / spec.dims
 
     def _call_back(self, done: int, last: bool) -> None:
@@ -197,12 +191,8 @@ class Trainer:
         profiler.watch.restart()
 
     def _of_times(self) -> dict[str, float]:
-        """Which times the logged bound is of, and what the base of a learned density would be worth."""
-        # The batches of Soft Truncation have intervals of their own.
-        one = not isinstance(self.noise.density, SoftTruncation)
-        metrics = self.engine.model.spec.bound.ends() if one else {}
-        efficiency = self.state.times and self.state.times.moments.efficiency()
-        return metrics | ({"base_efficiency": efficiency} if efficiency else {})
+        """Which times the logged bound is of: the batches of Soft Truncation have intervals of their own."""
+        return {} if isinstance(self.noise.density, SoftTruncation) else self.engine.model.spec.bound.ends()
 
     def save(self, done: int) -> None:
         """Begin to write what is due after ``done`` steps, if anything is. Every rank must call it."""

@@ -212,6 +212,6 @@ def test_the_five_seeds_go_on_from_the_presets(monkeypatch):
     assert budgets[0] == budgets[1]
     assert three.definition.evaluation == five.definition.evaluation
     both = three.configs.keys() & five.configs.keys()
-    assert len(both) == 5
+    assert len(both) == 4
     assert all(three.configs[name] == five.configs[name] for name in both)
     assert {name: three.samplers.get(name) for name in both} == {name: five.samplers.get(name) for name in both}

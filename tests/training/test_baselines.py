@@ -159,7 +159,7 @@ PUBLISHED = [
 
 def test_every_preset_is_in_the_table_and_no_other():
     presets = {path.stem for path in PRESETS}
-    assert {preset for preset, *_ in PUBLISHED} == presets - {"default", "vdm_learned"}
+    assert {preset for preset, *_ in PUBLISHED} == presets - {"default"}
     for path in PRESETS:
         # What differs, and its source.
         assert set(yaml.safe_load(path.read_text())) <= {"diffusion", "network", "monitor"}
@@ -217,7 +217,7 @@ def test_a_preset_trains_is_evaluated_samples_and_loads_again(preset, digits, tm
     spec, diffusion = model_spec(config, split.description), config.diffusion
     torch.manual_seed(0)
     model = Model(spec)
-    density = time_density(diffusion.base_density, spec.scale, spec.bound.interval)
+    density = time_density(diffusion.time_density, spec.scale, spec.bound.interval)
     noise = BatchNoise(0, 64, 4, diffusion.time_sampling, density, torch.device("cpu"))
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
     images = split.batch(range(64))[0]
