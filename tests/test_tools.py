@@ -99,7 +99,7 @@ def test_nll(run, digits, tmp_path):
 def test_nll_on_two_processes_is_that_of_one(run, digits, tmp_path):
     """And goes on with what one process had done."""
     arguments = ["nll", run.run_folder(), "--data", digits, "--images", 12, "--draws", 4, "--importance", 2]
-    arguments += ["--ode", "--trace", "hutchinson", "--tolerance", 0.1, "--antithetic"]
+    arguments += ["--ode", "--trace", "hutchinson", "--tolerance", 0.1]
     tool("evaluate", *arguments, "--json", tmp_path / "one.json")
     launcher = [str(Path(sys.executable).parent / "deepspeed"), "--num_accelerators", "2"]
     command = [*launcher, "--master_port", str(free_port()), "--module", "fdtrain", "evaluate"]

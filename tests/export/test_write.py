@@ -173,7 +173,7 @@ def test_the_card_has_the_figures_of_these_weights(tmp_path):
     checkpoint_of(tmp_path / "run", model, 1)
     sha256 = fdtrain.load(tmp_path / "run").subject.sha256
     bound = {"bits_per_dim": 2.3456, "error_draws": 0.01, "error_images": 0.02, "evaluations": 20}
-    bound |= {"draws": 20, "antithetic": False}
+    bound |= {"draws": 20}
     content = {
         "kind": "nll", "weights_sha256": sha256, "images": 300, "device": "cpu", "seconds": 1.0, "dataset": "digits",
         "source": "", "split": "test", "fingerprint": "", "images_in_split": 300, "levels": 17,

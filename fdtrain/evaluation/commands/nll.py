@@ -36,7 +36,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", help="a packed data set (default: the run's own)")
     parser.add_argument("--split", help="of it (default: the run's, or test)")
     parser.add_argument("--draws", type=int, default=20, help="draws of time and noise per image (and dequantisation)")
-    parser.add_argument("--antithetic", action="store_true", help="draw the noise in pairs eps, -eps")
     parser.add_argument(
         "--importance",
         type=int,
@@ -93,10 +92,8 @@ def _check(arguments: argparse.Namespace) -> None:
         value = getattr(arguments, name)
         if value is not None and not 0 < value < math.inf:
             raise UserError(f"--{name} must be positive.")
-    # Halves for the importance-weighted bound, pairs for antithetic draws.
-    unit = (2 if arguments.antithetic else 1) * (2 if arguments.importance > 1 else 1)
-    if arguments.draws % unit:
-        raise UserError(f"--draws must be a multiple of {unit} with these options.")
+    if arguments.importance > 1 and arguments.draws % 2:
+        raise UserError("--draws must be even with --importance, which divides them into halves.")
     finest = nll.finest_tolerance(torch.float64 if arguments.float64 else torch.float32)
     if arguments.ode and arguments.tolerance < finest:
         raise UserError(f"--tolerance must be at least {finest:.1e} in this precision; --float64 admits a finer one.")
@@ -142,8 +139,8 @@ class _Job:
 
 
 def _elbo(job: _Job, arguments: argparse.Namespace) -> dict[str, tuple[Tensor, dict]]:
-    options = {"draws": arguments.draws, "antithetic": arguments.antithetic}
-    chunk, columns = max(1, arguments.batch // arguments.draws), arguments.draws // (1 + arguments.antithetic)
+    options = {"draws": arguments.draws}
+    chunk, columns = max(1, arguments.batch // arguments.draws), arguments.draws
     compute = partial(_of_images, nll.elbo, job, density=job.density, **options)
     bits = job.over_images("ELBO", compute, chunk, columns, options)
     return {"elbo": (bits, options | {"evaluations": arguments.draws})}
@@ -151,9 +148,9 @@ def _elbo(job: _Job, arguments: argparse.Namespace) -> dict[str, tuple[Tensor, d
 
 def _elbo_closed(job: _Job, arguments: argparse.Namespace) -> dict[str, tuple[Tensor, dict]]:
     """Of a model of a truncated interval whose field is finite on all of [0, 1]."""
-    spec, options = job.model.spec, {"draws": arguments.draws, "antithetic": arguments.antithetic}
+    spec, options = job.model.spec, {"draws": arguments.draws}
     bound = Bound(spec.levels)
-    chunk, columns = max(1, arguments.batch // arguments.draws), arguments.draws // (1 + arguments.antithetic)
+    chunk, columns = max(1, arguments.batch // arguments.draws), arguments.draws
     density = time_density("asinh", spec.scale)
     compute = partial(_of_images, nll.elbo, job, density=density, bound=bound, **options)
     bits = job.over_images("ELBO, closed interval", compute, chunk, columns, options)
@@ -162,7 +159,7 @@ def _elbo_closed(job: _Job, arguments: argparse.Namespace) -> dict[str, tuple[Te
 
 def _elbo_importance(job: _Job, arguments: argparse.Namespace) -> dict[str, tuple[Tensor, dict]]:
     draws, K = arguments.draws, arguments.importance
-    options = {"draws": draws, "dequantisations": K, "antithetic": arguments.antithetic}
+    options = {"draws": draws, "dequantisations": K}
     compute = partial(_of_images, nll.elbo_importance, job, density=job.density, **options)
     bound, plain = job.over_images(f"ELBO, K = {K}", compute, max(1, arguments.batch // draws), 2, options).unbind(1)
     gain = estimate((plain - bound)[:, None])
@@ -221,7 +218,7 @@ def _definition(value: BoundResult | OdeLikelihood) -> str:
         parts.append(f"over images {value.error_images:.4f}")
     parts = [f"standard error {', '.join(parts)}"] if parts else []
     if isinstance(value, BoundResult):
-        parts.append(f"{counted(value.draws, 'antithetic draw' if value.antithetic else 'draw')} per image")
+        parts.append(f"{counted(value.draws, 'draw')} per image")
         if value.gain is not None:
             error = "" if value.error_gain is None else f" +- {value.error_gain:.4f}"
             parts.append(f"{value.gain:.4f}{error} below the plain bound of the same draws")

@@ -79,14 +79,12 @@ def elbo(
     seed: int = 0,
     batch: int = 256,
     dtype: torch.dtype = torch.float32,
-    antithetic: bool = False,
     bound: Bound | None = None,
 ) -> Tensor:
     """Negative ELBO of each image in bits/dim, ``(len(images), draws)``, float64, on the CPU.
 
     Each image has ``draws`` draws of dequantisation, time and noise, the times stratified over them, in the order of
-    their strata. Antithetic draws (an even number) come in pairs with noise ``eps`` and ``-eps``, all else equal: a
-    pair counts as one, and the result is ``(len(images), draws / 2)``. ``bound`` None: the model's own.
+    their strata. ``bound`` None: the model's own.
 
     Raises:
         UserError: the model's output is not finite.
@@ -94,15 +92,7 @@ def elbo(
     spec, bound, values = model.spec, bound or model.spec.bound, []
     for chunk in _chunks(images, max(1, batch // draws)):
         u, uniform, eps = _draws_of(spec, draws, seed, chunk, dtype)
-        if antithetic:
-            # A pair shares the stratum, of twice the width, and the place in it.
-            u, uniform, eps = (x[:, ::2].repeat_interleave(2, 1) for x in (u, uniform, eps))
-            rank = torch.arange(draws // 2).repeat_interleave(2)
-            u = (rank + (u * draws) % 1) / (draws // 2)
-            eps[:, 1::2].neg_()
         nats = _estimates(model, split, chunk, bound, bound.nelbo, density, u, uniform, eps, batch)
-        if antithetic:
-            nats = nats.view(len(chunk), -1, 2).mean(2)
         values.append(bound.bits_per_dim(nats, spec.dims))
     return torch.cat(values)
 
@@ -117,7 +107,6 @@ def elbo_importance(
     seed: int = 0,
     batch: int = 256,
     dtype: torch.dtype = torch.float32,
-    antithetic: bool = False,
 ) -> Tensor:
     """The importance-weighted bound over dequantisations, by crossed halves, and the plain one of the same draws.
 
@@ -134,12 +123,7 @@ def elbo_importance(
         for image in chunk:
             own = stream(seed, Purpose.EVALUATE, image, 0)
             u, eps = own.random((2, draws // 2)), own.standard_normal((2, draws // 2, *spec.shape), dtype=np.float32)
-            if antithetic:
-                u, eps[:, 1::2] = u[:, ::2].repeat(2, 1), -eps[:, ::2]
-                u = (np.arange(draws // 2) // 2 + u) / (draws // 4)
-            else:
-                u = (np.arange(draws // 2) + u) / (draws // 2)
-            us.append(u.reshape(draws))
+            us.append(((np.arange(draws // 2) + u) / (draws // 2)).reshape(draws))
             epss.append(eps.reshape(draws, *spec.shape))
         u, eps = _stack(us, torch.float64), _stack(epss, dtype)
         nats = []
@@ -147,8 +131,6 @@ def elbo_importance(
             uniform = _stack([_uniform(spec, seed, i, k + 1) for i in chunk], dtype)[:, None].expand_as(eps)
             nats.append(_estimates(model, split, chunk, bound, bound.nelbo, density, u, uniform, eps, batch))
         halves = torch.stack(nats, 2)
-        if antithetic:
-            halves = halves.view(len(chunk), draws // 2, 2, -1).mean(2)
         weighted = crossed_importance_bound(*halves.chunk(2, dim=1))
         values.append(bound.bits_per_dim(torch.stack([weighted, halves.mean((1, 2))], 1), spec.dims))
     return torch.cat(values)

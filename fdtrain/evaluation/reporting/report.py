@@ -159,7 +159,7 @@ def _method(result: NllResult, value: Bound | OdeLikelihood) -> str:
     parts = ["closed interval" if closed else short(result.bound), f"dequantisation {short(of.dequantisation)}"]
     parts.append(short(result.dtype))
     if isinstance(value, Bound):
-        parts.append(f"{counted(value.draws, 'draw')} per image" + (", antithetic" if value.antithetic else ""))
+        parts.append(f"{counted(value.draws, 'draw')} per image")
     if value.dequantisations > 1:
         parts.append(f"K = {value.dequantisations}")
     if isinstance(value, OdeLikelihood):

@@ -77,7 +77,6 @@ class Bound(Likelihood):
     """The evidence lower bound. ``gain`` is what importance weights won over the plain bound of the same draws."""
 
     draws: int
-    antithetic: bool
     dequantisations: int = 1
     gain: float | None = None
     error_gain: float | None = None

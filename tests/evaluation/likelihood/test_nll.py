@@ -46,12 +46,10 @@ def exact_bits(split, images, uniform):
     return nats / (64 * math.log(2)) + math.log2(17 / 2)
 
 
-@pytest.mark.parametrize("antithetic", [False, True], ids=["independent", "antithetic"])
 @pytest.mark.parametrize("density", [Uniform(), Asinh(0.06)], ids=str)
-def test_bound_of_an_exact_model_is_its_likelihood(gaussian_model, split, density, antithetic):
-    how = {"dtype": torch.float64, "antithetic": antithetic}
-    values = nll.elbo(gaussian_model, split, range(100), density, draws=40, **how)
-    assert values.shape == (100, 20 if antithetic else 40)
+def test_bound_of_an_exact_model_is_its_likelihood(gaussian_model, split, density):
+    values = nll.elbo(gaussian_model, split, range(100), density, draws=40, dtype=torch.float64)
+    assert values.shape == (100, 40)
     uniform = torch.stack([torch.from_numpy(nll._draws(DIGITS, 40, 0, i)[1]) for i in range(100)]).double()
     expected = torch.stack([exact_bits(split, range(100), uniform[:, k]) for k in range(40)], 1)
     difference = values.mean(1) - expected.mean(1)
@@ -75,10 +73,9 @@ def discrete_bits(split, images):
     return -(high - low).log2().flatten(1).mean(1)
 
 
-@pytest.mark.parametrize("antithetic", [False, True], ids=["independent", "antithetic"])
-def test_importance_weighted_bound_of_an_exact_model(gaussian_model, split, antithetic):
-    images, how = range(60), {"dtype": torch.float64, "antithetic": antithetic}
-    values = nll.elbo_importance(gaussian_model, split, images, Asinh(0.06), 64, 6, **how)
+def test_importance_weighted_bound_of_an_exact_model(gaussian_model, split):
+    images = range(60)
+    values = nll.elbo_importance(gaussian_model, split, images, Asinh(0.06), 64, 6, dtype=torch.float64)
     assert values.shape == (60, 2)
     for value in values.T:
         gap = value - discrete_bits(split, images)

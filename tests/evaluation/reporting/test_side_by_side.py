@@ -47,7 +47,6 @@ def make_run(folder, bits, lr=0.1, seconds=1.0, **changes):
         "evaluations": 1,
         "draws": 1,
     }
-    elbo["antithetic"] = False
     (folder / "evaluation" / "nll_test.json").write_text(json.dumps({**NLL, "elbo": elbo, **changes}))
     save_file({"elbo": values}, folder / "evaluation" / "nll_test.safetensors")
     save_png(torch.zeros(3, 8, 8, dtype=torch.uint8), folder / "samples" / "step_00000002.png")
