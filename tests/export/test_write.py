@@ -292,6 +292,45 @@ def test_a_diffusers_pipeline_and_its_round_trip(exported, source, hub, tmp_path
     torch.testing.assert_close(torch.from_numpy(np.load(tmp_path / "x.npy")), expected, rtol=1e-3, atol=1e-3)
 
 
+WRONG = """
+from diffusers import DDIMScheduler
+pipeline = DiffusionPipeline.from_pretrained(sys.argv[1], trust_remote_code=True)
+pipeline.set_progress_bar_config(disable=True)
+generators = [torch.manual_seed(0)] * 2
+calls = [dict(num_inference_steps=0), dict(num_inference_steps=2.5), dict(batch_size=0), dict(output_type="latent")]
+calls += [dict(batch_size=3, generator=generators), dict(guidance_scale=float("nan"))]
+own = pipeline.scheduler
+for call in [*calls, None]:
+    try:
+        if call is None:
+            pipeline.scheduler = DDIMScheduler.from_config(own.config)
+        pipeline(**{"num_inference_steps": 2, **(call or {})})
+        print("drawn")
+    except ValueError as error:
+        print(error)
+pipeline.scheduler = type(own).from_config(own.config, solver="sde")
+print(len(pipeline(batch_size=2, num_inference_steps=2, generator=generators).images))
+"""
+
+
+def test_what_a_diffusers_pipeline_refuses(exported, hub):
+    """Each with a line, before anything is drawn; a scheduler of Diffusers drew other pictures."""
+    done = diffusers(WRONG, hub, exported("short", "diffusers"))
+    assert done.returncode == 0, done.stderr
+    expected = [
+        "num_inference_steps: give a whole number from 1 on, not 0",
+        "num_inference_steps: give a whole number from 1 on, not 2.5",
+        "batch_size: give a whole number from 1 on, not 0",
+        "output_type: there is no 'latent' (this model has no latents), but pil, np, pt, levels",
+        "generator: 2 for 3 images; give one, or one for each",
+        "guidance_scale: nan is not finite",
+        "a DDIMScheduler does not go with this model, which needs its own FdtrainScheduler. Another solver is "
+        'type(pipeline.scheduler).from_config(pipeline.scheduler.config, solver="sde").',
+        "2",
+    ]
+    assert done.stdout.splitlines() == expected
+
+
 TRUNCATED = """
 pipeline = DiffusionPipeline.from_pretrained(sys.argv[1], trust_remote_code=True)
 pipeline.set_progress_bar_config(disable=True)
