@@ -331,6 +331,23 @@ def test_statistics_are_kept_and_checked(call, model, features, digits, tmp_path
     assert "flip False, not True" in fid(call, features, digits, *common, "--flip", rc=2)
 
 
+def test_statistics_of_another_program_take_the_place_of_the_data(call, model, features, digits, tmp_path):
+    ours, theirs, path = tmp_path / "ours.npz", tmp_path / "theirs.npz", tmp_path / "r.json"
+    drawn = [model, "--images", 20, "--sets", 1, "--steps", 2, "--json", path]
+    fid(call, features, digits, *drawn, "--reference", ours)
+    expected = json.loads(path.read_text())
+    with np.load(ours) as content:
+        np.savez(theirs, mu=content["mu"], sigma=content["sigma"])
+    out = call("evaluate", "fid", *drawn, "--features", features, "--reference", theirs)
+    assert "against the statistics in theirs.npz (SHA-256 " in out
+    found = json.loads(path.read_text())
+    assert found["value"] == pytest.approx(expected["value"], rel=1e-9)
+    assert (found["kid"], found["precision"], found["reference"]["file"]) == (None, None, "theirs.npz")
+    assert expected["kid"] is not None
+    message = fid(call, features, digits, *drawn, "--reference", theirs, rc=2)
+    assert f"--data: {theirs} has statistics of images of its own. Leave it out." in message
+
+
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [

@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--reference",
         type=Path,
         metavar="FILE",
-        help="store the split's statistics there, or use those that are stored",
+        help="store the split's statistics there, or use those that are stored; FILE.npz: also those of other programs",
     )
     parser.add_argument("--images", type=int, help=f"of a set (default: {IMAGES}; of --samples, all)")
     parser.add_argument("--sets", type=int, default=3, help="of samples to draw (default: 3)")
@@ -80,7 +80,12 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError("give a model to sample from, or samples with --samples.")
     if arguments.samples and arguments.ema_length is not None:
         raise UserError("--ema-length chooses the average of a model; --samples are drawn already.")
-    split = open_split(arguments.model, arguments.data, arguments.split, "train")
+    # Rank 0 decides for all: it may be about to write the file.
+    foreign = distributed.found_by_first(lambda: reference.is_of_others(arguments.reference))
+    for name in ("data", "split", "flip"):
+        if foreign and getattr(arguments, name):
+            raise UserError(f"--{name}: {arguments.reference} has statistics of images of its own. Leave it out.")
+    split = None if foreign else open_split(arguments.model, arguments.data, arguments.split, "train")
     network = open_features(arguments.features, arguments.device)
     sets, definition, subject = _model_sets(arguments, split) if arguments.model else _stored_sets(arguments, split)
     counts = {s.count for s in sets}
@@ -90,7 +95,10 @@ def run(arguments: argparse.Namespace) -> None:
     for s in sets:
         if s.count < count:
             raise UserError(f"{s.name} holds {s.count} images, {count} are asked for. Finish it, or lower --images.")
-    target = _reference(arguments, split, network)
+    if split is None:
+        target = reference.load_of_others(arguments.reference, network, arguments.device)
+    else:
+        target = _reference(arguments, split, network)
     definition = {
         "kind": "frechet",
         "name": network.title,
@@ -126,10 +134,11 @@ def run(arguments: argparse.Namespace) -> None:
             store.remove()
 
 
-def _model_sets(arguments: argparse.Namespace, split: Split) -> tuple[list[PixelSet], dict[str, Any], Subject]:
+def _model_sets(arguments: argparse.Namespace, split: Split | None) -> tuple[list[PixelSet], dict[str, Any], Subject]:
     """Sets to be drawn, all that defines them, and the model."""
     model, subject = result.open_model(arguments.model, arguments.ema_length, shared=True)
-    nll.check_same_images(model.spec, split)
+    if split is not None:
+        nll.check_same_images(model.spec, split)
     drawing = Drawing.of(arguments, model.spec, subject.home, subject.sha256)
     model = model.to(arguments.device)
     count = arguments.images or IMAGES
@@ -138,10 +147,10 @@ def _model_sets(arguments: argparse.Namespace, split: Split) -> tuple[list[Pixel
     return sets, {**subject.identity(), **drawing.describe(), "seeds": seeds}, subject
 
 
-def _stored_sets(arguments: argparse.Namespace, split: Split) -> tuple[list[PixelSet], dict[str, Any], None]:
+def _stored_sets(arguments: argparse.Namespace, split: Split | None) -> tuple[list[PixelSet], dict[str, Any], None]:
     sets = [image_sets.open_samples(path) for path in arguments.samples]
     for s in sets:
-        if s.shape != split.description.shape:
+        if split is not None and s.shape != split.description.shape:
             raise UserError(
                 f"{s.name} holds images (C, H, W) = {s.shape}, those of '{split.description.name}' are "
                 f"{split.description.shape}."
@@ -231,7 +240,7 @@ def _summary(done: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _print(numbers: FrechetResult) -> None:
     """The numbers, and everything that defines them."""
-    values, reference, features = numbers.values, numbers.reference, numbers.features
+    values, features = numbers.values, numbers.features
     each = f"{len(values)} sets of {numbers.images} images: " if len(values) > 1 else f"{numbers.images} images: "
     spread = "" if numbers.spread is None else f" +- {numbers.spread:.2g}"
     print(f"{numbers.name} {numbers.value:.4f}{spread}  ({each}{', '.join(f'{value:.4f}' for value in values)})")
@@ -242,8 +251,7 @@ def _print(numbers: FrechetResult) -> None:
         # A classifier of other classes than ImageNet's gives another score than the one known by this name.
         title = "Inception Score" if numbers.name == "FID" else f"class score ({features.name})"
         print(f"{title} {numbers.inception_score:.4f}")
-    flipped = " with their mirror images" if reference.flip else ""
-    print(f"against {reference.images} images of {reference.dataset}/{reference.split}{flipped}")
+    print(f"against {numbers.reference.text}")
     if numbers.solver:
         options = f"{numbers.solver}, {numbers.grid} grid, {numbers.nfe} evaluations, guidance {numbers.guidance:g}"
         print(f"{options}, seeds {', '.join(map(str, numbers.seeds))}")

@@ -7,14 +7,14 @@ al. 2019), Inception Score (Salimans et al. 2016).
 import torch
 from torch import Tensor
 
-from fdtrain.evaluation.fidelity.moments import ClassScores, Moments
+from fdtrain.evaluation.fidelity.moments import ClassScores, Gaussian, Moments
 from fdtrain.randomness import Purpose, stream
 
 NEIGHBOUR = 3
 """The k of precision and recall: an image's neighbourhood reaches to its k-th nearest neighbour."""
 
 
-def frechet_distance(a: Moments, b: Moments) -> float:
+def frechet_distance(a: Moments | Gaussian, b: Moments | Gaussian) -> float:
     """``|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2))``, between Gaussians of these moments.
 
     The last trace is the sum of the singular values of ``A^T B`` for any ``A A^T = C_a``, ``B B^T = C_b``. Unlike the

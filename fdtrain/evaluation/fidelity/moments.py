@@ -1,12 +1,21 @@
 """Sums of features in float64, which add up over batches and ranks: all that a Frechet distance needs."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 Reduce = Callable[[Tensor], Tensor]
 """Sum of a tensor over the ranks, in place."""
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """Mean ``(dims,)`` and covariance ``(dims, dims)`` of features, float64."""
+
+    mean: Tensor
+    covariance: Tensor
 
 
 class Moments:

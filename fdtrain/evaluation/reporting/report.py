@@ -180,7 +180,7 @@ def of_images(result: NllResult) -> str:
 
 def _distances(result: FrechetResult) -> list[str]:
     """A row of the table of distances."""
-    features, reference = result.features, result.reference
+    features = result.features
     # Another network's classes give another score than the one known by Inception's name.
     score = "Inception Score" if result.name == "FID" else "class score"
     others = {"KID": result.kid, "precision": result.precision, "recall": result.recall, score: result.inception_score}
@@ -192,8 +192,7 @@ def _distances(result: FrechetResult) -> list[str]:
     )
     definition = (
         f"features {short(features.name)} ({counted(features.dims, 'dimension')}, sha256 "
-        f"{short(features.sha256)[:12]}); reference {short(reference.dataset)}/{short(reference.split)}, "
-        f"{counted(reference.images, 'image')}"
+        f"{short(features.sha256)[:12]}); reference: {result.reference.text}"
     )
     return [
         short(result.name),

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fdtrain import distributed, files
 from fdtrain.data.split import Split
-from fdtrain.errors import UserError
+from fdtrain.errors import UserError, excerpt
 from fdtrain.evaluation.load import find_model, read_model
 from fdtrain.networks.model import Model
 
@@ -154,6 +154,22 @@ class ReferenceIdentity(SplitIdentity):
     feature_images: int = Field(alias="kept")
     features: FeatureIdentity
 
+    @property
+    def text(self) -> str:
+        mirrored = " with their mirror images" if self.flip else ""
+        return f"{self.images:,} images of {excerpt(self.dataset)}/{self.split}{mirrored}"
+
+
+class ReferenceFile(_Content):
+    """What samples were compared with: statistics in a file of another program, which does not say what of."""
+
+    file: str
+    sha256: str
+
+    @property
+    def text(self) -> str:
+        return f"the statistics in {excerpt(self.file)} (SHA-256 {self.sha256[:8]}...)"
+
 
 class FrechetResult(Distances, Result):
     """Distances of sets of samples to a split; ``values`` are the Frechet distances of the sets, ``spread`` their
@@ -168,7 +184,7 @@ class FrechetResult(Distances, Result):
     label: int | None
     guidance: float | None
     seeds: list[int | None]
-    reference: ReferenceIdentity
+    reference: ReferenceIdentity | ReferenceFile
     features: FeatureIdentity
     feature_images: int = Field(alias="kept")
     values: list[float]

@@ -135,8 +135,7 @@ def _distances(columns: list[RunFolder]) -> list[list[str]]:
     for column, run in enumerate(columns):
         for found in run.of_kind(FrechetResult).values():
             drawn = f"{found.images:,} samples, {short(found.solver)}, NFE {short(found.nfe)}"
-            to = f"{short(found.reference.dataset)}/{short(found.reference.split)}"
-            title = f"{short(found.name)} to {to}, {drawn}"
+            title = f"{short(found.name)} to {found.reference.text}, {drawn}"
             rows.setdefault(title, {})[column] = with_error(found.value, found.spread, 3)
     return _table(rows, len(columns))
 

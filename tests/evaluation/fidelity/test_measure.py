@@ -1,5 +1,7 @@
 """Sets of images, their statistics, and what these were made of."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from fdtrain.errors import UserError
 from fdtrain.evaluation.fidelity import feature_networks, image_sets, measure, reference
 from fdtrain.evaluation.fidelity.feature_networks import FeatureIdentity, FeatureNetwork
 from fdtrain.evaluation.fidelity.frechet import frechet_distance
+from fdtrain.evaluation.fidelity.moments import Gaussian
 
 CPU = torch.device("cpu")
 NETWORK = FeatureNetwork(
@@ -122,6 +125,49 @@ def test_statistics_of_something_else_are_refused(split, tmp_path, digits):
     path.write_bytes(path.read_bytes()[:500])
     with pytest.raises(UserError, match="holds no statistics"):
         reference.load(path, wanted, CPU)
+
+
+def test_statistics_as_other_programs_have_them(split, tmp_path):
+    """``mu`` and ``sigma`` are NumPy's mean and covariance; the file comes back as it was, definition and all."""
+    wanted = reference.definition(split, False, NETWORK)
+    found = measure.measure(NETWORK, image_sets.of_split(split), 300, 64, CPU)
+    path = tmp_path / "r.npz"
+    reference.save(reference.Reference(found.moments, found.first_features, wanted), path)
+    features = found.first_features.double().numpy()
+    with np.load(path) as content:
+        np.testing.assert_allclose(content["mu"], features.mean(0), rtol=1e-12)
+        np.testing.assert_allclose(content["sigma"], np.cov(features, rowvar=False), rtol=1e-9, atol=1e-15)
+    assert not reference.is_of_others(path)
+    read = reference.load(path, wanted, CPU)
+    assert read.metadata == wanted
+    assert torch.equal(read.first_features, found.first_features)
+    assert frechet_distance(read.moments, found.moments) < 1e-9
+    with pytest.raises(UserError, match="flip False, not True"):
+        reference.load(path, reference.definition(split, True, NETWORK), CPU)
+
+
+def test_statistics_of_other_programs(tmp_path):
+    """Of standard normal features and of ones that are 2 away with deviation 3: 32 (2^2 + (3 - 1)^2)."""
+    path, zero, one = tmp_path / "r.npz", np.zeros(32), np.eye(32)
+    np.savez_compressed(path, mu=zero, sigma=one, arr_0=np.zeros(3))
+    assert reference.is_of_others(path)
+    read = reference.load_of_others(path, NETWORK, CPU)
+    other = Gaussian(torch.full((32,), 2.0, dtype=torch.float64), 9 * torch.eye(32, dtype=torch.float64))
+    assert frechet_distance(other, read.moments) == pytest.approx(256)
+    assert (len(read.first_features), read.metadata["file"], len(read.metadata["sha256"])) == (0, "r.npz", 64)
+    for arrays, part in (
+        ({"mu": np.zeros(4), "sigma": np.eye(4)}, "is of 4 features, 'halves' has 32. Name the features"),
+        ({"mu": zero, "sigma": one[:4]}, "are no mean and covariance"),
+        ({"mu": zero, "sigma": one * np.nan}, "they are not finite"),
+        ({"mu": zero}, "holds no statistics ('sigma'). Name another file"),
+        ({"mu": np.array([{}]), "sigma": one}, "allow_pickle=False"),
+    ):
+        np.savez(path, **arrays)
+        with pytest.raises(UserError, match=re.escape(part)):
+            reference.load_of_others(path, NETWORK, CPU)
+    path.write_bytes(b"PK")
+    with pytest.raises(UserError, match="holds no statistics"):
+        reference.is_of_others(path)
 
 
 def pictures(folder, *shapes):
