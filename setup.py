@@ -31,7 +31,7 @@ setup(
     packages=find_packages(include=["fdtrain", "fdtrain.*"]),
     package_data={
         "fdtrain": ["py.typed"],
-        "fdtrain.evaluation.reporting": ["*.jinja"],
+        "fdtrain.evaluation.reporting": ["*.jinja", "digits.csv"],
         "fdtrain.export": ["templates/*.txt"],
     },
     entry_points={"console_scripts": ["fdtrain = fdtrain.commands.entry:main"]},

@@ -34,6 +34,7 @@ def finished_run(run: PlannedRun, closed: bool) -> FinishedRun:
     bits = _values(paths["bound"])
     if "ode" in paths:
         bits["ode"] = _values(paths["ode"])["ode"]
+        bits["elbo_of_ode_images"] = bits["elbo"][: len(bits["ode"])]
     if closed:
         bits["elbo_closed"] = bits["elbo"]
     nll, noise = folder.results[paths["bound"]], folder.results[paths["noise"]]
@@ -95,6 +96,7 @@ def row(runs: list[FinishedRun], reference: list[FinishedRun]) -> dict[str, Any]
         "own_bound": bits("elbo", runs, reference),
         "closed_bound": bits("elbo_closed", runs, reference),
         "ode": bits("ode", runs, reference),
+        "own_bound_of_ode_images": bits("elbo_of_ode_images", runs, reference),
         "points": _points([run.noise.points for run in runs]),
         "own_sampler": f"{own[0].solver}, {own[0].grid}" if own else None,
         "own_points": _points([sampler.points for sampler in own]),

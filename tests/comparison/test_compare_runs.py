@@ -129,7 +129,7 @@ def check_table(folder):
     assert (difference["images"], difference["seeds"]) == (300, [0, 1])
     assert bounded["closed_bound"] == bounded["own_bound"]
     assert v.get("closed_bound") is None
-    assert v["ode"]["difference"]["images"] == 4
+    assert v["ode"]["difference"]["images"] == v["own_bound_of_ode_images"]["difference"]["images"] == 4
     assert [point["nfe"] for point in v["points"]] == [2, 4]
     text, table, page = ((folder / f"comparison.{ending}").read_text() for ending in ("md", "csv", "html"))
     assert f"| v | [0.01, 1] | gaussian | uniform | {own['mean']:.4f}" in text

@@ -272,7 +272,13 @@ def _extremes(bits: ImageBits | None, images: RunImages) -> dict[str, list[Pictu
 def _histogram(bits: ImageBits | None) -> Plot | None:
     if bits is None or len(bits.values) < 2 * EXTREMES:
         return None
-    caption = f"{bits.title} of {of_images(bits.result)}; the spread has the noise of each image's draws too."
+    found, below = bits.estimate, int((bits.values < 0).sum())
+    caption = f"{bits.title} of {of_images(bits.result)}"
+    if isinstance(found, Bound):
+        caption += f", {counted(found.draws, 'draw')} of each: the spread, and who is easy or hard, has their noise too"
+    if below:
+        caption += f". No image has less than zero: the {below:,} that seem to are noise, which --draws reduces"
+    caption += "."
     return figures.histogram(bits.values.tolist(), bits.values.mean().item(), caption)
 
 

@@ -157,7 +157,7 @@ class ReferenceIdentity(SplitIdentity):
     @property
     def text(self) -> str:
         mirrored = " with their mirror images" if self.flip else ""
-        return f"{self.images:,} images of {excerpt(self.dataset)}/{self.split}{mirrored}"
+        return f"{self.images:,} images of {excerpt(self.dataset)}/{excerpt(self.split)}{mirrored}"
 
 
 class ReferenceFile(_Content):
@@ -344,6 +344,7 @@ class ComparedVariant(_Content):
     own_bound: ComparedBits | None = None
     closed_bound: ComparedBits | None = None
     ode: ComparedBits | None = None
+    own_bound_of_ode_images: ComparedBits | None = None
     points: list[ComparedPoint] = []
     own_sampler: str | None = None
     own_points: list[ComparedPoint] = []

@@ -10,18 +10,19 @@ from torch import Tensor
 
 from fdtrain.data.split import Split
 from fdtrain.errors import UserError
-from fdtrain.evaluation.reporting.result import NllResult, split_identity
+from fdtrain.evaluation.reporting.result import Bound, NllResult, OdeLikelihood, split_identity
 from fdtrain.evaluation.reporting.run_folder import RunFolder
 from fdtrain.evaluation.run_data import open_split
 
 
 @dataclass(frozen=True)
 class ImageBits:
-    """Bits/dim of single images ``(images,)``, in the split's order, by the estimate called ``title``."""
+    """Bits/dim of single images ``(images,)``, in the split's order, by the ``estimate`` called ``title``."""
 
     result: NllResult
     title: str
     values: Tensor
+    estimate: Bound | OdeLikelihood | None
 
 
 class RunImages:
@@ -91,5 +92,5 @@ def _read(file: Path, found: NllResult) -> ImageBits | None:
             bits = values[name].double()
             if bits.shape != (found.images,) or not bits.isfinite().all():
                 raise UserError(f"{file} does not have the values of {found.images} images. Evaluate again.")
-            return ImageBits(found, title, bits)
+            return ImageBits(found, title, bits, getattr(found, name))
     return None

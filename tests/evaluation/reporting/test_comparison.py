@@ -26,6 +26,8 @@ def found():
         "failures": [],
         "steps": 8,
         "own_bound": {"bits_per_dim": mean(2.5), "difference": None},
+        "ode": {"bits_per_dim": mean(2.25), "difference": None},
+        "own_bound_of_ode_images": {"bits_per_dim": mean(2.375), "difference": None},
         "points": [{"nfe": 10, "distance": mean(4.0)}],
         "variance": mean(0.04),
         "t_middles": [0.1, 0.5],
@@ -42,7 +44,7 @@ def found():
 
 def test_the_three_files(found, tmp_path):
     text, table, page = (path.read_text() for path in comparison.write(found, tmp_path))
-    assert "| a | [0, 1] | none | uniform | 2.5000 ± 0.0100 | - | - | - | 1 |" in text
+    assert "| uniform | 2.5000 ± 0.0100 | - | 2.2500 ± 0.0100 | 2.3750 ± 0.0100 | uniform | 1 |" in text
     assert "&lt;script>alert('x')&lt;/script>\\|a" in text
     assert "* `b`: diffusion.scale: null" in text
     assert "](quality.png)\n\nFID against evaluations; bars: standard error over seeds.\n" in text

@@ -1,4 +1,5 @@
 import base64
+import csv
 import hashlib
 import html
 import io
@@ -14,12 +15,15 @@ import numpy as np
 import packed
 import pytest
 import torch
+from conftest import ROOT
 from markupsafe import escape
 from PIL import Image
 from safetensors.torch import save_file
 
+from fdtrain.data.dataset import DatasetDescription
 from fdtrain.errors import UserError
 from fdtrain.evaluation.reporting import report, result, run_folder
+from fdtrain.evaluation.reporting.published import known_figures
 from fdtrain.evaluation.reporting.run_images import RunImages
 from fdtrain.evaluation.reporting.wording import counted, duration, with_error
 from fdtrain.evaluation.sampling.samples import save_png
@@ -232,6 +236,27 @@ def test_published_figures_are_of_the_same_data_set_alone(folder):
         assert lacks not in page
     # The run's own figure stands above them.
     assert re.search(r">3\.1235 ± 0\.0020<.*>2\.59<", page, re.DOTALL)
+
+
+def test_our_own_figures_are_those_of_the_comparison():
+    """Of the table in docs/, to which nobody has copied anything."""
+    digits = DatasetDescription(
+        version=1, name="digits", source="", size=8, channels=1, levels=17, classes=[], encoding="npy", splits={}
+    )
+    table = ROOT / "docs" / "comparisons" / "digits" / "comparison.csv"
+    rows = list(csv.DictReader(table.open(newline="")))
+    own = {figure.model: figure for figure in known_figures(digits) if figure.source == "fdtrain, docs/comparison.md"}
+    assert [row["variant"] for row in rows] == list(own)
+    for row in rows:
+        assert own[row["variant"]].bits_per_dim.startswith(f"{float(row['own_bound_bits_per_dim']):.4f} ± ")
+    assert own[rows[0]["variant"]].how.startswith("bound on [0, 1], uniform; ")
+
+
+def test_negative_bits_of_single_images_are_said_to_be_noise(evaluated):
+    assert "2 draws of each: the spread, and who is easy or hard, has their noise too." in page_of(evaluated)
+    values = torch.arange(20) / 10 - 0.25
+    save_file({"elbo": values}, evaluated / "evaluation" / "nll_test.safetensors")
+    assert "No image has less than zero: the 3 that seem to are noise, which --draws reduces." in page_of(evaluated)
 
 
 def test_what_is_missing_is_said_with_the_command_that_makes_it(tmp_path):
