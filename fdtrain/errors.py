@@ -57,7 +57,7 @@ class NotSaved(Exception):
 
 
 EXTRAS = {
-    "train": ("deepspeed", "ema_pytorch", "tensorboard"),
+    "train": ("deepspeed", "ema_pytorch", "tensorboard", "webdataset"),
     "eval": ("matplotlib", "jinja2"),
     "export": ("diffusers", "onnx", "onnxscript", "onnxruntime", "huggingface_hub"),
     "digits": ("sklearn",),

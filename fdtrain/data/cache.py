@@ -2,11 +2,13 @@
 
     SHA256.tar           a complete and verified shard; its modification time is that of its last use
     SHA256.BYTES.part    a shard that is being fetched
+    SHA256.ahead         there while a shard that was fetched ahead has not been read
     SHA256.lock          locked by the process that fetches the shard (exclusively) or by its readers (shared)
     room.lock            locked while shards are evicted
 
 A shard is named by its content, so independent data sets can share a cache. The locks are flock's:
-they end with the process that has them, however it ends. A shard that is being read is never evicted.
+they end with the process that has them, however it ends. A shard that is being read is never evicted, and one that
+waits to be read only for one that is read now.
 """
 
 import atexit
@@ -17,6 +19,7 @@ import re
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +28,8 @@ from fdtrain.data.dataset import Shard
 from fdtrain.data.fetch import Mismatch, fetch, is_remote
 from fdtrain.errors import UserError
 
+AHEAD_SECONDS = 3600.0
+"""For so long a shard that was fetched ahead waits to be read. Whoever wanted it may have ended."""
 _PART = re.compile(r"[0-9a-f]{64}\.([0-9]{1,20})\.part")
 
 
@@ -60,6 +65,7 @@ class Cache:
                 fcntl.flock(lock, fcntl.LOCK_SH)
                 if _is_complete(path, shard):
                     os.utime(path)
+                    path.with_suffix(".ahead").unlink(missing_ok=True)
                     return path, lock
                 # flock releases the lock before it takes the stronger one: hence the loop, and the second check.
                 fcntl.flock(lock, fcntl.LOCK_EX)
@@ -92,16 +98,18 @@ class Cache:
                 os.fsync(file.fileno())
 
         try:
-            if not self._make_room(part, shard.bytes) and ahead:
+            if not self._make_room(part, shard.bytes, ahead) and ahead:
                 return
             fetch(place, part, self.seconds, shard.bytes, check)
+            if ahead:
+                self._path(shard).with_suffix(".ahead").touch()
             os.replace(part, self._path(shard))
         except OSError as error:
             raise self._unwritable(error) from error
         finally:
             part.unlink(missing_ok=True)
 
-    def _make_room(self, part: Path, needed: int) -> bool:
+    def _make_room(self, part: Path, needed: int, ahead: bool) -> bool:
         """Evict until ``needed`` bytes fit under the cap, and reserve them by the existence of ``part``.
 
         Returns: whether they fit.
@@ -112,9 +120,9 @@ class Cache:
             total = 0
             if self.cap is not None:
                 cached = sorted(_contents(self.folder))
-                total = sum(size for _, size, _ in cached)
-                for _, size, path in cached:
-                    if total + needed <= self.cap:
+                total = sum(size for *_, size, _ in cached)
+                for waits, _, size, path in cached:
+                    if total + needed <= self.cap or (waits and ahead):
                         break
                     total -= size if self._evict(path) else 0
             part.touch()
@@ -126,6 +134,7 @@ class Cache:
         with self._try_exclusive(path.name.partition(".")[0]) as locked:
             if locked:
                 path.unlink(missing_ok=True)
+                path.with_suffix(".ahead").unlink(missing_ok=True)
             return locked
 
     def _path(self, shard: Shard) -> Path:
@@ -212,13 +221,17 @@ def _is_complete(path: Path, shard: Shard) -> bool:
         return False
 
 
-def _contents(folder: Path) -> Iterator[tuple[float, int, Path]]:
-    """Last use, bytes and path of every shard, complete or being fetched."""
+def _contents(folder: Path) -> Iterator[tuple[bool, float, int, Path]]:
+    """In the order in which they are evicted: whether it waits to be read, last use, bytes and path of every shard,
+    complete or being fetched. Of those that wait, the last one that was fetched is needed last."""
     for entry in os.scandir(folder):
         try:
+            used, size = entry.stat().st_mtime, entry.stat().st_size
             if entry.name.endswith(".tar"):
-                yield entry.stat().st_mtime, entry.stat().st_size, Path(entry.path)
+                path = Path(entry.path)
+                waits = path.with_suffix(".ahead").exists() and time.time() - used < AHEAD_SECONDS
+                yield waits, -used if waits else used, size, path
             elif part := _PART.fullmatch(entry.name):
-                yield entry.stat().st_mtime, int(part[1]), Path(entry.path)
+                yield False, used, int(part[1]), Path(entry.path)
         except FileNotFoundError:
             continue

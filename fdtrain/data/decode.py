@@ -9,6 +9,7 @@ import io
 import json
 import os
 import struct
+from typing import IO
 from zlib import crc32
 
 import numpy as np
@@ -36,6 +37,10 @@ _PNG_COLOURS = {1: 0, 2: 4, 3: 2, 4: 6}
 """The colour type of the header, by channels."""
 _PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+
+
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
+"""A PNG with one large text is as good as one with many: the bound of all its texts holds."""
 
 
 class Broken(Exception):
@@ -77,9 +82,7 @@ class ImageDecoder:
     def _array(self, data: bytes, out: np.ndarray) -> None:
         stream = io.BytesIO(data)
         try:
-            version = np.lib.format.read_magic(stream)
-            read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-            shape, fortran, dtype = read_header[version](stream)
+            shape, fortran, dtype = npy_header(stream)
         except Exception as error:  # As with pictures: numpy's parser raises what it runs into.
             raise Broken(f"not an npy array ({excerpt(error)})") from error
         if dtype != np.uint8 or fortran:
@@ -134,6 +137,18 @@ class ImageDecoder:
         if shape != self.shape:
             actual, expected = ("x".join(map(str, s)) for s in (shape, self.shape))
             raise Broken(f"image of height x width x channels {excerpt(actual)}, expected {expected}")
+
+
+def npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, whether it is in Fortran order, and type of the array whose bytes follow in ``file``.
+
+    numpy's parser raises what it runs into.
+    """
+    version = np.lib.format.read_magic(file)
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    if version not in readers:
+        raise ValueError(f"npy format {version}")
+    return readers[version](file)
 
 
 def webp_size(data: bytes) -> tuple[int, int]:

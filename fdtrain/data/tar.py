@@ -10,6 +10,7 @@ the headers before a member are bounded. Whatever two readers could understand d
 :mod:`fdtrain.data.sources.tar_stream`.
 """
 
+import re
 from collections.abc import Iterator
 from mmap import mmap
 from zlib import adler32
@@ -23,6 +24,8 @@ _FOLDER = b"5"
 _WITHOUT_DATA = (b"1", b"2", b"3", b"4", _FOLDER, b"6")
 """Links, devices, folders and FIFOs."""
 _LONG_NAME, _LONG_LINK, _PAX, _PAX_SOLARIS, _PAX_GLOBAL = b"L", b"K", b"x", b"X", b"g"
+_META = re.compile(rb"__[^/]*__(/|$)")
+"""What webdataset's reader skips too."""
 _ENDS_NUMBER = (0, ord(" "))
 _LARGEST_OCTAL = 8**11 - 1
 
@@ -32,7 +35,9 @@ class BadTar(ValueError):
 
 
 def members(data: mmap) -> Iterator[tuple[bytes, int, int]]:
-    """Name, offset and size (bytes) of every file in the archive, in order. Links and folders are skipped.
+    """Name, offset and size (bytes) of every file in the archive, in order.
+
+    Links, folders, and what webdataset takes for metadata (``__meta__/...``) are skipped.
 
     Raises:
         BadTar: the archive is damaged or ambiguous.
@@ -49,6 +54,7 @@ def members(data: mmap) -> Iterator[tuple[bytes, int, int]]:
             name, offset = header[:100].partition(b"\0")[0], position + BLOCK
             position = offset + -(-size // BLOCK) * BLOCK
         elif not any(header):
+            _check_end(data, position)
             return
         else:
             name, offset, size, position = _read_headers(data, header, position)
@@ -56,8 +62,15 @@ def members(data: mmap) -> Iterator[tuple[bytes, int, int]]:
                 tail, tail_sum = header[156:], sum(header[156:])
         if position > end:
             raise BadTar("cut short: a member runs past the end of the file")
-        if name is not None:
+        if name is not None and not (name.startswith(b"__") and _META.match(name)):
             yield name, offset, size
+
+
+def _check_end(data: mmap, position: int) -> None:
+    """Raises BadTar if more than zeros follow the end: most readers would miss what was appended."""
+    for start in range(position, len(data), 1 << 20):
+        if data[start : start + (1 << 20)].strip(b"\0"):
+            raise BadTar(f"it goes on after its end at byte {position}: several archives in one file")
 
 
 def _plain_size(header: bytes, tail_sum: int) -> int | None:

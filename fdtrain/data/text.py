@@ -12,7 +12,7 @@ MAX_BYTES = 1 << 24
 
 
 def read_text(place: str, seconds: float) -> str:
-    """A whole text file; bytes that are no UTF-8 are replaced.
+    """A whole text file, without a byte order mark; bytes that are no UTF-8 are replaced.
 
     Args:
         seconds: how long to try to reach a remote file.
@@ -37,4 +37,4 @@ def read_text(place: str, seconds: float) -> str:
         ) from error
     if len(data) > MAX_BYTES:
         raise UserError(f"{place} is longer than {MAX_BYTES} bytes: no {Path(place).name} of a data set.")
-    return data.decode(errors="replace")
+    return data.decode("utf-8-sig", errors="replace")

@@ -18,7 +18,8 @@ import pytest
 import torch
 from flaky import Flaky
 from packed import npy, picture, write_tar
-from PIL import Image
+from PIL import Image, PngImagePlugin
+from webdataset import tariterators
 
 from fdtrain.data import adopt as adoption
 from fdtrain.data.adopt import adopt
@@ -28,8 +29,9 @@ from fdtrain.data.loader import Batches, LaneDataset
 from fdtrain.data.location import locate
 from fdtrain.data.pack import pack, pack_digits
 from fdtrain.data.shards import ShardReader
+from fdtrain.data.sources.images import images
 from fdtrain.data.sources.shard_lists import shard_lists
-from fdtrain.data.sources.shards import shard_source
+from fdtrain.data.sources.shards import _keys, mapped, shard_source
 from fdtrain.data.split import Split
 from fdtrain.errors import UserError
 
@@ -203,6 +205,8 @@ def anew(train, size, test=(), holdout=0, labels=None, **options):
         (lambda n: {"json": b'{"label": 1}' if n < 3 else b'{"label": true}'}, "neither a text nor a whole number"),
         (lambda n: {"json": b'{"label": 1}' if n < 3 else b"[" * 100_000}, "'json' holds no label"),
         (lambda n: {"a.cls": b"1", "b.cls": b"2"}, "several labels .a.cls, b.cls.. Choose one with --labels"),
+        (lambda n: {"cls": b"%d.0" % n}, "'cls' holds 0.0, no whole number"),
+        (lambda n: {"json": b'{"label": "1.5e3"}'}, "'json' holds 1.5e3, no whole number"),
     ],
 )
 def test_bad_labels(tmp_path, label, complaint):
@@ -251,6 +255,12 @@ def deep_png() -> bytes:
     raw = b"".join(b"\0" + bytes(6 * SIZE) for _ in range(SIZE))
     head = struct.pack(">IIBBBBB", SIZE, SIZE, 16, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(raw)) + chunk(b"IEND", b"")
+
+
+def long_text() -> PngImagePlugin.PngInfo:
+    text = PngImagePlugin.PngInfo()
+    text.add_text("parameters", "of a generator" * 200_000, zip=True)
+    return text
 
 
 GOOD = [("0.png", encoded(0, "png"))]
@@ -321,6 +331,64 @@ def test_bad_images(tmp_path, members, complaint):
             pack(anew([tmp_path / "0.tar"], SIZE), tmp_path / "new")
 
 
+def test_names_with_dots(tmp_path):
+    """webdataset ends a name at its first dot; files are packed by their whole names."""
+    files = [(f"photo.{n:02d}.{s}", d) for n in range(3) for s, d in (("png", encoded(n, "png")), ("cls", b"%d" % n))]
+    write_tar(tmp_path / "0.tar", files)
+    with pytest.raises(UserError, match=r"'photo' has several images \(00.png.*fdtrain pack images SHARD.tar"):
+        adopted(tmp_path / "set", tmp_path / "0.tar")
+    pack(images(tmp_path / "0.tar", None, 0, "some", None, None, 10), tmp_path / "new")
+    found, labels = Split(tmp_path / "new", "train").batch(range(3))
+    for image, label in zip(found.numpy(), labels.tolist(), strict=True):
+        np.testing.assert_array_equal(image.transpose(1, 2, 0), pixels(label))
+
+
+def test_metadata_is_skipped_as_webdataset_does(tmp_path):
+    meta = [("__meta__/a.json", b"{}"), ("__info__", b"x"), ("__meta__/a.png", encoded(5, "png"))]
+    write_tar(tmp_path / "0.tar", [meta[0], *GOOD, *meta[1:], ("1.png", encoded(1, "png"))])
+    assert adopted(tmp_path, tmp_path / "0.tar").images("train") == 2
+    found, _ = Split(tmp_path, "train").batch(range(2))
+    np.testing.assert_array_equal(found[1].permute(1, 2, 0).numpy(), pixels(1))
+
+
+def test_samples_are_those_of_webdataset(tmp_path):
+    path = shard(tmp_path / "a.b" / "0.tar", range(4), "x.PNG", **{"txt": b"a"})
+    with path.open("ab") as file:
+        file.truncate(path.stat().st_size - 1024)
+    with tarfile.open(path, "a") as tar:
+        for name, data in (("d.e/7.Png", encoded(7, "png")), ("d.e/7.cls", b"1"), ("d.e/.hidden", b""), ("none", b"")):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    expected = [s for s in tariterators.tarfile_samples([{"url": str(path)}]) if s["__key__"] != "d.e/"]
+    with mapped(path, "a") as data:
+        found = [
+            (key, {suffix: data[o : o + n] for suffix, (o, n) in places.items()}) for key, places, _ in _keys(data)
+        ]
+    assert found == [(s["__key__"], {k: v for k, v in s.items() if k[0] != "_"}) for s in expected]
+    assert found[-1][0] == "d.e/7"
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (b"", "is empty .0 bytes.. Fetch or make it again"),
+        (2, "goes on after its end at byte [0-9]+: several archives"),
+    ],
+)
+def test_shards_that_would_be_read_in_part(tmp_path, content, complaint):
+    whole = shard(tmp_path / "0.tar", range(3)).read_bytes()
+    (tmp_path / "0.tar").write_bytes(content if content == b"" else whole * content)
+    with pytest.raises(UserError, match=complaint):
+        adopted(tmp_path / "set", tmp_path / "0.tar")
+
+
+def test_a_list_with_a_byte_order_mark(tmp_path):
+    shard(tmp_path / "0.tar", range(3))
+    (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbf0.tar\r\n")
+    assert adopted(tmp_path / "set", tmp_path / "list.txt").images("train") == 3
+
+
 def test_pictures_that_are_stored_as_they_are_packed(tmp_path):
     """What a grey, upright or plainly coloured picture has beside its pixels changes nothing."""
     members = [
@@ -328,6 +396,7 @@ def test_pictures_that_are_stored_as_they_are_packed(tmp_path):
         ("1.jpg", file_of("RGB", "jpeg", progressive=True, quality=30)),
         ("2.webp", file_of("RGB", "webp", icc_profile=b"x" * 300)),
         ("3.png", file_of("RGB", pnginfo=None, dpi=(300, 300))),
+        ("4.png", file_of("RGB", pnginfo=long_text())),
     ]
     write_tar(tmp_path / "0.tar", members)
     adopted(tmp_path / "set", tmp_path / "0.tar")

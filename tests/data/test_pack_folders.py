@@ -163,6 +163,15 @@ def test_fifos_do_not_hang(tmp_path, source, place):
     assert "neither a file nor a folder" in result.stderr
 
 
+def test_a_zip_of_windows_with_backslashes(tmp_path):
+    with zipfile.ZipFile(tmp_path / "in.zip", "w") as archive:
+        for name, data in (("in\\", b""), ("in\\cat\\a.png", FILES[0]), ("in\\dog\\b.png", FILES[1])):
+            info = zipfile.ZipInfo(name)
+            info.create_system = 0
+            archive.writestr(info, data)
+    assert packed(tmp_path / "in.zip", tmp_path / "out")["train"] == by_content(PICTURES[:2], [0, 1])
+
+
 # Pixels as they are stored, and turned upright, by EXIF orientation.
 UPRIGHT = {
     1: lambda a: a,

@@ -121,12 +121,14 @@ def _zip(path: Path) -> Iterator[Member]:
     kinds = {zipfile.ZIP_STORED: "stored", zipfile.ZIP_DEFLATED: "deflated"}
     with zipfile.ZipFile(path) as archive:
         for info in archive.infolist():
-            if info.is_dir():
+            # Some programs of Windows write its separator, against the format.
+            written = info.filename.replace("\\", "/") if info.create_system == 0 else info.filename
+            if written.endswith("/"):
                 continue
             if info.flag_bits & 1 or info.compress_type not in kinds:
                 raise UserError(f"{path}, member '{info.filename}' is encrypted or of a rare compression. Zip it anew.")
             kind = kinds[info.compress_type]
-            name = posixpath.normpath(info.filename)
+            name = posixpath.normpath(written)
             yield Member(path, name, info.file_size, kind, info.header_offset, info.compress_size, info.CRC)
 
 

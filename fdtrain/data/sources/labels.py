@@ -32,11 +32,12 @@ def written(images: Sequence[Member], files: Sequence[Member], wrapper: str) -> 
 def used(file: Member, images_by_key: set[str]) -> bool:
     """Whether a file that is no image could contain labels of images."""
     name = file.name.rpartition("/")[2]
-    return name == LISTING or (_extension(file.name) in LONGEST_LABEL and _key(file.name) in images_by_key)
+    stem, _, extension = file.name.rpartition(".")
+    return name == LISTING or (extension in LONGEST_LABEL and stem in images_by_key)
 
 
 def keys(images: Sequence[Member]) -> set[str]:
-    return {_key(image.name) for image in images}
+    return {key for image in images for key in _keys(image.name)}
 
 
 def _listed(names: Sequence[str], listing: Member) -> list[int]:
@@ -64,9 +65,10 @@ def _beside(images: Sequence[Member], by_name: dict[str, Member]) -> list[int] |
     for image in images:
         number = NONE
         for extension in LONGEST_LABEL:
-            beside = by_name.get(f"{_key(image.name)}.{extension}")
-            if beside is not None and number == NONE:
-                number = _label(beside, extension)
+            for key in _keys(image.name):
+                beside = by_name.get(f"{key}.{extension}")
+                if beside is not None and number == NONE:
+                    number = _label(beside, extension)
         labels.append(number)
     if all(number == NONE for number in labels):
         return None
@@ -94,14 +96,10 @@ def _label(file: Member, extension: str) -> int:
     return number
 
 
-def _key(name: str) -> str:
-    """The name up to the first dot of the file's name, as in WebDataset."""
+def _keys(name: str) -> tuple[str, str]:
+    """The name without its extension, and the name up to the first dot of the file's name, as in WebDataset."""
     folder, slash, file = name.rpartition("/")
-    return folder + slash + file.partition(".")[0]
-
-
-def _extension(name: str) -> str:
-    return name.rpartition("/")[2].partition(".")[2]
+    return folder + slash + file.rpartition(".")[0], folder + slash + file.partition(".")[0]
 
 
 def by_folder(names: Sequence[str], known: set[str], where: str) -> list[str] | None:

@@ -10,6 +10,7 @@ from typing import IO
 
 import numpy as np
 
+from fdtrain.data.decode import npy_header
 from fdtrain.data.sources.archive import MAX_READ, Member, members, stream
 from fdtrain.errors import UserError
 
@@ -26,11 +27,7 @@ def header(file: IO[bytes], size: int) -> tuple[tuple[int, ...], np.dtype, bytes
         ValueError: not a plain array in C order that fills the file exactly.
     """
     head = io.BytesIO(file.read(LONGEST_HEADER))
-    version = np.lib.format.read_magic(head)
-    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-    if version not in readers:
-        raise ValueError(f"npy format {version}")
-    shape, fortran, dtype = readers[version](head)
+    shape, fortran, dtype = npy_header(head)
     if dtype.hasobject or min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize + head.tell() != size:
         raise ValueError(f"{dtype} of shape {shape} in {size} bytes")
     if fortran and len(shape) > 1:

@@ -1,6 +1,7 @@
 """Existing WebDataset shards: their samples, and a source that packs them anew.
 
-A sample is the consecutive members of one key, the name up to the first dot of the file's name (as webdataset has it).
+What is a sample, webdataset decides: the consecutive members of one key, the name up to the first dot of the file's
+name. Its headers are read by our own scan, which is bounded and refuses what is damaged or ambiguous.
 Its image is the only member in a format that is read, or the one asked for; its label a ``cls``, the ``label`` of a
 ``json``, or the member asked for. Other members are ignored: captions, metadata, masks of other formats.
 """
@@ -20,7 +21,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from fdtrain.data.decode import IMAGES, class_name
+from fdtrain.data.decode import IMAGES, LABELS, class_name, npy_header
 from fdtrain.data.fetch import is_remote, shown
 from fdtrain.data.members import json_field, longest_name
 from fdtrain.data.sources import tar_stream
@@ -28,11 +29,12 @@ from fdtrain.data.sources.archive import MAX_READ
 from fdtrain.data.sources.picture import Fit, decode, exactly, fitted, upright_shape
 from fdtrain.data.sources.preparation import method
 from fdtrain.data.sources.source import BadSample, Sample, Source, numbered
-from fdtrain.data.tar import members
+from fdtrain.data.tar import BadTar, members
 from fdtrain.data.workers import run
 from fdtrain.errors import UserError, excerpt
 
 _NUMBER = re.compile("0|[1-9][0-9]{0,8}")
+_FRACTION = re.compile(r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+)(e[-+]?[0-9]+)?", re.IGNORECASE)
 
 
 class Wanted(NamedTuple):
@@ -68,6 +70,8 @@ def mapped(path: Path, name: str) -> Iterator[mmap.mmap]:
         with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise UserError(f"{name} is no regular file. Correct the path.")
+            if not os.fstat(file.fileno()).st_size:
+                raise UserError(f"{name} is empty (0 bytes). Fetch or make it again, or leave it out.")
             if tar_stream.compressed(path):
                 raise UserError(f"{name} is compressed: no sample in it can be read in place. Decompress it first.")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -83,7 +87,7 @@ def samples(data: mmap.mmap, wanted: Wanted, name: str) -> Iterator[FoundSample 
     Raises:
         BadTar: it is no tar file, or a damaged one.
     """
-    seen: set[bytes] = set()
+    seen: set[str] = set()
     for key, found, repeated in _keys(data):
         where = f"{name}, sample '{excerpt(key)}'"
         try:
@@ -97,25 +101,42 @@ def samples(data: mmap.mmap, wanted: Wanted, name: str) -> Iterator[FoundSample 
         seen.add(key)
 
 
-def _keys(data: mmap.mmap) -> Iterator[tuple[bytes, dict[str, tuple[int, int]], str | None]]:
-    """Each key with offset and size of its members by suffix, and a suffix that it has twice."""
-    last: bytes | None = None
-    found: dict[str, tuple[int, int]] = {}
-    repeated = None
+def _keys(data: mmap.mmap) -> Iterator[tuple[str, dict[str, tuple[int, int]], str | None]]:
+    """Each key with offset and size of its members by suffix, and a suffix that it has twice.
+
+    webdataset groups the members. It is given their places instead of their bytes, of which most are never read.
+    """
+    # Loaded here: it imports torch.
+    from webdataset.tariterators import base_plus_ext, group_by_keys
+
+    repeated: list[str] = []
+
+    def note(error: Exception) -> bool:
+        repeated.append(base_plus_ext(str(error.args[0]).partition(": ")[0])[1] or "")
+        return True
+
+    for found in group_by_keys(_files(data), lcase=False, handler=note):
+        key = found.pop("__key__")
+        del found["__url__"]
+        yield key, found, repeated[0] if repeated else None
+        repeated.clear()
+
+
+def _files(data: mmap.mmap) -> Iterator[dict[str, object]]:
+    """Members as webdataset's reader has them, except hidden ones. Formats are known in lower case.
+
+    Raises:
+        BadTar: of :func:`members`; a name that webdataset does not read, or has for itself.
+    """
     for name, offset, size in members(data):
         first = name.rfind(b"/") + 1
         dot = name.find(b".", first)
         if dot <= first:
             continue
-        if name[:dot] != last:
-            if last is not None:
-                yield last, found, repeated
-            last, found, repeated = name[:dot], {}, None
-        suffix = name[dot + 1 :].lower().decode("utf-8", "surrogateescape")
-        repeated = suffix if suffix in found else repeated
-        found[suffix] = offset, size
-    if last is not None:
-        yield last, found, repeated
+        if b"\n" in name or name.startswith(b"__", dot + 1):
+            raise BadTar(f"a member '{excerpt(name)}', whose name is no sample's")
+        text = (name[:dot] + name[dot:].lower()).decode("utf-8", "surrogateescape")
+        yield {"fname": text, "data": (offset, size), "__url__": ""}
 
 
 def _sample(data: mmap.mmap, found: dict[str, tuple[int, int]], wanted: Wanted, where: str) -> FoundSample:
@@ -123,10 +144,10 @@ def _sample(data: mmap.mmap, found: dict[str, tuple[int, int]], wanted: Wanted, 
     if not pictures:
         raise BadSample(f"{where} has no image ({wanted.image or ', '.join(IMAGES)}). Remove its members, or add it.")
     if len(pictures) > 1:
-        raise BadSample(f"{where} has several images ({', '.join(pictures)}). Choose one with --image.")
+        raise BadSample(f"{where} has several images ({', '.join(pictures)}). Choose one with --image.{_dotted(found)}")
     label = None
     if wanted.label is not None:
-        label = _label(data, found.get(wanted.label), json_field(wanted.label, wanted.field), wanted.label, where)
+        label = _label(data, found, json_field(wanted.label, wanted.field), wanted.label, where)
     elif "cls" in found and not wanted.labels_ignored:
         raise BadSample(f"{where} has a label (cls), the first samples have none. Ask for labels with --labels.")
     return FoundSample(where, pictures[0], *found[pictures[0]], label)
@@ -139,8 +160,17 @@ def images_of(suffixes: Iterable[str], image: str | None) -> list[str]:
     return [suffix for suffix in suffixes if suffix.rpartition(".")[2] in IMAGES]
 
 
-def _label(data: mmap.mmap, place: tuple[int, int] | None, field: str | None, suffix: str, where: str) -> str:
-    name = None
+def _dotted(found: Iterable[str]) -> str:
+    """A hint, where image and label are of one name with dots: it ends at its first dot, as webdataset has it."""
+    parts = [suffix.rpartition(".") for suffix in found]
+    images, labels = ({stem for stem, _, last in parts if last in kinds} for kinds in (IMAGES, LABELS))
+    if not any(images & labels):
+        return ""
+    return " (A name ends at its first dot. If others are meant: fdtrain pack images SHARD.tar.)"
+
+
+def _label(data: mmap.mmap, found: dict[str, tuple[int, int]], field: str | None, suffix: str, where: str) -> str:
+    name, place = None, found.get(suffix)
     try:
         if place is not None:
             offset, size = place
@@ -151,7 +181,12 @@ def _label(data: mmap.mmap, place: tuple[int, int] | None, field: str | None, su
         raise BadSample(f"{where}: '{suffix}' holds no label ({excerpt(error)}). Correct it.") from error
     if name is None:
         missing = suffix if place is None else f"field '{field}' of {suffix}"
-        raise BadSample(f"{where} has no label ({missing}), others have one. Label all images, or none (--labels '').")
+        raise BadSample(
+            f"{where} has no label ({missing}), others have one. Label all images, or none (--labels '')."
+            f"{_dotted(found)}"
+        )
+    if _FRACTION.fullmatch(name):
+        raise BadSample(f"{where}: '{suffix}' holds {excerpt(name, 40)}, no whole number. Correct it.")
     if not name.isprintable() or len(name) > 1000:
         raise BadSample(f"{where}: '{excerpt(name, 40)}' is no name of a class. Correct it.")
     return name
@@ -231,9 +266,7 @@ def _array_picture(content: bytes, where: str) -> Image.Image:
     """An array ``(H, W)``, ``(H, W, 1)`` or ``(H, W, 3)`` of uint8."""
     stream = io.BytesIO(content)
     try:
-        version = np.lib.format.read_magic(stream)
-        read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-        shape, fortran, dtype = read_header[version](stream)
+        shape, fortran, dtype = npy_header(stream)
     except Exception as error:  # numpy's parser raises what it runs into.
         raise BadSample(f"{where} is not an npy array ({excerpt(error)}). Remove it.") from error
     if dtype != np.uint8 or fortran or len(shape) not in (2, 3) or (len(shape) == 3 and shape[2] not in (1, 3)):
