@@ -41,7 +41,8 @@ class MixtureSource(Section):
 
 class DataConfig(Section):
     path: str | None = Field(
-        default=None, description="packed data set: folder, URL, brace pattern or list file; see docs/data.md"
+        default=None,
+        description="data set: folder, URL, brace pattern, list file, or shards themselves; see docs/data.md",
     )
     mixture: tuple[MixtureSource, ...] = Field(
         default=(), description="several packed data sets instead of `path`: `[{path, weight}, ...]`"

@@ -4,6 +4,7 @@ Every image is decoded twice, as the packer would and as training will: a shard 
 byte. The result of each shard is stored in ``.adopting/`` until all are complete, so a stopped command goes on.
 """
 
+import fcntl
 import hashlib
 import os
 import posixpath
@@ -18,12 +19,15 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from tqdm import tqdm
 
 from fdtrain import files
+from fdtrain.credentials import expand_references
 from fdtrain.data.dataset import FILE, VERSION, DatasetDescription, SampleMembers, Shard, write_description
 from fdtrain.data.decode import Broken, ImageDecoder
 from fdtrain.data.fetch import fetch, is_remote, shown
-from fdtrain.data.location import without_credentials
+from fdtrain.data.location import LIST as LISTED
+from fdtrain.data.location import PackedData, locate, without_credentials
 from fdtrain.data.members import json_field
 from fdtrain.data.sources.picture import Fit, WrongSize, exactly
+from fdtrain.data.sources.shard_lists import shard_lists
 from fdtrain.data.sources.shards import (
     FoundSample,
     Wanted,
@@ -113,6 +117,46 @@ def adopt(
         write_description(folder, description)
         shutil.rmtree(folder / WORK, ignore_errors=True)
     return description
+
+
+def is_shards(path: str) -> bool:
+    """Whether a path names shards of this machine that no ``dataset.json`` beside them describes."""
+    try:
+        path = expand_references(path)
+    except KeyError:
+        return False
+    if is_remote(path) or not path.endswith((".tar", LISTED)):
+        return False
+    beside = posixpath.dirname(path.partition("{")[0])
+    return any(c in path for c in "*?[") or not os.path.exists(posixpath.join(beside, FILE))
+
+
+def scanned(path: str) -> PackedData:
+    """Shards as they are, of which :func:`is_shards` is true. They are checked once: the result is kept in the user's
+    cache, and holds until one of them changes. Of several processes one checks, and the others wait for it.
+
+    Raises:
+        UserError: as :func:`adopt`.
+    """
+    splits = shard_lists([path], [])
+    places = [os.path.realpath(place) for shards in splits.values() for place in shards if not is_remote(place)]
+    if len(places) < sum(map(len, splits.values())):
+        raise UserError(f"data.path: {path} names remote shards without a {FILE}. Make it: fdtrain pack adopt {path}.")
+    known = repr(({split: len(shards) for split, shards in splits.items()}, [(p, _version(p)) for p in places]))
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "fdtrain" / "shards"
+    folder = cache / hashlib.sha256(known.encode(errors="surrogateescape")).hexdigest()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with (cache / f"{folder.name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (folder / FILE).exists():
+                name = Path(places[0]).parent.name or "shards"
+                adopt(splits, folder, name, workers=len(os.sched_getaffinity(0)), bar=True)
+    except OSError as error:
+        raise UserError(
+            f"{cache} cannot be written ({error.strerror}). Set XDG_CACHE_HOME to another folder."
+        ) from error
+    return locate(folder)
 
 
 @contextmanager
@@ -254,12 +298,13 @@ def _check(scans: list[ShardScan], fit: Fit) -> None:
     if wrong:
         lines.append(
             f"{wrong} of {images} images need a crop or a resize to be {fit.size}x{fit.size} as the first one (such as "
-            f"{first['wrong_size'][0]}), and adopting changes no image. Pack them anew: --size PIXELS --output FOLDER."
+            f"{first['wrong_size'][0]}), and adopting changes no image. Pack them anew: fdtrain pack adopt ... "
+            "--size PIXELS --output FOLDER."
         )
     if changed:
         lines.append(
             f"{changed} of {images} images would not be read as the packer packs them (such as {first['changed'][0]}). "
-            f"Pack them anew: --size {fit.size} --output FOLDER."
+            f"Pack them anew: fdtrain pack adopt ... --size {fit.size} --output FOLDER."
         )
     if lines:
         raise UserError(lines)

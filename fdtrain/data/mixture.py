@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from fdtrain.data.adopt import is_shards, scanned
 from fdtrain.data.dataset import DatasetDescription
 from fdtrain.data.lanes import LaneOrder
 from fdtrain.data.location import PackedData, locate
@@ -51,10 +52,12 @@ class DataSets:
 def open_data(paths: Sequence[str | Path], weights: Sequence[float], **options: Any) -> DataSets:
     """Find data sets and join their descriptions; ``options`` are those of :func:`locate`.
 
+    A path may name shards that nothing describes: :func:`fdtrain.data.adopt.scanned`.
+
     Raises:
         UserError: one cannot be found, or their images are not alike.
     """
-    parts = [locate(path, **options) for path in paths]
+    parts = [scanned(str(path)) if is_shards(str(path)) else locate(path, **options) for path in paths]
     descriptions = [part.description for part in parts]
     first = descriptions[0]
     if len(parts) == 1:

@@ -27,6 +27,7 @@ from fdtrain.data.dataset import fingerprint, parse_description, read_descriptio
 from fdtrain.data.lanes import LaneOrder
 from fdtrain.data.loader import Batches, LaneDataset
 from fdtrain.data.location import locate
+from fdtrain.data.mixture import open_data
 from fdtrain.data.pack import pack, pack_digits
 from fdtrain.data.shards import ShardReader
 from fdtrain.data.sources.images import images
@@ -381,6 +382,41 @@ def test_shards_that_would_be_read_in_part(tmp_path, content, complaint):
     (tmp_path / "0.tar").write_bytes(content if content == b"" else whole * content)
     with pytest.raises(UserError, match=complaint):
         adopted(tmp_path / "set", tmp_path / "0.tar")
+
+
+@pytest.mark.parametrize("path", ["{0..1}.tar", "*.tar", "list.txt"])
+def test_a_path_may_name_the_shards_themselves(tmp_path, monkeypatch, path, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "in").mkdir()
+    tars = [shard(tmp_path / "in" / f"{i}.tar", range(4 * i, 4 * i + 4)) for i in range(2)]
+    (tmp_path / "in" / "list.txt").write_text("0.tar\n1.tar\n")
+    named = str(tmp_path / "in" / path)
+    assert same(named, "train", *tars) == [n % 3 for n in range(8)]
+    assert "checking" in capsys.readouterr().err
+    assert sorted(os.listdir(tmp_path / "in")) == ["0.tar", "1.tar", "list.txt"]
+    # The index is kept, while nothing changes.
+    assert same(named, "train", *tars) == [n % 3 for n in range(8)]
+    assert "checking" not in capsys.readouterr().err
+    shard(tars[1], range(9, 12))
+    os.utime(tars[1], (1, 1))
+    assert same(named, "train", *tars) == [0, 1, 2, 0, 0, 1, 2]
+    adopted(tmp_path / "in", *tars, name="described")
+    assert open_data([named], [1.0]).description.name == ("in" if path == "*.tar" else "described")
+
+
+def test_paths_of_shards_that_cannot_be_read(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with pytest.raises(UserError, match=r"no file .*none\.tar\. Correct the path"):
+        open_data([tmp_path / "none.tar"], [1.0])
+    (tmp_path / "0.tar").write_bytes(b"x" * 2048)
+    with pytest.raises(UserError, match=r"0\.tar cannot be read as a tar file"):
+        open_data([tmp_path / "*.tar"], [1.0])
+    (tmp_path / "list.txt").write_text("http://127.0.0.1:9/0.tar\n")
+    with pytest.raises(UserError, match="names remote shards without a dataset"):
+        open_data([tmp_path / "list.txt"], [1.0])
+    (tmp_path / "pipes.txt").write_text("pipe:touch executed; cat 0.tar\n")
+    with pytest.raises(UserError, match="pipe"):
+        open_data([tmp_path / "pipes.txt"], [1.0])
 
 
 def test_a_list_with_a_byte_order_mark(tmp_path):
