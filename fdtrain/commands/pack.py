@@ -146,7 +146,7 @@ def _add_tables(add) -> None:
         "a data set of the Hugging Face hub, or a folder of parquet or of save_to_disk",
         aliases=("parquet", "arrow"),
     )
-    source.add_argument("input", help="the folder, or the data set's name (USER/NAME)")
+    source.add_argument("input", help="the folder or parquet file, or the data set's name (USER/NAME)")
     source.add_argument("--online", action="store_true", help="fetch it from the hub, if it was not fetched before")
     source.add_argument("--image-column", metavar="NAME", help="default: the only one that holds images")
     source.add_argument(

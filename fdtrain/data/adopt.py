@@ -51,6 +51,8 @@ REPORTED = 20
 """Bad images that are reported one by one."""
 MANY = 1000
 """Bad images of a shard after which it is abandoned."""
+WORTH_BYTES = 1 << 25
+"""Of shards that are worth a process."""
 FETCH_SECONDS, MAX_BYTES = 600.0, 1 << 40
 """For one remote shard."""
 
@@ -151,7 +153,9 @@ def scanned(path: str) -> PackedData:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not (folder / FILE).exists():
                 name = Path(places[0]).parent.name or "shards"
-                adopt(splits, folder, name, workers=len(os.sched_getaffinity(0)), bar=True)
+                # Another process is worth its start from some tens of megabytes on.
+                worth = 1 + sum(Path(place).stat().st_size for place in places) // WORTH_BYTES
+                adopt(splits, folder, name, workers=min(len(os.sched_getaffinity(0)), worth), bar=True)
     except OSError as error:
         raise UserError(
             f"{cache} cannot be written ({error.strerror}). Set XDG_CACHE_HOME to another folder."

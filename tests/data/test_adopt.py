@@ -370,17 +370,9 @@ def test_samples_are_those_of_webdataset(tmp_path):
     assert found[-1][0] == "d.e/7"
 
 
-@pytest.mark.parametrize(
-    ("content", "complaint"),
-    [
-        (b"", "is empty .0 bytes.. Fetch or make it again"),
-        (2, "goes on after its end at byte [0-9]+: several archives"),
-    ],
-)
-def test_shards_that_would_be_read_in_part(tmp_path, content, complaint):
-    whole = shard(tmp_path / "0.tar", range(3)).read_bytes()
-    (tmp_path / "0.tar").write_bytes(content if content == b"" else whole * content)
-    with pytest.raises(UserError, match=complaint):
+def test_several_archives_in_one_file(tmp_path):
+    (tmp_path / "0.tar").write_bytes(2 * shard(tmp_path / "1.tar", range(3)).read_bytes())
+    with pytest.raises(UserError, match=r"goes on after its end at byte .*: several archives in one file"):
         adopted(tmp_path / "set", tmp_path / "0.tar")
 
 
@@ -614,7 +606,7 @@ def test_a_compressed_shard(tmp_path, mode, name):
 @pytest.mark.parametrize(
     ("damage", "complaint"),
     [
-        (lambda data: b"", "cannot be read as a tar"),
+        (lambda data: b"", "is empty .0 bytes.. Fetch or make it again"),
         (lambda data: b"x" * 4000, "no tar header"),
         (lambda data: data[:1500], "cut short"),
     ],

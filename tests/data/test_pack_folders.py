@@ -163,6 +163,24 @@ def test_fifos_do_not_hang(tmp_path, source, place):
     assert "neither a file nor a folder" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("a.parquet", r"a\.parquet are not read here: fdtrain pack hub FOLDER reads them"),
+        ("train-images-idx3-ubyte.gz", "fdtrain pack idx FOLDER"),
+        ("x/data.mdb", r"data\.mdb are not read here: write its images into a folder"),
+        ("x/train_32x32.mat", "numpy.savez"),
+        ("a.tif", "convert them to PNG"),
+    ],
+)
+def test_what_else_reads_other_files(tmp_path, name, message):
+    image_folder(tmp_path / "in", {name: b"x"})
+    for place in (tmp_path / "in", tmp_path / "in" / name):
+        with pytest.raises(UserError, match=message) as caught:
+            image_source(place)
+        assert "fetch it again" not in str(caught.value)
+
+
 def test_a_zip_of_windows_with_backslashes(tmp_path):
     with zipfile.ZipFile(tmp_path / "in.zip", "w") as archive:
         for name, data in (("in\\", b""), ("in\\cat\\a.png", FILES[0]), ("in\\dog\\b.png", FILES[1])):

@@ -98,8 +98,8 @@ def test_an_interrupted_pack_goes_on_from_any_row(tmp_path):
     assert again.identity() == part.identity()
 
 
-def test_the_old_names_of_the_command(tmp_path, capsys):
-    written(tmp_path / "in" / "train.parquet", rows(range(4)))
+def test_one_file_by_the_old_name_of_the_command(tmp_path):
+    written(tmp_path / "in", rows(range(4)))
     assert main(["pack", "parquet", str(tmp_path / "in"), str(tmp_path / "out"), "--no-config", "--workers", "1"]) in (
         0,
         None,

@@ -103,7 +103,7 @@ MISTAKES = {
     "labels of another count": (replaced(LABELS, header(3) + bytes(3)), "3 labels for the 4 images"),
     "images that are not square": (replaced(IMAGES, header(4, 4, 9) + bytes(4 * 36)), "only square"),
     "no labels": (lambda folder: (folder / LABELS).unlink(), "lacks the labels"),
-    "both forms of a file": (replaced(IMAGES + ".gz", b""), "holds both"),
+    "both forms of a file": (replaced(IMAGES + ".gz", b""), "begins with nothing"),
     "no file": (lambda folder: [path.unlink() for path in folder.iterdir()], "no IDX files"),
     "no folder": (
         lambda folder: [path.unlink() for path in folder.iterdir()] and folder.rmdir(),
@@ -136,6 +136,18 @@ def test_a_gzipped_file_of_another_length_than_its_header(folder, tmp_path, zipp
     (folder / f"{IMAGES}.gz").write_bytes(zipped)
     with pytest.raises(UserError, match=message):
         pack(idx(folder, "x"), tmp_path / "out")
+
+
+@pytest.mark.parametrize("place", ["", "raw"])
+def test_torchvisions_folder_with_both_forms(tmp_path, place):
+    pictures, labels = random_images(4, 6, 1)[..., 0], [0, 1, 2, 1]
+    (tmp_path / "in" / "raw").mkdir(parents=True)
+    for zipped in (False, True):
+        write(tmp_path / "in" / "raw", "train", pictures, labels, zipped=zipped)
+    pack(idx(tmp_path / "in" / place, "x"), tmp_path / "out")
+    found, found_labels = Split(tmp_path / "out", "train").batch(range(4))
+    np.testing.assert_array_equal(found[:, 0].numpy(), pictures)
+    assert found_labels.tolist() == labels
 
 
 def test_too_few_class_names(folder):

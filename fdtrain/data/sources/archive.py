@@ -8,7 +8,7 @@ import tarfile
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -28,6 +28,27 @@ MAX_LINKS = 16
 
 BROKEN = (OSError, EOFError, ValueError, RuntimeError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, tarfile.TarError)
 """The errors that the standard library's readers raise on damaged archives."""
+
+
+OTHERS = {
+    (".parquet", ".arrow"): "fdtrain pack hub FOLDER reads them",
+    (".npz", ".npy"): "fdtrain pack arrays FILE reads them",
+    ("-ubyte", "-ubyte.gz"): "fdtrain pack idx FOLDER reads them",
+    (".mat", ".bin", ".tfrecord", ".tfrecords"): "save their images as numpy.savez does, for fdtrain pack arrays",
+    (".mdb",): "write its images into a folder, as LSUN's own data.py export does",
+    (".tif", ".tiff", ".gif", ".avif", ".heic", ".jp2", ".jxl"): "convert them to PNG",
+    (".7z", ".rar", ".gz", ".bz2", ".xz", ".zst"): "unpack it first",
+}
+"""What to do with files that are no images, by the ends of their names."""
+
+
+def advice(names: Iterable[str]) -> str:
+    """A sentence on the first of these files for which there is one, with a space before it."""
+    for name in names:
+        for ends, what in OTHERS.items():
+            if name.lower().endswith(ends):
+                return f" Files such as {posixpath.basename(name)} are not read here: {what}."
+    return ""
 
 
 class Member(NamedTuple):
@@ -69,9 +90,8 @@ def members(path: Path) -> list[Member]:
             files = _tar(path)
     except BROKEN as error:
         reason = str(error).partition("\n")[0].rstrip(":")
-        raise UserError(
-            f"{path} cannot be read as a folder, zip or tar ({reason}). It may be cut short: fetch it again."
-        ) from error
+        what = advice([path.name]) or " It may be cut short: fetch it again."
+        raise UserError(f"{path} cannot be read as a folder, zip or tar ({reason}).{what}") from error
     for name, count in Counter(member.name for member in files).items():
         if count > 1:
             raise UserError(f"{path} holds '{name}' {count} times. Pack it anew with one file of each name.")

@@ -37,7 +37,7 @@ def hub(place: str, name: str, choice: Choice, share: int, online: bool = False)
     """Every split of a data set, rows in their order.
 
     Args:
-        place: a folder (of files as the hub has them, or of ``save_to_disk``), or the name of a data set of the hub.
+        place: a folder (of files as the hub has them, or of ``save_to_disk``), a parquet file, or a name on the hub.
         name: of the packed data set.
         share: about the number of images of a part.
         online: fetch from the hub what the library's cache lacks.
@@ -60,7 +60,8 @@ def hub(place: str, name: str, choice: Choice, share: int, online: bool = False)
         if ours in splits:
             raise UserError(f"{place} has split '{ours}' twice, under two names. Remove one.")
         splits[ours] = rows
-    return row_source(splits, name, folder.resolve().name if folder else place, choice, share, paths)
+    source = os.path.basename(os.path.abspath(place)) if os.path.exists(place) else place
+    return row_source(splits, name, source, choice, share, paths)
 
 
 def _import_library() -> None:
@@ -110,7 +111,7 @@ def guarded(place: str, online: bool) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        if not os.path.isdir(place) and not online:
+        if not os.path.exists(place) and not online:
             raise UserError(
                 f"there is no folder {place}, and no data set of this name that was fetched before "
                 f"({excerpt(error)}). Correct it, or add --online to fetch it from the Hugging Face hub."
@@ -135,7 +136,10 @@ def _loaded(place: str, configuration: str | None, folder: Path | None) -> "tupl
     """The splits, and whether their images are files of their own, which the library itself has found."""
     import datasets
 
-    builder = datasets.load_dataset_builder(place, configuration)
+    if os.path.isfile(place):
+        builder = datasets.load_dataset_builder("parquet", data_files={"train": os.path.abspath(place)})
+    else:
+        builder = datasets.load_dataset_builder(place, configuration)
     reader = type(builder).__module__.rpartition(".")[2]
     if reader not in READERS:
         raise UserError(f"{place} is in files that datasets reads by '{reader}', which hold no images. Correct it.")
@@ -148,7 +152,7 @@ def _loaded(place: str, configuration: str | None, folder: Path | None) -> "tupl
     if reader != "imagefolder":
         for split, found in files.items():
             _check_complete(place, split, found)
-    if reader == "parquet" and folder is not None:
+    if reader == "parquet" and os.path.exists(place):
         _check_parquet([file for found in files.values() for file in found])
     builder.download_and_prepare()
     return builder.as_dataset(), reader == "imagefolder"

@@ -102,6 +102,9 @@ def _files(folder: Path, subset: str | None) -> dict[str, tuple[Path, Path]]:
     except OSError as error:
         raise UserError(f"cannot read the folder {folder} ({error.strerror}).") from error
     matches = [match for name in names if (match := NAME.fullmatch(name))]
+    if not matches and (folder / "raw").is_dir():
+        # As torchvision stores them.
+        return _files(folder / "raw", subset)
     if not matches:
         raise UserError(f"{folder} holds no IDX files named as published, such as train-images-idx3-ubyte.gz.")
     subsets = sorted({match["subset"] or "" for match in matches})
@@ -116,7 +119,7 @@ def _files(folder: Path, subset: str | None) -> dict[str, tuple[Path, Path]]:
     for match in matches:
         if (match["subset"] or "") == chosen:
             split = files.setdefault("train" if match["split"] == "train" else "test", {})
-            if match["what"] in split:
+            if match["what"] in split and match[0] != f"{split[match['what']].name}.gz":
                 raise UserError(f"{folder} holds both {split[match['what']].name} and {match[0]}. Remove one.")
             split[match["what"]] = folder / match[0]
     for split, parts in files.items():

@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from fdtrain.data.sources import labels
-from fdtrain.data.sources.archive import Member, members, read
+from fdtrain.data.sources.archive import Member, advice, members, read
 from fdtrain.data.sources.picture import Colour, fit_like_first, image_parts, is_image
 from fdtrain.data.sources.preparation import method, survey
 from fdtrain.data.sources.source import SPLIT_NAMES, Source, numbered
@@ -86,7 +86,8 @@ def _list(path: Path, classes: set[str] | None = None) -> tuple[dict[str, _Listi
     files = members(path)
     pictures = sorted((member for member in files if is_image(member)), key=lambda member: member.name)
     if not pictures:
-        raise UserError(f"{path} holds no images. Give a folder, zip or tar of PNG, JPEG, WebP or BMP files.")
+        what = advice([path.name, *(file.name for file in files)])
+        raise UserError(f"{path} holds no images. Give a folder, zip or tar of PNG, JPEG, WebP or BMP files.{what}")
     wrapper = _wrapper(pictures)
     written = labels.written(pictures, files, wrapper)
     listings: dict[str, _Listing] = {}

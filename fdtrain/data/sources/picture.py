@@ -14,7 +14,7 @@ from fdtrain.data.sources.source import BadSample, Sample, even
 from fdtrain.errors import UserError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp")
 
 CHANNELS = (1, 3)
 GREY = ("1", "L", "LA")
