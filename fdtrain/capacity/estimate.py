@@ -9,10 +9,10 @@ import torch
 from fdtrain.capacity.cost import Flops, activations
 from fdtrain.capacity.interconnect import Interconnect, StepTime, step
 from fdtrain.capacity.layout import run_layout, zero_stage
-from fdtrain.config import Config
+from fdtrain.config import Config, TrainingConfig
 from fdtrain.data.dataset import FILE, VERSION, DatasetDescription, read_description
 from fdtrain.errors import UserError
-from fdtrain.networks.model import Model, ModelSpec, parameter_count
+from fdtrain.networks.model import Model, ModelSpec, inner_matrices, parameter_count
 
 
 @dataclass(frozen=True)
@@ -102,17 +102,19 @@ class StateMemory:
         return self.weights + self.gradients + self.optimiser + self.average
 
 
-def state_memory(parameters: int, zero_stage: int, gpus: int, averages: int = 1) -> StateMemory:
+def state_memory(parameters: int, zero_stage: int, gpus: int, averages: int = 1, muons: int = 0) -> StateMemory:
     """Memory of float32 weights, gradients, Adam's two moments and the averages (Rajbhandari et al. 2020).
 
+    Of the parameters that Muon steps, ``muons`` of them, there is one moment.
     The averages are always shared among the ranks, the optimiser's state from stage 1, gradients from 2, weights
     at 3. From stage 1 on DeepSpeed has a second copy of the weights that a rank updates.
     """
     whole, share = 4 * parameters, -(-4 * parameters // gpus)
+    one_moment = 4 * muons
     return StateMemory(
         weights=share if zero_stage == 3 else whole,
         gradients=share if zero_stage >= 2 else whole,
-        optimiser=3 * share if zero_stage else 2 * whole,
+        optimiser=3 * share - one_moment // gpus if zero_stage else 2 * whole - one_moment,
         average=averages * share,
     )
 
@@ -187,7 +189,7 @@ def summary(config: Config, spec: ModelSpec, total: Work) -> str:
     """The two lines that the comments of configs/ carry."""
     saved = activations(spec, config.training.precision, config.network.checkpointing)
     stage, averages = zero_stage(config.training, total.gpus), 1 + len(config.ema.lengths)
-    state = state_memory(parameters(spec), stage, total.gpus, averages)
+    state = state_memory(parameters(spec), stage, total.gpus, averages, muons(config.training, spec))
     memory = state.total + saved.bytes(pass_images(config, total.gpus))
     return (
         f"# Global batch {config.training.global_batch}, {total.images / 1e6:.0f} M images seen. "
@@ -201,3 +203,11 @@ def parameters(spec: ModelSpec) -> int:
     """Counted without allocating them."""
     with torch.device("meta"):
         return parameter_count(Model(spec))
+
+
+def muons(training: TrainingConfig, spec: ModelSpec) -> int:
+    """Of them, how many Muon steps."""
+    if training.optimizer != "muon":
+        return 0
+    with torch.device("meta"):
+        return sum(p.numel() for p in inner_matrices(Model(spec)).values())

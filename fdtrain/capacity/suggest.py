@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from fdtrain.capacity.cost import Activations, activations, flops
-from fdtrain.capacity.estimate import parameters, state_memory
+from fdtrain.capacity.estimate import muons, parameters, state_memory
 from fdtrain.capacity.layout import zero_stage
 from fdtrain.capacity.spec import model_spec
 from fdtrain.config import Config
@@ -144,7 +144,8 @@ class _Trial:
         self.spec = model_spec(self.config, description)
         self.parameters = parameters(self.spec)
         stage = zero_stage(self.config.training, machine.count)
-        self.state = state_memory(self.parameters, stage, machine.count).total
+        by_muon = muons(self.config.training, self.spec)
+        self.state = state_memory(self.parameters, stage, machine.count, muons=by_muon).total
         self.checkpointing = self.config.network.checkpointing
         self.operations = flops(self.spec).training(self.checkpointing)
         self.bound = max(machine.rates.values()) / self.operations

@@ -15,6 +15,7 @@ from fdtrain.capacity.estimate import (
     DATASETS,
     KnownDataset,
     Work,
+    muons,
     packed,
     parameters,
     pass_images,
@@ -119,7 +120,7 @@ def _memory(config: Config, spec: ModelSpec, gpus: int) -> list[str]:
         "  ZeRO  weights  gradients  optimiser  average  activations   total",
     ]
     for stage in range(4):
-        state = state_memory(parameters(spec), stage, gpus, averages=1 + len(config.ema.lengths))
+        state = state_memory(parameters(spec), stage, gpus, 1 + len(config.ema.lengths), muons(training, spec))
         batch = memory.bytes(images)
         parts = (state.weights, state.gradients, state.optimiser, state.average, batch, state.total + batch)
         row = "".join(f"{part / GIB:{width}.2f}" for part, width in zip(parts, (9, 11, 11, 9, 13, 8)))

@@ -176,5 +176,12 @@ def load_weights(spec: ModelSpec, path: Path) -> Model:
     return model
 
 
+def inner_matrices(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The weights of two or more dimensions of a network's inside, which Muon steps: not its first and its last layer,
+    and not the embedding of labels, whose rows are no directions of one space."""
+    ends = ("network.input.", "network.output.", "network.embed_label.")
+    return {name: p for name, p in model.named_parameters() if p.dim() >= 2 and not name.startswith(ends)}
+
+
 def parameter_count(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())

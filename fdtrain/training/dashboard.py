@@ -42,7 +42,18 @@ LAYOUT = {
 SETTINGS = {
     "network": ("name", "class_conditional", "dropout"),
     "diffusion": ("predictor", "interval", "time_density", "time_sampling", "weighting", "decoder"),
-    "training": ("lr", "global_batch", "steps", "warmup_steps", "decay", "weight_decay", "grad_clip", "precision"),
+    "training": (
+        "optimizer",
+        "lr",
+        "muon_lr",
+        "global_batch",
+        "steps",
+        "warmup_steps",
+        "decay",
+        "weight_decay",
+        "grad_clip",
+        "precision",
+    ),
     "ema": ("decay",),
 }
 """The keys of the configuration that are hyperparameters, by section. Those of every network alone: TensorBoard takes

@@ -10,18 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fdtrain import distributed
 from fdtrain.capacity.interconnect import REDUCE_TO_OWNERS
 from fdtrain.capacity.layout import RunLayout
 from fdtrain.checkpoint.fragments import FIRST_MOMENT, MOMENTUM, SECOND_MOMENT, WEIGHT, Fragment, FragmentReader
 from fdtrain.checkpoint.store import Counters
 from fdtrain.config import TrainingConfig
 from fdtrain.diffusion.predictors import Field
-from fdtrain.errors import UserError
-from fdtrain.networks.model import Model
+from fdtrain.networks.model import Model, inner_matrices
 from fdtrain.training.grad_guard import GradGuard
 from fdtrain.training.hardware import DTYPES, memory_format
-from fdtrain.training.muon import Muon, is_inner_matrix
-from fdtrain.training.zero import SteppedRange, load_module, stepped_ranges
+from fdtrain.training.matrix_exchange import Held, MatrixExchange
+from fdtrain.training.muon import Muon
+from fdtrain.training.zero import SteppedRange, load_module, owners, stepped_ranges
 
 # Said before the import, which otherwise warns on every rank of a machine without an accelerator.
 if not torch.cuda.is_available():
@@ -29,12 +30,14 @@ if not torch.cuda.is_available():
 
 import deepspeed
 from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
+from deepspeed.runtime.zero.utils import ZERO_SUPPORTED_OPTIMIZERS
 
 deepspeed.utils.logger.setLevel(logging.WARNING)
 # DeepSpeed still calls functions that torch is about to rename.
 warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
 # A C++ extension that DeepSpeed would compile at start-up, for inference alone.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+ZERO_SUPPORTED_OPTIMIZERS.append(Muon)
 
 
 class Engine:
@@ -55,11 +58,9 @@ class Engine:
         self.device = next(model.parameters()).device
         self.memory_format = memory_format(self.device, training.precision)
         self.guard = GradGuard(training.skip_grad_norm_ratio, self.device)
-        self.matrices = {
-            name for name, p in model.named_parameters() if training.optimizer == "muon" and is_inner_matrix(name, p)
-        }
+        self.matrices = set(inner_matrices(model)) if training.optimizer == "muon" else set()
         """The parameters that Muon steps."""
-        self.optimizer = _optimizer(model, self.matrices, training, self.stage)
+        self.optimizer = _optimizer(model, self.matrices, training)
         self.optimizer.register_step_pre_hook(self._judge)
         _limit_waiting(training.collective_timeout_s)
         settings = _settings(training, layout)
@@ -73,6 +74,9 @@ class Engine:
         self.stepped = list(stepped_ranges(self.engine.optimizer, model, self.stage))
         # At stage 0 every rank steps everything, but saves no more than its share of it.
         self.saved = self.stepped if self.stage else [found for r in self.stepped if (found := r.share()).count]
+        self.owners = owners(self.engine.optimizer, model, self.stage)
+        if isinstance(self.optimizer, Muon):
+            self.optimizer.exchanges = self._exchanges()
         self._start_moments()
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
@@ -112,9 +116,9 @@ class Engine:
         """Before the optimiser's step: see that a refused one changes nothing. ZeRO leaves a gradient that is not
         finite out by itself, and comes here with a finite one."""
         norm = self.engine.optimizer._global_grad_norm if self.stage else self.norm
-        owners = self.optimizer.param_groups[0]["params"]
+        refused = self.guard.refuses(norm).to(self.owners[0].device)
         # The kernels leave everything as it is where this is 1, without a word to the host.
-        setattr(self.optimizer, "found_inf", self.guard.refuses(norm).to(owners[0].device))  # noqa: B010 (no attribute of its type)
+        setattr(self.optimizer, "found_inf", refused)  # noqa: B010 (no attribute of its type)
 
     def _scale_with_clipping(self) -> None:
         """At fp16 ZeRO clips and judges the gradient before torch's scaler divides by the loss scale, and never
@@ -135,10 +139,22 @@ class Engine:
     def _start_moments(self) -> None:
         """The optimiser's state from the start, so that saving and loading need no first step."""
         for r in {id(r.owner): r for r in self.stepped}.values():
-            self.optimizer.state[r.owner] = {
-                "step": torch.zeros((), device=r.owner.device),
-                **{moment: torch.zeros_like(r.owner, requires_grad=False) for moment in self._moments(r)},
-            }
+            state = {moment: torch.zeros_like(r.owner, requires_grad=False) for moment in self._moments(r)}
+            if FIRST_MOMENT in state:
+                state["step"] = torch.zeros((), device=r.owner.device)
+            self.optimizer.state[r.owner] = state
+
+    def _exchanges(self) -> dict[Tensor, MatrixExchange]:
+        """Of every owner, each of which is stepped by all ranks at once."""
+        mine = [[r for r in self.stepped if r.owner is owner] for owner in self.owners]
+        held = [[Held(r.parameter, r.start, r.count) for r in of_owner] for of_owner in mine]
+        # At stage 0 every rank has, and steps, everything.
+        of_ranks = distributed.of_all(held) if self.stage else [held]
+        most = self.training.bucket_mib * 2**20 // 4
+        return {
+            owner: MatrixExchange(mine[i], [of_rank[i] for of_rank in of_ranks], self.shapes, most, self.device)
+            for i, owner in enumerate(self.owners)
+        }
 
     def _moments(self, r: SteppedRange) -> tuple[str, ...]:
         return (MOMENTUM,) if r.parameter in self.matrices else (FIRST_MOMENT, SECOND_MOMENT)
@@ -160,7 +176,7 @@ class Engine:
 
     def counters(self) -> Counters:
         """What the state has beside tensors."""
-        updates = {float(self.optimizer.state[r.owner]["step"]) for r in self.stepped}
+        updates = [float(step) for step in self.updates]
         return Counters(max(updates, default=0.0), self._loss_scale(), self.guard.state())
 
     def load(self, parts: FragmentReader, counters: Counters) -> None:
@@ -173,10 +189,16 @@ class Engine:
                 state = self.optimizer.state[r.owner]
                 for kind, flat in ((WEIGHT, r.owner.data), *((moment, state[moment]) for moment in self._moments(r))):
                     r.of(flat).copy_(parts.read(kind, r.parameter, r.start, r.count))
-                state["step"].fill_(counters.updates)
+            for step in self.updates:
+                step.fill_(counters.updates)
             load_module(self.engine.optimizer, self.model, self.stage, self.stepped, parts)
         self._set_loss_scale(counters.loss_scale)
         self.guard.load(counters.guard)
+
+    @property
+    def updates(self) -> list[Tensor]:
+        """Adam's counts of them, one for each tensor that it steps."""
+        return [state["step"] for state in self.optimizer.state.values() if "step" in state]
 
     def _loss_scale(self) -> dict[str, Any]:
         """Of the scaler there is, empty at fp32 and bf16."""
@@ -202,12 +224,10 @@ class Engine:
             scaler.load_state_dict({**scaler.state_dict(), "scale": saved["scale"], "_growth_tracker": saved["since"]})
 
 
-def _optimizer(model: Model, matrices: set[str], training: TrainingConfig, stage: int) -> torch.optim.AdamW:
+def _optimizer(model: Model, matrices: set[str], training: TrainingConfig) -> torch.optim.AdamW:
     adamw = {"betas": training.betas, "eps": training.eps, "weight_decay": training.weight_decay}
     if not matrices:
         return torch.optim.AdamW(model.parameters(), lr=training.lr, fused=True, **adamw)
-    if stage:
-        raise UserError("training.optimizer: muon needs training.zero_stage 0 so far.")
     parts: dict[bool, list[Tensor]] = {True: [], False: []}
     for name, p in model.named_parameters():
         parts[name in matrices].append(p)
@@ -245,7 +265,6 @@ def _settings(training: TrainingConfig, layout: RunLayout) -> dict[str, Any]:
         "zero_optimization": zero,
         # torch's fused AdamW runs on the CPU too, without a compiler on the user's machine.
         "zero_force_ds_cpu_optimizer": False,
-        "zero_allow_untested_optimizer": True,
         # Without ZeRO DeepSpeed clips but keeps the norm to itself: then step() clips.
         "gradient_clipping": training.grad_clip if stage else 0.0,
         "steps_per_print": 2**63 - 1,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fdtrain.checkpoint.fragments import MOMENTUM
+from fdtrain.training.matrix_exchange import MatrixExchange
 
 BETA = 0.95
 """Of the momentum."""
@@ -19,18 +20,13 @@ QUINTIC, ITERATIONS = (3.4445, -4.7750, 2.0315), 5
 come between 0.68 and 1.14."""
 
 
-def is_inner_matrix(name: str, parameter: Tensor) -> bool:
-    """Whether Muon steps a model's parameter: matrices and convolutions, but not the network's first and last layers
-    nor the embedding of labels, whose rows are no directions of one space."""
-    return parameter.dim() >= 2 and not name.startswith(("network.input.", "network.output.", "network.embed_label."))
-
-
-def orthogonal(matrix: Tensor) -> Tensor:
-    """About the nearest orthogonal matrix, ``U V^T`` of ``matrix = U S V^T``, by Newton-Schulz's iteration in the
-    matrix's own precision."""
+def orthogonal(matrix: Tensor, dtype: torch.dtype) -> Tensor:
+    """About the nearest orthogonal matrix, ``U V^T`` of ``matrix = U S V^T``, by Newton-Schulz's iteration in
+    ``dtype``."""
     a, b, c = QUINTIC
     x = matrix if matrix.size(0) <= matrix.size(1) else matrix.T
-    x = x / x.norm().clamp(min=1e-7)
+    # Before the range of numbers narrows.
+    x = (x / x.norm().clamp(min=1e-7)).to(dtype)
     for _ in range(ITERATIONS):
         gram = x @ x.T
         x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
@@ -50,6 +46,8 @@ class Muon(torch.optim.AdamW):
     """
 
     found_inf: Tensor
+    exchanges: dict[Tensor, MatrixExchange]
+    """By which the matrices in a tensor that this steps come together; to be set before the first step."""
 
     def __init__(
         self,
@@ -78,9 +76,14 @@ class Muon(torch.optim.AdamW):
         # 1, or 0 in a step that is skipped: then nothing below has an effect.
         passed = 1 - self.found_inf
         for p in group["params"]:
-            gradient = torch.where(passed > 0, p.grad, 0.0)
-            momentum = self.state[p][MOMENTUM].lerp_(gradient, (1 - BETA) * passed)
-            update = orthogonal(gradient.lerp(momentum, BETA).flatten(1).to(self.dtype))
-            scale = math.sqrt(max(1.0, update.size(0) / update.size(1)))
+            gradient, state = torch.where(passed > 0, p.grad, 0.0), self.state[p]
+            if not state:
+                state[MOMENTUM] = torch.zeros_like(p)
+            momentum = state[MOMENTUM].lerp_(gradient, (1 - BETA) * passed)
+            update = gradient.lerp(momentum, BETA).flatten()
+            self.exchanges[p].apply(self._scaled, update)
             p.mul_(1 - group["lr"] * group["weight_decay"] * passed)
-            p.addcmul_(update.view_as(p), passed, value=-group["lr"] * scale)
+            p.addcmul_(update.view_as(p), passed, value=-group["lr"])
+
+    def _scaled(self, matrix: Tensor) -> Tensor:
+        return orthogonal(matrix, self.dtype) * math.sqrt(max(1.0, matrix.size(0) / matrix.size(1)))

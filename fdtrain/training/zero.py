@@ -35,6 +35,13 @@ class SteppedRange:
         return replace(self, start=self.start + mine.start, offset=self.offset + mine.start, count=len(mine))
 
 
+def owners(zero: Any, model: Model, stage: int) -> list[Tensor]:
+    """All tensors that the optimiser has, in the same order on every rank."""
+    if stage == 0:
+        return list(model.parameters())
+    return zero.fp32_partitioned_groups_flat if stage == 3 else zero.single_partition_of_fp32_groups
+
+
 def stepped_ranges(zero: Any, model: Model, stage: int) -> Iterator[SteppedRange]:
     """What this rank steps: everything at stage 0, else a part that no other rank does.
 

@@ -31,6 +31,8 @@ def test_state_of_a_rank_of_four(stage, weights, gradients, optimiser, average):
     )
     assert memory.total == weights + gradients + optimiser + average
     assert state_memory(PARAMETERS, stage, 4, averages=3).total == memory.total + 2 * average
+    spared = memory.total - state_memory(PARAMETERS, stage, 4, muons=800).total
+    assert spared == (800 if stage else 3200)
 
 
 def test_time_of_a_run():

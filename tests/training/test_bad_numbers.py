@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from test_bad_input import error_of
 
 from fdtrain.checkpoint import soundness, store
-from fdtrain.checkpoint.fragments import WEIGHT
+from fdtrain.checkpoint.fragments import FIRST_MOMENT, MOMENTUM, SECOND_MOMENT, WEIGHT
 
 
 def skipped(launch, name="small") -> dict[int, float]:
@@ -24,23 +24,26 @@ def counters(launch, step: int) -> dict:
 
 
 @pytest.mark.parametrize(
-    ("processes", "stage", "precision", "fault"),
+    ("processes", "stage", "precision", "fault", "optimizer"),
     [
-        (0, 0, "fp32", "loss"),
-        (0, 0, "fp16", "gradient"),
-        (0, 1, "bf16", "gradient"),
-        (0, 2, "fp16", "loss"),
-        (0, 3, "fp32", "gradient"),
-        (2, 0, "fp32", "gradient"),
-        (2, 3, "fp32", "loss"),
+        (0, 0, "fp32", "loss", "adamw"),
+        (0, 0, "fp16", "gradient", "muon"),
+        (0, 1, "bf16", "gradient", "adamw"),
+        (0, 2, "fp16", "loss", "muon"),
+        (0, 3, "fp32", "gradient", "adamw"),
+        (2, 0, "fp32", "gradient", "muon"),
+        (2, 3, "fp32", "loss", "muon"),
     ],
 )
-def test_a_bad_step_is_left_out_on_all_ranks(launch, processes, stage, precision, fault):
-    """Met by the last rank alone; the weights stay as they are in that step, and the run goes on."""
+def test_a_bad_step_is_left_out_on_all_ranks(launch, processes, stage, precision, fault, optimizer):
+    """Met by the last rank alone; weights and moments stay as they are in that step, and the run goes on."""
     faults = {fault: {"steps": [3], "rank": max(0, processes - 1)}}
-    settings = [f"training.zero_stage={stage}", f"training.precision={precision}", "checkpoint.every=1"]
-    launch(*settings, "checkpoint.keep_last=9", processes=processes, faults=faults)
-    before, after, later = (tensors(launch.checkpoint(step), WEIGHT) for step in (3, 4, 5))
+    settings = [f"training.zero_stage={stage}", f"training.precision={precision}", f"training.optimizer={optimizer}"]
+    launch(*settings, "checkpoint.every=1", "checkpoint.keep_last=9", processes=processes, faults=faults)
+    kinds = (WEIGHT, FIRST_MOMENT, SECOND_MOMENT, MOMENTUM)
+    before, after, later = (tensors(launch.checkpoint(step), *kinds) for step in (3, 4, 5))
+    assert before.keys() == after.keys()
+    assert any(MOMENTUM in key for key in before) == (optimizer == "muon")
     assert all(before[key].equal(after[key]) for key in before)
     assert any(not after[key].equal(later[key]) for key in before)
     left_out = skipped(launch)
@@ -88,9 +91,9 @@ def test_a_gradient_far_larger_than_usual_is_left_out(launch):
     """The limit is a multiple of the running mean after fifty steps: here of ordinary noise."""
     settings = ["training.skip_grad_norm_ratio=1.2", "training.steps=70", "training.lr=1e-9", "training.max_skips=100"]
     found = []
-    for stage in (0, 1):
-        name = f"stage{stage}"
-        launch(*settings, f"name={name}", f"training.zero_stage={stage}", processes=0)
+    for stage, name in enumerate(("adamw", "muon")):
+        optimizer = [f"training.optimizer={name}", "training.muon_lr=1e-9"]
+        launch(*settings, *optimizer, f"name={name}", f"training.zero_stage={stage}", processes=0)
         found.append(skipped(launch, name))
         state = json.loads((launch.checkpoint(70, name) / "state.json").read_text())
         assert state["counters"]["updates"] == 70 - sum(found[-1].values())

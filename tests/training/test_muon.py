@@ -12,9 +12,10 @@ from models import DIGITS
 from test_bad_input import error_of
 
 from fdtrain.checkpoint import store
-from fdtrain.checkpoint.fragments import MOMENTUM
-from fdtrain.networks.model import Model
-from fdtrain.training.muon import Muon, is_inner_matrix, orthogonal
+from fdtrain.networks.model import Model, inner_matrices
+from fdtrain.training.matrix_exchange import Held, MatrixExchange
+from fdtrain.training.muon import Muon, orthogonal
+from fdtrain.training.zero import SteppedRange
 
 SHAPES = [(5, 5), (4, 9), (12, 3), (6, 2, 3, 3)]
 
@@ -33,7 +34,7 @@ def test_newton_schulz_is_near_the_polar_factor(shape, dtype):
     singular vector turns."""
     whole = matrix(shape, [100.0, 60.0, 25.0, 7.0, 3.0, 1.5])
     left, _, right = torch.linalg.svd(whole, full_matrices=False)
-    found = orthogonal(whole.to(dtype)).double()
+    found = orthogonal(whole.float(), dtype).double()
     aligned = left.T @ found @ right.T
     rounding = 1e-4 if dtype == torch.float32 else 0.03
     assert (aligned - torch.diag(aligned.diagonal())).abs().max() < rounding
@@ -56,6 +57,12 @@ def plain(gradients, weight, momentum, lr, decay):
     return weight
 
 
+def alone(p):
+    """The exchange of a rank that has all of a matrix."""
+    whole = SteppedRange("p", 0, p, 0, p.numel())
+    return MatrixExchange([whole], [[Held("p", 0, p.numel())]], {"p": p.shape}, 1, p.device)
+
+
 def test_the_update_is_the_published_one():
     draws = np.random.default_rng(0)
     weights = [draws.normal(size=shape) for shape in SHAPES]
@@ -63,8 +70,7 @@ def test_the_update_is_the_published_one():
     parameters, rest = [torch.tensor(w) for w in weights], torch.ones(4)
     muon = Muon(parameters, [rest], lr=0.01, muon_lr=0.02, dtype=torch.float64, weight_decay=0.1)
     muon.found_inf = torch.zeros(())
-    for p in parameters:
-        muon.state[p] = {MOMENTUM: torch.zeros_like(p)}
+    muon.exchanges = {p: alone(p) for p in parameters}
     for group in muon.param_groups:
         group["lr"] = 0.01 * group.get("relative_lr", 1.0)
     for step in range(3):
@@ -107,9 +113,9 @@ def test_muon_leaves_the_ends_of_a_network_to_adamw(network):
     options = {"dit": {}}.get(network, {"channels": 8, "blocks": 1})
     labelled = replace(DIGITS, network=network, network_options=options, classes=["odd", "even"])
     with torch.device("meta"):
-        found = dict(Model(labelled).named_parameters())
-    matrices = {name for name, p in found.items() if p.dim() >= 2}
+        model = Model(labelled)
+    matrices = {name for name, p in model.named_parameters() if p.dim() >= 2}
     last = "output.weight" if network == "dit" else "output.2.weight"
     ends = {f"network.{name}" for name in ("input.weight", "embed_label.weight", last)}
-    assert matrices - ends == {name for name, p in found.items() if is_inner_matrix(name, p)}
+    assert matrices - ends == set(inner_matrices(model))
     assert ends < matrices

@@ -57,8 +57,9 @@ def test_every_change_of_processes_and_stage(launch):
     assert_close(launch.checkpoint(12, "whole"), launch.checkpoint(12, "changed"), atol=1e-5)
 
 
-@pytest.mark.parametrize(("stage", "offload"), [(2, "optimizer"), (3, "weights")])
-def test_offloaded_training_is_the_same(launch, stage, offload):
+@pytest.mark.parametrize(("stage", "offload", "optimizer"), [(2, "optimizer", "muon"), (3, "weights", "adamw")])
+def test_offloaded_training_is_the_same(launch, stage, offload, optimizer):
+    settings = [f"training.zero_stage={stage}", f"training.optimizer={optimizer}"]
     for name in ("none", offload):
-        launch(f"name={name}", f"training.zero_stage={stage}", f"training.offload={name}", processes=0)
+        launch(f"name={name}", *settings, f"training.offload={name}", processes=0)
     assert_close(launch.checkpoint(6, "none"), launch.checkpoint(6, offload), atol=1e-6)
