@@ -22,7 +22,7 @@ from fdtrain.data.loader import Batch
 from fdtrain.diffusion.likelihood import Estimate, estimate, standard_errors
 from fdtrain.diffusion.objective import quantise
 from fdtrain.diffusion.solvers import DEFAULT
-from fdtrain.errors import UserError
+from fdtrain.errors import UserError, excerpt
 from fdtrain.evaluation.likelihood import nll
 from fdtrain.evaluation.process import open_device
 from fdtrain.evaluation.reporting.result import Subject, open_model
@@ -81,8 +81,8 @@ class TrainedModel:
 
     def __repr__(self) -> str:
         spec, labels = self.spec, f", {len(self.spec.classes)} classes" if self.spec.classes else ""
-        size = "x".join(map(str, spec.shape))
-        return f"<fdtrain model of {spec.dataset}: {spec.network}, {size}, {spec.levels} levels{labels}, {self.device}>"
+        size, name = "x".join(map(str, spec.shape)), excerpt(spec.dataset)
+        return f"<fdtrain model of {name}: {spec.network}, {size}, {spec.levels} levels{labels}, {self.device}>"
 
     @property
     def spec(self) -> ModelSpec:

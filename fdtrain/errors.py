@@ -21,8 +21,12 @@ def excerpt(value: object, longest: int = 200) -> str:
     text = value[: 4 * longest] if isinstance(value, str | bytes) else str(value)
     text = text.decode(errors="replace") if isinstance(text, bytes) else text
     text = " ".join(masked(text).split())
-    text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+    text = printable(text)
     return text if len(text) <= longest else f"{text[: longest - 3]}..."
+
+
+def printable(text: str) -> str:
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 class UserError(Exception):
@@ -88,6 +92,13 @@ PREEMPTED_CODE = 75
 """Of a run that was asked to end and can go on: what schedulers requeue on (EX_TEMPFAIL of sysexits.h)."""
 
 
+class _Printable(logging.Formatter):
+    """Names in messages come from files: nothing in them moves the cursor or turns the line round."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n".join(map(printable, super().format(record).split("\n")))
+
+
 def log_to_console() -> None:
     """Show the messages of the library on stderr, as lines that begin with "fdtrain: ", as long as it takes them.
 
@@ -96,7 +107,7 @@ def log_to_console() -> None:
     lose_what_fails("stderr")
     rank = int(os.environ.get("RANK", "0"))
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter(f"fdtrain: (rank {rank}) %(message)s" if rank else "fdtrain: %(message)s"))
+    handler.setFormatter(_Printable(f"fdtrain: (rank {rank}) %(message)s" if rank else "fdtrain: %(message)s"))
     logger = logging.getLogger("fdtrain")
     logger.handlers = [handler]
     logger.setLevel(logging.WARNING if rank else logging.INFO)

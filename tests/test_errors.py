@@ -14,6 +14,13 @@ def restored():
     logger.handlers, logger.level = handlers, level
 
 
+def test_names_in_messages_turn_no_line_round(capsys, restored):
+    """A right-to-left override, a cursor that moves; the lines of one message stay."""
+    name = "photo\u202egpj.exe\x1b[2K\r"
+    assert exit_code(lambda: logging.getLogger("fdtrain.data").warning("%s\nis damaged", name)) == 0
+    assert capsys.readouterr().err == "fdtrain: photo\ufffdgpj.exe\ufffd[2K\ufffd\nis damaged\n"
+
+
 @pytest.mark.parametrize(
     ("rank", "shown"),
     [("0", "fdtrain: 3 of 4 images\nfdtrain: a part is damaged\n"), ("2", "fdtrain: (rank 2) a part is damaged\n")],

@@ -165,7 +165,11 @@ def test_what_is_complete_is_not_sampled_again(call, model, tmp_path, monkeypatc
     common = [model, "--images", 4, "--steps", 2, "--out", tmp_path / "a"]
     call("sample", *common)
     monkeypatch.setattr(Drawing, "draw", None)
+    # As a kill leaves it while the parts are removed.
+    (tmp_path / "a" / ".sampling").mkdir()
+    (tmp_path / "a" / ".sampling" / "request.json").touch()
     assert "complete already" in call("sample", *common)
+    assert not (tmp_path / "a" / ".sampling").exists()
     message = call("sample", *common, "--solver", "ode2", "--grid", "sine", rc=2)
     assert "holds samples of solver ode, not ode2. Choose another --out, or remove it" in message
     assert "form png, not shards" in call("sample", *common, "--shards", rc=2)
@@ -305,7 +309,7 @@ def test_an_interrupted_evaluation_goes_on(call, model, features, digits, tmp_pa
     assert (len(whole["values"]), whole["unfinished"]) == (3, False)
 
 
-@pytest.mark.parametrize("name", ["x/../../../victim/settings", "org/digits", ".hidden", "a" * 300, "数字"])
+@pytest.mark.parametrize("name", ["x/../../../victim/settings", "org/digits", ".hidden", "a" * 300, "\u202e数字"])
 def test_results_are_in_the_run_whatever_the_features_are_called(call, features, digits, tmp_path, name):
     """A name from a file of somebody else chooses no path: neither outside the run nor where no report looks."""
     checkpoint_of(tmp_path / "run", filled(DIGITS), 1)
@@ -315,12 +319,15 @@ def test_results_are_in_the_run_whatever_the_features_are_called(call, features,
     shutil.copytree(features, tmp_path / "features")
     described = json.loads((features / "features.json").read_text())
     (tmp_path / "features" / "features.json").write_text(json.dumps(described | {"name": name}))
-    fid(call, tmp_path / "features", digits, tmp_path / "run", "--images", 4, "--steps", 1, "--sets", 1)
+    out = fid(call, tmp_path / "features", digits, tmp_path / "run", "--images", 4, "--steps", 1, "--sets", 1)
     assert victim.read_text() == "mine"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["features", "run", "victim"]
     [path] = (tmp_path / "run" / "evaluation").iterdir()
     assert path.name.startswith("frechet_")
     assert result.read(path).features.name == name
+    # Nor does it turn the console's line round.
+    assert name.replace("\u202e", "\ufffd")[:100] in out
+    assert "\u202e" not in out
 
 
 def test_statistics_are_kept_and_checked(call, model, features, digits, tmp_path):

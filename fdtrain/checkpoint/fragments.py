@@ -60,7 +60,7 @@ def write_part(path: Path, fragments: Iterable[Fragment]) -> dict[str, int | str
     would need a second reading.
 
     Returns:
-        The file's ``bytes`` and ``sha256``, and whether all weights and averages are ``finite``.
+        The file's ``bytes`` and ``sha256``, and whether it is ``finite``, as :meth:`FragmentReader.finite` says.
     """
     fragments = list(fragments)
     header, offset = {}, 0
@@ -88,12 +88,15 @@ def _write_some(file: FileIO, view: memoryview, digest: Any) -> int:
 
 
 def _finite(fragment: Fragment) -> bool:
-    return not _is_checked(fragment.kind) or bool(torch.isfinite(fragment.tensor).all())
+    """Weights and averages must be finite. Moments may overflow where weights do not, but not be NaN, which the next
+    step makes the weights too."""
+    if _is_moment(fragment.kind):
+        return not torch.isnan(fragment.tensor).any()
+    return bool(torch.isfinite(fragment.tensor).all())
 
 
-def _is_checked(kind: str) -> bool:
-    """Weights and averages must be finite. Moments may overflow where weights do not."""
-    return kind in (WEIGHT, AVERAGE) or POWER_AVERAGE.fullmatch(kind) is not None
+def _is_moment(kind: str) -> bool:
+    return kind in (FIRST_MOMENT, SECOND_MOMENT, MOMENTUM)
 
 
 class FragmentReader:
@@ -151,10 +154,27 @@ class FragmentReader:
         return sorted({float(found[1]) for kind, _ in self.locations if (found := POWER_AVERAGE.fullmatch(kind))})
 
     def finite(self) -> bool:
-        """Whether all weights and averages are finite, read one fragment at a time."""
+        """Whether all weights and averages are finite, and no moment is NaN, read one fragment at a time."""
         return all(
             _finite(Fragment(kind, parameter, start, part.get_tensor(key)))
             for (kind, parameter), locations in self.locations.items()
-            if _is_checked(kind)
             for start, key, part in locations
         )
+
+    def lacking(self, sizes: dict[str, int]) -> str | None:
+        """What is missing of a model with parameters of these sizes: of each kind that there is, and of the moments
+        that each parameter has; None if nothing is."""
+        kinds = {kind for kind, _ in self.locations}
+        for parameter, size in sizes.items():
+            own = {kind for kind in kinds if not _is_moment(kind) or (kind, parameter) in self.locations}
+            if any(map(_is_moment, kinds)):
+                own |= {WEIGHT} | ({MOMENTUM} if MOMENTUM in own else {FIRST_MOMENT, SECOND_MOMENT})
+            for kind in sorted(own):
+                at = 0
+                for start, key, part in self.locations.get((kind, parameter), []):
+                    if start > at:
+                        break
+                    at = max(at, start + part.get_slice(key).get_shape()[0])
+                if at != size:
+                    return f"it lacks elements of {kind} of {parameter}"
+        return None if kinds else "it lacks all elements"

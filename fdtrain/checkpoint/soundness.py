@@ -4,6 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fdtrain.checkpoint.fragments import PART, FragmentReader, part_name
 from fdtrain.checkpoint.store import (
     MANIFEST,
@@ -20,7 +22,7 @@ from fdtrain.checkpoint.store import (
     step_of,
 )
 from fdtrain.errors import UserError
-from fdtrain.networks.model import ModelSpec
+from fdtrain.networks.model import Model, ModelSpec
 
 
 class OtherShards(UserError):
@@ -29,7 +31,7 @@ class OtherShards(UserError):
 
 def fault(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint, or None if all its files are there and unchanged, are of the step that its name
-    says, and its weights are finite."""
+    says, and hold all of the model in finite numbers."""
     try:
         entries = listed_files(checkpoint)
         for name, expected in entries.items():
@@ -44,8 +46,11 @@ def fault(checkpoint: Path) -> str | None:
             return f"{STATE_FILE} is of step {state.step}"
         if parts != [part_name(rank) for rank in range(len(parts))]:
             return f"{MANIFEST} does not list all files"
-        if not FragmentReader(checkpoint, parts).finite():
-            return "its weights are not finite"
+        fragments = FragmentReader(checkpoint, parts)
+        if lacking := fragments.lacking(_sizes(checkpoint)):
+            return lacking
+        if not fragments.finite():
+            return "it has numbers that are not finite"
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
     except UserError as error:
@@ -55,6 +60,13 @@ def fault(checkpoint: Path) -> str | None:
     return None
 
 
+def _sizes(checkpoint: Path) -> dict[str, int]:
+    """Elements of each parameter of the model."""
+    with torch.device("meta"):
+        model = Model(ModelSpec.load(checkpoint / MODEL_FILE))
+    return {name: parameter.numel() for name, parameter in model.named_parameters()}
+
+
 def trouble(checkpoint: Path) -> str | None:
     """Why a run in trouble must not roll back to a checkpoint, by its own description; None if it may."""
     try:
@@ -62,7 +74,7 @@ def trouble(checkpoint: Path) -> str | None:
             return "steps were being skipped"
         # Earlier versions do not record it.
         if not all(entry.get("finite", True) for entry in listed_files(checkpoint).values()):
-            return "its weights are not finite"
+            return "it has numbers that are not finite"
     except (OSError, ValueError, UserError) as error:
         return str(error)
     return None

@@ -36,7 +36,7 @@ from fdtrain.data.sources.shard_lists import local_folder, shard_lists
 from fdtrain.data.sources.shards import shard_source
 from fdtrain.data.sources.source import SPLIT_NAMES, Source
 from fdtrain.data.writer import ENCODINGS
-from fdtrain.errors import UserError
+from fdtrain.errors import UserError, excerpt
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> None:
     for split, shards in description.splits.items():
         count = description.images(split)
         plural = "" if len(shards) == 1 else "s"
-        print(f"{arguments.output}: {description.name}: {split}: {count} images, {len(shards)} shard{plural}")
+        print(f"{arguments.output}: {excerpt(description.name)}: {split}: {count} images, {len(shards)} shard{plural}")
         if source and source.published.get(split, count) != count:
             print(f"note: {source.published[split]} images were published as '{split}'. Is the source complete?")
     for note in source.notes if source else _notes(arguments.output):

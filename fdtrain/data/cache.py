@@ -177,12 +177,8 @@ def temporary_folder() -> Path:
         _remove_unused(old)
     # Ranks are children of one launcher.
     folder = Path(tempfile.gettempdir()) / f"fdtrain-{os.getuid()}-{os.getppid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    status = folder.lstat()
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
-        raise UserError(f"{folder} is another user's. Set data.cache to a folder of your own.")
-    used = os.open(folder / "used.lock", os.O_RDWR | os.O_CREAT)
-    fcntl.flock(used, fcntl.LOCK_SH)
+    while (used := _use(folder)) is None:
+        continue
     owner = os.getpid()
 
     def release() -> None:
@@ -192,6 +188,23 @@ def temporary_folder() -> Path:
 
     atexit.register(release)
     return folder
+
+
+def _use(folder: Path) -> int | None:
+    """Make the folder, and hold it: a descriptor; None if another process has removed it meanwhile."""
+    folder.mkdir(mode=0o700, exist_ok=True)
+    try:
+        status = folder.lstat()
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
+            raise UserError(f"{folder} is another user's. Set data.cache to a folder of your own.")
+        used = os.open(folder / "used.lock", os.O_RDWR | os.O_CREAT)
+    except FileNotFoundError:
+        return None
+    fcntl.flock(used, fcntl.LOCK_SH)
+    if os.fstat(used).st_nlink:
+        return used
+    os.close(used)
+    return None
 
 
 def _remove_unused(folder: Path) -> None:

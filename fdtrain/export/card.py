@@ -7,6 +7,7 @@ from fdtrain import __version__
 from fdtrain.errors import excerpt
 from fdtrain.evaluation.reporting import result
 from fdtrain.evaluation.reporting.result import FrechetResult, NllResult, Subject
+from fdtrain.evaluation.reporting.wording import escaped
 from fdtrain.networks.model import Model, ModelSpec, parameter_count
 
 LIBRARIES = {"safetensors": "fdtrain", "diffusers": "diffusers", "onnx": "onnx", "torch_export": "pytorch"}
@@ -86,4 +87,4 @@ def _figures(subject: Subject) -> list[str]:
 
 def _cell(value: object) -> str:
     """Text from elsewhere, in a table."""
-    return excerpt(value).replace("|", "\\|").replace("<", "&lt;")
+    return escaped(excerpt(value))

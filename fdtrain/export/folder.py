@@ -1,10 +1,11 @@
 """The folder of an export: complete or absent, with the checksums of its files."""
 
 import json
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fdtrain import files
@@ -27,17 +28,28 @@ def new_folder(destination: Path) -> Iterator[Path]:
     _check_free(destination)
     try:
         temporary.mkdir(parents=True)
-        yield temporary
-        replaced = temporary.with_name(f"{temporary.name}.replaced")
-        if destination.exists():
-            destination.rename(replaced)
-        temporary.rename(destination)
-        files.sync(destination.parent)
-        shutil.rmtree(replaced, ignore_errors=True)
+        with files.exclusive(temporary, "exported"):
+            _remove_left_behind(destination)
+            yield temporary
+            replaced = temporary.with_name(f"{temporary.name}.replaced")
+            if destination.exists():
+                destination.rename(replaced)
+            temporary.rename(destination)
+            files.sync(destination.parent)
+            shutil.rmtree(replaced, ignore_errors=True)
     except OSError as error:
         raise UserError(f"cannot write into {destination} ({error.strerror or error}).") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _remove_left_behind(destination: Path) -> None:
+    """What exports to this place that were killed have left; those that are under way hold theirs."""
+    left = re.compile(rf"\.{re.escape(destination.name)}\.[0-9a-f]{{8}}(\.replaced)?")
+    for path in destination.parent.iterdir():
+        if left.fullmatch(path.name):
+            with suppress(UserError, OSError), files.exclusive(path):
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _check_free(destination: Path) -> None:

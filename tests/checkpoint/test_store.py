@@ -3,12 +3,21 @@
 import hashlib
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 
 from fdtrain.checkpoint import retention, soundness, store
-from fdtrain.checkpoint.fragments import AVERAGE, Fragment, part_name, write_part
+from fdtrain.checkpoint.fragments import (
+    AVERAGE,
+    FIRST_MOMENT,
+    SECOND_MOMENT,
+    WEIGHT,
+    Fragment,
+    part_name,
+    write_part,
+)
 from fdtrain.checkpoint.store import Counters, State
 from fdtrain.errors import UserError
 from fdtrain.evaluation.load import find_model, load_model
@@ -33,8 +42,8 @@ FILES = ("part_00000.safetensors", "part_00001.safetensors", "model.json", "conf
 COUNTERS = Counters(0.0, {}, (0.0, 0.0))
 
 
-def write_checkpoint(run, step: int, skips: int = 0, value: float = 1.0):
-    """As a run of two ranks would; ``value`` is one element of the average."""
+def write_checkpoint(run, step: int, skips: int = 0, value: float = 1.0, change=lambda pieces: None):
+    """As a run of two ranks would; ``value`` is one element of the average. ``change`` what is written."""
     temporary = run / "checkpoints" / store.temporary_name(step)
     temporary.mkdir(parents=True)
     store.describe(
@@ -43,6 +52,7 @@ def write_checkpoint(run, step: int, skips: int = 0, value: float = 1.0):
     names = [part_name(rank) for rank in range(2)]
     pieces = [Fragment(AVERAGE, n, 0, p.detach().flatten()) for n, p in Model(SPEC).named_parameters()]
     pieces[0].tensor[0] = value
+    change(pieces)
     for name, part in zip(names, (pieces[::2], pieces[1::2]), strict=True):
         store.record_digest(temporary / name, write_part(temporary / name, part))
     return store.commit(temporary, names)
@@ -240,7 +250,72 @@ def test_weights_that_are_not_finite_are_passed_over(run, value):
     write_checkpoint(run, 15, value=value)
     found, faults = soundness.newest(run, fits)
     assert found.name == "step_00000010"
-    assert faults == ["step_00000015: its weights are not finite"]
+    assert faults == ["step_00000015: it has numbers that are not finite"]
+    assert find_model(run)[0].parent == found
+
+
+def with_moments(**values):
+    """Weights and moments beside the average; ``values`` are one element of a kind."""
+
+    def change(pieces):
+        for kind in (WEIGHT, FIRST_MOMENT, SECOND_MOMENT):
+            own = [replace(piece, kind=kind, tensor=piece.tensor.clone()) for piece in pieces if piece.kind == AVERAGE]
+            own[0].tensor[0] = values.get(kind, 1.0)
+            pieces += own
+
+    return change
+
+
+@pytest.mark.parametrize("kind", [FIRST_MOMENT, SECOND_MOMENT])
+def test_a_moment_that_is_nan_is_passed_over(run, kind):
+    """The next step would make the weights NaN. One that overflowed only stops its weight."""
+    overflown = write_checkpoint(run, 15, change=with_moments(exp_avg_sq=float("inf")))
+    assert soundness.fault(overflown) is None
+    write_checkpoint(run, 20, change=with_moments(**{kind: float("nan")}))
+    assert soundness.newest(run, fits) == (overflown, ["step_00000020: it has numbers that are not finite"])
+
+
+def drop_first(pieces):
+    pieces.pop(0)
+
+
+def drop_the_end(pieces):
+    pieces[0] = replace(pieces[0], tensor=pieces[0].tensor[:-1])
+
+
+def drop_the_beginning(pieces):
+    pieces[0] = replace(pieces[0], start=1, tensor=pieces[0].tensor[1:])
+
+
+def drop_a_moment(pieces):
+    with_moments()(pieces)
+    pieces.pop()
+
+
+def drop_a_weight(pieces):
+    with_moments()(pieces)
+    pieces.remove(next(piece for piece in pieces if piece.kind == WEIGHT))
+
+
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        (drop_first, AVERAGE),
+        (drop_the_end, AVERAGE),
+        (drop_the_beginning, AVERAGE),
+        (drop_a_moment, SECOND_MOMENT),
+        (drop_a_weight, WEIGHT),
+        (list.clear, None),
+    ],
+)
+def test_a_checkpoint_that_lacks_fragments_is_passed_over(run, change, kind):
+    """Its files are as they were written."""
+    write_checkpoint(run, 15, change=change)
+    found, faults = soundness.newest(run, fits)
+    assert found.name == "step_00000010"
+    what = f"elements of {kind} of " if kind else "all elements"
+    assert len(faults) == 1
+    assert faults[0].startswith(f"step_00000015: it lacks {what}")
     assert find_model(run)[0].parent == found
 
 

@@ -1,7 +1,9 @@
 """The cache: one fetch for all, a cap that is kept, nothing evicted under a reader, whatever dies meanwhile."""
 
+import fcntl
 import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -299,6 +301,27 @@ def test_temporary_folder_is_shared_by_a_launch_and_removed_by_the_last(tmp_path
     assert folder.exists()
     ranks[1].communicate("\n")
     assert not folder.exists()
+
+
+@pytest.mark.parametrize("removed_before", ["open", "flock"])
+def test_a_temporary_folder_that_another_start_removes_is_made_again(tmp_path, monkeypatch, removed_before):
+    """As unused, between its making and its lock: a lock on a deleted file would protect nothing."""
+    monkeypatch.setattr(module.tempfile, "gettempdir", lambda: str(tmp_path))
+    patched, removed = {"open": module.os, "flock": module.fcntl}[removed_before], []
+    original = getattr(patched, removed_before)
+
+    def removing(*arguments, **options):
+        if not removed:
+            removed.append(True)
+            shutil.rmtree(tmp_path / f"fdtrain-{os.getuid()}-{os.getppid()}")
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(patched, removed_before, removing)
+    own = temporary_folder()
+    monkeypatch.undo()
+    assert removed
+    with (own / "used.lock").open() as lock, pytest.raises(BlockingIOError):
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def test_what_a_killed_launch_left_is_removed(tmp_path, monkeypatch):

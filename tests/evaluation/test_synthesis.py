@@ -3,6 +3,7 @@
 import argparse
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -124,13 +125,20 @@ def test_a_torn_snapshot_is_named(copied):
 
 def test_snapshots_of_another_model_or_of_impossible_lengths(copied):
     shutil.rmtree(copied / "averages" / "step_00000008")
-    write(copied, store.AVERAGES, 8, [], 1, fdtrain.networks.model.ModelSpec(**{**DIGITS.__dict__, "levels": 5}))
+    other = replace(DIGITS, levels=5)
+    write(copied, store.AVERAGES, 8, of_length(0.1, other), 1, other)
     with pytest.raises(UserError, match="step_00000008 cannot be used: it is of another model: levels 5 against 17"):
         load_model(copied, 0.1)
     shutil.rmtree(copied / "averages" / "step_00000008")
-    write(copied, store.AVERAGES, 8, [Fragment("average_0.0", "x", 0, torch.zeros(1))], 1)
+    write(copied, store.AVERAGES, 8, of_length(0.0, DIGITS), 1)
     with pytest.raises(UserError, match=r"holds averages of impossible lengths \(\[0.0\]\)"):
         load_model(copied, 0.1)
+
+
+def of_length(length, spec):
+    """An average of zeros."""
+    sizes = {name: p.numel() for name, p in Model(spec).named_parameters()}
+    return [Fragment(power_average(length), name, 0, torch.zeros(size)) for name, size in sizes.items()]
 
 
 def test_an_export_of_a_length_says_so(run, tmp_path):

@@ -17,6 +17,7 @@ from conftest import environment
 from models import DIGITS, filled, saved
 
 import fdtrain
+from fdtrain import files
 from fdtrain.diffusion.formulation import formulation_interval
 from fdtrain.errors import UserError
 from fdtrain.evaluation.load import load_model
@@ -167,6 +168,17 @@ def test_optimised_grids_come_along(source, tmp_path):
     assert fdtrain.load(tmp_path / "e").sample(1, solver="ode", grid="optimised", steps=2).shape == (1, 1, 8, 8)
 
 
+def test_what_a_killed_export_left_is_removed(source, tmp_path):
+    """But not what another one is writing."""
+    left = [tmp_path / f".e.{'0' * 8}", tmp_path / f".e.{'1' * 8}.replaced"]
+    others = [tmp_path / f".e.{'2' * 8}", tmp_path / ".e.notes", tmp_path / f".other.{'3' * 8}"]
+    for folder in (*left, *others):
+        folder.mkdir()
+    with files.exclusive(others[0]):
+        export(source["vdm"], tmp_path / "e")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["e", *(path.name for path in others)])
+
+
 def test_the_card_has_the_figures_of_these_weights(tmp_path):
     """And no others: results of another step are of other weights."""
     model = filled(DIGITS)
@@ -186,6 +198,11 @@ def test_the_card_has_the_figures_of_these_weights(tmp_path):
     card = (tmp_path / "e" / "README.md").read_text()
     assert "| ELBO, bits/dim | 2.3456 ± 0.0200 | 300 of 300 images of digits/test |" in card
     assert "weights of step 7" in card
+    hostile = "[free](http://evil.example) www.evil.example <b> a|b \u202e me@evil.example"
+    (folder / "nll_test.json").write_text(json.dumps({**content, "dataset": hostile}))
+    export(tmp_path / "run", tmp_path / "e")
+    shown = "[free]\\(http&#58;//evil.example) www&#46;evil.example &lt;b> a\\|b \ufffd me&#64;evil.example/test |"
+    assert shown in (tmp_path / "e" / "README.md").read_text()
     (folder / "nll_test.json").write_text(json.dumps({**content, "weights_sha256": "0" * 64}))
     export(tmp_path / "run", tmp_path / "e")
     assert "None were recorded for these weights" in (tmp_path / "e" / "README.md").read_text()

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fdtrain import distributed
 from fdtrain.diffusion.likelihood import estimate
-from fdtrain.errors import UserError
+from fdtrain.errors import UserError, excerpt
 from fdtrain.evaluation.fidelity import feature_networks, image_sets
 from fdtrain.evaluation.fidelity.feature_networks import FeatureNetwork
 from fdtrain.evaluation.fidelity.frechet import frechet_distance
@@ -195,8 +195,8 @@ def _known(error: float) -> float | None:
 
 
 def _show(found: EmaResult) -> None:
-    print(f"{found.images} images of {found.dataset}/{found.split}, {found.draws} draws each; bound: {found.bound}")
-    title = f"  {found.distance}" if found.distance else ""
+    print(f"{found.images} images of {found.split_text}, {found.draws} draws each; bound: {found.bound}")
+    title = f"  {excerpt(found.distance)}" if found.distance else ""
     print(f"   length  profile error  bits/dim  less that of ema.decay{title}")
     for point in found.points:
         name = "ema.decay" if point.length is None else f"{point.length:9.3f}"

@@ -13,6 +13,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from fdtrain.data.split import Split
+from fdtrain.errors import excerpt
 from fdtrain.evaluation.fidelity import label_features
 
 
@@ -32,4 +33,5 @@ def run(arguments: argparse.Namespace) -> None:
     for other in split.description.splits:
         if other != split.name and split.description.images(other):
             shares.append(f"{label_features.accuracy(network, Split(arguments.data, other)):.1%} of {other}")
-    print(f"{arguments.folder}: {description.name}, {description.dims} features, labels right: {', '.join(shares)}")
+    learnt = f"{excerpt(description.name)}, {description.dims} features"
+    print(f"{arguments.folder}: {learnt}, labels right: {', '.join(shares)}")

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from fdtrain import distributed
 from fdtrain.data.split import Split
-from fdtrain.errors import UserError
+from fdtrain.errors import UserError, excerpt
 from fdtrain.evaluation import process
 from fdtrain.evaluation.fidelity import frechet, image_sets, reference
 from fdtrain.evaluation.fidelity.feature_networks import FeatureNetwork, open_features
@@ -243,13 +243,15 @@ def _print(numbers: FrechetResult) -> None:
     values, features = numbers.values, numbers.features
     each = f"{len(values)} sets of {numbers.images} images: " if len(values) > 1 else f"{numbers.images} images: "
     spread = "" if numbers.spread is None else f" +- {numbers.spread:.2g}"
-    print(f"{numbers.name} {numbers.value:.4f}{spread}  ({each}{', '.join(f'{value:.4f}' for value in values)})")
+    print(
+        f"{excerpt(numbers.name)} {numbers.value:.4f}{spread}  ({each}{', '.join(f'{value:.4f}' for value in values)})"
+    )
     if numbers.kid is not None:
         first = f"by the first {min(numbers.images, FIRST_FEATURES)} of a set and {numbers.feature_images} of the split"
         print(f"KID {numbers.kid:.3e}, precision {numbers.precision:.4f}, recall {numbers.recall:.4f}  ({first})")
     if numbers.inception_score is not None:
         # A classifier of other classes than ImageNet's gives another score than the one known by this name.
-        title = "Inception Score" if numbers.name == "FID" else f"class score ({features.name})"
+        title = "Inception Score" if numbers.name == "FID" else f"class score ({excerpt(features.name)})"
         print(f"{title} {numbers.inception_score:.4f}")
     print(f"against {numbers.reference.text}")
     if numbers.solver:

@@ -203,7 +203,7 @@ def _of_images(method: Callable, job: _Job, images: range, **settings):
 def _show(numbers: NllResult) -> None:
     count, whole = numbers.images, numbers.images_in_split
     of = f"all {whole}" if count == whole else f"the first {count} of {whole}"
-    print(f"{of} images of {numbers.dataset}/{numbers.split}, {numbers.levels} levels, {numbers.dtype}")
+    print(f"{of} images of {numbers.split_text}, {numbers.levels} levels, {numbers.dtype}")
     print(f"bound: {numbers.bound}; dequantisation: {numbers.dequantisation}")
     for title, value in numbers.estimates():
         print(f"{title} {value.bits_per_dim:.4f} bits/dim  ({_definition(value)})")

@@ -17,7 +17,7 @@ from fdtrain.evaluation.reporting.result import (
     Mean,
     write_file,
 )
-from fdtrain.evaluation.reporting.wording import PLUS_MINUS
+from fdtrain.evaluation.reporting.wording import PLUS_MINUS, escaped
 
 NAME = "comparison"
 
@@ -149,7 +149,7 @@ def settings(variant: ComparedVariant, reference: str) -> str:
 
 def markdown(result: ComparisonResult, drawn: dict[str, Plot]) -> str:
     """All tables, and the plots that lie beside it; GitHub's Markdown."""
-    lines = [f"# Comparison: {result.name}", "", about(result), ""]
+    lines = [f"# Comparison: {result.name}", "", escaped(about(result)), ""]
     for table in tables(result):
         lines += [f"## {table.title}", "", table.note, ""]
         lines += [_line(table.head), _line(["---"] * len(table.head)), *map(_line, table.rows), ""]
@@ -158,7 +158,7 @@ def markdown(result: ComparisonResult, drawn: dict[str, Plot]) -> str:
         for name, plot in drawn.items():
             lines += [f"![{plot.caption}]({name}.png)", "", plot.caption, ""]
     lines += ["## Variants", ""]
-    lines += [f"* `{v.name}`: {_escape(settings(v, result.reference))}" for v in result.variants]
+    lines += [f"* `{v.name}`: {escaped(settings(v, result.reference))}" for v in result.variants]
     return "\n".join(lines) + "\n"
 
 
@@ -168,11 +168,7 @@ def about(result: ComparisonResult) -> str:
 
 
 def _line(cells: list[str]) -> str:
-    return f"| {' | '.join(map(_escape, cells))} |"
-
-
-def _escape(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+    return f"| {' | '.join(map(escaped, cells))} |"
 
 
 def comma_separated(result: ComparisonResult) -> str:

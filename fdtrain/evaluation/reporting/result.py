@@ -103,6 +103,11 @@ class SplitIdentity(_Content):
     images_in_split: int
     levels: int
 
+    @property
+    def split_text(self) -> str:
+        """Data set and split, which files from elsewhere have named, for the console."""
+        return f"{excerpt(self.dataset)}/{excerpt(self.split)}"
+
 
 class NllResult(SplitIdentity, Result):
     """Bits/dim of a split, by each method that was asked for."""
@@ -157,7 +162,7 @@ class ReferenceIdentity(SplitIdentity):
     @property
     def text(self) -> str:
         mirrored = " with their mirror images" if self.flip else ""
-        return f"{self.images:,} images of {excerpt(self.dataset)}/{excerpt(self.split)}{mirrored}"
+        return f"{self.images:,} images of {self.split_text}{mirrored}"
 
 
 class ReferenceFile(_Content):

@@ -28,6 +28,14 @@ def _in_unit(number: float, unit: str) -> str:
     return f"{text} {unit}" if text == "1" else f"{text} {unit}s"
 
 
+def escaped(text: str) -> str:
+    """Text from elsewhere within a line of GitHub's Markdown: no cell ends in it, and nothing in it is a link."""
+    for active, shown in (("\\", "\\\\"), ("|", "\\|"), ("<", "&lt;"), ("](", "]\\("), ("][", "]\\[")):
+        text = text.replace(active, shown)
+    # Addresses are links without brackets.
+    return text.replace("://", "&#58;//").replace("www.", "www&#46;").replace("@", "&#64;")
+
+
 def short(value: Any) -> str:
     """A value as text that is short enough for a cell."""
     if value is None:

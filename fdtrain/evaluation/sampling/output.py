@@ -6,6 +6,7 @@ Beside them lies what they are samples of, with the SHA-256 of their pixels: ``s
 
 import hashlib
 import json
+import shutil
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -69,6 +70,8 @@ class Output:
             return False
         if self.record.is_file():
             self._check_finished(request)
+            # What a kill while it was removed has left.
+            shutil.rmtree(self.work, ignore_errors=True)
             return True
         if different := self.parts(request).differences():
             raise UserError(
