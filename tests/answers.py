@@ -1,6 +1,7 @@
 """A web server on loopback that answers with given bytes, of HTTP or not."""
 
 import socketserver
+import ssl
 from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
@@ -16,8 +17,12 @@ class Answers:
         self.requests: Counter[str] = Counter()
         self.sent = 0
 
-    def serve(self) -> AbstractContextManager[str]:
-        return serving(_Server(("127.0.0.1", 0), _handler(self)))
+    def serve(self, context: ssl.SSLContext | None = None) -> AbstractContextManager[str]:
+        """On all of 127.0.0.0/8, with TLS if a context is given."""
+        server = _Server(("0.0.0.0", 0), _handler(self))
+        if context is not None:
+            server.socket = context.wrap_socket(server.socket, server_side=True)
+        return serving(server)
 
 
 def ok(body: bytes, *headers: bytes) -> bytes:

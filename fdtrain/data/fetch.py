@@ -5,10 +5,14 @@ No more is stored than was expected, and no message quotes a server verbatim.
 
 import asyncio
 import errno
+import ipaddress
+import logging
 import os
 import posixpath
 import select
 import signal
+import socket
+import ssl
 import subprocess
 import tempfile
 import time
@@ -29,12 +33,20 @@ FIRST_PAUSE_SECONDS, MAX_PAUSE_SECONDS = 0.5, 30.0
 """Between two tries; each pause is twice the one before."""
 STALL_SECONDS = 30.0
 """Without a byte, after which a connection counts as lost."""
+SILENT_SECONDS, TOLD_SECONDS = 10.0, 60.0
+"""Of tries in vain, after which that is told, and told again."""
 CHUNK = 1 << 20
 """The bytes read at a time."""
+
+logger = logging.getLogger(__name__)
 
 
 class Mismatch(Exception):
     """What arrived is not what was expected."""
+
+
+class Inward(Exception):
+    """A server on the internet leads to an address of this machine, or of its own link."""
 
 
 def is_remote(place: str) -> bool:
@@ -62,6 +74,7 @@ def fetch(
         UserError: it cannot be fetched: missing, forbidden, not as expected, or the deadline has passed.
     """
     end, pause, mismatches = time.monotonic() + seconds, FIRST_PAUSE_SECONDS, 0
+    tell = time.monotonic() + SILENT_SECONDS
     cause: Exception | None = None
     while True:
         try:
@@ -75,6 +88,9 @@ def fetch(
             if final or time.monotonic() + pause > end:
                 tried = "" if final else f" (tried for {seconds:g} s)"
                 raise UserError(f"{shown(place)}: {_reason(cause)}{tried}. {_advice(cause)}") from cause
+        if (now := time.monotonic()) > tell:
+            tell = now + TOLD_SECONDS
+            logger.warning("%s: %s; trying for %.0f s more", shown(place), _reason(cause), end - now)
         time.sleep(pause)
         pause = min(2 * pause, MAX_PAUSE_SECONDS)
 
@@ -98,6 +114,9 @@ def _copy(place: str, into: Path, end: float, max_bytes: int) -> None:
     if "::" in place:
         raise ValueError("file systems within others (::) are not read")
     system, path = fsspec.core.url_to_fs(place, skip_instance_cache=True, **_options(place))
+    if hasattr(system, "retries"):
+        # Its own would use up the time, and hide the cause behind a timeout.
+        system.retries = 1
     if system.async_impl:
         asyncio.run(asyncio.wait_for(_copy_async(system, path, into, max_bytes), end - time.monotonic()))
     else:
@@ -188,6 +207,7 @@ def _options(place: str) -> dict:
 
         return {
             "asynchronous": True,
+            "get_client": _web_client,
             "client_kwargs": {
                 "timeout": ClientTimeout(total=None, sock_connect=STALL_SECONDS, sock_read=STALL_SECONDS)
             },
@@ -195,14 +215,43 @@ def _options(place: str) -> dict:
     if place.startswith("s3://"):
         return {
             "asynchronous": True,
-            "config_kwargs": {"connect_timeout": STALL_SECONDS, "read_timeout": STALL_SECONDS},
+            "config_kwargs": {
+                "connect_timeout": STALL_SECONDS,
+                "read_timeout": STALL_SECONDS,
+                "retries": {"total_max_attempts": 1},
+            },
         }
     return {"asynchronous": True} if place.startswith("gs://") else {}
+
+
+async def _web_client(**options):
+    """A session of which no redirect leads from the internet to this machine or its link, where servers trust whoever
+    asks them, as those of a cloud's metadata do."""
+    from aiohttp import ClientSession, TCPConnector
+
+    from_internet: list[bool] = []
+
+    def checked(address_info) -> socket.socket:
+        family, kind, protocol, _, address = address_info
+        ip = ipaddress.ip_address(address[0].partition("%")[0])
+        ip = getattr(ip, "ipv4_mapped", None) or ip
+        from_internet.append(_is_public(ip))
+        if from_internet[0] > from_internet[-1] and (ip.is_loopback or ip.is_link_local or ip.is_unspecified):
+            raise Inward
+        return socket.socket(family, kind, protocol)
+
+    return ClientSession(connector=TCPConnector(socket_factory=checked), **options)
+
+
+def _is_public(ip: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    return ip.is_global
 
 
 def _is_final(error: Exception) -> bool:
     """Whether trying again is useless."""
     if isinstance(error, FileNotFoundError | PermissionError | ImportError | ValueError) or _is_credentials(error):
+        return True
+    if isinstance(error, Inward) or _is_untrusted(error):
         return True
     if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EROFS) or _is_bad_redirect(error):
         return True
@@ -213,6 +262,11 @@ def _is_final(error: Exception) -> bool:
 
 def _is_credentials(error: Exception) -> bool:
     return "Credentials" in type(error).__name__ or getattr(error, "status", None) in (401, 403)
+
+
+def _is_untrusted(error: Exception) -> bool:
+    """Whether the server's certificate is not one that this machine trusts."""
+    return isinstance(error, ssl.CertificateError) or type(error).__name__ == "SSLError"
 
 
 def _is_bad_redirect(error: Exception) -> bool:
@@ -230,6 +284,14 @@ def _is_misframed(error: Exception) -> bool:
     return isinstance(error, ClientPayloadError) or isinstance(error.__cause__, HttpProcessingError)
 
 
+def _status(error: Exception) -> object:
+    """The HTTP status of a server's answer: aiohttp's, or botocore's behind the error of s3fs."""
+    response = getattr(error.__cause__, "response", None)
+    if isinstance(response, dict):
+        return response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    return getattr(error, "status", None)
+
+
 def _reason(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return "no such file"
@@ -237,9 +299,13 @@ def _reason(error: Exception) -> str:
         return f"the command ended with code {error.returncode}"
     if _is_bad_redirect(error):
         return "the server redirects in circles, or to what is not on the web"
+    if isinstance(error, Inward):
+        return "the server redirects to an address of this machine or of its link"
+    if _is_untrusted(error):
+        return "the server's certificate is not trusted here"
     if _is_misframed(error):
         return "the answer is cut short, or not of HTTP"
-    if isinstance(status := getattr(error, "status", None), int):
+    if isinstance(status := _status(error), int):
         # In the standard's words, not the server's.
         phrase = HTTPStatus(status).phrase if status in HTTPStatus._value2member_map_ else ""
         return f"the server answers {status} {phrase}".rstrip()
@@ -258,7 +324,9 @@ def _advice(error: Exception) -> str:
         return "Check data.path; if a shard is gone, restore it or pack again."
     if isinstance(error, ImportError):
         return "Install fdtrain with the extra of that store: fdtrain[s3] or fdtrain[gcs]."
-    if _is_bad_redirect(error):
+    if _is_untrusted(error):
+        return "For an authority of your own set SSL_CERT_FILE (of s3:// AWS_CA_BUNDLE) to a file with its certificate."
+    if _is_bad_redirect(error) or isinstance(error, Inward):
         return "Correct data.path: give the place that it should lead to."
     if isinstance(error, Mismatch):
         return "Upload it again, with the dataset.json it was packed with."

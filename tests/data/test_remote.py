@@ -1,16 +1,26 @@
 """Shards over HTTP, from an S3-compatible store and through pipes: the batches of a folder, whatever fails."""
 
+import datetime
 import itertools
 import json
 import multiprocessing
 import os
+import re
 import shutil
+import ssl
+import subprocess
+import sys
+import time
 from functools import partial
 from pathlib import Path
 
 import boto3
 import pytest
 from answers import Answers, ok, redirect
+from conftest import ROOT
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from flaky import Flaky
 from moto.server import ThreadedMotoServer
 from packed import number, pack
@@ -372,6 +382,79 @@ def test_s3_with_faults(s3, expected, tmp_path, monkeypatch, workers):
         assert numbers(batches("s3://bucket/set", tmp_path / "cache", workers)) == expected
         assert numbers(batches("s3://bucket/set/train-{000000..000006}.tar", tmp_path / "cache", workers)) == expected
     assert all(flaky.whole[name] == 1 for name in NAMES)
+
+
+def test_a_store_that_answers_503_for_good_is_not_said_to_time_out(s3, tmp_path, monkeypatch):
+    """One try is one request: those of the store's driver would outlast the deadline, and hide the cause."""
+    flaky = Flaky(backend=s3)
+    flaky.always = {NAMES[0]: 503}
+    with flaky.serve() as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        with pytest.raises(OSError, match="Service Unavailable") as error:
+            fetch._copy(f"s3://bucket/set/{NAMES[0]}", tmp_path / "file", time.monotonic() + 600, MOST)
+    assert fetch._reason(error.value) == "the server answers 503 Service Unavailable"
+    assert not fetch._is_final(error.value)
+    assert flaky.requests[NAMES[0]] <= 2
+
+
+def test_tries_in_vain_are_told_meanwhile(folder, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(fetch, "SILENT_SECONDS", 0.0)
+    flaky = Flaky(folder)
+    flaky.faults = {NAMES[0]: [503] * 5}
+    with flaky.serve() as url:
+        fetch.fetch(f"{url}/{NAMES[0]}", tmp_path / "file", 30, MOST)
+    [told] = caplog.messages
+    assert re.fullmatch(rf"{url}/{NAMES[0]}: the server answers 503 Service Unavailable; trying for \d+ s more", told)
+
+
+def test_no_redirect_leads_from_the_internet_to_this_machine(tmp_path, monkeypatch):
+    """127.0.0.2 stands for an address of the internet; there is none here that would answer."""
+    inner, outer = Answers({"/x": ok(b"secret")}), Answers()
+    with inner.serve() as url, outer.serve() as other:
+        outer.answers["/x"] = redirect(f"{url}/x".encode())
+        other = other.replace("127.0.0.1", "127.0.0.2")
+        fetch.fetch(f"{other}/x", tmp_path / "file", 10, MOST)
+        assert (tmp_path / "file").read_bytes() == b"secret"
+        monkeypatch.setattr(fetch, "_is_public", lambda ip: str(ip) == "127.0.0.2")
+        with pytest.raises(UserError, match="redirects to an address of this machine or of its link"):
+            fetch.fetch(f"{other}/x", tmp_path / "file", 10, MOST)
+        assert (inner.requests["/x"], outer.requests["/x"]) == (1, 2)
+        # Who names such an address himself means it.
+        fetch.fetch(f"{url}/x", tmp_path / "file", 10, MOST)
+
+
+def test_a_certificate_of_a_private_authority(tmp_path, monkeypatch):
+    certificate, key = self_signed(tmp_path)
+    served = Answers({"/x": ok(b"content")})
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    with served.serve(context) as url:
+        url = url.replace("http://127.0.0.1", "https://localhost")
+        with pytest.raises(
+            UserError, match=r"certificate is not trusted here\. For an authority of your own set SSL_CERT"
+        ):
+            fetch.fetch(f"{url}/x", tmp_path / "file", 30, MOST)
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        program = "import sys; from fdtrain.data.fetch import fetch_text; print(fetch_text(sys.argv[1], 30, 9))"
+        done = subprocess.run([sys.executable, "-c", program, f"{url}/x"], capture_output=True, text=True, cwd=ROOT)
+        assert done.stdout == "content\n", done.stderr
+
+
+def self_signed(folder):
+    """Files of a certificate for localhost, and of its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.datetime.now(datetime.UTC)
+    made = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+    made = made.not_valid_before(now - datetime.timedelta(days=1)).not_valid_after(now + datetime.timedelta(days=1))
+    made = made.add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+    made = made.sign(key, hashes.SHA256())
+    plain = serialization.NoEncryption()
+    (folder / "cert.pem").write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    (folder / "key.pem").write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain)
+    )
+    return folder / "cert.pem", folder / "key.pem"
 
 
 def test_s3_ends_at_the_length_that_is_expected(s3, folder, tmp_path, monkeypatch):
