@@ -3,21 +3,23 @@
 from pathlib import Path
 
 from fdtrain.checkpoint.soundness import trouble
-from fdtrain.checkpoint.store import AVERAGES, committed, delete, point_latest_to, step_of
+from fdtrain.checkpoint.store import AVERAGES, committed, delete, point_latest_to, read_state, step_of
 
 HEALTHY = 2
-"""Checkpoints without trouble that retention never deletes: one to roll back to, and one in case that is damaged."""
+"""Checkpoints without trouble that retention never deletes: one to go on from, and one in case that is damaged."""
 
 
 def retain(written: Path, keep_last: int, keep_every: int | None) -> None:
     """Delete older checkpoints than the one just ``written``.
 
-    What stays: the last ``keep_last`` up to it, those at multiples of ``keep_every`` steps, and the newest that a run
-    in trouble may roll back to (:func:`fdtrain.checkpoint.soundness.trouble`). Later ones, which a resumed run passed
-    over, are not its own.
+    What stays: the last ``keep_last`` up to it, those at multiples of ``keep_every`` steps, and the newest without
+    trouble (:func:`fdtrain.checkpoint.soundness.trouble`), of all and of the scheduled ones, to which alone a run
+    rolls back. Later ones, which a resumed run passed over, are not its own.
     """
     own = [path for path in committed(written.parent.parent) if step_of(path) <= step_of(written)]
-    stay = {*own[:keep_last], *[path for path in own if trouble(path) is None][:HEALTHY]}
+    healthy = [path for path in own if trouble(path) is None]
+    scheduled = [path for path in healthy if read_state(path).scheduled]
+    stay = {*own[:keep_last], *healthy[:HEALTHY], *scheduled[:HEALTHY]}
     for path in own:
         if path not in stay and not (keep_every and step_of(path) % keep_every == 0):
             delete(path)

@@ -85,6 +85,9 @@ class State:
     """The settings that fix the run's trajectory."""
     code: str | None
     """Commit of the program that wrote it."""
+    scheduled: bool = True
+    """Due by the configuration, and not only because the process ended: rollback goes to no others, so that it goes
+    where it would have gone without the interruption. Earlier versions do not record it."""
 
 
 _STATE = TypeAdapter(State)

@@ -52,12 +52,13 @@ class TrainState:
             self._skipped = None
         return self._skips
 
-    def snapshots(self, step: int, series: list[str], config: str) -> list[Snapshot]:
+    def snapshots(self, step: int, series: list[str], config: str, scheduled: bool) -> list[Snapshot]:
         """What is to be saved after ``step`` steps; the tensors are live. Every rank must call it.
 
         Args:
             series: :data:`store.CHECKPOINTS`, :data:`store.AVERAGES`, or both, in the order in which they are wanted.
             config: the run's, as YAML.
+            scheduled: a checkpoint is due at this step whether or not the process ends.
         """
         layout = self.layout
         state = store.State(
@@ -71,6 +72,7 @@ class TrainState:
             counters=self.engine.counters(),
             run=self.settings,
             code=self.code,
+            scheduled=scheduled,
         )
         averages = self.power_averages.fragments
         whole = self.engine.fragments + self.average.fragments + averages
@@ -95,12 +97,15 @@ class TrainState:
 
 
 def rollback_target(folder: Path, useless: int | None) -> Path | None:
-    """The newest sound checkpoint of a run folder that a run in trouble may go back to, made the newest of all: what
-    came later would outrank it when the run resumes. That of the step ``useless`` serves if there is no earlier one."""
+    """The newest sound and scheduled checkpoint of a run folder that a run in trouble may go back to, made the newest
+    of all: what came later would outrank it when the run resumes. That of the step ``useless`` serves if there is no
+    earlier one."""
 
     def fits(path: Path) -> None:
         if reason := soundness.trouble(path):
             raise UserError(reason)
+        if not store.read_state(path).scheduled:
+            raise UserError("a run that was not interrupted would not have it")
 
     def fits_and_is_earlier(path: Path) -> None:
         fits(path)

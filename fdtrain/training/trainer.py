@@ -196,7 +196,7 @@ class Trainer:
 
     def save(self, done: int) -> None:
         """Begin to write what is due after ``done`` steps, if anything is. Every rank must call it."""
-        if due := self._due(done, checkpoint=done % self.config.checkpoint.every == 0):
+        if due := self._due(done):
             # What is logged up to here must outlive the process as the checkpoint will.
             self.run.monitor.flush()
             self.save_pause += self.writer.begin(due)
@@ -204,17 +204,17 @@ class Trainer:
     def save_last(self, done: int) -> None:
         """Write a checkpoint that no other will follow. Every rank must call it. Raises NotSaved."""
         self.run.monitor.flush()
-        self.writer.save_final(self._due(done, checkpoint=True), self.config.checkpoint.retry_timeout_s)
+        self.writer.save_final(self._due(done, final=True), self.config.checkpoint.retry_timeout_s)
 
-    def _due(self, done: int, checkpoint: bool) -> list[Snapshot]:
+    def _due(self, done: int, final: bool = False) -> list[Snapshot]:
         """What is saved after ``done`` steps: the averages first, so that a run that resumes has them."""
-        every = self.config.snapshot_every
+        every, scheduled = self.config.snapshot_every, done % self.config.checkpoint.every == 0
         series = [store.AVERAGES] if every and done % every == 0 else []
-        series += [store.CHECKPOINTS] if checkpoint else []
-        return self.state.snapshots(done, series, dump_config(self.config)) if series else []
+        series += [store.CHECKPOINTS] if scheduled or final else []
+        return self.state.snapshots(done, series, dump_config(self.config), scheduled) if series else []
 
     def _roll_back(self, step: int) -> None:
-        """Go back to the last sound checkpoint, to go on from there with other draws."""
+        """Go back to the last sound scheduled checkpoint, to go on from there with other draws."""
         self.writer.finish()
         folder, most = self.run.folder, self.config.training.max_rollbacks
         skips, rollbacks = self.state.skips, self.state.rollbacks + 1

@@ -147,5 +147,33 @@ def test_a_checkpoint_after_which_no_step_succeeds_is_given_up(launch):
     launch(*settings, "training.steps=20", processes=0)
     result = launch(*settings, "training.steps=60", "training.lr=1e6", processes=0, resume=True, rc=2)
     assert "back to step_00000021 with other draws (return 1 of 2)" in result.stderr
-    assert "back to step_00000020 with other draws (return 2 of 2)" in result.stderr
-    assert store.committed(launch.run_folder())[0] == launch.checkpoint(20)
+    assert "back to step_00000014 with other draws (return 2 of 2)" in result.stderr
+    assert store.committed(launch.run_folder())[0] == launch.checkpoint(14)
+
+
+@pytest.mark.parametrize("returns", [1, 2])
+def test_a_run_that_was_interrupted_returns_to_where_it_would_have_otherwise(launch, returns):
+    """Stopped at step 7 it has a checkpoint there, which one that nobody has stopped does not have."""
+    settings = ["checkpoint.every=3", "checkpoint.keep_last=1", "training.max_skips=1"]
+    settings.append(f"training.max_rollbacks={returns}")
+    faults = {"gradient": {"steps": [7, 8, 9]}, "until_return": returns == 1}
+    code = 0 if returns == 1 else 2
+    whole = launch("name=whole", "training.steps=10", *settings, processes=0, faults=faults, rc=code)
+    launch("training.steps=7", *settings, processes=0)
+    assert launch.checkpoint(7).exists()
+    stopped = launch("training.steps=10", *settings, processes=0, faults=faults, rc=code, resume=True)
+    course = [[line for line in run.stderr.splitlines() if "back to" in line] for run in (whole, stopped)]
+    assert course[0] == course[1]
+    assert [re.search(r"back to (\w+)", line)[1] for line in course[0]] == ["step_00000006"] * returns
+    assert launch.losses() == launch.losses("whole")
+    if returns == 1:
+        assert_same(launch.checkpoint(10), launch.checkpoint(10, "whole"))
+
+
+def test_runs_that_are_stopped_before_a_checkpoint_is_due_keep_their_last_sound_one(launch):
+    settings = ["checkpoint.every=100", "checkpoint.keep_last=1"]
+    launch("training.steps=3", *settings, processes=0)
+    faults = {"gradient": {"steps": [3, 4, 5, 6]}}
+    for steps in (5, 6):
+        launch(f"training.steps={steps}", *settings, processes=0, faults=faults, resume=True)
+    assert [path.name for path in store.committed(launch.run_folder())] == ["step_00000006", "step_00000003"]
