@@ -63,6 +63,14 @@ def read_mapping(path: str | Path, unreadable: str, holds: str) -> dict[str, Any
     return content
 
 
+def flattened(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of nested mappings by dotted keys."""
+    flat = {}
+    for key, value in content.items():
+        flat |= flattened(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
 def shown(value: Any) -> str:
     """Any value for a message, shortened as by :func:`fdtrain.errors.excerpt`."""
     return excerpt(_repr.repr(value))

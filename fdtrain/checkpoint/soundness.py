@@ -17,16 +17,18 @@ from fdtrain.checkpoint.store import (
     State,
     committed,
     listed_files,
+    read_settings,
     read_state,
     sha256,
     step_of,
 )
 from fdtrain.errors import UserError
 from fdtrain.networks.model import Model, ModelSpec
+from fdtrain.strict_yaml import shown
 
 
-class OtherShards(UserError):
-    """A checkpoint is of a run on other shards, so none of its run may be resumed, whatever older ones record."""
+class OtherRun(UserError):
+    """A checkpoint is of another run than the configuration's: an older one that fits would cost what it has done."""
 
 
 def fault(checkpoint: Path) -> str | None:
@@ -100,28 +102,38 @@ def check_fits(checkpoint: Path, spec: ModelSpec, run: dict[str, Any]) -> State:
     """Check that a checkpoint continues this very run, before anything is built.
 
     Args:
-        run: the settings that fix the run's trajectory, as the checkpoint's ``State.run`` has them.
+        run: the settings that fix what the run is, as the checkpoint's ``State.run`` has them. Of one that an earlier
+            version did not record there, the checkpoint's configuration counts.
 
     Raises:
-        OtherShards: the same data set, packed otherwise.
-        UserError: another network, data set, seed or batch.
+        OtherRun: it is of another network, data set, seed, batch or method.
+        UserError: its description cannot be read.
     """
-    recorded = ModelSpec.load(checkpoint / MODEL_FILE)
-    if differences := recorded.differences(spec):
-        raise UserError(
+    if differences := ModelSpec.load(checkpoint / MODEL_FILE).differences(spec):
+        raise OtherRun(
             f"{checkpoint} holds another model than the configuration: {'; '.join(differences)}. "
             "Restore the configuration, or give the run another name."
         )
     state = read_state(checkpoint)
-    if state.run.get(SHARDS, run.get(SHARDS)) != run.get(SHARDS):
-        raise OtherShards(
+    recorded = {OPTIMIZER: "adamw"} | read_settings(checkpoint) | state.run
+    if recorded.get(SHARDS, run.get(SHARDS)) != run.get(SHARDS):
+        raise OtherRun(
             f"{checkpoint} belongs to a run on other shards: the data set has been packed again or changed, so its "
             "images would come in another order. Restore it, or give the run another name."
         )
-    recorded, run = {OPTIMIZER: "adamw", **state.run}, {k: v for k, v in run.items() if k != SHARDS}
-    if changed := [f"{k} {recorded.get(k)!r} against {v!r}" for k, v in run.items() if recorded.get(k) != v]:
-        raise UserError(
+    if changed := [f"{k} {recorded[k]!r} against {v!r}" for k, v in run.items() if recorded.get(k, v) != v]:
+        raise OtherRun(
             f"{checkpoint} belongs to a run with other settings: {'; '.join(changed)}. "
             "Restore them, or give the run another name."
         )
     return state
+
+
+def changes(checkpoint: Path, settings: dict[str, Any]) -> list[str]:
+    """What of a configuration, by dotted keys, is not as it was when a checkpoint was written, old and new."""
+    before = read_settings(checkpoint)
+    return [
+        f"{key} was {shown(before[key])}, is {shown(value)}"
+        for key, value in settings.items()
+        if key in before and before[key] != value
+    ]

@@ -27,6 +27,7 @@ from fdtrain import files
 from fdtrain.checkpoint.fragments import PART, FragmentReader
 from fdtrain.errors import UserError
 from fdtrain.networks.model import ModelSpec
+from fdtrain.strict_yaml import flattened, read_mapping
 
 VERSION = 1
 MANIFEST, LATEST, MODEL_FILE, CONFIG_FILE, STATE_FILE = (
@@ -258,6 +259,14 @@ def read_state(checkpoint: Path) -> State:
     except OSError as error:
         reason = error.strerror
     raise UserError(f"{checkpoint / STATE_FILE} cannot be read ({reason}). Resume from another checkpoint.")
+
+
+def read_settings(checkpoint: Path) -> dict[str, Any]:
+    """The configuration that a checkpoint was written with, by dotted keys; none where it cannot be read."""
+    try:
+        return flattened(read_mapping(checkpoint / CONFIG_FILE, "cannot read", "a configuration"))
+    except UserError:
+        return {}
 
 
 def sha256(path: Path) -> str:

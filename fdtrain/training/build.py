@@ -28,7 +28,7 @@ from fdtrain.data.shards import ShardReader
 from fdtrain.data.split import Split
 from fdtrain.diffusion.interval import CLOSED
 from fdtrain.errors import UserError
-from fdtrain.networks.model import Model
+from fdtrain.networks.model import Model, ModelSpec
 from fdtrain.randomness import Purpose, torch_seed
 from fdtrain.resilience.consensus import Consensus
 from fdtrain.resilience.heartbeat import Heartbeat, joined
@@ -192,24 +192,33 @@ def _cache(plan: Plan) -> Cache | None:
 
 
 def checkpoint_to_resume(plan: Plan) -> Path | None:
-    """The newest checkpoint that is sound and fits, chosen by rank 0 for all."""
+    """The newest checkpoint that is sound, chosen by rank 0 for all.
+
+    Raises:
+        UserError: none is, or it is of another run.
+    """
     folder = plan.config.folder
     if not plan.resume:
         return None
 
-    def fits(path: Path) -> store.State:
-        return soundness.check_fits(path, plan.spec, plan.identity)
+    def readable(path: Path) -> None:
+        ModelSpec.load(path / store.MODEL_FILE)
 
-    path, faults = distributed.broadcast(soundness.newest(folder, fits) if distributed.rank() == 0 else (None, []))
-    if path is None and faults:
-        raise UserError(
-            f"no checkpoint of {folder} can be used: {'; '.join(faults)}. "
-            "Restore one, or delete them all to start again."
-        )
+    path, faults = distributed.broadcast(soundness.newest(folder, readable) if distributed.rank() == 0 else (None, []))
+    if path is None:
+        if faults:
+            raise UserError(
+                f"no checkpoint of {folder} can be used: {'; '.join(faults)}. "
+                "Restore one, or delete them all to start again."
+            )
+        return None
+    state = soundness.check_fits(path, plan.spec, plan.identity)
     if distributed.rank() == 0:
         for fault in faults:
             logger.info("passing over a checkpoint: %s", fault)
-        if path is not None and store.SHARDS not in store.read_state(path).run:
+        for change in soundness.changes(path, plan.settings):
+            logger.info("changed since %s: %s", path.name, change)
+        if store.SHARDS not in state.run:
             logger.warning(
                 "warning: %s is of an earlier version, which did not record the shards of its data set. If they have "
                 "been packed again since, the order of its images is another.",

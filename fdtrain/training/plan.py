@@ -11,16 +11,37 @@ from fdtrain import distributed
 from fdtrain.capacity.layout import RunLayout, run_layout
 from fdtrain.capacity.spec import model_spec
 from fdtrain.checkpoint import soundness, store
-from fdtrain.config import Config, ConfigFiles, load_config
+from fdtrain.config import Config, ConfigFiles, dump_config, load_config
 from fdtrain.data.dataset import DatasetDescription, fingerprint
 from fdtrain.data.mixture import DataSets, open_data
 from fdtrain.data.shards import PlacedShard
 from fdtrain.errors import UserError, excerpt
 from fdtrain.evaluation.fidelity.feature_networks import FeatureNetwork, open_features
 from fdtrain.networks.model import Model, ModelSpec
+from fdtrain.strict_yaml import flattened, parse
 from fdtrain.training import init_from
 from fdtrain.training.hardware import check_precision
 from fdtrain.training.profile import parse_steps
+
+FIXED = (
+    "seed",
+    "data.flip",
+    "data.shuffle_window",
+    "network.label_dropout",
+    "diffusion.time_density",
+    "diffusion.time_sampling",
+    "diffusion.strata",
+    "diffusion.soft_truncation_k",
+    "diffusion.weighting",
+    "training.global_batch",
+    "training.lanes",
+    store.OPTIMIZER,
+    "training.init_from",
+    "ema.decay",
+    "ema.warmup_power",
+)
+"""The keys that a run may not change when it resumes, besides its model's and its data set's: the method, the order of
+the data, and what the averages are of (docs/checkpoints.md)."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +63,11 @@ class Plan:
         return self.data.description
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """The configuration by dotted keys, as a checkpoint has it."""
+        return flattened(parse(dump_config(self.config)))
+
+    @property
     def identity(self) -> dict[str, Any]:
         """The settings that a run may not change when it resumes: they fix what it is, step by step."""
         config = self.config
@@ -53,12 +79,7 @@ class Plan:
                 for part, shards in zip(self.data.parts, self.train_shards, strict=True)
             ],
             "data.weights": config.data.weights,
-            "seed": config.seed,
-            "training.global_batch": config.training.global_batch,
-            "training.lanes": config.training.lanes,
-            "data.shuffle_window": config.data.shuffle_window,
-            store.OPTIMIZER: config.training.optimizer,
-            "training.init_from": None if config.training.init_from is None else str(config.training.init_from),
+            **{key: value for key, value in self.settings.items() if key in FIXED},
             # An average that began later, or of another length, would not be the one of its name. None may end.
             **({"ema.lengths": list(config.ema.lengths)} if config.ema.lengths else {}),
         }
@@ -116,7 +137,7 @@ def _no_held_out(split: str, description: DatasetDescription) -> str:
 
 
 def _check_some_fit(existing: list[Path], plan: Plan) -> None:
-    """At least one of the checkpoints must be the run's, as far as their descriptions tell.
+    """The newest of the checkpoints whose description can be read must be the run's.
 
     The one to resume from is chosen later, in build.py: only once the folder is locked can no other job add one.
     """
@@ -125,7 +146,7 @@ def _check_some_fit(existing: list[Path], plan: Plan) -> None:
         try:
             soundness.check_fits(path, plan.spec, plan.identity)
             return
-        except soundness.OtherShards:
+        except soundness.OtherRun:
             raise
         except UserError as error:
             errors.append(error)

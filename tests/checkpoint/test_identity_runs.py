@@ -38,3 +38,23 @@ def test_a_checkpoint_that_records_no_shards_resumes_with_a_warning(launch):
     assert "warning: step_00000006 is of an earlier version, which did not record the shards" in result.stderr
     assert launch.losses() == launch.losses("whole")
     assert store.read_state(launch.checkpoint(8)).run[store.SHARDS]
+
+
+def test_what_changes_is_said_and_what_would_be_another_method_is_refused(launch):
+    launch("training.lr=1e-3", processes=0)
+    allowed = ["training.lr=1e-4", "training.betas=[0.9, 0.99]", "training.decay=linear", "training.steps=8"]
+    for setting in ("data.flip=true", "ema.decay=0.99", "diffusion.weighting=eps", "diffusion.time_sampling=iid"):
+        message = error_of(launch(*allowed, setting, processes=0, resume=True, rc=2))
+        key, _, value = setting.partition("=")
+        assert f"step_00000006 belongs to a run with other settings: {key} " in message
+        assert f" against {value.capitalize() if value == 'true' else value}" in message.replace("'", "")
+    # Of a version that recorded less, the configuration beside it counts.
+    change_state(launch.checkpoint(6), lambda state: state["run"].pop("data.flip"))
+    assert "data.flip False against True" in error_of(launch("data.flip=true", processes=0, resume=True, rc=2))
+    said = launch(*allowed, processes=0, resume=True).stderr
+    assert [line for line in said.splitlines() if "changed since" in line] == [
+        "fdtrain: changed since step_00000006: training.steps was 6, is 8",
+        "fdtrain: changed since step_00000006: training.lr was 0.001, is 0.0001",
+        "fdtrain: changed since step_00000006: training.decay was 'constant', is 'linear'",
+        "fdtrain: changed since step_00000006: training.betas was [0.9, 0.999], is [0.9, 0.99]",
+    ]
