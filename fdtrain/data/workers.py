@@ -19,7 +19,7 @@ from fdtrain.errors import UserError
 
 T = TypeVar("T")
 
-REQUESTS = {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1}
+REQUESTS = {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP}
 """Signals that ask a run to end (resilience/signals.py)."""
 PR_SET_PDEATHSIG = 1
 """Of linux/prctl.h."""

@@ -1,4 +1,4 @@
-"""Requests of a scheduler or a user that a run end: SIGTERM, SIGUSR1 (SLURM's warning), Ctrl-C."""
+"""Requests of a scheduler or a user that a run end: SIGTERM, SIGUSR1 (SLURM's warning), Ctrl-C, a closed terminal."""
 
 import logging
 import os
@@ -14,7 +14,7 @@ from fdtrain.errors import PREEMPTED_CODE, NotSaved, Preempted
 
 logger = logging.getLogger(__name__)
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 SAME_SECONDS = 2.0
 """Signals within this time of the first are the same one: a Ctrl-C comes from the terminal and the launcher."""
 
@@ -31,8 +31,9 @@ def answered(stop: Callable[[], None], effect: str) -> Iterator[None]:
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    for number in SIGNALS:
-        # Answered even where a shell had it ignored, as it does with SIGINT of its background jobs.
+    # Answered even where a shell had it ignored, as it does with SIGINT of its background jobs; but for nohup's.
+    answers = [n for n in SIGNALS if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
+    for number in answers:
         signal.signal(number, _ignored)
     thread = threading.Thread(target=_answer, args=(reader, stop, effect), daemon=True)
     thread.start()
@@ -42,7 +43,7 @@ def answered(stop: Callable[[], None], effect: str) -> Iterator[None]:
         error = sys.exception()
         ended_by_others = isinstance(error, Preempted | NotSaved) or distributed.is_lost_connection(error)
         after = signal.SIG_IGN if ended_by_others else signal.SIG_DFL
-        for number in SIGNALS:
+        for number in answers:
             signal.signal(number, after)
         signal.set_wakeup_fd(before)
         os.write(writer, b"\0")

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from itertools import product
-from signal import SIGINT, SIGTERM, SIGUSR1
+from signal import SIGHUP, SIGINT, SIGTERM, SIGUSR1
 
 import psutil
 import pytest
@@ -24,12 +24,15 @@ CHOSEN = [
     ("deepspeed", SIGTERM, "group", 1, 1, None),
     ("torchrun", SIGTERM, "group", 1, 1, None),
     ("torchrun", SIGTERM, "process", 2, 1, 1),
+    # A closed ssh connection.
+    ("python", SIGHUP, "group", 1, 1, 1),
+    ("deepspeed", SIGHUP, "group", 2, 1, 1),
 ]
 EVERY = [
     case
     for case in product(
         ("python", "deepspeed", "torchrun"),
-        (SIGTERM, SIGUSR1, SIGINT),
+        (SIGTERM, SIGUSR1, SIGINT, SIGHUP),
         ("process", "group"),
         (1, 2),
         (0, 1, 2),
@@ -139,10 +142,10 @@ def test_reading_processes_hear_their_parent_alone(launch):
                 with open(f"/proc/{worker.pid}/task/{thread.id}/status") as file:
                     masks = {k: int(v, 16) for k, v in (x.split() for x in file if x.startswith(("SigBlk", "SigIgn")))}
                 spared = masks["SigBlk:"] | masks["SigIgn:"]
-                heard += [number for number in (SIGTERM, SIGUSR1, SIGINT) if not spared >> (number - 1) & 1]
+                heard += [number for number in (SIGTERM, SIGUSR1, SIGINT, SIGHUP) if not spared >> (number - 1) & 1]
             # The thread that waits for the parent's.
             assert heard == [SIGTERM]
-            for number in (SIGTERM, SIGUSR1, SIGINT):
+            for number in (SIGTERM, SIGUSR1, SIGINT, SIGHUP):
                 worker.send_signal(number)
         time.sleep(0.5)
         assert all(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers)

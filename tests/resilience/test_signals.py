@@ -106,6 +106,25 @@ def test_during_a_long_first_step_the_console_says_what_a_signal_does(launch):
     assert job.stderr.read() == ""
 
 
+def test_a_closed_terminal_is_a_request_unless_nohup_has_it_ignored():
+    program = (
+        "import signal, sys\n"
+        "from fdtrain.resilience.signals import answered\n"
+        "with answered(lambda: print('asked', flush=True), 'what it does'):\n"
+        "    print('ready', flush=True)\n"
+        "    sys.stdin.readline()\n"
+    )
+    for before, expected in (([], ["asked"]), (["nohup"], [])):
+        command = [*before, sys.executable, "-c", program]
+        pipe = subprocess.PIPE
+        with subprocess.Popen(command, cwd=ROOT, env=environment(), stdin=pipe, stdout=pipe, text=True) as job:
+            assert job.stdout.readline() == "ready\n"
+            job.send_signal(signal.SIGHUP)
+            time.sleep(0.5)
+            said = job.communicate("end\n", timeout=60)[0]
+        assert (job.returncode, said.splitlines()) == (0, expected)
+
+
 def test_before_training(launch):
     """A signal during start-up ends the run with the same code: there is nothing to save."""
     job = start(launch.command(*SETTINGS, processes=0))
