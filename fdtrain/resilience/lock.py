@@ -1,8 +1,9 @@
 """One job at a time in a run's folder: ``RUN/lock`` names the host and the process that hold it (docs/clusters.md).
 
 The holder touches the file every few seconds. The lock may be taken over when its process is known to be dead (on
-this machine: no process has that number and start time), or when it was not touched for a minute by the file system's
-own clock, so that hosts need not agree on the time. All this needs is linking and renaming, which NFS has since
+this machine: no process has that number and start time), or when it was not touched for a minute, watched by the
+monotonic clock of whoever waits: hosts need not agree on the time, and any clock may be set. Where the file system's
+clock says so already, a look of ten seconds is enough. All this needs is linking and renaming, which NFS has since
 version 2; no lock of the kernel's, which many mounts have switched off.
 """
 
@@ -112,7 +113,7 @@ def _acquire(lock: Path, own: dict[str, Any], beat: float, stale: float) -> None
 
 def _abandoned(lock: Path, beat: float, stale: float) -> dict[str, Any] | None:
     """The content of a lock whose holder is dead; None if it has gone. Raises UserError if the holder lives."""
-    before = None
+    before, since = None, time.monotonic()
     while True:
         try:
             if not stat.S_ISREG(lock.lstat().st_mode):
@@ -128,7 +129,7 @@ def _abandoned(lock: Path, beat: float, stale: float) -> dict[str, Any] | None:
                 f"{lock.parent} is in use by process {holder.get('pid')} on host {holder.get('host')} ({lock}). "
                 "Wait until it ends or end it, or give this run another name."
             )
-        if alive is False or _age(lock) > stale:
+        if alive is False or time.monotonic() - since > (2 * beat if _age(lock) > stale else stale):
             return holder
         if before is None:
             logger.info(

@@ -79,9 +79,10 @@ def launched(plan: Plan) -> Iterator[Launch]:
             consensus.raise_flag(GONE)
 
         with (
+            # While it is waited for, a signal ends this process: the context around this one answers it.
+            held_for_all(plan.config.folder, gone),
             followed(stop),
             answered(stop, effect),
-            held_for_all(plan.config.folder, gone),
             fits(plan.config, plan.layout),
         ):
             yield Launch(device, consensus, heartbeat)

@@ -245,3 +245,43 @@ def test_a_second_job_is_refused_and_the_first_goes_on(launch):
     finally:
         first.kill()
         first.communicate()
+
+
+@pytest.mark.parametrize("ahead", [3600, -3600])
+def test_a_lock_of_a_dead_host_is_taken_over_whatever_its_date(tmp_path, ahead):
+    (tmp_path / lock.FILE).write_text(json.dumps(lock._describe() | {"host": "elsewhere", "boot": "another"}))
+    os.utime(tmp_path / lock.FILE, (time.time() + ahead,) * 2)
+    found = []
+
+    def take():
+        with lock.held(tmp_path, beat=0.05, stale=0.5):
+            found.append(json.loads((tmp_path / lock.FILE).read_text())["pid"])
+
+    taker = threading.Thread(target=take, daemon=True)
+    taker.start()
+    taker.join(60)
+    assert found == [os.getpid()]
+
+
+def test_a_clock_set_forward_takes_no_lock_from_a_living_host(tmp_path):
+    """It looks an hour old until its owner touches it again."""
+    (tmp_path / lock.FILE).write_text('{"host": "elsewhere", "pid": 7}')
+    os.utime(tmp_path / lock.FILE, (time.time() - 3600,) * 2)
+    toucher = threading.Timer(0.5, os.utime, [tmp_path / lock.FILE])
+    toucher.start()
+    with pytest.raises(UserError, match="in use by process 7 on host elsewhere"), lock.held(tmp_path, beat=10):
+        pass
+
+
+def test_a_signal_ends_a_job_that_waits_for_a_lock(launch):
+    launch.run_folder().mkdir(parents=True)
+    (launch.run_folder() / lock.FILE).write_text('{"host": "elsewhere", "pid": 7}')
+    os.utime(launch.run_folder() / lock.FILE, (time.time() + 3600,) * 2)
+    with subprocess.Popen(
+        launch.command(processes=0), cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True
+    ) as job:
+        while "watching for up to 60 s whether it is alive" not in (line := job.stderr.readline()):
+            assert line, job.wait()
+        job.terminate()
+        assert job.wait(60) == 75
+        assert "nothing has been trained yet that could be saved; ending" in job.stderr.read()
