@@ -5,9 +5,11 @@ all ranks and accumulation steps, so a configuration means the same on any numbe
 """
 
 import difflib
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from types import NoneType
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import (
@@ -17,6 +19,7 @@ from pydantic import (
     Field,
     Tag,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -32,6 +35,26 @@ class Section(BaseModel):
     """A section of the configuration."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _as_meant(cls, value: Any, info: ValidationInfo) -> Any:
+        """A home folder, which no shell sees in YAML or behind ``KEY=``, is expanded; a number is no yes or no."""
+        value = [_at_home(part) for part in value] if isinstance(value, list) else _at_home(value)
+        if isinstance(value, bool) and info.field_name is not None:
+            kind = cls.model_fields[info.field_name].annotation
+            if {int, float, NoneType} >= set(get_args(kind) or [kind]):
+                raise ValueError(f"input should be a number, not {value}, as YAML reads yes, no, on and off")
+        return value
+
+
+def _at_home(value: Any) -> Any:
+    """No text but a path begins with ``~``."""
+    if isinstance(value, str) and value.startswith("~"):
+        value = os.path.expanduser(value)
+        if value.startswith("~"):
+            raise ValueError(f"there is no home folder {excerpt(value)}; write the path in full")
+    return value
 
 
 class MixtureSource(Section):
@@ -549,7 +572,9 @@ def _explain(error: Mapping[str, Any]) -> str:
     if error["type"] == "union_tag_invalid":
         *names, last = (f"'{network}'" for network in NETWORKS)
         return f"network.name: input should be {', '.join(names)} or {last}, not {shown(error['ctx']['tag'])}"
-    return f"{name}: {error['msg'][0].lower()}{error['msg'][1:]}, not {shown(error['input'])}"
+    wanted = f"{name}: {error['msg'][0].lower()}{error['msg'][1:]}, not {shown(error['input'])}"
+    is_text = error["type"] in ("string_type", "path_type") and isinstance(error["input"], bool | int | float)
+    return wanted + ("; put quotes around a text that YAML reads so" if is_text else "")
 
 
 def _place(error: Mapping[str, Any]) -> tuple[list[str], dict[str, type[BaseModel]]]:

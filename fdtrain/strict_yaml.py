@@ -4,6 +4,7 @@ PyYAML's safe loader lets the last of two equal keys win, reads dates, and follo
 few lines can stand for gigabytes.
 """
 
+import re
 import reprlib
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ MAX_VALUES = 20_000
 MAX_DEPTH = 32
 MAX_NUMBER_LENGTH = 64
 """The characters of a number."""
+MISREAD_NUMBER = re.compile(r"[-+]?(0[0-9_]+|[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?)")
+"""YAML 1.1 reads 010 as eight, and 1:30 as ninety."""
 MAX_SHOWN_LENGTH = 200
 """The characters of a value in a message."""
 _TAGS = {f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "seq", "map", "merge")}
@@ -141,6 +144,12 @@ class _Loader(yaml.SafeLoader):
             raise _error("a text holds a NUL character", node)
         if node.tag.endswith((":int", ":float")) and len(node.value) > MAX_NUMBER_LENGTH:
             raise _error(f"a number of {len(node.value)} characters; at most {MAX_NUMBER_LENGTH} are admitted", node)
+        if node.tag.endswith((":int", ":float")) and node.style is None and MISREAD_NUMBER.fullmatch(node.value):
+            raise _error(
+                f"{node.value} would be read in base {60 if ':' in node.value else 8}; put quotes around a "
+                "text, and write a number in decimals without leading zeros",
+                node,
+            )
 
     def _add(self, values: int, place: yaml.Event) -> None:
         self._values += values

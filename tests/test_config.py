@@ -293,3 +293,37 @@ def test_several_settings_after_one_flag_and_after_several():
     arguments = ["--config", "c.yaml", "--set", "a=1", "b.c=2", "--resume", "auto", "--set", "d=3"]
     assert parse_arguments(arguments).set == ["a=1", "b.c=2", "d=3"]
     assert parse_arguments(["--config", "c.yaml"]).set == []
+
+
+def test_a_home_folder_is_meant_in_every_path(write, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    path = write(MINIMAL | {"output": "~/runs", "data": {"mixture": [{"path": "~/a", "weight": 1}], "cache": "~"}})
+    config = load_config(path, ["training.init_from=~/runs/x", "monitor.frechet_features=~/features"])
+    assert (config.folder, config.data.paths) == (Path("/home/me/runs/x"), ["/home/me/a"])
+    assert config.data.cache == Path("/home/me")
+    assert config.training.init_from == Path("/home/me/runs/x")
+    assert config.monitor.frechet_features == "/home/me/features"
+    with pytest.raises(UserError, match="there is no home folder ~nobody-here"):
+        load_config(write(MINIMAL), ["data.path=~nobody-here/x"])
+
+
+@pytest.mark.parametrize(
+    ("setting", "problem"),
+    [
+        ("name=no", "name: input should be a valid string, not False; put quotes around a text that YAML reads so"),
+        ("name=12", "name: input should be a valid string, not 12; put quotes around a text that YAML reads so"),
+        ("output=12", "not 12; put quotes around a text that YAML reads so"),
+        ("name=001", "line 1: 001 would be read in base 8; put quotes around a text"),
+        ("training.steps=010", "line 1: 010 would be read in base 8"),
+        ("training.steps=yes", "training.steps: input should be a number, not True, as YAML reads yes, no, on and off"),
+        ("training.lr=on", "training.lr: input should be a number, not True"),
+        ("checkpoint.keep_every=off", "checkpoint.keep_every: input should be a number, not False"),
+    ],
+)
+def test_what_yaml_reads_otherwise_than_it_is_written_is_said(write, setting, problem):
+    with pytest.raises(UserError, match=re.escape(problem)):
+        load_config(write(MINIMAL), [setting])
+
+
+def test_what_is_quoted_is_a_text(write):
+    assert load_config(write(MINIMAL), ["name='001'"]).name == "001"
