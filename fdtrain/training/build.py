@@ -41,7 +41,7 @@ from fdtrain.training.compilation import compile_network, worthwhile
 from fdtrain.training.dashboard import dashboard
 from fdtrain.training.ema import Average, PowerAverages
 from fdtrain.training.engine import Engine
-from fdtrain.training.memory import fits
+from fdtrain.training.memory import training_fits
 from fdtrain.training.metrics import Stopwatch
 from fdtrain.training.monitor import Monitor
 from fdtrain.training.plan import Plan
@@ -83,7 +83,7 @@ def launched(plan: Plan) -> Iterator[Launch]:
             held_for_all(plan.config.folder, gone),
             followed(stop),
             answered(stop, effect),
-            fits(plan.config, plan.layout),
+            training_fits(plan.config, plan.layout),
         ):
             yield Launch(device, consensus, heartbeat)
 
@@ -230,17 +230,20 @@ def checkpoint_to_resume(plan: Plan) -> Path | None:
 
 def _callbacks(plan: Plan, monitor: Monitor) -> list[Callback]:
     config, settings, found = plan.config, plan.config.monitor, []
+    # What fits in training should fit here too.
+    batch = min(callbacks.MOST_AT_ONCE, plan.layout.micro_batch)
     drawing = callbacks.monitor_drawing(settings, plan.spec.scale, plan.spec.bound.interval)
     if settings.evaluate_every and config.data.test_split is not None:
         split = Split(plan.data, config.data.test_split, _cache(plan))
-        run_ = callbacks.held_out_bits(split, settings.evaluate_draws, monitor)
+        run_ = callbacks.held_out_bits(split, settings.evaluate_draws, batch, monitor)
         found.append(Callback(settings.evaluate_every, run_))
     if settings.frechet_every and plan.features is not None:
         train = Split(plan.data, config.data.train_split, _cache(plan))
-        run_ = callbacks.frechet(train, plan.features, drawing, settings.frechet_images, config.seed, monitor)
+        run_ = callbacks.frechet(train, plan.features, drawing, settings.frechet_images, batch, config.seed, monitor)
         found.append(Callback(settings.frechet_every, run_))
     if settings.sample_every:
-        run_ = callbacks.sample_grid(drawing, settings.sample_images, config.seed, config.folder / "samples", monitor)
+        folder = config.folder / "samples"
+        run_ = callbacks.sample_grid(drawing, settings.sample_images, batch, config.seed, folder, monitor)
         found.append(Callback(settings.sample_every, run_))
     return found
 

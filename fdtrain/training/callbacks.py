@@ -27,16 +27,18 @@ from fdtrain.training.monitor import Monitor
 REFERENCE_IMAGES = 10_000
 """Most images of the split that samples are compared with while training, spread over it."""
 FRECHET_BATCH = 64
+MOST_AT_ONCE = 256
+"""Images that are evaluated in one pass; fewer where training takes fewer."""
 
 
-def held_out_bits(split: Split, draws: int, monitor: Monitor):
+def held_out_bits(split: Split, draws: int, batch: int, monitor: Monitor):
     """A report that evaluates the bound over the whole split."""
 
     def run(step: int, model: Model) -> None:
         device = next(model.parameters()).device
         mine = distributed.share(len(split))
         density = nll.time_density_of(model.spec.bound.interval, model.spec.scale)
-        values = nll.elbo(model, split, mine, density, draws) if mine else torch.empty(0, draws).double()
+        values = nll.elbo(model, split, mine, density, draws, 0, batch) if mine else torch.empty(0, draws).double()
         result = estimate(distributed.gather(values, len(split), device))
         metrics = {"bits_per_dim": result.mean, "standard_error": result.error_images}
         monitor.log(step, metrics | model.spec.bound.ends(), prefix=split.name)
@@ -60,9 +62,11 @@ def monitor_drawing(settings: Settings, scale: float, interval: Interval = CLOSE
     return drawing
 
 
-def frechet(split: Split, network: FeatureNetwork, drawing: Drawing, count: int, seed: int, monitor: Monitor):
+def frechet(
+    split: Split, network: FeatureNetwork, drawing: Drawing, count: int, batch: int, seed: int, monitor: Monitor
+):
     """A report that measures how far samples are from the training images, on the same draws each time."""
-    reference = None
+    reference, at_once = None, min(batch, FRECHET_BATCH)
 
     def run(step: int, model: Model) -> None:
         nonlocal reference
@@ -70,8 +74,8 @@ def frechet(split: Split, network: FeatureNetwork, drawing: Drawing, count: int,
         drawn = image_sets.of_model(model, drawing, seed, count)
         if reference is None:
             images = image_sets.spread(image_sets.of_split(split), REFERENCE_IMAGES)
-            reference = measure(network, images, images.count, FRECHET_BATCH, device).moments
-        found = measure(network, drawn, drawn.count, FRECHET_BATCH, device).moments
+            reference = measure(network, images, images.count, at_once, device).moments
+        found = measure(network, drawn, drawn.count, at_once, device).moments
         value = frechet_distance(found, reference)
         monitor.log(step, {network.identity.name: value}, prefix="frechet")
         size = f"{drawn.count} images, {drawing.nfe} evaluations, EMA"
@@ -80,7 +84,7 @@ def frechet(split: Split, network: FeatureNetwork, drawing: Drawing, count: int,
     return run
 
 
-def sample_grid(drawing: Drawing, count: int, seed: int, folder: Path, monitor: Monitor):
+def sample_grid(drawing: Drawing, count: int, batch: int, seed: int, folder: Path, monitor: Monitor):
     """A report that samples a grid and its denoising path, as PNG and in TensorBoard."""
 
     def run(step: int, model: Model) -> None:
@@ -88,7 +92,7 @@ def sample_grid(drawing: Drawing, count: int, seed: int, folder: Path, monitor: 
         mine, times = distributed.share(count), drawing.times(spec.scale, spec.bound.interval)
         labels = [i % len(spec.classes) for i in mine] if spec.classes else None
         if mine:
-            drawn = samples.draw(model, mine, labels, times, drawing.solver, seed).path
+            drawn = samples.draw(model, mine, labels, times, drawing.solver, seed, batch).path
         else:
             drawn = torch.empty(0, samples.PATH_IMAGES, *spec.shape, dtype=torch.uint8)
         path = samples.to_pixels(distributed.gather(drawn, count, device), spec.levels)

@@ -17,19 +17,36 @@ AMOUNT = re.compile(r"allocate ([\d.]+ ?[KMGTP]iB|\d+ bytes)")
 
 
 @contextmanager
-def fits(config: Config, layout: RunLayout) -> Iterator[None]:
+def training_fits(config: Config, layout: RunLayout) -> Iterator[None]:
     """Around the training of a run: an allocation that fails raises a UserError with what would take less."""
+    with _fits(f"a pass of {layout.micro_batch} images", _less_training(config, layout)):
+        yield
+
+
+@contextmanager
+def evaluation_fits(images: int) -> Iterator[None]:
+    """The same around an evaluation while training, of no more than so many images at a time."""
+    ways = [
+        "set monitor.evaluate_every, monitor.sample_every and monitor.frechet_every to null and evaluate afterwards"
+    ]
+    if images > 1:
+        ways.insert(0, "lower training.micro_batch, than which it takes no more images at a time")
+    with _fits(f"an evaluation beside the training, in float32 and of up to {images} images at a time,", ways):
+        yield
+
+
+@contextmanager
+def _fits(what: str, ways: list[str]) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not isinstance(error, torch.OutOfMemoryError | MemoryError) and not REFUSAL.search(str(error)):
             raise
-        raise UserError(_message(config, layout, str(error))) from error
+        raise UserError(_message(what, ways, str(error))) from error
 
 
-def _message(config: Config, layout: RunLayout, said: str) -> str:
-    images = layout.micro_batch
-    ways = []
+def _less_training(config: Config, layout: RunLayout) -> list[str]:
+    images, ways = layout.micro_batch, []
     if images > layout.lane_images:
         ways.append(f"set training.micro_batch to a multiple of {layout.lane_images} below {images}")
     elif images > 1:
@@ -38,12 +55,15 @@ def _message(config: Config, layout: RunLayout, said: str) -> str:
         ways.append("set network.checkpointing to true")
     if layout.zero_stage < 2 and layout.world_size > 1:
         ways.append(f"raise training.zero_stage above {layout.zero_stage}")
-    ways.append("choose a smaller network")
+    return [*ways, "choose a smaller network"]
+
+
+def _message(what: str, ways: list[str], said: str) -> str:
     device = distributed.device()
     place = torch.cuda.get_device_name(device) if device.type == "cuda" else "this machine"
     amount = AMOUNT.search(said)
     more = f", which was asked for {_readable(amount[1])} more" if amount else ""
-    return f"a pass of {images} images does not fit the memory of {place}{more}; {', or '.join(ways)}."
+    return f"{what} does not fit the memory of {place}{more}; {', or '.join(ways)}."
 
 
 def _readable(amount: str) -> str:

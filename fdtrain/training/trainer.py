@@ -20,6 +20,7 @@ from fdtrain.randomness import Purpose, torch_seed
 from fdtrain.resilience.lock import GONE
 from fdtrain.training.batch_noise import BatchNoise
 from fdtrain.training.hardware import exact_float32, memory_gib
+from fdtrain.training.memory import evaluation_fits
 from fdtrain.training.run import Run
 from fdtrain.training.schedule import learning_rate
 from fdtrain.training.state import TrainState, rollback_target
@@ -165,7 +166,8 @@ class Trainer:
     def _call_back(self, done: int, last: bool) -> None:
         due = [callback for callback in self.callbacks if done % callback.every == 0 or last]
         if due:
-            with self.state.average.gathered(self.engine.device) as model, exact_float32():
+            fits = evaluation_fits(self.layout.micro_batch)
+            with fits, self.state.average.gathered(self.engine.device) as model, exact_float32():
                 for callback in due:
                     callback.run(done, model)
 

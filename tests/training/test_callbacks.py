@@ -1,9 +1,15 @@
-"""Frechet distances of a run under way."""
+"""Evaluations of a run under way."""
 
 import pytest
+import torch
+from models import DIGITS, filled
 
+from fdtrain.config import MonitorConfig
 from fdtrain.data.split import Split
 from fdtrain.evaluation.fidelity import label_features
+from fdtrain.evaluation.fidelity.feature_networks import open_features
+from fdtrain.training import callbacks
+from fdtrain.training.monitor import Monitor
 
 
 @pytest.fixture
@@ -32,3 +38,19 @@ def test_features_that_cannot_be_had_are_told_before_training(launch, features):
     message = launch("monitor.frechet_every=3", "monitor.frechet_features=/nowhere.pt", processes=0, rc=2).stderr
     assert "fdtrain: error: features: cannot read /nowhere.pt" in message
     assert not (launch.run_folder() / "metrics.jsonl").exists()
+
+
+def test_passes_are_no_larger_than_they_are_told(digits, features, tmp_path):
+    model, seen = filled(DIGITS), []
+    model.network.register_forward_pre_hook(lambda network, given: seen.append(len(given[0])))
+    split, monitor = Split(digits, "test"), Monitor(tmp_path, 1, first=False)
+    drawing = callbacks.monitor_drawing(MonitorConfig(sample_steps=1), DIGITS.scale)
+    network = open_features(features, torch.device("cpu"))
+    for evaluation in (
+        callbacks.held_out_bits(split, 2, 3, monitor),
+        callbacks.sample_grid(drawing, 7, 3, 0, tmp_path, monitor),
+        callbacks.frechet(split, network, drawing, 7, 3, 0, monitor),
+    ):
+        seen.clear()
+        evaluation(1, model)
+        assert max(seen) <= 3
