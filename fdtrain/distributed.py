@@ -6,6 +6,7 @@ torchrun do; without one there is a single process.
 
 import errno
 import os
+import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -38,9 +39,23 @@ def local_rank() -> int:
 
 
 def device() -> torch.device:
-    """This rank's: its GPU where there are any, unless DS_ACCELERATOR says cpu."""
-    on_gpu = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR", "cuda") == "cuda"
-    return torch.device("cuda", local_rank()) if on_gpu else torch.device("cpu")
+    """This rank's: its GPU where there are any, unless DS_ACCELERATOR says cpu.
+
+    Raises:
+        UserError: there are fewer GPUs than ranks on this machine.
+    """
+    if not torch.cuda.is_available() or os.environ.get("DS_ACCELERATOR", "cuda") != "cuda":
+        return torch.device("cpu")
+    visible = torch.cuda.device_count()
+    if local_rank() < visible:
+        return torch.device("cuda", local_rank())
+    if visible == 1 and "CUDA_VISIBLE_DEVICES" in os.environ:
+        # A scheduler shows each task its own alone.
+        return torch.device("cuda", 0)
+    raise UserError(
+        f"rank {rank()} is to have GPU {local_rank()} of {platform.node()} (LOCAL_RANK), where {visible} are visible, "
+        "counted from 0. Launch as many processes as there are GPUs, or show each its own (CUDA_VISIBLE_DEVICES)."
+    )
 
 
 def check_launcher() -> None:
@@ -110,6 +125,8 @@ def connect(patience: float = PATIENCE, store: Store | None = None) -> torch.dev
     on_gpu = mine.type == "cuda"
     if on_gpu:
         torch.cuda.set_device(mine)
+        # From which DeepSpeed takes it.
+        os.environ["LOCAL_RANK"] = str(mine.index)
     elif "OMP_NUM_THREADS" not in os.environ:
         # Processes that each take all cores get in each other's way.
         processes = int(os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or 1)

@@ -3,6 +3,7 @@
 import socket
 
 import pytest
+import torch
 
 from fdtrain import distributed
 from fdtrain.errors import UserError
@@ -16,3 +17,23 @@ def test_a_port_that_another_program_uses_is_named_at_once(monkeypatch):
             monkeypatch.setenv(name, str(value))
         with pytest.raises(UserError, match=f"port {port} of 127.0.0.1 is in use.*--master_port {port + 1}"):
             distributed.open_store(30)
+
+
+@pytest.mark.parametrize(
+    ("local_rank", "visible", "shown", "index"),
+    [(1, 2, None, 1), (1, 2, "0,1", 1), (3, 1, "6", 0), (0, 1, None, 0), (1, 1, None, None), (2, 2, "0,1", None)],
+)
+def test_the_gpu_of_a_rank(monkeypatch, local_rank, visible, shown, index):
+    """Of as many as there are ranks its own; the only one that a scheduler shows to it; else one line."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
+    monkeypatch.setenv("LOCAL_RANK", str(local_rank))
+    monkeypatch.delenv("DS_ACCELERATOR", raising=False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if shown is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
+    if index is not None:
+        assert distributed.device() == torch.device("cuda", index)
+    else:
+        with pytest.raises(UserError, match=rf"GPU {local_rank} of .* where {visible} are visible"):
+            distributed.device()

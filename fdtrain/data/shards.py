@@ -6,6 +6,7 @@ go through a shard from its beginning, so resuming in the middle would decode ev
 here a shard is indexed once and any sample is read in place.
 """
 
+import errno
 import hashlib
 import mmap
 import os
@@ -68,7 +69,12 @@ class OpenShard:
         except FileNotFoundError:
             self.close()
             raise UserError(f"{path} has disappeared. Restore it or pack again.") from None
-        except (ValueError, OSError) as error:
+        except OSError as error:
+            self.close()
+            full = error.errno in (errno.EMFILE, errno.ENFILE)
+            advice = "Raise the limit of open files (ulimit -n)" if full else "Restore it, or correct its permissions"
+            raise UserError(f"{placed.name} cannot be read ({error.strerror}). {advice}.") from error
+        except ValueError as error:
             self.close()
             raise UserError(
                 f"{placed.name} cannot be read as a tar file ({error}). Restore it or pack again."

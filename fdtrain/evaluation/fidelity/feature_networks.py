@@ -7,6 +7,8 @@ a folder                   what ``fdtrain evaluate features`` has trained on a d
 
 import hashlib
 import math
+import os
+import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +25,9 @@ from fdtrain.errors import UserError
 from fdtrain.evaluation.fidelity import label_features
 from fdtrain.evaluation.reporting.result import FeatureIdentity
 
-CACHE = Path("~/.cache/fdtrain").expanduser()
+HOME = os.path.expanduser("~")
+# In a container a user may have no home folder.
+CACHE = Path(tempfile.gettempdir() if HOME == "~" else HOME) / ".cache" / "fdtrain"
 INCEPTION = "inception-2015-12-05.pt"
 INCEPTION_URL = f"https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/{INCEPTION}"
 INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
