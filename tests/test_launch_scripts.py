@@ -21,18 +21,39 @@ from fdtrain.main import parse_arguments
 BIN = Path(sys.executable).parent
 SBATCH = ROOT / "launch" / "slurm.sbatch"
 
-# As srun: the command once per task, signals to every task, the highest exit code.
+# As srun: the command once per task, signals to every process of every task, the others ended by SIGTERM when one has
+# failed, the highest exit code.
 SRUN = """#!{python}
-import os, signal, subprocess, sys
+import os, signal, subprocess, sys, time
 assert sys.argv[1] == "--kill-on-bad-exit=1", sys.argv
-if "SRUN_CODE" in os.environ:
-    sys.exit(int(os.environ["SRUN_CODE"]))
 tasks = [
-    subprocess.Popen(sys.argv[2:], env={{**os.environ, "SLURM_PROCID": str(task), "SLURM_LOCALID": str(task)}})
+    subprocess.Popen(
+        sys.argv[2:],
+        env={{**os.environ, "SLURM_PROCID": str(task), "SLURM_LOCALID": str(task)}},
+        start_new_session=True,
+    )
     for task in range(int(os.environ["SLURM_NTASKS"]))
 ]
-signal.signal(signal.SIGUSR1, lambda number, frame: [task.send_signal(number) for task in tasks])
+
+def signal_all(number, frame=None):
+    for task in tasks:
+        if task.poll() is None:
+            os.killpg(task.pid, number)
+
+signal.signal(signal.SIGUSR1, signal_all)
+while not all(task.poll() == 0 for task in tasks) and not any(task.poll() for task in tasks):
+    time.sleep(0.05)
+signal_all(signal.SIGTERM)
 sys.exit(max(task.wait() for task in tasks))
+"""
+# As a rank: it ends with the code of its place in $CODES, or waits for the signal that gives it that code.
+PYTHON = """#!/bin/bash
+[ "$1" = fdtrain/main.py ] || exit 99
+codes=($CODES)
+code=${codes[$RANK]}
+trap 'exit $code' TERM
+if [ "$RANK" = 0 ] || [ "$code" = 0 ]; then exit "$code"; fi
+while :; do sleep 0.05; done
 """
 SCONTROL = """#!/bin/sh
 if [ "$1" = show ]; then echo 127.0.0.1; else echo "$@" >> "$REQUEUED"; fi
@@ -51,6 +72,7 @@ def slurm(tmp_path) -> dict[str, str]:
         **environment(),
         "PATH": f"{tools}{os.pathsep}{environment()['PATH']}",
         "SLURM_JOB_ID": str(os.getpid()),
+        "SLURM_JOB_NAME": str(tmp_path / "job"),
         "SLURM_JOB_NODELIST": "node[1-2]",
         "SLURM_NTASKS": "2",
         "SLURM_NTASKS_PER_NODE": "2",
@@ -71,14 +93,37 @@ def test_batch_script_asks_for_what_it_relies_on():
 
 
 @pytest.mark.parametrize(
-    ("code", "restarts", "requeued"), [(0, 0, False), (75, 50, True), (2, 0, False), (1, 0, True), (137, 10, False)]
+    ("codes", "failures", "code", "requeued"),
+    [
+        ("0 0", 3, 0, None),
+        # A user's error, whatever became of the others: none of 143 and 75 hides it.
+        ("2 143", 0, 2, None),
+        ("2 75", 0, 2, None),
+        # Saved; what does not count, however often.
+        ("75 75", 10, 75, 10),
+        ("75 143", 10, 75, 10),
+        ("74 143", 0, 74, 1),
+        ("1 143", 0, 1, 1),
+        # A failure, though the other, which had not begun, has nothing to save.
+        ("1 75", 9, 1, 10),
+        ("139 75", 10, 1, None),
+        ("143 143", 10, 1, None),
+    ],
 )
-def test_which_codes_the_batch_script_requeues_on(slurm, code, restarts, requeued):
-    slurm |= {"SRUN_CODE": str(code), "SLURM_RESTART_COUNT": str(restarts)}
+def test_which_codes_the_batch_script_requeues_on(slurm, codes, failures, code, requeued):
+    """Of two tasks, after so many failures; ``requeued``: the failures counted then."""
+    python = Path(slurm["REQUEUED"]).parent / "python"
+    python.write_text(PYTHON)
+    python.chmod(0o755)
+    counter = Path(f"{slurm['SLURM_JOB_NAME']}-{slurm['SLURM_JOB_ID']}.failures")
+    if failures:
+        counter.write_text(f"{failures}\n")
+    slurm |= {"CODES": codes, "SLURM_RESTART_COUNT": "50", "PATH": f"{python.parent}{os.pathsep}{slurm['PATH']}"}
     job = subprocess.run(["bash", SBATCH, "--config", "x"], cwd=ROOT, env=slurm, capture_output=True, text=True)
     assert job.returncode == code, job.stderr
-    assert Path(slurm["REQUEUED"]).exists() == requeued
-    if requeued:
+    assert (counter.read_text() if counter.exists() else None) == (None if requeued is None else f"{requeued}\n")
+    assert Path(slurm["REQUEUED"]).exists() == (requeued is not None)
+    if requeued is not None:
         assert Path(slurm["REQUEUED"]).read_text() == f"requeue {os.getpid()}\n"
 
 
