@@ -5,6 +5,7 @@
     deepspeed --hostfile hosts --module fdtrain.main --config X        every GPU of every host
     torchrun --nproc-per-node 8 -m fdtrain train --config X            any launcher that sets RANK and WORLD_SIZE
 
+Interrupted, ``deepspeed --hostfile`` ends every DeepSpeed job of this Python on those hosts; torchrun does not.
 A run that was stopped continues with ``--resume auto`` (docs/clusters.md).
 """
 
