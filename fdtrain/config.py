@@ -43,7 +43,9 @@ class Section(BaseModel):
         value = [_at_home(part) for part in value] if isinstance(value, list) else _at_home(value)
         if isinstance(value, bool) and info.field_name is not None:
             kind = cls.model_fields[info.field_name].annotation
-            if {int, float, NoneType} >= set(get_args(kind) or [kind]):
+            choices = get_args(kind) or (kind,)
+            # True equals 1.
+            if {int, float, NoneType} >= set(choices) or (value in choices and not any(c is value for c in choices)):
                 raise ValueError(f"input should be a number, not {value}, as YAML reads yes, no, on and off")
         return value
 

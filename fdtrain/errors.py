@@ -121,7 +121,7 @@ def exit_code(main: Callable[[], None]) -> int:
 
     One line is enough, from the rank that knows most; when it ends, the launcher ends the others. An error
     that all ranks meet is told by rank 0; a rank that is still there some seconds later has one of its own;
-    and one that only lost a peer speaks last, if nobody has said why.
+    and one that only lost a peer speaks last, if nobody has said why, and does not return.
     """
     log_to_console()
     rank, local_rank = (int(os.environ.get(name, "0")) for name in ("RANK", "LOCAL_RANK"))
@@ -151,4 +151,7 @@ def exit_code(main: Callable[[], None]) -> int:
     who = f" (rank {rank})" if rank else ""
     if str(message):
         print(f"fdtrain: error{who}: {message}", file=sys.stderr, flush=True)
+    if isinstance(message, LostPeer):
+        # The interpreter's end would not outlive threads of the process group that still wait for the lost one.
+        os._exit(code)
     return code

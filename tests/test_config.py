@@ -317,6 +317,7 @@ def test_a_home_folder_is_meant_in_every_path(write, monkeypatch):
         ("training.steps=010", "line 1: 010 would be read in base 8"),
         ("training.steps=yes", "training.steps: input should be a number, not True, as YAML reads yes, no, on and off"),
         ("training.lr=on", "training.lr: input should be a number, not True"),
+        ("training.zero_stage=yes", "training.zero_stage: input should be a number, not True"),
         ("checkpoint.keep_every=off", "checkpoint.keep_every: input should be a number, not False"),
     ],
 )

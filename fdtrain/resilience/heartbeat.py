@@ -17,9 +17,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import timedelta
 from types import TracebackType
 
 import torch
+from torch._C._distributed_c10d import Store
 
 from fdtrain import distributed
 from fdtrain.errors import HOLD_BACK_SECONDS, LOST_PEER_CODE, LostPeer, Preempted
@@ -32,7 +34,9 @@ NOTHING = "-"
 
 
 @contextmanager
-def joined(heartbeat: float, collective: float, again: str = AGAIN) -> Iterator[tuple[torch.device, "Heartbeat"]]:
+def joined(
+    heartbeat: float, collective: float, again: str = AGAIN, joining: float | None = None
+) -> Iterator[tuple[torch.device, "Heartbeat"]]:
     """Around all that the processes of a launch do together: this rank's device, and its heartbeat.
 
     The heartbeat begins before the process group does, so that there is no moment at which a lost rank would not be
@@ -42,13 +46,15 @@ def joined(heartbeat: float, collective: float, again: str = AGAIN) -> Iterator[
         heartbeat: seconds without a sign of life after which a rank is given up.
         collective: seconds that a call between ranks waits for one that is alive.
         again: a sentence that says how to go on.
+        joining: seconds within which all must have come; None: ``collective``.
 
     Raises:
         LostPeer: another rank is lost.
     """
     with distributed.peers(again):
-        store = distributed.open_store(collective)
-        with Heartbeat(heartbeat, collective, again) as beat:
+        store = distributed.open_store(joining or collective)
+        with Heartbeat(heartbeat, collective, again, joining) as beat:
+            beat.meet(store)
             yield distributed.connect(collective, store), beat
 
 
@@ -61,8 +67,8 @@ class Heartbeat:
     Args: as of :func:`joined`.
     """
 
-    def __init__(self, heartbeat: float, collective: float, again: str = AGAIN):
-        self.limits, self.again = Limits(heartbeat, collective), again
+    def __init__(self, heartbeat: float, collective: float, again: str = AGAIN, joining: float | None = None):
+        self.limits, self.again = Limits(heartbeat, collective, joining or collective), again
         self._name = f"rank {distributed.rank()} (process {os.getpid()} on {platform.node()})"
         self._progress, self._state = 0, State.WORKING
         self._end, self._decided, self._wake = threading.Event(), threading.Event(), threading.Event()
@@ -75,6 +81,18 @@ class Heartbeat:
     def tick(self) -> None:
         """Something that the ranks do in the same order is done: who has the fewest of these holds up the others."""
         self._progress += 1
+
+    def meet(self, store: Store) -> None:
+        """Wait until every rank has come; later calls to the store may wait for as long as any call between ranks.
+
+        Raises:
+            RuntimeError: not all have, within the limit.
+        """
+        if distributed.world_size() > 1:
+            if store.add(f"{self._place}/come", 1) == distributed.world_size():
+                store.set(f"{self._place}/all", "")
+            store.wait([f"{self._place}/all"], timedelta(seconds=self.limits.joining))
+            store.set_timeout(timedelta(seconds=self.limits.collective))
 
     def __enter__(self) -> "Heartbeat":
         if distributed.world_size() > 1:
@@ -93,7 +111,7 @@ class Heartbeat:
     def _begin(self) -> None:
         self._store = distributed.open_store(self.limits.heartbeat, serve=False)
         # A store may outlive an attempt: that of torchrun's agent does.
-        place = f"fdtrain/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+        place = self._place = f"fdtrain/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
         self._key, self._verdict_key = f"{place}/{distributed.rank()}", f"{place}/verdict"
         others = range(1, distributed.world_size()) if distributed.rank() == 0 else [0]
         self._observed: dict[int, Observation | None] = dict.fromkeys(others)

@@ -71,10 +71,12 @@ class Limits:
     Args:
         heartbeat: without a sign after which a rank is given up.
         collective: that a call between ranks waits for one that is alive.
+        joining: within which all ranks come.
     """
 
     heartbeat: float
     collective: float
+    joining: float
 
     @property
     def interval(self) -> float:
@@ -164,7 +166,7 @@ def judge(
     # Rank 0 knows more of the others.
     patience = 2 * limit if rank == 0 else 3 * limit
     if missing and now - disconnected > patience:
-        return Verdict(Loss.MISSING, _names(ranks, missing), limits.collective)
+        return Verdict(Loss.MISSING, _names(ranks, missing), limits.joining)
     if rank == 0 and now - disconnected > patience:
         if (own := ranks[rank]) is not None:
             present[rank] = own

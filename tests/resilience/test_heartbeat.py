@@ -100,13 +100,15 @@ def test_an_error_of_a_rank_s_own_is_left_to_it_to_tell():
             assert (jobs[rank].returncode, [line for line in said.splitlines() if "fdtrain: error" in line]) == (1, [])
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_rank_whose_peer_never_comes(rank):
+@pytest.mark.parametrize(
+    ("rank", "limits"), [(0, "60, 1"), (0, "60, 600_000, joining=1"), (1, "60, 600_000, joining=1")]
+)
+def test_a_rank_whose_peer_never_comes(rank, limits):
     program = (
         "import sys\n"
         "from fdtrain import errors\n"
         "from fdtrain.resilience.heartbeat import joined\n"
-        "sys.exit(errors.exit_code(joined(60, 1).__enter__))"
+        f"sys.exit(errors.exit_code(joined({limits}).__enter__))"
     )
     where = {"WORLD_SIZE": "2", "RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     with subprocess.Popen(

@@ -6,7 +6,7 @@ from fdtrain.resilience.verdict import Limits, Loss, Observation, Sign, State, V
 
 NOW = 1000.0
 # A sign every two seconds; six seconds where a connection is broken.
-LIMITS = Limits(heartbeat=60, collective=600)
+LIMITS = Limits(heartbeat=60, collective=600, joining=300)
 
 
 def observed(rank, age=1.0, progress=7, state=State.WORKING, disconnected=None):
