@@ -147,7 +147,7 @@ def main() -> None:
         command.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
         command.add_argument("--steps", type=int, default=50)
         command.add_argument("--truncated", type=int, default=1000)
-        command.add_argument("--grid", default="asinh")
+        command.add_argument("--grid", default="two_ended")
     arguments = parser.parse_args()
     arguments.work(arguments)
 

@@ -1,18 +1,21 @@
 """What the solvers give at equal numbers of evaluations, and what they cost of themselves (docs/sampling.md).
 
     python benchmarks/solvers.py spectrum
+    python benchmarks/solvers.py mixture --data data/fashion_mnist
     python benchmarks/solvers.py rms runs/digits0 runs/digits1 runs/digits2 --images 200
     python benchmarks/solvers.py frechet runs/digits0 ... --data data/digits --features export/digits-features
     python benchmarks/solvers.py cost runs/digits0
 
-``spectrum``: mean KL per dimension of independent Gaussian dimensions with the spectrum of images, exactly. ``rms``:
-distance to a fine solution of the ODE. ``frechet``: Frechet distance to the training images. Each line is a solver on
-its own grid or, with ``--grids``, on these, where ``optimised`` is what ``fdtrain evaluate grid`` has found; of several
-models or ``--seeds`` the mean and the standard deviation.
+``spectrum``: mean KL per dimension of independent Gaussian dimensions with the spectrum of images. ``mixture``:
+the exact field of narrow Gaussians around training images; distance to a fine solution of the ODE, and Frechet distance
+of the pixels to the mixture. ``rms``: distance to a fine solution of the ODE. ``frechet``: Frechet distance to the
+training images. Each line is a solver on the default grid or, with ``--grids``, on these, where ``optimised`` is what
+``fdtrain evaluate grid`` has found; of several models or ``--seeds`` the mean and the standard deviation.
 ``cost``: a solver's time beside that of the network's evaluations.
 """
 
 import argparse
+import math
 import statistics
 import sys
 import time
@@ -24,10 +27,11 @@ import torch
 
 from fdtrain.data.split import Split
 from fdtrain.diffusion.objective import quantise
-from fdtrain.diffusion.solvers import SOLVERS, euler_maruyama, sample, time_grid
+from fdtrain.diffusion.solvers import GRID, SOLVERS, euler_maruyama, sample, time_grid
 from fdtrain.evaluation.fidelity import feature_networks, image_sets
 from fdtrain.evaluation.fidelity.frechet import frechet_distance
 from fdtrain.evaluation.fidelity.measure import measure
+from fdtrain.evaluation.fidelity.moments import Moments
 from fdtrain.evaluation.load import load_model
 from fdtrain.evaluation.reporting import result
 from fdtrain.evaluation.sampling.grids import OPTIMISED, load_optimised
@@ -40,10 +44,8 @@ from spectrum import mean_kl
 
 NFE = (5, 8, 10, 15, 20, 30, 50)
 BATCH = 100
-
-
-def grids(arguments: argparse.Namespace, solver: str) -> list[str]:
-    return arguments.grids or [SOLVERS[solver].grid]
+DIMS = 2500
+"""Of images whose largest deviation is about that of the spectrum."""
 
 
 def steps(solver: str, nfe: int) -> int:
@@ -53,9 +55,63 @@ def steps(solver: str, nfe: int) -> int:
 def spectrum(arguments: argparse.Namespace) -> None:
     print(f"{'solver, grid':28}" + "".join(f"{nfe:>9}" for nfe in arguments.nfe))
     for solver in arguments.solvers:
-        for grid in grids(arguments, solver):
-            values = [mean_kl(SOLVERS[solver], time_grid(grid, steps(solver, nfe))) for nfe in arguments.nfe]
+        for grid in arguments.grids:
+            values = [mean_kl(SOLVERS[solver], time_grid(grid, steps(solver, nfe), 256, DIMS)) for nfe in arguments.nfe]
             print(f"{solver + ', ' + grid:28}" + "".join(f"{value:>9.1e}" for value in values), flush=True)
+
+
+class Mixture:
+    """Of ``N(x_i, deviation^2)`` around images ``x_i`` in [-1, 1], ``(n, d)``."""
+
+    def __init__(self, x: torch.Tensor, deviation: float):
+        self.x, self.squares, self.variance = x, x.square().sum(1), deviation**2
+
+    def field(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """Exact, by the mean of ``x0`` given ``x`` and the component; float32 inside."""
+        time = t[0].item()
+        a, near = math.sqrt(1 - time**2), x.float()
+        spread = a * a * self.variance + time**2
+        logits = (a * (near @ self.x.T) - 0.5 * a * a * self.squares) / spread
+        mean = logits.double().softmax(1).float() @ self.x
+        return (a * x - mean - a * self.variance / spread * (near - a * mean)) / time**2
+
+    def sample(self, count: int, generator: torch.Generator) -> torch.Tensor:
+        which = torch.randint(len(self.x), (count,), generator=generator)
+        return self.x[which] + math.sqrt(self.variance) * torch.randn(count, self.x.shape[1], generator=generator)
+
+    def moments(self) -> Moments:
+        found = Moments(self.x.shape[1])
+        found.add(self.x)
+        found.outer += len(self.x) * self.variance * torch.eye(self.x.shape[1])
+        return found
+
+
+def mixture(arguments: argparse.Namespace) -> None:
+    split = Split(arguments.data, "train")
+    levels = split.description.levels
+    data = Mixture(split.batch(range(arguments.components))[0].flatten(1).float() * (2 / (levels - 1)) - 1, 0.01)
+    dims, target = data.x.shape[1], data.moments()
+
+    def distance(x: torch.Tensor) -> float:
+        found = Moments(dims)
+        found.add(x)
+        return frechet_distance(found, target)
+
+    def noise(step: int) -> torch.Tensor:
+        return torch.randn(arguments.images, dims, generator=torch.Generator().manual_seed(step + 1)).double()
+
+    exact = sample(data.field, noise(-1), time_grid(GRID, arguments.reference, levels, dims), "ode")
+    fresh = [distance(data.sample(arguments.images, torch.Generator().manual_seed(seed))) for seed in range(10)]
+    print(f"fresh data {statistics.mean(fresh):.2f} +- {statistics.stdev(fresh):.2f}, fine ODE {distance(exact):.2f}")
+    print(f"{'solver, grid':28}" + "".join(f"{nfe:>14}" for nfe in arguments.nfe))
+    for solver in arguments.solvers:
+        for grid in arguments.grids:
+            print(f"{solver + ', ' + grid:28}", end="")
+            for nfe in arguments.nfe:
+                x = sample(data.field, noise(-1), time_grid(grid, steps(solver, nfe), levels, dims), solver, noise)
+                rms = "" if SOLVERS[solver].stochastic else f"{(x - exact).square().mean().sqrt():.3f}"
+                print(f"{rms:>7}{distance(x):>7.1f}", end="", flush=True)
+            print(flush=True)
 
 
 def images(model: Model, solver: str, times: Sequence[float], count: int, seed: int) -> torch.Tensor:
@@ -91,11 +147,12 @@ def over_models(arguments: argparse.Namespace, value) -> None:
             return ()
         if grid == OPTIMISED:
             return load_optimised(subject.home, subject.sha256, solver, steps(solver, nfe))
-        return time_grid(grid, steps(solver, nfe), model.spec.scale)
+        spec = model.spec
+        return time_grid(grid, steps(solver, nfe), spec.levels, spec.dims, spec.bound.interval)
 
     print(f"{'solver, grid':24}" + "".join(f"{nfe:>16}" for nfe in arguments.nfe), flush=True)
     for solver in arguments.solvers:
-        for grid in grids(arguments, solver) if solver in SOLVERS else [""]:
+        for grid in arguments.grids if solver in SOLVERS else [""]:
             print(f"{solver + ', ' + grid:24}", end="", flush=True)
             for nfe in arguments.nfe:
                 values = [
@@ -113,8 +170,9 @@ def rms(arguments: argparse.Namespace) -> None:
 
     def value(model: Model, seed: int, solver: str, times: Sequence[float], nfe: int) -> float:
         if (id(model), seed) not in fine:
-            exact = time_grid("angle", steps("heun", arguments.reference))
-            fine[id(model), seed] = images(model, "heun", exact, arguments.images, seed)
+            spec = model.spec
+            exact = time_grid(GRID, arguments.reference, spec.levels, spec.dims, spec.bound.interval)
+            fine[id(model), seed] = images(model, "ode", exact, arguments.images, seed)
         found = images(model, solver, times, arguments.images, seed)
         return (found - fine[id(model), seed]).square().mean().sqrt().item()
 
@@ -155,8 +213,20 @@ def cost(arguments: argparse.Namespace) -> None:
             network = fastest(partial(field, x, t), 5)
             print(f"{path}: network {1e3 * network:.2f} ms an evaluation of {len(x)} images")
             for solver in arguments.solvers:
-                times = time_grid(SOLVERS[solver].grid, 10, spec.scale)
-                own = fastest(partial(sample, lambda x, t, zero=zero: zero, x, times, solver, lambda i, x=x: x), 20)
+                times = time_grid(GRID, 10, spec.levels, spec.dims, spec.bound.interval)
+                own = fastest(
+                    partial(
+                        sample,
+                        lambda x, t, zero=zero: zero,
+                        x,
+                        times,
+                        solver,
+                        lambda i, x=x: x,
+                        None,
+                        spec.bound.interval,
+                    ),
+                    20,
+                )
                 own /= 10 * SOLVERS[solver].evaluations_per_step
                 print(f"  {solver:14} {1e3 * own:.3f} ms an evaluation, {100 * own / network:.2f}%", flush=True)
 
@@ -175,20 +245,24 @@ def fastest(call, repeats: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    for run in (spectrum, rms, frechet, cost):
+    for run in (spectrum, mixture, rms, frechet, cost):
         command = commands.add_parser(run.__name__)
         command.set_defaults(run=run)
         command.add_argument("--solvers", nargs="+", default=list(SOLVERS))
-        command.add_argument("--grids", nargs="+")
+        command.add_argument("--grids", nargs="+", default=[GRID])
         command.add_argument("--nfe", type=int, nargs="+", default=NFE)
         if run is not spectrum:
+            command.add_argument("--images", type=int, default={frechet: 2000, mixture: 400}.get(run, 100))
+        if run not in (spectrum, mixture):
             command.add_argument("models", nargs="+")
-            command.add_argument("--images", type=int, default=2000 if run is frechet else 100)
             command.add_argument("--seeds", type=int, nargs="+", default=[0])
-        if run is rms:
+        if run is mixture:
+            command.add_argument("--components", type=int, default=2000)
+        if run in (rms, mixture):
             command.add_argument("--reference", type=int, default=200)
-        if run is frechet:
+        if run in (frechet, mixture):
             command.add_argument("--data", required=True)
+        if run is frechet:
             command.add_argument("--features", required=True)
     arguments = parser.parse_args()
     arguments.run(arguments)

@@ -122,7 +122,7 @@ class TrainedModel:
             guidance: ``F_null + guidance (F_label - F_null)``, of a model trained with ``network.label_dropout``.
             solver: a name in docs/sampling.md; "sde" and "ode" are the best.
             grid: name of a spacing of the times, times that fall from 1 to 0, or "optimised", as the command
-                ``evaluate grid`` has found them; None: the solver's own.
+                ``evaluate grid`` has found them; None: the default.
             batch: images that are computed together.
 
         Raises:
@@ -134,7 +134,7 @@ class TrainedModel:
         labels = drawing.labels(range(count), self.spec)
         if label is not None:
             labels = self._labels(label, count).tolist()
-        times, parts = drawing.times(self.spec.scale, self.spec.bound.interval), []
+        times, parts = drawing.times(self.spec), []
         for first in range(0, count, batch):
             part = slice(first, first + batch)
             own = labels and labels[part]

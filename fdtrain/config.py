@@ -425,16 +425,13 @@ class MonitorConfig(Section):
         "ode2",
         "ddim",
         "ancestral",
-        "heun",
         "heun_edm",
         "dpmpp2m",
         "dpmpp2m_sde",
         "unipc2",
-        "unipc3",
-        "ersde2",
     ] = Field(default="ode", description="see docs/sampling.md")
     sample_grid: str | tuple[float, ...] | None = Field(
-        default=None, description="grid of times: a name or `sample_steps + 1` times; null: the solver's own"
+        default=None, description="grid of times: a name or `sample_steps + 1` times; null: `two_ended`"
     )
     frechet_every: int | None = Field(
         default=None, ge=1, description="steps between Frechet distances of samples to `train_split`"

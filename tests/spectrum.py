@@ -1,5 +1,7 @@
 """Gaussian data with the spectrum of images, and what a solver makes of it, exactly (docs/method.md, section 5)."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -7,8 +9,8 @@ from fdtrain.diffusion.predictors import Field
 from fdtrain.diffusion.process import alpha
 from fdtrain.diffusion.solvers import Solver, sample
 
-DEVIATIONS = torch.logspace(0, torch.log10(torch.tensor(0.005)).item(), 12, dtype=torch.float64)
-"""Standard deviations of independent dimensions, from the image's own size to its quantisation noise."""
+DEVIATIONS = torch.logspace(math.log10(15), math.log10(0.005), 16, dtype=torch.float64)
+"""Standard deviations of principal directions, from what whole images differ by to the quantisation noise."""
 
 
 def field(x: Tensor, t: Tensor) -> Tensor:
@@ -17,9 +19,9 @@ def field(x: Tensor, t: Tensor) -> Tensor:
     return a * (1 - variance) * x / (a * a * variance + (t * t)[:, None])
 
 
-def variances(field: Field, solver: Solver, times: list[float], dims: int = 12) -> Tensor:
+def variances(field: Field, solver: Solver, times: list[float]) -> Tensor:
     """Of the samples of a solver that is linear in ``x`` and noise: the sum of the squared responses to each."""
-    x = torch.zeros(len(times) if solver.stochastic else 1, dims, dtype=torch.float64)
+    x = torch.zeros(len(times) if solver.stochastic else 1, len(DEVIATIONS), dtype=torch.float64)
     x[0] = 1
 
     def noise(step: int) -> Tensor:

@@ -25,7 +25,7 @@ from fdtrain.config import (
 from fdtrain.diffusion.clocks import DENSITIES
 from fdtrain.diffusion.objective import DECODERS
 from fdtrain.diffusion.predictors import INPUTS, PREDICTORS, TIMES
-from fdtrain.diffusion.solvers import SOLVERS
+from fdtrain.diffusion.solvers import DEFAULT, SOLVERS
 from fdtrain.diffusion.time_sampling import DRAWS
 from fdtrain.diffusion.weighting import WEIGHTINGS
 from fdtrain.errors import UserError
@@ -283,6 +283,10 @@ def test_the_choices_of_a_key_are_those_of_the_code(section, key):
     if type(None) in choices:
         choices = get_args(choices[0])
     assert set(choices) == set(CHOICES[section, key])
+
+
+def test_samples_while_training_are_by_the_default_solver():
+    assert MonitorConfig().sample_solver == DEFAULT
 
 
 def test_every_network_has_its_section():

@@ -176,8 +176,8 @@ def test_sample_sheet_and_folder_agree_whatever_the_batch(run, tmp_path):
         a, b = (np.asarray(Image.open(tmp_path / f / name)) for f in "ab")
         assert a.shape == (8, 8)
         assert np.abs(a.astype(int) - b).max() <= 16  # a level: batches round differently
-    out = tool("sample", *common, "--out", tmp_path / "sheet.png", "--solver", "heun")
-    assert "heun, 8 evaluations each" in out
+    out = tool("sample", *common, "--out", tmp_path / "sheet.png", "--solver", "heun_edm")
+    assert "heun_edm, 8 evaluations each" in out
     assert Image.open(tmp_path / "sheet.png").size == (310, 464)
 
 

@@ -130,7 +130,7 @@ def check(comparison: Comparison, processes: int) -> None:
             raise UserError(f"variant '{name}': {error}") from error
         for nfe in evaluation.nfe:
             try:
-                sampler.drawing(nfe).times(spec.scale, spec.bound.interval)
+                sampler.drawing(nfe).times(spec)
             except ValueError as error:
                 raise UserError(f"variant '{name}': sampler at {nfe} evaluations: {error}.") from error
     if evaluation.gradients > evaluation.batches:

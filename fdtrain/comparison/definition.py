@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError, model_validator
 
 from fdtrain.config import Config, Section, load_config
-from fdtrain.diffusion.solvers import DEFAULT, SOLVERS
+from fdtrain.diffusion.solvers import DEFAULT, GRID, SOLVERS
 from fdtrain.errors import UserError, excerpt
 from fdtrain.evaluation.sampling.options import Drawing
 from fdtrain.files import NAME
@@ -17,10 +17,10 @@ from fdtrain.strict_yaml import read_mapping, shown
 
 
 class Sampler(Section):
-    """A solver and its grid; null: the solver's own."""
+    """A solver and its grid."""
 
     solver: str
-    grid: str | None = None
+    grid: str = GRID
 
     def drawing(self, nfe: int) -> Drawing:
         """With so many evaluations, or one less where a step takes two.

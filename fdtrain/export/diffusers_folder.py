@@ -42,7 +42,7 @@ def write(model: Model, folder: Path) -> float:
     config = {renamed.get(name, name): value for name, value in asdict(spec).items()}
     _write_json(folder / "field" / "config.json", {"_class_name": "FdtrainField", **config})
     save_file(model.state_dict(), folder / "field" / WEIGHTS, {"format": "pt"})
-    grids = {"scale": spec.scale, "interval": spec.interval}
+    grids = {"levels": spec.levels, "dims": spec.dims, "interval": spec.interval}
     _write_json(folder / "scheduler" / "scheduler_config.json", {"_class_name": "FdtrainScheduler", **grids})
     index = {
         "_class_name": [pipeline.stem, "FdtrainPipeline"],
@@ -65,8 +65,8 @@ def field_code(spec: ModelSpec) -> str:
 
 
 def scheduler_code() -> str:
-    """The scheduler, with all solvers of one evaluation a step."""
-    return _template("scheduler", CODE=bundle(["fdtrain.export.stepper", "fdtrain.diffusion.solvers.grids"]))
+    """The scheduler, with all solvers."""
+    return _template("scheduler", CODE=bundle(["fdtrain.diffusion.solvers.stepper", "fdtrain.diffusion.solvers.grids"]))
 
 
 def _template(name: str, **values: str) -> str:

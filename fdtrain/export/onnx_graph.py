@@ -113,5 +113,5 @@ def _acos(x):
 def sampler() -> str:
     """The script: this package's solvers, and a loop around the graph."""
     template = (Path(__file__).parent / "templates" / "onnx_sampler.py.txt").read_text(encoding="utf-8")
-    solvers = bundle(["fdtrain.export.stepper", "fdtrain.diffusion.solvers.grids"])
+    solvers = bundle(["fdtrain.diffusion.solvers.stepper", "fdtrain.diffusion.solvers.grids"])
     return template.replace("@SOLVERS@", solvers).replace("@PURPOSE@", str(int(Purpose.SAMPLE)))

@@ -232,7 +232,7 @@ def _callbacks(plan: Plan, monitor: Monitor) -> list[Callback]:
     config, settings, found = plan.config, plan.config.monitor, []
     # What fits in training should fit here too.
     batch = min(callbacks.MOST_AT_ONCE, plan.layout.micro_batch)
-    drawing = callbacks.monitor_drawing(settings, plan.spec.scale, plan.spec.bound.interval)
+    drawing = callbacks.monitor_drawing(settings, plan.spec)
     if settings.evaluate_every and config.data.test_split is not None:
         split = Split(plan.data, config.data.test_split, _cache(plan))
         run_ = callbacks.held_out_bits(split, settings.evaluate_draws, batch, monitor)

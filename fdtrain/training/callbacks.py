@@ -11,8 +11,8 @@ import torch
 from fdtrain import distributed
 from fdtrain.config import MonitorConfig as Settings
 from fdtrain.data.split import Split
-from fdtrain.diffusion.interval import CLOSED, Interval
 from fdtrain.diffusion.likelihood import estimate
+from fdtrain.diffusion.solvers import GRID
 from fdtrain.errors import UserError
 from fdtrain.evaluation.fidelity import image_sets
 from fdtrain.evaluation.fidelity.feature_networks import FeatureNetwork
@@ -21,7 +21,7 @@ from fdtrain.evaluation.fidelity.measure import measure
 from fdtrain.evaluation.likelihood import nll
 from fdtrain.evaluation.sampling import samples
 from fdtrain.evaluation.sampling.options import Drawing
-from fdtrain.networks.model import Model
+from fdtrain.networks.model import Model, ModelSpec
 from fdtrain.training.monitor import Monitor
 
 REFERENCE_IMAGES = 10_000
@@ -48,15 +48,15 @@ def held_out_bits(split: Split, draws: int, batch: int, monitor: Monitor):
     return run
 
 
-def monitor_drawing(settings: Settings, scale: float, interval: Interval = CLOSED) -> Drawing:
-    """How samples are drawn while training, for data of this finest scale and a model of this interval.
+def monitor_drawing(settings: Settings, spec: ModelSpec) -> Drawing:
+    """How samples of a model are drawn while training.
 
     Raises:
         UserError: its grid is wrong.
     """
-    drawing = Drawing(settings.sample_solver, settings.sample_grid, settings.sample_steps)
+    drawing = Drawing(settings.sample_solver, settings.sample_grid or GRID, settings.sample_steps)
     try:
-        drawing.times(scale, interval)
+        drawing.times(spec)
     except ValueError as error:
         raise UserError(f"monitor.sample_grid: {error}.") from error
     return drawing
@@ -89,7 +89,7 @@ def sample_grid(drawing: Drawing, count: int, batch: int, seed: int, folder: Pat
 
     def run(step: int, model: Model) -> None:
         device, spec = next(model.parameters()).device, model.spec
-        mine, times = distributed.share(count), drawing.times(spec.scale, spec.bound.interval)
+        mine, times = distributed.share(count), drawing.times(spec)
         labels = [i % len(spec.classes) for i in mine] if spec.classes else None
         if mine:
             drawn = samples.draw(model, mine, labels, times, drawing.solver, seed, batch).path

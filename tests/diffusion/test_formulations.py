@@ -21,7 +21,7 @@ from fdtrain.diffusion.likelihood import OdeStart, exact_trace, ode_nll
 from fdtrain.diffusion.objective import Bound, normal_nll, residual
 from fdtrain.diffusion.predictors import INPUTS, PREDICTORS, TIMES, eps_hat, make_predictor, score, v_hat, x0_hat
 from fdtrain.diffusion.process import alpha, per_image, perturb, velocity
-from fdtrain.diffusion.solvers import SOLVERS, sample, time_grid
+from fdtrain.diffusion.solvers import GRID, SOLVERS, sample, time_grid
 from fdtrain.diffusion.weighting import WEIGHTINGS
 from fdtrain.evaluation.likelihood.nll import time_density_of
 
@@ -295,7 +295,7 @@ def test_sampling_on_a_truncated_interval(solver):
 
     noise = torch.Generator().manual_seed(0)
     z = torch.randn(3, 2, dtype=torch.float64, generator=noise)
-    times = time_grid(SOLVERS[solver].grid, 8, SCALE, interval)
+    times = time_grid(GRID, 8, interval=interval)
     assert (times[0], times[-2], times[-1]) == (interval.t_max, interval.t_min, 0.0)
     out = sample(
         field, z, times, solver, lambda i: torch.randn(3, 2, dtype=torch.float64, generator=noise), interval=interval
@@ -307,10 +307,10 @@ def test_sampling_on_a_truncated_interval(solver):
 
 def test_a_grid_that_leaves_the_interval_is_refused():
     with pytest.raises(ValueError, match=r"of the times \[0\.0013, 0\.9966\]"):
-        time_grid([1.0, 0.5, 0.0], 2, SCALE, Interval(0.0013, 0.9966))
+        time_grid([1.0, 0.5, 0.0], 2, interval=Interval(0.0013, 0.9966))
     with pytest.raises(ValueError, match="and then to 0"):
-        time_grid([0.9966, 0.0001, 0.0], 2, SCALE, Interval(0.0013, 0.9966))
-    assert time_grid([0.9966, 0.5, 0.0], 2, SCALE, Interval(0.0013, 0.9966)) == [0.9966, 0.5, 0.0]
+        time_grid([0.9966, 0.0001, 0.0], 2, interval=Interval(0.0013, 0.9966))
+    assert time_grid([0.9966, 0.5, 0.0], 2, interval=Interval(0.0013, 0.9966)) == [0.9966, 0.5, 0.0]
 
 
 @pytest.mark.parametrize(

@@ -211,7 +211,7 @@ def test_the_card_has_the_figures_of_these_weights(tmp_path):
 def test_onnx_sampler_needs_neither_torch_nor_fdtrain(exported, source, tmp_path):
     cases = {
         "edm": ([], {}),
-        "short": (["--solver", "sde2", "--grid", "angle"], {"solver": "sde2", "grid": "angle"}),
+        "short": (["--solver", "heun_edm", "--grid", "karras"], {"solver": "heun_edm", "grid": "karras"}),
         "ddpmpp": (["--guidance", "2", "--label", "3"], {"label": 3, "guidance": 2.0}),
         "vdm": (["--solver", "ode"], {"solver": "ode"}),
     }
@@ -300,12 +300,12 @@ def test_a_diffusers_pipeline_and_its_round_trip(exported, source, hub, tmp_path
     names = [sorted(p.relative_to(f).as_posix() for p in f.rglob("*.py")) for f in (folder, tmp_path / "saved")]
     assert names[0] == names[1]
     # As fdtrain's own solver goes.
-    from fdtrain.diffusion.solvers import sample, time_grid
+    from fdtrain.diffusion.solvers import GRID, sample, time_grid
 
     x = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(1))
     model = load_model(source["ddpmpp"])
     with torch.no_grad():
-        expected = sample(model.field(torch.tensor([1, 2, 3])), x, time_grid("sine", 6, DIGITS.scale), "ode")
+        expected = sample(model.field(torch.tensor([1, 2, 3])), x, time_grid(GRID, 6, DIGITS.levels, DIGITS.dims))
     torch.testing.assert_close(torch.from_numpy(np.load(tmp_path / "x.npy")), expected, rtol=1e-3, atol=1e-3)
 
 
@@ -374,7 +374,7 @@ def test_a_diffusers_scheduler_on_a_truncated_interval(exported, source, hub, tm
     assert done.returncode == 0, done.stderr
     assert done.stdout == "a truncated interval takes 2 steps or more, not 1\n"
     # The images of `fdtrain sample`, before they are rounded to levels.
-    drawing = Drawing("ode1", None, 6, None, 1.0)
+    drawing = Drawing("ode1", steps=6)
     expected = drawing.solve(load_model(source["short"]), range(3), 5)
     torch.testing.assert_close(torch.from_numpy(np.load(tmp_path / "x.npy")), expected, rtol=1e-3, atol=1e-3)
 
@@ -402,7 +402,7 @@ def test_a_diffusers_folder_edited_by_hand(exported, hub, tmp_path):
     _, configuration, weights, scale, network, interval, time = folders
     rewrite(configuration / "field" / "config.json", '"predictor_name": "bounded"', '"predictor_name": "plain"')
     flip(weights / "field" / "diffusion_pytorch_model.safetensors")
-    rewrite(scale / "scheduler" / "scheduler_config.json", '"scale": 0.0', '"scale": 0.1')
+    rewrite(scale / "scheduler" / "scheduler_config.json", '"levels": 17', '"levels": 16')
     # Without checksums the configuration is checked all the same.
     (network / "field" / "checksums.json").unlink()
     rewrite(network / "field" / "config.json", '"network_name": "ddpmpp"', '"network_name": "vdm"')
@@ -415,7 +415,7 @@ def test_a_diffusers_folder_edited_by_hand(exported, hub, tmp_path):
     assert lines[0] == "loaded"
     assert "config.json was changed since the model was saved" in lines[1]
     assert "diffusion_pytorch_model.safetensors was changed since the model was saved" in lines[2]
-    assert "is not the model's, 0.0588" in lines[3]
+    assert "levels 16 is not the model's, 17. Export the model again." in lines[3]
     assert "this file is of network 'ddpmpp' in version 1" in lines[4]
     assert "interval [0.0, 0.9] is not the model's, [0.0, 1.0]" in lines[5]
     assert "not None and 'noon'. Export the model again." in lines[6]

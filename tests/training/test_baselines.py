@@ -16,7 +16,7 @@ from fdtrain.diffusion.clocks import SoftTruncation, time_density
 from fdtrain.diffusion.objective import Bound
 from fdtrain.diffusion.predictors import eps_hat, v_hat
 from fdtrain.diffusion.process import alpha
-from fdtrain.diffusion.solvers import time_grid
+from fdtrain.diffusion.solvers import GRID, time_grid
 from fdtrain.diffusion.weighting import WEIGHTINGS
 from fdtrain.errors import UserError
 from fdtrain.evaluation.likelihood import nll
@@ -244,7 +244,7 @@ def test_a_preset_trains_is_evaluated_samples_and_loads_again(preset, digits, tm
     bits = [nll.elbo(m.eval(), split, range(4), times, 4) for m in (model, loaded)]
     assert torch.isfinite(bits[0]).all()
     assert torch.equal(*bits)
-    grid = time_grid("uniform", 5, spec.scale, spec.bound.interval)
+    grid = time_grid(GRID, 5, interval=spec.bound.interval)
     assert samples.draw(loaded, range(2), None, grid, "ode").levels.shape == (2, 1, 8, 8)
 
 

@@ -11,20 +11,23 @@ evaluations (predictor) or through ``c`` with the one at the predicted ``x_t`` (
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, permutations
 
 import numpy as np
 
 from fdtrain.diffusion.solvers.step import Step, alpha
 
-VARIABLES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "tau": np.sin,
-    "phi": lambda phi: phi,
-    "alpha": np.cos,
-    # lambda = sigma / alpha; infinite at t = 1, where an evaluation then does not count.
-    "tan": lambda phi: np.where(phi < math.pi / 2, np.tan(phi), math.inf),
-}
-"""Functions of ``phi`` in which ``V`` can be a polynomial."""
+Variable = Callable[[np.ndarray], np.ndarray]
+"""A function of ``phi`` that rises or falls, in which ``V`` is a polynomial."""
+
+
+def scaled_angle(phi: np.ndarray) -> np.ndarray:
+    """``atan(tan(phi) / 6)``: the angle of data of deviation 6, whose ``D`` is a cosine of it on the ODE's path.
+
+    About ``t / alpha``, which is infinite at ``t = 1``, where that is below 6, and about ``alpha`` at ``t = 1``.
+    """
+    return np.arctan2(np.sin(phi), 6 * np.cos(phi))
+
 
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(64)
 """Gauss-Legendre quadrature on [-1, 1]. The integrands are analytic: its error is that of rounding."""
@@ -78,14 +81,6 @@ ODE_DATA = Equation(
 )
 
 
-# x_t = x_s - Int v dphi,   v = sin(phi) F, which is zero at t = 0
-ODE_VELOCITY = Equation(
-    "velocity",
-    linear=lambda s, t: 1.0,
-    weight=lambda t, phi: -np.ones_like(phi),
-)
-
-
 @dataclass(frozen=True)
 class Multistep:
     """A member of the family: ``p`` evaluations predict, ``c`` correct (0: no corrector; 1: the new one alone).
@@ -94,7 +89,7 @@ class Multistep:
     """
 
     equation: Equation
-    variable: str
+    variable: Variable
     p: int
     c: int = 0
 
@@ -123,14 +118,10 @@ class Multistep:
         )
 
 
-def integrals(equation: Equation, variable: str, nodes: Sequence[float], s: float, t: float) -> list[float]:
+def integrals(equation: Equation, variable: Variable, nodes: Sequence[float], s: float, t: float) -> list[float]:
     """``Int_{phi_t}^{phi_s} weight L_j dphi`` for the Lagrange polynomials ``L_j`` of evaluations at ``nodes``."""
     if t == 0 and equation.form == "data":
         return _lagrange(variable, nodes, np.zeros(1))[:, 0].tolist()
-    known = []
-    if t == 0 and equation.form == "velocity":
-        # The velocity is zero there: a node of the polynomial that needs no evaluation, in place of the oldest.
-        nodes, known = nodes[:-1] or nodes, [0.0]
     low, high = math.asin(t), math.asin(s)
     if equation.form == "data":
         # The weight is about t / phi^2 or t^2 / phi^3: even in log(phi) all of it is seen, however small t / s.
@@ -141,16 +132,13 @@ def integrals(equation: Equation, variable: str, nodes: Sequence[float], s: floa
         half = 0.5 * (high - low)
         phi = low + half * (NODES + 1)
         measure = half * WEIGHTS
-    basis = _lagrange(variable, [*nodes, *known], phi)[: len(nodes)]
-    return (basis @ (measure * equation.weight(t, phi))).tolist()
+    return (_lagrange(variable, nodes, phi) @ (measure * equation.weight(t, phi))).tolist()
 
 
-def _lagrange(variable: str, nodes: Sequence[float], phi: np.ndarray) -> np.ndarray:
-    """Lagrange polynomials through ``nodes`` (times), at ``phi``: ``(nodes, phi)``. Infinite nodes have none: zero."""
-    u, at = VARIABLES[variable](phi), VARIABLES[variable](np.arcsin(np.asarray(nodes)))
-    # One node is a constant, wherever it lies.
-    finite = np.flatnonzero(np.isfinite(at)) if len(at) > 1 else [0]
-    basis = np.zeros((len(at), len(u)))
-    for j in finite:
-        basis[j] = np.prod([(u - at[k]) / (at[j] - at[k]) for k in finite if k != j], axis=0)
+def _lagrange(variable: Variable, nodes: Sequence[float], phi: np.ndarray) -> np.ndarray:
+    """Lagrange polynomials through ``nodes`` (times), at ``phi``: ``(nodes, phi)``."""
+    u, at = variable(phi), variable(np.arcsin(np.asarray(nodes)))
+    basis = np.ones((len(at), len(u)))
+    for j, k in permutations(range(len(at)), 2):
+        basis[j] *= (u - at[k]) / (at[j] - at[k])
     return basis

@@ -11,7 +11,6 @@ from itertools import pairwise
 
 import numpy as np
 
-from fdtrain.diffusion.solvers.multistep import Equation
 from fdtrain.diffusion.solvers.step import Step, alpha
 
 
@@ -25,27 +24,22 @@ def _ratio(s: float, t: float) -> float:
     return alpha(s) * t / (alpha(t) * s)
 
 
-def heun(times: Sequence[float]) -> list[Step]:
-    """Heun's second-order step in the angle, ``dx/dphi = v``: two evaluations, the second once more when corrected."""
-    steps = []
-    for s, t in pairwise(times):
-        h = math.asin(t) - math.asin(s)
-        steps.append(Step(s, t, 1.0, 0.0, (h,), (0.5 * h, 0.5 * h)))
-    return steps
-
-
 def heun_edm(times: Sequence[float]) -> list[Step]:
     """Heun's method in ``sigma = t / alpha`` on ``x / alpha``, as EDM has it (Karras et al. 2022, algorithm 1).
 
     With ``r = sigma_t / sigma_s``, the corrected ``x_t = (t/s) x_s + alpha_t (1 - r) ((2 - 1/r) D_s + D_t / r) / 2``;
-    Euler's step, ``(t/s) x_s + alpha_t (1 - r) D_s``, is taken to 0, as there, and from 1, where ``r`` is 0.
+    Euler's step, ``(t/s) x_s + alpha_t (1 - r) D_s``, is taken to 0, as there, and from 1, where ``r`` is 0. At the
+    corrected ``x_t`` it evaluates once more: a step from ``t`` to ``t``.
     """
     steps = []
     for s, t in pairwise(times):
         r = _ratio(s, t)
         rest = alpha(t) * (1 - r)
-        corrector = (0.5 * rest / r, 0.5 * rest * (2 - 1 / r)) if r > 0 else ()
-        steps.append(Step(s, t, t / s, 0.0, (rest,), corrector))
+        if r > 0:
+            steps.append(Step(s, t, t / s, 0.0, (rest,), (0.5 * rest / r, 0.5 * rest * (2 - 1 / r))))
+            steps.append(Step(t, t, 1.0, 0.0, ()))
+        else:
+            steps.append(Step(s, t, t / s, 0.0, (rest,)))
     return steps
 
 
@@ -74,27 +68,17 @@ def dpmpp2m_sde(times: Sequence[float]) -> list[Step]:
 
 
 def unipc2(times: Sequence[float]) -> list[Step]:
-    """UniPC-2: :func:`_unipc`."""
-    return _unipc(times, 2)
-
-
-def unipc3(times: Sequence[float]) -> list[Step]:
-    """UniPC-3: :func:`_unipc`."""
-    return _unipc(times, 3)
-
-
-def _unipc(times: Sequence[float], order: int) -> list[Step]:
-    """UniPC (Zhao et al. 2023), data prediction, ``B(h) = e^-h - 1`` (``bh2``), multistep.
+    """UniPC-2 (Zhao et al. 2023), data prediction, ``B(h) = e^-h - 1`` (``bh2``), multistep.
 
     ``x_t = (t/s) x_s - alpha_t (e^-h - 1) D_s - alpha_t B sum_k a_k (D_k - D_s) / r_k``, ``r_k = (l_k - l_s) / h``
     of past evaluations and, in the corrector, of the new one, whose ``r`` is 1; ``a`` solves ``sum_k a_k r_k^(j-1) =
-    j! (-h) phi_(j+1)(-h) / B`` (its theorem 3.1), but is 1/2 when it is one. As in the authors' code the order falls
-    to 1 towards the last step, which is not corrected.
+    j! (-h) phi_(j+1)(-h) / B`` (its theorem 3.1), but is 1/2 when it is one. As in the authors' code the last step is
+    of order 1 and is not corrected.
     """
     steps = []
     for i, (s, t) in enumerate(pairwise(times)):
         # Of an evaluation at 1, r is infinite, and its difference over r is zero.
-        past = [r for r in times[:i][::-1] if r < 1][: min(order, len(times) - 1 - i) - 1]
+        past = [r for r in times[max(0, i - 1) : i] if r < 1 and t > 0]
         predictor = _bh2(s, t, past)
         corrector: Sequence[float] = ()
         if t > 0:
@@ -129,36 +113,6 @@ def _moment(h: float, j: int) -> float:
     for i in range(1, j + 1):
         phi = (phi - 1 / math.factorial(i)) / h
     return math.factorial(j) * h * phi
-
-
-def _scaler(sigma: np.ndarray | float):
-    """ER-SDE's noise scale, ``x (exp(x^0.3) + 10)``, and its derivative, at ``x = t / alpha``."""
-    e = np.exp(sigma**0.3)
-    return sigma * (e + 10), e * (1 + 0.3 * sigma**0.3) + 10
-
-
-def _er_linear(s: float, t: float) -> float:
-    if s == 1:
-        return 0.0
-    return alpha(t) / alpha(s) * float(_scaler(t / alpha(t))[0] / _scaler(s / alpha(s))[0])
-
-
-def _er_weight(t: float, phi: np.ndarray) -> np.ndarray:
-    # exp overflows next to t = 1, where the weight is zero.
-    value, slope = _scaler(np.minimum(np.tan(phi), 1e7))
-    return alpha(t) * float(_scaler(t / alpha(t))[0]) * slope / value**2 / np.cos(phi) ** 2
-
-
-def _er_noise(s: float, t: float) -> float:
-    ratio = _er_linear(s, t) * s  # alpha_t lambda_s phi_t / phi_s
-    return math.sqrt(max(0.0, (t - ratio) * (t + ratio)))
-
-
-ER_SDE = Equation("data", _er_linear, _er_weight, _er_noise)
-"""ER-SDE (Cui et al. 2023): with two evaluations, and ``D`` linear in ``t / alpha``, its ER-SDE-Solver-2.
-
-``x_t = alpha_t/alpha_s phi_t/phi_s x_s + alpha_t phi_t Int D phi' / phi^2 dlambda + noise``, ``lambda = t / alpha``.
-"""
 
 
 def _two(total: float, r: float | None, s: float, t: float) -> list[float]:

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
@@ -12,27 +11,12 @@ from torch import Tensor
 from fdtrain.diffusion.interval import CLOSED, Interval
 from fdtrain.diffusion.predictors import Field, score
 from fdtrain.diffusion.solvers.grids import check_grid
-from fdtrain.diffusion.solvers.named import DEFAULT, SOLVERS, Solver
-from fdtrain.diffusion.solvers.step import FORMS, Step
-
-MEMORY = 4
-"""Most evaluations that a step takes."""
+from fdtrain.diffusion.solvers.named import DEFAULT, Solver
+from fdtrain.diffusion.solvers.stepper import Stepper
 
 
 def _at(field: Field, x: Tensor, t: float) -> Tensor:
     return field(x, torch.full((x.shape[0],), t, dtype=torch.float64, device=x.device))
-
-
-def _combine(start: Tensor, weights: Sequence[float], values: Sequence[Tensor]) -> Tensor:
-    for weight, value in zip(weights, values):
-        start = torch.add(start, value, alpha=weight)
-    return start
-
-
-@lru_cache(maxsize=64)
-def _steps(solver: Solver, times: tuple[float, ...], interval: Interval) -> list[Step]:
-    """Once per grid, whatever the number of batches."""
-    return solver.steps_within(times, interval)
 
 
 def sample(
@@ -41,7 +25,7 @@ def sample(
     times: Sequence[float],
     solver: str | Solver = DEFAULT,
     noise: Callable[[int], Tensor] | None = None,
-    observe: Callable[[int, float, Tensor, Tensor], None] | None = None,
+    observe: Callable[[float, Tensor, Tensor], None] | None = None,
     interval: Interval = CLOSED,
 ) -> Tensor:
     """Solve the reverse equation from ``x`` at ``times[0] = 1`` to ``times[-1] = 0``.
@@ -55,55 +39,22 @@ def sample(
         times: a grid as :func:`fdtrain.diffusion.solvers.time_grid` makes, or the user's own.
         solver: a name in :data:`SOLVERS`, or a solver.
         noise: for the stochastic solvers, ``noise(i)`` gives the standard normal of step ``i``.
-        observe: called before step ``i`` with ``(i, s, x_s, F_s)``, ``x_s`` being where ``F`` was evaluated.
+        observe: called with ``(t, x, F(x, t))`` at each evaluation.
         interval: of the model.
 
     Returns:
-        Images in the dequantised range, about [-1, 1]. Evaluations used: steps times
-        ``evaluations_per_step``.
+        Images in the dequantised range, about [-1, 1].
 
     Raises:
         ValueError: the times do not fall strictly from 1 to 0, or leave the interval.
     """
     check_grid(times, interval)
-    chosen = SOLVERS[solver] if isinstance(solver, str) else solver
-    return integrate(field, x, times, chosen, noise, observe, interval)
-
-
-def integrate(
-    field: Field,
-    x: Tensor,
-    times: Sequence[float],
-    solver: Solver,
-    noise: Callable[[int], Tensor] | None = None,
-    observe: Callable[[int, float, Tensor, Tensor], None] | None = None,
-    interval: Interval = CLOSED,
-) -> Tensor:
-    """:func:`sample` between any two times."""
-
-    def evaluate(x: Tensor, t: float, step: int | None) -> Tensor:
+    stepper = Stepper(solver, times, interval)
+    for i, t in enumerate(stepper.times):
         F = _at(field, x, t)
-        if observe is not None and step is not None:
-            observe(step, t, x, F)
-        return FORMS[solver.form](x, F, t)
-
-    twice = solver.evaluations_per_step == 2
-    values = [evaluate(x, times[0], 0)]
-    for i, step in enumerate(_steps(solver, tuple(times), interval), 1):
-        start = step.linear * x
-        if solver.stochastic:
-            assert noise is not None
-            start.add_(noise(i - 1), alpha=step.noise)
-        x = _combine(start, step.predictor, values)
-        if step.corrector:
-            # The same linear part and noise, once more with the evaluation at the predicted x_t.
-            values = [evaluate(x, step.t, None if twice else i), *values]
-            x = _combine(start, step.corrector, values)
-        if twice and step.t > 0:
-            values[0] = evaluate(x, step.t, i)
-        elif not step.corrector and i < len(times) - 1:
-            values = [evaluate(x, step.t, i), *values]
-        values = values[:MEMORY]
+        if observe is not None:
+            observe(t, x, F)
+        x = stepper.advance(i, x, F, noise(i) if noise is not None and stepper.stochastic else None)
     return x
 
 

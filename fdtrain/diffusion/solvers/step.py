@@ -10,8 +10,6 @@ FORMS: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
     "F": lambda x, F, t: F,
     # The predicted image, x0_hat.
     "data": lambda x, F, t: alpha(t) * x - t * t * F,
-    # The predicted velocity, v_hat.
-    "velocity": lambda x, F, t: t * F,
 }
 """What of the field ``F(x, t)`` a solver interpolates."""
 
@@ -39,5 +37,5 @@ class Step:
 
 def prediction(form: str, s: float) -> Step:
     """From ``s`` to 0 at once: the image ``x0_hat = alpha x - s^2 F`` that is predicted at ``s``."""
-    linear, weight = {"F": (alpha(s), -s * s), "data": (0.0, 1.0), "velocity": (alpha(s), -s)}[form]
+    linear, weight = {"F": (alpha(s), -s * s), "data": (0.0, 1.0)}[form]
     return Step(s, 0.0, linear, 0.0, (weight,))

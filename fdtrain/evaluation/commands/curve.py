@@ -18,7 +18,7 @@ from torch import Tensor
 from fdtrain import distributed
 from fdtrain.data.split import Split
 from fdtrain.diffusion.objective import quantise
-from fdtrain.diffusion.solvers import NAMES, SOLVERS, parse_grid
+from fdtrain.diffusion.solvers import GRID, SOLVERS, parse_grid
 from fdtrain.errors import UserError
 from fdtrain.evaluation import curves
 from fdtrain.evaluation.fidelity import feature_networks, image_sets
@@ -43,9 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", help="of it (default: the run's, or test)")
     parser.add_argument("--features", help="to measure samples by, as in fid; default: the pixels")
     parser.add_argument("--images", type=int, default=256, help="samples of each point; images of the bound's curves")
-    parser.add_argument("--solvers", nargs="+", default=["sde", "ode", "dpmpp2m", "unipc2", "heun"], metavar="SOLVER")
+    parser.add_argument("--solvers", nargs="+", default=["sde", "ode", "dpmpp2m", "unipc2"], metavar="SOLVER")
     parser.add_argument(
-        "--grids", nargs="+", default=[], metavar="GRID", help=f"{', '.join(NAMES)}; default: each solver's own"
+        "--grids", nargs="+", default=[GRID], metavar="GRID", help=f"as of fdtrain sample (default: {GRID})"
     )
     parser.add_argument("--nfe", type=int, nargs="+", default=[5, 8, 10, 15, 20, 30], help="evaluations per image")
     parser.add_argument("--reference", type=int, default=200, help="evaluations of the reference ODE solution")
@@ -130,7 +130,7 @@ class _Job:
 
         data = moments(image_sets.of_split(self.split))
         seeds = range(arguments.seed, arguments.seed + arguments.sets)
-        fine = _drawing("ode", None, arguments.reference)
+        fine = _drawing("ode", GRID, arguments.reference)
         references = {seed: self._samples(fine, seed) for seed in seeds}
         points = []
         for drawing in _drawings(arguments):
@@ -193,7 +193,7 @@ def _check(arguments: argparse.Namespace) -> None:
             raise UserError(f"--grids: {error}.") from error
 
 
-def _drawing(solver: str, grid: str | None, nfe: int) -> Drawing:
+def _drawing(solver: str, grid: str, nfe: int) -> Drawing:
     """At most so many evaluations, one step at least."""
     return Drawing(solver, grid, max(1, nfe // SOLVERS[solver].evaluations_per_step))
 
@@ -203,7 +203,7 @@ def _drawings(arguments: argparse.Namespace) -> list[Drawing]:
     points = [
         _drawing(solver, grid, nfe)
         for solver in arguments.solvers
-        for grid in arguments.grids or [None]
+        for grid in arguments.grids
         for nfe in sorted(arguments.nfe)
     ]
     return list(dict.fromkeys(points))

@@ -9,12 +9,15 @@ import argparse
 import torch
 
 from fdtrain import distributed
-from fdtrain.diffusion.solvers import SOLVERS, time_grid
+from fdtrain.diffusion.solvers import GRID, SOLVERS, time_grid
 from fdtrain.errors import UserError
 from fdtrain.evaluation.reporting import result
 from fdtrain.evaluation.sampling import grids, optimise
 from fdtrain.evaluation.sampling.options import Drawing
 from fdtrain.randomness import check_seed
+
+ENDS = (1 / 256, 1 / 64, 1 / 16, 1 / 4)
+"""Of the two-ended grids that the search may begin from, beside the default one."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,7 +45,7 @@ def run(arguments: argparse.Namespace) -> None:
         )
     model, subject = result.open_model(arguments.model, shared=True)
     model.to(arguments.device)
-    steps, scale, interval = arguments.nfe // per_step, model.spec.scale, model.spec.bound.interval
+    steps, spec, interval = arguments.nfe // per_step, model.spec, model.spec.bound.interval
 
     def solve(drawing: Drawing) -> torch.Tensor:
         parts = [
@@ -51,7 +54,7 @@ def run(arguments: argparse.Namespace) -> None:
         ]
         return torch.cat([drawing.solve(model, part, arguments.seed) for part in parts])
 
-    fine = solve(Drawing("ode", None, arguments.reference))
+    fine = solve(Drawing("ode", GRID, arguments.reference))
 
     def distance(times: tuple[float, ...]) -> float:
         if times[-2] < interval.t_min:
@@ -59,11 +62,13 @@ def run(arguments: argparse.Namespace) -> None:
         found = solve(Drawing(arguments.solver, times, steps))
         return (found - fine).double().square().mean().sqrt().item()
 
-    own = SOLVERS[arguments.solver].grid
-    before = distance(tuple(time_grid(own, steps, scale, interval)))
-    starts = [tuple(time_grid(name, steps, scale, interval)) for name in dict.fromkeys([own, *optimise.STARTS])]
+    starts = [
+        tuple(time_grid(grid, steps, spec.levels, spec.dims, interval))
+        for grid in (GRID, *(f"{GRID}:{a},{b}" for a in ENDS for b in ENDS))
+    ]
+    before = distance(starts[0])
     times, value = optimise.search(distance, starts, arguments.rounds)
     if distributed.rank() == 0:
         path = grids.save_optimised(subject.home, subject.sha256, arguments.solver, steps, times)
         print(f"{path}: {arguments.solver}, {arguments.nfe} evaluations: {', '.join(f'{t:.4g}' for t in times)}")
-        print(f"RMS distance to the fine solution {value:.4f}; on its own grid ({own}) {before:.4f}")
+        print(f"RMS distance to the fine solution {value:.4f}; on {GRID} {before:.4f}")

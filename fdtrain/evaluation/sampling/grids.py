@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from fdtrain.diffusion.solvers import NAMES, check_falling, parse_grid
+from fdtrain.diffusion.solvers import GRID, PUBLISHED, check_falling, parse_grid
 from fdtrain.errors import UserError
 from fdtrain.files import write_text
 
@@ -13,8 +13,8 @@ FILE = "grids.json"
 """Of a run, an export or a checkpoint: ``{weights_sha256: {"SOLVER, N steps": times}}``."""
 OPTIMISED = "optimised"
 HELP = (
-    f"spacing of the times: {', '.join(NAMES)}, or with a parameter as power:3; times as 1,0.6,0.2,0, or a file of "
-    f"them; or {OPTIMISED}: what fdtrain evaluate grid has found (default: the solver's own)"
+    f"spacing of the times: {GRID}, or with ends as {GRID}:0.005,0.07; {', '.join(PUBLISHED)}; times as 1,0.6,0.2,0, "
+    f"or a file of them; or {OPTIMISED}: what fdtrain evaluate grid has found (default: {GRID})"
 )
 
 
@@ -34,7 +34,7 @@ def read_grid(text: str | Sequence[float], option: str = "--grid") -> str | tupl
             words = Path(text).read_text()
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{option}: cannot read {text} ({getattr(error, 'strerror', None) or error}).") from error
-    elif "," not in text:
+    elif ":" in text or "," not in text:
         if text != OPTIMISED:
             _checked(lambda: parse_grid(text), option)
         return text

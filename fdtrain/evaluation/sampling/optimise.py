@@ -2,8 +2,6 @@
 
 from collections.abc import Callable, Sequence
 
-STARTS = ("uniform", "angle", "sine:1.5", "sine:2", "sine:2.5", "sine:3.5", "power:2", "power:3", "asinh")
-"""Grids to begin from: the best of them is refined."""
 FIRST_MOVE = 0.5
 """Of a time, as a share of the way to its neighbour; halved when a round finds nothing."""
 

@@ -9,9 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from fdtrain.diffusion.interval import CLOSED, Interval
 from fdtrain.diffusion.objective import quantise
-from fdtrain.diffusion.solvers import DEFAULT, SOLVERS, time_grid
+from fdtrain.diffusion.solvers import DEFAULT, GRID, SOLVERS, time_grid
 from fdtrain.errors import UserError
 from fdtrain.evaluation.sampling import grids, samples
 from fdtrain.networks.model import Model, ModelSpec
@@ -43,11 +42,11 @@ STEPS = 50
 class Drawing:
     """Everything about samples but their model, seed and number.
 
-    ``grid`` is a name or times; None: the solver's own. ``label`` None: all classes in turn.
+    ``grid`` is a name or times. ``label`` None: all classes in turn.
     """
 
     solver: str = DEFAULT
-    grid: str | tuple[float, ...] | None = None
+    grid: str | tuple[float, ...] = GRID
     steps: int = STEPS
     label: int | None = None
     guidance: float = 1.0
@@ -100,7 +99,7 @@ class Drawing:
                 raise UserError(f"{prefix}label: this model was trained without labels.")
             if not 0 <= label < len(spec.classes):
                 raise UserError(f"{prefix}label {label}: this model has classes 0 to {len(spec.classes) - 1}.")
-        times = None if grid is None else grids.read_grid(grid, f"{prefix}grid")
+        times = GRID if grid is None else grids.read_grid(grid, f"{prefix}grid")
         steps = (len(times) - 1 if isinstance(times, tuple) else STEPS) if steps is None else steps
         if steps < 1:
             raise UserError(f"{prefix}steps must be at least 1.")
@@ -110,18 +109,18 @@ class Drawing:
             times = grids.load_optimised(folder, weights_sha256, solver, steps)
         drawing = Drawing(solver, times, steps, label, guidance)
         try:
-            drawing.times(spec.scale, spec.bound.interval)
+            drawing.times(spec)
         except ValueError as error:
             raise UserError(f"{prefix}grid: {error}.") from error
         return drawing
 
-    def times(self, scale: float, interval: Interval = CLOSED) -> list[float]:
-        """Falling from 1 to 0, or within a model's interval, for data of this finest scale.
+    def times(self, spec: ModelSpec) -> list[float]:
+        """Falling from 1 to 0, or within the model's interval.
 
         Raises:
             ValueError: there are no such times.
         """
-        return time_grid(self.grid or SOLVERS[self.solver].grid, self.steps, scale, interval)
+        return time_grid(self.grid, self.steps, spec.levels, spec.dims, spec.bound.interval)
 
     @property
     def nfe(self) -> int:
@@ -131,7 +130,7 @@ class Drawing:
     def describe(self) -> dict[str, Any]:
         return {
             "solver": self.solver,
-            "grid": list(self.grid) if isinstance(self.grid, tuple) else self.grid or SOLVERS[self.solver].grid,
+            "grid": list(self.grid) if isinstance(self.grid, tuple) else self.grid,
             "steps": self.steps,
             "nfe": self.nfe,
             "label": self.label,
@@ -146,8 +145,8 @@ class Drawing:
 
     def solve(self, model: Model, images: range, seed: int) -> Tensor:
         """Images in one batch before they are rounded to levels: :func:`samples.solve`."""
-        labels, times = self.labels(images, model.spec), self.times(model.spec.scale, model.spec.bound.interval)
-        return samples.solve(model, images, labels, times, self.solver, seed, self.guidance)
+        labels = self.labels(images, model.spec)
+        return samples.solve(model, images, labels, self.times(model.spec), self.solver, seed, self.guidance)
 
     def draw(self, model: Model, images: range, seed: int) -> Tensor:
         """Images in one batch: levels ``(n, C, H, W)`` uint8, on the CPU.

@@ -63,7 +63,7 @@ def solve(
     solver: str = DEFAULT,
     seed: int = 0,
     guidance: float = 1.0,
-    observe: Callable[[int, float, Tensor, Tensor], None] | None = None,
+    observe: Callable[[float, Tensor, Tensor], None] | None = None,
 ) -> Tensor:
     """The images with the given numbers before they are rounded to levels, ``(n, C, H, W)`` on the model's device.
 
@@ -99,28 +99,24 @@ def _with_path(
     solver: str,
     seed: int,
 ) -> Samples:
-    steps = _path_steps(times)
-    path: list[Tensor] = []
+    wanted = path_times(times)
+    path: dict[float, Tensor] = {}
 
-    def observe(step: int, t: float, x: Tensor, F: Tensor) -> None:
-        for _ in range(steps.count(step)):
+    def observe(t: float, x: Tensor, F: Tensor) -> None:
+        if t in wanted:
             time = torch.full((len(x),), t, dtype=torch.float64, device=x.device)
-            path.append(quantise(x0_hat(F, x, time), model.spec.levels))
+            path[t] = quantise(x0_hat(F, x, time), model.spec.levels)
 
     x = solve(model, images, labels, times, solver, seed, observe=observe)
-    path.append(quantise(x, model.spec.levels))
-    return Samples(path[-1].cpu(), torch.stack(path, 1).cpu())
+    path[times[-1]] = quantise(x, model.spec.levels)
+    return Samples(path[times[-1]].cpu(), torch.stack([path[t] for t in wanted], 1).cpu())
 
 
 def path_times(times: Sequence[float]) -> list[float]:
     """The times of the images of a denoising path."""
-    return [*(times[step] for step in _path_steps(times)), times[-1]]
-
-
-def _path_steps(times: Sequence[float]) -> list[int]:
-    # Evenly in time, of the steps there are: a grid that is dense near the data changes little there.
-    wanted = np.linspace(1, 0, PATH_IMAGES)[:-1]
-    return [int(np.abs(np.asarray(times[:-1]) - t).argmin()) for t in wanted]
+    # Evenly in time, of the times there are: a grid that is dense near the data changes little there.
+    even = np.linspace(1, 0, PATH_IMAGES)[:-1]
+    return [*(times[int(np.abs(np.asarray(times[:-1]) - t).argmin())] for t in even), times[-1]]
 
 
 def to_pixels(levels: Tensor, count: int) -> Tensor:

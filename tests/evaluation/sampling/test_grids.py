@@ -2,8 +2,9 @@ import json
 from itertools import pairwise
 
 import pytest
+from models import DIGITS
 
-from fdtrain.diffusion.solvers import SOLVERS, time_grid
+from fdtrain.diffusion.solvers import GRID, time_grid
 from fdtrain.errors import UserError
 from fdtrain.evaluation.sampling import optimise
 from fdtrain.evaluation.sampling.grids import FILE, load_optimised, read_grid, save_optimised
@@ -11,7 +12,7 @@ from fdtrain.evaluation.sampling.options import Drawing
 
 
 def test_grids_by_name_as_a_list_and_from_a_file(tmp_path):
-    assert read_grid("power:2.5") == "power:2.5"
+    assert read_grid("two_ended:0.01,0.1") == "two_ended:0.01,0.1"
     assert read_grid("optimised") == "optimised"
     assert read_grid("1,0.5,0") == (1.0, 0.5, 0.0)
     (tmp_path / "a.json").write_text("[1, 0.5,\n0.1, 0]")
@@ -23,8 +24,8 @@ def test_grids_by_name_as_a_list_and_from_a_file(tmp_path):
 @pytest.mark.parametrize(
     ("text", "part"),
     [
-        ("log", "--grid: there is no grid 'log'; there are uniform"),
-        ("power:-1", "a number above 0"),
+        ("log", "--grid: there is no grid 'log'; take two_ended"),
+        ("two_ended:-1,2", "only two_ended takes parameters"),
         ("1,0.5,x", "must hold times"),
         ("1,0.5", "must fall strictly"),
         ("1,0.5,0.7,0", "must fall strictly"),
@@ -43,11 +44,10 @@ def test_a_file_that_holds_no_text(tmp_path):
         read_grid(str(tmp_path / "a.bin"))
 
 
-def test_the_grid_belongs_to_the_solver():
-    for name, solver in SOLVERS.items():
-        assert Drawing(name, None, 7).times(1 / 256) == time_grid(solver.grid, 7, 1 / 256)
-        assert Drawing(name, None, 7).describe()["grid"] == solver.grid
-    assert Drawing("ode", (1.0, 0.5, 0.0), 2).times(1 / 256) == [1.0, 0.5, 0.0]
+def test_the_grid_is_of_the_model():
+    assert Drawing("sde", steps=7).times(DIGITS) == time_grid(GRID, 7, 17, 64)
+    assert Drawing("sde", steps=7).describe()["grid"] == GRID
+    assert Drawing("ode", (1.0, 0.5, 0.0), 2).times(DIGITS) == [1.0, 0.5, 0.0]
     assert json.dumps(Drawing("ode", (1.0, 0.5, 0.0), 2).describe())
 
 
@@ -55,7 +55,7 @@ def test_optimised_grids_are_of_weights_solver_and_steps(tmp_path):
     save_optimised(tmp_path, "abc", "ode", 2, (1.0, 0.4, 0.0))
     save_optimised(tmp_path, "abc", "ode", 3, (1.0, 0.4, 0.1, 0.0))
     assert load_optimised(tmp_path, "abc", "ode", 2) == (1.0, 0.4, 0.0)
-    for weights, solver, steps in (("abd", "ode", 2), ("abc", "heun", 2), ("abc", "ode", 4)):
+    for weights, solver, steps in (("abd", "ode", 2), ("abc", "sde", 2), ("abc", "ode", 4)):
         with pytest.raises(UserError, match=r"First run fdtrain evaluate grid"):
             load_optimised(tmp_path, weights, solver, steps)
 
@@ -77,7 +77,7 @@ def test_the_search_finds_the_least_distance_and_stays_monotone():
         seen.append(times)
         return sum((a - b) ** 2 for a, b in zip(times, target, strict=True))
 
-    starts = [tuple(time_grid(name, 4)) for name in ("uniform", "power:3")]
+    starts = [tuple(time_grid(name, 4)) for name in (GRID, "two_ended:1,1")]
     times, value = optimise.search(distance, starts, 60)
     assert times == pytest.approx(target, abs=5e-3)
     assert value == distance(times)

@@ -3,7 +3,7 @@ import torch
 from models import DIGITS
 from torch import nn
 
-from fdtrain.diffusion.solvers import time_grid
+from fdtrain.diffusion.solvers import GRID, time_grid
 from fdtrain.errors import UserError
 from fdtrain.evaluation.sampling import samples
 from fdtrain.networks.model import Model
@@ -25,7 +25,7 @@ def test_samples_of_a_point_are_the_point():
     levels = torch.arange(64).view(1, 8, 8) % 17
     model = Model(DIGITS)
     model.network = PointNetwork(((levels + 0.5) * 2 / 17 - 1).double())
-    times = time_grid("asinh", 400, 1e-3)
+    times = time_grid(GRID, 400, 1000)
     for solver in ("sde1", "sde2", "ode1", "ode2"):
         out = samples.draw(model.double(), range(3), None, times, solver)
         assert torch.equal(out.levels[0].long(), levels)
@@ -37,12 +37,12 @@ def test_an_image_depends_on_its_number_alone():
     torch.manual_seed(0)
     model = Model(DIGITS)
     torch.nn.init.normal_(model.network.output[-1].weight, std=0.1)
-    times = time_grid("uniform", 5)
+    times = time_grid(GRID, 5)
     together = samples.draw(model, range(6), None, times, batch=6).levels.int()
     alone = samples.draw(model, [4], None, times).levels.int()
     assert (together[4] - alone[0]).abs().max() <= 1
     assert (together[4] - together[3]).abs().max() > 1
-    solved = [samples.solve(model, images, None, times, "heun", seed=1) for images in (range(4), [2])]
+    solved = [samples.solve(model, images, None, times, "heun_edm", seed=1) for images in (range(4), [2])]
     torch.testing.assert_close(solved[1][0], solved[0][2])
 
 
@@ -50,7 +50,7 @@ def test_a_model_that_diverged_is_reported():
     model = Model(DIGITS)
     nn.init.constant_(model.network.output[-1].bias, float("nan"))
     with pytest.raises(UserError, match="not finite"):
-        samples.draw(model, [0], None, time_grid("uniform", 2))
+        samples.draw(model, [0], None, time_grid(GRID, 2))
 
 
 def test_grid_and_pixels():
