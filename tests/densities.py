@@ -42,6 +42,29 @@ class Mixture:
         return (posterior[..., None] * each).sum(1)
 
 
+class Axes:
+    """Gaussian with independent dimensions of their own deviations about one mean."""
+
+    def __init__(self, deviations: Tensor, mean: float = 0.3):
+        self.deviations, self.mean = deviations.double(), mean
+
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        noise = torch.randn(n, len(self.deviations), dtype=torch.float64, generator=generator)
+        return self.mean + self.deviations * noise
+
+    def nll(self, x: Tensor) -> Tensor:
+        return -torch.distributions.Normal(self.mean, self.deviations).log_prob(x).sum(1)
+
+    def field(self, x: Tensor, t: Tensor) -> Tensor:
+        a, variance = alpha(t)[:, None], self.deviations.square()
+        return (a * (1 - variance) * x - self.mean) / (a * a * variance + (t * t)[:, None])
+
+
+def spectrum(d: int = 16) -> Axes:
+    """As of images: from 15, their largest direction, down to the noise of their quantisation."""
+    return Axes(torch.logspace(math.log10(15), math.log10(0.005), d, dtype=torch.float64))
+
+
 def gaussian(mean: float = 0.7, variance: float = 0.04, d: int = 1) -> Mixture:
     return Mixture(torch.full((1, d), mean), torch.tensor([variance]), torch.tensor([1.0]))
 

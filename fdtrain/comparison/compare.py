@@ -22,7 +22,7 @@ from fdtrain.data.dataset import DatasetDescription
 from fdtrain.data.mixture import open_data
 from fdtrain.data.split import Split
 from fdtrain.diffusion.interval import CLOSED
-from fdtrain.diffusion.likelihood import OdeStart
+from fdtrain.diffusion.likelihood import ODE_SOLVER, OdeStart
 from fdtrain.diffusion.objective import Bound
 from fdtrain.errors import UserError
 from fdtrain.evaluation.fidelity import label_features
@@ -233,7 +233,8 @@ def _settings(comparison: Comparison, split: Split, features: str) -> dict[str, 
     """Of each run's evaluation, as JSON."""
     evaluation = comparison.definition.evaluation.model_dump(mode="json")
     ode_images = min(evaluation["ode_images"], len(split))
-    return {**evaluation, "ode_images": ode_images, "images": len(split), "features": features}
+    ode = {"ode_images": ode_images, "ode_solver": ODE_SOLVER}
+    return {**evaluation, **ode, "images": len(split), "features": features}
 
 
 def steps_of_variants(comparison: Comparison, slots: int, processes: int) -> tuple[dict[str, int], dict[str, str]]:

@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError, model_validator
 from fdtrain.config import Config, Section, load_config
 from fdtrain.diffusion.solvers import DEFAULT, GRID, SOLVERS
 from fdtrain.errors import UserError, excerpt
+from fdtrain.evaluation.likelihood.nll import TOLERANCE
 from fdtrain.evaluation.sampling.options import Drawing
 from fdtrain.files import NAME
 from fdtrain.randomness import SEEDS
@@ -51,7 +52,7 @@ class Evaluation(Section):
     """Of the bound, for each test image."""
     ode_images: int = Field(default=100, ge=0)
     """The first so many test images whose likelihood is computed by the ODE too."""
-    ode_tolerance: float = Field(default=1e-4, gt=0)
+    ode_tolerance: float = Field(default=TOLERANCE, gt=0)
     nfe: tuple[int, ...] = Field(default=(10, 20, 50), min_length=1)
     """Evaluations per sample at which the Frechet distance is measured."""
     solver: str = DEFAULT

@@ -20,7 +20,7 @@ from fdtrain.evaluation.reporting import result, run_folder
 
 SETTINGS = "comparison.json"
 """Of a run's results: what it was evaluated with, written when all of it is there."""
-OF_LIKELIHOODS = frozenset({"draws", "ode_images", "ode_tolerance"})
+OF_LIKELIHOODS = frozenset({"draws", "ode_images", "ode_tolerance", "ode_solver"})
 """The settings that neither the samples nor the noise of training depend on."""
 MAIN = Path(fdtrain.__file__).with_name("main.py")
 UNUSABLE = "checkpoints.unusable"

@@ -1,16 +1,16 @@
 """Likelihood of images under a model: the bound, and the probability-flow ODE (docs/method.md, sections 3 and 6)."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fdtrain.diffusion.decoders import truncated_normal, truncated_normal_entropy
+from fdtrain.diffusion.integrate import bogacki_shampine
 from fdtrain.diffusion.interval import CLOSED, Interval
 from fdtrain.diffusion.objective import Bound, normal_nll
-from fdtrain.diffusion.predictors import Field
 
 
 @dataclass(frozen=True)
@@ -91,30 +91,22 @@ def _log_weights(nll: Tensor) -> Tensor:
     return torch.log_softmax(-shrink * mean, -1)
 
 
-def exact_trace(f: Tensor, x: Tensor) -> Tensor:
-    """Divergence of ``f(x)`` image by image, exactly: one backward pass per dimension."""
-    flat = f.flatten(1)
-    total = torch.zeros(x.shape[0], dtype=x.dtype, device=x.device)
-    for i in range(flat.shape[1]):
-        (grad,) = torch.autograd.grad(flat[:, i].sum(), x, retain_graph=True)
-        total += grad.flatten(1)[:, i]
-    return total
+def divergence(F: Tensor, x: Tensor, probes: Tensor | None = None) -> Tensor:
+    """Of ``F(x)``, image by image: exactly, ``(B, 1)``, by one backward pass per dimension, or estimated by probes.
 
-
-def hutchinson_trace(*probes: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-    """Unbiased divergence by a fixed Rademacher probe like ``x`` (entries +1 and -1): one backward pass.
-
-    Of several probes each gives an estimate of its own: ``(B, probes)``.
+    Rademacher probes (entries +1 and -1), ``(B, probes, ...)``, each like ``x``, give unbiased estimates by one
+    backward pass each, ``(B, probes)`` (Hutchinson 1990).
     """
 
-    def trace(f: Tensor, x: Tensor) -> Tensor:
-        estimates = []
-        for probe in probes:
-            (grad,) = torch.autograd.grad(f, x, probe, retain_graph=True)
-            estimates.append((grad * probe).flatten(1).sum(1))
-        return estimates[0] if len(probes) == 1 else torch.stack(estimates, 1)
+    def product(probe: Tensor) -> Tensor:
+        return torch.autograd.grad(F, x, probe, retain_graph=True)[0]
 
-    return trace
+    if probes is not None:
+        return torch.stack([(product(probe) * probe).flatten(1).sum(1) for probe in probes.unbind(1)], 1)
+    total = torch.zeros(len(x), 1, dtype=x.dtype, device=x.device)
+    for unit in torch.eye(x[0].numel(), dtype=x.dtype, device=x.device):
+        total += product(unit.view_as(x[0]).expand_as(x)).flatten(1) @ unit[:, None]
+    return total
 
 
 @dataclass(frozen=True)
@@ -150,126 +142,87 @@ class OdeStart:
 
 @dataclass(frozen=True)
 class OdeLikelihood:
-    """``nll``: ``-log p(x0)`` in nats, ``(B,)``, or ``(B, probes)`` where the trace has several; ``nfe``: evaluations
-    of the field; ``latent``: ``x_1``."""
+    """``nll``: ``-log p(x0)`` in nats by each estimate of the divergence, ``(B, probes)``; ``nfe``: evaluations of the
+    field for each image, ``(B,)``; ``latent``: ``x_1``."""
 
     nll: Tensor
-    nfe: int
+    nfe: Tensor
     latent: Tensor
 
 
-def ode_nll(
-    field: Field,
-    x0: Tensor,
-    trace: Callable[[Tensor, Tensor], Tensor],
-    tolerance: float = 1e-5,
-    columns: int = 1,
-    interval: Interval = CLOSED,
-) -> OdeLikelihood:
-    """Exact likelihood ``log p(x0) = log N(x_1; 0, I) + Int_0^{pi/2} sin(phi) div F dphi``, on the closed interval.
+ODE_SOLVER = "Bogacki-Shampine in u"
+"""Of :func:`ode_nll`, for the record of a result: errors at one tolerance are comparable within a solver only."""
+LARGE = 0.1
+"""About the reciprocal of the data's largest standard deviation."""
 
-    On a truncated one it is that of ``x`` at ``t_min``, with the standard normal at ``t_max``. Where neither end is in
-    the interval, the variable is ``l = log(t / alpha)``, ``dx/dl = t^2 alpha F``, which is as smooth as ``t alpha F``.
+
+@dataclass(frozen=True)
+class _Place:
+    """``u = log((phi + low) / (pi/2 - phi + high))`` with ``t = sin(phi)``: even in the logarithm of the noise."""
+
+    low: float
+    high: float
+
+    def of(self, t: float) -> float:
+        phi = math.asin(t)
+        return math.log((phi + self.low) / (math.pi / 2 - phi + self.high))
+
+    def angle(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """``phi`` and ``dphi/du``."""
+        ratio, whole = u.exp(), math.pi / 2 + self.low + self.high
+        phi = (ratio * whole / (1 + ratio) - self.low).clamp(0, math.pi / 2)
+        return phi, ratio * whole / (1 + ratio).square()
+
+
+def ode_nll(
+    field: Callable[..., Tensor],
+    x0: Tensor,
+    tolerance: float,
+    probes: Tensor | None = None,
+    label: Tensor | None = None,
+    interval: Interval = CLOSED,
+    scale: float = 1 / 256,
+) -> OdeLikelihood:
+    """Likelihood ``log p(x0) = log N(x_1; 0, I) + Int_0^{pi/2} sin(phi) div F dphi``, ``t = sin(phi)``.
+
+    On a truncated interval it is that of ``x`` at ``t_min``, with the standard normal at ``t_max``. Each image has its
+    own adaptive steps in ``u = log((phi + scale) / (pi/2 - phi + 0.1))``: even in the logarithm of the noise between
+    the data's finest scale and their largest directions, and finite at both ends. Where an end is cut off, so is its
+    constant (docs/method.md, section 6).
 
     Args:
-        field: ``F(x, t)``, differentiable in ``x``.
+        field: ``F(x, t)``, or ``F(x, t, label)`` with labels, differentiable in ``x``; of some of the images at a time.
         x0: dequantised images in [-1, 1], or ``x`` at ``t_min`` (:class:`OdeStart`); float64 gives a float64 answer.
-        trace: :func:`exact_trace` or ``hutchinson_trace(probe, ...)``.
-        tolerance: of the adaptive solver, relative to ``1 + |x|`` and to one nat per dimension of the log-density.
-        columns: estimates that the trace gives.
+        tolerance: of the error of a step: of ``x`` the root mean square in units of ``sqrt(t^2 + scale^2)``, and of the
+            log-density nats per dimension, for every probe by itself.
+        probes: of :func:`divergence`, ``(B, probes, ...)``; None: exact.
+        label: of the images, ``(B,)``.
         interval: of the model.
-    """
-    dims = x0[0].numel()
-
-    def derivative(place: float, state: Tensor) -> Tensor:
-        time, factor = at(place)
-        with torch.enable_grad():
-            x = state[:, :dims].reshape_as(x0).detach().requires_grad_()
-            # The ends themselves, not their roundings.
-            time = min(max(time, interval.t_min), interval.t_max)
-            t = torch.full((x.shape[0],), time, dtype=torch.float64, device=x.device)
-            F = field(x, t)
-            divergence = trace(F, x).view(len(x), -1)
-        return factor * torch.cat([F.detach().flatten(1), divergence / dims], 1)
-
-    at, place = (_at_logarithm, _logarithm) if interval.t_min > 0 and interval.t_max < 1 else (_at_angle, math.asin)
-    start = torch.cat([x0.flatten(1), x0.new_zeros(x0.shape[0], columns)], 1)
-    # The log-density is one number beside all those of x, whose mean would hide its error.
-    parts = [dims] + [1] * columns
-    end, nfe = dormand_prince(derivative, start, place(interval.t_min), place(interval.t_max), tolerance, parts)
-    latent = end[:, :dims].reshape_as(x0)
-    nll = normal_nll(latent)[:, None] - dims * end[:, dims:]
-    return OdeLikelihood(nll[:, 0] if columns == 1 else nll, nfe, latent)
-
-
-def _at_angle(phi: float) -> tuple[float, float]:
-    """``t`` and ``dx/dphi / F``."""
-    return math.sin(phi), math.sin(phi)
-
-
-def _logarithm(t: float) -> float:
-    """``log(t / alpha)``."""
-    return math.log(t) - 0.5 * math.log((1 - t) * (1 + t))
-
-
-def _at_logarithm(place: float) -> tuple[float, float]:
-    """``t`` and ``dx/dl / F``."""
-    t, alpha = 1 / math.hypot(1, math.exp(-place)), 1 / math.hypot(1, math.exp(place))
-    return t, t * t * alpha
-
-
-# Dormand & Prince 1980: nodes, stage weights; the last stage row is the fifth-order step, and ERROR its
-# difference from the embedded fourth-order one.
-NODES = (0.0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0)
-STAGES = (
-    (),
-    (1 / 5,),
-    (3 / 40, 9 / 40),
-    (44 / 45, -56 / 15, 32 / 9),
-    (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
-    (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
-    (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
-)
-ERROR = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)
-
-
-def dormand_prince(
-    derivative: Callable[[float, Tensor], Tensor],
-    y: Tensor,
-    start: float,
-    end: float,
-    tolerance: float,
-    parts: Sequence[int] | None = None,
-) -> tuple[Tensor, int]:
-    """Integrate ``dy/dt`` from ``start`` to ``end`` with one adaptive step for the whole batch.
-
-    The step is accepted when in every row the root-mean-square error, relative to ``1 + |y|``, of each of its ``parts``
-    is within ``tolerance``: so many columns one after another; None: all are one. Returns the state at ``end`` and the
-    number of evaluations.
+        scale: the data's finest, about ``1 / levels``.
 
     Raises:
-        FloatingPointError: the state is no longer finite, or the step has shrunk to nothing.
+        FloatingPointError: as :func:`bogacki_shampine`.
     """
-    t, h, nfe = start, (end - start) / 20, 1
-    first = derivative(t, y)
-    while t < end:
-        h = min(h, end - t)
-        slopes, ahead = [first], y
-        for node, weights in zip(NODES[1:], STAGES[1:], strict=True):
-            ahead = y + h * sum(w * k for w, k in zip(weights, slopes, strict=True) if w)
-            # The last stage lies exactly on the end of the interval, not a rounding beyond it.
-            slopes.append(derivative(end if node == 1.0 and h == end - t else t + node * h, ahead))
-        nfe += len(slopes) - 1
-        error = h * sum(w * k for w, k in zip(ERROR, slopes, strict=True) if w)
-        size = tolerance * (1 + torch.maximum(y.abs(), ahead.abs()))
-        squares = (error / size).square().split(list(parts or [y.shape[1]]), 1)
-        ratio = torch.stack([part.mean(1) for part in squares]).max().sqrt().item()
-        if not math.isfinite(ratio):
-            raise FloatingPointError(f"the ODE's state is not finite at phi = {t:.4f}")
-        if ratio <= 1:
-            # First same as last: the last stage is the next step's first.
-            t, y, first = (end if h == end - t else t + h), ahead, slopes[-1]
-        h *= min(5.0, max(0.2, 0.9 * (ratio + 1e-10) ** -0.2))
-        if h < 1e-9 * (end - start):
-            raise FloatingPointError(f"the ODE's step has shrunk to nothing at phi = {t:.4f}")
-    return y, nfe
+    dims, columns = x0[0].numel(), 1 if probes is None else probes.shape[1]
+    condition = () if label is None else (label,)
+    place = _Place(scale if interval.t_min == 0 else 0.0, LARGE if interval.t_max == 1 else 0.0)
+
+    def derivative(u: Tensor, state: Tensor, rows: Tensor) -> Tensor:
+        phi, speed = place.angle(u)
+        # The ends themselves, not their roundings.
+        t = phi.sin().clamp(interval.t_min, interval.t_max)
+        with torch.enable_grad():
+            x = state[:, :dims].reshape(-1, *x0.shape[1:]).detach().requires_grad_()
+            F = field(x, t, *(own[rows] for own in condition))
+            trace = divergence(F, x, None if probes is None else probes[rows])
+        return (t * speed).to(x.dtype)[:, None] * torch.cat([F.detach().flatten(1), trace / dims], 1)
+
+    def size(u: Tensor, error: Tensor) -> Tensor:
+        noise = (place.angle(u)[0].sin().square() + scale * scale).sqrt().to(error.dtype)
+        of_x = error[:, :dims].square().mean(1).sqrt() / noise
+        return torch.maximum(of_x, error[:, dims:].abs().amax(1)) / tolerance
+
+    start = torch.cat([x0.flatten(1), x0.new_zeros(len(x0), columns)], 1)
+    end, nfe = bogacki_shampine(derivative, start, place.of(interval.t_min), place.of(interval.t_max), size)
+    latent = end[:, :dims].reshape_as(x0)
+    return OdeLikelihood(normal_nll(latent)[:, None] - dims * end[:, dims:], nfe, latent)

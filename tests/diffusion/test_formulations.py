@@ -17,7 +17,7 @@ from fdtrain.diffusion.decoders import (
 )
 from fdtrain.diffusion.formulation import formulation_interval
 from fdtrain.diffusion.interval import CLOSED, Interval
-from fdtrain.diffusion.likelihood import OdeStart, exact_trace, ode_nll
+from fdtrain.diffusion.likelihood import OdeStart, ode_nll
 from fdtrain.diffusion.objective import Bound, normal_nll, residual
 from fdtrain.diffusion.predictors import INPUTS, PREDICTORS, TIMES, eps_hat, make_predictor, score, v_hat, x0_hat
 from fdtrain.diffusion.process import alpha, per_image, perturb, velocity
@@ -263,23 +263,23 @@ def test_truncated_normal_ode_likelihood_of_levels():
     start, k = OdeStart(bound), torch.tensor([[2]], dtype=torch.uint8).repeat(400, 1)
     u = ((torch.arange(400, dtype=torch.float64) + 0.5) / 400)[:, None]
     x = start.images(k, u)
-    nll = ode_nll(data.field, x, exact_trace, 1e-7, interval=bound.interval).nll.mean().item() - start.entropy(1)
+    nll = ode_nll(data.field, x, 1e-5, interval=bound.interval).nll.mean().item() - start.entropy(1)
     a = math.sqrt(1 - 0.05**2)
     law = stats.norm(a * 0.1, math.sqrt(a * a * 0.09 + 0.05**2))
     centre = bin_centres(levels)[2].item()
     true = -math.log(law.cdf(a * (centre + 0.2)) - law.cdf(a * (centre - 0.2)))
-    assert true - 1e-6 < nll < true + 0.8
+    assert true - 1e-4 < nll < true + 0.8
 
 
 @pytest.mark.parametrize("interval", [CLOSED, Interval(1e-3, 0.9999), Interval(1e-3, 1.0)], ids=str)
 def test_the_ode_likelihood_on_an_interval(interval):
     """Of a Gaussian: the density of its x at t_min, but for the standard normal at t_max."""
     data, x = gaussian(0.1, 0.09), torch.linspace(-0.5, 0.7, 5, dtype=torch.float64)[:, None]
-    result = ode_nll(data.field, x, exact_trace, 1e-8, interval=interval)
+    result = ode_nll(data.field, x, 1e-5, interval=interval)
     a = math.sqrt(1 - interval.t_min**2)
     law = gaussian(a * 0.1, a * a * 0.09 + interval.t_min**2)
-    torch.testing.assert_close(result.nll, law.nll(x), rtol=0, atol=5e-3 if interval.t_max < 1 else 1e-6)
-    assert result.nfe < 400
+    torch.testing.assert_close(result.nll[:, 0], law.nll(x), rtol=0, atol=5e-3 if interval.t_max < 1 else 1e-4)
+    assert (result.nfe < 600).all()
 
 
 @pytest.mark.parametrize("solver", SOLVERS)

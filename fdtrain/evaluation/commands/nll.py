@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fdtrain import distributed
 from fdtrain.diffusion.clocks import time_density
-from fdtrain.diffusion.likelihood import Estimate, OdeStart, estimate
+from fdtrain.diffusion.likelihood import ODE_SOLVER, Estimate, OdeStart, estimate
 from fdtrain.diffusion.objective import Bound
 from fdtrain.errors import UserError
 from fdtrain.evaluation.likelihood import nll
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the importance-weighted bounds over K dequantisations too, at K times the work",
     )
     parser.add_argument("--ode", action="store_true", help="the ODE likelihood too (many more evaluations)")
-    parser.add_argument("--tolerance", type=float, default=1e-5, help="of the ODE's adaptive solver")
+    parser.add_argument("--tolerance", type=float, default=nll.TOLERANCE, help="of the ODE's adaptive solver")
     parser.add_argument(
         "--trace",
         choices=("auto", "exact", "hutchinson"),
@@ -179,11 +179,12 @@ def _ode(job: _Job, arguments: argparse.Namespace) -> dict[str, tuple[Tensor, di
 
     # Smaller than a batch where there are few images, so that several processes have something to share.
     chunk = min(arguments.batch, max(1, job.count // 16))
-    # Partial results of solver 1, whose tolerance held for the mean over pixels and log-density, are not continued.
-    values = job.over_images("ODE", compute, chunk, K * probes + 1, options | {"solver": 2})
+    # Parts that another solver has left are not continued.
+    values = job.over_images("ODE", compute, chunk, K * probes + 1, options | {"solver": ODE_SOLVER})
     nats = values[:, :-1].view(job.count, K, probes)
     del options["exact"]
     options |= {
+        "solver": ODE_SOLVER,
         "dequantisation": OdeStart(job.model.spec.bound).dequantisation,
         "trace": "exact" if exact else "Hutchinson, Rademacher",
         "probes": None if exact else probes,
@@ -226,7 +227,7 @@ def _definition(value: BoundResult | OdeLikelihood) -> str:
         parts.append(f"{value.dequantisations} dequantisations")
     if isinstance(value, OdeLikelihood):
         parts.append(f"{value.dequantisation} dequantisation")
-        parts.append(f"Dormand-Prince at {value.tolerance:g}, {value.nfe:.0f} evaluations, {value.trace} trace")
+        parts.append(f"{value.solver} at {value.tolerance:g}, {value.nfe:.0f} evaluations, {value.trace} trace")
     return "; ".join(parts)
 
 

@@ -83,8 +83,12 @@ class Bound(Likelihood):
 
 
 class OdeLikelihood(Likelihood):
-    """The likelihood by the probability-flow ODE; ``nfe`` is the mean number of evaluations per dequantisation."""
+    """The likelihood by the probability-flow ODE; ``nfe`` is the mean number of evaluations per dequantisation.
 
+    ``solver`` says what ``tolerance`` is of: results from before it was recorded are of one in ``phi``.
+    """
+
+    solver: str = "Dormand-Prince in phi"
     dequantisation: str = "uniform"
     dequantisations: int
     tolerance: float
