@@ -303,7 +303,7 @@ class TrainingConfig(Section):
         default=32, ge=1, description="gradients or weights that are communicated together, MiB of float32"
     )
     optimizer: Literal["adamw", "muon"] = Field(
-        default="adamw", description="of matrices; AdamW steps everything else; docs/training.md"
+        default="muon", description="of matrices; AdamW steps everything else; docs/training.md"
     )
     lr: float = Field(default=2e-4, gt=0, description="learning rate of AdamW after the warm-up")
     muon_lr: float = Field(default=0.02, gt=0, description="the same of Muon")

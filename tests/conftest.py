@@ -37,6 +37,7 @@ SMALL = {
         "global_batch": 32,
         "lanes": 8,
         "precision": "fp32",
+        "optimizer": "adamw",
         "lr": 1e-3,
         "warmup_steps": 0,
     },
