@@ -90,9 +90,7 @@ def test_images_that_are_too_much_for_the_machine_are_named():
 
 
 def test_little_memory_takes_smaller_passes_then_a_smaller_network():
-    small, tiny = (
-        suggest(SETS["RGB 64"], "d", machine("cuda", 1, memory, **GPU.rates)) for memory in (8 * GIB, GIB)
-    )
+    small, tiny = (suggest(SETS["RGB 64"], "d", machine("cuda", 1, memory, **GPU.rates)) for memory in (8 * GIB, GIB))
     assert small.config.training.micro_batch < small.config.training.global_batch
     assert small.config.network.channels == 128 > tiny.config.network.channels
     assert small.memory <= MEMORY["cuda"] * 8 * GIB

@@ -4,8 +4,6 @@ Nothing of a data set is executed: the library runs no code of a data set since 
 those of ``READERS`` are admitted. The network is reached if ``online`` is asked for, and never otherwise.
 """
 
-# The library is an extra.
-# pyright: reportMissingImports=false
 import json
 import os
 import posixpath
@@ -14,7 +12,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from fdtrain.data.sources.archive import members
 from fdtrain.data.sources.rows import Choice, row_source
@@ -125,7 +123,8 @@ def _saved(place: str) -> "Mapping[str, Dataset]":
     import datasets
 
     found = datasets.load_from_disk(place)
-    splits = found if isinstance(found, datasets.DatasetDict) else {str(found.split or "train"): found}
+    several = isinstance(found, datasets.DatasetDict)
+    splits = {str(name): rows for name, rows in found.items()} if several else {str(found.split or "train"): found}
     for rows in splits.values():
         # The files are mapped into memory, and offsets that point elsewhere would be followed.
         rows.data.validate(full=True)
@@ -155,7 +154,9 @@ def _loaded(place: str, configuration: str | None, folder: Path | None) -> "tupl
     if reader == "parquet" and os.path.exists(place):
         _check_parquet([file for found in files.values() for file in found])
     builder.download_and_prepare()
-    return builder.as_dataset(), reader == "imagefolder"
+    # Of all splits, since none is named.
+    splits = cast("datasets.DatasetDict", builder.as_dataset())
+    return {str(name): rows for name, rows in splits.items()}, reader == "imagefolder"
 
 
 def _check_complete(place: str, split: str, files: Sequence[str]) -> None:

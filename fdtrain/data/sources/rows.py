@@ -1,7 +1,5 @@
 """Rows of tables as samples: a column of images and one of labels, as the library ``datasets`` has them."""
 
-# The library is an extra.
-# pyright: reportMissingImports=false
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
