@@ -70,7 +70,7 @@ fashion: $(READY)
 	python tools/evaluate.py nll runs/$(FASHION) --data data/fashion_mnist --draws 10
 	python tools/evaluate.py nll runs/$(FASHION) --data data/fashion_mnist --images $(FASHION_ODE) --draws 10 --ode --importance 4
 	python tools/evaluate.py fid runs/$(FASHION) --data data/fashion_mnist --features export/fashion-features \
-		--images $(FASHION_SAMPLES) --steps 20
+		--images $(FASHION_SAMPLES) --steps 10
 	python tools/evaluate.py curve runs/$(FASHION) --data data/fashion_mnist --features export/fashion-features --images 200 \
 		--solvers sde ode unipc2 --nfe 5 8 10 15 20 30 --reference 60
 	python tools/sample.py runs/$(FASHION) --images 100 --steps 50 --out runs/$(FASHION)/samples/final.png
