@@ -126,7 +126,7 @@ def test_curve_and_report(run, digits):
     assert "curve_test.json: curve_test_quality.png" in out
     found = json.loads((folder / "evaluation" / "curve_test.json").read_text())
     assert [(p["solver"], p["nfe"]) for p in found["points"][:3]] == [("sde", 2), ("sde", 4), ("ode", 2)]
-    assert len(found["points"]) == 10
+    assert len(found["points"]) == 8
     for point in found["points"]:
         assert point["distance"] > 0
         assert (point["rms"] is None) == (point["solver"] == "sde")

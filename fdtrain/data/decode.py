@@ -39,8 +39,8 @@ _PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
 
-PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
-"""A PNG with one large text is as good as one with many: the bound of all its texts holds."""
+PngImagePlugin.MAX_TEXT_CHUNK = 8 << 20
+"""A PNG with a long text, such as the recipe of a picture, is as good as another; one that inflates to more is not."""
 
 
 class Broken(Exception):

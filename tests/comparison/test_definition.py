@@ -124,7 +124,7 @@ def test_mistakes_in_the_evaluation(content, tmp_path, evaluation, part):
     ("sampler", "part"),
     [
         ({"solver": "rk9"}, "variant 'b': sampler at 10 evaluations: there is no 'rk9'; there are sde, ode"),
-        ({"solver": "ddim", "grid": "log"}, "there is no grid 'log'; there are uniform"),
+        ({"solver": "ddim", "grid": "log"}, "there is no grid 'log'; take two_ended"),
         ({"solver": "ddim", "grid": "vdm"}, "'vdm' is infinite at t = 0, where this model begins or ends"),
     ],
 )

@@ -60,7 +60,7 @@ def test_what_was_done_before_a_failure_is_kept(export, digits, tmp_path, monkey
         (curve, ["--seed", str(2**63 - 1), "--sets", "2"], "--seed must be from 0 to 9223372036854775806"),
         (nll, ["--draws", "5", "--importance", "2"], "--draws must be even with --importance"),
         (curve, ["--solvers", "sde2", "rk9"], "there is no 'rk9'; there are sde, ode"),
-        (curve, ["--grids", "log"], "there is no grid 'log'; there are uniform"),
+        (curve, ["--grids", "log"], "there is no grid 'log'; take two_ended"),
         (curve, ["--nfe", "4", "0"], "--nfe must be at least 1"),
         (curve, ["--images", "1"], "must be at least 2"),
         (curve, [], "is not a run: say with --json where the curves go"),

@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from checkpoints import AVERAGE, WEIGHT, checkpoint_of, tensors
+from checkpoints import AVERAGE, checkpoint_of, tensors
 from conftest import SMALL
 from models import filled, saved
 from test_bad_input import error_of
 
+from fdtrain.checkpoint.fragments import WEIGHT
 from fdtrain.errors import UserError
 from fdtrain.export.write import export
 from fdtrain.networks.model import Model, ModelSpec
