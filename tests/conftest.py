@@ -31,7 +31,7 @@ def digits(tmp_path_factory) -> Path:
 SMALL = {
     "name": "small",
     "data": {"workers": 1, "shuffle_window": 64},
-    "network": {"channels": 8, "multipliers": [1, 1], "blocks": 1, "attention": [4]},
+    "network": {"channels": 8, "multipliers": [1, 1], "blocks": 1, "attention": [4], "fourier_features": 0},
     "training": {
         "steps": 6,
         "global_batch": 32,
