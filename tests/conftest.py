@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import runpy
+import signal
 import socket
 import subprocess
 import sys
@@ -18,6 +19,11 @@ import yaml
 from fdtrain.data.pack import pack_digits
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# Under nohup or in the background these are ignored, also by what the tests start and send them to.
+for number, usual in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, usual)
 
 
 @pytest.fixture(scope="session")
