@@ -44,7 +44,7 @@ def test_passes_are_no_larger_than_they_are_told(digits, features, tmp_path):
     model, seen = filled(DIGITS), []
     model.network.register_forward_pre_hook(lambda network, given: seen.append(len(given[0])))
     split, monitor = Split(digits, "test"), Monitor(tmp_path, 1, first=False)
-    drawing = callbacks.monitor_drawing(MonitorConfig(sample_steps=1), DIGITS.scale)
+    drawing = callbacks.monitor_drawing(MonitorConfig(sample_steps=1), DIGITS)
     network = open_features(features, torch.device("cpu"))
     for evaluation in (
         callbacks.held_out_bits(split, 2, 3, monitor),
