@@ -1,5 +1,5 @@
-"""The demo's run is the same as ever: figures of its first steps, recorded when its pixel features began
-to fade and Muon became its optimiser. Whoever changes them on purpose changes what every run with this configuration is."""
+"""The demo's run is the same as ever: figures of its first steps, recorded when its pixel features began to fade and
+Muon became its optimiser. Whoever changes them on purpose changes what every run with this configuration is."""
 
 import json
 
