@@ -37,7 +37,7 @@ setup(
     packages=find_packages(include=["fdtrain", "fdtrain.*"]),
     package_data={
         "fdtrain": ["py.typed"],
-        "fdtrain.evaluation.reporting": ["*.jinja", "digits.csv"],
+        "fdtrain.evaluation": ["*.jinja", "digits.csv"],
         "fdtrain.export": ["templates/*.txt"],
     },
     entry_points={"console_scripts": ["fdtrain = fdtrain.commands.entry:main"]},

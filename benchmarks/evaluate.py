@@ -24,14 +24,13 @@ from fdtrain import distributed
 from fdtrain.data.split import Split
 from fdtrain.diffusion.objective import quantise
 from fdtrain.diffusion.solvers import euler_maruyama
-from fdtrain.evaluation import process
-from fdtrain.evaluation.fidelity import image_sets
-from fdtrain.evaluation.fidelity.feature_networks import open_features
-from fdtrain.evaluation.fidelity.frechet import frechet_distance
-from fdtrain.evaluation.fidelity.measure import measure
+from fdtrain.evaluation import image_sets, process
+from fdtrain.evaluation.feature_networks import open_features
+from fdtrain.evaluation.frechet import frechet_distance
 from fdtrain.evaluation.load import load_model
-from fdtrain.evaluation.sampling.options import Drawing
-from fdtrain.evaluation.sampling.samples import to_pixels
+from fdtrain.evaluation.measure import measure
+from fdtrain.evaluation.sampler import Drawing
+from fdtrain.evaluation.samples import to_pixels
 from fdtrain.networks.model import Model
 from fdtrain.randomness import Purpose, normal
 

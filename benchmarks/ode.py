@@ -21,7 +21,7 @@ from torch import Tensor
 from fdtrain.data.split import Split
 from fdtrain.diffusion.likelihood import ode_nll
 from fdtrain.diffusion.objective import dequantise
-from fdtrain.evaluation.likelihood import nll
+from fdtrain.evaluation import nll
 from fdtrain.evaluation.load import load_model
 
 sys.path.append(str(Path(__file__).parent.parent / "tests"))

@@ -28,14 +28,12 @@ import torch
 from fdtrain.data.split import Split
 from fdtrain.diffusion.objective import quantise
 from fdtrain.diffusion.solvers import GRID, SOLVERS, euler_maruyama, sample, time_grid
-from fdtrain.evaluation.fidelity import feature_networks, image_sets
-from fdtrain.evaluation.fidelity.frechet import frechet_distance
-from fdtrain.evaluation.fidelity.measure import measure
-from fdtrain.evaluation.fidelity.moments import Moments
+from fdtrain.evaluation import feature_networks, image_sets, result
+from fdtrain.evaluation.frechet import Moments, frechet_distance
+from fdtrain.evaluation.grids import OPTIMISED, load_optimised
 from fdtrain.evaluation.load import load_model
-from fdtrain.evaluation.reporting import result
-from fdtrain.evaluation.sampling.grids import OPTIMISED, load_optimised
-from fdtrain.evaluation.sampling.samples import solve, to_pixels
+from fdtrain.evaluation.measure import measure
+from fdtrain.evaluation.samples import solve, to_pixels
 from fdtrain.networks.model import Model
 from fdtrain.randomness import Purpose, normal
 

@@ -23,11 +23,10 @@ from fdtrain.diffusion.likelihood import Estimate, estimate, standard_errors
 from fdtrain.diffusion.objective import quantise
 from fdtrain.diffusion.solvers import DEFAULT
 from fdtrain.errors import UserError, excerpt
-from fdtrain.evaluation.likelihood import nll
+from fdtrain.evaluation import nll, samples
 from fdtrain.evaluation.process import open_device
-from fdtrain.evaluation.reporting.result import Subject, open_model
-from fdtrain.evaluation.sampling import samples
-from fdtrain.evaluation.sampling.options import Drawing
+from fdtrain.evaluation.result import Subject, open_model
+from fdtrain.evaluation.sampler import Drawing
 from fdtrain.networks.model import Model, ModelSpec
 from fdtrain.randomness import check_seed
 

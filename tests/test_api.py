@@ -15,9 +15,8 @@ import fdtrain
 from fdtrain.data.split import Split
 from fdtrain.diffusion.clocks import time_density
 from fdtrain.diffusion.objective import dequantise, normal_nll
-from fdtrain.evaluation.likelihood import nll
-from fdtrain.evaluation.sampling import grids
-from fdtrain.evaluation.sampling.options import Drawing
+from fdtrain.evaluation import grids, nll
+from fdtrain.evaluation.sampler import Drawing
 from fdtrain.networks.model import Model
 from fdtrain.randomness import Purpose, stream
 

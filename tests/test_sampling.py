@@ -20,11 +20,9 @@ from fdtrain import distributed
 from fdtrain.commands import entry
 from fdtrain.data.split import Split
 from fdtrain.errors import LostPeer, UserError
-from fdtrain.evaluation import process
+from fdtrain.evaluation import label_features, process, result
 from fdtrain.evaluation.commands import fid as command
-from fdtrain.evaluation.fidelity import label_features
-from fdtrain.evaluation.reporting import result
-from fdtrain.evaluation.sampling.options import Drawing
+from fdtrain.evaluation.sampler import Drawing
 from fdtrain.networks.model import Model
 
 

@@ -19,8 +19,8 @@ from fdtrain import distributed
 from fdtrain.comparison.compare import compare, compare_finished
 from fdtrain.comparison.definition import load_comparison
 from fdtrain.errors import UserError
+from fdtrain.evaluation import comparison as reporting
 from fdtrain.evaluation import process
-from fdtrain.evaluation.reporting import comparison as reporting
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

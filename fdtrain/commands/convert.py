@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 from fdtrain.convert import score_sde
-from fdtrain.evaluation.reporting.result import Subject, weights_digest
+from fdtrain.evaluation.result import Subject, weights_digest
 from fdtrain.export.write import UNKNOWN, write
 from fdtrain.networks.model import parameter_count
 

@@ -22,13 +22,11 @@ from tqdm import tqdm
 
 from fdtrain import distributed, files
 from fdtrain.errors import UserError
-from fdtrain.evaluation import process
+from fdtrain.evaluation import process, result, sampler
 from fdtrain.evaluation.load import add_length
-from fdtrain.evaluation.reporting import result
 from fdtrain.evaluation.row_store import RowStore
-from fdtrain.evaluation.sampling import options
-from fdtrain.evaluation.sampling.options import Drawing
-from fdtrain.evaluation.sampling.output import Output
+from fdtrain.evaluation.sample_files import Output
+from fdtrain.evaluation.sampler import Drawing
 from fdtrain.networks.model import Model
 from fdtrain.randomness import check_seed
 
@@ -44,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shards", action="store_true", help="the folder becomes a packed data set")
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
-    options.add_arguments(parser)
+    sampler.add_arguments(parser)
     parser.add_argument("--device", help="such as cpu or cuda:1; by default the GPU, where there is one")
 
 

@@ -25,10 +25,9 @@ from fdtrain.diffusion.interval import CLOSED
 from fdtrain.diffusion.likelihood import ODE_SOLVER, OdeStart
 from fdtrain.diffusion.objective import Bound
 from fdtrain.errors import UserError
-from fdtrain.evaluation.fidelity import label_features
-from fdtrain.evaluation.fidelity.feature_networks import open_features
-from fdtrain.evaluation.reporting import result, run_folder
-from fdtrain.evaluation.reporting.result import ComparisonResult
+from fdtrain.evaluation import label_features, result, run_folder
+from fdtrain.evaluation.feature_networks import open_features
+from fdtrain.evaluation.result import ComparisonResult
 from fdtrain.training.plan import model_spec, prepare
 
 RECORD = "comparison.yaml"

@@ -10,8 +10,8 @@ from pydantic import Field, ValidationError, model_validator
 from fdtrain.config import Config, Section, load_config
 from fdtrain.diffusion.solvers import DEFAULT, GRID, SOLVERS
 from fdtrain.errors import UserError, excerpt
-from fdtrain.evaluation.likelihood.nll import TOLERANCE
-from fdtrain.evaluation.sampling.options import Drawing
+from fdtrain.evaluation.nll import TOLERANCE
+from fdtrain.evaluation.sampler import Drawing
 from fdtrain.files import NAME
 from fdtrain.randomness import SEEDS
 from fdtrain.strict_yaml import read_mapping, shown

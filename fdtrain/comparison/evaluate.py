@@ -20,14 +20,12 @@ from fdtrain.config import Config, load_config
 from fdtrain.data.split import Split
 from fdtrain.diffusion.weighting import WEIGHTINGS
 from fdtrain.errors import UserError, exit_code
-from fdtrain.evaluation import process
+from fdtrain.evaluation import image_sets, process, result
 from fdtrain.evaluation.commands import nll
-from fdtrain.evaluation.fidelity import image_sets
-from fdtrain.evaluation.fidelity.feature_networks import open_features
-from fdtrain.evaluation.fidelity.frechet import frechet_distance
-from fdtrain.evaluation.fidelity.measure import measure
-from fdtrain.evaluation.reporting import result
-from fdtrain.evaluation.reporting.result import TrainingNoise
+from fdtrain.evaluation.feature_networks import open_features
+from fdtrain.evaluation.frechet import frechet_distance
+from fdtrain.evaluation.measure import measure
+from fdtrain.evaluation.result import TrainingNoise
 from fdtrain.networks.model import Model
 from fdtrain.training.batch_noise import BatchNoise
 

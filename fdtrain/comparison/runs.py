@@ -16,7 +16,7 @@ from fdtrain.checkpoint import soundness, store
 from fdtrain.comparison.definition import Comparison, run_name
 from fdtrain.config import Config, dump_config
 from fdtrain.errors import UserError
-from fdtrain.evaluation.reporting import result, run_folder
+from fdtrain.evaluation import result, run_folder
 
 SETTINGS = "comparison.json"
 """Of a run's results: what it was evaluated with, written when all of it is there."""

@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fdtrain.comparison.runs import PlannedRun, result_files
-from fdtrain.evaluation.reporting import run_folder
-from fdtrain.evaluation.reporting.result import FrechetPoint, NllResult, TrainingNoise
-from fdtrain.evaluation.reporting.run_folder import RunFolder
+from fdtrain.evaluation import run_folder
+from fdtrain.evaluation.result import FrechetPoint, NllResult, TrainingNoise
+from fdtrain.evaluation.run_folder import RunFolder
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from typing import Any
 
 from fdtrain import __version__
 from fdtrain.errors import excerpt
-from fdtrain.evaluation.reporting import result
-from fdtrain.evaluation.reporting.result import FrechetResult, NllResult, Subject
-from fdtrain.evaluation.reporting.wording import escaped
+from fdtrain.evaluation import result
+from fdtrain.evaluation.result import FrechetResult, NllResult, Subject
+from fdtrain.evaluation.wording import escaped
 from fdtrain.networks.model import Model, ModelSpec, parameter_count
 
 LIBRARIES = {"safetensors": "fdtrain", "diffusers": "diffusers", "onnx": "onnx", "torch_export": "pytorch"}

@@ -9,8 +9,8 @@ from typing import Any
 
 from fdtrain import __version__
 from fdtrain.errors import EXTRAS, UserError, missing
-from fdtrain.evaluation.reporting.result import Subject, open_model
-from fdtrain.evaluation.sampling import grids
+from fdtrain.evaluation import grids
+from fdtrain.evaluation.result import Subject, open_model
 from fdtrain.export import agreement, card
 from fdtrain.export.folder import VERSION, new_folder, write_record
 from fdtrain.networks.model import Model

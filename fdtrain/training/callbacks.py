@@ -14,13 +14,11 @@ from fdtrain.data.split import Split
 from fdtrain.diffusion.likelihood import estimate
 from fdtrain.diffusion.solvers import GRID
 from fdtrain.errors import UserError
-from fdtrain.evaluation.fidelity import image_sets
-from fdtrain.evaluation.fidelity.feature_networks import FeatureNetwork
-from fdtrain.evaluation.fidelity.frechet import frechet_distance
-from fdtrain.evaluation.fidelity.measure import measure
-from fdtrain.evaluation.likelihood import nll
-from fdtrain.evaluation.sampling import samples
-from fdtrain.evaluation.sampling.options import Drawing
+from fdtrain.evaluation import image_sets, nll, samples
+from fdtrain.evaluation.feature_networks import FeatureNetwork
+from fdtrain.evaluation.frechet import frechet_distance
+from fdtrain.evaluation.measure import measure
+from fdtrain.evaluation.sampler import Drawing
 from fdtrain.networks.model import Model, ModelSpec
 from fdtrain.training.monitor import Monitor
 

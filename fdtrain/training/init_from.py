@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fdtrain.errors import UserError, excerpt
-from fdtrain.evaluation.reporting.result import open_model
+from fdtrain.evaluation.result import open_model
 from fdtrain.networks.model import Model, ModelSpec
 
 FILE = "init_from.json"

@@ -16,7 +16,7 @@ from fdtrain.data.dataset import DatasetDescription, fingerprint
 from fdtrain.data.mixture import DataSets, open_data
 from fdtrain.data.shards import PlacedShard
 from fdtrain.errors import UserError, excerpt
-from fdtrain.evaluation.fidelity.feature_networks import FeatureNetwork, open_features
+from fdtrain.evaluation.feature_networks import FeatureNetwork, open_features
 from fdtrain.networks.model import Model, ModelSpec
 from fdtrain.strict_yaml import flattened, parse
 from fdtrain.training import init_from

@@ -16,7 +16,7 @@ from fdtrain.comparison import evaluate, runs, table
 from fdtrain.comparison.runs import PlannedRun
 from fdtrain.config import dump_config, load_config
 from fdtrain.errors import UserError
-from fdtrain.evaluation.reporting.result import NllResult, TrainingNoise
+from fdtrain.evaluation.result import NllResult, TrainingNoise
 
 SETTINGS = {"draws": 2, "ode_images": 0, "images": 300, "features": "x", "ode_tolerance": 0.1}
 

@@ -7,8 +7,8 @@ from models import DIGITS
 
 from fdtrain.checkpoint.fragments import WEIGHT, part_name
 from fdtrain.errors import UserError
+from fdtrain.evaluation import result
 from fdtrain.evaluation.load import load_model
-from fdtrain.evaluation.reporting import result
 from fdtrain.export.write import export
 from fdtrain.networks.model import Model
 

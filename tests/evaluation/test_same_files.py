@@ -12,7 +12,7 @@ from models import DIGITS, filled
 PROGRAM = """
 import os, sys
 from fdtrain.checkpoint import store
-from fdtrain.evaluation.reporting import result
+from fdtrain.evaluation import result
 from fdtrain.commands import entry
 
 how, *arguments = sys.argv[1:]

@@ -14,11 +14,11 @@ import fdtrain
 from fdtrain.checkpoint import retention, store
 from fdtrain.checkpoint.fragments import Fragment, power_average
 from fdtrain.errors import UserError
+from fdtrain.evaluation import report, result, run_folder
 from fdtrain.evaluation.commands import ema, fid, nll
 from fdtrain.evaluation.load import load_model
-from fdtrain.evaluation.reporting import report, result, run_folder
-from fdtrain.evaluation.reporting.result import EmaResult
-from fdtrain.evaluation.reporting.run_images import RunImages
+from fdtrain.evaluation.result import EmaResult
+from fdtrain.evaluation.run_folder import RunImages
 from fdtrain.export.write import export
 from fdtrain.networks.model import Model
 

@@ -20,9 +20,9 @@ import fdtrain
 from fdtrain import files
 from fdtrain.diffusion.formulation import formulation_interval
 from fdtrain.errors import UserError
+from fdtrain.evaluation import grids
 from fdtrain.evaluation.load import load_model
-from fdtrain.evaluation.sampling import grids
-from fdtrain.evaluation.sampling.options import Drawing
+from fdtrain.evaluation.sampler import Drawing
 from fdtrain.export import agreement, write
 from fdtrain.export.write import FORMATS, export
 from fdtrain.randomness import Purpose, normal

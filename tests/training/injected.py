@@ -20,7 +20,7 @@ from pathlib import Path
 
 from fdtrain import distributed
 from fdtrain.checkpoint import writer
-from fdtrain.evaluation.likelihood import nll
+from fdtrain.evaluation import nll
 from fdtrain.main import main
 from fdtrain.resilience import lock
 from fdtrain.training.trainer import Trainer

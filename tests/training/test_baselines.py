@@ -19,9 +19,8 @@ from fdtrain.diffusion.process import alpha
 from fdtrain.diffusion.solvers import GRID, time_grid
 from fdtrain.diffusion.weighting import WEIGHTINGS
 from fdtrain.errors import UserError
-from fdtrain.evaluation.likelihood import nll
+from fdtrain.evaluation import nll, samples
 from fdtrain.evaluation.load import SPEC_FILE, WEIGHTS_FILE, load_model
-from fdtrain.evaluation.sampling import samples
 from fdtrain.networks.model import Model
 from fdtrain.training.batch_noise import BatchNoise
 from fdtrain.training.plan import model_spec

@@ -6,8 +6,8 @@ from models import DIGITS, filled
 
 from fdtrain.config import MonitorConfig
 from fdtrain.data.split import Split
-from fdtrain.evaluation.fidelity import label_features
-from fdtrain.evaluation.fidelity.feature_networks import open_features
+from fdtrain.evaluation import label_features
+from fdtrain.evaluation.feature_networks import open_features
 from fdtrain.training import callbacks
 from fdtrain.training.monitor import Monitor
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from fdtrain.evaluation.sampling.samples import save_png
+from fdtrain.evaluation.samples import save_png
 from fdtrain.training.metrics import QUANTILES, MetricSums, Stopwatch
 from fdtrain.training.monitor import Monitor, show_pictures
 from fdtrain.training.record_file import RecordFile

@@ -20,19 +20,15 @@ from fdtrain.data.split import Split
 from fdtrain.diffusion.objective import quantise
 from fdtrain.diffusion.solvers import GRID, SOLVERS, parse_grid
 from fdtrain.errors import UserError
-from fdtrain.evaluation import curves
-from fdtrain.evaluation.fidelity import feature_networks, image_sets
-from fdtrain.evaluation.fidelity.frechet import frechet_distance
-from fdtrain.evaluation.fidelity.image_sets import PixelSet
-from fdtrain.evaluation.fidelity.measure import measure
-from fdtrain.evaluation.fidelity.moments import Moments
-from fdtrain.evaluation.likelihood import nll
-from fdtrain.evaluation.likelihood.partial_values import StoredValues
-from fdtrain.evaluation.reporting import figures, plotting, result
-from fdtrain.evaluation.reporting.result import CurveResult
+from fdtrain.evaluation import feature_networks, figures, image_sets, nll, plotting, result
+from fdtrain.evaluation.frechet import Moments, frechet_distance
+from fdtrain.evaluation.image_sets import PixelSet
+from fdtrain.evaluation.measure import measure
+from fdtrain.evaluation.partial_values import StoredValues
+from fdtrain.evaluation.result import CurveResult
 from fdtrain.evaluation.run_data import open_split
-from fdtrain.evaluation.sampling.options import Drawing
-from fdtrain.evaluation.sampling.samples import to_pixels
+from fdtrain.evaluation.sampler import Drawing
+from fdtrain.evaluation.samples import to_pixels
 from fdtrain.networks.model import Model
 from fdtrain.randomness import check_seed
 
@@ -110,7 +106,7 @@ class _Job:
         chunk = max(1, arguments.batch // strata)
         values = self._over_images("bound by time", count, chunk, strata, compute, {"strata": strata})
         edges = density.quantile(torch.linspace(0, 1, strata + 1, dtype=torch.float64))
-        return {"images": count, "density": nll.density_name(spec.bound.interval), **curves.by_stratum(values, edges)}
+        return {"images": count, "density": nll.density_name(spec.bound.interval), **by_stratum(values, edges)}
 
     def quality(self) -> dict[str, Any]:
         """Every point: distances of its samples to the data and, of an ODE's, to the fine solution, seed by seed."""
@@ -138,7 +134,7 @@ class _Job:
             distances = [distance(drawing, x) for x in sets.values()]
             # A stochastic solver has no one solution to be near to.
             stochastic = SOLVERS[drawing.solver].stochastic
-            rms = [] if stochastic else [curves.rms(x, references[seed]) for seed, x in sets.items()]
+            rms = [] if stochastic else [rms_difference(x, references[seed]) for seed, x in sets.items()]
             points.append(
                 {
                     **_named(drawing),
@@ -207,3 +203,27 @@ def _drawings(arguments: argparse.Namespace) -> list[Drawing]:
         for nfe in sorted(arguments.nfe)
     ]
     return list(dict.fromkeys(points))
+
+
+def rms_difference(x: Tensor, reference: Tensor) -> float:
+    """Root mean square of the difference over images and dimensions; images range over [-1, 1]."""
+    return (x - reference).square().mean().sqrt().item()
+
+
+def by_stratum(values: Tensor, edges: Tensor) -> dict:
+    """Means, standard errors and variances over images of estimates ``(images, strata)``, stratum by stratum.
+
+    ``variance_within`` is what stratified times leave of one image's estimate, ``variance_iid`` what independent ones
+    do: it has the variance of the strata's means besides.
+    """
+    images = len(values)
+    mean, variance = values.mean(0), values.var(0)
+    within = variance.mean().item()
+    return {
+        "t_edges": edges.tolist(),
+        "mean": mean.tolist(),
+        "error": (variance / images).sqrt().tolist(),
+        "variance": variance.tolist(),
+        "variance_within": within,
+        "variance_iid": within + mean.var(correction=0).item(),
+    }

@@ -21,21 +21,17 @@ from torch import Tensor
 from fdtrain import distributed
 from fdtrain.diffusion.likelihood import estimate
 from fdtrain.errors import UserError, excerpt
-from fdtrain.evaluation.fidelity import feature_networks, image_sets
-from fdtrain.evaluation.fidelity.feature_networks import FeatureNetwork
-from fdtrain.evaluation.fidelity.frechet import frechet_distance
-from fdtrain.evaluation.fidelity.image_sets import PixelSet
-from fdtrain.evaluation.fidelity.measure import measure
-from fdtrain.evaluation.fidelity.moments import Moments
-from fdtrain.evaluation.likelihood import nll
-from fdtrain.evaluation.likelihood.partial_values import StoredValues
+from fdtrain.evaluation import feature_networks, figures, image_sets, nll, plotting, result, sampler
+from fdtrain.evaluation.feature_networks import FeatureNetwork
+from fdtrain.evaluation.frechet import Moments, frechet_distance
+from fdtrain.evaluation.image_sets import PixelSet
 from fdtrain.evaluation.load import find_model, open_averages
-from fdtrain.evaluation.reporting import figures, plotting, result
-from fdtrain.evaluation.reporting.result import EmaResult
+from fdtrain.evaluation.measure import measure
+from fdtrain.evaluation.partial_values import StoredValues
+from fdtrain.evaluation.result import EmaResult
 from fdtrain.evaluation.run_data import open_split
-from fdtrain.evaluation.sampling import options
-from fdtrain.evaluation.sampling.options import Drawing
-from fdtrain.evaluation.sampling.samples import to_pixels
+from fdtrain.evaluation.sampler import Drawing
+from fdtrain.evaluation.samples import to_pixels
 from fdtrain.networks.model import Model
 from fdtrain.randomness import check_seed
 
@@ -53,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", type=int, help="the first so many images only; the result says so")
     parser.add_argument("--features", help="measure samples by them, as in fid")
     parser.add_argument("--samples", type=int, default=1000, help="to measure, of each length (default: 1000)")
-    options.add_arguments(parser)
+    sampler.add_arguments(parser)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="write data and pictures there too; a must for what is not a run")
     parser.add_argument("--device", help="such as cpu or cuda:1; by default the GPU, where there is one")

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from fdtrain.data.split import Split
 from fdtrain.errors import excerpt
-from fdtrain.evaluation.fidelity import label_features
+from fdtrain.evaluation import label_features
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -23,20 +23,16 @@ from tqdm import tqdm
 from fdtrain import distributed
 from fdtrain.data.split import Split
 from fdtrain.errors import UserError, excerpt
-from fdtrain.evaluation import process
-from fdtrain.evaluation.fidelity import frechet, image_sets, reference
-from fdtrain.evaluation.fidelity.feature_networks import FeatureNetwork, open_features
-from fdtrain.evaluation.fidelity.image_sets import PixelSet
-from fdtrain.evaluation.fidelity.measure import FIRST_FEATURES, Measured, measure, own_chunks
-from fdtrain.evaluation.fidelity.reference import Reference
-from fdtrain.evaluation.likelihood import nll
+from fdtrain.evaluation import frechet, image_sets, nll, process, reference, result, sampler
+from fdtrain.evaluation.feature_networks import FeatureNetwork, open_features
+from fdtrain.evaluation.image_sets import PixelSet
 from fdtrain.evaluation.load import add_length
-from fdtrain.evaluation.reporting import result
-from fdtrain.evaluation.reporting.result import FrechetResult, Subject
+from fdtrain.evaluation.measure import FIRST_FEATURES, Measured, measure, own_chunks
+from fdtrain.evaluation.reference import Reference
+from fdtrain.evaluation.result import FrechetResult, Subject
 from fdtrain.evaluation.row_store import RowStore, folder_for
 from fdtrain.evaluation.run_data import open_split
-from fdtrain.evaluation.sampling import options
-from fdtrain.evaluation.sampling.options import Drawing
+from fdtrain.evaluation.sampler import Drawing
 from fdtrain.randomness import check_seed
 
 IMAGES = 50_000
@@ -65,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", type=int, help=f"of a set (default: {IMAGES}; of --samples, all)")
     parser.add_argument("--sets", type=int, default=3, help="of samples to draw (default: 3)")
     parser.add_argument("--seed", type=int, default=0, help="of the first set; the next has the next")
-    options.add_arguments(parser)
+    sampler.add_arguments(parser)
     parser.add_argument("--json", type=Path, help="write the numbers there too")
     parser.add_argument("--device", help="such as cpu or cuda:1; by default the GPU, where there is one")
 

@@ -11,9 +11,8 @@ import torch
 from fdtrain import distributed
 from fdtrain.diffusion.solvers import GRID, SOLVERS, time_grid
 from fdtrain.errors import UserError
-from fdtrain.evaluation.reporting import result
-from fdtrain.evaluation.sampling import grids, optimise
-from fdtrain.evaluation.sampling.options import Drawing
+from fdtrain.evaluation import grids, result
+from fdtrain.evaluation.sampler import Drawing
 from fdtrain.randomness import check_seed
 
 ENDS = (1 / 256, 1 / 64, 1 / 16, 1 / 4)
@@ -67,7 +66,7 @@ def run(arguments: argparse.Namespace) -> None:
         for grid in (GRID, *(f"{GRID}:{a},{b}" for a in ENDS for b in ENDS))
     ]
     before = distance(starts[0])
-    times, value = optimise.search(distance, starts, arguments.rounds)
+    times, value = grids.search(distance, starts, arguments.rounds)
     if distributed.rank() == 0:
         path = grids.save_optimised(subject.home, subject.sha256, arguments.solver, steps, times)
         print(f"{path}: {arguments.solver}, {arguments.nfe} evaluations: {', '.join(f'{t:.4g}' for t in times)}")

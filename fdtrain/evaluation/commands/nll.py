@@ -19,14 +19,13 @@ from fdtrain.diffusion.clocks import time_density
 from fdtrain.diffusion.likelihood import ODE_SOLVER, Estimate, OdeStart, estimate
 from fdtrain.diffusion.objective import Bound
 from fdtrain.errors import UserError
-from fdtrain.evaluation.likelihood import nll
-from fdtrain.evaluation.likelihood.partial_values import StoredValues
+from fdtrain.evaluation import nll, result
 from fdtrain.evaluation.load import add_length
-from fdtrain.evaluation.reporting import result
-from fdtrain.evaluation.reporting.result import Bound as BoundResult
-from fdtrain.evaluation.reporting.result import NllResult, OdeLikelihood
-from fdtrain.evaluation.reporting.wording import counted
+from fdtrain.evaluation.partial_values import StoredValues
+from fdtrain.evaluation.result import Bound as BoundResult
+from fdtrain.evaluation.result import NllResult, OdeLikelihood
 from fdtrain.evaluation.run_data import open_split
+from fdtrain.evaluation.wording import counted
 from fdtrain.randomness import check_seed
 
 

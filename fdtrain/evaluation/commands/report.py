@@ -9,8 +9,8 @@ from pathlib import Path
 
 from fdtrain import distributed
 from fdtrain.errors import UserError
-from fdtrain.evaluation.reporting import report, result, run_folder, side_by_side
-from fdtrain.evaluation.reporting.run_images import RunImages
+from fdtrain.evaluation import report, result, run_folder, side_by_side
+from fdtrain.evaluation.run_folder import RunImages
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,1 +1,0 @@
-"""Distances between sets of images by their features."""

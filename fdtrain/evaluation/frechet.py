@@ -1,0 +1,161 @@
+"""Distances between two sets of images by their features, and the sums they need: float64, no I/O.
+
+Frechet distance (Heusel et al. 2017), kernel distance (Binkowski et al. 2018), precision and recall (Kynkaanniemi et
+al. 2019), Inception Score (Salimans et al. 2016).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fdtrain.randomness import Purpose, stream
+
+NEIGHBOUR = 3
+"""The k of precision and recall: an image's neighbourhood reaches to its k-th nearest neighbour."""
+
+Reduce = Callable[[Tensor], Tensor]
+"""Sum of a tensor over the ranks, in place."""
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """Mean ``(dims,)`` and covariance ``(dims, dims)`` of features, float64."""
+
+    mean: Tensor
+    covariance: Tensor
+
+
+class Moments:
+    """Mean and covariance of features ``(n, dims)``, from their sum and the sum of their outer products.
+
+    Features are of about unit size, so float64 sums lose nothing that a distance would show.
+    """
+
+    def __init__(self, dims: int, device: torch.device | str = "cpu"):
+        self.count = torch.zeros((), dtype=torch.float64, device=device)
+        self.total = torch.zeros(dims, dtype=torch.float64, device=device)
+        self.outer = torch.zeros(dims, dims, dtype=torch.float64, device=device)
+
+    def add(self, features: Tensor) -> None:
+        features = features.double()
+        self.count += len(features)
+        self.total += features.sum(0)
+        self.outer.addmm_(features.T, features)
+
+    def merge(self, other: "Moments") -> None:
+        for own, added in zip(self.sums, other.sums):
+            own += added
+
+    def reduce(self, reduce: Reduce) -> None:
+        for part in self.sums:
+            reduce(part)
+
+    @property
+    def sums(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.count, self.total, self.outer
+
+    @property
+    def mean(self) -> Tensor:
+        return self.total / self.count
+
+    @property
+    def covariance(self) -> Tensor:
+        """Unbiased, ``(dims, dims)``; of one image alone, zero."""
+        centred = self.outer - torch.outer(self.total, self.mean)
+        return centred / (self.count - 1).clamp(min=1)
+
+
+class ClassScores:
+    """What the Inception Score needs of class probabilities ``(n, classes)``, by tenths of the images.
+
+    Args:
+        images: that will be added in all; image ``i`` belongs to part ``10 i / images``.
+    """
+
+    PARTS = 10
+
+    def __init__(self, classes: int, images: int, device: torch.device | str = "cpu"):
+        self.images = images
+        self.total = torch.zeros(self.PARTS, classes, dtype=torch.float64, device=device)
+        self.negentropy = torch.zeros(self.PARTS, dtype=torch.float64, device=device)
+        self.count = torch.zeros(self.PARTS, dtype=torch.float64, device=device)
+
+    def add(self, first: int, probabilities: Tensor) -> None:
+        """Probabilities of images from number ``first`` on."""
+        p = probabilities.double()
+        part = torch.arange(first, first + len(p), device=p.device) * self.PARTS // self.images
+        self.total.index_add_(0, part, p)
+        self.negentropy.index_add_(0, part, torch.special.xlogy(p, p).sum(1))
+        self.count.index_add_(0, part, torch.ones_like(part, dtype=torch.float64))
+
+    def reduce(self, reduce: Reduce) -> None:
+        for part in (self.total, self.negentropy, self.count):
+            reduce(part)
+
+
+def frechet_distance(a: Moments | Gaussian, b: Moments | Gaussian) -> float:
+    """``|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2))``, between Gaussians of these moments.
+
+    The last trace is the sum of the singular values of ``A^T B`` for any ``A A^T = C_a``, ``B B^T = C_b``. Unlike the
+    square root of ``C_a C_b`` that needs no full rank: there may be fewer images than features.
+    """
+    distance = (a.mean - b.mean).square().sum() + a.covariance.trace() + b.covariance.trace()
+    cross = _root(a.covariance).T @ _root(b.covariance)
+    return max(0.0, (distance - 2 * torch.linalg.svdvals(cross).sum()).item())
+
+
+def _root(covariance: Tensor) -> Tensor:
+    """``A`` with ``A A^T = covariance``, ``(dims, rank)``."""
+    values, vectors = torch.linalg.eigh(covariance)
+    # What rounding leaves of a zero eigenvalue has a root that is not small.
+    nonzero = values > len(values) * torch.finfo(values.dtype).eps * values.max()
+    return vectors[:, nonzero] * values[nonzero].sqrt()
+
+
+def kernel_distance(x: Tensor, y: Tensor, subsets: int = 100, size: int = 1000) -> float:
+    """Squared maximum mean discrepancy under ``(x . y / dims + 1)^3``, unbiased: the mean over random subsets.
+
+    Args:
+        x, y: features ``(n, dims)``, at least two of each. Subsets have ``size`` of each, or as many as there are.
+    """
+    size, total = min(size, len(x), len(y)), 0.0
+    for subset in range(subsets):
+        own = stream(0, Purpose.FEATURES, 2, subset)
+        a, b = (part[torch.from_numpy(own.permutation(len(part))[:size])].double() for part in (x, y))
+        aa, bb, ab = _kernel(a, a), _kernel(b, b), _kernel(a, b)
+        within = (aa.sum() - aa.trace() + bb.sum() - bb.trace()) / (size * (size - 1))
+        total += (within - 2 * ab.mean()).item()
+    return total / subsets
+
+
+def _kernel(a: Tensor, b: Tensor) -> Tensor:
+    return (a @ b.T / a.shape[1] + 1) ** 3
+
+
+def precision_recall(real: Tensor, generated: Tensor) -> tuple[float, float]:
+    """Share of generated images that lie in a real one's neighbourhood, and the other way round.
+
+    Args:
+        real, generated: features ``(n, dims)``, more than :data:`NEIGHBOUR` of each.
+    """
+    return _covered(generated, real), _covered(real, generated)
+
+
+def _covered(points: Tensor, centres: Tensor, rows: int = 1024) -> float:
+    """Share of ``points`` within the neighbourhood of any of ``centres``."""
+    points, centres = points.double(), centres.double()
+    # The nearest of all is the centre itself.
+    radii = torch.cat([torch.cdist(part, centres).kthvalue(NEIGHBOUR + 1).values for part in centres.split(rows)])
+    inside = [(torch.cdist(part, centres) <= radii).any(1) for part in points.split(rows)]
+    return torch.cat(inside).double().mean().item()
+
+
+def inception_score(scores: ClassScores) -> tuple[float, float]:
+    """``exp(E KL(p(class|image) || p(class)))``, its mean over the ten parts of the images and standard deviation."""
+    used = scores.count > 0
+    count, total = scores.count[used], scores.total[used]
+    marginal = total / count[:, None]
+    values = (scores.negentropy[used] / count - torch.special.xlogy(marginal, marginal).sum(1)).exp()
+    return values.mean().item(), values.std(correction=0).item()

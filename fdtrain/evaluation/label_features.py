@@ -1,0 +1,197 @@
+"""Features learnt from a data set's own labels: a small classifier, trained in seconds to minutes.
+
+For images that Inception says nothing about. Distances by them compare runs on one data set; they are no FID.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as nnf
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from fdtrain.data.split import Split
+from fdtrain.errors import UserError
+from fdtrain.evaluation.result import split_identity, write, write_values
+from fdtrain.evaluation.samples import to_pixels
+from fdtrain.randomness import Purpose, stream, torch_seed
+
+DESCRIPTION, WEIGHTS = "features.json", "features.safetensors"
+VERSION = 1
+DIMS = 64
+EPOCHS, BATCH, RATE, DECAY = 20, 64, 2e-3, 1e-2
+PRESENTATIONS = 200_000
+"""Images that are shown at most, so that a large data set has fewer epochs."""
+MOST_IMAGES = 100_000
+"""Of a split that are trained on: they are all in memory."""
+
+
+@dataclass(frozen=True)
+class ClassifierDescription:
+    """What the features were made of. ``accuracy`` is of the classifier, on the images it was trained on or others."""
+
+    name: str
+    dataset: str
+    split: str
+    fingerprint: str
+    images: int
+    channels: int
+    size: int
+    classes: list[str]
+    epochs: int
+    accuracy: float
+    dims: int = DIMS
+    version: int = VERSION
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return self.channels, self.size, self.size
+
+
+class Classifier(nn.Module):
+    """Convolutions that halve the image down to 4x4, a layer of ``DIMS`` features, and the classes."""
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, channels: int, size: int, classes: int):
+        super().__init__()
+        width, layers = 32, [nn.Conv2d(channels, 32, 3, padding=1), nn.ReLU()]
+        while size > 4:
+            layers += [nn.Conv2d(width, min(2 * width, 128), 3, stride=2, padding=1), nn.ReLU()]
+            width, size = min(2 * width, 128), (size + 1) // 2
+        self.body = nn.Sequential(*layers, nn.Flatten())
+        self.features = nn.Linear(width * size * size, DIMS)
+        self.classes = nn.Linear(DIMS, classes)
+        # Of the features over the images that were learnt from: distances are in units of these deviations.
+        self.register_buffer("mean", torch.zeros(DIMS))
+        self.register_buffer("deviation", torch.ones(DIMS))
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Pixels ``(n, C, H, W)`` uint8 to standardised features ``(n, DIMS)`` and logits ``(n, classes)``."""
+        features = self.features(self.body(pixels.float() / 127.5 - 1))
+        return (features - self.mean) / self.deviation, self.classes(features.relu())
+
+
+def schedule(split: Split) -> tuple[int, int]:
+    """(images that are learnt from, epochs)."""
+    count = min(len(split), MOST_IMAGES)
+    return count, max(1, min(EPOCHS, PRESENTATIONS // max(count, 1)))
+
+
+def train(
+    split: Split, progress: Callable[[int], object] = lambda images: None
+) -> tuple[Classifier, ClassifierDescription]:
+    """Learn the labels of a split; the same features whenever it is done on the same kind of machine.
+
+    Args:
+        progress: called with the images of each batch that has been learnt from.
+
+    Raises:
+        UserError: the split has no labels.
+    """
+    data = split.description
+    count, epochs = schedule(split)
+    pixels, labels = _images(split, range(count))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(torch_seed(0, Purpose.FEATURES, 0))
+        network = Classifier(data.channels, data.size, len(data.classes))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # Else the sums, and so the weights, depend on the number of cores.
+    try:
+        _fit(network, pixels, labels, epochs, progress)
+    finally:
+        torch.set_num_threads(threads)
+    network.eval().requires_grad_(False)
+    description = ClassifierDescription(
+        name=f"{data.name}-features",
+        dataset=data.name,
+        split=split.name,
+        fingerprint=split_identity(split)["fingerprint"],
+        images=count,
+        channels=data.channels,
+        size=data.size,
+        classes=data.classes,
+        epochs=epochs,
+        accuracy=_accuracy(network, pixels, labels),
+    )
+    return network, description
+
+
+def _fit(network: Classifier, pixels: Tensor, labels: Tensor, epochs: int, progress: Callable[[int], object]) -> None:
+    optimiser = torch.optim.AdamW(network.parameters(), RATE, weight_decay=DECAY)
+    for epoch in range(epochs):
+        order = torch.from_numpy(stream(0, Purpose.FEATURES, 1, epoch).permutation(len(pixels)))
+        for chosen in order.split(BATCH):
+            loss = nnf.cross_entropy(network(pixels[chosen])[1], labels[chosen])
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            progress(len(chosen))
+    with torch.no_grad():
+        features = torch.cat([network(part)[0] for part in pixels.split(1000)])
+        network.mean.copy_(features.mean(0))
+        network.deviation.copy_(features.std(0).clamp(min=1e-6))
+
+
+def accuracy(network: Classifier, split: Split) -> float:
+    """Share of a split's labels that the classifier gets right."""
+    return _accuracy(network, *_images(split, range(min(len(split), MOST_IMAGES))))
+
+
+def _images(split: Split, images: range) -> tuple[Tensor, Tensor]:
+    parts = [split.batch(images[i : i + 1000]) for i in range(0, len(images), 1000)]
+    levels, labels = (torch.cat(column) for column in zip(*parts))
+    if not split.description.classes or (labels < 0).any():
+        raise UserError(f"split '{split.name}' of '{split.description.name}' has no labels to learn features from.")
+    return to_pixels(levels, split.description.levels), labels
+
+
+def _accuracy(network: Classifier, pixels: Tensor, labels: Tensor) -> float:
+    with torch.no_grad():
+        right = [(network(p)[1].argmax(1) == l).sum() for p, l in zip(pixels.split(1000), labels.split(1000))]
+    return (torch.stack(right).sum() / len(labels)).item()
+
+
+def save(network: Classifier, description: ClassifierDescription, folder: Path) -> None:
+    """Write weights, then what they are.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    write_values(network.state_dict(), folder / WEIGHTS, "features")
+    write(asdict(description), folder / DESCRIPTION, "features")
+
+
+def load(folder: Path) -> tuple[Classifier, ClassifierDescription, str]:
+    """The network, what it is, and its weights' SHA-256.
+
+    Raises:
+        UserError: the folder holds no features, or broken ones.
+    """
+    try:
+        content = json.loads((folder / DESCRIPTION).read_text())
+        if content.get("version") != VERSION:
+            raise UserError(f"{folder / DESCRIPTION}: version {content.get('version')}, this fdtrain reads {VERSION}.")
+        description = ClassifierDescription(**content)
+        data = (folder / WEIGHTS).read_bytes()
+        network = (
+            Classifier(description.channels, description.size, len(description.classes)).eval().requires_grad_(False)
+        )
+        network.load_state_dict(load_file(folder / WEIGHTS))
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{folder} holds no features ({WEIGHTS}): fdtrain evaluate features DATA {folder} makes some."
+        ) from error
+    except (OSError, ValueError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+        raise UserError(
+            f"{folder} holds broken features ({str(error).splitlines()[0]}). Make them again: "
+            f"fdtrain evaluate features DATA {folder}."
+        ) from error
+    return network, description, hashlib.sha256(data).hexdigest()

@@ -1,1 +1,0 @@
-"""Results for people: files of numbers, pictures, one page."""

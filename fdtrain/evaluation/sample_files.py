@@ -1,0 +1,200 @@
+"""Finished samples in the forms that others read: a sheet, a folder of PNG files, a .npz, a packed data set.
+
+Beside them lies what they are samples of, with the SHA-256 of their pixels: ``samples.json`` in a folder,
+``NAME.npz.json`` beside a file. A sheet is for looking at, and is drawn again each time.
+"""
+
+import hashlib
+import json
+import shutil
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fdtrain import files
+from fdtrain.data.pack import pack
+from fdtrain.data.sources.source import Sample, Source
+from fdtrain.errors import UserError
+from fdtrain.evaluation import image_sets, result, samples
+from fdtrain.evaluation.row_store import RowStore
+from fdtrain.networks.model import ModelSpec
+from fdtrain.partial import differences
+
+FORMS = ("sheet", "npz", "png", "shards")
+SPLIT = "samples"
+Labels = Callable[[range], list[int] | None]
+"""Classes of the images with the given numbers."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where samples go and as what."""
+
+    path: Path
+    form: str
+
+    @property
+    def is_folder(self) -> bool:
+        return self.form in ("png", "shards")
+
+    @property
+    def record(self) -> Path:
+        """What the samples are, written last."""
+        return self.path / "samples.json" if self.is_folder else self.path.with_name(f"{self.path.name}.json")
+
+    @property
+    def work(self) -> Path:
+        """Folder of what is not finished."""
+        return self.path / ".sampling" if self.is_folder else self.path.with_name(f".{self.path.name}.sampling")
+
+    def parts(self, request: dict[str, Any]) -> RowStore:
+        """The images of a request that are finished: levels ``(n, C, H, W)`` uint8."""
+        return RowStore(self.work, request, request["images"])
+
+    def check(self, request: dict[str, Any]) -> bool:
+        """Whether what is asked for is there already, in full.
+
+        Raises:
+            UserError: something else is, or what is there was changed.
+        """
+        if self.form == "sheet":
+            return False
+        if self.record.is_file():
+            self._check_finished(request)
+            # What a kill while it was removed has left.
+            shutil.rmtree(self.work, ignore_errors=True)
+            return True
+        if different := self.parts(request).differences():
+            raise UserError(
+                f"{self.path}: unfinished samples of {'; '.join(different)}. Repeat that, remove {self.work}, "
+                "or choose another --out."
+            )
+        others = [p for p in self.path.iterdir() if p != self.work] if self.path.is_dir() else []
+        if not self.work.is_dir() and (others if self.is_folder else self.path.exists()):
+            raise UserError(f"{self.path} holds something else already. Choose another --out.")
+        return False
+
+    def _check_finished(self, request: dict[str, Any]) -> None:
+        try:
+            record = json.loads(self.record.read_text())
+        except ValueError:
+            record = {}
+        if different := differences(record, request):
+            raise UserError(f"{self.path} holds samples of {'; '.join(different)}. Choose another --out, or remove it.")
+        there = image_sets.open_samples(self.path)
+        if there.count != request["images"] or digest(_batches(there)) != record.get("pixels_sha256"):
+            raise UserError(f"{self.path} was changed since it was written. Remove it to have it made again.")
+
+    def write(self, parts: RowStore, spec: ModelSpec, labels: Labels | None, metadata: dict) -> None:
+        """Write the finished form of all parts, then its record, and remove the parts.
+
+        Args:
+            labels: classes of images, of a class-conditional model.
+            metadata: what the record says besides the request.
+
+        Raises:
+            UserError: it cannot be written; nothing is lost.
+        """
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            about = {key: value for key, value in (parts.request | metadata).items() if key != "model"}
+            {"sheet": partial(_sheet, about=about), "npz": _npz, "png": _pictures, "shards": _shards}[self.form](
+                self.path, parts, spec, labels
+            )
+            if self.form != "sheet":
+                sum_ = digest(samples.to_pixels(levels, spec.levels) for _, levels in parts.load_all())
+                result.write({**parts.request, **metadata, "pixels_sha256": sum_}, self.record, "--out")
+        except OSError as error:
+            raise UserError(f"--out: cannot write {self.path} ({error.strerror or error}).") from error
+        parts.remove()
+
+
+def digest(batches: Iterator[Tensor]) -> str:
+    """SHA-256 of images ``(n, C, H, W)`` uint8 in order."""
+    total = hashlib.sha256()
+    for batch in batches:
+        total.update(batch.contiguous().numpy().data)
+    return total.hexdigest()
+
+
+def _batches(images: image_sets.PixelSet) -> Iterator[Tensor]:
+    for i in range(0, images.count, 1000):
+        yield images.batch(range(i, min(i + 1000, images.count)))
+
+
+def _sheet(path: Path, parts: RowStore, spec: ModelSpec, labels, about: dict[str, Any]) -> None:
+    shown = samples.to_pixels(torch.cat([levels for _, levels in parts.load_all()]), spec.levels)
+    columns = max(1, round(len(shown) ** 0.5))
+    sheet = samples.grid(shown, columns, samples.zoom_for(spec.size, columns))
+    files.write_atomically(path, lambda temporary: samples.save_png(sheet, temporary, about))
+
+
+def _pictures(path: Path, parts: RowStore, spec: ModelSpec, labels) -> None:
+    path.mkdir(exist_ok=True)
+    for part, levels in parts.load_all():
+        for i, image in zip(part, samples.to_pixels(levels, spec.levels)):
+            # The record's checksum tells whether all are there; to flush each one would take longer than to write it.
+            write_to = partial(samples.save_png, image)
+            files.write_atomically(path / f"{i:06d}.png", write_to, durable=False)
+
+
+def _npz(path: Path, parts: RowStore, spec: ModelSpec, labels) -> None:
+    """``arr_0``: images ``(n, H, W, C)`` uint8; ``arr_1``: their classes, where there are any."""
+    header = {"descr": "|u1", "fortran_order": False, "shape": (parts.count, spec.size, spec.size, spec.channels)}
+
+    def write_to(temporary: Path) -> None:
+        with zipfile.ZipFile(temporary, "w") as archive:
+            with archive.open("arr_0.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array_header_1_0(file, header)
+                for _, levels in parts.load_all():
+                    file.write(samples.to_pixels(levels, spec.levels).permute(0, 2, 3, 1).contiguous().numpy().data)
+            if labels:
+                with archive.open("arr_1.npy", "w") as file:
+                    np.lib.format.write_array(file, np.array(labels(range(parts.count)), dtype=np.int64))
+
+    files.write_atomically(path, write_to)
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """Parts as a part of a source that can be packed."""
+
+    parts: RowStore
+    labels: Labels | None
+
+    def count(self) -> int:
+        return self.parts.count
+
+    def open(self) -> Callable[[int], Sample]:
+        """Reads in order."""
+        stream = self._samples()
+        return lambda index: next(stream)
+
+    def _samples(self) -> Iterator[Sample]:
+        for part, levels in self.parts.load_all():
+            labels = (self.labels and self.labels(part)) or [-1] * len(part)
+            yield from zip(levels.permute(0, 2, 3, 1).numpy(), labels)
+
+    def identity(self) -> str:
+        return json.dumps(self.parts.request)
+
+
+def _shards(path: Path, parts: RowStore, spec: ModelSpec, labels) -> None:
+    asked = parts.request
+    source = Source(
+        name=f"{spec.dataset}-samples",
+        source=f"fdtrain: {asked['solver']}, {asked['nfe']} evaluations, seed {asked['seed']}",
+        size=spec.size,
+        channels=spec.channels,
+        classes=spec.classes,
+        splits={SPLIT: [_Stored(parts, labels)]},
+        levels=spec.levels,
+    )
+    pack(source, path)

@@ -1,0 +1,217 @@
+"""Sets of images, their statistics, and what these were made of."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fdtrain.data.split import Split
+from fdtrain.errors import UserError
+from fdtrain.evaluation import feature_networks, image_sets, measure, reference
+from fdtrain.evaluation.feature_networks import FeatureIdentity, FeatureNetwork
+from fdtrain.evaluation.frechet import Gaussian, frechet_distance
+
+CPU = torch.device("cpu")
+NETWORK = FeatureNetwork(
+    FeatureIdentity("halves", "0" * 64, 32, "half the pixels"),
+    lambda x: x.flatten(1)[:, :32].float() / 255,
+    lambda x: x.flatten(1)[:, :10].float().softmax(1),
+)
+
+
+@pytest.fixture
+def split(digits):
+    return Split(digits, "test")
+
+
+def test_a_set_is_measured_whatever_the_batch(split):
+    images = image_sets.of_split(split)
+    a = measure.measure(NETWORK, images, 300, 300, CPU, scored=True)
+    b = measure.measure(NETWORK, images, 300, 7, CPU, scored=True)
+    assert a.moments.count == b.moments.count == 300
+    torch.testing.assert_close(a.moments.covariance, b.moments.covariance, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(a.scores.total, b.scores.total)
+    assert torch.equal(a.first_features, b.first_features)
+    assert a.first_features.shape == (300, 32)
+
+
+def test_pixels_as_features():
+    """Fewer images than pixels; a shift of all pixels by a level of 16 adds its square."""
+    images = torch.randint(0, 240, (20, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    network = feature_networks.pixel_features((1, 8, 8))
+    one, same, brighter = (
+        measure.measure(network, image_sets.in_memory("x", x), 20, 7, CPU).moments
+        for x in (images, images.clone(), images + 15)
+    )
+    assert frechet_distance(one, same) == pytest.approx(0, abs=1e-9)
+    assert frechet_distance(one, brighter) == pytest.approx(64 * (15 / 127.5) ** 2)
+    assert network.title == "Frechet distance (pixels)"
+
+
+def test_the_ranks_share_the_chunks(monkeypatch):
+    shares = []
+    for rank in range(3):
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("WORLD_SIZE", "3")
+        shares.append({i for chunk in measure.own_chunks(range(100), 9) for i in chunk})
+    assert set.union(*shares) == set(range(100))
+    assert sum(map(len, shares)) == 100
+    assert min(map(len, shares)) >= 27
+
+
+def test_features_are_kept_up_to_a_limit(split, monkeypatch):
+    monkeypatch.setattr(measure, "FIRST_FEATURES", 50)
+    images = image_sets.of_split(split)
+    first_features = measure.measure(NETWORK, images, 300, 64, CPU).first_features
+    assert torch.equal(first_features, NETWORK.run(images.batch(range(50))))
+
+
+def test_what_cannot_be_measured(split):
+    with pytest.raises(UserError, match="digits/test holds 300 images, 301 are asked for"):
+        measure.measure(NETWORK, image_sets.of_split(split), 301, 64, CPU)
+    broken = FeatureNetwork(NETWORK.identity, lambda x: NETWORK.run(x) * float("inf"))
+    with pytest.raises(UserError, match="'halves' of digits/test are not finite"):
+        measure.measure(broken, image_sets.of_split(split), 10, 64, CPU)
+
+
+def test_mirrored_images_follow_the_others(split):
+    images = image_sets.of_split(split)
+    both = image_sets.mirrored(images)
+    assert both.count == 600
+    expected = torch.cat([images.batch(range(290, 300)), images.batch(range(10)).flip(-1)])
+    assert torch.equal(both.batch(range(290, 310)), expected)
+    assert torch.equal(both.batch(range(595, 600)), images.batch(range(295, 300)).flip(-1))
+    assert torch.equal(both.batch(range(5)), images.batch(range(5)))
+
+
+@pytest.mark.parametrize("most", [1, 7, 100, 299, 300, 1000])
+def test_spread_images_cover_the_split(split, most):
+    images = image_sets.of_split(split)
+    some = image_sets.spread(images, most)
+    assert some.count <= most
+    step = -(-300 // most)
+    assert torch.equal(some.batch(range(some.count)), images.batch(range(0, 300, step)))
+
+
+def test_statistics_are_kept_with_what_they_were_made_of(split, tmp_path, digits):
+    wanted = reference.definition(split, False, NETWORK)
+    found = measure.measure(NETWORK, image_sets.of_split(split), 300, 64, CPU)
+    path = tmp_path / "reference.safetensors"
+    reference.save(reference.Reference(found.moments, found.first_features, wanted), path)
+    read = reference.load(path, wanted, CPU)
+    assert read.metadata == wanted
+    assert torch.equal(read.moments.outer, found.moments.outer)
+    assert torch.equal(read.first_features, found.first_features)
+    assert (wanted["dataset"], wanted["split"], wanted["images"], wanted["flip"]) == ("digits", "test", 300, False)
+
+
+def test_statistics_of_something_else_are_refused(split, tmp_path, digits):
+    wanted = reference.definition(split, False, NETWORK)
+    found = measure.measure(NETWORK, image_sets.of_split(split), 300, 64, CPU)
+    path = tmp_path / "reference.safetensors"
+    reference.save(reference.Reference(found.moments, found.first_features, wanted), path)
+    other = FeatureNetwork(FeatureIdentity("halves", "1" * 64, 32, "half the pixels"), NETWORK.run)
+    for asked, part in (
+        (reference.definition(Split(digits, "train"), False, NETWORK), "split 'test', not 'train'"),
+        (reference.definition(split, True, NETWORK), "flip False, not True"),
+        (reference.definition(split, False, other), r"features halves \(00000000...\), not halves \(11111111...\)"),
+        (wanted | {"dataset": "cifar10"}, "dataset 'digits', not 'cifar10'"),
+    ):
+        with pytest.raises(UserError, match=part):
+            reference.load(path, asked, CPU)
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(UserError, match="holds no statistics"):
+        reference.load(path, wanted, CPU)
+
+
+def test_statistics_as_other_programs_have_them(split, tmp_path):
+    """``mu`` and ``sigma`` are NumPy's mean and covariance; the file comes back as it was, definition and all."""
+    wanted = reference.definition(split, False, NETWORK)
+    found = measure.measure(NETWORK, image_sets.of_split(split), 300, 64, CPU)
+    path = tmp_path / "r.npz"
+    reference.save(reference.Reference(found.moments, found.first_features, wanted), path)
+    features = found.first_features.double().numpy()
+    with np.load(path) as content:
+        np.testing.assert_allclose(content["mu"], features.mean(0), rtol=1e-12)
+        np.testing.assert_allclose(content["sigma"], np.cov(features, rowvar=False), rtol=1e-9, atol=1e-15)
+    assert not reference.is_of_others(path)
+    read = reference.load(path, wanted, CPU)
+    assert read.metadata == wanted
+    assert torch.equal(read.first_features, found.first_features)
+    assert frechet_distance(read.moments, found.moments) < 1e-9
+    with pytest.raises(UserError, match="flip False, not True"):
+        reference.load(path, reference.definition(split, True, NETWORK), CPU)
+
+
+def test_statistics_of_other_programs(tmp_path):
+    """Of standard normal features and of ones that are 2 away with deviation 3: 32 (2^2 + (3 - 1)^2)."""
+    path, zero, one = tmp_path / "r.npz", np.zeros(32), np.eye(32)
+    np.savez_compressed(path, mu=zero, sigma=one, arr_0=np.zeros(3))
+    assert reference.is_of_others(path)
+    read = reference.load_of_others(path, NETWORK, CPU)
+    other = Gaussian(torch.full((32,), 2.0, dtype=torch.float64), 9 * torch.eye(32, dtype=torch.float64))
+    assert frechet_distance(other, read.moments) == pytest.approx(256)
+    assert (len(read.first_features), read.metadata["file"], len(read.metadata["sha256"])) == (0, "r.npz", 64)
+    for arrays, part in (
+        ({"mu": np.zeros(4), "sigma": np.eye(4)}, "is of 4 features, 'halves' has 32. Name the features"),
+        ({"mu": zero, "sigma": one[:4]}, "are no mean and covariance"),
+        ({"mu": zero, "sigma": one * np.nan}, "they are not finite"),
+        ({"mu": zero}, "holds no statistics ('sigma'). Name another file"),
+        ({"mu": np.array([{}]), "sigma": one}, "allow_pickle=False"),
+    ):
+        np.savez(path, **arrays)
+        with pytest.raises(UserError, match=re.escape(part)):
+            reference.load_of_others(path, NETWORK, CPU)
+    path.write_bytes(b"PK")
+    with pytest.raises(UserError, match="holds no statistics"):
+        reference.is_of_others(path)
+
+
+def pictures(folder, *shapes):
+    folder.mkdir()
+    for i, shape in enumerate(shapes):
+        Image.fromarray(np.full(shape, i, np.uint8)).save(folder / f"{i}.png")
+    return folder
+
+
+def test_samples_on_disk_are_read_in_order(tmp_path):
+    found = image_sets.open_samples(pictures(tmp_path / "a", *[(4, 4, 3)] * 3))
+    assert (found.count, found.shape) == (3, (3, 4, 4))
+    assert found.batch(range(1, 3))[:, 0, 0, 0].tolist() == [1, 2]
+    images = np.arange(3 * 16, dtype=np.uint8).reshape(3, 4, 4, 1)
+    np.savez(tmp_path / "b.npz", images)
+    found = image_sets.open_samples(tmp_path / "b.npz")
+    assert (found.count, found.shape) == (3, (1, 4, 4))
+    assert found.batch(range(2, 3))[0, 0, 0].tolist() == [32, 33, 34, 35]
+
+
+def test_samples_that_cannot_be_used(tmp_path):
+    mixed = image_sets.open_samples(pictures(tmp_path / "mixed", (4, 4), (5, 5)))
+    with pytest.raises(UserError, match=r"1\.png is 5x5 with 1 channels, but 0\.png is 4x4"):
+        mixed.batch(range(2))
+    colours = image_sets.open_samples(pictures(tmp_path / "colours", (4, 4), (4, 4, 3)))
+    with pytest.raises(UserError, match="4x4 with 3 channels"):
+        colours.batch(range(2))
+    (tmp_path / "empty").mkdir()
+    np.savez(tmp_path / "float.npz", np.zeros((2, 4, 4, 3)))
+    np.savez(tmp_path / "named.npz", images=np.zeros(1))
+    np.savez(tmp_path / "pickled.npz", np.array([{}], dtype=object))
+    (tmp_path / "broken.npz").write_bytes(b"PK")
+    for name, part in (
+        ("nowhere", "no samples at"),
+        ("empty", "holds no images"),
+        ("float.npz", "arr_0 is float64"),
+        ("named.npz", "arr_0"),
+        ("pickled.npz", "allow_pickle=False"),
+        ("broken.npz", "holds no samples"),
+        ("nowhere.npz", "No such file"),
+    ):
+        with pytest.raises(UserError, match=part):
+            image_sets.open_samples(tmp_path / name)
+
+
+def test_a_data_set_of_several_splits_is_no_set_of_samples(digits):
+    with pytest.raises(UserError, match="several splits"):
+        image_sets.open_samples(digits)

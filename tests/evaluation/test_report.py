@@ -1,0 +1,357 @@
+import base64
+import csv
+import hashlib
+import html
+import io
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from xml.etree import ElementTree
+
+import models
+import numpy as np
+import packed
+import pytest
+import torch
+from conftest import ROOT
+from markupsafe import escape
+from PIL import Image
+from safetensors.torch import save_file
+
+from fdtrain.data.dataset import DatasetDescription
+from fdtrain.errors import UserError
+from fdtrain.evaluation import report, result, run_folder
+from fdtrain.evaluation.published import known_figures
+from fdtrain.evaluation.run_folder import RunImages
+from fdtrain.evaluation.samples import save_png
+from fdtrain.evaluation.wording import counted, duration, with_error
+from fdtrain.networks.model import Model
+
+VERSION_1 = Path(__file__).parent / "version_1"
+HOSTILE = "<script>alert('x')</script>\"&"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A run whose every file speaks of something hostile."""
+    folder = tmp_path / "run"
+    (folder / "evaluation").mkdir(parents=True)
+    (folder / "samples").mkdir()
+    (folder / "config.yaml").write_text(f"name: {json.dumps(HOSTILE)}\n")
+    shard = {"file": HOSTILE.replace("/", "-"), "images": 300, "bytes": 1, "sha256": "0" * 64}
+    dataset = {"version": 1, "name": "cifar10", "source": HOSTILE, "size": 32, "channels": 3, "levels": 256}
+    dataset |= {"classes": [HOSTILE], "encoding": HOSTILE}
+    write(
+        folder / "dataset.json",
+        dataset | {"splits": {"train": [shard, shard | {"file": "b.tar"}], "test": [shard | {"file": "c.tar"}]}},
+    )
+    write(folder / "environment.json", {"device": HOSTILE, "processes": 8, "commit": HOSTILE})
+    lines = [
+        {
+            "step": step,
+            "train/bits_per_dim": 5 - step / 100,
+            "train/images_seen": 128 * step,
+            "train/step_seconds": 36.0,
+        }
+        for step in (100, 200)
+    ]
+    lines.append({"step": 200, "test/bits_per_dim": 3.1})
+    (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + '\n{"step": 3')
+    elbo = {"bits_per_dim": 3.12345, "error_draws": 0.001, "error_images": 0.002, "draws": 20}
+    about = {"images": 300, "images_in_split": 300, "dataset": HOSTILE, "split": HOSTILE, "step": 200, "dtype": HOSTILE}
+    change("nll_test_first2", folder / "evaluation" / "nll_test.json", about, elbo=elbo, ode={"trace": HOSTILE})
+    features = {"name": HOSTILE, "sha256": HOSTILE, "input": HOSTILE}
+    frechet = {"name": HOSTILE, "value": 12.5, "values": [12, 13], "spread": 0.7, "kid": 0.01, "solver": HOSTILE}
+    change("frechet_digits-features", folder / "evaluation" / "frechet_x.json", frechet, features=features)
+    hostile = {"distance": HOSTILE, "split": HOSTILE, "source": HOSTILE, "device": HOSTILE}
+    change("curve_test", folder / "evaluation" / "curve_test.json", hostile, features=features)
+    about = {"solver": HOSTILE, "grid": HOSTILE, "nfe": 1, "seed": 7, "step": 200, "images": 16}
+    save_png(torch.zeros(3, 400, 400, dtype=torch.uint8), folder / "samples" / "step_00000200.png", about)
+    about |= {"times": [1.0, 0.5, 0.0], "nfe": 25}
+    save_png(torch.zeros(3, 400, 300, dtype=torch.uint8), folder / "samples" / "step_00000200_path.png", about)
+    return folder
+
+
+def write(path, content):
+    path.write_text(json.dumps(content))
+
+
+def change(name, path, keys, **nested):
+    """A result of the first version with other values."""
+    content = json.loads((VERSION_1 / f"{name}.json").read_text()) | keys
+    write(path, content | {key: content[key] | values for key, values in nested.items()})
+
+
+def page_of(folder):
+    run = run_folder.read(folder)
+    return report.page(run, RunImages(run), folder / "report.html")
+
+
+@pytest.fixture
+def evaluated(tmp_path):
+    """A run on 20 numbered test images, number i of which has 2 + i / 10 bits/dim."""
+    data, folder = tmp_path / "data", tmp_path / "small"
+    packed.pack(data, [20])
+    description = json.loads((data / "dataset.json").read_text())
+    description["splits"] = {"train": [], "test": description["splits"]["train"]}
+    write(data / "dataset.json", description)
+    (folder / "evaluation").mkdir(parents=True)
+    (folder / "samples").mkdir()
+    (folder / "config.yaml").write_text(f"name: small\ndata: {{path: {data}, test_split: test}}\n")
+    shutil.copy(data / "dataset.json", folder / "dataset.json")
+    fingerprint = hashlib.sha256(description["splits"]["test"][0]["sha256"].encode()).hexdigest()
+    about = {"images": 20, "images_in_split": 20, "fingerprint": fingerprint, "split": "test"}
+    change("nll_test_first2", folder / "evaluation" / "nll_test.json", about)
+    save_file({"elbo": 2 + torch.arange(20) / 10}, folder / "evaluation" / "nll_test.safetensors")
+    save_png(torch.zeros(3, 8, 8, dtype=torch.uint8), folder / "samples" / "final.png", {"images": 4})
+    return folder
+
+
+def shown(page, caption):
+    """The pixels of the picture with this caption."""
+    data = re.search(rf'base64,([^"]+)" alt="{re.escape(str(escape(caption)))}"', page).group(1)
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
+
+
+def test_page_says_what_the_files_say_and_executes_nothing(folder):
+    page = page_of(folder)
+    assert "<script" not in page
+    assert page.count(str(escape(HOSTILE))) > 10
+    assert "default-src 'none'" in page
+    for part in ("3.1235", "0.0010 / 0.0020", "12.500 ± 0.700", "KID 0.0100", "200 steps, 25,600 images seen"):
+        assert part in page
+    assert "2 hours" in page
+    assert "train: 600 images, test: 300 images" in page
+    # Nothing is fetched: every picture is data, and a plot refers to its own parts.
+    assert set(re.findall(r' src="(.{5})', page)) == {"data:"}
+    assert set(re.findall(r'xlink:href="(.)', page)) == {"#"}
+    # What a run is called and says of itself is text in its plots too.
+    assert page.count("<svg") == 5
+    ElementTree.fromstring(re.search(r"<svg.*?</svg>", page, re.DOTALL).group())
+
+
+def test_links_lead_to_sections_papers_and_files_of_the_run(folder):
+    page = page_of(folder)
+    targets = re.findall(r'<a href="([^"]+)"', page)
+    assert "https://arxiv.org/abs/2206.00364" in targets
+    assert "evaluation/nll_test.json" in targets
+    for target in targets:
+        if target.startswith("#"):
+            assert f'id="{target[1:]}"' in page
+        elif not target.startswith("https://arxiv.org/abs/"):
+            assert (folder / target).is_file()
+    run = run_folder.read(folder)
+    elsewhere = report.page(run, RunImages(run), folder.parent / "pages" / "a.html")
+    assert 'href="../run/evaluation/nll_test.json"' in elsewhere
+
+
+def test_a_denoising_path_names_its_times_and_solver(folder):
+    page = page_of(folder)
+    assert "<span>t = 1</span><span>t = 0.5</span><span>t = 0</span>" in page
+    assert f"solver {escape(HOSTILE)}, grid {escape(HOSTILE)}, 25 evaluations of the network per image" in page
+    assert "1 evaluation of the network per image, seed 7, step 200." in page
+
+
+def test_real_images_and_the_hardest_and_easiest(evaluated):
+    page = page_of(evaluated)
+    # As many as on the sheet of samples, at equal distances: 0, 5, 10, 15.
+    sheet = shown(page, "Real images of the split 'test'.")
+    zoom = sheet.shape[0] // 2 // 4
+    assert [
+        packed.number(sheet[top : top + 2 * zoom : zoom, left : left + 2 * zoom : zoom].transpose(2, 0, 1))
+        for top in (2, 4 + 4 * zoom)
+        for left in (2, 4 + 4 * zoom)
+    ] == [0, 5, 10, 15]
+    for bits, number in (("2.000", 0), ("2.700", 7), ("3.900", 19), ("3.200", 12)):
+        assert packed.number(shown(page, bits).transpose(2, 0, 1)) == number
+    assert 'alt="2.800"' not in page
+    assert "mean 2.9500" in page
+
+
+def test_images_that_cannot_be_had_are_said_so(evaluated):
+    result_file = evaluated / "evaluation" / "nll_test.json"
+    write(result_file, json.loads(result_file.read_text()) | {"fingerprint": "0"})
+    assert "The images cannot be shown: &#39;test&#39; has other shards than the result." in page_of(evaluated)
+    shutil.rmtree(evaluated.parent / "data")
+    assert "No real images to stand beside them: the data of" in page_of(evaluated)
+    save_file({"elbo": torch.zeros(3)}, evaluated / "evaluation" / "nll_test.safetensors")
+    with pytest.raises(UserError, match=r"does not have the values of 20 images"):
+        page_of(evaluated)
+    (evaluated / "evaluation" / "nll_test.safetensors").write_bytes(b"{")
+    with pytest.raises(UserError, match=r"nll_test.safetensors is damaged"):
+        page_of(evaluated)
+
+
+def test_a_sheet_that_is_no_picture_is_named(folder):
+    (folder / "samples" / "step_00000200.png").write_bytes(b"GIF89a")
+    with pytest.raises(UserError, match=r"step_00000200.png is no PNG"):
+        page_of(folder)
+
+
+def test_network_and_parameters_are_those_of_the_checkpoint(evaluated):
+    checkpoint = evaluated / "checkpoints" / "step_00000003"
+    checkpoint.mkdir(parents=True)
+    models.DIGITS.save(checkpoint / "model.json")
+    count = sum(p.numel() for p in Model(models.DIGITS).parameters())
+    assert f"ddpmpp, {count:,} parameters: channels 8" in page_of(evaluated)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (counted(1, "image"), "1 image"),
+        (counted(1497, "image"), "1,497 images"),
+        (counted(0, "step"), "0 steps"),
+        (duration(1.0), "1 hour"),
+        (duration(30.26), "30.3 hours"),
+        (duration(1 / 60), "1 minute"),
+        (duration(0.5 / 60), "30 seconds"),
+        (with_error(2.0, None, 2), "2.00"),
+        (with_error(2.0, 0.125, 2), "2.00 ± 0.12"),
+    ],
+)
+def test_singular_and_plural(text, expected):
+    assert text == expected
+
+
+def test_published_figures_are_of_the_same_data_set_alone(folder):
+    (folder / "evaluation" / "curve_test.json").unlink()
+    assert "Karras et al. 2022" in page_of(folder)
+    content = json.loads((folder / "dataset.json").read_text())
+    small = {"size": 8, "channels": 1, "levels": 17}
+    none = "figures of other data sets do not compare"
+    for changes, has, lacks in (
+        ({"name": "imagenet32-old"}, '<td data-head="bits/dim" class="number">3.69<', ">3.43<"),
+        ({"name": "imagenet32-new"}, ">3.43<", ">3.69<"),
+        ({"name": "photographs"}, none, "arXiv"),
+        # Somebody's own images in a folder of that name.
+        ({"name": "digits"}, none, ">2.59<"),
+        ({"name": "digits", **small}, ">2.59<", "arXiv"),
+    ):
+        write(folder / "dataset.json", content | changes)
+        page = page_of(folder)
+        assert has in page
+        assert lacks not in page
+    # The run's own figure stands above them.
+    assert re.search(r">3\.1235 ± 0\.0020<.*>2\.59<", page, re.DOTALL)
+
+
+def test_our_own_figures_are_those_of_the_comparison():
+    """Of the table in docs/, to which nobody has copied anything."""
+    digits = DatasetDescription(
+        version=1, name="digits", source="", size=8, channels=1, levels=17, classes=[], encoding="npy", splits={}
+    )
+    table = ROOT / "docs" / "comparisons" / "digits" / "comparison.csv"
+    rows = list(csv.DictReader(table.open(newline="")))
+    own = {figure.model: figure for figure in known_figures(digits) if figure.source == "fdtrain, docs/comparison.md"}
+    assert [row["variant"] for row in rows] == list(own)
+    for row in rows:
+        assert own[row["variant"]].bits_per_dim.startswith(f"{float(row['own_bound_bits_per_dim']):.4f} ± ")
+    assert own[rows[0]["variant"]].how.startswith("bound on [0, 1], uniform; ")
+
+
+def test_negative_bits_of_single_images_are_said_to_be_noise(evaluated):
+    assert "2 draws of each: the spread, and who is easy or hard, has their noise too." in page_of(evaluated)
+    values = torch.arange(20) / 10 - 0.25
+    save_file({"elbo": values}, evaluated / "evaluation" / "nll_test.safetensors")
+    assert "No image has less than zero: the 3 that seem to are noise, which --draws reduces." in page_of(evaluated)
+
+
+def test_what_is_missing_is_said_with_the_command_that_makes_it(tmp_path):
+    folder = tmp_path / "a run"
+    folder.mkdir()
+    (folder / "config.yaml").write_text("name: x\n")
+    page = page_of(folder)
+    for command in ("nll", "fid", "curve"):
+        assert f"<code>fdtrain evaluate {command} '{folder}'" in html.unescape(page)
+    assert "<code>fdtrain sample" in page
+    assert "not recorded in the run" in page
+    assert "it has not logged a step" in page
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "", "[" * 100_000])
+def test_a_damaged_result_is_named(folder, text):
+    path = folder / "evaluation" / "nll_test.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"nll_test.json is damaged"):
+        page_of(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "reason"),
+    [
+        ("nll_test", {"ode": HOSTILE}, "ode"),
+        ("nll_test", {"elbo": {"bits_per_dim": 3.1}}, "elbo.error_draws"),
+        ("frechet_x", {"values": [[]]}, "values.0"),
+        ("curve_test", {"images": HOSTILE}, "images"),
+    ],
+)
+def test_a_result_with_a_wrong_value_is_named(folder, name, change, reason):
+    path = folder / "evaluation" / f"{name}.json"
+    write(path, json.loads(path.read_text()) | change)
+    with pytest.raises(UserError, match=rf"{name}.json is damaged \({reason}: .*\)\. Delete it, and make it again"):
+        page_of(folder)
+
+
+def test_results_of_other_versions(folder):
+    path = folder / "evaluation" / "nll_test.json"
+    content = json.loads(path.read_text())
+
+    def numbers():
+        return page_of(folder).split('<h2 id="files">')[0]
+
+    before = numbers()
+    # A key that this version does not know; a record that is no result.
+    write(path, content | {"later": 1})
+    write(folder / "evaluation" / "other.json", {"kind": "other"})
+    assert numbers() == before
+    write(path, content | {"version": 2})
+    with pytest.raises(UserError, match=r"nll_test.json: version 2, this fdtrain reads 1"):
+        page_of(folder)
+
+
+@pytest.mark.parametrize("file", sorted(VERSION_1.glob("*.json")), ids=lambda file: file.stem)
+def test_a_result_is_written_as_the_first_version_wrote_it(file, tmp_path):
+    numbers = result.read(file)
+    result.write(numbers, tmp_path / "again.json", "--json")
+    assert json.loads((tmp_path / "again.json").read_text()) == json.loads(file.read_text())
+    assert result.read(tmp_path / "again.json") == numbers
+
+
+def test_damaged_configuration_is_named(folder):
+    (folder / "config.yaml").write_text("a: [")
+    with pytest.raises(UserError, match=r"config.yaml is not YAML"):
+        page_of(folder)
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+@pytest.mark.parametrize("width", [500, 1200])
+def test_page_in_a_browser(folder, tmp_path, width):
+    """Rendered, it is no wider than the window, its pictures are shown, and it and its plots follow the scheme."""
+    page = page_of(folder)
+    # The page itself admits no script; this one measures it.
+    page = re.sub(r"<meta http-equiv[^>]*>", "", page)
+    measure = """<script>window.onload = () => { document.title = JSON.stringify({
+        wide: document.documentElement.scrollWidth, window: innerWidth,
+        pictures: [...document.images].map(i => i.naturalWidth),
+        line: getComputedStyle(document.querySelector("svg path[style*='--plot-0']")).stroke,
+        text: getComputedStyle(document.querySelector("svg text")).fill,
+        back: getComputedStyle(document.body).backgroundColor }) }</script>"""
+    file = tmp_path / "page.html"
+    file.write_text(page + measure)
+    dark = {"back": "rgb(20, 24, 29)", "line": "rgb(116, 174, 240)", "text": "rgb(228, 232, 236)"}
+    light = {"back": "rgb(255, 255, 255)", "line": "rgb(37, 99, 168)", "text": "rgb(28, 33, 39)"}
+    for scheme, colours in (("0", dark), ("1", light)):
+        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
+        flags += ["--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / scheme}"]
+        flags += [f"--window-size={width},900", f"--blink-settings=preferredColorScheme={scheme}", "--dump-dom"]
+        done = subprocess.run([CHROMIUM, *flags, file.as_uri()], capture_output=True, text=True, timeout=120)
+        found = json.loads(re.search(r"<title>(.*?)</title>", done.stdout).group(1))
+        assert found["wide"] <= found["window"] == width
+        assert found["pictures"] == [400, 300]
+        assert {key: found[key] for key in colours} == colours

@@ -1,0 +1,73 @@
+import pytest
+import torch
+from models import DIGITS
+from torch import nn
+
+from fdtrain.diffusion.solvers import GRID, time_grid
+from fdtrain.errors import UserError
+from fdtrain.evaluation import samples
+from fdtrain.networks.model import Model
+
+
+class PointNetwork(nn.Module):
+    """F* of data that is one image, at t > 0: v / t with x0 known. Samples must be that image."""
+
+    def __init__(self, image):
+        super().__init__()
+        self.image = nn.Parameter(image)
+
+    def forward(self, x, t, label=None):
+        t = t.view(-1, 1, 1, 1)
+        return (torch.sqrt(1 - t * t) * x - self.image) / (t * t)
+
+
+def test_samples_of_a_point_are_the_point():
+    levels = torch.arange(64).view(1, 8, 8) % 17
+    model = Model(DIGITS)
+    model.network = PointNetwork(((levels + 0.5) * 2 / 17 - 1).double())
+    times = time_grid(GRID, 400, 1000)
+    for solver in ("sde1", "sde2", "ode1", "ode2"):
+        out = samples.draw(model.double(), range(3), None, times, solver)
+        assert torch.equal(out.levels[0].long(), levels)
+        assert out.path.shape == (3, samples.PATH_IMAGES, 1, 8, 8)
+        assert torch.equal(out.path[:, -1], out.levels)
+
+
+def test_an_image_depends_on_its_number_alone():
+    torch.manual_seed(0)
+    model = Model(DIGITS)
+    torch.nn.init.normal_(model.network.output[-1].weight, std=0.1)
+    times = time_grid(GRID, 5)
+    together = samples.draw(model, range(6), None, times, batch=6).levels.int()
+    alone = samples.draw(model, [4], None, times).levels.int()
+    assert (together[4] - alone[0]).abs().max() <= 1
+    assert (together[4] - together[3]).abs().max() > 1
+    solved = [samples.solve(model, images, None, times, "heun_edm", seed=1) for images in (range(4), [2])]
+    torch.testing.assert_close(solved[1][0], solved[0][2])
+
+
+def test_a_model_that_diverged_is_reported():
+    model = Model(DIGITS)
+    nn.init.constant_(model.network.output[-1].bias, float("nan"))
+    with pytest.raises(UserError, match="not finite"):
+        samples.draw(model, [0], None, time_grid(GRID, 2))
+
+
+def test_grid_and_pixels():
+    pixels = samples.to_pixels(torch.tensor([[[[0, 16], [8, 4]]]], dtype=torch.uint8), 17)
+    assert pixels.flatten().tolist() == [0, 255, 128, 64]
+    sheet = samples.grid(pixels.repeat(3, 1, 1, 1), columns=2, zoom=3)
+    assert sheet.shape == (1, 18, 18)
+    assert sheet[0, 2, 2] == 0
+    assert sheet[0, 2, 7] == 255
+    assert sheet[0, 0, 0] == 128
+
+
+@pytest.mark.parametrize(
+    ("size", "columns", "zoom"),
+    [(8, 10, 6), (8, 1, 37), (28, 8, 2), (32, 8, 2), (32, 4, 3), (32, 10, 1), (64, 8, 1), (64, 2, 3), (256, 1, 1)],
+)
+def test_small_images_are_magnified_by_whole_factors(size, columns, zoom):
+    assert samples.zoom_for(size, columns) == zoom
+    # A sheet of about 300 pixels or more.
+    assert samples.grid(torch.zeros(columns, 1, size, size, dtype=torch.uint8), columns, zoom).shape[2] >= 256
