@@ -212,8 +212,8 @@ class DiffusionConfig(Section):
         default=None, description="rescaling of x_t that the network is given; null: the predictor's own"
     )
     network_time: (
-        Literal["t", "log_sigma", ClockName, "score_sde_vp", "score_sde_sub_vp", "score_sde_ve", "edm"] | None
-    ) = Field(default=None, description="clock whose time the network is given; null: the predictor's own, mostly t")
+        Literal["t", "asinh", "log_sigma", ClockName, "score_sde_vp", "score_sde_sub_vp", "score_sde_ve", "edm"] | None
+    ) = Field(default="asinh", description="time that the network is given; null: the predictor's own, mostly t")
     network_skip: bool = Field(
         default=False, description="add the image that the network is given to its output, as VDM's network does"
     )

@@ -82,6 +82,9 @@ INPUTS: dict[str, Coefficient | None] = {
 
 TIMES: dict[str, Coefficient | None] = {
     "t": None,
+    # A finite log-SNR, for embeddings of 1000 times what they are given: eight periods of the fastest sine. A network
+    # of t itself has 160, and is as rough in t as they are (ours, measured: docs/networks.md).
+    "asinh": lambda t: 0.05 * torch.asinh(512 * t) / math.asinh(512),
     # EDM's ln(sigma) / 4, with sigma = t / alpha.
     "log_sigma": lambda t: 0.25 * torch.log(t / alpha(t)),
     **{name: clock.cdf for name, clock in CLOCKS.items() if name != "ve"},
