@@ -29,6 +29,9 @@ from fdtrain.resilience.signals import SIGNALS
 from fdtrain.resilience.verdict import Limits, Loss, Observation, Sign, State, Verdict, judge, observe
 
 AGAIN = "Launch again with --resume auto."
+PLACE = "fdtrain"
+"""In the store, which serves one attempt (:func:`fdtrain.distributed.check_launcher`). Not by torchrun's count of
+restarts: on a host that learns of another's failure before it sees its own ranks end, that stays behind."""
 NOTHING = "-"
 """In the store, where nothing has been written yet."""
 
@@ -89,9 +92,9 @@ class Heartbeat:
             RuntimeError: not all have, within the limit.
         """
         if distributed.world_size() > 1:
-            if store.add(f"{self._place}/come", 1) == distributed.world_size():
-                store.set(f"{self._place}/all", "")
-            store.wait([f"{self._place}/all"], timedelta(seconds=self.limits.joining))
+            if store.add(f"{PLACE}/come", 1) == distributed.world_size():
+                store.set(f"{PLACE}/all", "")
+            store.wait([f"{PLACE}/all"], timedelta(seconds=self.limits.joining))
             store.set_timeout(timedelta(seconds=self.limits.collective))
 
     def __enter__(self) -> "Heartbeat":
@@ -110,12 +113,10 @@ class Heartbeat:
 
     def _begin(self) -> None:
         self._store = distributed.open_store(self.limits.heartbeat, serve=False)
-        # A store may outlive an attempt: that of torchrun's agent does.
-        place = self._place = f"fdtrain/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
-        self._key, self._verdict_key = f"{place}/{distributed.rank()}", f"{place}/verdict"
+        self._key, self._verdict_key = f"{PLACE}/{distributed.rank()}", f"{PLACE}/verdict"
         others = range(1, distributed.world_size()) if distributed.rank() == 0 else [0]
         self._observed: dict[int, Observation | None] = dict.fromkeys(others)
-        self._keys = [*(f"{place}/{rank}" for rank in others), self._verdict_key]
+        self._keys = [*(f"{PLACE}/{rank}" for rank in others), self._verdict_key]
         for key in self._keys:
             # Reading a key that is not there would wait for it.
             self._store.compare_set(key, "", NOTHING)

@@ -20,6 +20,8 @@ from fdtrain.errors import UserError, exit_code
 from fdtrain.resilience.heartbeat import joined
 
 what, who, when = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+# As where only some hosts of a torchrun have seen their ranks fail.
+os.environ["TORCHELASTIC_RESTART_COUNT"] = os.environ["RANK"]
 join = dist.init_process_group
 
 def fall(moment):
