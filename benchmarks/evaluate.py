@@ -29,7 +29,7 @@ from fdtrain.evaluation.feature_networks import open_features
 from fdtrain.evaluation.frechet import frechet_distance
 from fdtrain.evaluation.load import load_model
 from fdtrain.evaluation.measure import measure
-from fdtrain.evaluation.sampler import Drawing
+from fdtrain.evaluation.sampler import Sampler
 from fdtrain.evaluation.samples import to_pixels
 from fdtrain.networks.model import Model
 from fdtrain.randomness import Purpose, normal
@@ -53,15 +53,15 @@ def distance(arguments: argparse.Namespace) -> None:
     network = open_features(arguments.features, CPU)
     split = image_sets.of_split(Split(arguments.data, "train"))
     reference = measure(network, split, split.count, 256, CPU).moments
-    drawing, count = Drawing("sde2", arguments.grid, arguments.steps), arguments.images
+    sampler, count = Sampler("sde2", arguments.grid, arguments.steps), arguments.images
     found: dict[str, list[float]] = {}
     for seed in arguments.seeds:
-        ours = image_sets.of_model(model, drawing, seed, count)
+        ours = image_sets.of_model(model, sampler, seed, count)
         theirs = image_sets.PixelSet(
             "truncated", count, model.spec.shape, lambda i, s=seed: truncated(model, i, s, arguments.truncated), {}
         )
         for name, images in (
-            (f"sde2, {arguments.grid} grid, {drawing.nfe} evaluations", ours),
+            (f"sde2, {arguments.grid} grid, {sampler.nfe} evaluations", ours),
             (f"Euler-Maruyama cut at 1e-3, {arguments.truncated} evaluations", theirs),
         ):
             value = frechet_distance(measure(network, images, count, 256, CPU).moments, reference)
@@ -118,10 +118,10 @@ def processes(arguments: argparse.Namespace) -> None:
 
 
 def worker(arguments: argparse.Namespace) -> None:
-    with process.joined(None) as place:
+    with process.process_group(None) as place:
         model = load_model(arguments.run)
         network = open_features(arguments.features, place)
-        drawn = image_sets.of_model(model.to(place), Drawing(steps=20), 0, arguments.images)
+        drawn = image_sets.of_model(model.to(place), Sampler(steps=20), 0, arguments.images)
         measure(network, drawn, 64 * distributed.world_size(), 64, place)
         process.wait_for_all(place)
         begin = time.perf_counter()

@@ -28,10 +28,10 @@ import torch
 from fdtrain.data.split import Split
 from fdtrain.diffusion.objective import quantise
 from fdtrain.diffusion.solvers import GRID, SOLVERS, euler_maruyama, sample, time_grid
-from fdtrain.evaluation import feature_networks, image_sets, result
-from fdtrain.evaluation.frechet import Moments, frechet_distance
+from fdtrain.evaluation import feature_networks, image_sets
+from fdtrain.evaluation.frechet import FeatureMoments, frechet_distance
 from fdtrain.evaluation.grids import OPTIMISED, load_optimised
-from fdtrain.evaluation.load import load_model
+from fdtrain.evaluation.load import ModelOrigin, load_model, open_model
 from fdtrain.evaluation.measure import measure
 from fdtrain.evaluation.samples import solve, to_pixels
 from fdtrain.networks.model import Model
@@ -77,8 +77,8 @@ class Mixture:
         which = torch.randint(len(self.x), (count,), generator=generator)
         return self.x[which] + math.sqrt(self.variance) * torch.randn(count, self.x.shape[1], generator=generator)
 
-    def moments(self) -> Moments:
-        found = Moments(self.x.shape[1])
+    def moments(self) -> FeatureMoments:
+        found = FeatureMoments(self.x.shape[1])
         found.add(self.x)
         found.outer += len(self.x) * self.variance * torch.eye(self.x.shape[1])
         return found
@@ -91,7 +91,7 @@ def mixture(arguments: argparse.Namespace) -> None:
     dims, target = data.x.shape[1], data.moments()
 
     def distance(x: torch.Tensor) -> float:
-        found = Moments(dims)
+        found = FeatureMoments(dims)
         found.add(x)
         return frechet_distance(found, target)
 
@@ -138,13 +138,13 @@ def truncated(model: Model, nfe: int, count: int, seed: int) -> torch.Tensor:
 
 def over_models(arguments: argparse.Namespace, value) -> None:
     """Print ``value(model, seed, solver, times, nfe)`` of every solver, one line each."""
-    models = [result.open_model(path) for path in arguments.models]
+    models = [open_model(path) for path in arguments.models]
 
-    def times(model: Model, subject: result.Subject, solver: str, grid: str, nfe: int) -> Sequence[float]:
+    def times(model: Model, origin: ModelOrigin, solver: str, grid: str, nfe: int) -> Sequence[float]:
         if solver not in SOLVERS:
             return ()
         if grid == OPTIMISED:
-            return load_optimised(subject.home, subject.sha256, solver, steps(solver, nfe))
+            return load_optimised(origin.home, origin.sha256, solver, steps(solver, nfe))
         spec = model.spec
         return time_grid(grid, steps(solver, nfe), spec.levels, spec.dims, spec.bound.interval)
 
@@ -154,8 +154,8 @@ def over_models(arguments: argparse.Namespace, value) -> None:
             print(f"{solver + ', ' + grid:24}", end="", flush=True)
             for nfe in arguments.nfe:
                 values = [
-                    value(model, seed, solver, times(model, subject, solver, grid, nfe), nfe)
-                    for model, subject in models
+                    value(model, seed, solver, times(model, origin, solver, grid, nfe), nfe)
+                    for model, origin in models
                     for seed in arguments.seeds
                 ]
                 spread = statistics.stdev(values) if len(values) > 1 else 0.0

@@ -24,9 +24,9 @@ from fdtrain.diffusion.objective import quantise
 from fdtrain.diffusion.solvers import DEFAULT
 from fdtrain.errors import UserError, excerpt
 from fdtrain.evaluation import nll, samples
+from fdtrain.evaluation.load import ModelOrigin, open_model
 from fdtrain.evaluation.process import open_device
-from fdtrain.evaluation.result import Subject, open_model
-from fdtrain.evaluation.sampler import Drawing
+from fdtrain.evaluation.sampler import Sampler
 from fdtrain.networks.model import Model, ModelSpec
 from fdtrain.randomness import check_seed
 
@@ -46,8 +46,8 @@ def load(path: str | Path, device: str | torch.device | None = None, ema_length:
         UserError: there is no model in the folder, its files are damaged, it has no average of that length, or the
             device is not available.
     """
-    model, subject = open_model(path, ema_length)
-    return TrainedModel(model, subject).to(device or "cpu")
+    model, origin = open_model(path, ema_length)
+    return TrainedModel(model, origin).to(device or "cpu")
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,8 @@ class TrainedModel:
     set, shape, levels and names of the classes.
     """
 
-    def __init__(self, module: Model, subject: Subject):
-        self.module, self.subject = module, subject
+    def __init__(self, module: Model, origin: ModelOrigin):
+        self.module, self.origin = module, origin
 
     def __repr__(self) -> str:
         spec, labels = self.spec, f", {len(self.spec.classes)} classes" if self.spec.classes else ""
@@ -128,12 +128,12 @@ class TrainedModel:
             UserError: the model cannot be sampled so, or its output is not finite.
         """
         _check(seed, count=count, batch=batch)
-        home = self.subject.home, self.subject.sha256
-        drawing = Drawing.checked(self.spec, *home, solver=solver, grid=grid, steps=steps, guidance=guidance)
-        labels = drawing.labels(range(count), self.spec)
+        home = self.origin.home, self.origin.sha256
+        sampler = Sampler.checked(self.spec, *home, solver=solver, grid=grid, steps=steps, guidance=guidance)
+        labels = sampler.labels(range(count), self.spec)
         if label is not None:
             labels = self._labels(label, count).tolist()
-        times, parts = drawing.times(self.spec), []
+        times, parts = sampler.times(self.spec), []
         for first in range(0, count, batch):
             part = slice(first, first + batch)
             own = labels and labels[part]

@@ -16,7 +16,7 @@ from fdtrain.data.split import Split
 from fdtrain.diffusion.clocks import time_density
 from fdtrain.diffusion.objective import dequantise, normal_nll
 from fdtrain.evaluation import grids, nll
-from fdtrain.evaluation.sampler import Drawing
+from fdtrain.evaluation.sampler import Sampler
 from fdtrain.networks.model import Model
 from fdtrain.randomness import Purpose, stream
 
@@ -78,13 +78,13 @@ def test_samples_are_those_of_the_command(folder):
     model = fdtrain.load(folder)
     images = model.sample(5, steps=4, seed=3)
     assert (images.shape, images.dtype) == ((5, 1, 8, 8), torch.uint8)
-    assert torch.equal(images, Drawing(steps=4).draw(model.module, range(5), seed=3))
+    assert torch.equal(images, Sampler(steps=4).draw(model.module, range(5), seed=3))
     assert torch.equal(model.sample(3, steps=4, seed=3), images[:3])
     assert not torch.equal(model.sample(5, steps=4, seed=4), images)
     by_two = model.sample(5, steps=4, seed=3, batch=2)
     assert (by_two.int() - images.int()).abs().max() <= 1  # Batches round differently.
     times = [1.0, 0.5, 0.1, 0.0]
-    expected = Drawing("ode", tuple(times), 3).draw(model.module, range(2), seed=0)
+    expected = Sampler("ode", tuple(times), 3).draw(model.module, range(2), seed=0)
     assert torch.equal(model.sample(2, solver="ode", grid=times), expected)
     assert model.pixels(torch.tensor([0, 16], dtype=torch.uint8)).tolist() == [0, 255]
 
@@ -92,7 +92,7 @@ def test_samples_are_those_of_the_command(folder):
 def test_the_optimised_grid_of_an_export(folder):
     model = fdtrain.load(folder)
     times = (1.0, 0.4, 0.0)
-    grids.save_optimised(folder, model.subject.sha256, "ode", 2, times)
+    grids.save_optimised(folder, model.origin.sha256, "ode", 2, times)
     found = model.sample(2, solver="ode", grid="optimised", steps=2)
     assert torch.equal(found, model.sample(2, solver="ode", grid=times))
 
@@ -102,7 +102,7 @@ def test_samples_by_label(guided):
     assert torch.equal(each, guided.sample(12, steps=2, label=[i % 10 for i in range(12)]))
     seven = guided.sample(3, steps=2, label="digit 7", guidance=2.0)
     assert torch.equal(seven, guided.sample(3, steps=2, label=7, guidance=2.0))
-    assert torch.equal(seven, Drawing(steps=2, label=7, guidance=2.0).draw(guided.module, range(3), seed=0))
+    assert torch.equal(seven, Sampler(steps=2, label=7, guidance=2.0).draw(guided.module, range(3), seed=0))
     assert torch.equal(seven, guided.sample(3, steps=2, label=torch.tensor([7, 7, 7]), guidance=2.0))
 
 

@@ -22,7 +22,7 @@ from fdtrain.data.split import Split
 from fdtrain.errors import LostPeer, UserError
 from fdtrain.evaluation import label_features, process, result
 from fdtrain.evaluation.commands import fid as command
-from fdtrain.evaluation.sampler import Drawing
+from fdtrain.evaluation.sampler import Sampler
 from fdtrain.networks.model import Model
 
 
@@ -115,7 +115,7 @@ def test_two_processes_sample_the_same_pictures(call, model, tmp_path):
 
 def test_an_interrupted_command_goes_on(call, model, tmp_path, monkeypatch):
     common = [model, "--images", 20, "--steps", 3, "--out", tmp_path / "a.npz"]
-    drawn, draw = [], Drawing.draw
+    drawn, draw = [], Sampler.draw
 
     def interrupted(self, model, images, seed):
         if len(drawn) == 2:
@@ -123,11 +123,11 @@ def test_an_interrupted_command_goes_on(call, model, tmp_path, monkeypatch):
         drawn.append(images)
         return draw(self, model, images, seed)
 
-    monkeypatch.setattr(Drawing, "draw", interrupted)
+    monkeypatch.setattr(Sampler, "draw", interrupted)
     assert "The same command goes on" in call("sample", *common, "--batch", 8, rc=2)
     assert not (tmp_path / "a.npz").exists()
     assert "unfinished samples of seed 0, not 1. Repeat that" in call("sample", *common, "--seed", 1, rc=2)
-    monkeypatch.setattr(Drawing, "draw", lambda self, *rest: drawn.append(rest[1]) or draw(self, *rest))
+    monkeypatch.setattr(Sampler, "draw", lambda self, *rest: drawn.append(rest[1]) or draw(self, *rest))
     call("sample", *common, "--batch", 3)
     # Another batch size: what there was stays.
     assert sorted(i for images in drawn for i in images) == list(range(20))
@@ -139,7 +139,7 @@ def test_an_interrupted_command_goes_on(call, model, tmp_path, monkeypatch):
 def test_a_damaged_partial_result_is_sampled_again(call, model, tmp_path, monkeypatch, caplog):
     common = [model, "--images", 9, "--steps", 2, "--batch", 3]
     call("sample", *common, "--out", tmp_path / "whole.npz")
-    drawn, draw = [], Drawing.draw
+    drawn, draw = [], Sampler.draw
 
     def interrupted(self, model, images, seed):
         if len(drawn) == 2:
@@ -147,12 +147,12 @@ def test_a_damaged_partial_result_is_sampled_again(call, model, tmp_path, monkey
         drawn.append(images)
         return draw(self, model, images, seed)
 
-    monkeypatch.setattr(Drawing, "draw", interrupted)
+    monkeypatch.setattr(Sampler, "draw", interrupted)
     call("sample", *common, "--out", tmp_path / "a.npz", rc=2)
     part, _ = sorted((tmp_path / ".a.npz.sampling").glob("*.npy"))
     part.write_bytes(part.read_bytes()[:-1])
     again = []
-    monkeypatch.setattr(Drawing, "draw", lambda self, *rest: again.append(rest[1]) or draw(self, *rest))
+    monkeypatch.setattr(Sampler, "draw", lambda self, *rest: again.append(rest[1]) or draw(self, *rest))
     call("sample", *common, "--out", tmp_path / "a.npz")
     assert again == [range(0, 3), range(6, 9)]
     assert f"{part} is damaged; it is removed and computed again" in caplog.messages
@@ -162,7 +162,7 @@ def test_a_damaged_partial_result_is_sampled_again(call, model, tmp_path, monkey
 def test_what_is_complete_is_not_sampled_again(call, model, tmp_path, monkeypatch):
     common = [model, "--images", 4, "--steps", 2, "--out", tmp_path / "a"]
     call("sample", *common)
-    monkeypatch.setattr(Drawing, "draw", None)
+    monkeypatch.setattr(Sampler, "draw", None)
     # As a kill leaves it while the parts are removed.
     (tmp_path / "a" / ".sampling").mkdir()
     (tmp_path / "a" / ".sampling" / "request.json").touch()
@@ -180,7 +180,7 @@ def test_a_kill_while_finishing_loses_nothing(call, model, tmp_path, monkeypatch
     monkeypatch.setattr(result, "write", lambda *a: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     assert "cannot write" in call("sample", *common, rc=2)
     monkeypatch.undo()
-    monkeypatch.setattr(Drawing, "draw", None)
+    monkeypatch.setattr(Sampler, "draw", None)
     call("sample", *common)
     assert len(Split(tmp_path / "a", "samples")) == 4
 
@@ -398,7 +398,7 @@ def test_a_curve_by_named_features(call, model, features, digits, tmp_path):
 
 def test_a_curve_of_a_model_that_diverges_keeps_what_it_has(call, digits, tmp_path, monkeypatch):
     folder, draws = export(tmp_path / "model"), []
-    solve = Drawing.solve
+    solve = Sampler.solve
 
     def diverging(self, *rest):
         draws.append(self.solver)
@@ -408,12 +408,12 @@ def test_a_curve_of_a_model_that_diverges_keeps_what_it_has(call, digits, tmp_pa
         return x
 
     with monkeypatch.context() as patch:
-        patch.setattr(Drawing, "solve", diverging)
+        patch.setattr(Sampler, "solve", diverging)
         message = curve(call, folder, digits, tmp_path / "a.json", rc=2)
     assert "output is not finite" in message
     assert list((tmp_path / ".partial").iterdir())
     draws.clear()
-    monkeypatch.setattr(Drawing, "solve", lambda self, *rest: draws.append(self.solver) or solve(self, *rest))
+    monkeypatch.setattr(Sampler, "solve", lambda self, *rest: draws.append(self.solver) or solve(self, *rest))
     curve(call, folder, digits, tmp_path / "a.json")
     # The references' 4 evaluations were kept; what is drawn now are the points, each seed in three parts.
     assert draws == ["sde"] * 9 + ["heun_edm"] * 9

@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> None:
             raise UserError(f"--{name} must be at least 1.")
     comparison = load_comparison(arguments.comparison)
     try:
-        with _terminated_as_interrupted(), process.joined(None) as device:
+        with _terminated_as_interrupted(), process.process_group(None) as device:
             jobs = arguments.jobs or max(1, _devices() // arguments.processes)
             if arguments.finished:
                 compared = compare_finished(comparison)

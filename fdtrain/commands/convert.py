@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 from fdtrain.convert import score_sde
-from fdtrain.evaluation.result import Subject, weights_digest
+from fdtrain.evaluation.load import ModelOrigin, weights_digest
 from fdtrain.export.write import UNKNOWN, write
 from fdtrain.networks.model import parameter_count
 
@@ -30,9 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     path, weights = arguments.checkpoint, arguments.weights
     model, step = score_sde.convert(path, weights, arguments.sde, arguments.size, arguments.dataset)
-    subject = Subject(path, weights_digest(model), None, step)
+    origin = ModelOrigin(path, weights_digest(model), None, step)
     source = f"{path.name} of score_sde_pytorch, {weights} weights, {arguments.sde}"
-    write(model, subject, arguments.folder, licence=arguments.licence, source=source)
+    write(model, origin, arguments.folder, licence=arguments.licence, source=source)
     options = model.spec.network_options
     shape = ", ".join(f"{name} {value}" for name, value in options.items())
     print(f"converted to {arguments.folder}: {parameter_count(model):,} parameters, {shape}")

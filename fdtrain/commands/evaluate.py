@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     evaluate = _module(arguments.command).run
     if "device" in arguments:
-        with process.joined(arguments.device) as arguments.device:
+        with process.process_group(arguments.device) as arguments.device:
             drawn = evaluate(arguments)
     else:
         drawn = evaluate(arguments)

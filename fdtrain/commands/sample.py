@@ -22,11 +22,11 @@ from tqdm import tqdm
 
 from fdtrain import distributed, files
 from fdtrain.errors import UserError
-from fdtrain.evaluation import process, result, sampler
-from fdtrain.evaluation.load import add_length
+from fdtrain.evaluation import process
+from fdtrain.evaluation.load import add_length, open_model
 from fdtrain.evaluation.row_store import RowStore
 from fdtrain.evaluation.sample_files import Output
-from fdtrain.evaluation.sampler import Drawing
+from fdtrain.evaluation.sampler import Sampler, add_sampling_arguments
 from fdtrain.networks.model import Model
 from fdtrain.randomness import check_seed
 
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shards", action="store_true", help="the folder becomes a packed data set")
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
-    sampler.add_arguments(parser)
+    add_sampling_arguments(parser)
     parser.add_argument("--device", help="such as cpu or cuda:1; by default the GPU, where there is one")
 
 
@@ -60,16 +60,16 @@ def _run(arguments: argparse.Namespace) -> None:
         raise UserError("--images must be at least 1.")
     check_seed(arguments.seed, "--seed")
     output = _output(arguments)
-    with process.joined(arguments.device) as place:
-        model, subject = result.open_model(arguments.model, arguments.ema_length, shared=True)
+    with process.process_group(arguments.device) as place:
+        model, origin = open_model(arguments.model, arguments.ema_length, shared=True)
         spec = model.spec
-        drawing = Drawing.of(arguments, spec, subject.home, subject.sha256)
+        sampler = Sampler.of(arguments, spec, origin.home, origin.sha256)
         request = {
             "images": arguments.images,
             "seed": arguments.seed,
-            **drawing.describe(),
+            **sampler.describe(),
             "form": output.form,
-            "weights_sha256": subject.sha256,
+            "weights_sha256": origin.sha256,
             # Noise is the same on any CPU, and on any GPU of a kind, but not on both.
             "noise": place.type,
         }
@@ -78,19 +78,19 @@ def _run(arguments: argparse.Namespace) -> None:
         if not complete:
             parts = output.parts(request)
             with _prepared(parts):
-                _sample(arguments, model.to(place), drawing, parts, place)
+                _sample(arguments, model.to(place), sampler, parts, place)
                 if distributed.rank() == 0:
-                    labels = partial(drawing.labels, spec=spec) if spec.classes else None
-                    output.write(parts, spec, labels, subject.identity() | {"dataset": spec.dataset})
+                    labels = partial(sampler.labels, spec=spec) if spec.classes else None
+                    output.write(parts, spec, labels, origin.identity() | {"dataset": spec.dataset})
     if distributed.rank() == 0:
         already = ", complete already" if complete else ""
-        print(f"{output.path}: {arguments.images} images, {drawing.solver}, {drawing.nfe} evaluations each{already}")
+        print(f"{output.path}: {arguments.images} images, {sampler.solver}, {sampler.nfe} evaluations each{already}")
 
 
 def _sample(
     arguments: argparse.Namespace,
     model: Model,
-    drawing: Drawing,
+    sampler: Sampler,
     parts: RowStore,
     place: torch.device,
 ) -> None:
@@ -101,7 +101,7 @@ def _sample(
     shown = first and sys.stderr.isatty()
     with tqdm(total=arguments.images, initial=arguments.images - missing, unit="image", disable=not shown) as bar:
         for chunk in chunks[distributed.rank() :: distributed.world_size()]:
-            parts.save(chunk, drawing.draw(model, chunk, arguments.seed))
+            parts.save(chunk, sampler.draw(model, chunk, arguments.seed))
             bar.update(sum(map(len, parts.finished())) - bar.n if shown else 0)
     process.wait_for_all(place)
 

@@ -13,7 +13,7 @@ import yaml
 from fdtrain import files
 from fdtrain.capacity.layout import run_layout
 from fdtrain.comparison import table
-from fdtrain.comparison.definition import Comparison, Sampler
+from fdtrain.comparison.definition import Comparison, SolverAndGrid
 from fdtrain.comparison.runs import PlannedRun, planned_run
 from fdtrain.comparison.schedule import Schedule
 from fdtrain.config import Config
@@ -119,7 +119,7 @@ def check(comparison: Comparison, processes: int) -> None:
     if min(evaluation.nfe) < 1:
         raise UserError("evaluation.nfe must be at least 1.")
     try:
-        Sampler(solver=evaluation.solver).drawing(1)
+        SolverAndGrid(solver=evaluation.solver).sampler(1)
     except ValueError as error:
         raise UserError(f"evaluation.solver: {error}.") from error
     for name, sampler in comparison.samplers.items():
@@ -129,7 +129,7 @@ def check(comparison: Comparison, processes: int) -> None:
             raise UserError(f"variant '{name}': {error}") from error
         for nfe in evaluation.nfe:
             try:
-                sampler.drawing(nfe).times(spec)
+                sampler.sampler(nfe).times(spec)
             except ValueError as error:
                 raise UserError(f"variant '{name}': sampler at {nfe} evaluations: {error}.") from error
     if evaluation.gradients > evaluation.batches:

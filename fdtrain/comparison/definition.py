@@ -11,19 +11,19 @@ from fdtrain.config import Config, Section, load_config
 from fdtrain.diffusion.solvers import DEFAULT, GRID, SOLVERS
 from fdtrain.errors import UserError, excerpt
 from fdtrain.evaluation.nll import TOLERANCE
-from fdtrain.evaluation.sampler import Drawing
+from fdtrain.evaluation.sampler import Sampler
 from fdtrain.files import NAME
 from fdtrain.randomness import SEEDS
 from fdtrain.strict_yaml import read_mapping, shown
 
 
-class Sampler(Section):
+class SolverAndGrid(Section):
     """A solver and its grid."""
 
     solver: str
     grid: str = GRID
 
-    def drawing(self, nfe: int) -> Drawing:
+    def sampler(self, nfe: int) -> Sampler:
         """With so many evaluations, or one less where a step takes two.
 
         Raises:
@@ -31,7 +31,7 @@ class Sampler(Section):
         """
         if self.solver not in SOLVERS:
             raise ValueError(f"there is no '{self.solver}'; there are {', '.join(SOLVERS)}")
-        return Drawing(self.solver, self.grid, max(1, nfe // SOLVERS[self.solver].evaluations_per_step))
+        return Sampler(self.solver, self.grid, max(1, nfe // SOLVERS[self.solver].evaluations_per_step))
 
 
 class Variant(Section):
@@ -42,7 +42,7 @@ class Variant(Section):
     name: str = Field(pattern=NAME)
     overlays: tuple[Path, ...] = ()
     set: dict[str, Any] = Field(default={})
-    sampler: Sampler | None = None
+    sampler: SolverAndGrid | None = None
 
 
 class Evaluation(Section):
@@ -112,7 +112,7 @@ class Comparison:
         return self.definition.folder
 
     @property
-    def samplers(self) -> dict[str, Sampler]:
+    def samplers(self) -> dict[str, SolverAndGrid]:
         """Of the variants that have one of their own."""
         return {v.name: v.sampler for v in self.definition.variants if v.sampler is not None}
 

@@ -14,7 +14,7 @@ import torch
 
 from fdtrain import files
 from fdtrain.comparison import noise
-from fdtrain.comparison.definition import Sampler
+from fdtrain.comparison.definition import SolverAndGrid
 from fdtrain.comparison.runs import OF_LIKELIHOODS, SETTINGS, record, recorded, result_files, step_of
 from fdtrain.config import Config, load_config
 from fdtrain.data.split import Split
@@ -24,6 +24,7 @@ from fdtrain.evaluation import image_sets, process, result
 from fdtrain.evaluation.commands import nll
 from fdtrain.evaluation.feature_networks import open_features
 from fdtrain.evaluation.frechet import frechet_distance
+from fdtrain.evaluation.load import FOLDER, open_model
 from fdtrain.evaluation.measure import measure
 from fdtrain.evaluation.result import TrainingNoise
 from fdtrain.networks.model import Model
@@ -45,7 +46,7 @@ def evaluate(run: Path, settings: dict[str, Any], device: torch.device) -> None:
     noise_file = files_of_results["noise"]
     keep_noise = step_of(noise_file) == steps and recorded(run, settings, OF_LIKELIHOODS)
     # From here on the results may be of both settings, until all are there.
-    (run / result.FOLDER / SETTINGS).unlink(missing_ok=True)
+    (run / FOLDER / SETTINGS).unlink(missing_ok=True)
     images, ode_images = settings["images"], settings["ode_images"]
     common = [str(run), "--data", data, "--split", config.data.test_split]
     whole = ["--draws", str(settings["draws"])]
@@ -62,7 +63,7 @@ def evaluate(run: Path, settings: dict[str, Any], device: torch.device) -> None:
     for path in files_of_results.values():
         if (step := step_of(path)) != steps:
             raise UserError(f"{path} is of step {step}, not {steps}: no later checkpoint is sound.")
-    files.write_text(run / result.FOLDER / SETTINGS, json.dumps(record(run, settings), indent=1) + "\n")
+    files.write_text(run / FOLDER / SETTINGS, json.dumps(record(run, settings), indent=1) + "\n")
 
 
 def _nll(device: torch.device, *words: str) -> None:
@@ -78,14 +79,14 @@ def training_noise(
 ) -> TrainingNoise:
     """Distances of samples and the noise of training batches, by the averaged weights."""
     begin = time.perf_counter()
-    model, subject = result.open_model(run)
+    model, origin = open_model(run)
     model.to(device)
     split = Split(data, config.data.train_split)
     weighting = WEIGHTINGS[config.diffusion.weighting]
     batches = noise.Batches.of(model, split, BatchNoise.of(config, model.spec, device), weighting)
     content = {
         "kind": "noise",
-        **subject.identity(),
+        **origin.identity(),
         **result.split_identity(split),
         "images": settings["samples"],
         "device": device.type,
@@ -103,27 +104,27 @@ def _distances(model: Model, split: Split, settings: dict[str, Any], device: tor
     network, count = open_features(settings["features"], device), settings["samples"]
     target = measure(network, image_sets.of_split(split), len(split), BATCH, device).moments
 
-    def points(sampler: Sampler) -> dict[str, Any]:
-        drawings = {nfe: sampler.drawing(nfe) for nfe in settings["nfe"]}
+    def points(named: SolverAndGrid) -> dict[str, Any]:
+        samplers = {nfe: named.sampler(nfe) for nfe in settings["nfe"]}
         points = []
-        for nfe, drawing in drawings.items():
-            moments = measure(network, image_sets.of_model(model, drawing, 0, count), count, BATCH, device).moments
+        for nfe, sampler in samplers.items():
+            moments = measure(network, image_sets.of_model(model, sampler, 0, count), count, BATCH, device).moments
             points.append({"nfe": nfe, "distance": frechet_distance(moments, target)})
-        grid = next(iter(drawings.values())).describe()["grid"]
-        return {"solver": sampler.solver, "grid": grid, "points": points}
+        grid = next(iter(samplers.values())).describe()["grid"]
+        return {"solver": named.solver, "grid": grid, "points": points}
 
     own = settings.get("sampler")
     return {
         "distance": network.title,
         "features": network.describe(),
-        **points(Sampler(solver=settings["solver"])),
-        "own_sampler": points(Sampler.model_validate(own)) if own else None,
+        **points(SolverAndGrid(solver=settings["solver"])),
+        "own_sampler": points(SolverAndGrid.model_validate(own)) if own else None,
     }
 
 
 def main() -> None:
     run, settings = Path(sys.argv[1]), json.loads(sys.argv[2])
-    with process.joined(None) as device:
+    with process.process_group(None) as device:
         evaluate(run, settings, device)
 
 

@@ -17,6 +17,7 @@ from fdtrain.comparison.definition import Comparison, run_name
 from fdtrain.config import Config, dump_config
 from fdtrain.errors import UserError
 from fdtrain.evaluation import result, run_folder
+from fdtrain.evaluation.load import FOLDER, stem
 
 SETTINGS = "comparison.json"
 """Of a run's results: what it was evaluated with, written when all of it is there."""
@@ -107,7 +108,7 @@ def record(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
 def recorded(folder: Path, settings: dict[str, Any], without: frozenset[str] = frozenset()) -> bool:
     """Whether the last evaluation was of the newest checkpoint, and with these settings apart from some keys."""
     try:
-        stored, current = json.loads((folder / result.FOLDER / SETTINGS).read_text()), record(folder, settings)
+        stored, current = json.loads((folder / FOLDER / SETTINGS).read_text()), record(folder, settings)
         for found in (stored, current):
             found["settings"] = {key: value for key, value in found["settings"].items() if key not in without}
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
@@ -126,12 +127,12 @@ def step_of(path: Path) -> int | None:
 
 def result_files(folder: Path, config: Config, settings: dict[str, Any]) -> dict[str, Path]:
     """The results of a run, by what is in them: ``bound``, ``ode`` (of as many images as asked for) and ``noise``."""
-    results, split, ode_images = folder / result.FOLDER, config.data.test_split, settings["ode_images"]
+    results, split, ode_images = folder / FOLDER, config.data.test_split, settings["ode_images"]
     assert split is not None
-    found = {"bound": results / f"{result.stem('nll', split)}.json", "noise": results / "noise.json"}
+    found = {"bound": results / f"{stem('nll', split)}.json", "noise": results / "noise.json"}
     if ode_images:
         whole = ode_images >= settings["images"]
-        found["ode"] = found["bound"] if whole else results / f"{result.stem('nll', split, ode_images)}.json"
+        found["ode"] = found["bound"] if whole else results / f"{stem('nll', split, ode_images)}.json"
     return found
 
 

@@ -27,7 +27,7 @@ class Gaussian:
     covariance: Tensor
 
 
-class Moments:
+class FeatureMoments:
     """Mean and covariance of features ``(n, dims)``, from their sum and the sum of their outer products.
 
     Features are of about unit size, so float64 sums lose nothing that a distance would show.
@@ -44,7 +44,7 @@ class Moments:
         self.total += features.sum(0)
         self.outer.addmm_(features.T, features)
 
-    def merge(self, other: "Moments") -> None:
+    def merge(self, other: "FeatureMoments") -> None:
         for own, added in zip(self.sums, other.sums):
             own += added
 
@@ -95,7 +95,7 @@ class ClassScores:
             reduce(part)
 
 
-def frechet_distance(a: Moments | Gaussian, b: Moments | Gaussian) -> float:
+def frechet_distance(a: FeatureMoments | Gaussian, b: FeatureMoments | Gaussian) -> float:
     """``|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2))``, between Gaussians of these moments.
 
     The last trace is the sum of the singular values of ``A^T B`` for any ``A A^T = C_a``, ``B B^T = C_b``. Unlike the

@@ -15,7 +15,7 @@ from fdtrain.data.dataset import FILE, read_description
 from fdtrain.data.sources.picture import decode, fit_like
 from fdtrain.data.split import Split
 from fdtrain.errors import UserError
-from fdtrain.evaluation.sampler import Drawing
+from fdtrain.evaluation.sampler import Sampler
 from fdtrain.evaluation.samples import to_pixels
 from fdtrain.networks.model import Model
 
@@ -61,11 +61,11 @@ def spread(images: PixelSet, most: int) -> PixelSet:
     return PixelSet(images.name, count, images.shape, batch, images.metadata)
 
 
-def of_model(model: Model, drawing: Drawing, seed: int, count: int) -> PixelSet:
+def of_model(model: Model, sampler: Sampler, seed: int, count: int) -> PixelSet:
     """Samples, drawn as they are asked for."""
 
     def batch(images: range) -> Tensor:
-        return to_pixels(drawing.draw(model, images, seed), model.spec.levels)
+        return to_pixels(sampler.draw(model, images, seed), model.spec.levels)
 
     return PixelSet(f"set {seed}", count, model.spec.shape, batch, {})
 

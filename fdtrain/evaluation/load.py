@@ -1,10 +1,15 @@
 """Find and load a trained model: from an export, a checkpoint or a run folder. Needs no DeepSpeed, runs no code."""
 
 import argparse
+import hashlib
 import json
 import logging
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+from fdtrain import distributed, files
 from fdtrain.checkpoint import soundness, store
 from fdtrain.checkpoint.fragments import AVERAGE
 from fdtrain.errors import UserError
@@ -15,6 +20,8 @@ SPEC_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 """Of an export."""
 EXPORT_FILE = "export.json"
 """Of an export: its form, and size and SHA-256 of its files. Earlier versions wrote none."""
+FOLDER = "evaluation"
+"""The folder of a run's results, and of the partial results of unfinished ones."""
 
 logger = logging.getLogger(__name__)
 
@@ -126,3 +133,73 @@ def open_averages(spec_file: Path, weights: Path) -> TrackedAverages:
     if weights.is_file():
         raise UserError(f"{weights.parent} is an export and has a single average. Take the run that it came from.")
     return TrackedAverages(weights, ModelSpec.load(spec_file))
+
+
+@dataclass(frozen=True)
+class ModelOrigin:
+    """The model that is evaluated: its folder, its weights' checksum, its run's folder and step where there are, and
+    the relative length of its average, if one was chosen."""
+
+    folder: Path
+    sha256: str
+    run: Path | None
+    step: int | None
+    ema_length: float | None = None
+
+    @property
+    def results(self) -> Path | None:
+        """Folder of the results, of a run."""
+        return self.run / FOLDER if self.run else None
+
+    @property
+    def home(self) -> Path:
+        """Folder of what is saved with the model: the run's, where there is one."""
+        return self.run or self.folder
+
+    def result_file(self, kind: str, of: str, first: int | None = None) -> Path | None:
+        """The result of that kind, of a run. Those of a chosen average do not replace those of the run's own.
+
+        Args:
+            of: the split or the features, named by a file from elsewhere.
+            first: the number of images, if it is not of all.
+        """
+        chosen = "" if self.ema_length is None else f"_ema{self.ema_length:g}"
+        return self.results / f"{stem(kind, of, first)}{chosen}.json" if self.results else None
+
+    def identity(self) -> dict[str, Any]:
+        """The keys that every result has of its model."""
+        chosen = {} if self.ema_length is None else {"ema_length": self.ema_length}
+        return {"model": str(self.folder), "weights_sha256": self.sha256, "step": self.step, **chosen}
+
+
+def stem(kind: str, of: str, first: int | None = None) -> str:
+    """What the file of a result is called, as :meth:`ModelOrigin.result_file` is asked for it."""
+    return f"{kind}_{files.as_name(of)}" + ("" if first is None else f"_first{first}")
+
+
+def open_model(path: str | Path, ema_length: float | None = None, shared: bool = False) -> tuple[Model, ModelOrigin]:
+    """What ``path``, a run, a checkpoint or an export, stands for now: a run's newest checkpoint may change later.
+
+    Args:
+        ema_length: of the average, as for :func:`load_model`.
+        shared: every process of the launch calls this, and opens what the first one finds.
+
+    Raises:
+        UserError: there is no model, its files are broken, or there is no average of that length.
+    """
+    files_of_model = distributed.found_by_first(partial(find_model, path)) if shared else find_model(path)
+    model = read_model(*files_of_model, ema_length)
+    folder = files_of_model[0].parent
+    number = folder.name.removeprefix("step_")
+    is_run = (Path(path) / "checkpoints").is_dir()
+    step = int(number) if number.isdigit() else None
+    return model, ModelOrigin(folder, weights_digest(model), Path(path) if is_run else None, step, ema_length)
+
+
+def weights_digest(model: Model) -> str:
+    """SHA-256 of names, shapes and float32 values: the same in a checkpoint of any number of ranks and an export."""
+    digest = hashlib.sha256()
+    for name, weight in model.state_dict().items():
+        digest.update(f"{name} {list(weight.shape)}\n".encode())
+        digest.update(weight.contiguous().numpy())
+    return digest.hexdigest()

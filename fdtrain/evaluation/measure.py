@@ -13,7 +13,7 @@ from torch import Tensor
 from fdtrain import distributed
 from fdtrain.errors import UserError
 from fdtrain.evaluation.feature_networks import FeatureNetwork
-from fdtrain.evaluation.frechet import ClassScores, Moments
+from fdtrain.evaluation.frechet import ClassScores, FeatureMoments
 from fdtrain.evaluation.image_sets import PixelSet
 
 FIRST_FEATURES = 10_000
@@ -24,7 +24,7 @@ FIRST_FEATURES = 10_000
 class Measured:
     """Of a whole set, on every rank: moments, the first features ``(k, dims)`` float32, class scores if asked for."""
 
-    moments: Moments
+    moments: FeatureMoments
     first_features: Tensor
     scores: ClassScores | None
 
@@ -55,7 +55,7 @@ def measure(
     """
     if images.count < count:
         raise UserError(f"{images.name} holds {images.count} images, {count} are asked for.")
-    moments = Moments(network.identity.dims, device)
+    moments = FeatureMoments(network.identity.dims, device)
     first_features = torch.zeros(min(count, FIRST_FEATURES), network.identity.dims, device=device)
     classify = network.classify if scored else None
     scores = ClassScores(_classes(classify, images, device), count, device) if classify else None

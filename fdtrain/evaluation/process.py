@@ -22,7 +22,7 @@ AGAIN = "The same command goes on where it was."
 
 
 @contextmanager
-def joined(name: str | None) -> Iterator[torch.device]:
+def process_group(name: str | None) -> Iterator[torch.device]:
     """Around the work of a tool: this process's device, once it has joined the others where there are any.
 
     Args:

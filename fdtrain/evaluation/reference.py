@@ -23,17 +23,19 @@ from torch import Tensor
 from fdtrain.data.split import Split
 from fdtrain.errors import UserError, excerpt
 from fdtrain.evaluation.feature_networks import FeatureNetwork
-from fdtrain.evaluation.frechet import Gaussian, Moments
+from fdtrain.evaluation.frechet import FeatureMoments, Gaussian
 from fdtrain.evaluation.measure import FIRST_FEATURES
 from fdtrain.evaluation.result import split_identity, write_file
 
 
 @dataclass(frozen=True)
 class Reference:
-    """Moments of a split, and the features of its first images; ``metadata`` is all that defines them: the content of a
-    ReferenceIdentity or a ReferenceFile."""
+    """Moments of a split's features, and those features of its first images.
 
-    moments: Moments | Gaussian
+    ``metadata`` is all that defines them: the content of a ReferenceIdentity or a ReferenceFile.
+    """
+
+    moments: FeatureMoments | Gaussian
     first_features: Tensor
     metadata: dict[str, Any]
 
@@ -65,7 +67,7 @@ def save(reference: Reference, path: Path) -> None:
                 np.savez(file, mu=mu, sigma=sigma, kept=kept, about=np.array(json.dumps(reference.metadata)))
 
         return write_file(path, write_to, "--reference")
-    assert isinstance(reference.moments, Moments)
+    assert isinstance(reference.moments, FeatureMoments)
     count, total, outer = (part.cpu().contiguous() for part in reference.moments.sums)
     tensors = {"count": count, "total": total, "outer": outer, "kept": reference.first_features.cpu().contiguous()}
     metadata = {"about": json.dumps(reference.metadata)}
@@ -98,13 +100,13 @@ def load(path: Path, wanted: dict[str, Any], device: torch.device) -> Reference:
     return Reference(moments, first_features, metadata)
 
 
-def _load_sums(path: Path, device: torch.device) -> tuple[Any, Moments, Tensor]:
+def _load_sums(path: Path, device: torch.device) -> tuple[Any, FeatureMoments, Tensor]:
     with safe_open(path, framework="pt") as file:
         metadata = json.loads((file.metadata() or {})["about"])
         count, total, outer, first_features = (
             file.get_tensor(name).to(device) for name in ("count", "total", "outer", "kept")
         )
-    moments = Moments(len(total), device)
+    moments = FeatureMoments(len(total), device)
     for own, stored in zip(moments.sums, (count, total, outer)):
         own.copy_(stored)
     return metadata, moments, first_features

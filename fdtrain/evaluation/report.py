@@ -14,18 +14,18 @@ from urllib.parse import quote
 from fdtrain.credentials import masked
 from fdtrain.errors import UserError
 from fdtrain.evaluation import figures, pictures, training_curves
+from fdtrain.evaluation.load import FOLDER
 from fdtrain.evaluation.page import TEMPLATES, Link
 from fdtrain.evaluation.pictures import Picture
 from fdtrain.evaluation.plotting import Plot
 from fdtrain.evaluation.published import known_figures
 from fdtrain.evaluation.result import (
-    FOLDER,
-    Bound,
+    BoundEstimate,
     CurveResult,
     EmaResult,
     FrechetResult,
     NllResult,
-    OdeLikelihood,
+    OdeEstimate,
     Result,
 )
 from fdtrain.evaluation.run_folder import ImageBits, RunFolder, RunImages, image_bits
@@ -98,7 +98,7 @@ def _cards(run: RunFolder) -> list[Card]:
     return cards
 
 
-def best_estimate(run: RunFolder) -> tuple[NllResult, str, Bound | OdeLikelihood] | None:
+def best_estimate(run: RunFolder) -> tuple[NllResult, str, BoundEstimate | OdeEstimate] | None:
     """The first estimate of the evaluation of the most images."""
     for result in sorted(run.of_kind(NllResult).values(), key=lambda result: -result.images):
         for title, value in result.estimates():
@@ -152,16 +152,16 @@ def _likelihoods(run: RunFolder) -> list[list[str]]:
     return rows
 
 
-def _method(result: NllResult, value: Bound | OdeLikelihood) -> str:
-    of = value if isinstance(value, OdeLikelihood) else result
+def _method(result: NllResult, value: BoundEstimate | OdeEstimate) -> str:
+    of = value if isinstance(value, OdeEstimate) else result
     closed = value is result.elbo_closed
     parts = ["closed interval" if closed else short(result.bound), f"dequantisation {short(of.dequantisation)}"]
     parts.append(short(result.dtype))
-    if isinstance(value, Bound):
+    if isinstance(value, BoundEstimate):
         parts.append(f"{counted(value.draws, 'draw')} per image")
     if value.dequantisations > 1:
         parts.append(f"K = {value.dequantisations}")
-    if isinstance(value, OdeLikelihood):
+    if isinstance(value, OdeEstimate):
         parts.append(f"tolerance {value.tolerance}, NFE {value.nfe:.0f}, {short(value.trace)} trace")
     return "; ".join(parts)
 
@@ -208,7 +208,7 @@ def _own_figures(run: RunFolder) -> list[list[str]]:
     rows = []
     for result in run.of_kind(NllResult).values():
         for title, value in result.estimates():
-            of = value if isinstance(value, OdeLikelihood) else result
+            of = value if isinstance(value, OdeEstimate) else result
             bits = with_error(value.bits_per_dim, value.error_images, 4)
             how = f"{title}, {short(of.dequantisation)}; {of_images(result)}"
             rows.append([run.name, bits, (fids or ["-"])[0], how])
@@ -273,7 +273,7 @@ def _histogram(bits: ImageBits | None) -> Plot | None:
         return None
     found, below = bits.estimate, int((bits.values < 0).sum())
     caption = f"{bits.title} of {of_images(bits.result)}"
-    if isinstance(found, Bound):
+    if isinstance(found, BoundEstimate):
         caption += f", {counted(found.draws, 'draw')} of each: the spread, and who is easy or hard, has their noise too"
     if below:
         caption += f". No image has less than zero: the {below:,} that seem to are noise, which --draws reduces"

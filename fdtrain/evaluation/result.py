@@ -7,7 +7,6 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,14 +15,10 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fdtrain import distributed, files
+from fdtrain import files
 from fdtrain.data.split import Split
 from fdtrain.errors import UserError, excerpt
-from fdtrain.evaluation.load import find_model, read_model
-from fdtrain.networks.model import Model
 
-FOLDER = "evaluation"
-"""The folder of a run's results, and of the partial results of unfinished ones."""
 VERSION = 1
 """Of the format. A file that does not name its version is of the first."""
 
@@ -61,7 +56,7 @@ class Result(_Content):
     seconds: float
 
 
-class Likelihood(_Content):
+class LikelihoodEstimate(_Content):
     """A mean over images in bits/dim; its standard errors over draws and over images, where they can be had.
 
     ``evaluations`` of the network per image.
@@ -73,7 +68,7 @@ class Likelihood(_Content):
     evaluations: float
 
 
-class Bound(Likelihood):
+class BoundEstimate(LikelihoodEstimate):
     """The evidence lower bound. ``gain`` is what importance weights won over the plain bound of the same draws."""
 
     draws: int
@@ -82,7 +77,7 @@ class Bound(Likelihood):
     error_gain: float | None = None
 
 
-class OdeLikelihood(Likelihood):
+class OdeEstimate(LikelihoodEstimate):
     """The likelihood by the probability-flow ODE; ``nfe`` is the mean number of evaluations per dequantisation.
 
     ``solver`` says what ``tolerance`` is of: results from before it was recorded are of one in ``phi``.
@@ -129,13 +124,13 @@ class NllResult(SplitIdentity, Result):
     dtype: str
     seed: int
     batch: int
-    elbo: Bound | None = None
-    elbo_closed: Bound | None = None
-    elbo_importance: Bound | None = None
-    ode: OdeLikelihood | None = None
-    ode_importance: OdeLikelihood | None = None
+    elbo: BoundEstimate | None = None
+    elbo_closed: BoundEstimate | None = None
+    elbo_importance: BoundEstimate | None = None
+    ode: OdeEstimate | None = None
+    ode_importance: OdeEstimate | None = None
 
-    def estimates(self) -> list[tuple[str, Bound | OdeLikelihood]]:
+    def estimates(self) -> list[tuple[str, BoundEstimate | OdeEstimate]]:
         """The estimates that there are, with their titles."""
         values = ((title, getattr(self, name)) for name, title in self.TITLES.items())
         return [(title, value) for title, value in values if value is not None]
@@ -422,76 +417,6 @@ RESULTS: dict[str, type[Result]] = {
     "noise": TrainingNoise,
     "comparison": ComparisonResult,
 }
-
-
-@dataclass(frozen=True)
-class Subject:
-    """The model that is evaluated: its folder, its weights' checksum, its run's folder and step where there are, and
-    the relative length of its average, if one was chosen."""
-
-    folder: Path
-    sha256: str
-    run: Path | None
-    step: int | None
-    ema_length: float | None = None
-
-    @property
-    def results(self) -> Path | None:
-        """Folder of the results, of a run."""
-        return self.run / FOLDER if self.run else None
-
-    @property
-    def home(self) -> Path:
-        """Folder of what is saved with the model: the run's, where there is one."""
-        return self.run or self.folder
-
-    def result_file(self, kind: str, of: str, first: int | None = None) -> Path | None:
-        """The result of that kind, of a run. Those of a chosen average do not replace those of the run's own.
-
-        Args:
-            of: the split or the features, named by a file from elsewhere.
-            first: the number of images, if it is not of all.
-        """
-        chosen = "" if self.ema_length is None else f"_ema{self.ema_length:g}"
-        return self.results / f"{stem(kind, of, first)}{chosen}.json" if self.results else None
-
-    def identity(self) -> dict[str, Any]:
-        """The keys that every result has of its model."""
-        chosen = {} if self.ema_length is None else {"ema_length": self.ema_length}
-        return {"model": str(self.folder), "weights_sha256": self.sha256, "step": self.step, **chosen}
-
-
-def stem(kind: str, of: str, first: int | None = None) -> str:
-    """What the file of a result is called, as :meth:`Subject.result_file` is asked for it."""
-    return f"{kind}_{files.as_name(of)}" + ("" if first is None else f"_first{first}")
-
-
-def open_model(path: str | Path, ema_length: float | None = None, shared: bool = False) -> tuple[Model, Subject]:
-    """What ``path``, a run, a checkpoint or an export, stands for now: a run's newest checkpoint may change later.
-
-    Args:
-        ema_length: of the average, as for :func:`fdtrain.evaluation.load.load_model`.
-        shared: every process of the launch calls this, and opens what the first one finds.
-
-    Raises:
-        UserError: there is no model, its files are broken, or there is no average of that length.
-    """
-    files_of_model = distributed.found_by_first(partial(find_model, path)) if shared else find_model(path)
-    model = read_model(*files_of_model, ema_length)
-    folder = files_of_model[0].parent
-    number = folder.name.removeprefix("step_")
-    is_run = (Path(path) / "checkpoints").is_dir()
-    step = int(number) if number.isdigit() else None
-    return model, Subject(folder, weights_digest(model), Path(path) if is_run else None, step, ema_length)
-
-
-def weights_digest(model: Model) -> str:
-    """SHA-256 of names, shapes and float32 values: the same in a checkpoint of any number of ranks and an export."""
-    digest = hashlib.sha256()
-    for name, weight in model.state_dict().items():
-        digest.update(f"{name} {list(weight.shape)}\n".encode())
-        digest.update(weight.contiguous().numpy())
-    return digest.hexdigest()
 
 
 def split_identity(split: Split) -> dict[str, Any]:

@@ -19,7 +19,8 @@ from fdtrain.data.dataset import DatasetDescription, parse_description
 from fdtrain.data.split import Split
 from fdtrain.errors import UserError
 from fdtrain.evaluation import result
-from fdtrain.evaluation.result import Bound, NllResult, OdeLikelihood, Result, split_identity
+from fdtrain.evaluation.load import FOLDER
+from fdtrain.evaluation.result import BoundEstimate, NllResult, OdeEstimate, Result, split_identity
 from fdtrain.evaluation.run_data import open_split
 from fdtrain.networks.model import Model, ModelSpec
 from fdtrain.strict_yaml import parse
@@ -128,7 +129,7 @@ def read(path: Path) -> RunFolder:
         parse(config)
     except UserError as error:
         raise UserError(f"{path / 'config.yaml'} is not YAML ({error}). Restore it.") from error
-    results = {file: result.read(file) for file in sorted((path / result.FOLDER).glob("*.json"))}
+    results = {file: result.read(file) for file in sorted((path / FOLDER).glob("*.json"))}
     return RunFolder(
         path,
         config,
@@ -192,7 +193,7 @@ class ImageBits:
     result: NllResult
     title: str
     values: Tensor
-    estimate: Bound | OdeLikelihood | None
+    estimate: BoundEstimate | OdeEstimate | None
 
 
 class RunImages:

@@ -16,7 +16,7 @@ from fdtrain.evaluation import grids, samples
 from fdtrain.networks.model import Model, ModelSpec
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--solver", choices=SOLVERS, default=DEFAULT, help=f"default: {DEFAULT}")
     parser.add_argument("--grid", help=grids.HELP)
     length = parser.add_mutually_exclusive_group()
@@ -39,7 +39,7 @@ STEPS = 50
 
 
 @dataclass(frozen=True)
-class Drawing:
+class Sampler:
     """Everything about samples but their model, seed and number.
 
     ``grid`` is a name or times. ``label`` None: all classes in turn.
@@ -52,7 +52,7 @@ class Drawing:
     guidance: float = 1.0
 
     @staticmethod
-    def of(arguments: argparse.Namespace, spec: ModelSpec, folder: Path, weights_sha256: str) -> "Drawing":
+    def of(arguments: argparse.Namespace, spec: ModelSpec, folder: Path, weights_sha256: str) -> "Sampler":
         """From the command line, for the model with these weights, beside which its optimised grids lie.
 
         Raises:
@@ -68,7 +68,7 @@ class Drawing:
             if over:
                 raise UserError(f"--nfe {arguments.nfe}: a step of {solver} here takes {per_step} evaluations.")
         home = folder, weights_sha256
-        return Drawing.checked(spec, *home, solver, arguments.grid, steps, arguments.label, guidance, prefix="--")
+        return Sampler.checked(spec, *home, solver, arguments.grid, steps, arguments.label, guidance, prefix="--")
 
     @staticmethod
     def checked(
@@ -81,7 +81,7 @@ class Drawing:
         label: int | None = None,
         guidance: float = 1.0,
         prefix: str = "",
-    ) -> "Drawing":
+    ) -> "Sampler":
         """As :meth:`of`, from values. ``grid`` is a text as of the command line, or times; ``prefix`` stands before the
         names of options in messages.
 
@@ -107,12 +107,12 @@ class Drawing:
             raise UserError(f"{prefix}grid: {len(times)} times are {len(times) - 1} steps, not {steps}.")
         if times == grids.OPTIMISED:
             times = grids.load_optimised(folder, weights_sha256, solver, steps)
-        drawing = Drawing(solver, times, steps, label, guidance)
+        sampler = Sampler(solver, times, steps, label, guidance)
         try:
-            drawing.times(spec)
+            sampler.times(spec)
         except ValueError as error:
             raise UserError(f"{prefix}grid: {error}.") from error
-        return drawing
+        return sampler
 
     def times(self, spec: ModelSpec) -> list[float]:
         """Falling from 1 to 0, or within the model's interval.

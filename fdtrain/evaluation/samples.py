@@ -21,7 +21,7 @@ from fdtrain.networks.model import Model
 from fdtrain.randomness import Purpose, normal
 
 PATH_IMAGES = 8
-"""Moments of the denoising path that :func:`draw` returns, the image itself included."""
+"""FeatureMoments of the denoising path that :func:`draw` returns, the image itself included."""
 ABOUT = "fdtrain"
 """The text of a PNG that says, in JSON, what the picture shows and how it was drawn."""
 SMALL_IMAGE, SHEET_WIDTH = 48, 300

@@ -6,21 +6,22 @@ from typing import Any
 from fdtrain import __version__
 from fdtrain.errors import excerpt
 from fdtrain.evaluation import result
-from fdtrain.evaluation.result import FrechetResult, NllResult, Subject
+from fdtrain.evaluation.load import ModelOrigin
+from fdtrain.evaluation.result import FrechetResult, NllResult
 from fdtrain.evaluation.wording import escaped
 from fdtrain.networks.model import Model, ModelSpec, parameter_count
 
 LIBRARIES = {"safetensors": "fdtrain", "diffusers": "diffusers", "onnx": "onnx", "torch_export": "pytorch"}
 
 
-def text(model: Model, subject: Subject, record: dict[str, Any], loading: str, name: str, licence: str) -> str:
+def text(model: Model, origin: ModelOrigin, record: dict[str, Any], loading: str, name: str, licence: str) -> str:
     """The card; ``record`` is what export.json says, ``loading`` how the form is loaded."""
     spec = model.spec
     size = " x ".join(map(str, spec.shape))
     labels = f", {len(spec.classes)} classes" if spec.classes else ""
     guided = ", trained with dropped labels (guidance)" if spec.null_class else ""
-    step = "" if subject.step is None else f", weights of step {subject.step:,}"
-    step += "" if subject.ema_length is None else f" (average of relative length {subject.ema_length:g})"
+    step = "" if origin.step is None else f", weights of step {origin.step:,}"
+    step += "" if origin.ema_length is None else f" (average of relative length {origin.ema_length:g})"
     lines = [
         "---",
         f"license: {json.dumps(licence)}",
@@ -39,13 +40,13 @@ def text(model: Model, subject: Subject, record: dict[str, Any], loading: str, n
         f"| predictor | `{spec.predictor}`{_network_inputs(spec)} |",
         f"| bound | {spec.bound.describe()}; dequantisation: {spec.bound.dequantisation} |",
         *([f"| source | {_cell(record['source'])} |"] if record["source"] else []),
-        f"| weights, SHA-256 | `{subject.sha256}` |",
+        f"| weights, SHA-256 | `{origin.sha256}` |",
         f"| difference to the model | {record['largest_difference']:.1e} at most (relative; both ends too) |",
         f"| licence | {_cell(licence)} |",
         "",
         "## Figures",
         "",
-        *(_figures(subject) or ["None were recorded for these weights when they were exported."]),
+        *(_figures(origin) or ["None were recorded for these weights when they were exported."]),
         "",
         "## Loading",
         "",
@@ -66,12 +67,12 @@ def _network_inputs(spec: ModelSpec) -> str:
     return given + (", network_skip" if spec.network_skip else "")
 
 
-def _figures(subject: Subject) -> list[str]:
+def _figures(origin: ModelOrigin) -> list[str]:
     """Rows of the results of the run that are of these very weights."""
-    folder, rows = subject.results, []
+    folder, rows = origin.results, []
     for path in sorted(folder.glob("*.json")) if folder else []:
         found = result.read(path)
-        if found is None or found.weights_sha256 != subject.sha256:
+        if found is None or found.weights_sha256 != origin.sha256:
             continue
         if isinstance(found, NllResult):
             on = f"{found.images:,} of {found.images_in_split:,} images of {_cell(found.dataset)}/{_cell(found.split)}"

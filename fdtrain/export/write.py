@@ -10,7 +10,7 @@ from typing import Any
 from fdtrain import __version__
 from fdtrain.errors import EXTRAS, UserError, missing
 from fdtrain.evaluation import grids
-from fdtrain.evaluation.result import Subject, open_model
+from fdtrain.evaluation.load import ModelOrigin, open_model
 from fdtrain.export import agreement, card
 from fdtrain.export.folder import VERSION, new_folder, write_record
 from fdtrain.networks.model import Model
@@ -55,7 +55,7 @@ def export(
 
 def write(
     model: Model,
-    subject: Subject,
+    origin: ModelOrigin,
     destination: str | Path,
     form: str = "safetensors",
     licence: str = UNKNOWN,
@@ -84,21 +84,21 @@ def write(
         record = {
             "version": VERSION,
             "format": form,
-            "weights_sha256": subject.sha256,
-            "step": subject.step,
-            "ema_length": subject.ema_length,
+            "weights_sha256": origin.sha256,
+            "step": origin.step,
+            "ema_length": origin.ema_length,
             "source": source,
             "largest_difference": difference,
             "tolerance": agreement.TOLERANCE,
             "versions": {"fdtrain": __version__, **_versions()},
         }
-        if (subject.home / grids.FILE).is_file():
-            shutil.copyfile(subject.home / grids.FILE, folder / grids.FILE)
+        if (origin.home / grids.FILE).is_file():
+            shutil.copyfile(origin.home / grids.FILE, folder / grids.FILE)
         labels = ", labels (N,) int64" if model.spec.classes else ""
         loading = writer.LOADING.replace("INTERVAL", card.interval(model.spec)).replace("FOLDER", destination.name)
         loading = loading.replace("; LABELS", labels).replace("LABELS", labels)
         name = destination.resolve().name
-        (folder / "README.md").write_text(card.text(model, subject, record, loading, name, licence), encoding="utf-8")
+        (folder / "README.md").write_text(card.text(model, origin, record, loading, name, licence), encoding="utf-8")
         write_record(folder, record)
     return Exported(destination, difference)
 

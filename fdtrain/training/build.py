@@ -232,18 +232,18 @@ def _callbacks(plan: Plan, monitor: Monitor) -> list[Callback]:
     config, settings, found = plan.config, plan.config.monitor, []
     # What fits in training should fit here too.
     batch = min(callbacks.MOST_AT_ONCE, plan.layout.micro_batch)
-    drawing = callbacks.monitor_drawing(settings, plan.spec)
+    sampler = callbacks.monitor_sampler(settings, plan.spec)
     if settings.evaluate_every and config.data.test_split is not None:
         split = Split(plan.data, config.data.test_split, _cache(plan))
         run_ = callbacks.held_out_bits(split, settings.evaluate_draws, batch, monitor)
         found.append(Callback(settings.evaluate_every, run_))
     if settings.frechet_every and plan.features is not None:
         train = Split(plan.data, config.data.train_split, _cache(plan))
-        run_ = callbacks.frechet(train, plan.features, drawing, settings.frechet_images, batch, config.seed, monitor)
+        run_ = callbacks.frechet(train, plan.features, sampler, settings.frechet_images, batch, config.seed, monitor)
         found.append(Callback(settings.frechet_every, run_))
     if settings.sample_every:
         folder = config.folder / "samples"
-        run_ = callbacks.sample_grid(drawing, settings.sample_images, batch, config.seed, folder, monitor)
+        run_ = callbacks.sample_grid(sampler, settings.sample_images, batch, config.seed, folder, monitor)
         found.append(Callback(settings.sample_every, run_))
     return found
 

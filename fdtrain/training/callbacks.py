@@ -18,7 +18,7 @@ from fdtrain.evaluation import image_sets, nll, samples
 from fdtrain.evaluation.feature_networks import FeatureNetwork
 from fdtrain.evaluation.frechet import frechet_distance
 from fdtrain.evaluation.measure import measure
-from fdtrain.evaluation.sampler import Drawing
+from fdtrain.evaluation.sampler import Sampler
 from fdtrain.networks.model import Model, ModelSpec
 from fdtrain.training.monitor import Monitor
 
@@ -46,22 +46,22 @@ def held_out_bits(split: Split, draws: int, batch: int, monitor: Monitor):
     return run
 
 
-def monitor_drawing(settings: Settings, spec: ModelSpec) -> Drawing:
+def monitor_sampler(settings: Settings, spec: ModelSpec) -> Sampler:
     """How samples of a model are drawn while training.
 
     Raises:
         UserError: its grid is wrong.
     """
-    drawing = Drawing(settings.sample_solver, settings.sample_grid or GRID, settings.sample_steps)
+    sampler = Sampler(settings.sample_solver, settings.sample_grid or GRID, settings.sample_steps)
     try:
-        drawing.times(spec)
+        sampler.times(spec)
     except ValueError as error:
         raise UserError(f"monitor.sample_grid: {error}.") from error
-    return drawing
+    return sampler
 
 
 def frechet(
-    split: Split, network: FeatureNetwork, drawing: Drawing, count: int, batch: int, seed: int, monitor: Monitor
+    split: Split, network: FeatureNetwork, sampler: Sampler, count: int, batch: int, seed: int, monitor: Monitor
 ):
     """A report that measures how far samples are from the training images, on the same draws each time."""
     reference, at_once = None, min(batch, FRECHET_BATCH)
@@ -69,28 +69,28 @@ def frechet(
     def run(step: int, model: Model) -> None:
         nonlocal reference
         device = next(model.parameters()).device
-        drawn = image_sets.of_model(model, drawing, seed, count)
+        drawn = image_sets.of_model(model, sampler, seed, count)
         if reference is None:
             images = image_sets.spread(image_sets.of_split(split), REFERENCE_IMAGES)
             reference = measure(network, images, images.count, at_once, device).moments
         found = measure(network, drawn, drawn.count, at_once, device).moments
         value = frechet_distance(found, reference)
         monitor.log(step, {network.identity.name: value}, prefix="frechet")
-        size = f"{drawn.count} images, {drawing.nfe} evaluations, EMA"
+        size = f"{drawn.count} images, {sampler.nfe} evaluations, EMA"
         monitor.say(f"step {step}  {network.title} {value:.3f} to {split.name} ({size})")
 
     return run
 
 
-def sample_grid(drawing: Drawing, count: int, batch: int, seed: int, folder: Path, monitor: Monitor):
+def sample_grid(sampler: Sampler, count: int, batch: int, seed: int, folder: Path, monitor: Monitor):
     """A report that samples a grid and its denoising path, as PNG and in TensorBoard."""
 
     def run(step: int, model: Model) -> None:
         device, spec = next(model.parameters()).device, model.spec
-        mine, times = distributed.share(count), drawing.times(spec)
+        mine, times = distributed.share(count), sampler.times(spec)
         labels = [i % len(spec.classes) for i in mine] if spec.classes else None
         if mine:
-            drawn = samples.draw(model, mine, labels, times, drawing.solver, seed, batch).path
+            drawn = samples.draw(model, mine, labels, times, sampler.solver, seed, batch).path
         else:
             drawn = torch.empty(0, samples.PATH_IMAGES, *spec.shape, dtype=torch.uint8)
         path = samples.to_pixels(distributed.gather(drawn, count, device), spec.levels)
@@ -99,7 +99,7 @@ def sample_grid(drawing: Drawing, count: int, batch: int, seed: int, folder: Pat
         columns, moments = max(1, round(count**0.5)), path.shape[1]
         images = samples.grid(path[:, -1], columns, samples.zoom_for(spec.size, columns))
         denoising = samples.grid(path[:8].flatten(0, 1), moments, samples.zoom_for(spec.size, moments))
-        about = {"step": step, "images": count, "seed": seed, **drawing.describe()}
+        about = {"step": step, "images": count, "seed": seed, **sampler.describe()}
         with monitor.tolerant():
             samples.save_png(images, folder / f"step_{step:08d}.png", about)
             about |= {"images": len(path[:8]), "times": samples.path_times(times)}

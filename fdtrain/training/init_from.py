@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fdtrain.errors import UserError, excerpt
-from fdtrain.evaluation.result import open_model
+from fdtrain.evaluation.load import open_model
 from fdtrain.networks.model import Model, ModelSpec
 
 FILE = "init_from.json"
@@ -61,7 +61,7 @@ def read(path: Path, spec: ModelSpec) -> tuple[dict[str, Tensor], Report]:
         UserError: there is no model, its files are damaged, or it has other layers.
     """
     try:
-        source, subject = open_model(path)
+        source, origin = open_model(path)
     except UserError as error:
         raise UserError(f"training.init_from: {error}") from error
     _check_layers(path, source.spec, spec)
@@ -74,9 +74,9 @@ def read(path: Path, spec: ModelSpec) -> tuple[dict[str, Tensor], Report]:
     matched = {name: given[name].detach() for name, reason in reasons.items() if reason is None}
     report = Report(
         path=str(path),
-        model=str(subject.folder),
-        step=subject.step,
-        weights_sha256=subject.sha256,
+        model=str(origin.folder),
+        step=origin.step,
+        weights_sha256=origin.sha256,
         matched=list(matched),
         left={name: reason for name, reason in reasons.items() if reason is not None},
         unused=[name for name in given if name not in wanted],

@@ -8,7 +8,7 @@ import torch
 from fdtrain.evaluation import frechet
 from fdtrain.evaluation.frechet import (
     ClassScores,
-    Moments,
+    FeatureMoments,
     frechet_distance,
     inception_score,
     kernel_distance,
@@ -24,7 +24,7 @@ def features(n, dims, seed, shift=0.0):
 
 
 def moments(x):
-    result = Moments(x.shape[1])
+    result = FeatureMoments(x.shape[1])
     result.add(x)
     return result
 
@@ -69,7 +69,7 @@ def test_frechet_distance_is_symmetric():
 
 def test_merged_moments_are_those_of_one_pass():
     x = features(1000, 50, 0, shift=2.0)
-    whole, merged = moments(x), Moments(50)
+    whole, merged = moments(x), FeatureMoments(50)
     for part in x.split([1, 299, 700]):
         merged.merge(moments(part))
     for a, b in ((whole.mean, merged.mean), (whole.covariance, merged.covariance)):

@@ -8,7 +8,7 @@ from fdtrain.diffusion.solvers import GRID, time_grid
 from fdtrain.errors import UserError
 from fdtrain.evaluation import grids
 from fdtrain.evaluation.grids import FILE, load_optimised, read_grid, save_optimised
-from fdtrain.evaluation.sampler import Drawing
+from fdtrain.evaluation.sampler import Sampler
 
 
 def test_grids_by_name_as_a_list_and_from_a_file(tmp_path):
@@ -45,10 +45,10 @@ def test_a_file_that_holds_no_text(tmp_path):
 
 
 def test_the_grid_is_of_the_model():
-    assert Drawing("sde", steps=7).times(DIGITS) == time_grid(GRID, 7, 17, 64)
-    assert Drawing("sde", steps=7).describe()["grid"] == GRID
-    assert Drawing("ode", (1.0, 0.5, 0.0), 2).times(DIGITS) == [1.0, 0.5, 0.0]
-    assert json.dumps(Drawing("ode", (1.0, 0.5, 0.0), 2).describe())
+    assert Sampler("sde", steps=7).times(DIGITS) == time_grid(GRID, 7, 17, 64)
+    assert Sampler("sde", steps=7).describe()["grid"] == GRID
+    assert Sampler("ode", (1.0, 0.5, 0.0), 2).times(DIGITS) == [1.0, 0.5, 0.0]
+    assert json.dumps(Sampler("ode", (1.0, 0.5, 0.0), 2).describe())
 
 
 def test_optimised_grids_are_of_weights_solver_and_steps(tmp_path):

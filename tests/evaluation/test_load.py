@@ -7,8 +7,7 @@ from models import DIGITS
 
 from fdtrain.checkpoint.fragments import WEIGHT, part_name
 from fdtrain.errors import UserError
-from fdtrain.evaluation import result
-from fdtrain.evaluation.load import load_model
+from fdtrain.evaluation.load import load_model, open_model
 from fdtrain.export.write import export
 from fdtrain.networks.model import Model
 
@@ -23,14 +22,14 @@ def test_one_model_has_one_checksum_however_it_lies_on_the_disk(model, tmp_path)
     checkpoint_of(tmp_path / "one", model, 1)
     folder = checkpoint_of(tmp_path / "three", model, 3)
     export(tmp_path / "three", tmp_path / "export")
-    found = [result.open_model(path)[1] for path in (tmp_path / "one", tmp_path / "three", folder, tmp_path / "export")]
-    assert len({subject.sha256 for subject in found}) == 1
-    assert [subject.step for subject in found] == [7, 7, 7, None]
-    assert [subject.run for subject in found] == [tmp_path / "one", tmp_path / "three", None, None]
+    found = [open_model(path)[1] for path in (tmp_path / "one", tmp_path / "three", folder, tmp_path / "export")]
+    assert len({origin.sha256 for origin in found}) == 1
+    assert [origin.step for origin in found] == [7, 7, 7, None]
+    assert [origin.run for origin in found] == [tmp_path / "one", tmp_path / "three", None, None]
     for weight in model.parameters():
         weight.data += 1
     checkpoint_of(tmp_path / "other", model, 1)
-    assert result.open_model(tmp_path / "other")[1].sha256 != found[0].sha256
+    assert open_model(tmp_path / "other")[1].sha256 != found[0].sha256
 
 
 def test_a_checkpoint_without_its_average(model, tmp_path):
@@ -44,7 +43,7 @@ def test_a_damaged_average_is_named(model, tmp_path):
     path = folder / part_name(1)
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     with pytest.raises(UserError, match=r"is damaged: part_00001.safetensors is cut short or changed"):
-        result.open_model(tmp_path)
+        open_model(tmp_path)
     path.unlink()
     with pytest.raises(UserError, match=r"is damaged: part_00001.safetensors is missing"):
-        result.open_model(tmp_path)
+        open_model(tmp_path)

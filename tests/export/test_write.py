@@ -22,7 +22,7 @@ from fdtrain.diffusion.formulation import formulation_interval
 from fdtrain.errors import UserError
 from fdtrain.evaluation import grids
 from fdtrain.evaluation.load import load_model
-from fdtrain.evaluation.sampler import Drawing
+from fdtrain.evaluation.sampler import Sampler
 from fdtrain.export import agreement, write
 from fdtrain.export.write import FORMATS, export
 from fdtrain.randomness import Purpose, normal
@@ -93,7 +93,7 @@ def test_every_model_in_every_form(network, form, exported, source):
     record = json.loads((folder / "export.json").read_text())
     assert record["largest_difference"] <= agreement.TOLERANCE
     assert record["format"] == form
-    assert record["weights_sha256"] == fdtrain.load(source[network]).subject.sha256
+    assert record["weights_sha256"] == fdtrain.load(source[network]).origin.sha256
     assert set(record["files"]) == {
         path.relative_to(folder).as_posix()
         for path in folder.rglob("*")
@@ -162,7 +162,7 @@ def test_exports_of_earlier_versions(source, tmp_path):
 
 def test_optimised_grids_come_along(source, tmp_path):
     shutil.copytree(source["vdm"], tmp_path / "source")
-    sha256 = fdtrain.load(source["vdm"]).subject.sha256
+    sha256 = fdtrain.load(source["vdm"]).origin.sha256
     grids.save_optimised(tmp_path / "source", sha256, "ode", 2, (1.0, 0.4, 0.0))
     export(tmp_path / "source", tmp_path / "e")
     assert fdtrain.load(tmp_path / "e").sample(1, solver="ode", grid="optimised", steps=2).shape == (1, 1, 8, 8)
@@ -183,7 +183,7 @@ def test_the_card_has_the_figures_of_these_weights(tmp_path):
     """And no others: results of another step are of other weights."""
     model = filled(DIGITS)
     checkpoint_of(tmp_path / "run", model, 1)
-    sha256 = fdtrain.load(tmp_path / "run").subject.sha256
+    sha256 = fdtrain.load(tmp_path / "run").origin.sha256
     bound = {"bits_per_dim": 2.3456, "error_draws": 0.01, "error_images": 0.02, "evaluations": 20}
     bound |= {"draws": 20}
     content = {
@@ -374,8 +374,8 @@ def test_a_diffusers_scheduler_on_a_truncated_interval(exported, source, hub, tm
     assert done.returncode == 0, done.stderr
     assert done.stdout == "a truncated interval takes 2 steps or more, not 1\n"
     # The images of `fdtrain sample`, before they are rounded to levels.
-    drawing = Drawing("ode1", steps=6)
-    expected = drawing.solve(load_model(source["short"]), range(3), 5)
+    sampler = Sampler("ode1", steps=6)
+    expected = sampler.solve(load_model(source["short"]), range(3), 5)
     torch.testing.assert_close(torch.from_numpy(np.load(tmp_path / "x.npy")), expected, rtol=1e-3, atol=1e-3)
 
 

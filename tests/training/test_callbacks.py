@@ -44,12 +44,12 @@ def test_passes_are_no_larger_than_they_are_told(digits, features, tmp_path):
     model, seen = filled(DIGITS), []
     model.network.register_forward_pre_hook(lambda network, given: seen.append(len(given[0])))
     split, monitor = Split(digits, "test"), Monitor(tmp_path, 1, first=False)
-    drawing = callbacks.monitor_drawing(MonitorConfig(sample_steps=1), DIGITS)
+    sampler = callbacks.monitor_sampler(MonitorConfig(sample_steps=1), DIGITS)
     network = open_features(features, torch.device("cpu"))
     for evaluation in (
         callbacks.held_out_bits(split, 2, 3, monitor),
-        callbacks.sample_grid(drawing, 7, 3, 0, tmp_path, monitor),
-        callbacks.frechet(split, network, drawing, 7, 3, 0, monitor),
+        callbacks.sample_grid(sampler, 7, 3, 0, tmp_path, monitor),
+        callbacks.frechet(split, network, sampler, 7, 3, 0, monitor),
     ):
         seen.clear()
         evaluation(1, model)

@@ -17,10 +17,10 @@ from fdtrain.training import callbacks
 def test_a_wrong_grid_is_refused_before_training(settings, part):
     settings = MonitorConfig(**settings)
     with pytest.raises(UserError, match=part):
-        callbacks.monitor_drawing(settings, DIGITS)
+        callbacks.monitor_sampler(settings, DIGITS)
 
 
 @pytest.mark.parametrize("grid", [None, "two_ended:0.1,0.1", (1.0, 0.3, 0.0)])
 def test_grids_of_the_configuration(grid):
     settings = MonitorConfig(sample_grid=grid, sample_steps=2)
-    assert len(callbacks.monitor_drawing(settings, DIGITS).times(DIGITS)) == 3
+    assert len(callbacks.monitor_sampler(settings, DIGITS).times(DIGITS)) == 3

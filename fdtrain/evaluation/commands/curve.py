@@ -21,13 +21,14 @@ from fdtrain.diffusion.objective import quantise
 from fdtrain.diffusion.solvers import GRID, SOLVERS, parse_grid
 from fdtrain.errors import UserError
 from fdtrain.evaluation import feature_networks, figures, image_sets, nll, plotting, result
-from fdtrain.evaluation.frechet import Moments, frechet_distance
+from fdtrain.evaluation.frechet import FeatureMoments, frechet_distance
 from fdtrain.evaluation.image_sets import PixelSet
+from fdtrain.evaluation.load import open_model
 from fdtrain.evaluation.measure import measure
 from fdtrain.evaluation.partial_values import StoredValues
 from fdtrain.evaluation.result import CurveResult
 from fdtrain.evaluation.run_data import open_split
-from fdtrain.evaluation.sampler import Drawing
+from fdtrain.evaluation.sampler import Sampler
 from fdtrain.evaluation.samples import to_pixels
 from fdtrain.networks.model import Model
 from fdtrain.randomness import check_seed
@@ -57,13 +58,13 @@ def run(arguments: argparse.Namespace) -> tuple[Path, int, dict[str, Path]] | No
     """Returns the run, the step and the pictures by name, for TensorBoard; None if there is no run."""
     _check(arguments)
     start = time.perf_counter()
-    model, subject = result.open_model(arguments.model, shared=True)
-    if not subject.results and not arguments.json:
+    model, origin = open_model(arguments.model, shared=True)
+    if not origin.results and not arguments.json:
         raise UserError(f"{arguments.model} is not a run: say with --json where the curves go.")
     split = open_split(arguments.model, arguments.data, arguments.split)
-    paths = list(filter(None, (subject.result_file("curve", split.name), arguments.json)))
+    paths = list(filter(None, (origin.result_file("curve", split.name), arguments.json)))
     nll.check_same_images(model.spec, split)
-    identity = {**subject.identity(), **result.split_identity(split), "seed": arguments.seed, "batch": arguments.batch}
+    identity = {**origin.identity(), **result.split_identity(split), "seed": arguments.seed, "batch": arguments.batch}
     job = _Job(arguments, model.to(arguments.device), split, identity, paths[0].parent)
     content = {"kind": "curve", **identity, "images": arguments.images, "strata": job.bound_by_time(), **job.quality()}
     content |= {"seconds": time.perf_counter() - start, "device": str(arguments.device)}
@@ -75,9 +76,9 @@ def run(arguments: argparse.Namespace) -> tuple[Path, int, dict[str, Path]] | No
         pictures = plotting.save_beside(path, figures.curves(found))
         print(f"{path}: {', '.join(p.name for p in pictures.values())}")
     job.stored.discard()
-    if not subject.run:
+    if not origin.run:
         return None
-    return subject.run, subject.step or 0, pictures
+    return origin.run, origin.step or 0, pictures
 
 
 class _Job:
@@ -116,28 +117,28 @@ class _Job:
             feature_networks.open_features(named, device) if named else feature_networks.pixel_features(spec.shape)
         )
 
-        def moments(images: PixelSet) -> Moments:
+        def moments(images: PixelSet) -> FeatureMoments:
             return measure(features, images, images.count, arguments.batch, device).moments
 
-        def distance(drawing: Drawing, x: Tensor) -> float:
+        def distance(sampler: Sampler, x: Tensor) -> float:
             levels = quantise(x.view(-1, *spec.shape), spec.levels)
-            images = image_sets.in_memory(f"samples of {drawing.solver}", to_pixels(levels, spec.levels))
+            images = image_sets.in_memory(f"samples of {sampler.solver}", to_pixels(levels, spec.levels))
             return frechet_distance(moments(images), data)
 
         data = moments(image_sets.of_split(self.split))
         seeds = range(arguments.seed, arguments.seed + arguments.sets)
-        fine = _drawing("ode", GRID, arguments.reference)
+        fine = _sampler("ode", GRID, arguments.reference)
         references = {seed: self._samples(fine, seed) for seed in seeds}
         points = []
-        for drawing in _drawings(arguments):
-            sets = {seed: self._samples(drawing, seed) for seed in seeds}
-            distances = [distance(drawing, x) for x in sets.values()]
+        for sampler in _samplers(arguments):
+            sets = {seed: self._samples(sampler, seed) for seed in seeds}
+            distances = [distance(sampler, x) for x in sets.values()]
             # A stochastic solver has no one solution to be near to.
-            stochastic = SOLVERS[drawing.solver].stochastic
+            stochastic = SOLVERS[sampler.solver].stochastic
             rms = [] if stochastic else [rms_difference(x, references[seed]) for seed, x in sets.items()]
             points.append(
                 {
-                    **_named(drawing),
+                    **_named(sampler),
                     "distance": statistics.mean(distances),
                     "distance_by_seed": distances,
                     "rms": statistics.mean(rms) if rms else None,
@@ -147,14 +148,14 @@ class _Job:
         measured = {"distance": features.title, "features": features.describe(), "seeds": list(seeds)}
         return {**measured, "reference": _named(fine), "points": points}
 
-    def _samples(self, drawing: Drawing, seed: int) -> Tensor:
+    def _samples(self, sampler: Sampler, seed: int) -> Tensor:
         """Of one seed, before they are rounded to levels: ``(images, dims)`` float64 on the CPU."""
 
         def solve(images: range) -> Tensor:
-            return drawing.solve(self.model, images, seed).flatten(1).double().cpu()
+            return sampler.solve(self.model, images, seed).flatten(1).double().cpu()
 
-        count, options = self.arguments.images, drawing.describe() | {"seed": seed}
-        name = f"{drawing.solver}, {options['grid']}, {drawing.nfe}"
+        count, options = self.arguments.images, sampler.describe() | {"seed": seed}
+        name = f"{sampler.solver}, {options['grid']}, {sampler.nfe}"
         chunk = min(self.arguments.batch, -(-count // 4))
         return self._over_images(name, count, chunk, self.model.spec.dims, solve, options)
 
@@ -165,9 +166,9 @@ class _Job:
         return self.stored.over_images(name, count, chunk, columns, compute, request)
 
 
-def _named(drawing: Drawing) -> dict[str, Any]:
+def _named(sampler: Sampler) -> dict[str, Any]:
     """What a point is called by."""
-    return {key: drawing.describe()[key] for key in ("solver", "grid", "nfe")}
+    return {key: sampler.describe()[key] for key in ("solver", "grid", "nfe")}
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -189,15 +190,15 @@ def _check(arguments: argparse.Namespace) -> None:
             raise UserError(f"--grids: {error}.") from error
 
 
-def _drawing(solver: str, grid: str, nfe: int) -> Drawing:
+def _sampler(solver: str, grid: str, nfe: int) -> Sampler:
     """At most so many evaluations, one step at least."""
-    return Drawing(solver, grid, max(1, nfe // SOLVERS[solver].evaluations_per_step))
+    return Sampler(solver, grid, max(1, nfe // SOLVERS[solver].evaluations_per_step))
 
 
-def _drawings(arguments: argparse.Namespace) -> list[Drawing]:
+def _samplers(arguments: argparse.Namespace) -> list[Sampler]:
     """The points: each once, however it was asked for."""
     points = [
-        _drawing(solver, grid, nfe)
+        _sampler(solver, grid, nfe)
         for solver in arguments.solvers
         for grid in arguments.grids
         for nfe in sorted(arguments.nfe)

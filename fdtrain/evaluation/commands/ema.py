@@ -21,16 +21,16 @@ from torch import Tensor
 from fdtrain import distributed
 from fdtrain.diffusion.likelihood import estimate
 from fdtrain.errors import UserError, excerpt
-from fdtrain.evaluation import feature_networks, figures, image_sets, nll, plotting, result, sampler
+from fdtrain.evaluation import feature_networks, figures, image_sets, nll, plotting, result
 from fdtrain.evaluation.feature_networks import FeatureNetwork
-from fdtrain.evaluation.frechet import Moments, frechet_distance
+from fdtrain.evaluation.frechet import FeatureMoments, frechet_distance
 from fdtrain.evaluation.image_sets import PixelSet
-from fdtrain.evaluation.load import find_model, open_averages
+from fdtrain.evaluation.load import find_model, open_averages, open_model, weights_digest
 from fdtrain.evaluation.measure import measure
 from fdtrain.evaluation.partial_values import StoredValues
 from fdtrain.evaluation.result import EmaResult
 from fdtrain.evaluation.run_data import open_split
-from fdtrain.evaluation.sampler import Drawing
+from fdtrain.evaluation.sampler import Sampler, add_sampling_arguments
 from fdtrain.evaluation.samples import to_pixels
 from fdtrain.networks.model import Model
 from fdtrain.randomness import check_seed
@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", type=int, help="the first so many images only; the result says so")
     parser.add_argument("--features", help="measure samples by them, as in fid")
     parser.add_argument("--samples", type=int, default=1000, help="to measure, of each length (default: 1000)")
-    sampler.add_arguments(parser)
+    add_sampling_arguments(parser)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="write data and pictures there too; a must for what is not a run")
     parser.add_argument("--device", help="such as cpu or cuda:1; by default the GPU, where there is one")
@@ -75,7 +75,7 @@ def run(arguments: argparse.Namespace) -> tuple[Path, int, dict[str, Path]] | No
         print(f"{path}: {', '.join(p.name for p in pictures.values())}")
     _show(found)
     job.stored.discard()
-    return (job.subject.run, job.subject.step or 0, pictures) if job.subject.run else None
+    return (job.origin.run, job.origin.step or 0, pictures) if job.origin.run else None
 
 
 class _Job:
@@ -83,19 +83,19 @@ class _Job:
 
     def __init__(self, arguments: argparse.Namespace):
         self.arguments = arguments
-        self.model, self.subject = result.open_model(arguments.model, shared=True)
+        self.model, self.origin = open_model(arguments.model, shared=True)
         spec = self.model.spec
-        self.averages = open_averages(*find_model(self.subject.folder))
+        self.averages = open_averages(*find_model(self.origin.folder))
         self.lengths = sorted(set(arguments.lengths or self.averages.served(LENGTHS)))
         for length in self.lengths:
             self.averages.fit(length)
         self.split = open_split(arguments.model, arguments.data, arguments.split)
         nll.check_same_images(spec, self.split)
-        self.drawing = Drawing.of(arguments, spec, self.subject.home, self.subject.sha256)
+        self.sampler = Sampler.of(arguments, spec, self.origin.home, self.origin.sha256)
         self.count = min(arguments.images or len(self.split), len(self.split))
         self.settings: dict[str, Any] = {
             "kind": "ema",
-            **self.subject.identity(),
+            **self.origin.identity(),
             **result.split_identity(self.split),
             "images": self.count,
             "bound": spec.bound.describe(),
@@ -105,7 +105,7 @@ class _Job:
             "tracked": self.averages.lengths,
             "snapshots": len({each.step for each in self.averages.tracked}),
         }
-        own = self.subject.result_file("ema", self.split.name, None if self.count == len(self.split) else self.count)
+        own = self.origin.result_file("ema", self.split.name, None if self.count == len(self.split) else self.count)
         self.paths = [path for path in (own, arguments.json) if path]
         if not self.paths:
             raise UserError(f"{arguments.model} is not a run: say with --json where the result goes.")
@@ -116,7 +116,7 @@ class _Job:
                 "distance": self.features.title,
                 "features": self.features.describe(),
                 "samples": arguments.samples,
-                "drawing": self.drawing.describe(),
+                "drawing": self.sampler.describe(),
             }
         self.stored = StoredValues(self.paths[0].parent, arguments.device)
 
@@ -126,7 +126,7 @@ class _Job:
         points, own = [], None
         for length in (None, *self.lengths):
             model = self.model if length is None else self.averages.model(length)
-            sha256 = result.weights_digest(model)
+            sha256 = weights_digest(model)
             model.to(self.arguments.device)
             bits = self._bits(model, sha256)
             own = bits if own is None else own
@@ -166,9 +166,9 @@ class _Job:
 
         def distance(model: Model, sha256: str) -> float:
             def solve(images: range) -> Tensor:
-                return self.drawing.draw(model, images, arguments.seed).flatten(1).double()
+                return self.sampler.draw(model, images, arguments.seed).flatten(1).double()
 
-            options = {"weights_sha256": sha256, **self.drawing.describe()}
+            options = {"weights_sha256": sha256, **self.sampler.describe()}
             shared = arguments.samples, min(arguments.batch, -(-arguments.samples // 4)), spec.dims
             levels = self._over_images("samples", *shared, solve, options).to(torch.uint8).view(-1, *spec.shape)
             pixels = image_sets.in_memory("samples", to_pixels(levels, spec.levels))
@@ -176,7 +176,7 @@ class _Job:
 
         return distance
 
-    def _moments(self, network: FeatureNetwork, images: PixelSet) -> Moments:
+    def _moments(self, network: FeatureNetwork, images: PixelSet) -> FeatureMoments:
         return measure(network, images, images.count, self.arguments.batch, self.arguments.device).moments
 
     def _over_images(

@@ -23,16 +23,16 @@ from tqdm import tqdm
 from fdtrain import distributed
 from fdtrain.data.split import Split
 from fdtrain.errors import UserError, excerpt
-from fdtrain.evaluation import frechet, image_sets, nll, process, reference, result, sampler
+from fdtrain.evaluation import frechet, image_sets, nll, process, reference, result
 from fdtrain.evaluation.feature_networks import FeatureNetwork, open_features
 from fdtrain.evaluation.image_sets import PixelSet
-from fdtrain.evaluation.load import add_length
+from fdtrain.evaluation.load import ModelOrigin, add_length, open_model
 from fdtrain.evaluation.measure import FIRST_FEATURES, Measured, measure, own_chunks
 from fdtrain.evaluation.reference import Reference
-from fdtrain.evaluation.result import FrechetResult, Subject
+from fdtrain.evaluation.result import FrechetResult
 from fdtrain.evaluation.row_store import RowStore, folder_for
 from fdtrain.evaluation.run_data import open_split
-from fdtrain.evaluation.sampler import Drawing
+from fdtrain.evaluation.sampler import Sampler, add_sampling_arguments
 from fdtrain.randomness import check_seed
 
 IMAGES = 50_000
@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", type=int, help=f"of a set (default: {IMAGES}; of --samples, all)")
     parser.add_argument("--sets", type=int, default=3, help="of samples to draw (default: 3)")
     parser.add_argument("--seed", type=int, default=0, help="of the first set; the next has the next")
-    sampler.add_arguments(parser)
+    add_sampling_arguments(parser)
     parser.add_argument("--json", type=Path, help="write the numbers there too")
     parser.add_argument("--device", help="such as cpu or cuda:1; by default the GPU, where there is one")
 
@@ -83,7 +83,7 @@ def run(arguments: argparse.Namespace) -> None:
             raise UserError(f"--{name}: {arguments.reference} has statistics of images of its own. Leave it out.")
     split = None if foreign else open_split(arguments.model, arguments.data, arguments.split, "train")
     network = open_features(arguments.features, arguments.device)
-    sets, definition, subject = _model_sets(arguments, split) if arguments.model else _stored_sets(arguments, split)
+    sets, definition, origin = _model_sets(arguments, split) if arguments.model else _stored_sets(arguments, split)
     counts = {s.count for s in sets}
     if len(counts) > 1 and arguments.images is None:
         raise UserError(f"the sets hold {', '.join(str(s.count) for s in sets)} images. Say how many with --images.")
@@ -106,7 +106,7 @@ def run(arguments: argparse.Namespace) -> None:
         "device": arguments.device.type,
     }
     process.check_same(definition)
-    path = subject.result_file("frechet", network.identity.name) if subject else None
+    path = origin.result_file("frechet", network.identity.name) if origin else None
     outputs = {str(p): (p, option) for p, option in ((path, "the run's results"), (arguments.json, "--json")) if p}
     store = _store(definition, path or arguments.json, len(sets))
     done = _stored(store)
@@ -130,17 +130,19 @@ def run(arguments: argparse.Namespace) -> None:
             store.remove()
 
 
-def _model_sets(arguments: argparse.Namespace, split: Split | None) -> tuple[list[PixelSet], dict[str, Any], Subject]:
+def _model_sets(
+    arguments: argparse.Namespace, split: Split | None
+) -> tuple[list[PixelSet], dict[str, Any], ModelOrigin]:
     """Sets to be drawn, all that defines them, and the model."""
-    model, subject = result.open_model(arguments.model, arguments.ema_length, shared=True)
+    model, origin = open_model(arguments.model, arguments.ema_length, shared=True)
     if split is not None:
         nll.check_same_images(model.spec, split)
-    drawing = Drawing.of(arguments, model.spec, subject.home, subject.sha256)
+    sampler = Sampler.of(arguments, model.spec, origin.home, origin.sha256)
     model = model.to(arguments.device)
     count = arguments.images or IMAGES
     seeds = list(range(arguments.seed, arguments.seed + arguments.sets))
-    sets = [image_sets.of_model(model, drawing, seed, count) for seed in seeds]
-    return sets, {**subject.identity(), **drawing.describe(), "seeds": seeds}, subject
+    sets = [image_sets.of_model(model, sampler, seed, count) for seed in seeds]
+    return sets, {**origin.identity(), **sampler.describe(), "seeds": seeds}, origin
 
 
 def _stored_sets(arguments: argparse.Namespace, split: Split | None) -> tuple[list[PixelSet], dict[str, Any], None]:

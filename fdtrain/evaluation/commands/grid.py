@@ -11,8 +11,9 @@ import torch
 from fdtrain import distributed
 from fdtrain.diffusion.solvers import GRID, SOLVERS, time_grid
 from fdtrain.errors import UserError
-from fdtrain.evaluation import grids, result
-from fdtrain.evaluation.sampler import Drawing
+from fdtrain.evaluation import grids
+from fdtrain.evaluation.load import open_model
+from fdtrain.evaluation.sampler import Sampler
 from fdtrain.randomness import check_seed
 
 ENDS = (1 / 256, 1 / 64, 1 / 16, 1 / 4)
@@ -42,23 +43,23 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError(
             f"--nfe {arguments.nfe}: {arguments.solver} takes {per_step} a step, and a grid has two steps or more."
         )
-    model, subject = result.open_model(arguments.model, shared=True)
+    model, origin = open_model(arguments.model, shared=True)
     model.to(arguments.device)
     steps, spec, interval = arguments.nfe // per_step, model.spec, model.spec.bound.interval
 
-    def solve(drawing: Drawing) -> torch.Tensor:
+    def solve(sampler: Sampler) -> torch.Tensor:
         parts = [
             range(first, min(arguments.images, first + arguments.batch))
             for first in range(0, arguments.images, arguments.batch)
         ]
-        return torch.cat([drawing.solve(model, part, arguments.seed) for part in parts])
+        return torch.cat([sampler.solve(model, part, arguments.seed) for part in parts])
 
-    fine = solve(Drawing("ode", GRID, arguments.reference))
+    fine = solve(Sampler("ode", GRID, arguments.reference))
 
     def distance(times: tuple[float, ...]) -> float:
         if times[-2] < interval.t_min:
             return float("inf")
-        found = solve(Drawing(arguments.solver, times, steps))
+        found = solve(Sampler(arguments.solver, times, steps))
         return (found - fine).double().square().mean().sqrt().item()
 
     starts = [
@@ -68,6 +69,6 @@ def run(arguments: argparse.Namespace) -> None:
     before = distance(starts[0])
     times, value = grids.search(distance, starts, arguments.rounds)
     if distributed.rank() == 0:
-        path = grids.save_optimised(subject.home, subject.sha256, arguments.solver, steps, times)
+        path = grids.save_optimised(origin.home, origin.sha256, arguments.solver, steps, times)
         print(f"{path}: {arguments.solver}, {arguments.nfe} evaluations: {', '.join(f'{t:.4g}' for t in times)}")
         print(f"RMS distance to the fine solution {value:.4f}; on {GRID} {before:.4f}")

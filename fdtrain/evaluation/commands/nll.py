@@ -20,10 +20,9 @@ from fdtrain.diffusion.likelihood import ODE_SOLVER, Estimate, OdeStart, estimat
 from fdtrain.diffusion.objective import Bound
 from fdtrain.errors import UserError
 from fdtrain.evaluation import nll, result
-from fdtrain.evaluation.load import add_length
+from fdtrain.evaluation.load import add_length, open_model
 from fdtrain.evaluation.partial_values import StoredValues
-from fdtrain.evaluation.result import Bound as BoundResult
-from fdtrain.evaluation.result import NllResult, OdeLikelihood
+from fdtrain.evaluation.result import BoundEstimate, NllResult, OdeEstimate
 from fdtrain.evaluation.run_data import open_split
 from fdtrain.evaluation.wording import counted
 from fdtrain.randomness import check_seed
@@ -103,7 +102,7 @@ class _Job:
     """The model, the images, and everything that defines the numbers."""
 
     def __init__(self, arguments: argparse.Namespace):
-        self.model, subject = result.open_model(arguments.model, arguments.ema_length, shared=True)
+        self.model, origin = open_model(arguments.model, arguments.ema_length, shared=True)
         self.split = open_split(arguments.model, arguments.data, arguments.split)
         nll.check_same_images(self.model.spec, self.split)
         if arguments.importance > 1 and self.model.spec.bound.discrete:
@@ -117,7 +116,7 @@ class _Job:
         self.common = {"seed": arguments.seed, "batch": arguments.batch, "dtype": dtype}
         self.settings = {
             "kind": "nll",
-            **subject.identity(),
+            **origin.identity(),
             **result.split_identity(self.split),
             "images": self.count,
             "bound": self.model.spec.bound.describe(),
@@ -127,8 +126,8 @@ class _Job:
             "batch": arguments.batch,
         }
         first = None if self.count == len(self.split) else self.count
-        self.path = subject.result_file("nll", self.split.name, first)
-        results = subject.results or (arguments.json and arguments.json.parent)
+        self.path = origin.result_file("nll", self.split.name, first)
+        results = origin.results or (arguments.json and arguments.json.parent)
         self.stored = StoredValues(results, self.device)
 
     def over_images(self, name: str, compute: Callable[[range], Tensor], chunk: int, columns: int, options: dict):
@@ -209,7 +208,7 @@ def _show(numbers: NllResult) -> None:
         print(f"{title} {value.bits_per_dim:.4f} bits/dim  ({_definition(value)})")
 
 
-def _definition(value: BoundResult | OdeLikelihood) -> str:
+def _definition(value: BoundEstimate | OdeEstimate) -> str:
     """The standard errors of an estimate, and what it was computed with."""
     parts = []
     if value.error_draws is not None:
@@ -217,14 +216,14 @@ def _definition(value: BoundResult | OdeLikelihood) -> str:
     if value.error_images is not None:
         parts.append(f"over images {value.error_images:.4f}")
     parts = [f"standard error {', '.join(parts)}"] if parts else []
-    if isinstance(value, BoundResult):
+    if isinstance(value, BoundEstimate):
         parts.append(f"{counted(value.draws, 'draw')} per image")
         if value.gain is not None:
             error = "" if value.error_gain is None else f" +- {value.error_gain:.4f}"
             parts.append(f"{value.gain:.4f}{error} below the plain bound of the same draws")
     if value.dequantisations > 1:
         parts.append(f"{value.dequantisations} dequantisations")
-    if isinstance(value, OdeLikelihood):
+    if isinstance(value, OdeEstimate):
         parts.append(f"{value.dequantisation} dequantisation")
         parts.append(f"{value.solver} at {value.tolerance:g}, {value.nfe:.0f} evaluations, {value.trace} trace")
     return "; ".join(parts)
