@@ -1,8 +1,12 @@
 """Packaging. Ranges here; the versions that are tested together are in requirements.lock."""
 
+import atexit
+import shutil
+import tempfile
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 VERSION = Path("fdtrain/__init__.py").read_text().split('__version__ = "')[1].split('"')[0]
 EXTRAS = {
@@ -25,6 +29,20 @@ EXTRAS = {
     "docs": ["mkdocs-material>=9.6,<10", "mkdocstrings-python>=1.16,<3", "matplotlib>=3.9,<4"],
 }
 
+# Nothing is left in the checkout.
+BUILD = tempfile.mkdtemp()
+atexit.register(shutil.rmtree, BUILD, ignore_errors=True)
+
+
+class WithConfigurations(build_py):
+    """The package with configs/ in it, where fdtrain/shipped.py finds them."""
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:
+            shutil.copytree("configs", Path(self.build_lib) / "fdtrain" / "configs", dirs_exist_ok=True)
+
+
 setup(
     name="fdtrain",
     version=VERSION,
@@ -34,6 +52,21 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11",
+    author="The fdtrain developers",
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "License :: OSI Approved :: Apache Software License",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+    keywords="diffusion models, likelihood, DeepSpeed, FullDiffusion",
+    project_urls={"Paper": "https://openreview.net/forum?id=Kv4FGa0Tis"},
+    cmdclass={"build_py": WithConfigurations},
+    options={"build": {"build_base": BUILD}},
     packages=find_packages(include=["fdtrain", "fdtrain.*"]),
     package_data={
         "fdtrain": ["py.typed"],

@@ -24,6 +24,7 @@ from pydantic import (
     model_validator,
 )
 
+from fdtrain import shipped
 from fdtrain.credentials import masked_values
 from fdtrain.errors import UserError, excerpt
 from fdtrain.files import NAME
@@ -483,6 +484,9 @@ class Config(Section):
         return self.diffusion.scale if self.diffusion.scale is not None else 1 / levels
 
 
+CANNOT_READ = "--config: cannot read"
+
+
 def load_config(path: ConfigFiles, overrides: list[str] | None = None, origin: str = "--set") -> Config:
     """Read a YAML configuration and apply ``section.key=value`` overrides (values are YAML too), given by ``origin``.
 
@@ -495,7 +499,8 @@ def load_config(path: ConfigFiles, overrides: list[str] | None = None, origin: s
     paths = [path] if isinstance(path, str | Path) else path
     content: dict[str, Any] = {}
     for file in paths:
-        layer = read_mapping(file, "--config: cannot read", "sections such as 'data:' and 'training:'")
+        found = shipped.find(file, CANNOT_READ)
+        layer = read_mapping(found, CANNOT_READ, "sections such as 'data:' and 'training:'")
         content = _laid_over(content, layer)
     for override in overrides or []:
         _apply(content, override)

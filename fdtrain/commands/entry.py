@@ -1,6 +1,7 @@
 """``fdtrain COMMAND``, and the scripts in tools/: parse the arguments and run a command."""
 
 import argparse
+import os
 import sys
 from importlib import import_module
 from typing import Any
@@ -9,6 +10,7 @@ from fdtrain.errors import exit_code
 from fdtrain.version import ShowVersion
 
 COMMANDS = {
+    "configs": "the configurations that come with fdtrain",
     "pack": "pack a data set, as it was published, into shards",
     "plan": "what a configuration will take: memory, work, time",
     "train": "train a model, on one process or on many",
@@ -23,7 +25,7 @@ COMMANDS = {
 DESCRIPTION = """Train diffusion models by maximum likelihood on the closed time interval [0, 1].
 
     fdtrain pack digits data/digits
-    fdtrain train --config configs/digits.yaml
+    fdtrain train --config digits
     fdtrain evaluate nll runs/digits --data data/digits
     fdtrain sample runs/digits --out samples.png
 """
@@ -59,7 +61,14 @@ def _given(arguments: list[str] | None) -> list[str]:
 
 def _run(name: str, arguments: list[str], prog: str | None) -> None:
     command, parsed = parse(name, arguments, prog)
-    command.run(parsed)
+    try:
+        command.run(parsed)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if name == "train":
+            raise
+        # Whoever read the output has seen enough: fdtrain configs | head.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def parse(name: str, arguments: list[str], prog: str | None = None) -> tuple[Any, argparse.Namespace]:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, model_validator
 
+from fdtrain import shipped
 from fdtrain.config import Config, Section, load_config
 from fdtrain.diffusion.solvers import DEFAULT, GRID, SOLVERS
 from fdtrain.errors import UserError, excerpt
@@ -133,7 +134,11 @@ def load_comparison(path: Path) -> Comparison:
     Raises:
         UserError: whatever is wrong with any of them.
     """
-    content = read_mapping(path, "cannot read the comparison", "keys such as 'variants:' and 'seeds:'")
+    content = read_mapping(
+        shipped.find(path, "cannot read the comparison"),
+        "cannot read the comparison",
+        "keys such as 'variants:' and 'seeds:'",
+    )
     try:
         definition = Definition.model_validate(content)
     except ValidationError as error:

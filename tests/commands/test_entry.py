@@ -116,15 +116,18 @@ def wheel(tmp_path_factory) -> Path:
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
     # An archive has no list of files, and nothing but files.
     names = (
-        tracked.stdout.split() if tracked.returncode == 0 else ["setup.py", "pyproject.toml", "README.md", "fdtrain"]
+        tracked.stdout.split()
+        if tracked.returncode == 0
+        else ["setup.py", "pyproject.toml", "README.md", "configs", "fdtrain"]
     )
     for name in names:
-        if name.startswith("fdtrain") or "/" not in name:
+        if name.startswith(("configs", "fdtrain")) or "/" not in name:
             source.joinpath(name).parent.mkdir(parents=True, exist_ok=True)
             subprocess.run(["cp", "-r", ROOT / name, source / name], check=True)
     build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", str(folder), str(source)]
     done = subprocess.run(build, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    assert not (source / "build").exists()
     (built,) = folder.glob("*.whl")
     return built
 
@@ -154,6 +157,7 @@ def test_a_wheel_holds_the_package_alone(wheel):
     # Every module, and what is not a module but is read by one.
     ours = {p.relative_to(ROOT).as_posix() for p in (ROOT / "fdtrain").rglob("*") if p.is_file()}
     assert {name for name in ours if "__pycache__" not in name} <= set(names)
+    assert {f"fdtrain/{p.relative_to(ROOT).as_posix()}" for p in (ROOT / "configs").rglob("*.yaml")} <= set(names)
 
 
 def test_a_wheel_in_an_empty_environment(wheel, tmp_path):
@@ -161,6 +165,9 @@ def test_a_wheel_in_an_empty_environment(wheel, tmp_path):
     assert "evaluate" in call(programs, tmp_path, "--help").stdout
     shown = call(programs, tmp_path, "--version").stdout
     assert shown.startswith(f"fdtrain {fdtrain.__version__}, torch not installed, deepspeed not installed, Python ")
+    assert "baselines/edm " in call(programs, tmp_path, "configs").stdout
+    assert call(programs, tmp_path, "configs", "--copy", "digits", ".").stdout == "digits.yaml\n"
+    assert (tmp_path / "digits.yaml").read_bytes() == (ROOT / "configs" / "digits.yaml").read_bytes()
     refused = call(programs, tmp_path, "pack", "digits", "d")
     assert refused.returncode == 2
     assert "has no " in refused.stderr
