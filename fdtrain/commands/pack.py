@@ -25,7 +25,7 @@ from fdtrain.data.dataset import DatasetDescription
 from fdtrain.data.pack import pack
 from fdtrain.data.sources.arrays import ArrayChoice, arrays
 from fdtrain.data.sources.celeba import celeba64
-from fdtrain.data.sources.cifar import cifar10
+from fdtrain.data.sources.cifar import cifar10, cifar100
 from fdtrain.data.sources.digits import digits
 from fdtrain.data.sources.hub import hub
 from fdtrain.data.sources.idx import idx
@@ -78,8 +78,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         return source
 
     add("digits", lambda a: digits(), "scikit-learn's 8x8 handwritten digits; nothing to download")
-    source = add("cifar10", lambda a: cifar10(a.input), "CIFAR-10")
-    source.add_argument("input", type=Path, help="cifar-10-python.tar.gz")
+    for number, read in ((10, cifar10), (100, cifar100)):
+        source = add(f"cifar{number}", lambda a, read=read: read(a.input), f"CIFAR-{number}")
+        source.add_argument("input", type=Path, help=f"cifar-{number}-python.tar.gz, or the folder in it")
     for size, zips in ((32, "Imagenet32_train.zip Imagenet32_val.zip"), (64, "Imagenet64_train_part1.zip ...")):
         what = f"new ImageNet {size}x{size} (Chrabaszcz et al. 2017), with labels"
         source = add(f"imagenet{size}", lambda a, size=size: imagenet_new(a.input, size), what)

@@ -125,6 +125,19 @@ def _cifar_batch(images: np.ndarray, labels: list[int], label: str) -> dict:
     return {"batch_label": label, "labels": labels, "data": planes(images), "filenames": names}
 
 
+def cifar100(path: Path) -> dict[str, tuple[np.ndarray, list[int]]]:
+    """``cifar-100-python.tar.gz``, and its images and fine labels by split."""
+    splits = {
+        split: (random_images(count, 32), random_labels(count, 100)) for split, count in (("train", 9), ("test", 4))
+    }
+    files = {"meta": {"fine_label_names": [f"fine {i}" for i in range(100)], "coarse_label_names": ["coarse"]}}
+    for split, (pictures, labels) in splits.items():
+        batch = _cifar_batch(pictures, [0] * len(labels), split)
+        files[split] = {**batch, "coarse_labels": batch.pop("labels"), "fine_labels": labels}
+    write_tar(path, {f"cifar-100-python/{name}": python2_pickle(value) for name, value in files.items()}, "w:gz")
+    return splits
+
+
 def imagenet_new(folder: Path, size: int, batch: int = 4, npz: bool = False) -> dict[str, tuple[np.ndarray, list[int]]]:
     """The published zips in ``folder``, and images with labels from 0 by split."""
     splits = {"train": (random_images(10 * batch, size), random_labels(10 * batch, 1000))}

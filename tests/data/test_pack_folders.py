@@ -170,6 +170,7 @@ def test_fifos_do_not_hang(tmp_path, source, place):
         ("train-images-idx3-ubyte.gz", "fdtrain pack idx FOLDER"),
         ("x/data.mdb", r"data\.mdb are not read here: write its images into a folder"),
         ("x/train_32x32.mat", "numpy.savez"),
+        ("x/mnist-train.tfrecord-00000-of-00001", "numpy.savez"),
         ("a.tif", "convert them to PNG"),
     ],
 )

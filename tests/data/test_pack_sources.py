@@ -13,7 +13,7 @@ from PIL import Image
 from fdtrain.data.dataset import DatasetDescription, read_description
 from fdtrain.data.pack import pack
 from fdtrain.data.sources.celeba import celeba64
-from fdtrain.data.sources.cifar import cifar10
+from fdtrain.data.sources.cifar import cifar10, cifar100
 from fdtrain.data.sources.imagenet import imagenet32_old, imagenet_new
 from fdtrain.data.sources.images import images
 from fdtrain.data.split import Split
@@ -58,6 +58,14 @@ def test_cifar10(tmp_path, encoding):
     assert (description.name, description.classes, description.levels) == ("cifar10", pub.CIFAR_CLASSES, 256)
     assert (description.shape, description.encoding) == ((3, 32, 32), encoding)
     assert description.source == "cifar-10-python.tar.gz"
+
+
+def test_cifar100(tmp_path):
+    splits = pub.cifar100(tmp_path / "cifar-100-python.tar.gz")
+    description = pack(cifar100(tmp_path / "cifar-100-python.tar.gz"), tmp_path / "out")
+    for split, (expected, labels) in splits.items():
+        same(tmp_path / "out", split, expected, labels)
+    assert (description.name, description.classes[7]) == ("cifar100", "fine 7")
 
 
 def test_cifar10_unpacked_folder(tmp_path):

@@ -3,6 +3,7 @@
 import lzma
 import os
 import posixpath
+import re
 import stat
 import tarfile
 import zipfile
@@ -40,13 +41,15 @@ OTHERS = {
     (".7z", ".rar", ".gz", ".bz2", ".xz", ".zst"): "unpack it first",
 }
 """What to do with files that are no images, by the ends of their names."""
+SERIES = re.compile(r"-\d+-of-\d+$")
+"""The end of a name that TensorFlow gives."""
 
 
 def advice(names: Iterable[str]) -> str:
     """A sentence on the first of these files for which there is one, with a space before it."""
     for name in names:
         for ends, what in OTHERS.items():
-            if name.lower().endswith(ends):
+            if SERIES.sub("", name.lower()).endswith(ends):
                 return f" Files such as {posixpath.basename(name)} are not read here: {what}."
     return ""
 

@@ -1,4 +1,4 @@
-"""Batch files of CIFAR-10 and of downsampled ImageNet, arrays of flat images as pickles or npz."""
+"""Batch files of CIFAR and of downsampled ImageNet, arrays of flat images as pickles or npz."""
 
 import io
 import zipfile
@@ -16,15 +16,16 @@ from fdtrain.errors import UserError
 
 @dataclass(frozen=True)
 class BatchFile:
-    """One file with ``data``, rows of 3 size^2 uint8 (red plane, green plane, blue plane), and ``labels``.
+    """One file with ``data``, rows of 3 size^2 uint8 (red plane, green plane, blue plane), and labels under ``key``.
 
-    ``first_label`` is the number of the first class in the source: 0 for CIFAR-10, 1 for ImageNet.
+    ``first_label`` is the number of the first class in the source: 0 for CIFAR, 1 for ImageNet.
     """
 
     member: Member
     size: int
     first_label: int
     classes: int
+    key: str = "labels"
 
     def count(self) -> int:
         return len(self._load()[0])
@@ -45,9 +46,9 @@ class BatchFile:
                 content = _npz(file, where)
             else:
                 content = pickled.arrays(pickled.load(file, where), where)
-        data, labels = content.get("data"), content.get("labels")
+        data, labels = content.get("data"), content.get(self.key)
         if not isinstance(data, np.ndarray) or labels is None:
-            raise UserError(f"{where} has no 'data' and 'labels'. Is it the published file?")
+            raise UserError(f"{where} has no 'data' and '{self.key}'. Is it the published file?")
         if data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3 * self.size**2:
             raise UserError(
                 f"{where}: data of shape {data.shape} and type {data.dtype}, expected rows of "

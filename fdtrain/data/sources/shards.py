@@ -25,7 +25,7 @@ from fdtrain.data.decode import IMAGES, LABELS, class_name, npy_header
 from fdtrain.data.fetch import is_remote, shown
 from fdtrain.data.members import json_field, longest_name
 from fdtrain.data.sources import tar_stream
-from fdtrain.data.sources.archive import MAX_READ
+from fdtrain.data.sources.archive import MAX_READ, advice
 from fdtrain.data.sources.picture import Fit, decode, exactly, fitted, upright_shape
 from fdtrain.data.sources.preparation import method
 from fdtrain.data.sources.source import BadSample, Sample, Source, numbered
@@ -78,7 +78,8 @@ def mapped(path: Path, name: str) -> Iterator[mmap.mmap]:
                 yield data
     except (ValueError, OSError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{name} cannot be read as a tar file ({reason}). Fetch or make it again.") from error
+        what = advice([name]) or " Fetch or make it again."
+        raise UserError(f"{name} cannot be read as a tar file ({reason}).{what}") from error
 
 
 def samples(data: mmap.mmap, wanted: Wanted, name: str) -> Iterator[FoundSample | BadSample]:
