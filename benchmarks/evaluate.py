@@ -1,4 +1,4 @@
-"""Figures of sampling and Frechet distances (docs/performance.md), on a trained run of the digits.
+"""Figures of sampling and Frechet distances (docs/lab/performance.md), on a trained run of the digits.
 
     python benchmarks/evaluate.py distance runs/digits data/digits export/digits-features --seeds 0 1 2
     python benchmarks/evaluate.py moments data/digits export/digits-features

@@ -1,4 +1,4 @@
-"""Every kind of network's step on the GPU at hand, appended as a table to docs/performance.md.
+"""Every kind of network's step on the GPU at hand, appended as a table to docs/lab/performance.md.
 
     python benchmarks/gpu.py
 
@@ -30,7 +30,7 @@ from fdtrain.training.hardware import matrix_rate, set_tf32
 from fdtrain.training.plan import model_spec, prepare
 from fdtrain.training.utilisation import Utilisation
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "performance.md"
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "lab" / "performance.md"
 CONFIGURATIONS = ("cifar10", "cifar10_vdm", "imagenet64_dit")
 """One of each network."""
 

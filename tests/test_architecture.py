@@ -24,8 +24,3 @@ def test_every_file_is_listed_once_with_its_purpose():
     files = [path.relative_to(ROOT / "fdtrain").as_posix() for path in (ROOT / "fdtrain").rglob("*.py")]
     assert sorted(path for path, _ in rows) == sorted(path for path in files if not path.endswith("__init__.py"))
     assert all(purpose.endswith(".") and len(purpose) > 20 for _, purpose in rows)
-
-
-def test_every_page_is_listed_in_the_readme():
-    readme = (ROOT / "README.md").read_text()
-    assert [page.name for page in (ROOT / "docs").glob("*.md") if f"](docs/{page.name})" not in readme] == []

@@ -14,7 +14,7 @@ from fdtrain.commands import entry
 from fdtrain.config import load_config
 from fdtrain.export.write import export
 
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 HERE = {'"cuda"': '"cpu"', "range(2000)": "range(20)"}
 """What is replaced: a device that a machine may lack, and what takes long."""
 

@@ -35,10 +35,10 @@ VDM, TRUNCATION = "Kingma et al. 2021, arXiv:2107.00630", "Kim et al. 2022, arXi
 FLOW, DODE = "Lipman et al. 2023, arXiv:2210.02747", "Zheng et al. 2023, arXiv:2305.03935"
 MULAN, EDM = "Sahoo et al. 2024, arXiv:2312.13236", "Karras et al. 2022, arXiv:2206.00364"
 
-MEASURED, COMPARED = "fdtrain, docs/performance.md", "fdtrain, docs/comparison.md"
+MEASURED, COMPARED = "fdtrain, docs/lab/performance.md", "fdtrain, docs/lab/comparison.md"
 
 COMPARISON = Path(__file__).with_name("digits.csv")
-"""The table of our comparison on the digits as it was written; docs/comparisons/ has a link to it."""
+"""The table of our comparison on the digits as it was written; docs/lab/comparisons/ has a link to it."""
 
 FIGURES: dict[str, list[PublishedResult]] = {
     CIFAR10: [

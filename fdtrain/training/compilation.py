@@ -15,7 +15,7 @@ from fdtrain.training.hardware import DTYPES, memory_format
 WORTHWHILE = 1e17
 """FLOP of a whole run on one GPU from which on compiling, which takes minutes, is won back: some five minutes of a
 large one. Fixed, not measured, so that a run that is resumed decides as before. On a CPU nothing is won: its
-convolutions are the library's either way (docs/performance.md)."""
+convolutions are the library's either way (docs/lab/performance.md)."""
 
 
 def worthwhile(training: TrainingConfig, layout: RunLayout, flops_per_image: int, device: torch.device) -> bool:

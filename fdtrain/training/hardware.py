@@ -59,7 +59,7 @@ def check_precision(training: TrainingConfig, device: torch.device) -> None:
 
 def memory_format(device: torch.device, precision: str) -> torch.memory_format:
     """Of the images that the network gets while it trains: where a CPU's convolutions compute in half precision, their
-    channels come last, or every one of them would turn its images round and back (docs/performance.md). On a GPU
+    channels come last, or every one of them would turn its images round and back (docs/lab/performance.md). On a GPU
     torch.compile chooses."""
     half_on_cpu = device.type == "cpu" and precision != "fp32"
     return torch.channels_last if half_on_cpu else torch.contiguous_format

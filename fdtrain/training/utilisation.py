@@ -1,4 +1,4 @@
-"""How fast a run is, and what share of its devices it uses (docs/performance.md)."""
+"""How fast a run is, and what share of its devices it uses (docs/lab/performance.md)."""
 
 from dataclasses import dataclass
 

@@ -53,7 +53,7 @@ def test_divergence_on_the_spectrum_of_images(equation):
         assert found == pytest.approx(figure, abs=0.55 * unit)
 
 
-# docs/performance.md: by the rule, for 256 levels and the 2,500 numbers of images whose largest deviation is about 15.
+# docs/lab/performance.md: by the rule, for 256 levels and 2,500 numbers of images whose largest deviation is about 15.
 OURS = {
     "ode": (2.100e-1, 2.888e-2, 6.414e-3, 3.192e-4, 3.560e-4, 6.847e-5),
     "sde": (2.633e-1, 5.447e-2, 1.863e-2, 2.283e-3, 1.650e-3, 7.079e-4),

@@ -243,9 +243,11 @@ def test_our_own_figures_are_those_of_the_comparison():
     digits = DatasetDescription(
         version=1, name="digits", source="", size=8, channels=1, levels=17, classes=[], encoding="npy", splits={}
     )
-    table = ROOT / "docs" / "comparisons" / "digits" / "comparison.csv"
+    table = ROOT / "docs" / "lab" / "comparisons" / "digits" / "comparison.csv"
     rows = list(csv.DictReader(table.open(newline="")))
-    own = {figure.model: figure for figure in known_figures(digits) if figure.source == "fdtrain, docs/comparison.md"}
+    own = {
+        figure.model: figure for figure in known_figures(digits) if figure.source == "fdtrain, docs/lab/comparison.md"
+    }
     assert [row["variant"] for row in rows] == list(own)
     for row in rows:
         assert own[row["variant"]].bits_per_dim.startswith(f"{float(row['own_bound_bits_per_dim']):.4f} ± ")
