@@ -18,6 +18,7 @@ from datetime import date
 from pathlib import Path
 
 import torch
+from bare_loop import bare_loop
 from step import lone_trainer, random_images, take_turns
 
 from fdtrain import distributed
@@ -25,7 +26,6 @@ from fdtrain.capacity.cost import flops
 from fdtrain.capacity.estimate import published
 from fdtrain.config import load_config
 from fdtrain.networks.model import ModelSpec
-from fdtrain.training.bare_loop import bare_loop
 from fdtrain.training.hardware import matrix_rate, set_tf32
 from fdtrain.training.plan import model_spec, prepare
 from fdtrain.training.utilisation import Utilisation

@@ -1,4 +1,4 @@
-"""Two processes against one: weak scaling, bytes between them against the least, and the model of docs/scaling.md.
+"""Two processes against one: weak scaling, and bytes between them against the least.
 
     python benchmarks/scaling.py                      # digits' network, 128 images each, ZeRO 0, 1 and 2
     python benchmarks/scaling.py --volume             # the bytes alone
@@ -53,7 +53,7 @@ class Volume:
 
 
 def worker(arguments: argparse.Namespace) -> None:
-    """Answers the parent's lines: ``volume STAGE``, ``time STAGE STEPS``, ``bandwidth``. Rank 0 replies."""
+    """Answers the parent's lines: ``volume STAGE``, ``time STAGE STEPS``. Rank 0 replies."""
     volume = Volume()
     from fdtrain import distributed
     from fdtrain.capacity.estimate import published
@@ -91,24 +91,13 @@ def worker(arguments: argparse.Namespace) -> None:
             engines[stage].step(1e-4)
         return (time.perf_counter() - begin) / steps
 
-    def bandwidth(_: list[str]) -> float:
-        """Bytes/s each way of an all-reduce of the gradient."""
-        flat = torch.zeros(parameter_count(Model(spec)), device=device)
-        times = []
-        for _ in range(5):
-            dist.barrier()
-            begin = time.perf_counter()
-            dist.all_reduce(flat)
-            times.append(time.perf_counter() - begin)
-        return 2 * (distributed.world_size() - 1) / distributed.world_size() * flat.nbytes / statistics.median(times)
-
     def moved(words: list[str]) -> list[float]:
         take(int(words[0]), 1)
         volume.bytes = 0.0
         take(int(words[0]), 1)
         return [volume.bytes, 4 * parameter_count(Model(spec))]
 
-    answers = {"volume": moved, "time": lambda words: take(int(words[0]), int(words[1])), "bandwidth": bandwidth}
+    answers = {"volume": moved, "time": lambda words: take(int(words[0]), int(words[1]))}
     for line in sys.stdin:
         name, *words = line.split()
         answer = answers[name](words)
@@ -179,22 +168,15 @@ def main() -> None:
 
 
 def _volumes(two: Group) -> list[str]:
-    from fdtrain.capacity.interconnect import least
-
+    """A ring's all-reduce between N processes moves the fewest bytes: 2 (N - 1) / N of the gradient, each way."""
     lines = []
     for stage in STAGES:
         moved, gradient = two.ask(f"volume {stage}")
-        ratio = moved / least(gradient, 2)
-        lines.append(f"ZeRO {stage}: {moved / 1e6:.3f} MB per process and step, {ratio:.4f} of the least")
+        lines.append(f"ZeRO {stage}: {moved / 1e6:.3f} MB per process and step, {moved / gradient:.4f} of the least")
     return lines
 
 
 def _times(one: Group, two: Group, arguments: argparse.Namespace) -> list[str]:
-    from fdtrain.capacity.interconnect import Interconnect, step
-
-    _, gradient = two.ask("volume 0")
-    bandwidth = two.ask("bandwidth")
-    network = Interconnect(inside=bandwidth, latency=0.0)
     times = {stage: ([], []) for stage in STAGES}
     for round_ in range(arguments.rounds + 1):
         for stage, pair in times.items():
@@ -202,15 +184,13 @@ def _times(one: Group, two: Group, arguments: argparse.Namespace) -> list[str]:
                 seconds = group.ask(f"time {stage} {arguments.steps}")
                 if round_:  # the first warms up
                     kept.append(seconds)
-    lines = [f"an all-reduce of the gradient ({gradient / 1e6:.1f} MB) moves {bandwidth / 1e9:.2f} GB/s each way"]
+    lines = []
     for stage, (alone, together) in times.items():
         ratios = [a / b for a, b in zip(alone, together)]
-        predicted = step(statistics.median(alone), gradient, 2, stage, network, overlap=False)
         lines.append(
             f"ZeRO {stage}: 1 process {1e3 * statistics.median(alone):.1f} ms, "
-            f"2 processes {1e3 * statistics.median(together):.1f} ms, predicted {1e3 * predicted.seconds:.1f} ms; "
-            f"weak scaling {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f}), "
-            f"predicted {predicted.efficiency:.3f}"
+            f"2 processes {1e3 * statistics.median(together):.1f} ms; "
+            f"weak scaling {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
         )
     return lines
 

@@ -21,6 +21,7 @@ from contextlib import suppress
 
 import numpy as np
 import torch
+from bare_loop import bare_loop
 
 from fdtrain import distributed
 from fdtrain.data.pack import pack
@@ -30,7 +31,6 @@ from fdtrain.networks import layers
 from fdtrain.networks.model import Model, parameter_count
 from fdtrain.resilience.consensus import Consensus
 from fdtrain.resilience.heartbeat import Heartbeat
-from fdtrain.training.bare_loop import bare_loop
 from fdtrain.training.build import Launch, build
 from fdtrain.training.compilation import worthwhile
 from fdtrain.training.hardware import set_tf32
@@ -48,7 +48,7 @@ def random_images(folder, images=2000):
 
 
 def plain_loop(*settings):
-    """:func:`~fdtrain.training.bare_loop.bare_loop` as PyTorch comes, in a process of its own; a generator as well."""
+    """The bare loop as PyTorch comes, in a process of its own; a generator as well."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     context.Process(target=_serve, args=(there, torch.get_num_threads(), *settings), daemon=True).start()

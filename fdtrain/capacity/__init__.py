@@ -1,1 +1,1 @@
-"""Estimates of a run before there is a data set or a machine: work, memory, communication, time."""
+"""What is known of a run before it exists: its layout, model, work and memory, and a first configuration."""

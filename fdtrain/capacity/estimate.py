@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 
 from fdtrain.capacity.cost import Flops, activations
-from fdtrain.capacity.interconnect import Interconnect, StepTime, step
 from fdtrain.capacity.layout import run_layout, zero_stage
 from fdtrain.config import Config, TrainingConfig
 from fdtrain.data.dataset import FILE, VERSION, DatasetDescription, read_description
@@ -121,59 +120,30 @@ def state_memory(parameters: int, zero_stage: int, gpus: int, averages: int = 1,
 
 @dataclass(frozen=True)
 class Work:
-    """A whole run on ``gpus`` devices of ``tflops`` peak, of which computation uses the share ``utilisation``.
+    """A whole run on ``devices`` of ``tflops`` peak each, of which computation uses the share ``utilisation``."""
 
-    ``step`` is one step's time, waiting for the other devices included: the run's time follows from it.
-    """
-
-    steps: int
     images: int
     flops_per_image: int
-    gpus: int
+    devices: int
     tflops: float
     utilisation: float
-    step: StepTime
 
     @property
-    def gpu_hours(self) -> float:
-        return self.steps * self.step.seconds * self.gpus / 3600
+    def device_hours(self) -> float:
+        """Of computation alone: what communication does not hide comes on top."""
+        return self.images * self.flops_per_image / (self.tflops * 1e12 * self.utilisation) / 3600
 
     @property
     def hours_text(self) -> str:
-        """The GPU hours, with a decimal where there are few."""
-        return f"{self.gpu_hours:,.0f}" if self.gpu_hours >= 10 else f"{self.gpu_hours:.1f}"
-
-    @property
-    def days(self) -> float:
-        return self.gpu_hours / self.gpus / 24
+        """The hours, with a decimal where there are few."""
+        return f"{self.device_hours:,.0f}" if self.device_hours >= 10 else f"{self.device_hours:.1f}"
 
 
-def work(
-    config: Config,
-    counted: Flops,
-    weights: int,
-    gpus: int,
-    tflops: float,
-    utilisation: float,
-    network: Interconnect | None = None,
-) -> Work:
-    """The work of the training steps, without evaluation and samples. ``weights`` is the number of parameters.
-
-    Raises:
-        UserError: this number of ranks cannot share the batch.
-    """
+def work(config: Config, counted: Flops, devices: int, tflops: float, utilisation: float) -> Work:
+    """The work of the training steps, without evaluation and samples."""
     training = config.training
     per_image = counted.training(config.network.checkpointing)
-    alone = training.global_batch / gpus * per_image / (tflops * 1e12 * utilisation)
-    step_time = step_on(config, weights, alone, gpus, run_layout(training, gpus).passes, network or Interconnect())
-    images = training.steps * training.global_batch
-    return Work(training.steps, images, per_image, gpus, tflops, utilisation, step_time)
-
-
-def step_on(config: Config, weights: int, alone: float, gpus: int, passes: int, network: Interconnect) -> StepTime:
-    """The time on ``gpus`` devices of a step of ``passes`` passes whose computation takes ``alone`` seconds."""
-    training = config.training
-    return step(alone, 4 * weights, gpus, zero_stage(training, gpus), network, passes, training.overlap)
+    return Work(training.steps * training.global_batch, per_image, devices, tflops, utilisation)
 
 
 def pass_images(config: Config, gpus: int) -> int:
@@ -188,14 +158,14 @@ def pass_images(config: Config, gpus: int) -> int:
 def summary(config: Config, spec: ModelSpec, total: Work) -> str:
     """The two lines that the comments of configs/ carry."""
     saved = activations(spec, config.training.precision, config.network.checkpointing)
-    stage, averages = zero_stage(config.training, total.gpus), 1 + len(config.ema.lengths)
-    state = state_memory(parameters(spec), stage, total.gpus, averages, muons(config.training, spec))
-    memory = state.total + saved.bytes(pass_images(config, total.gpus))
+    stage, averages = zero_stage(config.training, total.devices), 1 + len(config.ema.lengths)
+    state = state_memory(parameters(spec), stage, total.devices, averages, muons(config.training, spec))
+    memory = state.total + saved.bytes(pass_images(config, total.devices))
     return (
         f"# Global batch {config.training.global_batch}, {total.images / 1e6:.0f} M images seen. "
         f"Expected (fdtrain plan): {total.hours_text} GPU hours\n"
         f"# at {total.utilisation:.0%} of {total.tflops:g} TFLOP/s; "
-        f"{memory / 2**30:.1f} GiB held on each of {total.gpus} GPUs."
+        f"{memory / 2**30:.1f} GiB held on each of {total.devices} GPUs."
     )
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from PIL import ImageColor
 
+from fdtrain.capacity.target import Target, target
 from fdtrain.data.adopt import LIST, adopt
 from fdtrain.data.dataset import DatasetDescription
 from fdtrain.data.pack import pack
@@ -59,9 +60,9 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.no_config:
         return
     # Loaded here: it imports torch, which the worker processes have no use for.
-    from fdtrain.training.starter import write_first_config
+    from fdtrain.capacity.first_config import here, write_first_config
 
-    for line in write_first_config(arguments.output, description):
+    for line in write_first_config(arguments.output, description, arguments.target or here()):
         print(line)
 
 
@@ -254,6 +255,9 @@ def _add_fit(source: argparse.ArgumentParser) -> None:
 
 def _add_output(source: argparse.ArgumentParser, shard_images: int) -> None:
     source.add_argument("--no-config", action="store_true", help="write no train.yaml to begin training with")
+    source.add_argument(
+        "--for", dest="target", type=_target, metavar="cpu|cuda[:N]", help="of train.yaml (default: what is here)"
+    )
     source.add_argument("--encoding", choices=ENCODINGS, default="npy", help="npy: fast; png: small (default: npy)")
     source.add_argument(
         "--workers", type=_count, default=len(os.sched_getaffinity(0)), help="processes (default: one a core)"
@@ -269,6 +273,13 @@ def _add_output(source: argparse.ArgumentParser, shard_images: int) -> None:
 
 def _name(arguments: argparse.Namespace) -> str:
     return arguments.name or arguments.output.resolve().name
+
+
+def _target(text: str) -> Target:
+    found = target(text)
+    if found.count not in (1, 2, 4, 8, 16, 32, 64):
+        raise argparse.ArgumentTypeError(f"{text!r}: give a power of two up to 64, which can share a step's images")
+    return found
 
 
 def _colour(text: str) -> tuple[int, int, int]:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from fdtrain import distributed
-from fdtrain.capacity.interconnect import REDUCE_TO_OWNERS
 from fdtrain.capacity.layout import RunLayout
 from fdtrain.checkpoint.fragments import FIRST_MOMENT, MOMENTUM, SECOND_MOMENT, WEIGHT, Fragment, FragmentReader
 from fdtrain.checkpoint.store import Counters
@@ -38,6 +37,11 @@ warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distribu
 # A C++ extension that DeepSpeed would compile at start-up, for inference alone.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 ZERO_SUPPORTED_OPTIMIZERS.append(Muon)
+
+REDUCE_TO_OWNERS = 16
+"""Ranks up to which ZeRO 1 and 2 reduce each piece of the gradient to the rank that owns it, which moves the fewest
+bytes. DeepSpeed calls once per owner, so with more ranks it reduces everything to everyone, with 1.5 times the
+bytes."""
 
 
 class Engine:

@@ -1,12 +1,11 @@
 import re
-import subprocess
-import sys
 
 import pytest
-from conftest import ROOT, environment
+from conftest import ROOT
 
 from fdtrain.capacity.cost import Flops
 from fdtrain.capacity.estimate import state_memory, work
+from fdtrain.commands.entry import main
 from fdtrain.config import Config
 
 PARAMETERS = 1000
@@ -40,48 +39,37 @@ def test_time_of_a_run():
     config = Config.model_validate(settings)
     # 64 TFLOP a step at 0.5 x 64 TFLOP/s: two seconds.
     counted = Flops(forward=4 * 10**11, backward=6 * 10**11)
-    total = work(config, counted, PARAMETERS, gpus=1, tflops=64, utilisation=0.5)
+    total = work(config, counted, 1, tflops=64, utilisation=0.5)
     assert total.images == 64 * 36_000
-    assert total.gpu_hours == pytest.approx(20)
-    assert total.days == pytest.approx(20 / 24)
+    assert total.device_hours == pytest.approx(20)
+    assert work(config, counted, 8, 64, 0.5).device_hours == pytest.approx(20)
     again = Config.model_validate(settings | {"network": {"checkpointing": True}})
-    assert work(again, counted, PARAMETERS, 1, 64, 0.5).gpu_hours == pytest.approx(28)
+    assert work(again, counted, 1, 64, 0.5).device_hours == pytest.approx(28)
 
 
-def test_the_time_of_a_run_is_its_steps_with_their_waiting():
-    """Of 64 devices, where waiting shows: the line of the run and that of the table are one number."""
-    settings = {"name": "x", "data": {"path": "digits"}, "training": {"steps": 36_000, "global_batch": 64}}
-    total = work(Config.model_validate(settings), Flops(10**11, 2 * 10**11), 10**8, 64, 989, 0.35)
-    assert total.step.exposed > 0.1 * total.step.alone
-    assert total.days == pytest.approx(36_000 * total.step.seconds / 86_400)
-    out = subprocess.run(
-        [sys.executable, "tools/plan.py", "configs/imagenet64_dit.yaml", "--gpus", "64"],
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    days = float(re.search(r"([\d.]+) days on 64 GPUs", out)[1])
-    steps = int(re.search(r"run +([\d,]+) steps", out)[1].replace(",", ""))
-    milliseconds = float(re.search(r"^ +64 +([\d.]+) .*this run$", out, re.MULTILINE)[1])
-    assert days == pytest.approx(steps * milliseconds / 1e3 / 86_400, abs=0.006)
+@pytest.fixture
+def plan(capsys):
+    def run(*arguments: str, rc: int = 0) -> str:
+        try:
+            code = main(["plan", str(ROOT / "configs" / "digits.yaml"), *arguments])
+        except SystemExit as end:
+            code = end.code
+        said = capsys.readouterr()
+        assert code == rc, said.out + said.err
+        return said.err if rc else said.out
+
+    return run
 
 
-def plan(*arguments, rc=0):
-    command = [sys.executable, "tools/plan.py", "configs/digits.yaml", *arguments]
-    result = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
-    assert result.returncode == rc, result.stdout + result.stderr
-    return result.stderr if rc else result.stdout
-
-
-def test_the_tool_needs_no_data():
-    out = plan("--gpus", "2", "--set", "training.zero_stage=2")
+def test_the_tool_needs_no_data(plan):
+    out = plan("--for", "cuda:2", "--set", "training.zero_stage=2")
     for part in ("ddpmpp", "images (1, 8, 8) of 17 levels", "137 epochs", "GPU hours at 35% of 989", "on 2 GPUs"):
         assert part in out
     assert "as configured" in next(line for line in out.splitlines() if line.startswith("  2 "))
-    assert "weak scaling with 64 images per GPU, ZeRO 2, 350 GB/s in a node and 45 per GPU" in out
-    assert out.index("\n     1 ") < out.index("\n  4096 ")
+    out = plan("--for", "cpu", "--tflops", "0.5")
+    assert re.search(r"^time +\d.* (seconds|minutes) at 35% of 0.5 TFLOP/s$", out, re.MULTILINE)
+    assert "128 images in a pass" in out
+    assert "GPU" not in out
     assert "(3, 64, 64) of 256" in plan("--dataset", "celeba64")
     images = ["--size", "16", "--channels", "1", "--levels", "4", "--classes", "0"]
     assert "(1, 16, 16) of 4" in plan("--set", "data.path=elsewhere", *images)
@@ -92,15 +80,15 @@ def test_the_tool_needs_no_data():
     [
         (["--utilisation", "1.5"], "--utilisation 1.5"),
         (["--tflops", "0"], "--tflops 0.0"),
-        (["--between", "-1"], "--between -1.0"),
-        (["--gpus", "0"], "--gpus 0: give 1 to"),
-        (["--gpus", "3"], "cannot be shared by 3 processes"),
+        (["--for", "cuda:0"], "'cuda:0': give cpu, cuda (one GPU), or cuda:N"),
+        (["--for", "gpu"], "'gpu': give cpu"),
+        (["--for", "cuda:3"], "cannot be shared by 3 processes"),
         (["--levels", "1"], "--levels 1: give 2 to 256"),
         (["--set", "data.path=elsewhere"], "elsewhere is no packed data set, and 'elsewhere' none that was published"),
         (["--channels", "9"], "--channels 9"),
     ],
 )
-def test_mistakes(arguments, part):
+def test_mistakes(plan, arguments, part):
     message = plan(*arguments, rc=2)
     assert part in message
     assert "Traceback" not in message

@@ -1,18 +1,14 @@
 """A training step without the trainer: forward, backward and fused AdamW of one network on one fixed batch.
 
-What a network takes on this machine by itself: a first configuration is chosen by it, and benchmarks measure the
-trainer against it.
+What a network takes on this machine by itself, against which benchmarks measure the trainer.
 """
 
-import time
 from collections.abc import Iterator
 
 import torch
 
 from fdtrain.networks.model import Model, ModelSpec
-from fdtrain.training.hardware import DTYPES, keep_freed_memory, memory_format
-
-REPEATS, ENOUGH_SECONDS = 3, 1.0
+from fdtrain.training.hardware import DTYPES, memory_format
 
 
 def bare_loop(
@@ -46,17 +42,3 @@ def bare_loop(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         yield
-
-
-def images_per_second(spec: ModelSpec, precision: str, images: int, checkpointing: bool, device: torch.device) -> float:
-    """The best of some steps, or of one that takes long, after one that warms up."""
-    if device.type == "cpu":
-        keep_freed_memory()
-    loop, seconds = bare_loop(spec, images, device, precision, checkpointing=checkpointing), []
-    while len(seconds) < 2 or (len(seconds) <= REPEATS and sum(seconds) < ENOUGH_SECONDS):
-        begin = time.perf_counter()
-        next(loop)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        seconds.append(time.perf_counter() - begin)
-    return images / min(seconds[1:])

@@ -1,0 +1,224 @@
+"""The configuration of a first run, written beside a packed data set (docs/own_images.md).
+
+It follows from the images and the kind of device alone, by :data:`TABLE`, so it is the same on every machine.
+"""
+
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import yaml
+
+from fdtrain.capacity.estimate import parameters
+from fdtrain.capacity.spec import model_spec
+from fdtrain.capacity.target import Target
+from fdtrain.config import Config, load_config
+from fdtrain.data.dataset import DatasetDescription
+from fdtrain.errors import UserError
+from fdtrain.files import write_text
+
+FILE = "train.yaml"
+
+
+class Choice(NamedTuple):
+    """A network and its training: channels and multipliers of the levels, blocks of each; steps, images of a step, and
+    the learning rate of AdamW at this width."""
+
+    channels: int
+    multipliers: tuple[int, ...]
+    blocks: int
+    steps: int
+    batch: int
+    lr: float
+
+
+TABLE = {
+    "cpu": {
+        16: Choice(32, (1, 2), 2, 2000, 64, 2e-3),
+        32: Choice(16, (1, 2, 2), 1, 2000, 32, 4e-3),
+        64: Choice(16, (1, 2, 2, 2), 1, 2000, 16, 4e-3),
+        128: Choice(16, (1, 1, 2, 2, 4), 1, 1000, 16, 4e-3),
+        256: Choice(16, (1, 1, 2, 2, 4, 4), 1, 1000, 8, 4e-3),
+    },
+    "cuda": {
+        16: Choice(128, (1, 2), 4, 10_000, 128, 2e-4),
+        32: Choice(128, (1, 2, 2, 2), 4, 10_000, 128, 2e-4),
+        64: Choice(64, (1, 2, 2, 2), 2, 20_000, 64, 6e-4),
+        128: Choice(64, (1, 1, 2, 2, 4), 2, 20_000, 32, 6e-4),
+        256: Choice(64, (1, 1, 2, 2, 4, 4), 2, 10_000, 16, 6e-4),
+    },
+}
+"""By device and largest side of the images, in pixels. A run is at most 2e14 operations on a CPU and 1e17 on a GPU, an
+hour at 50 GFLOP/s and at 28 TFLOP/s."""
+
+ATTENTION = 16
+"""Pixels: the first level that is no larger has self-attention."""
+PRECISION = {"cpu": "fp32", "cuda": "bf16"}
+FEW_STEPS, MANY_EPOCHS = 1000, 200
+"""The fewest steps, and the passes through the images that are enough unless they are fewer steps."""
+FEW_IMAGES = 100_000
+"""A network that trains on fewer has dropout."""
+MOST_GPUS = 64
+"""As many lanes as a run for GPUs has; a power of two of GPUs can share them."""
+WATCHING = 0.05
+"""Largest share of the work for held-out bits/dim, and as much for samples."""
+INTERVALS = 8
+"""Checkpoints of a run, and the most sample grids and held-out bits/dim."""
+SAMPLE_IMAGES, SAMPLE_STEPS = 36, 10
+
+HEAD = """\
+# A first configuration for {path}: {images} images of {size}x{size}, {channels}, on {target}.
+# {what}. What it takes: {plan}
+# Change what you like: configs/template.yaml explains every choice, docs/configuration.md lists every key.
+# A longer run is a better one, and a resumed one may be longer (training.steps).{labels}
+"""
+
+
+def here() -> Target:
+    """The devices of this machine: its GPUs, as many as can share the lanes, or its CPU."""
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return Target("cuda", min(MOST_GPUS, 1 << there.bit_length() - 1)) if there else Target("cpu")
+
+
+def write_first_config(folder: Path, description: DatasetDescription, target: Target) -> list[str]:
+    """Write ``folder/train.yaml`` unless there is one, and return what to print: what it is, notes, and the commands.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    file = folder / FILE
+    train = _program() + " train" + (f" --processes {target.count}" if target.count > 1 else "")
+    train = f"    {train} --config {shlex.quote(str(file))}"
+    if file.exists():
+        try:
+            resume = " --resume auto" if load_config(file).folder.exists() else ""
+        except UserError:
+            resume = ""
+        return [f"{file} is there already, and stays as it is. To train:", train + resume]
+    plan = f"{_program()} plan {shlex.quote(str(file))} --for {target}"
+    settings = first_settings(description, str(folder), target)
+    config = Config.model_validate(settings)
+    what = (
+        f"{parameters(model_spec(config, description)) / 1e6:.2g} M parameters, {config.training.steps:,} steps of "
+        f"{config.training.global_batch} images"
+    )
+    labels = ""
+    if description.classes:
+        labels = (
+            f"\n# Its {len(description.classes)} classes are given to the network by network.class_conditional: true."
+        )
+    head = HEAD.format(
+        path=folder,
+        images=f"{description.images(config.data.train_split):,}",
+        size=description.size,
+        channels={1: "grey", 3: "RGB"}.get(description.channels, f"{description.channels} channels"),
+        target=target,
+        what=what,
+        plan=plan,
+        labels=labels,
+    )
+    try:
+        write_text(file, head + _yaml(settings))
+    except OSError as error:
+        raise UserError(f"cannot write {file} ({error.strerror}). The data set itself is complete.") from error
+    notes = [f"note: {note}" for note in _notes(description.size, config, target)]
+    return [f"{file}: {what}, for {target}", *notes, "What it takes:", f"    {plan}", "To train:", train]
+
+
+def first_settings(description: DatasetDescription, path: str, target: Target) -> dict[str, Any]:
+    """The configuration for the data set at ``path``, without what is default."""
+    size, row = description.size, _row(description.size, target)
+    train = "train" if "train" in description.splits else next(iter(description.splits))
+    held_out = next((split for split in ("test", "valid") if split in description.splits and split != train), None)
+    images = description.images(train)
+    batch = max(row.batch, target.count)
+    steps = min(row.steps, max(FEW_STEPS, MANY_EPOCHS * images // batch))
+    multipliers = row.multipliers[: _halvings(size) + 1]
+    sides = [size // 2**level for level in range(len(multipliers))]
+    # A training step of an image is three forward passes.
+    monitor = {"log_every": steps // 100, "sample_every": _interval(steps, batch, SAMPLE_IMAGES * SAMPLE_STEPS / 3)}
+    if held_out is not None:
+        monitor["evaluate_every"] = _interval(steps, batch, description.images(held_out) / 3)
+    return {
+        "name": re.sub(r"[^A-Za-z0-9._-]+", "-", description.name).strip("._-") or "images",
+        "data": {
+            "path": path,
+            "train_split": train,
+            "test_split": held_out,
+            "workers": 1 if target.device == "cpu" else 2,
+        },
+        "network": {
+            "name": "ddpmpp",
+            "channels": row.channels,
+            "multipliers": list(multipliers),
+            "blocks": row.blocks,
+            "attention": [next((side for side in sides[1:] if side <= ATTENTION), sides[-1])],
+            "dropout": 0.1 if images < FEW_IMAGES else 0.0,
+            "class_conditional": False,
+        },
+        "training": {
+            "steps": steps,
+            "global_batch": batch,
+            "lanes": min(batch, 16 if target.device == "cpu" else MOST_GPUS),
+            "precision": PRECISION[target.device],
+            "lr": row.lr,
+            "warmup_steps": steps // 20,
+            "decay": "linear",
+            "betas": [0.9, 0.99],
+        },
+        "ema": {"decay": round(min(0.9999, 1 - 8 / steps), 5)},
+        "checkpoint": {"every": -(-steps // INTERVALS)},
+        "monitor": {**monitor, "sample_images": SAMPLE_IMAGES, "sample_steps": SAMPLE_STEPS},
+    }
+
+
+def _row(size: int, target: Target) -> Choice:
+    rows = TABLE[target.device]
+    return next((row for side, row in rows.items() if size <= side), rows[max(rows)])
+
+
+def _notes(size: int, config: Config, target: Target) -> Iterator[str]:
+    wanted, levels = len(_row(size, target).multipliers), len(config.network.multipliers)
+    if size > 256 or (size > 64 and target.device == "cpu"):
+        yield (
+            f"{size}x{size} images are large for a first run on {target}. Pack smaller ones: --size "
+            f"{32 if target.device == 'cpu' else 256}."
+        )
+    elif levels < wanted and size // 2 ** (levels - 1) > ATTENTION:
+        better = size // 2 ** (wanted - 1) * 2 ** (wanted - 1)
+        yield f"{size} pixels can be halved only {levels - 1} times; --size {better} gives a better network."
+
+
+def _halvings(size: int) -> int:
+    """How often a side can be halved."""
+    return (size & -size).bit_length() - 1
+
+
+def _interval(steps: int, batch: int, cost: float) -> int:
+    """Steps between things that cost as much as training on so many images: as often as WATCHING allows, once at
+    least."""
+    return -(-steps // max(1, min(INTERVALS, int(WATCHING * steps * batch / cost))))
+
+
+def _yaml(settings: dict[str, Any]) -> str:
+    """A line a key, and an empty one before each section."""
+    lines = []
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            lines += ["", f"{name}:", *(f"  {key}: {_flow(item)}" for key, item in value.items())]
+        else:
+            lines.append(f"{name}: {_flow(value)}")
+    return "\n".join(lines) + "\n"
+
+
+def _flow(value: Any) -> str:
+    return yaml.safe_dump(value, default_flow_style=True, width=float("inf")).splitlines()[0]
+
+
+def _program() -> str:
+    """This program, as it was called."""
+    return "fdtrain" if Path(sys.argv[0]).name == "fdtrain" else "python -m fdtrain"

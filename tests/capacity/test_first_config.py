@@ -1,0 +1,186 @@
+"""The first configuration that fdtrain pack writes beside what it packs."""
+
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import fork
+from PIL import Image
+
+from fdtrain.capacity.cost import flops
+from fdtrain.capacity.estimate import KnownDataset
+from fdtrain.capacity.first_config import TABLE, first_settings, here, write_first_config
+from fdtrain.capacity.layout import run_layout
+from fdtrain.capacity.spec import model_spec
+from fdtrain.capacity.target import Target
+from fdtrain.commands.entry import main
+from fdtrain.config import Config, load_config
+from fdtrain.data.dataset import Shard, read_description
+from fdtrain.errors import UserError
+
+CPU, GPU, NODE = Target("cpu"), Target("cuda"), Target("cuda", 8)
+
+
+def data(size: int, channels: int = 3, images: int = 50_000, test: int = 100, classes: int = 0):
+    splits = {"train": images} | ({"test": test} if test else {})
+    shards = {s: [Shard(file=f"{s}.tar", images=n, bytes=1, sha256="0" * 64)] for s, n in splits.items()}
+    known = KnownDataset("My photos, 2024", size, channels, 256, classes, images)
+    return known.description().model_copy(update={"splits": shards})
+
+
+def chosen(description, on: Target) -> Config:
+    return Config.model_validate(first_settings(description, "data/mine", on))
+
+
+@pytest.mark.parametrize("on", [CPU, GPU], ids=str)
+@pytest.mark.parametrize("size", TABLE["cpu"])
+def test_an_hour_of_work_for_each_size(size, on):
+    config = chosen(data(size), on)
+    training, monitor = config.training, config.monitor
+    assert (config.name, config.data.test_split) == ("My-photos-2024", "test")
+    operations = flops(model_spec(config, data(size))).training() * training.steps * training.global_batch
+    assert operations <= {"cpu": 2e14, "cuda": 1e17}[on.device]
+    assert training.steps >= 1000
+    assert run_layout(training, on.count).passes == 1
+    # Watched often enough to see it learn, and to its end.
+    assert 0 < training.warmup_steps <= training.steps / 20
+    for every in (monitor.log_every, monitor.sample_every, monitor.evaluate_every, config.checkpoint.every):
+        assert 1 <= every <= training.steps
+    assert 0.9 < config.ema.decay < 1
+
+
+def test_the_table_row_by_device():
+    grey = data(28, 1)
+    network = chosen(grey, CPU).network
+    assert (network.channels, network.multipliers, network.attention) == (16, (1, 2, 2), (14,))
+    assert chosen(grey, CPU).training.precision == "fp32"
+    network = chosen(grey, GPU).network
+    assert (network.channels, network.multipliers, network.attention) == (128, (1, 2, 2), (14,))
+    assert chosen(grey, GPU) == chosen(grey, NODE)
+    assert chosen(data(1024), GPU).network.channels == chosen(data(256), GPU).network.channels
+    # Every one of 64 GPUs has an image, though the table has sixteen.
+    assert run_layout(chosen(data(256), Target("cuda", 64)).training, 64).micro_batch == 1
+
+
+def test_few_images_train_shorter_but_a_thousand_steps():
+    assert chosen(data(32, images=50), GPU).training.steps == 1000
+    assert chosen(data(32, images=1920), GPU).training.steps == 3000
+    assert chosen(data(32, images=50_000), GPU).training.steps == 10_000
+    assert (
+        chosen(data(32, images=50_000), GPU).network.dropout > 0 == chosen(data(32, images=10**6), GPU).network.dropout
+    )
+
+
+def test_without_held_out_images_nothing_is_evaluated():
+    config = chosen(data(32, test=0), CPU)
+    assert config.data.test_split is None
+    assert config.monitor.evaluate_every is None
+
+
+@pytest.mark.parametrize(
+    ("size", "on", "note"),
+    [
+        (50, CPU, "50 pixels can be halved only 1 times; --size 48 gives"),
+        (100, CPU, "100x100 images are large for a first run on cpu. Pack smaller ones: --size 32."),
+        (512, NODE, "512x512 images are large for a first run on cuda:8. Pack smaller ones: --size 256."),
+        (256, GPU, None),
+        (7, CPU, None),
+    ],
+)
+def test_notes(size, on, note, tmp_path):
+    said = write_first_config(tmp_path, data(size), on)
+    notes = [line for line in said if line.startswith("note: ")]
+    assert len(notes) == (note is not None)
+    assert all(note in line for line in notes)
+
+
+@pytest.fixture
+def pack(capsys):
+    """``fdtrain pack``: what it prints, or says where it refuses."""
+
+    def run(*arguments, rc: int = 0) -> str:
+        try:
+            code = main(["pack", *map(str, arguments)])
+        except SystemExit as end:
+            code = end.code
+        said = capsys.readouterr()
+        assert code == rc, said.out + said.err
+        return said.err if rc else said.out
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    """Forty pictures of several sizes."""
+    folder = tmp_path_factory.mktemp("photographs")
+    draw = np.random.default_rng(0)
+    for i in range(40):
+        pixels = draw.integers(0, 256, (20 + i % 3, 24, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+    return folder
+
+
+def test_from_a_folder_to_a_run_by_the_printed_commands(photographs, tmp_path, pack, capsys):
+    mine = tmp_path / "my photographs"
+    said = pack("images", photographs, mine, "--size", "16", "--workers", "1", "--for", "cpu")
+    file = mine / "train.yaml"
+    *_, what, _, plan, _, train = said.splitlines()
+    assert what == f"{file}: 1.1 M parameters, 1,000 steps of 64 images, for cpu"
+    config = load_config(file)
+    assert (config.name, config.data.path) == ("my-photographs", str(mine))
+    # Nothing was held out.
+    assert config.data.test_split is None
+    assert config.monitor.evaluate_every is None
+    assert file.read_text().startswith(f"# A first configuration for {mine}: 40 images of 16x16, RGB, on cpu.")
+    python, m, package, *arguments = shlex.split(plan)
+    assert (python, m, package) == ("python", "-m", "fdtrain")
+    assert main(arguments) == 0
+    assert "images (3, 16, 16) of 256 levels" in capsys.readouterr().out
+    python, m, package, *arguments = shlex.split(train)
+    settings = ["training.steps=2", "training.global_batch=16", "network.channels=8", f"output={tmp_path}"]
+    settings += ["monitor.sample_steps=1", "monitor.sample_images=1"]
+    done = fork(["fdtrain/__main__.py", *arguments, "--set", *settings], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "my-photographs" / "checkpoints" / "step_00000002").is_dir()
+
+
+def test_a_file_of_the_user_stays(photographs, tmp_path, pack):
+    mine = tmp_path / "mine"
+    arguments = ["images", photographs, mine, "--size", "8", "--holdout", "4", "--workers", "1"]
+    pack(*arguments)
+    assert load_config(mine / "train.yaml").data.test_split == "test"
+    (mine / "train.yaml").write_text("name: edited\n")
+    said = pack(*arguments)
+    assert "train.yaml is there already, and stays as it is" in said
+    assert (mine / "train.yaml").read_text() == "name: edited\n"
+
+
+def test_several_gpus_are_launched_and_written_for_where_there_are_none(digits, tmp_path):
+    said = write_first_config(tmp_path, read_description(digits), Target("cuda", 4))
+    assert said[-1].strip() == f"python -m fdtrain train --processes 4 --config {tmp_path}/train.yaml"
+    assert said[-3].endswith("--for cuda:4")
+    assert load_config(tmp_path / "train.yaml").training.precision == "bf16"
+
+
+def test_what_is_here(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert here() == CPU
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 6)
+    assert here() == Target("cuda", 4)
+
+
+def test_a_folder_that_cannot_be_written_is_named(digits):
+    with pytest.raises(UserError, match="cannot write"):
+        write_first_config(Path("/proc/nowhere"), read_description(digits), CPU)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "part"), [("cuda:3", "a power of two up to 64"), ("gpu", "give cpu, cuda (one GPU), or cuda:N")]
+)
+def test_a_device_that_cannot_be_meant_is_refused_before_anything_is_packed(tmp_path, pack, wrong, part):
+    assert part in pack("digits", tmp_path / "d", "--for", wrong, rc=2)
+    assert not (tmp_path / "d").exists()
