@@ -1,16 +1,12 @@
-"""Files that are complete or absent, and folders in which one launch works at a time."""
+"""Files that are complete or absent, and texts from elsewhere as their names."""
 
-import fcntl
 import hashlib
 import os
 import re
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-from fdtrain.errors import UserError
 
 NAME = r"^[A-Za-z0-9_][A-Za-z0-9._-]*$"
 """Of what becomes a part of a path: runs, splits, features."""
@@ -65,27 +61,5 @@ def sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def exclusive(folder: Path, activity: str = "written", holder: str = "launch") -> Iterator[None]:
-    """Hold an existing folder against other launches. The system releases it however this process ends.
-
-    Args:
-        activity: what is done in the folder, for the message: "written", "packed".
-        holder: who does it, for the message: "launch", "process".
-
-    Raises:
-        UserError: another one holds it.
-    """
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{folder} is being {activity} by another {holder}. Wait for it, or stop it.") from None
-        yield
     finally:
         os.close(descriptor)

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from fdtrain import files
+from fdtrain import files, lock
 from fdtrain.errors import UserError
 
 T = TypeVar("T")
@@ -68,7 +68,7 @@ class PartialStore(ABC, Generic[T]):
             self.folder.mkdir(parents=True, exist_ok=True)
             same = self.request_file.exists() and not self.differences()
             for path in self.folder.iterdir():
-                if path != self.request_file and not self.PART.fullmatch(path.name):
+                if path not in (self.request_file, self.folder / lock.FILE) and not self.PART.fullmatch(path.name):
                     path.unlink()
             for name in self.names():
                 damaged = same and self.read(name) is None

@@ -14,9 +14,9 @@ from fdtrain import distributed
 from fdtrain.checkpoint import retention, store
 from fdtrain.checkpoint.fragments import Fragment, part_name, write_part
 from fdtrain.errors import NotSaved, UserError
+from fdtrain.lock import GONE
 from fdtrain.networks.model import ModelSpec
 from fdtrain.resilience.consensus import Consensus
-from fdtrain.resilience.lock import GONE
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class CheckpointWriter:
 
     Args:
         folder: the run's.
-        consensus: knows the flags :data:`WRITING` and :data:`FAILED`, and :data:`fdtrain.resilience.lock.GONE`.
+        consensus: knows the flags :data:`WRITING` and :data:`FAILED`, and :data:`fdtrain.lock.GONE`.
         say: puts a line on the console.
     """
 

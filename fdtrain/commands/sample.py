@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from fdtrain import distributed, files
+from fdtrain import distributed, lock
 from fdtrain.errors import UserError
 from fdtrain.evaluation import process
 from fdtrain.evaluation.load import add_length, open_model
@@ -113,7 +113,7 @@ def _prepared(parts: RowStore) -> Iterator[None]:
         yield
         return
     parts.folder.mkdir(parents=True, exist_ok=True)
-    with files.exclusive(parts.folder):
+    with lock.held(parts.folder):
         parts.prepare()
         yield
 

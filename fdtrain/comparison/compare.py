@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from fdtrain import files
+from fdtrain import files, lock
 from fdtrain.capacity.layout import run_layout
 from fdtrain.comparison import table
 from fdtrain.comparison.definition import Comparison, SolverAndGrid
@@ -58,7 +58,7 @@ def compare(comparison: Comparison, slots: int, processes: int, device: Any) -> 
     with ExitStack() as stack:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(files.exclusive(folder, "compared"))
+            stack.enter_context(lock.held(folder))
             write_record(comparison)
             split = test_split(comparison)
             settings = _settings(comparison, split, _features(comparison, device))
@@ -195,7 +195,7 @@ def check_folder(comparison: Comparison) -> None:
         stored = yaml.safe_load((folder / RECORD).read_text())
         stored = {"variants": dict(stored["variants"]), **stored}
     except FileNotFoundError:
-        if folder.is_dir() and any(folder.iterdir()):
+        if folder.is_dir() and any(path.name != lock.FILE for path in folder.iterdir()):
             raise UserError(
                 f"{folder} holds something else than a comparison. Choose another name or output."
             ) from None

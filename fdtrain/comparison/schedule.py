@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from fdtrain import lock
 from fdtrain.comparison.runs import PlannedRun, threads
 from fdtrain.data.workers import signalled_at_parents_end
 from fdtrain.errors import UserError, excerpt
-from fdtrain.resilience import lock
 
 INTERVAL = 0.5
 """Seconds between two looks at the processes."""

@@ -18,7 +18,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 from tqdm import tqdm
 
-from fdtrain import files
+from fdtrain import files, lock
 from fdtrain.credentials import expand_references
 from fdtrain.data.dataset import FILE, VERSION, DatasetDescription, SampleMembers, Shard, write_description
 from fdtrain.data.decode import Broken, ImageDecoder
@@ -43,7 +43,6 @@ from fdtrain.data.sources.shards import (
 from fdtrain.data.sources.source import BadSample
 from fdtrain.data.workers import run, stopped
 from fdtrain.errors import UserError, excerpt
-from fdtrain.files import exclusive
 
 WORK = ".adopting"
 LIST = "shards.txt"
@@ -172,7 +171,7 @@ def _alone(folder: Path) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with exclusive(folder, "written", "process"):
+        with lock.held(folder):
             if (folder / FILE).exists():
                 raise UserError(f"{folder} holds a data set already. Remove its {FILE}, or choose another --output.")
             (folder / WORK).mkdir(exist_ok=True)

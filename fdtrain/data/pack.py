@@ -11,13 +11,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from fdtrain import lock
 from fdtrain.data.dataset import FILE, VERSION, DatasetDescription, check_split, read_description, write_description
 from fdtrain.data.shard_store import PackRequest, ShardStore
 from fdtrain.data.sources.source import Part, Source
 from fdtrain.data.workers import progress, run
 from fdtrain.data.writer import ENCODINGS, MANY, REPORTED, BadImages, SampleFormat, ShardRange, layout, write_part
 from fdtrain.errors import UserError
-from fdtrain.files import NAME, exclusive
+from fdtrain.files import NAME
 
 
 def pack(
@@ -133,7 +134,7 @@ def _alone(folder: Path) -> Iterator[None]:
     with ExitStack() as stack:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(exclusive(folder, "packed", "process"))
+            stack.enter_context(lock.held(folder))
         except OSError as error:
             raise UserError(f"{folder} cannot be a folder of shards ({error.strerror}). Choose another.") from error
         yield

@@ -5,10 +5,10 @@ import re
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
-from fdtrain import files
+from fdtrain import files, lock
 from fdtrain.checkpoint.store import manifest_entry
 from fdtrain.errors import UserError
 from fdtrain.evaluation.load import EXPORT_FILE, SPEC_FILE, WEIGHTS_FILE
@@ -22,14 +22,15 @@ def new_folder(destination: Path) -> Iterator[Path]:
     """A temporary folder that takes the name of ``destination`` when all is written, in place of an earlier export.
 
     Raises:
-        UserError: it cannot be written, or something else than an export is there.
+        UserError: it cannot be written, another export to it is under way, or something else is there.
     """
     temporary = destination.parent / f".{destination.name}.{uuid.uuid4().hex[:8]}"
     _check_free(destination)
     try:
-        temporary.mkdir(parents=True)
-        with files.exclusive(temporary, "exported"):
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        with lock.held(destination, lock=destination.with_name(f".{destination.name}.lock")):
             _remove_left_behind(destination)
+            temporary.mkdir()
             yield temporary
             replaced = temporary.with_name(f"{temporary.name}.replaced")
             if destination.exists():
@@ -44,12 +45,11 @@ def new_folder(destination: Path) -> Iterator[Path]:
 
 
 def _remove_left_behind(destination: Path) -> None:
-    """What exports to this place that were killed have left; those that are under way hold theirs."""
+    """What exports to this place that were killed have left; the lock is held."""
     left = re.compile(rf"\.{re.escape(destination.name)}\.[0-9a-f]{{8}}(\.replaced)?")
     for path in destination.parent.iterdir():
         if left.fullmatch(path.name):
-            with suppress(UserError, OSError), files.exclusive(path):
-                shutil.rmtree(path, ignore_errors=True)
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _check_free(destination: Path) -> None:

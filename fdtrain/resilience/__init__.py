@@ -1,1 +1,1 @@
-"""What keeps many processes one run: consensus, heartbeat, signals, the lock of a run folder."""
+"""What keeps many processes one run: consensus, heartbeat, signals."""

@@ -5,8 +5,8 @@ import logging
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import torch
 
-from fdtrain import distributed, files
+from fdtrain import distributed, files, lock
 from fdtrain.capacity.cost import flops
 from fdtrain.checkpoint import soundness, store
 from fdtrain.config import dump_config
@@ -33,7 +33,6 @@ from fdtrain.randomness import Purpose, torch_seed
 from fdtrain.resilience.consensus import Consensus
 from fdtrain.resilience.heartbeat import Heartbeat, joined
 from fdtrain.resilience.launcher import followed
-from fdtrain.resilience.lock import GONE, held_for_all
 from fdtrain.resilience.signals import answered
 from fdtrain.training import callbacks, hardware, init_from
 from fdtrain.training.batch_noise import BatchNoise
@@ -76,16 +75,31 @@ def launched(plan: Plan) -> Iterator[Launch]:
             consensus.raise_flag(STOP)
 
         def gone() -> None:
-            consensus.raise_flag(GONE)
+            consensus.raise_flag(lock.GONE)
 
         with (
             # While it is waited for, a signal ends this process: the context around this one answers it.
-            held_for_all(plan.config.folder, gone),
+            _held_for_all(plan.config.folder, gone),
             followed(stop),
             answered(stop, effect),
             training_fits(plan.config, plan.layout),
         ):
             yield Launch(device, consensus, heartbeat)
+
+
+@contextmanager
+def _held_for_all(folder: Path, gone: Callable[[], None]) -> Iterator[None]:
+    """Rank 0 holds the lock of the run's folder; every rank raises UserError if it cannot."""
+    with ExitStack() as stack:
+        problem = None
+        if distributed.rank() == 0:
+            try:
+                stack.enter_context(lock.held(folder, gone=gone))
+            except UserError as error:
+                problem = str(error)
+        if problem := distributed.broadcast(problem):
+            raise UserError(problem)
+        yield
 
 
 def run(plan: Plan) -> None:

@@ -15,9 +15,9 @@ from fdtrain.data.loader import Batches, lost_workers_reported
 from fdtrain.diffusion.clocks import SoftTruncation
 from fdtrain.diffusion.weighting import WEIGHTINGS
 from fdtrain.errors import Preempted, UserError
+from fdtrain.lock import GONE
 from fdtrain.networks.model import Model
 from fdtrain.randomness import Purpose, torch_seed
-from fdtrain.resilience.lock import GONE
 from fdtrain.training.batch_noise import BatchNoise
 from fdtrain.training.hardware import exact_float32, memory_gib
 from fdtrain.training.memory import evaluation_fits

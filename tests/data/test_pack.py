@@ -1,7 +1,6 @@
 """Packing itself: the same bytes whatever the workers, going on after a kill, and one packer to a folder."""
 
 import dataclasses
-import fcntl
 import json
 import os
 import resource
@@ -16,6 +15,7 @@ import numpy as np
 import published as pub
 import pytest
 
+from fdtrain import lock
 from fdtrain.data import pack as packing
 from fdtrain.data import writer
 from fdtrain.data.dataset import read_description
@@ -227,12 +227,10 @@ def test_a_finished_folder_that_lost_a_shard(tmp_path, cifar):
 
 def test_two_packers_of_one_folder(tmp_path, cifar):
     (tmp_path / "out").mkdir()
-    handle = os.open(tmp_path / "out", os.O_RDONLY)
-    fcntl.flock(handle, fcntl.LOCK_EX)
-    with pytest.raises(UserError, match="being packed by another process"):
+    with lock.held(tmp_path / "out"), pytest.raises(UserError, match=f"out is in use by process {os.getpid()}"):
         pack(cifar10(cifar), tmp_path / "out")
-    os.close(handle)
     pack(cifar10(cifar), tmp_path / "out")
+    assert not (tmp_path / "out" / lock.FILE).exists()
 
 
 class Lethal:

@@ -17,7 +17,7 @@ from conftest import environment
 from models import DIGITS, filled, saved
 
 import fdtrain
-from fdtrain import files
+from fdtrain import lock
 from fdtrain.diffusion.formulation import formulation_interval
 from fdtrain.errors import UserError
 from fdtrain.evaluation import grids
@@ -171,11 +171,13 @@ def test_optimised_grids_come_along(source, tmp_path):
 def test_what_a_killed_export_left_is_removed(source, tmp_path):
     """But not what another one is writing."""
     left = [tmp_path / f".e.{'0' * 8}", tmp_path / f".e.{'1' * 8}.replaced"]
-    others = [tmp_path / f".e.{'2' * 8}", tmp_path / ".e.notes", tmp_path / f".other.{'3' * 8}"]
+    others = [tmp_path / ".e.notes", tmp_path / f".other.{'3' * 8}"]
     for folder in (*left, *others):
         folder.mkdir()
-    with files.exclusive(others[0]):
+    with lock.held(tmp_path / "e", lock=tmp_path / ".e.lock"), pytest.raises(UserError, match="e is in use by process"):
         export(source["vdm"], tmp_path / "e")
+    assert left[0].exists()
+    export(source["vdm"], tmp_path / "e")
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["e", *(path.name for path in others)])
 
 

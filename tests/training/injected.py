@@ -18,11 +18,10 @@ import time
 from functools import partial
 from pathlib import Path
 
-from fdtrain import distributed
+from fdtrain import distributed, lock
 from fdtrain.checkpoint import writer
 from fdtrain.evaluation import nll
 from fdtrain.main import main
-from fdtrain.resilience import lock
 from fdtrain.training.trainer import Trainer
 
 # The launcher puts its own argument in front.

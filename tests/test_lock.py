@@ -16,13 +16,13 @@ import pytest
 from conftest import ROOT, environment
 from jobs import wait_for_step
 
+from fdtrain import lock
 from fdtrain.errors import UserError
-from fdtrain.resilience import lock
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from fdtrain.resilience.lock import held
+from fdtrain.lock import held
 with held(Path(sys.argv[1]), beat=0.1, stale=0.6):
     print("held", flush=True)
     time.sleep(60)
@@ -128,7 +128,7 @@ def test_what_is_no_file_in_the_lock_s_place_is_named(tmp_path):
     os.mkfifo(places[1] / lock.FILE)
     (places[2] / lock.FILE).symlink_to("nowhere")
     for place in places:
-        with pytest.raises(UserError, match="is in the place of the run's lock and is no file"), lock.held(place):
+        with pytest.raises(UserError, match="is in the place of a lock and is no file"), lock.held(place):
             pass
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"written or read \(Not a directory\)"), lock.held(tmp_path / "file"):
@@ -157,6 +157,30 @@ def test_a_folder_that_disappears_is_reported_once(tmp_path, replace):
             time.sleep(0.01)
         time.sleep(0.2)
     assert reports == [1]
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP])
+def test_a_disk_without_hard_links(tmp_path, monkeypatch, number):
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "link", refuse)
+    with lock.held(tmp_path):
+        assert json.loads((tmp_path / lock.FILE).read_text())["pid"] == os.getpid()
+        with pytest.raises(UserError, match=f"in use by process {os.getpid()} on host"), lock.held(tmp_path):
+            pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_beside_its_folder(tmp_path):
+    """Which may be replaced as a whole meanwhile."""
+    folder, file = tmp_path / "export", tmp_path / ".export.lock"
+    folder.mkdir()
+    with lock.held(folder, lock=file):
+        folder.rename(tmp_path / "old")
+        with pytest.raises(UserError, match=re.escape(f"{folder} is in use by")), lock.held(folder, lock=file):
+            pass
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]
 
 
 def test_a_disk_that_answers_with_errors(tmp_path, monkeypatch):
@@ -191,7 +215,7 @@ def test_of_many_that_take_over_at_once_one_has_it(tmp_path):
         "import sys, time\n"
         "from pathlib import Path\n"
         "from fdtrain.errors import UserError\n"
-        "from fdtrain.resilience import lock\n"
+        "from fdtrain import lock\n"
         "lock.SETTLE_SECONDS = 0.3\n"
         "folder = Path(sys.argv[1])\n"
         "print('ready', flush=True)\n"

@@ -1,4 +1,4 @@
-"""One job at a time in a run's folder: ``RUN/lock`` names the host and the process that hold it (docs/clusters.md).
+"""One process at a time in a folder: ``FOLDER/lock`` names the host and the process that hold it (docs/clusters.md).
 
 The holder touches the file every few seconds. The lock may be taken over when its process is known to be dead (on
 this machine: no process has that number and start time), or when it was not touched for a minute, watched by the
@@ -7,6 +7,7 @@ clock says so already, a look of ten seconds is enough. All this needs is linkin
 version 2; no lock of the kernel's, which many mounts have switched off.
 """
 
+import errno
 import json
 import logging
 import os
@@ -16,19 +17,18 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from fdtrain import distributed
 from fdtrain.errors import UserError
 
 logger = logging.getLogger(__name__)
 
 FILE = "lock"
 GONE = "the lock is gone"
-"""A flag of :mod:`fdtrain.resilience.consensus`: the lock has disappeared, though nobody else has taken it."""
+"""A flag of :mod:`fdtrain.resilience.consensus`: a run's lock has disappeared, though nobody else has taken it."""
 BEAT_SECONDS = 5.0
 STALE_SECONDS = 60.0
 SETTLE_SECONDS = 1.0
@@ -37,9 +37,13 @@ SETTLE_SECONDS = 1.0
 
 @contextmanager
 def held(
-    folder: Path, beat: float = BEAT_SECONDS, stale: float = STALE_SECONDS, gone: Callable[[], None] | None = None
+    folder: Path,
+    beat: float = BEAT_SECONDS,
+    stale: float = STALE_SECONDS,
+    gone: Callable[[], None] | None = None,
+    lock: Path | None = None,
 ) -> Iterator[None]:
-    """Hold the lock of a run's folder.
+    """Hold the lock of a folder.
 
     A lock of another machine is watched until it is touched, or has not been for ``stale`` seconds. A process that was
     stopped for so long that another took its lock ends when it wakes.
@@ -47,18 +51,19 @@ def held(
     Args:
         beat: seconds between two touches.
         gone: called once, from a thread, when the lock has disappeared although nobody else has taken it, perhaps
-            with its folder; without it the process ends.
+            with its folder; without it that is nothing.
+        lock: the file in place of ``folder/lock``, where the folder is replaced as a whole.
 
     Raises:
         UserError: a living process holds it, and the message names host and process; or it cannot be written or read.
     """
-    lock, own = folder / FILE, _describe()
+    lock, own = lock or folder / FILE, _describe()
     try:
-        _acquire(lock, own, beat, stale)
+        _acquire(folder, lock, own, beat, stale)
     except OSError as error:
         raise UserError(
             f"{lock} cannot be written or read ({error.strerror}). Make room, repair the disk or its permissions, "
-            "or choose another 'output'."
+            "or choose another folder."
         ) from None
     end = threading.Event()
     beater = threading.Thread(target=_beat, args=(lock, own, beat, end, gone), daemon=True)
@@ -74,24 +79,9 @@ def held(
                 lock.unlink()
 
 
-@contextmanager
-def held_for_all(folder: Path, gone: Callable[[], None]) -> Iterator[None]:
-    """Rank 0 holds the lock of a run's folder (see :func:`held`); every rank raises UserError if it cannot."""
-    with ExitStack() as stack:
-        problem = None
-        if distributed.rank() == 0:
-            try:
-                stack.enter_context(held(folder, gone=gone))
-            except UserError as error:
-                problem = str(error)
-        if problem := distributed.broadcast(problem):
-            raise UserError(problem)
-        yield
-
-
-def _acquire(lock: Path, own: dict[str, Any], beat: float, stale: float) -> None:
+def _acquire(folder: Path, lock: Path, own: dict[str, Any], beat: float, stale: float) -> None:
     while not _create(lock, own):
-        abandoned = _abandoned(lock, beat, stale)
+        abandoned = _abandoned(folder, lock, beat, stale)
         if abandoned is None:
             continue
         # Renamed before it is deleted: two jobs may have found the same stale lock, and one have replaced it since.
@@ -111,13 +101,13 @@ def _acquire(lock: Path, own: dict[str, Any], beat: float, stale: float) -> None
                     return
 
 
-def _abandoned(lock: Path, beat: float, stale: float) -> dict[str, Any] | None:
+def _abandoned(folder: Path, lock: Path, beat: float, stale: float) -> dict[str, Any] | None:
     """The content of a lock whose holder is dead; None if it has gone. Raises UserError if the holder lives."""
     before, since = None, time.monotonic()
     while True:
         try:
             if not stat.S_ISREG(lock.lstat().st_mode):
-                raise UserError(f"{lock} is in the place of the run's lock and is no file. Remove it, or rename it.")
+                raise UserError(f"{lock} is in the place of a lock and is no file. Remove it, or rename it.")
             touched, holder = lock.stat().st_mtime_ns, _read(lock)
         except FileNotFoundError:
             return None
@@ -126,8 +116,8 @@ def _abandoned(lock: Path, beat: float, stale: float) -> dict[str, Any] | None:
             alive = True
         if alive:
             raise UserError(
-                f"{lock.parent} is in use by process {holder.get('pid')} on host {holder.get('host')} ({lock}). "
-                "Wait until it ends or end it, or give this run another name."
+                f"{folder} is in use by process {holder.get('pid')} on host {holder.get('host')} ({lock}). "
+                "Wait until it ends or end it, or choose another name or folder."
             )
         if alive is False or time.monotonic() - since > (2 * beat if _age(lock) > stale else stale):
             return holder
@@ -161,12 +151,13 @@ def _beat(lock: Path, own: dict[str, Any], beat: float, end: threading.Event, go
         missed += 1
         if missed == 2 and not holder and gone is not None:
             gone()
-        elif missed >= 2 and (holder or gone is None):
-            loss = f"taken over by process {holder.get('pid')} on host {holder.get('host')}" if holder else "removed"
+        elif missed >= 2 and holder:
             logger.error(
-                "error: %s was %s while this process (%s on %s) was stopped or at work; it ends.",
+                "error: %s was taken over by process %s on host %s while this process (%s on %s) was stopped or at "
+                "work; it ends.",
                 lock,
-                loss,
+                holder.get("pid"),
+                holder.get("host"),
                 own["pid"],
                 own["host"],
             )
@@ -181,6 +172,14 @@ def _create(lock: Path, content: dict[str, Any]) -> bool:
         os.link(temporary, lock)
         return True
     except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP):
+            raise
+        # No hard links, as on exFAT: for a moment it is empty, and whoever reads it then looks again.
+        with suppress(FileExistsError), lock.open("x") as file:
+            file.write(json.dumps(content) + "\n")
+            return True
         return False
     finally:
         temporary.unlink(missing_ok=True)
