@@ -7,12 +7,17 @@
 The names below are imported when they are first used: ``import fdtrain`` itself imports nothing, torch included.
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fdtrain.api import BitsPerDim, TrainedModel, load
     from fdtrain.errors import UserError
+
+# Read when torch loads OpenMP. By default threads that wait for others spin, and take the cores from these where
+# anything else runs: training gets many times slower than on one thread.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = "0.1.0"
 __all__ = ["BitsPerDim", "TrainedModel", "UserError", "__version__", "load"]

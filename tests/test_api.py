@@ -56,6 +56,14 @@ def test_importing_it_imports_nothing():
     assert out.split() == [fdtrain.__version__, "fdtrain"]
 
 
+@pytest.mark.parametrize(("set_by_user", "policy"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
+def test_threads_that_wait_leave_the_cores_to_others_unless_the_user_says_otherwise(set_by_user, policy):
+    script = "import fdtrain, os; print(os.environ['OMP_WAIT_POLICY'])"
+    variables = {name: value for name, value in environment().items() if name != "OMP_WAIT_POLICY"} | set_by_user
+    out = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=variables, capture_output=True, text=True)
+    assert out.stdout.strip() == policy
+
+
 def test_a_model_needs_only_the_base_packages(folder):
     """Those that the extras bring are not there."""
     absent = ["deepspeed", "ema_pytorch", "tensorboard", "matplotlib", "jinja2", "webdataset", "sklearn", "diffusers"]

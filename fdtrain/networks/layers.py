@@ -73,8 +73,9 @@ def _is_channels_last(x: Tensor) -> bool:
 
 
 def group_norm(channels: int) -> GroupNorm:
-    """Groups of at least four channels, at most 32 of them (Song et al. 2021)."""
-    return GroupNorm(min(channels // 4, 32), channels, eps=1e-6)
+    """Groups of at least four channels, at most 32 of them (Song et al. 2021): as many as divide the channels."""
+    groups = next(groups for groups in range(min(channels // 4, 32), 0, -1) if channels % groups == 0)
+    return GroupNorm(groups, channels, eps=1e-6)
 
 
 def pixel_attention(x: Tensor, norm: nn.Module, qkv: nn.Module, out: nn.Module) -> Tensor:

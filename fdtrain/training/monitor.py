@@ -114,7 +114,7 @@ class Monitor:
             return
         shown = {
             "bits/dim": f"{metrics.get('bits_per_dim', math.nan):.4f}",
-            "images/s": f"{metrics['images_per_second']:.0f}",
+            "images/s": f"{speed:.0f}" if (speed := metrics["images_per_second"]) >= 10 else f"{speed:.1f}",
             "util": f"{metrics['utilisation']:.0%}" if "utilisation" in metrics else "disturbed",
             "grad": f"{metrics['gradient_norm']:.2f}",
             "lr": f"{metrics['lr']:.1e}",

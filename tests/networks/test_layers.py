@@ -7,6 +7,12 @@ from torch import nn
 from fdtrain.networks.layers import Dropout, group_norm
 
 
+@pytest.mark.parametrize(("channels", "groups"), [(8, 2), (24, 6), (128, 32), (144, 24), (256, 32)])
+def test_groups_divide_the_channels(channels, groups):
+    """24 channels, doubled twice and joined by a skip, are 144."""
+    assert group_norm(channels).num_groups == groups
+
+
 @pytest.mark.parametrize(("channels", "size"), [(32, 8), (128, 16), (256, 4)])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_group_norm_of_channels_last_images(channels, size, dtype):

@@ -79,6 +79,17 @@ def test_other_ranks_write_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(("speed", "shown"), [(0.26, "images/s 0.3"), (9.94, "images/s 9.9"), (10.4, "images/s 10 ")])
+def test_a_slow_run_shows_a_decimal_of_its_speed(tmp_path, capfd, speed, shown):
+    monitor = Monitor(tmp_path, 10, first=True)
+    rates = {"images_per_second": speed, "gradient_norm": 1.0, "lr": 1e-3, "data_wait": 0.0, "step_seconds": 1.0}
+    monitor.begin(0)
+    monitor.show(1, rates)
+    monitor.close()
+    said = capfd.readouterr()
+    assert shown in said.out + said.err
+
+
 def test_stopwatch_leaves_out_pauses():
     watch = Stopwatch()
     with watch.pause():
