@@ -1,10 +1,22 @@
-"""Standard output and error of a program whose work is worth more than any line that they do not take."""
+"""Standard output and error: of a program whose work is worth more than any line that they do not take, and that is
+not silent for long."""
 
 import io
+import logging
 import os
 import sys
-from contextlib import suppress
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Literal
+
+logger = logging.getLogger(__name__)
+
+SILENCE = 4.0
+"""Seconds after which a phase says that it is still at work."""
+
+_phases: list[str] = []
 
 
 class _Lossy(io.FileIO):
@@ -42,3 +54,25 @@ def _leads_to(stream, number: int) -> bool:
         return stream.fileno() == number
     except (OSError, ValueError):
         return False
+
+
+@contextmanager
+def phase(what: str) -> Iterator[None]:
+    """Around work without a progress bar: log what it is every few seconds. Of phases within one another the inner one
+    speaks."""
+    begin, end, depth = time.monotonic(), threading.Event(), len(_phases)
+    _phases.append(what)
+
+    def speak() -> None:
+        while not end.wait(SILENCE):
+            if len(_phases) == depth + 1:
+                logger.info("%s ... %.0f s", what, time.monotonic() - begin)
+
+    speaker = threading.Thread(target=speak, daemon=True)
+    speaker.start()
+    try:
+        yield
+    finally:
+        end.set()
+        speaker.join()
+        _phases.pop()

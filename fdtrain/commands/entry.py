@@ -3,9 +3,11 @@
 import argparse
 import os
 import sys
+from contextlib import nullcontext
 from importlib import import_module
 from typing import Any
 
+from fdtrain.console import phase
 from fdtrain.errors import exit_code
 from fdtrain.version import ShowVersion
 
@@ -60,7 +62,9 @@ def _given(arguments: list[str] | None) -> list[str]:
 
 
 def _run(name: str, arguments: list[str], prog: str | None) -> None:
-    command, parsed = parse(name, arguments, prog)
+    # Where somebody waits for it.
+    with phase(f"loading fdtrain {name}") if sys.stderr.isatty() else nullcontext():
+        command, parsed = parse(name, arguments, prog)
     try:
         command.run(parsed)
         sys.stdout.flush()

@@ -21,6 +21,7 @@ from pathlib import Path
 from PIL import ImageColor
 
 from fdtrain.capacity.target import Target, target
+from fdtrain.console import phase
 from fdtrain.data.adopt import LIST, adopt
 from fdtrain.data.dataset import DatasetDescription
 from fdtrain.data.pack import pack
@@ -45,7 +46,8 @@ def run(arguments: argparse.Namespace) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        source: Source | None = arguments.read(arguments)
+        with phase("looking through the source"):
+            source: Source | None = arguments.read(arguments)
         description = _adopted(arguments) if source is None else _packed(source, arguments)
     except KeyboardInterrupt:
         raise UserError("interrupted. The same command goes on from the finished shards.") from None
@@ -59,15 +61,17 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"note: {note}")
     if arguments.no_config:
         return
-    # Loaded here: it imports torch, which the worker processes have no use for.
-    from fdtrain.capacity.first_config import here, write_first_config
+    with phase(f"choosing a first configuration, {arguments.output}/train.yaml"):
+        # Loaded here: it imports torch, which the worker processes have no use for.
+        from fdtrain.capacity.first_config import here, write_first_config
 
-    for line in write_first_config(arguments.output, description, arguments.target or here()):
-        print(line)
+        lines = write_first_config(arguments.output, description, arguments.target or here())
+    print(*lines, sep="\n")
 
 
 def _packed(source: Source, arguments: argparse.Namespace) -> DatasetDescription:
-    return pack(source, arguments.output, arguments.encoding, arguments.shard_images, arguments.workers, bar=True)
+    a = arguments
+    return pack(source, a.output, a.encoding, a.shard_images, a.workers, bar=True, again=a.again)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -104,6 +108,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for source in dict.fromkeys(sources.choices.values()):
         source.add_argument("output", type=Path, help="folder for the shards and dataset.json")
         _add_output(source, shard_images=100 if source is sources.choices["digits"] else 1000)
+        source.add_argument("--again", action="store_true", help="replace what another command has packed there")
     _add_adopt(add)
 
 
@@ -244,7 +249,6 @@ def _add_fit(source: argparse.ArgumentParser) -> None:
     source.add_argument("--name", help="of the data set (default: the output folder's)")
     source.add_argument(
         "--size",
-        "--resize",
         dest="resize",
         type=_count,
         metavar="PIXELS",

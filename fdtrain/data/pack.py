@@ -28,6 +28,7 @@ def pack(
     shard_images: int = 1000,
     workers: int = 1,
     bar: bool = False,
+    again: bool = False,
 ) -> DatasetDescription:
     """Pack ``source`` into ``folder``, or finish what an earlier call with the same request began.
 
@@ -40,6 +41,7 @@ def pack(
         shard_images: of a shard, about: no shard spans two parts of the source.
         workers: processes; 1: this one.
         bar: show progress.
+        again: replace what another request has packed in the folder.
 
     Raises:
         UserError: the source is broken (all its bad images are named), or the folder holds something else, is being
@@ -48,7 +50,7 @@ def pack(
     folder = Path(folder)
     with _alone(folder):
         store = ShardStore(folder, _request(source, encoding, shard_images))
-        _check_folder(store)
+        _check_folder(store, again)
         if (folder / FILE).exists():
             return _complete(folder)
         store.prepare()
@@ -98,7 +100,7 @@ def _request(source: Source, encoding: str, shard_images: int) -> PackRequest:
     return PackRequest(description=description, shard_images=shard_images, source=source.identity())
 
 
-def _check_folder(store: ShardStore) -> None:
+def _check_folder(store: ShardStore, again: bool) -> None:
     """Raises UserError if the folder holds a data set, or shards of another request that cannot be replaced."""
     complete = (store.shards / FILE).exists()
     if complete and not store.request_file.exists():
@@ -110,13 +112,15 @@ def _check_folder(store: ShardStore) -> None:
         begun = store.begun()
     # Shards that somebody has deleted since are not there to be protected.
     present = any((store.shards / file).exists() for file in store.finished())
-    if complete or (present and not (begun and begun.bad_images)):
+    replaced = begun and (again or (begun.bad_images and not complete))
+    if (complete or present) and not replaced:
         raise UserError(
             f"{store.shards} was packed from another source or with other settings, see {store.request_file.name}. "
-            "Repeat those, remove the folder, or choose another."
+            "Repeat those, replace it with --again, or choose another folder."
         )
     # A packer may have been killed between a shard and its record.
     with store.writing(store.shards):
+        (store.shards / FILE).unlink(missing_ok=True)
         for file in _cuts(_plan(begun)) if begun else ():
             (store.shards / file).unlink(missing_ok=True)
 

@@ -647,7 +647,7 @@ def test_a_holdout_is_of_whole_shards(tmp_path):
     assert again.splits == description.splits
     new = pack(anew(tars, SIZE, holdout=4), tmp_path / "new")
     assert (new.images("train"), new.images("test")) == (9, 6)
-    with pytest.raises(UserError, match="takes whole shards, and would leave none"):
+    with pytest.raises(UserError, match=r"takes whole shards, and would leave none\. Hold out about"):
         adopted(tmp_path / "most", *tars, holdout=13)
 
 

@@ -211,11 +211,25 @@ def test_another_request_in_the_same_folder(tmp_path, cifar):
     with pytest.raises(UserError, match="another source"):
         pack(cifar10(cifar), tmp_path / "out")
     (tmp_path / "out" / "packing.json").write_text("{")
-    with pytest.raises(UserError, match=r"packing.json"):
-        pack(cifar10(cifar), tmp_path / "out")
+    for again in (False, True):
+        with pytest.raises(UserError, match=r"packing.json"):
+            pack(cifar10(cifar), tmp_path / "out", again=again)
     (tmp_path / "out" / "packing.json").unlink()
     with pytest.raises(UserError, match="holds a data set already"):
         pack(cifar10(cifar), tmp_path / "out")
+
+
+def test_a_finished_pack_is_replaced_only_when_that_is_asked_for(tmp_path):
+    folder, out = bad_folder(tmp_path / "in", 12, set()), tmp_path / "out"
+    pack(image_source(folder), out, shard_images=3)
+    (out / "notes.txt").write_text("mine")
+    before = contents(out)
+    with pytest.raises(UserError, match="Repeat those, replace it with --again, or choose another folder"):
+        pack(image_source(folder), out, shard_images=6)
+    assert contents(out) == before
+    pack(image_source(folder), out, shard_images=6, again=True)
+    pack(image_source(folder), tmp_path / "fresh", shard_images=6)
+    assert contents(out) == {**contents(tmp_path / "fresh"), "notes.txt": b"mine"}
 
 
 def test_a_finished_folder_that_lost_a_shard(tmp_path, cifar):

@@ -1,12 +1,16 @@
 """A console that takes no line costs the line: not the run, its checkpoint, or its exit code."""
 
+import logging
 import os
 import signal
 import subprocess
+import time
 
 import pytest
 from conftest import ROOT, environment
 from jobs import wait_for_step
+
+from fdtrain import console
 
 
 def begin(command: list[str], shell: str) -> subprocess.Popen:
@@ -52,3 +56,27 @@ def test_the_exit_code_of_a_run_whose_reader_has_gone(launch):
         os.close(reader)
         job.send_signal(signal.SIGINT)
         assert job.wait(180) == 75
+
+
+def test_work_without_a_progress_bar_is_heard_of_and_the_inner_one_speaks(monkeypatch, caplog):
+    monkeypatch.setattr(console, "SILENCE", 0.01)
+    caplog.set_level(logging.INFO, "fdtrain")
+
+    def heard(what: str) -> None:
+        caplog.clear()
+        deadline = time.monotonic() + 30
+        while not any(what in message for message in caplog.messages):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    with console.phase("outer"):
+        heard("outer ... 0 s")
+        with console.phase("inner"):
+            heard("inner")
+            caplog.clear()
+            time.sleep(0.1)
+            assert not any("outer" in message for message in caplog.messages)
+        heard("outer")
+    caplog.clear()
+    time.sleep(0.05)
+    assert not caplog.messages

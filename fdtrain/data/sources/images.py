@@ -9,7 +9,7 @@ from fdtrain.data.sources import labels
 from fdtrain.data.sources.archive import Member, advice, members, read
 from fdtrain.data.sources.picture import Colour, fit_like_first, image_parts, is_image
 from fdtrain.data.sources.preparation import method, survey
-from fdtrain.data.sources.source import SPLIT_NAMES, Source, numbered
+from fdtrain.data.sources.source import SPLIT_NAMES, Source, hold_out_fewer, numbered
 from fdtrain.errors import UserError
 
 
@@ -172,7 +172,8 @@ def _shuffled(listing: _Listing) -> _Listing:
 def _held_out(listing: _Listing, holdout: int, path: Path) -> dict[str, _Listing]:
     rest = len(listing.members) - holdout
     if rest < 1:
-        raise UserError(f"{path} holds {len(listing.members)} images: {holdout} cannot be held out. Ask for fewer.")
+        count = len(listing.members)
+        raise UserError(f"{path} holds {count} images: {holdout} cannot be held out. {hold_out_fewer(count)}")
     cut = {"train": slice(0, rest), "test": slice(rest, None)}
     return {
         split: _Listing(listing.members[part], None if listing.classes is None else listing.classes[part])

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from fdtrain.console import phase
 from fdtrain.data.dataset import Preparation
 from fdtrain.data.sources.archive import Member, read
 from fdtrain.data.sources.picture import Fit, Header, inspect
@@ -19,12 +20,14 @@ def survey(splits: Mapping[str, Sequence[Member]], fit: Fit) -> Preparation:
     A bad photograph is left to the packer, which reports all bad images.
     """
     headers: list[Header] = []
-    for member in (member for members in splits.values() for member in members):
-        try:
-            file = member.path if member.kind == "file" else read(member)
-            headers.append(inspect(file, str(member), fit.channels, fit.background))
-        except BadSample:
-            continue
+    photographs = [member for members in splits.values() for member in members]
+    with phase(f"reading the headers of {len(photographs):,} photographs"):
+        for member in photographs:
+            try:
+                file = member.path if member.kind == "file" else read(member)
+                headers.append(inspect(file, str(member), fit.channels, fit.background))
+            except BadSample:
+                continue
     pixels = [f"{width}x{height}" for width, height in sorted((h.size for h in headers), key=lambda s: s[0] * s[1])]
     return Preparation(
         method=method(fit.size),

@@ -28,7 +28,7 @@ from fdtrain.data.sources import tar_stream
 from fdtrain.data.sources.archive import MAX_READ, advice
 from fdtrain.data.sources.picture import Fit, decode, exactly, fitted, upright_shape
 from fdtrain.data.sources.preparation import method
-from fdtrain.data.sources.source import BadSample, Sample, Source, numbered
+from fdtrain.data.sources.source import BadSample, Sample, Source, hold_out_fewer, numbered
 from fdtrain.data.tar import BadTar, members
 from fdtrain.data.workers import run
 from fdtrain.errors import UserError, excerpt
@@ -330,7 +330,7 @@ def held_out(counts: dict[str, int], holdout: int) -> dict[str, list[str]]:
     if len(chosen) == len(places):
         raise UserError(
             f"{len(places)} shards of {sum(counts.values())} images: --holdout {holdout} takes whole shards, and would "
-            "leave none. Ask for fewer, or name held-out shards with --test."
+            f"leave none. {hold_out_fewer(sum(counts.values()))} Or name held-out shards with --test."
         )
     return {"train": [p for p in places if p not in chosen], "test": [p for p in places if p in chosen]}
 

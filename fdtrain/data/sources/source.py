@@ -99,6 +99,11 @@ def numbered(largest: int, where: str) -> list[str]:
     return [str(i) for i in range(largest + 1)]
 
 
+def hold_out_fewer(images: int) -> str:
+    """Advice to who would hold out all of so many images: a tenth, at most 10,000."""
+    return f"Hold out about {max(1, min(images // 10, 10_000)):,}." if images > 1 else "Leave out --holdout."
+
+
 def even(images: int, share: int) -> list[range]:
     """Divide ``images`` into ranges of about ``share``, as even as possible; none if there are no images."""
     count = min(images, max(1, round(images / share)))
