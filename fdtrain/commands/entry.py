@@ -21,6 +21,7 @@ COMMANDS = {
     "sample": "draw images from a trained model",
     "export": "write a trained model in a form that others read",
     "convert": "a published checkpoint of another program as an export",
+    "doctor": "what this machine and this installation can do",
 }
 """By name, the line that ``fdtrain --help`` shows. The command is the module of its name in this folder."""
 
