@@ -14,6 +14,14 @@ LONGEST = 4000
 """Characters of a user's error."""
 
 
+def check_at_least(options: object, least: int, *names: str) -> None:
+    """Raise UserError if a command's option that is given is less than ``least``."""
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and value < least:
+            raise UserError(f"--{name} must be at least {least}.")
+
+
 def excerpt(value: object, longest: int = 200) -> str:
     """What a user, a stranger's file or a server says, for a message: one line, bounded, without the credentials that a
     URL may hold, and nothing that moves the cursor."""

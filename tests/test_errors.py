@@ -27,7 +27,7 @@ def test_names_in_messages_turn_no_line_round(capsys, restored):
 )
 def test_an_entry_point_shows_the_messages_of_the_library_once(capsys, monkeypatch, restored, rank, shown):
     monkeypatch.setenv("RANK", rank)
-    logger = logging.getLogger("fdtrain.evaluation.row_store")
+    logger = logging.getLogger("fdtrain.evaluation.stored_rows")
 
     def main():
         logger.debug("nobody reads this")

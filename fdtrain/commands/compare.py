@@ -18,8 +18,7 @@ import torch
 from fdtrain import distributed
 from fdtrain.comparison.compare import compare, compare_finished
 from fdtrain.comparison.definition import load_comparison
-from fdtrain.errors import UserError
-from fdtrain.evaluation import comparison as reporting
+from fdtrain.errors import UserError, check_at_least
 from fdtrain.evaluation import process
 
 
@@ -33,9 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     if distributed.world_size() > 1:
         raise UserError("start fdtrain compare without a launcher: it launches its runs itself; see --processes.")
-    for name in ("jobs", "processes"):
-        if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
-            raise UserError(f"--{name} must be at least 1.")
+    check_at_least(arguments, 1, "jobs", "processes")
     comparison = load_comparison(arguments.comparison)
     try:
         with _terminated_as_interrupted(), process.process_group(None) as device:
@@ -46,7 +43,7 @@ def run(arguments: argparse.Namespace) -> None:
                 compared = compare(comparison, jobs, arguments.processes, device)
     except KeyboardInterrupt:
         raise UserError(f"interrupted. {process.AGAIN}") from None
-    for path in reporting.write(compared.result, comparison.folder):
+    for path in compared.files:
         print(path)
     if compared.failures:
         count = len(compared.failures)

@@ -21,12 +21,12 @@ import torch
 from tqdm import tqdm
 
 from fdtrain import distributed, lock
-from fdtrain.errors import UserError
+from fdtrain.errors import UserError, check_at_least
 from fdtrain.evaluation import process
 from fdtrain.evaluation.load import add_length, open_model
-from fdtrain.evaluation.row_store import RowStore
 from fdtrain.evaluation.sample_files import Output
 from fdtrain.evaluation.sampler import Sampler, add_sampling_arguments
+from fdtrain.evaluation.stored_rows import RowStore
 from fdtrain.networks.model import Model
 from fdtrain.randomness import check_seed
 
@@ -56,8 +56,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    if arguments.images < 1:
-        raise UserError("--images must be at least 1.")
+    check_at_least(arguments, 1, "images")
     check_seed(arguments.seed, "--seed")
     output = _output(arguments)
     with process.process_group(arguments.device) as place:

@@ -12,8 +12,7 @@ import yaml
 
 from fdtrain import files, lock
 from fdtrain.capacity.layout import run_layout
-from fdtrain.comparison import table
-from fdtrain.comparison.definition import Comparison, SolverAndGrid
+from fdtrain.comparison.definition import Comparison, SolverAndGrid, run_name
 from fdtrain.comparison.runs import PlannedRun, planned_run
 from fdtrain.comparison.schedule import Schedule
 from fdtrain.config import Config
@@ -21,13 +20,14 @@ from fdtrain.credentials import masked_values
 from fdtrain.data.dataset import DatasetDescription
 from fdtrain.data.mixture import open_data
 from fdtrain.data.split import Split
-from fdtrain.diffusion.interval import CLOSED
 from fdtrain.diffusion.likelihood import ODE_SOLVER, OdeStart
 from fdtrain.diffusion.objective import Bound
 from fdtrain.errors import UserError
-from fdtrain.evaluation import label_features, result, run_folder
+from fdtrain.evaluation import label_features, result, run_folder, side_by_side
+from fdtrain.evaluation.compared import Variant, rows
 from fdtrain.evaluation.feature_networks import open_features
-from fdtrain.evaluation.result import ComparisonResult
+from fdtrain.evaluation.result import TrainingNoise
+from fdtrain.evaluation.run_folder import flat
 from fdtrain.training.plan import model_spec, prepare
 
 RECORD = "comparison.yaml"
@@ -40,9 +40,9 @@ CALIBRATION_STEPS, CALIBRATION_WINDOW = 60, 10
 
 @dataclass(frozen=True)
 class Compared:
-    """The result, and the reasons of the runs that failed, by name."""
+    """The files of the result, and the reasons of the runs that failed, by name."""
 
-    result: ComparisonResult
+    files: list[Path]
     failures: dict[str, str]
 
 
@@ -76,9 +76,8 @@ def compare(comparison: Comparison, slots: int, processes: int, device: Any) -> 
         except OSError as error:
             raise UserError(f"output: cannot write into {folder} ({error.strerror}).") from error
         failures |= Schedule(runs, slots, processes).work()
-        found = _collect(comparison, runs, failures, split, settings, time.perf_counter() - begin)
-        result.write(found, folder / RESULT, "output")
-    return Compared(found, failures)
+        written = _written(comparison, runs, failures, split, settings, time.perf_counter() - begin)
+    return Compared(written, failures)
 
 
 def compare_finished(comparison: Comparison) -> Compared:
@@ -96,9 +95,7 @@ def compare_finished(comparison: Comparison) -> Compared:
     runs = [run for run in planned_runs(comparison, steps, settings) if run.finished()]
     if not runs:
         raise UserError(f"{folder}: no run is finished yet.")
-    found = _collect(comparison, runs, {}, split, settings, time.perf_counter() - begin)
-    result.write(found, folder / RESULT, "output")
-    return Compared(found, {})
+    return Compared(_written(comparison, runs, {}, split, settings, time.perf_counter() - begin), {})
 
 
 def planned_runs(comparison: Comparison, steps: dict[str, int], settings: dict[str, Any]) -> list[PlannedRun]:
@@ -167,13 +164,15 @@ def test_split(comparison: Comparison) -> Split:
     return Split(config.data.paths[0], config.data.test_split)
 
 
+def _settings_of(config: Config) -> dict[str, Any]:
+    """What a variant is, without what each run sets."""
+    return masked_values(config.model_dump(mode="json", exclude={"name", "output", "seed"}))
+
+
 def _record(comparison: Comparison) -> dict[str, Any]:
     """What defines the numbers of a comparison; the folder has the same as long as it is used."""
     definition = comparison.definition.model_dump(mode="json", include={"name", "steps", "seconds", "features"})
-    variants = {
-        name: masked_values(config.model_dump(mode="json", exclude={"name", "output", "seed"}))
-        for name, config in comparison.configs.items()
-    }
+    variants = {name: _settings_of(config) for name, config in comparison.configs.items()}
     return {**definition, "variants": variants}
 
 
@@ -204,15 +203,11 @@ def check_folder(comparison: Comparison) -> None:
         raise UserError(f"{folder / RECORD} cannot be read ({type(error).__name__}). Choose another name.") from error
     ours = json.loads(json.dumps(_record(comparison)))
     changed = [key for key in ("steps", "seconds", "features") if stored.get(key) != ours[key]]
-    both = stored["variants"].keys() & ours["variants"].keys()
-    changed += [f"variant '{name}'" for name in ours["variants"] if name in both and _differ(stored, ours, name)]
+    both = {name: stored["variants"][name] for name in ours["variants"] if name in stored["variants"]}
+    changed += [f"variant '{name}'" for name, settings in both.items() if settings != ours["variants"][name]]
     if changed or not both:
         what = f"it differs in {', '.join(changed)}" if changed else "no variant is in both"
         raise UserError(f"{folder} holds the results of another comparison: {what}. Choose another name or output.")
-
-
-def _differ(stored: dict, ours: dict, name: str) -> bool:
-    return stored["variants"][name] != ours["variants"][name]
 
 
 def _features(comparison: Comparison, device: Any) -> str:
@@ -291,59 +286,61 @@ def _calibration(comparison: Comparison, variant: str) -> PlannedRun:
     return PlannedRun(variant, config.seed, config, comparison.folder / "configs" / f"{config.name}.yaml", None)
 
 
-def _collect(
+def _written(
     comparison: Comparison,
     runs: list[PlannedRun],
     failures: dict[str, str],
     split: Split,
     settings: dict[str, Any],
     seconds: float,
-) -> ComparisonResult:
-    """The table of all runs that are finished."""
-    definition = comparison.definition
-    bounds = {name: model_spec(config, split.description).bound for name, config in comparison.configs.items()}
-    finished: dict[str, list[table.FinishedRun]] = {variant: [] for variant in comparison.configs}
-    for run in runs:
-        if run.name not in failures:
-            finished[run.variant].append(table.finished_run(run, bounds[run.variant].interval == CLOSED))
-    reference = finished[definition.reference]
+) -> list[Path]:
+    """Write the numbers and the page of all runs that are finished."""
+    definition, reference = comparison.definition, comparison.definition.reference
+    finished = {run.name: run.results() for run in runs if run.name not in failures}
     variants = []
-    for variant, config in comparison.configs.items():
-        failed = [
-            {"seed": seed, "reason": failures[name]}
-            for seed in definition.seeds
-            if (name := planned_run(comparison, variant, seed, None).name) in failures
-        ]
+    for name, config in comparison.configs.items():
+        names = {seed: run_name(name, seed) for seed in definition.seeds}
         variants.append(
-            {
-                "name": variant,
-                "settings": _own_settings(config, comparison.configs[definition.reference]),
-                **_described(bounds[variant]),
-                "seeds": [run.seed for run in finished[variant]],
-                "failures": failed,
-                **table.row(finished[variant], reference),
-            }
+            Variant(
+                name,
+                {seed: finished[run] for seed, run in names.items() if run in finished},
+                dict(flat(_settings_of(config))),
+                {seed: failures[run] for seed, run in names.items() if run in failures},
+                _described(model_spec(config, split.description).bound),
+            )
         )
-    of_any = next((found for found in finished.values() if found), None)
     budget = f"{definition.steps} steps" if definition.steps else f"{definition.seconds:g} seconds of training steps"
-    return ComparisonResult.model_validate(
-        {
-            "kind": "comparison",
-            **result.split_identity(split),
-            "images": len(split),
-            "device": of_any[0].noise.device if of_any else "unknown",
-            "seconds": seconds,
-            "name": definition.name,
-            "reference": definition.reference,
-            "budget": budget,
-            "seeds": list(definition.seeds),
-            "draws": settings["draws"],
-            "ode_images": settings["ode_images"],
-            "samples": settings["samples"],
-            "distance": of_any[0].noise.distance if of_any else "Frechet distance",
-            "variants": variants,
-        }
+    seeds, identity, found = (
+        ", ".join(map(str, definition.seeds)),
+        result.split_identity(split),
+        rows(variants, reference),
     )
+    noise = [noise for run in finished.values() for noise in run.of_kind(TrainingNoise).values()]
+    device = noise[0].device if noise else "unknown"
+    content = {
+        "kind": "comparison",
+        "version": result.VERSION,
+        **identity,
+        "device": device,
+        "seconds": seconds,
+        "name": definition.name,
+        "reference": reference,
+        "budget": budget,
+        "seeds": list(definition.seeds),
+        **{key: settings[key] for key in ("images", "draws", "ode_images", "samples")},
+        "variants": found,
+    }
+    result.write(content, comparison.folder / RESULT, "output")
+    page = side_by_side.Comparison(
+        f"Comparison: {definition.name}",
+        f"{len(variants)} variants, seeds {seeds}, {budget} each, on {identity['dataset']} ({device}).",
+        reference,
+        variants,
+        found,
+        len(definition.seeds),
+        f"By the averaged weights, {settings['draws']} draws of the bound per image, {identity['levels']} levels. ",
+    )
+    return side_by_side.write(page, comparison.folder)
 
 
 def _described(bound: Bound) -> dict[str, Any]:
@@ -355,16 +352,3 @@ def _described(bound: Bound) -> dict[str, Any]:
         "dequantisation": bound.dequantisation,
         "ode_dequantisation": OdeStart(bound).dequantisation,
     }
-
-
-def _own_settings(config: Config, reference: Config) -> dict[str, Any]:
-    """The settings in which a variant differs from the reference, by their dotted names."""
-    ours, theirs = (_flat(c.model_dump(mode="json", exclude={"name", "output", "seed"})) for c in (config, reference))
-    return {key: value for key, value in ours.items() if theirs.get(key) != value}
-
-
-def _flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in content.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat

@@ -6,7 +6,7 @@ import os
 import shutil
 import socket
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from fdtrain.config import Config, dump_config
 from fdtrain.errors import UserError
 from fdtrain.evaluation import result, run_folder
 from fdtrain.evaluation.load import FOLDER, stem
+from fdtrain.evaluation.run_folder import RunFolder
 
 SETTINGS = "comparison.json"
 """Of a run's results: what it was evaluated with, written when all of it is there."""
@@ -65,6 +66,12 @@ class PlannedRun:
         assert self.settings is not None
         found = result_files(self.folder, self.config, self.settings).values()
         return recorded(self.folder, self.settings) and all(step_of(path) == self.steps for path in found)
+
+    def results(self) -> RunFolder:
+        """The run's folder with the results of this comparison alone, once it is finished."""
+        assert self.settings is not None
+        folder, own = run_folder.read(self.folder), result_files(self.folder, self.config, self.settings).values()
+        return replace(folder, results={path: found for path, found in folder.results.items() if path in own})
 
     def finished(self) -> bool:
         return self.trained() and (self.settings is None or self.evaluated())

@@ -93,7 +93,7 @@ class Schedule:
                 time.sleep(INTERVAL)
         finally:
             _end([slot.process for slot in busy if slot and slot.process])
-            progress.close()
+            progress.bar.close()
         return self.failures
 
     def _advance(self, slot: Slot, place: int) -> bool:
@@ -127,19 +127,15 @@ def reason(log: Path, code: int) -> str:
 
 
 class Progress:
-    """One line: runs, steps, and the estimated rest. On a terminal it is a bar; else a line for each run."""
+    """A bar in runs, of which those under way count in part; without a terminal a line for each run that ends."""
 
     def __init__(self, runs: list[PlannedRun], waiting: list[PlannedRun]):
-        self.total, self.done, self.begin, self.shown = len(runs), len(runs) - len(waiting), time.monotonic(), 0.0
-        self.finished = self.done
-        # In runs: one that is half trained counts as such.
-        self.rest_at_start = sum(1 - self._share(run) for run in waiting)
-        self.waiting = [run.name for run in waiting]
+        self.total, self.ended, self.shown = len(runs), len(runs) - len(waiting), 0.0
         self.shares = {run.name: self._share(run) for run in waiting}
         self.bar = tqdm(
             total=self.total,
-            initial=self.done,
-            bar_format="compare: {desc} |{bar:24}|",
+            initial=self.ended + sum(self.shares.values()),
+            bar_format="compare: {desc} |{bar:24}| {remaining} left",
             dynamic_ncols=True,
             disable=not sys.stderr.isatty(),
         )
@@ -150,11 +146,10 @@ class Progress:
         return (1 - evaluation) * min(1.0, run.progress() / run.steps)
 
     def finish(self, run: PlannedRun, failures: dict[str, str]) -> None:
-        self.shares[run.name] = 1.0
-        self.finished += 1
+        self.ended += 1
+        self.shares.pop(run.name, None)
         if run.name in failures:
             logger.warning("%s failed: %s", run.name, failures[run.name])
-        self.shown = 0.0
         if self.bar.disable:
             logger.info("%s", self.line([], failures))
 
@@ -163,30 +158,16 @@ class Progress:
         if self.bar.disable or now - self.shown < SHOW_SECONDS:
             return
         self.shown = now
-        for run in running:
-            self.shares[run.name] = self._share(run)
+        self.shares |= {run.name: self._share(run) for run in running}
         self.bar.set_description_str(self.line(running, failures), refresh=False)
-        self.bar.n = self.done + sum(self.shares.values())
+        self.bar.n = self.ended + sum(self.shares.values())
         self.bar.refresh()
 
     def line(self, running: list[PlannedRun], failures: dict[str, str]) -> str:
-        left = sum(1 - share for share in self.shares.values())
-        work = self.rest_at_start - left
-        parts = [f"{self.finished} of {self.total} runs"]
+        parts = [f"{self.ended} of {self.total} runs"]
         if failures:
             parts.append(f"{len(failures)} failed")
-        if work > 0.02 and left > 0:
-            parts.append(f"{duration((time.monotonic() - self.begin) * left / work)} left")
-        parts += [f"{run.name} {self.shares[run.name]:.0%}" for run in running]
-        return ", ".join(parts)
-
-    def close(self) -> None:
-        self.bar.close()
-
-
-def duration(seconds: float) -> str:
-    minutes = seconds / 60
-    return f"{minutes / 60:.1f} h" if minutes >= 90 else f"{minutes:.0f} min" if minutes >= 2 else f"{seconds:.0f} s"
+        return ", ".join([*parts, *(f"{run.name} {self.shares[run.name]:.0%}" for run in running)])
 
 
 def _wait_until_free(folder: Path) -> None:

@@ -1,11 +1,16 @@
 """The plots of results: of one run's, and of several runs' in the same axes."""
 
+import statistics
 from itertools import pairwise
 
 from fdtrain.evaluation import plotting
 from fdtrain.evaluation.plotting import COLOURS, Line, Plot
-from fdtrain.evaluation.result import ComparedVariant, CurvePoint, CurveResult, EmaResult, Strata
+from fdtrain.evaluation.result import CurvePoint, CurveResult, EmaResult, Strata
+from fdtrain.evaluation.run_folder import RunFolder
 from fdtrain.evaluation.wording import counted, short
+
+Runs = dict[str, list[RunFolder]]
+"""Runs that differ by their seed alone, by the names of their lines."""
 
 
 def curves(found: CurveResult) -> dict[str, Plot]:
@@ -118,45 +123,131 @@ def histogram(values: list[float], mean: float, caption: str) -> Plot:
     return Plot(figure, caption)
 
 
-def compared_training(variants: list[ComparedVariant]) -> Plot:
-    """Bits/dim against steps, a line for each variant."""
-    lines = [Line(v.name, [(float(step), bits) for step, bits in v.training]) for v in variants if v.training]
-    figure = plotting.over_steps("Bits/dim while training", "bits/dim", lines, first=0.8)
-    return Plot(figure, "Bits/dim while training, of held-out images by the averaged weights where the log has them.")
+def _middles(edges: list[float]) -> list[float]:
+    return [0.5 * (a + b) for a, b in pairwise(edges)]
 
 
-def compared_quality(variants: list[ComparedVariant], distance: str) -> Plot:
-    """Distance against evaluations with its standard error, a line for each variant."""
+METRICS = {
+    "images_per_second": (
+        "Speed",
+        "images/s",
+        "Images per second of all processes, without evaluation, samples and checkpoints.",
+    ),
+    "gradient_norm": (
+        "Gradient norm",
+        "nats per dimension",
+        "Norm of the gradient before clipping: the mean over the steps of a line of the log.",
+    ),
+    "lr": ("Learning rate", "rate", "Learning rate."),
+}
+"""Of the log's numbers ``train/NAME``: title, unit and caption of the plot."""
+BANDS = "with two standard errors over images"
+
+
+def training(run: RunFolder) -> list[Plot]:
+    """What the log of one run says of its training."""
+    runs = {"": [run]}
+    lines = [Line("training batches", line.points) for line in _batches(runs)]
+    lines += [Line(f"{line.name}, averaged weights", line.points, line.band) for line in _held_out(runs)]
+    caption = f"Bits/dim of training batches, and of held-out images by the averaged weights {BANDS}."
+    bits = [Plot(plotting.over_steps("Bits/dim", "bits/dim", lines), caption)] if lines else []
+    return [*bits, *_logged(runs).values()]
+
+
+def compared_training(runs: Runs) -> dict[str, Plot]:
+    """What the logs of several runs say, by name: a line for each."""
+    plots = {}
+    if lines := _held_out(runs):
+        single = all(len(seeds) == 1 for seeds in runs.values())
+        caption = f"Bits/dim of held-out images by the averaged weights{f' {BANDS}' if single else ''}{_mean(runs)}."
+        title = "Bits/dim of held-out images"
+        plots["held_out"] = Plot(plotting.over_steps(title, "bits/dim", lines, first=0.8), caption)
+    if lines := _batches(runs):
+        figure = plotting.over_steps("Bits/dim of training batches", "bits/dim", lines, first=0.8)
+        plots["training"] = Plot(figure, f"Bits/dim of training batches{_mean(runs)}.")
+    return plots | _logged(runs)
+
+
+def _mean(runs: Runs) -> str:
+    return ", mean over seeds" if any(len(seeds) > 1 for seeds in runs.values()) else ""
+
+
+def _logged(runs: Runs) -> dict[str, Plot]:
+    """All but the likelihood: distances of samples, speed, gradient norm, rate."""
+    keys = {key for seeds in runs.values() for run in seeds for line in run.metrics for key in line}
+    caption = "Frechet distance of a few samples to the training images while training: it shows the trend alone."
+    drawn = {
+        key: (f"Samples while training, {key.removeprefix('frechet/')}", "Frechet distance", caption)
+        for key in sorted(keys)
+        if key.startswith("frechet/")
+    }
+    plots = {}
+    for key, (title, unit, caption) in (drawn | {f"train/{name}": texts for name, texts in METRICS.items()}).items():
+        lines = _lines({name or title: _series(seeds, key) for name, seeds in runs.items()})
+        if lines:
+            log = key.startswith("frechet/") or key == "train/gradient_norm"
+            figure = plotting.over_steps(title, unit, lines, first=1.0, log=log)
+            plots[key.removeprefix("train/").replace("/", "_")] = Plot(figure, caption)
+    return plots
+
+
+def _series(seeds: list[RunFolder], metric: str) -> list[tuple[float, float]]:
+    """(step, value) of a metric, the mean over the runs that have logged it."""
+    by_step: dict[float, list[float]] = {}
+    for run in seeds:
+        for step, value in run.series(metric):
+            by_step.setdefault(step, []).append(value)
+    return [(step, statistics.mean(values)) for step, values in sorted(by_step.items())]
+
+
+def _lines(points: dict[str, list[tuple[float, float]]]) -> list[Line]:
+    """Each run in the same colour in every plot, whether or not the others have what is drawn."""
+    return [Line(name, found, number=number) for number, (name, found) in enumerate(points.items()) if found]
+
+
+def _batches(runs: Runs) -> list[Line]:
+    # Earlier versions logged it as the loss, which it is.
+    return _lines(
+        {name: _series(seeds, "train/bits_per_dim") or _series(seeds, "train/loss") for name, seeds in runs.items()}
+    )
+
+
+def _held_out(runs: Runs) -> list[Line]:
+    """By run and split; several runs' splits are named where they differ. Bands are those of single runs."""
+    splits = sorted({split for seeds in runs.values() for run in seeds for split in run.held_out()})
+    lines = []
+    for number, (name, seeds) in enumerate(runs.items()):
+        for split in splits:
+            points = _series(seeds, f"{split}/bits_per_dim")
+            parts = [name] if name and len(splits) == 1 else [name, split]
+            found = seeds[0].held_out().get(split, []) if len(seeds) == 1 else []
+            band = [(bits - 2 * error, bits + 2 * error) for _, bits, error in found] or None
+            if points:
+                style = number + len(COLOURS) * splits.index(split)
+                points = [(step, bits) for step, bits, _ in found] or points
+                lines.append(Line(", ".join(filter(None, parts)), points, band, style))
+    return lines
+
+
+def compared_quality(points: dict[str, list[tuple[int, float, float]]], distance: str) -> Plot:
+    """Distance against evaluations: ``(evaluations, distance, standard error over seeds)`` of each variant."""
     figure, axes = plotting.axes("Distance of samples to the data", "evaluations of the network per image", "distance")
-    for i, v in enumerate(variant for variant in variants if variant.points):
-        colour, style = plotting.line_style(i)
-        nfe = [point.nfe for point in v.points]
-        values, bars = [p.distance.mean for p in v.points], [p.distance.error or 0.0 for p in v.points]
-        axes.errorbar(nfe, values, bars, fmt=style, marker="o", ms=3, capsize=2, color=colour, label=v.name)
-    plotting.counts_axis(axes, [point.nfe for v in variants for point in v.points])
+    for number, (name, found) in enumerate(points.items()):
+        colour, style = plotting.line_style(number)
+        axes.errorbar(*zip(*found), fmt=style, marker="o", ms=3, capsize=2, color=colour, label=name)
+    plotting.counts_axis(axes, [nfe for found in points.values() for nfe, _, _ in found])
     plotting.log_values(axes)
     plotting.legend(figure, axes)
     return Plot(figure, f"{distance} against evaluations; bars: standard error over seeds.")
 
 
-def compared_variance(variants: list[ComparedVariant]) -> Plot | None:
-    """The variance of one image's estimate by time, a line for each variant that has it."""
-    lines = []
-    for v in variants:
-        points = [(t, value) for t, value in zip(v.t_middles, v.variance_by_time) if value is not None]
-        if points:
-            lines.append(Line(v.name, points))
-    if not lines:
-        return None
+def compared_variance(points: dict[str, list[tuple[float, float]]]) -> Plot:
+    """The variance of one image's estimate by time, a line for each variant."""
     figure, axes = plotting.axes("Variance of one image's estimate by time", "t", "(bits/dim)²")
-    plotting.draw(axes, lines)
-    values = [value for line in lines for _, value in line.points if value > 0]
+    plotting.draw(axes, _lines(points))
+    values = [value for found in points.values() for _, value in found if value > 0]
     plotting.log_values(axes, decades=bool(values) and max(values) >= 1000 * min(values))
-    plotting.time_axis(axes, min(t for line in lines for t, _ in line.points))
+    plotting.time_axis(axes, min(t for found in points.values() for t, _ in found))
     plotting.legend(figure, axes)
     caption = "Variance of one image's estimate of the bound by time, under each variant's own density."
     return Plot(figure, caption)
-
-
-def _middles(edges: list[float]) -> list[float]:
-    return [0.5 * (a + b) for a, b in pairwise(edges)]

@@ -86,18 +86,6 @@ class Plot:
         write_file(path, partial(self.figure.savefig, format="png"))
 
 
-def save_beside(result: Path, plots: dict[str, Plot]) -> dict[str, Path]:
-    """Write plots as PNG beside the file of a result, whose name theirs begin with. Returns their paths by name.
-
-    Raises:
-        UserError: one cannot be written.
-    """
-    paths = {name: result.with_name(f"{result.stem}_{name}.png") for name in plots}
-    for name, plot in plots.items():
-        plot.save(paths[name])
-    return paths
-
-
 def _take_text_as_it_is(figure: Figure) -> None:
     # Names come from files: a dollar sign in one begins no formula, and SVG cannot have control characters.
     for text in figure.findobj(Text):

@@ -1,23 +1,17 @@
-"""One HTML page of a run: what was trained, on what, for how long, and what it is worth (docs/evaluation.md).
-
-The page is self-contained: pictures are embedded, nothing is fetched, no script runs. Whatever comes from a file is
-escaped by the template (report.html.jinja).
-"""
+"""The page of one run: what was trained, on what, for how long, and what it is worth (docs/evaluation.md)."""
 
 import os
 import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
 from fdtrain.credentials import masked
 from fdtrain.errors import UserError
-from fdtrain.evaluation import figures, pictures, training_curves
+from fdtrain.evaluation import figures, page, pictures
 from fdtrain.evaluation.load import FOLDER
-from fdtrain.evaluation.page import TEMPLATES, Link
+from fdtrain.evaluation.page import NONE, Card, Facts, Figures, File, Link, Links, Missing, Section, Table
 from fdtrain.evaluation.pictures import Picture
-from fdtrain.evaluation.plotting import Plot
 from fdtrain.evaluation.published import known_figures
 from fdtrain.evaluation.result import (
     BoundEstimate,
@@ -35,55 +29,43 @@ REAL_IMAGES = 64
 """Beside a sheet that does not say how many it has."""
 EXTREMES = 8
 """Images shown of the easiest, and of the hardest."""
+DISTANCES = ["what", "value \u00b1 spread of sets", "others", "samples", "definition"]
+"""Head of the table of :func:`distance`."""
 
 
-@dataclass(frozen=True)
-class Card:
-    """A figure at the head of the page."""
-
-    title: str
-    value: str
-    note: str
-
-
-def page(run: RunFolder, images: RunImages, path: Path) -> str:
+def of_run(run: RunFolder, images: RunImages, path: Path) -> str:
     """The page of a run, with links from ``path`` to its files.
 
     Raises:
         UserError: a file of the run is damaged.
     """
-    bits = image_bits(run)
-    samples = _samples(run.path / "samples")
-    return TEMPLATES.get_template("report.html.jinja").render(
-        name=run.name,
-        folder=shlex.quote(str(run.path)),
-        final=shlex.quote(str(run.path / "samples" / "final.png")),
-        cards=_cards(run),
-        facts=_facts(run),
-        likelihoods=_likelihoods(run),
-        distances=[_distances(result) for result in run.of_kind(FrechetResult).values()],
-        dataset=run.dataset and run.dataset.name,
-        own=_own_figures(run),
-        known=known_figures(run.dataset) if run.dataset else [],
-        samples=samples,
-        real=real_images(images, run.path / "samples", bool(samples)),
-        denoising=_denoising(run.path / "samples"),
-        extremes=_extremes(bits, images),
-        histogram=_histogram(bits),
-        curves=_curves(run),
-        training=training_curves.of_run(run),
-        config=masked(run.config),
-        files=list(_files(run.path, path)),
-    )
+    sections = [
+        _samples(run, images),
+        _bits(run),
+        _extremes(run, images),
+        _distances(run),
+        _known(run),
+        _curves(run),
+        _training(run),
+        Section("Run", [Facts(_facts(run))]),
+        Section("Configuration", [File("config.yaml", masked(run.config))]),
+        Section("Files", [Links(list(_files(run, path)))], "Of the run, seen from where this page was written."),
+    ]
+    return page.html(run.name, sections, cards=_cards(run))
+
+
+def _command(run: RunFolder, words: str) -> str:
+    return f"fdtrain evaluate {words.replace('RUN', shlex.quote(str(run.path)))}"
 
 
 def _cards(run: RunFolder) -> list[Card]:
     """What a reader looks for first, as far as there is any."""
     cards = []
-    if estimates := best_estimate(run):
-        result, title, value = estimates
+    by_images = sorted(run.of_kind(NllResult).values(), key=lambda result: -result.images)
+    if best := next(((result, *result.estimates()[0]) for result in by_images if result.estimates()), None):
+        result, title, value = best
         error = with_error(value.bits_per_dim, value.error_images, 4)
-        cards.append(Card("bits/dim", error, f"{title}, {of_images(result)}, standard error over images"))
+        cards.append(Card("bits/dim", error, f"{title}, {result.coverage}, standard error over images"))
     for result in run.of_kind(FrechetResult).values():
         sets = counted(max(1, len(result.values)), "set")
         note = f"{sets} of {counted(result.images, 'sample')}, NFE {short(result.nfe)}"
@@ -94,69 +76,81 @@ def _cards(run: RunFolder) -> list[Card]:
         time = f"{duration(run.hours)} of training steps" if run.hours else "time not recorded"
         cards.append(Card("steps", f"{seen[-1][0]:,}", f"{counted(int(seen[-1][1]), 'image')} seen; {time}"))
     if run.images_per_second:
-        cards.append(Card("images/s", f"{run.images_per_second:,.0f}", f"median while training; {_hardware(run)}"))
+        cards.append(Card("images/s", f"{run.images_per_second:,.0f}", f"median while training; {hardware(run)}"))
     return cards
 
 
-def best_estimate(run: RunFolder) -> tuple[NllResult, str, BoundEstimate | OdeEstimate] | None:
-    """The first estimate of the evaluation of the most images."""
-    for result in sorted(run.of_kind(NllResult).values(), key=lambda result: -result.images):
-        for title, value in result.estimates():
-            return result, title, value
-    return None
-
-
-def _hardware(run: RunFolder) -> str:
+def hardware(run: RunFolder) -> str:
     environment = run.environment
     return f"{short(environment.processes)} x {short(environment.device)}" if environment else "hardware not recorded"
 
 
-def _facts(run: RunFolder) -> dict[str, str | None]:
-    """What the run was, by title; None where it is not recorded."""
-    data, environment, hours = run.dataset, run.environment, run.hours
-    titles = ("Data set", "Images", "Network", "Operations", "Trained", "Time", "Hardware", "Versions", "Commit")
-    facts: dict[str, str | None] = dict.fromkeys(titles)
-    if data:
-        counts = ", ".join(f"{split}: {counted(data.images(split), 'image')}" for split in data.splits)
-        facts["Data set"] = f"{short(data.name)} ({short(data.source)})"
-        kind = f"{data.size}x{data.size}, {counted(data.channels, 'channel')}, {counted(data.levels, 'level')}"
-        facts["Images"] = f"{kind}; {counts}"
-    if run.spec:
-        options = ", ".join(f"{key} {short(value)}" for key, value in run.spec.network_options.items())
-        facts["Network"] = f"{run.spec.network}, {counted(run.parameters or 0, 'parameter')}: {options}"
-    if flops := run.series("train/gflop_per_image"):
-        rate = [value for _, value in run.series("train/tflops_per_device")]
-        facts["Operations"] = f"{flops[-1][1]:.3g} GFLOP to train on one image" + (
-            f"; up to {max(rate):.3g} TFLOP/s on each device" if rate else ""
-        )
-    if seen := run.series("train/images_seen"):
-        facts["Trained"] = f"{counted(int(seen[-1][0]), 'step')}, {counted(int(seen[-1][1]), 'image')} seen"
-    if hours:
-        facts["Time"] = f"{duration(hours)} of training steps; evaluation, samples and checkpoints come on top"
-    if environment:
-        packages = ("fdtrain", "torch", "deepspeed", "python")
-        facts["Hardware"] = _hardware(run)
-        facts["Versions"] = ", ".join(f"{name} {short(getattr(environment, name))}" for name in packages)
-        facts["Commit"] = short(environment.commit)
-    return facts
+def _samples(run: RunFolder, images: RunImages) -> Section:
+    """The last sheet beside real images, and the last denoising path."""
+    parts = []
+    if last_sheet(run):
+        real, missing = real_images(images)
+        parts = [Figures([sheet(run), *real]), *missing]
+    else:
+        final = shlex.quote(str(run.path / "samples" / "final.png"))
+        command = f"fdtrain sample {shlex.quote(str(run.path))} --out {final}"
+        parts = [Missing("No sheet of samples.", command)]
+    title = "from left to right the predicted image on the way from noise to the image, which is the last"
+    paths = [pictures.of_file(path, f"samples/{path.name}, {title}") for path in _last_path(run.path)]
+    return Section("Samples", [*parts, Figures(paths, "path")] if paths else parts)
 
 
-def _likelihoods(run: RunFolder) -> list[list[str]]:
-    """Rows of the table of bits/dim."""
+def last_sheet(run: RunFolder) -> Path | None:
+    """What ``fdtrain sample`` has drawn for the report, else the last sheet of training, if there is one."""
+    folder = run.path / "samples"
+    sheets = sorted(path for path in folder.glob("step_*.png") if not path.stem.endswith("_path"))
+    final = folder / "final.png"
+    return final if final.is_file() else sheets[-1] if sheets else None
+
+
+def sheet(run: RunFolder, of: str = "") -> Picture:
+    """The last sheet of a run that has one."""
+    path = last_sheet(run)
+    assert path is not None
+    return pictures.of_file(path, f"{of}samples/{path.name}, from the averaged weights")
+
+
+def _last_path(run: Path) -> list[Path]:
+    """The last denoising path, if there is one."""
+    return sorted((run / "samples").glob("step_*_path.png"))[-1:]
+
+
+def real_images(images: RunImages) -> tuple[list[Picture], list[Missing]]:
+    """As many real images as are on the run's sheet, to stand beside it, or why there are none."""
+    drawn = last_sheet(images.run)
+    try:
+        levels, count_of_levels = images.spread((drawn and pictures.images_in(drawn)) or REAL_IMAGES)
+    except UserError as error:
+        return [], [Missing(f"No real images to stand beside them: {error}")]
+    return [pictures.of_images(levels, count_of_levels, f"Real images of the split '{images.held_out}'.")], []
+
+
+def _bits(run: RunFolder) -> Section:
     rows = []
     for result in run.of_kind(NllResult).values():
         for title, value in result.estimates():
-            errors = ("-" if error is None else f"{error:.4f}" for error in (value.error_draws, value.error_images))
-            on = f"{of_images(result)} of {short(result.dataset)}/{short(result.split)}; {_weights(result)}"
+            errors = (NONE if error is None else f"{error:.4f}" for error in (value.error_draws, value.error_images))
+            on = f"{result.coverage} of {short(result.dataset)}/{short(result.split)}; {_weights(result)}"
             rows.append([title, f"{value.bits_per_dim:.4f}", " / ".join(errors), _method(result, value), on])
-    return rows
+    if not rows:
+        return Section("Bits/dim", [Missing("Not evaluated yet.", _command(run, "nll RUN --ode"))])
+    note = (
+        "Of the discrete images, on the closed time interval unless the row says otherwise; upper bounds of the "
+        "negative log-likelihood."
+    )
+    head = ["method", "bits/dim", "standard error over draws / images", "how", "on"]
+    return Section("Bits/dim", [Table(head, rows, (1,))], note)
 
 
 def _method(result: NllResult, value: BoundEstimate | OdeEstimate) -> str:
-    of = value if isinstance(value, OdeEstimate) else result
     closed = value is result.elbo_closed
-    parts = ["closed interval" if closed else short(result.bound), f"dequantisation {short(of.dequantisation)}"]
-    parts.append(short(result.dtype))
+    parts = ["closed interval" if closed else short(result.bound)]
+    parts += [f"dequantisation {short(dequantisation(result, value))}", short(result.dtype)]
     if isinstance(value, BoundEstimate):
         parts.append(f"{counted(value.draws, 'draw')} per image")
     if value.dequantisations > 1:
@@ -166,18 +160,51 @@ def _method(result: NllResult, value: BoundEstimate | OdeEstimate) -> str:
     return "; ".join(parts)
 
 
+def dequantisation(result: NllResult, value: BoundEstimate | OdeEstimate) -> str:
+    return value.dequantisation if isinstance(value, OdeEstimate) else result.dequantisation
+
+
 def _weights(result: Result) -> str:
     chosen = "" if result.ema_length is None else f", average of length {result.ema_length:g}"
     return f"step {short(result.step)}{chosen}"
 
 
-def of_images(result: NllResult) -> str:
-    """How many of the split were evaluated."""
-    count, whole = result.images, counted(result.images_in_split, "image")
-    return f"all {whole}" if count == result.images_in_split else f"the first {count:,} of {whole}"
+def _extremes(run: RunFolder, images: RunImages) -> Section:
+    """The easiest and the hardest images with their bits/dim, and how all of them are spread."""
+    title, bits = "Easy and hard images", image_bits(run)
+    if bits is None or len(bits.values) < 2 * EXTREMES:
+        missing = Missing("Bits/dim of single images are not there, or of too few.", _command(run, "nll RUN"))
+        return Section(title, [missing])
+    order = bits.values.argsort().tolist()
+    shown = []
+    try:
+        for name, numbers in {"Easiest": order[:EXTREMES], "Hardest": order[: -EXTREMES - 1 : -1]}.items():
+            levels, count = images.chosen(bits.result, numbers)
+            drawn = [pictures.of_image(level, count, f"{bits.values[i]:.3f}") for i, level in zip(numbers, levels)]
+            shown.append(Figures([*drawn], "images", name))
+    except UserError as error:
+        shown = [Missing(f"The images cannot be shown: {error}")]
+    note = "The test images with the least and the most bits/dim, and how all of them are spread."
+    return Section(title, [*shown, Figures([_histogram(bits)])], note)
 
 
-def _distances(result: FrechetResult) -> list[str]:
+def _histogram(bits: ImageBits) -> figures.Plot:
+    below = int((bits.values < 0).sum())
+    caption = f"{bits.title} of {bits.result.coverage}"
+    if isinstance(found := bits.estimate, BoundEstimate):
+        caption += f", {counted(found.draws, 'draw')} of each: the spread, and who is easy or hard, has their noise too"
+    if below:
+        caption += f". No image has less than zero: the {below:,} that seem to are noise, which --draws reduces"
+    return figures.histogram(bits.values.tolist(), bits.values.mean().item(), f"{caption}.")
+
+
+def _distances(run: RunFolder) -> Section:
+    rows = [distance(result) for result in run.of_kind(FrechetResult).values()]
+    missing = Missing("Not evaluated yet.", _command(run, "fid RUN"))
+    return Section("Distance of samples to data", [Table(DISTANCES, [*rows], (1,)) if rows else missing])
+
+
+def distance(result: FrechetResult) -> list[str | Link]:
     """A row of the table of distances."""
     features = result.features
     # Another network's classes give another score than the one known by Inception's name.
@@ -202,95 +229,82 @@ def _distances(result: FrechetResult) -> list[str]:
     ]
 
 
-def _own_figures(run: RunFolder) -> list[list[str]]:
-    """The run's rows above the known figures: model, bits/dim, FID, likelihood. Only Inception's distance is a FID."""
+def _known(run: RunFolder) -> Section:
+    """This run's figures above the published ones. Only Inception's distance is a FID."""
+    title, known = "Known figures on this data set", known_figures(run.dataset) if run.dataset else []
+    if not known:
+        dataset = run.dataset.name if run.dataset else "unknown"
+        return Section(title, [], f"None in our table is of {dataset}; figures of other data sets do not compare.")
     fids = [with_error(r.value, r.spread, 2) for r in run.of_kind(FrechetResult).values() if r.name == "FID"]
-    rows = []
+    own: list[list[str | Link]] = []
     for result in run.of_kind(NllResult).values():
-        for title, value in result.estimates():
-            of = value if isinstance(value, OdeEstimate) else result
+        for method, value in result.estimates():
             bits = with_error(value.bits_per_dim, value.error_images, 4)
-            how = f"{title}, {short(of.dequantisation)}; {of_images(result)}"
-            rows.append([run.name, bits, (fids or ["-"])[0], how])
-    return rows or ([[run.name, "-", fids[0], "no likelihood yet"]] if fids else [])
+            how = f"{method}, {short(dequantisation(result, value))}; {result.coverage}"
+            own.append([run.name, bits, (fids or [NONE])[0], how, "this run"])
+    if fids and not own:
+        own = [[run.name, NONE, fids[0], "no likelihood yet", "this run"]]
+    rows: list[list[str | Link]] = [
+        [k.model, k.bits_per_dim or NONE, k.fid or NONE, k.how, Link(k.source, k.link) if k.link else k.source]
+        for k in known
+    ]
+    note = (
+        "Of whole test sets unless a source says otherwise; bounds and dequantisations differ, as the table says. FIDs "
+        "are Inception's, each by the samples and statistics of its source. This run's errors are standard errors over "
+        "images, and the spread of sets."
+    )
+    head = ["model", "bits/dim", "FID", "likelihood", "source"]
+    return Section(title, [Table(head, own + rows, (1, 2), len(own))], note)
 
 
-def _samples(folder: Path) -> list[Picture]:
-    """The last sheet of samples."""
-    return [pictures.of_file(path, f"samples/{path.name}, from the averaged weights") for path in last_sheet(folder)]
-
-
-def last_sheet(folder: Path) -> list[Path]:
-    """What ``fdtrain sample`` has drawn for the report, else the last sheet of training, if there is one."""
-    sheets = sorted(path for path in folder.glob("step_*.png") if not path.stem.endswith("_path"))
-    final = folder / "final.png"
-    return [final] if final.is_file() else sheets[-1:]
-
-
-def _denoising(folder: Path) -> list[Picture]:
-    title = "from left to right the predicted image on the way from noise to the image, which is the last"
-    return [pictures.of_file(path, f"samples/{path.name}, {title}") for path in _last_path(folder)]
-
-
-def _last_path(folder: Path) -> list[Path]:
-    """The last denoising path, if there is one."""
-    return sorted(folder.glob("step_*_path.png"))[-1:]
-
-
-def real_images(images: RunImages, folder: Path, wanted: bool) -> Picture | str | None:
-    """Real images to stand beside samples, or why there are none."""
-    if not wanted:
-        return None
-    count = next((pictures.images_in(sheet) for sheet in last_sheet(folder)), None) or REAL_IMAGES
-    try:
-        levels, count_of_levels = images.spread(count)
-    except UserError as error:
-        return str(error)
-    return pictures.of_images(levels, count_of_levels, f"Real images of the split '{images.held_out}'.")
-
-
-def _extremes(bits: ImageBits | None, images: RunImages) -> dict[str, list[Picture]] | str | None:
-    """The easiest and the hardest images with their bits/dim, or why they cannot be shown."""
-    if bits is None or len(bits.values) < 2 * EXTREMES:
-        return None
-    order = bits.values.argsort().tolist()
-    parts = {"Easiest": order[:EXTREMES], "Hardest": order[: -EXTREMES - 1 : -1]}
-    try:
-        drawn = {title: images.chosen(bits.result, numbers) for title, numbers in parts.items()}
-    except UserError as error:
-        return str(error)
-    return {
-        title: [
-            pictures.of_image(level, drawn[title][1], f"{bits.values[i]:.3f}")
-            for i, level in zip(numbers, drawn[title][0])
-        ]
-        for title, numbers in parts.items()
-    }
-
-
-def _histogram(bits: ImageBits | None) -> Plot | None:
-    if bits is None or len(bits.values) < 2 * EXTREMES:
-        return None
-    found, below = bits.estimate, int((bits.values < 0).sum())
-    caption = f"{bits.title} of {of_images(bits.result)}"
-    if isinstance(found, BoundEstimate):
-        caption += f", {counted(found.draws, 'draw')} of each: the spread, and who is easy or hard, has their noise too"
-    if below:
-        caption += f". No image has less than zero: the {below:,} that seem to are noise, which --draws reduces"
-    caption += "."
-    return figures.histogram(bits.values.tolist(), bits.values.mean().item(), caption)
-
-
-def _curves(run: RunFolder) -> list[Plot]:
+def _curves(run: RunFolder) -> Section:
     curves = [figures.curves(found) for found in run.of_kind(CurveResult).values()]
     averages = [figures.averages(found) for found in run.of_kind(EmaResult).values()]
-    return [plot for plots in curves + averages for plot in plots.values()]
+    shown = [plot for plots in curves + averages for plot in plots.values()]
+    return Section("Curves", [Figures([*shown]) if shown else Missing("Not measured yet.", _command(run, "curve RUN"))])
 
 
-def _files(folder: Path, page: Path) -> Iterator[Link]:
+def _training(run: RunFolder) -> Section:
+    plots = figures.training(run)
+    none = Missing("No metrics.jsonl with a loss in this run: it has not logged a step.")
+    return Section("Training", [Figures([*plots]) if plots else none])
+
+
+def _facts(run: RunFolder) -> dict[str, str | None]:
+    """What the run was, by title; None where it is not recorded."""
+    data, environment = run.dataset, run.environment
+    titles = ("Data set", "Images", "Network", "Operations", "Trained", "Time", "Hardware", "Versions", "Commit")
+    facts: dict[str, str | None] = dict.fromkeys(titles)
+    if data:
+        counts = ", ".join(f"{split}: {counted(data.images(split), 'image')}" for split in data.splits)
+        facts["Data set"] = f"{short(data.name)} ({short(data.source)})"
+        kind = f"{data.size}x{data.size}, {counted(data.channels, 'channel')}, {counted(data.levels, 'level')}"
+        facts["Images"] = f"{kind}; {counts}"
+    if run.spec:
+        options = ", ".join(f"{key} {short(value)}" for key, value in run.spec.network_options.items())
+        facts["Network"] = f"{run.spec.network}, {counted(run.parameters or 0, 'parameter')}: {options}"
+    if flops := run.series("train/gflop_per_image"):
+        rate = [value for _, value in run.series("train/tflops_per_device")]
+        facts["Operations"] = f"{flops[-1][1]:.3g} GFLOP to train on one image" + (
+            f"; up to {max(rate):.3g} TFLOP/s on each device" if rate else ""
+        )
+    if seen := run.series("train/images_seen"):
+        facts["Trained"] = f"{counted(int(seen[-1][0]), 'step')}, {counted(int(seen[-1][1]), 'image')} seen"
+    if run.hours:
+        facts["Time"] = f"{duration(run.hours)} of training steps; evaluation, samples and checkpoints come on top"
+    if environment:
+        packages = ("fdtrain", "torch", "deepspeed", "python")
+        facts["Hardware"] = hardware(run)
+        facts["Versions"] = ", ".join(f"{name} {short(getattr(environment, name))}" for name in packages)
+        facts["Commit"] = short(environment.commit)
+    return facts
+
+
+def _files(run: RunFolder, page: Path) -> Iterator[Link]:
     """The run's files that a reader may want, with their addresses relative to the page."""
+    folder, last = run.path, last_sheet(run)
+    drawn = [*([last] if last else []), *_last_path(folder)]
     records = (folder / name for name in ("config.yaml", "dataset.json", "environment.json", "metrics.jsonl"))
-    drawn = [*last_sheet(folder / "samples"), *_last_path(folder / "samples")]
     for file in (*records, *sorted((folder / FOLDER).glob("*.json")), *drawn):
         if file.is_file():
             address = Path(os.path.relpath(file, page.parent)).as_posix()

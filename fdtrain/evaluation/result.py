@@ -18,6 +18,7 @@ from torch import Tensor
 from fdtrain import files
 from fdtrain.data.split import Split
 from fdtrain.errors import UserError, excerpt
+from fdtrain.evaluation.wording import counted
 
 VERSION = 1
 """Of the format. A file that does not name its version is of the first."""
@@ -129,6 +130,12 @@ class NllResult(SplitIdentity, Result):
     elbo_importance: BoundEstimate | None = None
     ode: OdeEstimate | None = None
     ode_importance: OdeEstimate | None = None
+
+    @property
+    def coverage(self) -> str:
+        """How many of the split were evaluated."""
+        whole = counted(self.images_in_split, "image")
+        return f"all {whole}" if self.images == self.images_in_split else f"the first {self.images:,} of {whole}"
 
     def estimates(self) -> list[tuple[str, BoundEstimate | OdeEstimate]]:
         """The estimates that there are, with their titles."""
@@ -273,6 +280,8 @@ class FrechetPoint(_Content):
 
 
 class SamplerPoints(_Content):
+    """Distances by one solver and grid."""
+
     solver: str
     grid: str
     points: list[FrechetPoint]
@@ -292,87 +301,6 @@ class TrainingNoise(SplitIdentity, Result):
     grid: str
     points: list[FrechetPoint]
     own_sampler: SamplerPoints | None = None
-
-
-class Mean(_Content):
-    """Over seeds; ``error`` is the standard error, None of one seed."""
-
-    mean: float
-    error: float | None
-    values: list[float]
-
-
-class Difference(_Content):
-    """Bits/dim less the reference variant's, image by image with the same draws, over the seeds that both have.
-
-    ``error_images`` is the standard error over images of the difference that is averaged over seeds; ``error_seeds``
-    that over seeds of the difference that is averaged over images.
-    """
-
-    mean: float
-    error_images: float | None
-    error_seeds: float | None
-    images: int
-    seeds: list[int]
-
-
-class ComparedBits(_Content):
-    """One kind of bits/dim of a variant."""
-
-    bits_per_dim: Mean
-    difference: Difference | None
-
-
-class FailedRun(_Content):
-    seed: int
-    reason: str
-
-
-class ComparedPoint(_Content):
-    nfe: int
-    distance: Mean
-
-
-class ComparedVariant(_Content):
-    """A row: what the variant's bound is of, and its numbers over the seeds that have finished; none without any."""
-
-    name: str
-    settings: dict[str, Any]
-    interval: tuple[float, float]
-    decoder: str
-    dequantisation: str
-    ode_dequantisation: str
-    seeds: list[int]
-    failures: list[FailedRun]
-    steps: int | None = None
-    own_bound: ComparedBits | None = None
-    closed_bound: ComparedBits | None = None
-    ode: ComparedBits | None = None
-    own_bound_of_ode_images: ComparedBits | None = None
-    points: list[ComparedPoint] = []
-    own_sampler: str | None = None
-    own_points: list[ComparedPoint] = []
-    variance: Mean | None = None
-    gradient_noise: Mean | None = None
-    noise_scale: Mean | None = None
-    images_per_second: Mean | None = None
-    t_middles: list[float] = []
-    variance_by_time: list[float | None] = []
-    training: list[tuple[int, float]] = []
-
-
-class ComparisonResult(SplitIdentity, Result):
-    """Variants of one configuration, trained and evaluated alike."""
-
-    name: str
-    reference: str
-    budget: str
-    seeds: list[int]
-    draws: int
-    ode_images: int
-    samples: int
-    distance: str
-    variants: list[ComparedVariant]
 
 
 class EmaPoint(_Content):
@@ -415,7 +343,6 @@ RESULTS: dict[str, type[Result]] = {
     "frechet": FrechetResult,
     "curve": CurveResult,
     "noise": TrainingNoise,
-    "comparison": ComparisonResult,
 }
 
 

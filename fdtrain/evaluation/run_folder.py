@@ -59,7 +59,7 @@ class RunFolder:
     def settings(self) -> dict[str, Any]:
         """The configuration, flat: values by ``section.key``."""
         content = parse(self.config)
-        return dict(_flat(content)) if isinstance(content, dict) else {}
+        return dict(flat(content)) if isinstance(content, dict) else {}
 
     @cached_property
     def spec(self) -> ModelSpec | None:
@@ -140,10 +140,10 @@ def read(path: Path) -> RunFolder:
     )
 
 
-def _flat(section: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(section: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in section.items():
         if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 
@@ -241,27 +241,33 @@ class RunImages:
 
 
 def image_bits(run: RunFolder) -> ImageBits | None:
-    """Of the evaluation of the most images; None if no evaluation has left them.
+    """The first estimate of the evaluation of the most images; None if no evaluation has left its values.
 
     Raises:
-        UserError: the file is damaged.
+        UserError: a file is damaged.
     """
-    results = run.of_kind(NllResult)
-    for path in sorted(results, key=lambda path: results[path].images, reverse=True):
-        if (file := path.with_suffix(".safetensors")).is_file():
-            return _image_bits(file, results[path])
+    for path, found in sorted(run.of_kind(NllResult).items(), key=lambda item: -item[1].images):
+        values = image_values(path, found)
+        for name, title in NllResult.TITLES.items():
+            if name in values:
+                return ImageBits(found, title, values[name], getattr(found, name))
     return None
 
 
-def _image_bits(file: Path, found: NllResult) -> ImageBits | None:
+def image_values(path: Path, found: NllResult) -> dict[str, Tensor]:
+    """Bits/dim of single images ``(images,)``, in the split's order, by the name of the estimate.
+
+    Nothing where the file beside the result is missing.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    file = path.with_suffix(".safetensors")
     try:
-        values = load_file(file)
+        values = load_file(file) if file.is_file() else {}
     except (OSError, SafetensorError) as error:
         raise UserError(f"{file} is damaged ({error}). Delete it, and evaluate again.") from error
-    for name, title in NllResult.TITLES.items():
-        if name in values:
-            bits = values[name].double()
-            if bits.shape != (found.images,) or not bits.isfinite().all():
-                raise UserError(f"{file} does not have the values of {found.images} images. Evaluate again.")
-            return ImageBits(found, title, bits, getattr(found, name))
-    return None
+    values = {name: values[name].double() for name in NllResult.TITLES if name in values}
+    if any(bits.shape != (found.images,) or not bits.isfinite().all() for bits in values.values()):
+        raise UserError(f"{file} does not have the values of {found.images} images. Evaluate again.")
+    return values

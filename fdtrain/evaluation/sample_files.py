@@ -23,7 +23,7 @@ from fdtrain.data.pack import pack
 from fdtrain.data.sources.source import Sample, Source
 from fdtrain.errors import UserError
 from fdtrain.evaluation import image_sets, result, samples
-from fdtrain.evaluation.row_store import RowStore
+from fdtrain.evaluation.stored_rows import RowStore
 from fdtrain.networks.model import ModelSpec
 from fdtrain.partial import differences
 
@@ -113,7 +113,7 @@ class Output:
                 result.write({**parts.request, **metadata, "pixels_sha256": sum_}, self.record, "--out")
         except OSError as error:
             raise UserError(f"--out: cannot write {self.path} ({error.strerror or error}).") from error
-        parts.remove()
+        shutil.rmtree(parts.folder, ignore_errors=True)
 
 
 def digest(batches: Iterator[Tensor]) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fdtrain.diffusion.objective import quantise
 from fdtrain.diffusion.solvers import DEFAULT, GRID, SOLVERS, time_grid
-from fdtrain.errors import UserError
+from fdtrain.errors import UserError, check_at_least
 from fdtrain.evaluation import grids, samples
 from fdtrain.networks.model import Model, ModelSpec
 
@@ -58,9 +58,7 @@ class Sampler:
         Raises:
             UserError: the model cannot be sampled so.
         """
-        for name in ("steps", "nfe", "batch"):
-            if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
-                raise UserError(f"--{name} must be at least 1.")
+        check_at_least(arguments, 1, "steps", "nfe", "batch")
         solver, guidance, steps = arguments.solver, arguments.guidance, arguments.steps
         if arguments.nfe:
             per_step = evaluations(solver, 1, guidance)

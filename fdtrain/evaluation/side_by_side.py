@@ -1,184 +1,251 @@
-"""Several runs on one HTML page: figures with errors, the settings that differ, curves in the same axes, samples.
+"""Runs side by side on one page, and as Markdown and CSV (docs/comparing.md).
 
-It reads what the runs' folders have; nothing is trained or evaluated (``fdtrain compare`` does that).
+``fdtrain evaluate report --compare`` gives the page of any runs, ``fdtrain compare`` that of variants with their seeds.
 """
 
-import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fdtrain.errors import UserError
-from fdtrain.evaluation import figures, pictures, training_curves
-from fdtrain.evaluation.page import TEMPLATES
-from fdtrain.evaluation.pictures import Picture
+from fdtrain.credentials import masked
+from fdtrain.evaluation import figures, page, report
+from fdtrain.evaluation.compared import KINDS, Row, Variant, comma_separated
+from fdtrain.evaluation.page import NONE, Figures, Missing, Section, Table
 from fdtrain.evaluation.plotting import Plot
-from fdtrain.evaluation.report import last_sheet, of_images, real_images
-from fdtrain.evaluation.result import CurveResult, FrechetResult, NllResult
-from fdtrain.evaluation.run_folder import ImageBits, RunFolder, RunImages, image_bits
-from fdtrain.evaluation.training_curves import Runs
+from fdtrain.evaluation.result import CurvePoint, CurveResult, FrechetResult, write_file
+from fdtrain.evaluation.run_folder import RunFolder, RunImages
 from fdtrain.evaluation.wording import PLUS_MINUS, duration, short, with_error
 
-NONE = "-"
-UNCOMPARED = ("name", "output")
-"""Settings that differ in any two runs."""
+NAME = "comparison"
+OVER = f"Mean {PLUS_MINUS} standard error over seeds"
 
 
-def page(folders: list[RunFolder], data: str | None) -> str:
-    """The page of several runs; the first is the reference of differences.
+@dataclass(frozen=True)
+class Comparison:
+    """Variants with the rows made of them; the reference is one of them.
 
-    Raises:
-        UserError: a file of a run is damaged.
+    ``seeds`` is the number that each should have, ``note`` what is true of all bits/dim, ``data`` the present place of
+    the data.
     """
-    runs = named(folders)
-    sheets = [(name, run, last_sheet(run.path / "samples")) for name, run in runs.items()]
-    samples = [_samples(name, run, sheet[0]) for name, run, sheet in sheets if sheet]
-    first = folders[0]
-    return TEMPLATES.get_template("side_by_side.html.jinja").render(
-        title=" and ".join(runs) if len(runs) == 2 else f"{next(iter(runs))} and {len(runs) - 1} others",
-        names=list(runs),
-        datasets=sorted({run.dataset.name for run in folders if run.dataset}),
-        figures=_figures(runs),
-        settings=_settings(runs),
-        curves=[*training_curves.compared(runs), *_quality(runs)],
-        samples=samples,
-        real=real_images(RunImages(first, data), first.path / "samples", bool(samples)),
-    )
+
+    title: str
+    about: str
+    reference: str
+    variants: list[Variant]
+    rows: list[Row]
+    seeds: int = 1
+    note: str = ""
+    data: str | None = None
+
+    @property
+    def shown(self) -> list[Row]:
+        """Rows of the variants that have numbers."""
+        return [row for row in self.rows if row["seeds"]]
+
+    def plots(self) -> dict[str, Plot]:
+        """Those that can be drawn, by the names of their files."""
+        plots = figures.compared_training({v.name: v.folders for v in self.variants if v.runs})
+        quality, variance = {}, {}
+        for row in self.shown:
+            if row.get("points"):
+                points = [(p["nfe"], p["distance"]["mean"], p["distance"]["error"] or 0.0) for p in row["points"]]
+                quality[row["name"]] = points
+            by_time = zip(row.get("t_middles", ()), row.get("variance_by_time", ()))
+            if found := [(t, value) for t, value in by_time if value is not None]:
+                variance[row["name"]] = found
+        if quality:
+            plots["quality"] = figures.compared_quality(quality, self._distance)
+        if variance:
+            plots["variance"] = figures.compared_variance(variance)
+        curves: dict[str, dict[str, list[CurvePoint]]] = {}
+        for variant in self.variants:
+            for result in (found for run in variant.folders for found in run.of_kind(CurveResult).values()):
+                title = f"{result.distance} to {result.split}, {result.images:,} samples"
+                curves.setdefault(title, {})[variant.name] = result.points
+        caption = "Distance of samples to the data, against evaluations of the network."
+        for i, (title, found) in enumerate(curves.items()):
+            if len(found) > 1:
+                plots[f"curve_{i}"] = figures.quality(found, "distance", title, caption)
+        return plots
+
+    @property
+    def _distance(self) -> str:
+        return next((row["distance"] for row in self.shown if row.get("points")), "Distance")
+
+    def sections(self, plots: dict[str, Plot]) -> list[Section]:
+        """The sections of the page, in their order; tables without rows are left out."""
+        settings = [[row["name"], self._settings(row)] for row in self.rows]
+        note = f"Those in which each differs from '{self.reference}', whose values are in brackets."
+        tables = [self._bits(), self._differences(), *self._distances(), self._training(), self._failures()]
+        return [
+            *(section for section in tables if any(isinstance(p, Table) and p.rows for p in section.parts)),
+            self._samples(),
+            Section("Curves", [Figures([*plots.values()]) if plots else Missing("No run has logged a step.")]),
+            Section("Settings", [Table(["variant", "settings"], [*settings])], note),
+        ]
+
+    def _bits(self) -> Section:
+        there = {key: title for key, title in KINDS.values() if any(row.get(key) for row in self.shown)}
+        head = ["variant", "bound", "dequantisation", *there.values(), "ODE's dequantisation", "seeds", "images"]
+        rows = []
+        for row in self.shown:
+            count = len(row["seeds"])
+            seeds = NONE if self.seeds == 1 else str(count) if count == self.seeds else f"{count} of {self.seeds}"
+            cells = [_bits(row.get(key)) for key in there]
+            texts = [short(row["bound"]), short(row["dequantisation"])]
+            ode = row["ode_dequantisation"] if row.get("ode") else NONE
+            rows.append([row["name"], *texts, *cells, ode, seeds, row["images"]])
+        names = sorted({run.dataset.name for v in self.variants for run in v.folders if run.dataset})
+        others = f"The runs are of different data sets ({', '.join(names)}): their numbers do not compare. "
+        note = (
+            f"{others if len(names) > 1 else ''}{self.note}{OVER}; of a single seed, over images, which does not say "
+            "what another training would give. The own bound is that of the interval, decoder and dequantisation in "
+            "the row: bounds of different intervals are different quantities. The closed one is on [0, 1] with uniform "
+            "dequantisation, where the predictor allows it. The ODE is solved on the interval in the row."
+        )
+        return Section("Bits/dim", [Table(head, rows).without_empty_columns()], note)
+
+    def _differences(self) -> Section:
+        found = {
+            row["name"]: {key: (row.get(key) or {}).get("difference") for key, _ in KINDS.values()}
+            for row in self.shown
+        }
+        there = {key: title for key, title in KINDS.values() if any(of[key] for of in found.values())}
+        rows = [[name, *(_difference(of[key]) for key in there)] for name, of in found.items() if any(of.values())]
+        note = (
+            f"Bits/dim less those of '{self.reference}', image by image with the same seed, so that what is hard for "
+            f"both adds nothing to the error: mean {PLUS_MINUS} standard error over images / over seeds. Below zero "
+            "the variant is better."
+        )
+        return Section(f"Difference to {self.reference}", [Table(["variant", *there.values()], [*rows])], note)
+
+    def _distances(self) -> list[Section]:
+        """At each number of evaluations, by the common solver and by each variant's own, and what ``fid`` measured."""
+        nfes = sorted({point["nfe"] for row in self.shown for point in row.get("points", [])})
+        counts = [str(nfe) for nfe in nfes]
+        common = [[row["name"], *_at(row["points"], nfes)] for row in self.shown if row.get("points")]
+        own = [[r["name"], r["own_sampler"], *_at(r["own_points"], nfes)] for r in self.shown if r.get("own_points")]
+        runs = [(variant.name, run) for variant in self.variants for run in variant.folders]
+        found = [(name, result) for name, run in runs for result in run.of_kind(FrechetResult).values()]
+        found.sort(key=lambda each: (each[1].name, each[1].reference.text))
+        measured = [[name, *report.distance(result)] for name, result in found]
+        note = f"{OVER}, from the same noise, by the solver and grid in the row."
+        title = f"{self._distance} by each variant's own sampler"
+        return [
+            Section(f"{self._distance} at so many evaluations", [Table(["variant", *counts], [*common])], f"{OVER}."),
+            Section(title, [Table(["variant", "solver, grid", *counts], [*own])], note),
+            Section("Distance of samples to data", [Table(["variant", *report.DISTANCES], [*measured], (2,))]),
+        ]
+
+    def _training(self) -> Section:
+        rows = []
+        for variant, row in zip(self.variants, self.rows):
+            if not row["seeds"]:
+                continue
+            variance, run = row.get("variance"), variant.folders[0]
+            environment = run.environment
+            cells = {
+                "std of the batch's bound": NONE if variance is None else f"{variance['mean'] ** 0.5:.4f}",
+                "its variance": _mean(variance, 2, "g"),
+                "gradient noise": _mean(row.get("gradient_noise"), 3, "g"),
+                "noise scale": _mean(row.get("noise_scale"), 2, "g"),
+                "images/s": _mean(row["images_per_second"], 0),
+                "steps": _last(run, "step", ",.0f"),
+                "images seen": _last(run, "train/images_seen", ",.0f"),
+                "time of training steps": duration(run.hours) if run.hours else NONE,
+                "parameters": f"{run.parameters:,}" if run.parameters else NONE,
+                "GFLOP to train on one image": _last(run, "train/gflop_per_image", ".3g"),
+                "processes and device": report.hardware(run) if environment else NONE,
+                "commit": short(environment.commit)[:12] if environment else NONE,
+            }
+            rows.append({"variant": row["name"]} | cells)
+        note = (
+            "At the trained weights: standard deviation of a batch's estimate of the bound; root of the trace of the "
+            "batch's gradient covariance; gradient noise scale in batches (docs/comparing.md). Images/s while training."
+        )
+        table = Table(list(rows[0]) if rows else [], [list(row.values()) for row in rows])
+        return Section("Training", [table.without_empty_columns()], note)
+
+    def _failures(self) -> Section:
+        failed = [[row["name"], str(f["seed"]), f["reason"]] for row in self.rows for f in row["failures"]]
+        note = "The other runs are not affected. The same command tries them again."
+        return Section("Failed runs", [Table(["variant", "seed", "reason"], [*failed])], note)
+
+    def _samples(self) -> Section:
+        """A sheet of each variant, beside real images of the data of the first that has one."""
+        runs = {v.name: run for v in self.variants for run in reversed(v.folders) if report.last_sheet(run)}
+        if not runs:
+            command = "fdtrain sample RUN --out RUN/samples/final.png"
+            return Section("Samples", [Missing("No run has a sheet of samples.", command)])
+        real, missing = report.real_images(RunImages(next(iter(runs.values())), self.data))
+        drawn = [report.sheet(run, f"{name}: ") for name, run in runs.items()]
+        return Section("Samples", [Figures([*real, *drawn], "figures sheets"), *missing])
+
+    def _settings(self, row: Row) -> str:
+        """In what a variant differs from the reference."""
+        if row["name"] == self.reference:
+            return "the reference"
+        theirs = next(v.settings for v in self.variants if v.name == self.reference)
+        differing = [
+            f"{key}: {_value(value)} ({_value(theirs[key]) if key in theirs else NONE})"
+            for key, value in row["settings"].items()
+        ]
+        return masked(", ".join(differing)) or "equal to the reference"
+
+    def html(self, plots: dict[str, Plot]) -> str:
+        return page.html(self.title, self.sections(plots), self.about)
 
 
-def named(folders: list[RunFolder]) -> Runs:
-    """By the name of their folder, or where two have the same by the path from the folder that all are in.
-
-    Raises:
-        UserError: a run is named twice.
-    """
-    if len({run.name for run in folders}) == len(folders):
-        return {run.name: run for run in folders}
-    paths = [run.path.resolve() for run in folders]
-    if twice := next((run.path for run, path in zip(folders, paths) if paths.count(path) > 1), None):
-        raise UserError(f"{twice} is named twice. Name each run once.")
-    common = Path(os.path.commonpath(paths))
-    return {path.relative_to(common).as_posix(): run for path, run in zip(paths, folders)}
-
-
-def _figures(runs: Runs) -> list[list[str]]:
-    """Rows: what it is, and its value of each run."""
-    columns = list(runs.values())
-    rows = [*_likelihoods(columns), *_differences(columns), *_distances(columns)]
-    facts = [_facts(run) for run in columns]
-    rows += [[title, *(of[title] or NONE for of in facts)] for title in facts[0]]
-    return [row for row in rows if set(row[1:]) != {NONE}]
-
-
-def _facts(run: RunFolder) -> dict[str, str | None]:
-    """What has no error; None where it is not recorded."""
-    speed, environment = run.images_per_second, run.environment
-    return {
-        "parameters": f"{run.parameters:,}" if run.parameters else None,
-        "GFLOP to train on one image": _last(run, "train/gflop_per_image", ".3g"),
-        "steps": _last(run, "step", ",.0f"),
-        "images seen": _last(run, "train/images_seen", ",.0f"),
-        "time of training steps": duration(run.hours) if run.hours else None,
-        "images/s, median": f"{speed:,.0f}" if speed else None,
-        "processes and device": environment and f"{short(environment.processes)} x {short(environment.device)}",
-        "commit": environment and short(environment.commit)[:12],
+def write(comparison: Comparison, folder: Path) -> list[Path]:
+    """Write ``comparison.md``, ``.csv`` and ``.html``, and the plots beside them; returns the three paths."""
+    plots = comparison.plots()
+    for name, plot in plots.items():
+        plot.save(folder / f"{name}.png")
+    names = {id(plot): f"{name}.png" for name, plot in plots.items()}
+    contents = {
+        ".md": page.markdown(comparison.title, comparison.sections(plots), comparison.about, names),
+        ".csv": comma_separated(comparison.rows),
+        ".html": comparison.html(plots),
     }
+    paths = []
+    for ending, content in contents.items():
+        path = folder / f"{NAME}{ending}"
+        write_file(path, lambda temporary, content=content: temporary.write_text(content, encoding="utf-8"), "output")
+        paths.append(path)
+    return paths
 
 
-def _last(run: RunFolder, metric: str, form: str) -> str | None:
-    values = run.series(metric)
-    return f"{values[-1][1]:{form}}" if values else None
-
-
-def _likelihoods(columns: list[RunFolder]) -> list[list[str]]:
-    """Each estimate on each set of images, with its standard error over images."""
-    rows: dict[str, dict[int, str]] = {}
-    for column, run in enumerate(columns):
-        for found in run.of_kind(NllResult).values():
-            for title, value in found.estimates():
-                # Bounds of different intervals are not the same quantity.
-                kind = title if value is found.elbo_closed else f"{title}, {short(found.bound)}"
-                on = f"{of_images(found)} of {short(found.dataset)}/{short(found.split)}"
-                text = with_error(value.bits_per_dim, value.error_images, 4)
-                rows.setdefault(f"bits/dim, {kind}, {on}", {})[column] = text
-    return _table(rows, len(columns))
-
-
-def _differences(columns: list[RunFolder]) -> list[list[str]]:
-    """Bits/dim less those of the first run, image by image, where both have the same bound of the same images."""
-    first, *others = (image_bits(run) for run in columns)
-    if first is None:
-        return []
-    cells = [_difference(other, first) for other in others]
-    title = f"difference of {first.title} to the first run, image by image"
-    return [[title, "the reference", *cells]] if set(cells) != {NONE} else []
-
-
-def _difference(own: ImageBits | None, first: ImageBits) -> str:
-    if own is None or _quantity(own) != _quantity(first):
-        return NONE
-    difference = own.values - first.values
-    if len(difference) < 2:
-        return f"{difference.mean():+.4f}"
-    return f"{difference.mean():+.4f} {PLUS_MINUS} {difference.std() / len(difference) ** 0.5:.4f}"
-
-
-def _quantity(bits: ImageBits) -> tuple[Any, ...]:
-    """What must be equal for two values of an image to be compared."""
-    found = bits.result
-    return bits.title, found.bound, found.dequantisation, found.fingerprint, found.images
-
-
-def _distances(columns: list[RunFolder]) -> list[list[str]]:
-    """Distances of equal definition, each with its spread over sets."""
-    rows: dict[str, dict[int, str]] = {}
-    for column, run in enumerate(columns):
-        for found in run.of_kind(FrechetResult).values():
-            drawn = f"{found.images:,} samples, {short(found.solver)}, NFE {short(found.nfe)}"
-            title = f"{short(found.name)} to {found.reference.text}, {drawn}"
-            rows.setdefault(title, {})[column] = with_error(found.value, found.spread, 3)
-    return _table(rows, len(columns))
-
-
-def _table(rows: dict[str, dict[int, str]], columns: int) -> list[list[str]]:
-    return [[title, *(cells.get(column, NONE) for column in range(columns))] for title, cells in rows.items()]
-
-
-def _settings(runs: Runs) -> list[list[str]]:
-    """Rows: the keys in which the configurations differ, and each run's value."""
-    keys = dict.fromkeys(key for run in runs.values() for key in run.settings if key not in UNCOMPARED)
-    rows = []
-    for key in keys:
-        values = [_value(run.settings, key) for run in runs.values()]
-        if len(set(values)) > 1:
-            rows.append([key, *values])
-    return rows
-
-
-def _value(settings: dict[str, Any], key: str) -> str:
-    if key not in settings:
-        return NONE
-    value = settings[key]
+def _value(value: Any) -> str:
     return "null" if value is None else str(value)[:200]
 
 
-def _quality(runs: Runs) -> list[Plot]:
-    """Distance against evaluations, where at least two runs have measured the same one."""
-    by_distance: dict[str, dict[str, CurveResult]] = {}
-    for name, run in runs.items():
-        for found in run.of_kind(CurveResult).values():
-            title = f"{found.distance} to {found.split}, {found.images:,} samples"
-            by_distance.setdefault(title, {})[name] = found
-    return [
-        figures.quality(
-            {name: result.points for name, result in found.items()},
-            "distance",
-            title,
-            "Distance of samples to the data, against evaluations of the network.",
-        )
-        for title, found in by_distance.items()
-        if len(found) > 1
-    ]
+def _last(run: RunFolder, metric: str, form: str) -> str:
+    values = run.series(metric)
+    return f"{values[-1][1]:{form}}" if values else NONE
 
 
-def _samples(name: str, run: RunFolder, sheet: Path) -> Picture:
-    return pictures.of_file(sheet, f"{name}: {sheet.relative_to(run.path).as_posix()}, from the averaged weights")
+def _mean(value: Row | None, digits: int, form: str = "f") -> str:
+    if value is None:
+        return NONE
+    precision = f".{digits}f" if form == "f" else ".1g"
+    error = "" if value["error"] is None else f" {PLUS_MINUS} {value['error']:{precision}}"
+    return f"{value['mean']:.{digits}{form}}{error}"
+
+
+def _bits(found: Row | None) -> str:
+    if found is None:
+        return NONE
+    bits = found["bits_per_dim"]
+    return with_error(bits["mean"], found["error_images"] if bits["error"] is None else bits["error"], 4)
+
+
+def _at(points: list[Row], nfes: list[int]) -> list[str]:
+    found = {point["nfe"]: point["distance"] for point in points}
+    return [_mean(found.get(nfe), 3) for nfe in nfes]
+
+
+def _difference(found: Row | None) -> str:
+    if found is None:
+        return NONE
+    errors = [f"{error:.4f}" for error in (found["error_images"], found["error_seeds"]) if error is not None]
+    return f"{found['mean']:+.4f}" + (f" {PLUS_MINUS} {' / '.join(errors)}" if errors else "")

@@ -4,9 +4,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import pytest
-
-from fdtrain.comparison.schedule import Progress, Schedule, duration, reason
+from fdtrain.comparison.schedule import Progress, Schedule, reason
 
 
 @dataclass
@@ -58,18 +56,9 @@ def test_the_reason_of_what_says_nothing(tmp_path):
     assert reason(log, -9) == "exit code -9: no output"
 
 
-def test_the_line_of_progress(tmp_path, monkeypatch):
-    """A run that is half trained, of four, counts three quarters of that: the evaluation comes after."""
+def test_the_line_of_progress(tmp_path):
+    """A run that is half trained counts three quarters of that: the evaluation comes after."""
     runs = [stub(tmp_path, name) for name in "abcd"]
-    for run in runs:
-        monkeypatch.setattr(run, "progress", lambda: 0, raising=False)
     progress = Progress(runs, runs)
-    progress.begin -= 100
     progress.finish(runs[0], {})
-    progress.shares["b"] = 0.5
-    assert progress.line([runs[1]], {"a": "x"}) == "1 of 4 runs, 1 failed, 3 min left, b 50%"
-
-
-@pytest.mark.parametrize(("seconds", "text"), [(20, "20 s"), (600, "10 min"), (7200, "2.0 h")])
-def test_durations(seconds, text):
-    assert duration(seconds) == text
+    assert progress.line([runs[1]], {"a": "x"}) == "1 of 4 runs, 1 failed, b 38%"

@@ -2,8 +2,6 @@
 
 import json
 import os
-from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,11 +10,10 @@ from models import DIGITS, filled
 from safetensors.torch import save_file
 
 from fdtrain.checkpoint import store
-from fdtrain.comparison import evaluate, runs, table
+from fdtrain.comparison import evaluate, runs
 from fdtrain.comparison.runs import PlannedRun
 from fdtrain.config import dump_config, load_config
 from fdtrain.errors import UserError
-from fdtrain.evaluation.result import NllResult, TrainingNoise
 
 SETTINGS = {"draws": 2, "ode_images": 0, "images": 300, "features": "x", "ode_tolerance": 0.1}
 
@@ -44,21 +41,6 @@ def write_results(run, step):
         save_file({"elbo": torch.zeros(300)}, path.with_suffix(".safetensors"))
     record = json.dumps(runs.record(run.folder, SETTINGS))
     (run.folder / "evaluation" / runs.SETTINGS).write_text(record)
-
-
-def test_the_bound_of_the_odes_images_is_that_of_the_first(run, monkeypatch):
-    """Bounds of 0 to 299: those of the first four have the mean 1.5."""
-    run = replace(run, settings=SETTINGS | {"ode_images": 4})
-    files = runs.result_files(run.folder, run.config, run.settings)
-    bound, noise, ode = files["bound"], files["noise"], files["ode"]
-    bound.parent.mkdir()
-    save_file({"elbo": torch.arange(300.0)}, bound.with_suffix(".safetensors"))
-    save_file({"elbo": torch.zeros(4), "ode": torch.ones(4)}, ode.with_suffix(".safetensors"))
-    results = {bound: NllResult.model_construct(), noise: TrainingNoise.model_construct()}
-    monkeypatch.setattr(table.run_folder, "read", lambda folder: SimpleNamespace(results=results))
-    finished = table.finished_run(run, closed=True)
-    means = {kind: table.bits(kind, [finished], [])["bits_per_dim"]["mean"] for kind in ("elbo", *finished.bits)}
-    assert means == {"elbo": 149.5, "ode": 1.0, "elbo_of_ode_images": 1.5, "elbo_closed": 149.5}
 
 
 IDENTITY = {

@@ -63,7 +63,7 @@ def test_what_was_done_before_a_failure_is_kept(export, digits, tmp_path, monkey
         (curve, ["--grids", "log"], "there is no grid 'log'; take two_ended"),
         (curve, ["--nfe", "4", "0"], "--nfe must be at least 1"),
         (curve, ["--images", "1"], "must be at least 2"),
-        (curve, [], "is not a run: say with --json where the curves go"),
+        (curve, [], "is not a run: say with --json where the result goes"),
     ],
 )
 def test_options(export, digits, command, options, part):

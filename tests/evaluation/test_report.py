@@ -86,7 +86,7 @@ def change(name, path, keys, **nested):
 
 def page_of(folder):
     run = run_folder.read(folder)
-    return report.page(run, RunImages(run), folder / "report.html")
+    return report.of_run(run, RunImages(run), folder / "report.html")
 
 
 @pytest.fixture
@@ -143,7 +143,7 @@ def test_links_lead_to_sections_papers_and_files_of_the_run(folder):
         elif not target.startswith("https://arxiv.org/abs/"):
             assert (folder / target).is_file()
     run = run_folder.read(folder)
-    elsewhere = report.page(run, RunImages(run), folder.parent / "pages" / "a.html")
+    elsewhere = report.of_run(run, RunImages(run), folder.parent / "pages" / "a.html")
     assert 'href="../run/evaluation/nll_test.json"' in elsewhere
 
 

@@ -1,6 +1,9 @@
-"""Runs on one page: what differs, by how much, and with which error."""
+"""Runs on one page: what differs, by how much, and with which error; what a run has said is text."""
 
+import csv
+import io
 import json
+import math
 import re
 
 import pytest
@@ -9,28 +12,29 @@ from safetensors.torch import save_file
 
 from fdtrain.commands.entry import main
 from fdtrain.errors import UserError
-from fdtrain.evaluation import run_folder, side_by_side
+from fdtrain.evaluation import compared, figures, run_folder, side_by_side
+from fdtrain.evaluation.compared import Variant
 from fdtrain.evaluation.samples import save_png
 
-NLL = {
-    "kind": "nll",
-    "images": 4,
-    "images_in_split": 4,
-    "device": "cpu",
-    "seconds": 1.0,
-    "dataset": "digits",
-    "source": "",
-    "split": "test",
-    "fingerprint": "a",
-    "levels": 17,
-    "dequantisation": "uniform",
-    "dtype": "float32",
-    "seed": 0,
-    "batch": 1,
+HOSTILE = "<script>alert('x')</script>|a"
+SPLIT = {"dataset": "digits", "source": "", "split": "test", "fingerprint": "a", "images_in_split": 4, "levels": 17}
+COMMON = {**SPLIT, "images": 4, "device": "cpu", "seconds": 1.0, "step": 2, "seed": 0}
+NLL = {**COMMON, "kind": "nll", "dequantisation": "uniform", "dtype": "float32", "batch": 1}
+NOISE = {
+    **COMMON,
+    "kind": "noise",
+    "time_sampling": "iid",
+    "batch": {"batches": 4, "variance": 0.04, "t_edges": [0, 0.2, 1], "by_time": [1e-6, 1e6]},
+    "gradient": {"gradients": 2, "noise": 0.5, "norm": 1.0, "noise_scale": None},
+    "distance": "FID",
+    "features": {"name": "inception", "sha256": None, "dims": 4, "input": ""},
+    "solver": "ode",
+    "grid": "two_ended",
+    "points": [{"nfe": 10, "distance": 4.0}],
 }
 
 
-def make_run(folder, bits, lr=0.1, seconds=1.0, **changes):
+def make_run(folder, bits, lr=0.1, seconds=1.0, noise=None, **changes):
     (folder / "evaluation").mkdir(parents=True)
     (folder / "samples").mkdir()
     (folder / "config.yaml").write_text(f"name: {folder.name}\ntraining: {{lr: {lr}, steps: 2}}\n")
@@ -49,18 +53,24 @@ def make_run(folder, bits, lr=0.1, seconds=1.0, **changes):
     }
     (folder / "evaluation" / "nll_test.json").write_text(json.dumps({**NLL, "elbo": elbo, **changes}))
     save_file({"elbo": values}, folder / "evaluation" / "nll_test.safetensors")
+    if noise is not None:
+        (folder / "evaluation" / "noise.json").write_text(json.dumps({**NOISE, **noise}))
     save_png(torch.zeros(3, 8, 8, dtype=torch.uint8), folder / "samples" / "step_00000002.png")
     return folder
 
 
 def page(*folders):
-    return side_by_side.page([run_folder.read(folder) for folder in folders], None)
+    variants = compared.of_runs([run_folder.read(folder) for folder in folders])
+    rows = compared.rows(variants, variants[0].name)
+    found = side_by_side.Comparison("x", "", variants[0].name, variants, rows)
+    return found.html(found.plots())
 
 
-def rows(text):
-    """Cells of the tables by their first."""
-    found = (re.findall(r"<td[^>]*>(.*?)</td>", row) for row in re.findall(r"<tr>(.*?)</tr>", text, re.DOTALL))
-    return {cells[0]: cells[1:] for cells in found if cells}
+def section(text, title):
+    """Cells of a section's table by the head of their column, row by row."""
+    found = re.search(rf"<h2 id=\"[^\"]+\">{re.escape(title)}</h2>(.*?)(?=<h2|</body>)", text, re.DOTALL)
+    cells = [re.findall(r'<td data-head="([^"]*)"[^>]*>(.*?)</td>', row) for row in found.group(1).split("<tr>")]
+    return [dict(row) for row in cells if row]
 
 
 @pytest.fixture
@@ -71,16 +81,15 @@ def first(tmp_path):
 def test_figures_with_their_errors_and_settings_that_differ(first, tmp_path):
     second = make_run(tmp_path / "b", [1.5, 2.5, 3.5, 4.7], lr=0.2, seconds=1800.0)
     text = page(first, second)
-    cells = rows(text)
-    assert cells["bits/dim, ELBO, closed interval, all 4 images of digits/test"] == [
-        "2.5000 ± 0.5000",
-        "3.0500 ± 0.5000",
-    ]
+    bits = section(text, "Bits/dim")
+    assert [row["own bound"] for row in bits] == ["2.5000 ± 0.5000", "3.0500 ± 0.5000"]
+    assert [row["bound"] for row in bits] == ["closed interval"] * 2
+    assert {row["images"] for row in bits} == {"all 4 images of digits/test"}
     # Of 0.5, 0.5, 0.5, 0.7: mean 0.55, standard deviation 0.1.
-    assert cells["difference of ELBO to the first run, image by image"] == ["the reference", "+0.5500 ± 0.0500"]
-    assert cells["time of training steps"] == ["2 seconds", "1 hour"]
-    assert cells["training.lr"] == ["0.1", "0.2"]
-    assert not {"name", "training.steps", "images seen"} & set(cells)
+    (difference,) = section(text, "Difference to a")
+    assert (difference["variant"], difference["own bound"]) == ("b", "+0.5500 ± 0.0500")
+    assert [row["time of training steps"] for row in section(text, "Training")] == ["2 seconds", "1 hour"]
+    assert [row["settings"] for row in section(text, "Settings")] == ["the reference", "training.lr: 0.2 (0.1)"]
     assert text.count("data:image/png;base64,") == 2
     # Held-out bits/dim, the batches' and the rate: a line for each run, whose names are in the legend.
     assert text.count("<svg") == 3
@@ -102,17 +111,16 @@ def test_a_run_has_the_same_colour_in_every_plot(first, tmp_path):
     assert "--plot-1" in batches
 
 
-@pytest.mark.parametrize("changes", [{"fingerprint": "b"}, {"bound": "[0.001, 1]"}])
-def test_values_of_other_images_or_of_another_bound_are_not_subtracted(first, tmp_path, changes):
-    cells = rows(page(first, make_run(tmp_path / "b", [1.0, 2.0, 3.0, 4.0], **changes)))
-    assert "difference of ELBO to the first run, image by image" not in cells
-    if "bound" in changes:
-        assert cells["bits/dim, ELBO, [0.001, 1], all 4 images of digits/test"] == ["-", "2.5000 ± 0.5000"]
+def test_values_of_other_images_are_not_subtracted_and_bounds_are_named(first, tmp_path):
+    text = page(first, make_run(tmp_path / "b", [1.0, 2.0, 3.0, 4.0], fingerprint="b", bound="[0.001, 1]"))
+    assert "Difference to a" not in text
+    assert [row["bound"] for row in section(text, "Bits/dim")] == ["closed interval", "[0.001, 1]"]
+    assert [row["closed bound"] for row in section(text, "Bits/dim")] == ["2.5000 ± 0.5000", "-"]
 
 
 def test_runs_of_one_name_are_told_apart_by_their_paths(first, tmp_path):
-    names = side_by_side.named([run_folder.read(first), run_folder.read(make_run(tmp_path / "other" / "a", [1.0] * 4))])
-    assert list(names) == ["a", "other/a"]
+    runs = [run_folder.read(first), run_folder.read(make_run(tmp_path / "other" / "a", [1.0] * 4))]
+    assert [variant.name for variant in compared.of_runs(runs)] == ["a", "other/a"]
 
 
 def test_a_run_named_twice_is_refused(first):
@@ -130,3 +138,89 @@ def test_the_command(first, tmp_path, capsys):
     assert "one page is of one run" in capsys.readouterr().err
     assert main(["evaluate", "report", "--compare", str(first)]) == 2
     assert "--compare needs two runs or more" in capsys.readouterr().err
+
+
+def test_variants_over_seeds_and_the_three_files(tmp_path):
+    """Two seeds of a reference, one of a variant whose other seed has failed, and one that has failed altogether."""
+    folders = [make_run(tmp_path / name, bits, noise={}) for name, bits in (("a0", [1.0] * 4), ("a1", [2.0] * 4))]
+    sampler = {"solver": "ddim", "grid": "flow", "points": [{"nfe": 10, "distance": 9.0}]}
+    folders.append(make_run(tmp_path / "v1", [1.75] * 4, noise={"own_sampler": sampler}))
+    runs = [run_folder.read(folder) for folder in folders]
+    bound = {"interval": (0.0, 1.0), "decoder": "none"}
+    variants = [
+        Variant("a", {0: runs[0], 1: runs[1]}, {}, {}, bound),
+        Variant("v", {1: runs[2]}, {"diffusion.scale": None}, {0: HOSTILE}, bound),
+        Variant("failed", {}, {}, {0: "x", 1: "x"}, bound),
+    ]
+    rows = compared.rows(variants, "a")
+    a, v, failed = rows
+    assert a["own_bound"]["bits_per_dim"] == {"mean": 1.5, "error": 0.5, "values": [1.0, 2.0]}
+    assert (a["own_bound"]["difference"], a["own_bound"]["error_images"]) == (None, None)
+    assert (v["own_bound"]["bits_per_dim"]["error"], v["own_bound"]["error_images"]) == (None, 0.5)
+    assert (v["own_bound"]["difference"]["mean"], v["own_bound"]["difference"]["seeds"]) == (-0.25, [1])
+    assert (failed["seeds"], len(failed["failures"]), "own_bound" in failed) == ([], 2, False)
+    found = side_by_side.Comparison("c", "about", "a", variants, rows, 2)
+    text, table, page = (path.read_text() for path in side_by_side.write(found, tmp_path))
+    assert "| a | closed interval | uniform | 1.5000 ± 0.5000 |" in text
+    assert "| 1 of 2 |" in text
+    assert "&lt;script>alert('x')&lt;/script>\\|a" in text
+    assert "| v | diffusion.scale: null (-) |" in text
+    assert "| v | ddim, flow | 9.000 |" in text
+    assert "](quality.png)\n\nFID against evaluations; bars: standard error over seeds.\n" in text
+    columns = list(csv.DictReader(io.StringIO(table)))
+    assert [row["variant"] for row in columns] == ["a", "v", "failed"]
+    assert (columns[0]["own_bound_bits_per_dim"], columns[2]["own_bound_bits_per_dim"]) == ("1.5", "")
+    assert (columns[0]["frechet_10"], columns[0]["batch_variance"], columns[2]["failed"]) == ("4.0", "0.04", "2")
+    assert columns[1]["own_sampler_frechet_10"] == "9.0"
+    assert "<script>" not in page
+    assert "alert(&#39;x&#39;)" in page
+    pictures = {f"{name}.png" for name in ("held_out", "training", "lr", "quality", "variance")}
+    assert {path.name for path in tmp_path.glob("*.png")} == pictures
+    assert page.count("<svg") == 5
+
+
+def test_a_comparison_of_which_every_run_has_failed(tmp_path):
+    variants = [Variant("a", {}, {}, {0: HOSTILE})]
+    found = side_by_side.Comparison("c", "about", "a", variants, compared.rows(variants, "a"))
+    text, _, page = (path.read_text() for path in side_by_side.write(found, tmp_path))
+    assert "## Failed runs" in text
+    assert "<svg" not in page
+
+
+def test_variances_of_many_decades_have_plain_numbers():
+    plot = figures.compared_variance({"a": [(0.1, 1e-6), (0.6, 1e6)]})
+    labels = [label.get_text() for label in plot.figure.axes[0].get_yticklabels()]
+    assert labels
+    assert all(float(label) > 0 for label in labels)
+
+
+def test_a_mean_over_seeds():
+    found = compared.mean([1.0, 2.0, 3.0])
+    assert found == {"mean": 2.0, "error": pytest.approx(1 / math.sqrt(3)), "values": [1, 2, 3]}
+    assert compared.mean([1.0]) == {"mean": 1.0, "error": None, "values": [1.0]}
+    assert compared.mean([]) is None
+
+
+def test_a_paired_difference_is_over_common_seeds_and_has_both_errors():
+    """Seeds differ by 1 and 3 on every image, and images by 0.5 around that; the images' own spread of 100 cancels."""
+    images = 100 * torch.arange(4.0)
+    own = {0: images + 1 + torch.tensor([0.5, -0.5, 0.5, -0.5]), 1: images + 3, 2: images}
+    found = compared.difference(own, {0: images, 1: images, 5: images})
+    assert (found["mean"], found["images"], found["seeds"]) == (2.0, 4, [0, 1])
+    assert found["error_images"] == pytest.approx(torch.tensor([0.25, -0.25, 0.25, -0.25]).std().item() / 2)
+    assert found["error_seeds"] == pytest.approx(1.0)
+    assert compared.difference(own, {7: images}) is None
+    assert compared.difference({0: images}, {0: images})["error_seeds"] is None
+
+
+def test_the_bound_of_the_odes_images_is_that_of_the_first(tmp_path):
+    """Bounds of 0 to 3: those of the first two have the mean 0.5; the bound computed with the ODE does not count."""
+    folder = make_run(tmp_path / "a", [0.0, 1.0, 2.0, 3.0])
+    elbo = {"bits_per_dim": 7.0, "error_draws": None, "error_images": None, "evaluations": 1, "draws": 2}
+    ode = {**elbo, "dequantisations": 1, "tolerance": 0.1, "trace": "exact", "probes": None, "nfe": 9}
+    ode_file = folder / "evaluation" / "nll_test_first2.json"
+    ode_file.write_text(json.dumps({**NLL, "images": 2, "elbo": elbo, "ode": ode}))
+    save_file({"elbo": torch.full((2,), 7.0), "ode": torch.full((2,), 7.0)}, ode_file.with_suffix(".safetensors"))
+    found = compared.bits_of(run_folder.read(folder))
+    means = {kind: bits.mean for kind, bits in found.items()}
+    assert means == {"elbo": 1.5, "elbo_closed": 1.5, "ode": 7.0, "elbo_of_ode_images": 0.5}

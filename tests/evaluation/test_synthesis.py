@@ -187,7 +187,7 @@ def test_the_sweep_and_the_report(copied, digits, capsys):
     assert [value.ema_length for value in values] == [None, 0.07]
     assert [value.elbo.bits_per_dim for value in values] == [own.bits_per_dim, first.bits_per_dim]
     shown = run_folder.read(copied)
-    page = report.page(shown, RunImages(shown), copied / "report.html")
+    page = report.of_run(shown, RunImages(shown), copied / "report.html")
     # In caption and alternative text, of both plots.
     assert page.count("against the relative length of the average of the weights") == 4
     assert "step 32, average of length 0.07" in page

@@ -7,37 +7,30 @@ TensorBoard. When it is interrupted, the same command continues.
 import argparse
 import statistics
 import time
-from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fdtrain import distributed
-from fdtrain.data.split import Split
 from fdtrain.diffusion.objective import quantise
 from fdtrain.diffusion.solvers import GRID, SOLVERS, parse_grid
-from fdtrain.errors import UserError
-from fdtrain.evaluation import feature_networks, figures, image_sets, nll, plotting, result
+from fdtrain.errors import UserError, check_at_least
+from fdtrain.evaluation import feature_networks, figures, image_sets, nll
 from fdtrain.evaluation.frechet import FeatureMoments, frechet_distance
 from fdtrain.evaluation.image_sets import PixelSet
-from fdtrain.evaluation.load import open_model
+from fdtrain.evaluation.job import Job, Shown
+from fdtrain.evaluation.job import add_arguments as add_job_arguments
 from fdtrain.evaluation.measure import measure
-from fdtrain.evaluation.partial_values import StoredValues
 from fdtrain.evaluation.result import CurveResult
-from fdtrain.evaluation.run_data import open_split
 from fdtrain.evaluation.sampler import Sampler
 from fdtrain.evaluation.samples import to_pixels
-from fdtrain.networks.model import Model
 from fdtrain.randomness import check_seed
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", help="a run (its newest checkpoint), a checkpoint, or an export")
-    parser.add_argument("--data", help="a packed data set (default: the run's own)")
-    parser.add_argument("--split", help="of it (default: the run's, or test)")
+    add_job_arguments(parser)
     parser.add_argument("--features", help="to measure samples by, as in fid; default: the pixels")
     parser.add_argument("--images", type=int, default=256, help="samples of each point; images of the bound's curves")
     parser.add_argument("--solvers", nargs="+", default=["sde", "ode", "dpmpp2m", "unipc2"], metavar="SOLVER")
@@ -48,52 +41,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--reference", type=int, default=200, help="evaluations of the reference ODE solution")
     parser.add_argument("--strata", type=int, default=32, help="of the time, for the bound's curves")
     parser.add_argument("--sets", type=int, default=3, help="of samples at each point, for the bands (default: 3)")
-    parser.add_argument("--seed", type=int, default=0, help="of the first set")
     parser.add_argument("--batch", type=int, default=256, help="of evaluations, on each process")
-    parser.add_argument("--json", type=Path, help="write data and pictures there too; a must for what is not a run")
-    parser.add_argument("--device", help="such as cpu or cuda:1; by default the GPU, where there is one")
 
 
-def run(arguments: argparse.Namespace) -> tuple[Path, int, dict[str, Path]] | None:
-    """Returns the run, the step and the pictures by name, for TensorBoard; None if there is no run."""
+def run(arguments: argparse.Namespace) -> Shown | None:
+    """Returns what TensorBoard is to show, of a run."""
     _check(arguments)
     start = time.perf_counter()
-    model, origin = open_model(arguments.model, shared=True)
-    if not origin.results and not arguments.json:
-        raise UserError(f"{arguments.model} is not a run: say with --json where the curves go.")
-    split = open_split(arguments.model, arguments.data, arguments.split)
-    paths = list(filter(None, (origin.result_file("curve", split.name), arguments.json)))
-    nll.check_same_images(model.spec, split)
-    identity = {**origin.identity(), **result.split_identity(split), "seed": arguments.seed, "batch": arguments.batch}
-    job = _Job(arguments, model.to(arguments.device), split, identity, paths[0].parent)
-    content = {"kind": "curve", **identity, "images": arguments.images, "strata": job.bound_by_time(), **job.quality()}
-    content |= {"seconds": time.perf_counter() - start, "device": str(arguments.device)}
+    job = _Curves(arguments, "curve", pictures=True, first=False)
+    content = {"kind": "curve", **job.settings, "images": arguments.images}
+    content |= {"strata": job.bound_by_time(), **job.quality(), "device": str(arguments.device)}
     if distributed.rank() != 0:
         return None
-    found, pictures = CurveResult.model_validate(content), {}
-    for path in paths:
-        result.write(found, path, "--json" if path == arguments.json else "the run's results")
-        pictures = plotting.save_beside(path, figures.curves(found))
-        print(f"{path}: {', '.join(p.name for p in pictures.values())}")
+    found = CurveResult.model_validate({**content, "seconds": time.perf_counter() - start})
+    shown = job.write(found, figures.curves(found))
     job.stored.discard()
-    if not origin.run:
-        return None
-    return origin.run, origin.step or 0, pictures
+    return shown
 
 
-class _Job:
-    """What is computed, the processes in turn; every part of it is stored under ``folder`` until all is done."""
-
-    def __init__(
-        self, arguments: argparse.Namespace, model: Model, split: Split, identity: dict[str, Any], folder: Path
-    ):
-        self.arguments, self.model, self.split, self.identity = arguments, model, split, identity
-        self.stored = StoredValues(folder, arguments.device)
+class _Curves(Job):
+    """What is computed, the processes in turn."""
 
     def bound_by_time(self) -> dict[str, Any]:
         """The bound's integral, its error and its variance, by strata of time."""
-        arguments, spec = self.arguments, self.model.spec
-        strata, count = arguments.strata, min(arguments.images, len(self.split))
+        arguments, spec = self.arguments, self.spec
+        strata = arguments.strata
         density = nll.time_density_of(spec.bound.interval, spec.scale)
         compute = partial(
             nll.correction_by_stratum,
@@ -104,14 +76,13 @@ class _Job:
             seed=arguments.seed,
             batch=arguments.batch,
         )
-        chunk = max(1, arguments.batch // strata)
-        values = self._over_images("bound by time", count, chunk, strata, compute, {"strata": strata})
+        values = self._over_images("bound by time", self.count, self.batch // strata, strata, compute, strata=strata)
         edges = density.quantile(torch.linspace(0, 1, strata + 1, dtype=torch.float64))
-        return {"images": count, "density": nll.density_name(spec.bound.interval), **by_stratum(values, edges)}
+        return {"images": self.count, "density": nll.density_name(spec.bound.interval), **by_stratum(values, edges)}
 
     def quality(self) -> dict[str, Any]:
         """Every point: distances of its samples to the data and, of an ODE's, to the fine solution, seed by seed."""
-        arguments, spec = self.arguments, self.model.spec
+        arguments, spec = self.arguments, self.spec
         named, device = arguments.features, arguments.device
         features = (
             feature_networks.open_features(named, device) if named else feature_networks.pixel_features(spec.shape)
@@ -157,13 +128,10 @@ class _Job:
         count, options = self.arguments.images, sampler.describe() | {"seed": seed}
         name = f"{sampler.solver}, {options['grid']}, {sampler.nfe}"
         chunk = min(self.arguments.batch, -(-count // 4))
-        return self._over_images(name, count, chunk, self.model.spec.dims, solve, options)
+        return self._over_images(name, count, chunk, self.spec.dims, solve, **options)
 
-    def _over_images(
-        self, name: str, count: int, chunk: int, columns: int, compute: Callable[[range], Tensor], options: dict
-    ) -> Tensor:
-        request = {**self.identity, "images": count, "curve": name, **options}
-        return self.stored.over_images(name, count, chunk, columns, compute, request)
+    def _over_images(self, name: str, count: int, chunk: int, columns: int, compute, **options: Any) -> Tensor:
+        return self.over_images(name, compute, chunk, columns, count, images=count, curve=name, **options)
 
 
 def _named(sampler: Sampler) -> dict[str, Any]:
@@ -172,11 +140,8 @@ def _named(sampler: Sampler) -> dict[str, Any]:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    for name in ("batch", "strata", "reference", "sets"):
-        if getattr(arguments, name) < 1:
-            raise UserError(f"--{name} must be at least 1.")
-    if arguments.images < 2 or arguments.strata < 2:
-        raise UserError("--images and --strata must be at least 2.")
+    check_at_least(arguments, 1, "batch", "strata", "reference", "sets")
+    check_at_least(arguments, 2, "images", "strata")
     check_seed(arguments.seed, "--seed", arguments.sets)
     if min(arguments.nfe) < 1:
         raise UserError("--nfe must be at least 1.")

@@ -12,7 +12,6 @@ import math
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,16 +19,16 @@ from torch import Tensor
 
 from fdtrain import distributed
 from fdtrain.diffusion.likelihood import estimate
-from fdtrain.errors import UserError, excerpt
-from fdtrain.evaluation import feature_networks, figures, image_sets, nll, plotting, result
+from fdtrain.errors import check_at_least, excerpt
+from fdtrain.evaluation import feature_networks, figures, image_sets, nll
 from fdtrain.evaluation.feature_networks import FeatureNetwork
 from fdtrain.evaluation.frechet import FeatureMoments, frechet_distance
 from fdtrain.evaluation.image_sets import PixelSet
-from fdtrain.evaluation.load import find_model, open_averages, open_model, weights_digest
+from fdtrain.evaluation.job import Job, Shown
+from fdtrain.evaluation.job import add_arguments as add_job_arguments
+from fdtrain.evaluation.load import find_model, open_averages, weights_digest
 from fdtrain.evaluation.measure import measure
-from fdtrain.evaluation.partial_values import StoredValues
 from fdtrain.evaluation.result import EmaResult
-from fdtrain.evaluation.run_data import open_split
 from fdtrain.evaluation.sampler import Sampler, add_sampling_arguments
 from fdtrain.evaluation.samples import to_pixels
 from fdtrain.networks.model import Model
@@ -40,9 +39,7 @@ LENGTHS = (0.02, 0.03, 0.04, 0.05, 0.07, 0.1, 0.13, 0.16, 0.2, 0.25)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", help="a run (its newest checkpoint), or a checkpoint")
-    parser.add_argument("--data", help="a packed data set (default: the run's own)")
-    parser.add_argument("--split", help="of it (default: the run's, or test)")
+    add_job_arguments(parser)
     default = f"default: those of {', '.join(map(str, LENGTHS))} that the snapshots give"
     parser.add_argument("--lengths", type=float, nargs="+", metavar="LENGTH", help=default)
     parser.add_argument("--draws", type=int, default=20, help="draws of time and noise per image")
@@ -50,75 +47,52 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--features", help="measure samples by them, as in fid")
     parser.add_argument("--samples", type=int, default=1000, help="to measure, of each length (default: 1000)")
     add_sampling_arguments(parser)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, help="write data and pictures there too; a must for what is not a run")
-    parser.add_argument("--device", help="such as cpu or cuda:1; by default the GPU, where there is one")
 
 
-def run(arguments: argparse.Namespace) -> tuple[Path, int, dict[str, Path]] | None:
-    """Returns the run, the step and the pictures by name, for TensorBoard; None if there is no run."""
-    for name in ("draws", "images", "batch"):
-        if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
-            raise UserError(f"--{name} must be at least 1.")
+def run(arguments: argparse.Namespace) -> Shown | None:
+    """Returns what TensorBoard is to show, of a run."""
+    check_at_least(arguments, 1, "draws", "images", "batch")
     check_seed(arguments.seed, "--seed")
-    if arguments.samples < 2:
-        raise UserError("--samples must be at least 2.")
+    check_at_least(arguments, 2, "samples")
     start = time.perf_counter()
-    job = _Job(arguments)
+    job = _Averages(arguments)
     content = {**job.settings, **job.distances, "points": job.points(), "device": str(arguments.device)}
     if distributed.rank() != 0:
         return None
-    found, pictures = EmaResult.model_validate({**content, "seconds": time.perf_counter() - start}), {}
-    for path in job.paths:
-        result.write(found, path, "--json" if path == arguments.json else "the run's results")
-        pictures = plotting.save_beside(path, figures.averages(found))
-        print(f"{path}: {', '.join(p.name for p in pictures.values())}")
+    found = EmaResult.model_validate({**content, "seconds": time.perf_counter() - start})
+    shown = job.write(found, figures.averages(found))
     _show(found)
     job.stored.discard()
-    return (job.origin.run, job.origin.step or 0, pictures) if job.origin.run else None
+    return shown
 
 
-class _Job:
-    """What is computed; every part of it is stored beside the result until all is done."""
+class _Averages(Job):
+    """What is computed of each average."""
 
     def __init__(self, arguments: argparse.Namespace):
-        self.arguments = arguments
-        self.model, self.origin = open_model(arguments.model, shared=True)
-        spec = self.model.spec
+        super().__init__(arguments, "ema", pictures=True)
         self.averages = open_averages(*find_model(self.origin.folder))
         self.lengths = sorted(set(arguments.lengths or self.averages.served(LENGTHS)))
         for length in self.lengths:
             self.averages.fit(length)
-        self.split = open_split(arguments.model, arguments.data, arguments.split)
-        nll.check_same_images(spec, self.split)
-        self.sampler = Sampler.of(arguments, spec, self.origin.home, self.origin.sha256)
-        self.count = min(arguments.images or len(self.split), len(self.split))
-        self.settings: dict[str, Any] = {
+        self.sampler = Sampler.of(arguments, self.spec, self.origin.home, self.origin.sha256)
+        self.settings |= {
             "kind": "ema",
-            **self.origin.identity(),
-            **result.split_identity(self.split),
             "images": self.count,
-            "bound": spec.bound.describe(),
-            "seed": arguments.seed,
-            "batch": arguments.batch,
+            "bound": self.spec.bound.describe(),
             "draws": arguments.draws,
             "tracked": self.averages.lengths,
             "snapshots": len({each.step for each in self.averages.tracked}),
         }
-        own = self.origin.result_file("ema", self.split.name, None if self.count == len(self.split) else self.count)
-        self.paths = [path for path in (own, arguments.json) if path]
-        if not self.paths:
-            raise UserError(f"{arguments.model} is not a run: say with --json where the result goes.")
         self.features, self.distances = None, {}
         if arguments.features:
-            self.features = feature_networks.open_features(arguments.features, arguments.device)
+            self.features = feature_networks.open_features(arguments.features, self.device)
             self.distances = {
                 "distance": self.features.title,
                 "features": self.features.describe(),
                 "samples": arguments.samples,
                 "drawing": self.sampler.describe(),
             }
-        self.stored = StoredValues(self.paths[0].parent, arguments.device)
 
     def points(self) -> list[dict[str, Any]]:
         """The run's own average, and then each length."""
@@ -157,7 +131,7 @@ class _Job:
             seed=self.arguments.seed,
             batch=batch,
         )
-        return self._over_images("ELBO", self.count, max(1, batch // draws), draws, compute, {"weights_sha256": sha256})
+        return self._over_images("ELBO", self.count, batch // draws, draws, compute, weights_sha256=sha256)
 
     def _distance(self, network: FeatureNetwork) -> Callable[[Model, str], float]:
         """The distance of the samples of a model, whose checksum is given too, to the split."""
@@ -170,7 +144,7 @@ class _Job:
 
             options = {"weights_sha256": sha256, **self.sampler.describe()}
             shared = arguments.samples, min(arguments.batch, -(-arguments.samples // 4)), spec.dims
-            levels = self._over_images("samples", *shared, solve, options).to(torch.uint8).view(-1, *spec.shape)
+            levels = self._over_images("samples", *shared, solve, **options).to(torch.uint8).view(-1, *spec.shape)
             pixels = image_sets.in_memory("samples", to_pixels(levels, spec.levels))
             return frechet_distance(self._moments(network, pixels), data)
 
@@ -179,11 +153,8 @@ class _Job:
     def _moments(self, network: FeatureNetwork, images: PixelSet) -> FeatureMoments:
         return measure(network, images, images.count, self.arguments.batch, self.arguments.device).moments
 
-    def _over_images(
-        self, name: str, count: int, chunk: int, columns: int, compute: Callable[[range], Tensor], options: dict
-    ) -> Tensor:
-        request = {**self.settings, "images": count, "ema": name, **options}
-        return self.stored.over_images(name, count, chunk, columns, compute, request)
+    def _over_images(self, name: str, count: int, chunk: int, columns: int, compute, **options: Any) -> Tensor:
+        return self.over_images(name, compute, chunk, columns, count, images=count, ema=name, **options)
 
 
 def _known(error: float) -> float | None:

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from fdtrain import distributed
 from fdtrain.data.split import Split
-from fdtrain.errors import UserError, excerpt
+from fdtrain.errors import UserError, check_at_least, excerpt
 from fdtrain.evaluation import frechet, image_sets, nll, process, reference, result
 from fdtrain.evaluation.feature_networks import FeatureNetwork, open_features
 from fdtrain.evaluation.image_sets import PixelSet
@@ -30,9 +30,9 @@ from fdtrain.evaluation.load import ModelOrigin, add_length, open_model
 from fdtrain.evaluation.measure import FIRST_FEATURES, Measured, measure, own_chunks
 from fdtrain.evaluation.reference import Reference
 from fdtrain.evaluation.result import FrechetResult
-from fdtrain.evaluation.row_store import RowStore, folder_for
 from fdtrain.evaluation.run_data import open_split
 from fdtrain.evaluation.sampler import Sampler, add_sampling_arguments
+from fdtrain.evaluation.stored_rows import RowStore, StoredValues
 from fdtrain.randomness import check_seed
 
 IMAGES = 50_000
@@ -68,9 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     start = time.perf_counter()
-    for name in ("images", "sets"):
-        if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
-            raise UserError(f"--{name} must be at least 1.")
+    check_at_least(arguments, 1, "images", "sets")
     check_seed(arguments.seed, "--seed", arguments.sets)
     if (arguments.model is None) == (arguments.samples is None):
         raise UserError("give a model to sample from, or samples with --samples.")
@@ -108,7 +106,9 @@ def run(arguments: argparse.Namespace) -> None:
     process.check_same(definition)
     path = origin.result_file("frechet", network.identity.name) if origin else None
     outputs = {str(p): (p, option) for p, option in ((path, "the run's results"), (arguments.json, "--json")) if p}
-    store = _store(definition, path or arguments.json, len(sets))
+    written = path or arguments.json
+    stored = StoredValues(written and written.parent, arguments.device)
+    store = stored.store(definition, len(sets))
     done = _stored(store)
     for s in sets[len(done) :]:
         with _bar(count, f"set {len(done) + 1} of {len(sets)}") as bar:
@@ -126,8 +126,7 @@ def run(arguments: argparse.Namespace) -> None:
                 result.write(whole, file, option)
     if distributed.rank() == 0:
         _print(FrechetResult.model_validate(definition | _summary(done) | {"seconds": 0.0, "unfinished": False}))
-        if store:
-            store.remove()
+        stored.discard()
 
 
 def _model_sets(
@@ -184,12 +183,6 @@ def _reference(arguments: argparse.Namespace, split: Split, network: FeatureNetw
     if path and distributed.rank() == 0:
         reference.save(made, path)
     return made
-
-
-def _store(definition: dict[str, Any], path: Path | None, sets: int) -> RowStore | None:
-    """The distances of finished sets, beside the file of the result; None without one."""
-    folder = folder_for(path.parent, definition) if path else None
-    return RowStore(folder, definition, sets) if folder else None
 
 
 def _stored(store: RowStore | None) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ import torch
 
 from fdtrain import distributed
 from fdtrain.diffusion.solvers import GRID, SOLVERS, time_grid
-from fdtrain.errors import UserError
+from fdtrain.errors import UserError, check_at_least
 from fdtrain.evaluation import grids
 from fdtrain.evaluation.load import open_model
 from fdtrain.evaluation.sampler import Sampler
@@ -35,9 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     per_step = SOLVERS[arguments.solver].evaluations_per_step
-    for name in ("nfe", "images", "reference", "rounds", "batch"):
-        if getattr(arguments, name) < 1:
-            raise UserError(f"--{name} must be at least 1.")
+    check_at_least(arguments, 1, "nfe", "images", "reference", "rounds", "batch")
     check_seed(arguments.seed, "--seed")
     if arguments.nfe % per_step or arguments.nfe < 2 * per_step:
         raise UserError(

@@ -8,8 +8,7 @@ import argparse
 import math
 import time
 from collections.abc import Callable
-from functools import partial
-from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,19 +19,17 @@ from fdtrain.diffusion.likelihood import ODE_SOLVER, Estimate, OdeStart, estimat
 from fdtrain.diffusion.objective import Bound
 from fdtrain.errors import UserError
 from fdtrain.evaluation import nll, result
-from fdtrain.evaluation.load import add_length, open_model
-from fdtrain.evaluation.partial_values import StoredValues
+from fdtrain.evaluation.job import Job
+from fdtrain.evaluation.job import add_arguments as add_job_arguments
+from fdtrain.evaluation.load import add_length
 from fdtrain.evaluation.result import BoundEstimate, NllResult, OdeEstimate
-from fdtrain.evaluation.run_data import open_split
 from fdtrain.evaluation.wording import counted
 from fdtrain.randomness import check_seed
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", help="a run (its newest checkpoint), a checkpoint, or an export")
+    add_job_arguments(parser)
     add_length(parser)
-    parser.add_argument("--data", help="a packed data set (default: the run's own)")
-    parser.add_argument("--split", help="of it (default: the run's, or test)")
     parser.add_argument("--draws", type=int, default=20, help="draws of time and noise per image (and dequantisation)")
     parser.add_argument(
         "--importance",
@@ -51,20 +48,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--images", type=int, help="the first so many images only; the result says so")
     parser.add_argument("--float64", action="store_true", help="compute in double precision")
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch", type=int, default=256, help="of evaluations, on each process")
-    parser.add_argument("--json", type=Path, help="write the numbers there too")
-    parser.add_argument("--device", help="such as cpu or cuda:1; by default the GPU, where there is one")
 
 
 def run(arguments: argparse.Namespace) -> None:
     _check(arguments)
     start = time.perf_counter()
-    job = _Job(arguments)
+    job = _job(arguments)
     estimates, values = {}, {}
     methods = [_elbo]
-    if nll.also_closed(job.model):
-        methods.append(_elbo_closed)
     if arguments.importance > 1:
         methods.append(_elbo_importance)
     if arguments.ode:
@@ -78,9 +70,9 @@ def run(arguments: argparse.Namespace) -> None:
     )
     if distributed.rank() == 0:
         _show(numbers)
-        for path in filter(None, (job.path, arguments.json)):
+        job.write(numbers)
+        for path in job.paths:
             option = "--json" if path == arguments.json else "the run's results"
-            result.write(numbers, path, option)
             result.write_values(values, path.with_suffix(".safetensors"), option)
         job.stored.discard()
 
@@ -98,105 +90,85 @@ def _check(arguments: argparse.Namespace) -> None:
     check_seed(arguments.seed, "--seed")
 
 
-class _Job:
-    """The model, the images, and everything that defines the numbers."""
-
-    def __init__(self, arguments: argparse.Namespace):
-        self.model, origin = open_model(arguments.model, arguments.ema_length, shared=True)
-        self.split = open_split(arguments.model, arguments.data, arguments.split)
-        nll.check_same_images(self.model.spec, self.split)
-        if arguments.importance > 1 and self.model.spec.bound.discrete:
-            raise UserError(
-                "--importance weighs uniform dequantisations; this model's decoder is discrete. Leave it out."
-            )
-        self.count = min(arguments.images or len(self.split), len(self.split))
-        self.device, dtype = arguments.device, torch.float64 if arguments.float64 else torch.float32
-        self.model.to(self.device, dtype)
-        self.density = nll.time_density_of(self.model.spec.bound.interval, self.model.spec.scale)
-        self.common = {"seed": arguments.seed, "batch": arguments.batch, "dtype": dtype}
-        self.settings = {
-            "kind": "nll",
-            **origin.identity(),
-            **result.split_identity(self.split),
-            "images": self.count,
-            "bound": self.model.spec.bound.describe(),
-            "dequantisation": self.model.spec.bound.dequantisation,
-            "dtype": str(dtype).removeprefix("torch."),
-            "seed": arguments.seed,
-            "batch": arguments.batch,
-        }
-        first = None if self.count == len(self.split) else self.count
-        self.path = origin.result_file("nll", self.split.name, first)
-        results = origin.results or (arguments.json and arguments.json.parent)
-        self.stored = StoredValues(results, self.device)
-
-    def over_images(self, name: str, compute: Callable[[range], Tensor], chunk: int, columns: int, options: dict):
-        """``compute`` over all images and processes, stored on the way."""
-        request = {**self.settings, "method": name, **options}
-        return self.stored.over_images(name, self.count, chunk, columns, compute, request)
+def _job(arguments: argparse.Namespace) -> Job:
+    """The model and its images, with everything that defines the numbers."""
+    dtype = torch.float64 if arguments.float64 else torch.float32
+    job = Job(arguments, "nll", dtype)
+    bound = job.spec.bound
+    if arguments.importance > 1 and bound.discrete:
+        raise UserError("--importance weighs uniform dequantisations; this model's decoder is discrete. Leave it out.")
+    job.settings |= {
+        "kind": "nll",
+        "images": job.count,
+        "bound": bound.describe(),
+        "dequantisation": bound.dequantisation,
+        "dtype": str(dtype).removeprefix("torch."),
+    }
+    return job
 
 
-def _elbo(job: _Job, arguments: argparse.Namespace) -> dict[str, tuple[Tensor, dict]]:
-    options = {"draws": arguments.draws}
-    chunk, columns = max(1, arguments.batch // arguments.draws), arguments.draws
-    compute = partial(_of_images, nll.elbo, job, density=job.density, **options)
-    bits = job.over_images("ELBO", compute, chunk, columns, options)
-    return {"elbo": (bits, options | {"evaluations": arguments.draws})}
+def _over_images(job: Job, name: str, method: Callable, chunk: int, columns: int, options: dict, **more: Any) -> Tensor:
+    """A ``method`` of nll.py over all images and processes; ``options`` define its values, as the settings do."""
+    dtype = torch.float64 if job.arguments.float64 else torch.float32
+    common = {"seed": job.seed, "batch": job.batch, "dtype": dtype}
+
+    def compute(images: range) -> Tensor:
+        found = method(job.model, job.split, images, **options, **more, **common)
+        # The ODE's values come with the evaluations that they took.
+        return torch.cat([found[0].flatten(1), found[1][:, None]], 1) if isinstance(found, tuple) else found
+
+    # Parts that another solver has left are not continued.
+    solver = {"solver": ODE_SOLVER} if method is nll.ode else {}
+    return job.over_images(name, compute, chunk, columns, job.count, method=name, **options, **solver)
 
 
-def _elbo_closed(job: _Job, arguments: argparse.Namespace) -> dict[str, tuple[Tensor, dict]]:
-    """Of a model of a truncated interval whose field is finite on all of [0, 1]."""
-    spec, options = job.model.spec, {"draws": arguments.draws}
-    bound = Bound(spec.levels)
-    chunk, columns = max(1, arguments.batch // arguments.draws), arguments.draws
-    density = time_density("asinh", spec.scale)
-    compute = partial(_of_images, nll.elbo, job, density=density, bound=bound, **options)
-    bits = job.over_images("ELBO, closed interval", compute, chunk, columns, options)
-    return {"elbo_closed": (bits, options | {"evaluations": arguments.draws})}
+def _elbo(job: Job, arguments: argparse.Namespace) -> dict[str, tuple[Tensor, dict]]:
+    draws, spec, options = arguments.draws, job.spec, {"draws": arguments.draws}
+    density = nll.time_density_of(spec.bound.interval, spec.scale)
+    chunk, described = arguments.batch // draws, options | {"evaluations": draws}
+    found = {"elbo": (_over_images(job, "ELBO", nll.elbo, chunk, draws, options, density=density), described)}
+    if nll.also_closed(job.model):
+        closed = {"density": time_density("asinh", spec.scale), "bound": Bound(spec.levels)}
+        bits = _over_images(job, "ELBO, closed interval", nll.elbo, chunk, draws, options, **closed)
+        found["elbo_closed"] = (bits, described)
+    return found
 
 
-def _elbo_importance(job: _Job, arguments: argparse.Namespace) -> dict[str, tuple[Tensor, dict]]:
+def _elbo_importance(job: Job, arguments: argparse.Namespace) -> dict[str, tuple[Tensor, dict]]:
     draws, K = arguments.draws, arguments.importance
-    options = {"draws": draws, "dequantisations": K}
-    compute = partial(_of_images, nll.elbo_importance, job, density=job.density, **options)
-    bound, plain = job.over_images(f"ELBO, K = {K}", compute, max(1, arguments.batch // draws), 2, options).unbind(1)
+    options, density = (
+        {"draws": draws, "dequantisations": K},
+        nll.time_density_of(job.spec.bound.interval, job.spec.scale),
+    )
+    method, chunk = nll.elbo_importance, arguments.batch // draws
+    bound, plain = _over_images(job, f"ELBO, K = {K}", method, chunk, 2, options, density=density).unbind(1)
     gain = estimate((plain - bound)[:, None])
     options |= {"evaluations": draws * K, "gain": gain.mean, "error_gain": _describe(gain)["error_images"]}
     return {"elbo_importance": (bound[:, None], options)}
 
 
-def _ode(job: _Job, arguments: argparse.Namespace) -> dict[str, tuple[Tensor, dict]]:
-    K, dims = arguments.importance, job.model.spec.dims
+def _ode(job: Job, arguments: argparse.Namespace) -> dict[str, tuple[Tensor, dict]]:
+    K, dims = arguments.importance, job.spec.dims
     exact = arguments.trace == "exact" or (arguments.trace == "auto" and dims <= nll.EXACT_TRACE_DIMS)
     options = {"dequantisations": K, "tolerance": arguments.tolerance, "exact": exact}
     probes = nll.probes(exact, K)
-
-    def compute(images: range) -> Tensor:
-        nats, nfe = _of_images(nll.ode, job, images, **options)
-        return torch.cat([nats.flatten(1), nfe[:, None]], 1)
-
     # Smaller than a batch where there are few images, so that several processes have something to share.
     chunk = min(arguments.batch, max(1, job.count // 16))
-    # Parts that another solver has left are not continued.
-    values = job.over_images("ODE", compute, chunk, K * probes + 1, options | {"solver": ODE_SOLVER})
+    values = _over_images(job, "ODE", nll.ode, chunk, K * probes + 1, options)
     nats = values[:, :-1].view(job.count, K, probes)
     del options["exact"]
     options |= {
         "solver": ODE_SOLVER,
-        "dequantisation": OdeStart(job.model.spec.bound).dequantisation,
+        "dequantisation": OdeStart(job.spec.bound).dequantisation,
         "trace": "exact" if exact else "Hutchinson, Rademacher",
         "probes": None if exact else probes,
         "nfe": values[:, -1].mean().item() / K,
         "evaluations": values[:, -1].mean().item(),
     }
-    values = {"ode": (job.model.spec.bound.bits_per_dim(nats.mean(2), dims), options)}
+    found = {"ode": (job.spec.bound.bits_per_dim(nats.mean(2), dims), options)}
     if K > 1:
-        values["ode_importance"] = (nll.ode_bits(nats, job.model.spec), options)
-    return values
-
-
-def _of_images(method: Callable, job: _Job, images: range, **settings):
-    return method(job.model, job.split, images, **settings, **job.common)
+        found["ode_importance"] = (nll.ode_bits(nats, job.spec), options)
+    return found
 
 
 def _show(numbers: NllResult) -> None:

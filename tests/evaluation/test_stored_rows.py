@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fdtrain.errors import UserError
-from fdtrain.evaluation.row_store import RowStore
+from fdtrain.evaluation.stored_rows import RowStore, StoredValues
 
 
 def levels(part):
@@ -107,3 +107,58 @@ def test_what_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot store partial results in .*file \(.+\)"):
         RowStore(tmp_path / "file", {}, 1).prepare()
+
+
+CPU = torch.device("cpu")
+
+
+def squares(images):
+    return torch.tensor([[i * i, -i] for i in images], dtype=torch.float64)
+
+
+def run(folder, compute, count=10, **request):
+    stored = StoredValues(folder, CPU)
+    return stored.over_images("squares", count, 3, 2, compute, request), stored
+
+
+def test_an_interrupted_evaluation_goes_on(tmp_path):
+    asked = []
+
+    def compute(images):
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        asked.append(images)
+        return squares(images)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, compute)
+    again = []
+    values, stored = run(tmp_path, lambda images: again.append(images) or squares(images))
+    assert asked + again == [range(0, 3), range(3, 6), range(6, 9), range(9, 10)]
+    assert torch.equal(values, squares(range(10)))
+    stored.discard()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_settings_never_meet_what_is_stored(tmp_path):
+    run(tmp_path, squares, draws=1)
+    values, _ = run(tmp_path, lambda images: 2 * squares(images), draws=2)
+    assert torch.equal(values, 2 * squares(range(10)))
+
+
+def test_damaged_values_are_computed_again(tmp_path):
+    run(tmp_path, squares)
+    (part,) = tmp_path.rglob("*.npy")
+    part.write_bytes(part.read_bytes()[:50])
+    assert torch.equal(run(tmp_path, squares)[0], squares(range(10)))
+
+
+def test_values_of_another_shape_are_not_believed(tmp_path):
+    run(tmp_path, squares, count=20)
+    computed = []
+    run(tmp_path, lambda images: computed.append(images) or squares(images))
+    assert len(computed) == 4
+
+
+def test_nothing_is_stored_without_a_place():
+    assert torch.equal(run(None, squares)[0], squares(range(10)))

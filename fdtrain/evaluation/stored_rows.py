@@ -1,0 +1,204 @@
+"""Rows of a tensor as the finished parts of interruptible work, shared among the processes (docs/evaluation.md).
+
+A part is the rows ``FIRST`` to ``STOP``, in a file ``FIRST-STOP-CHECKSUM.npy``. The same command computes what is
+missing, on any number of processes.
+"""
+
+import hashlib
+import io
+import json
+import logging
+import re
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from fdtrain import distributed
+from fdtrain.errors import UserError
+from fdtrain.evaluation import process
+from fdtrain.partial import PartialStore
+
+FOLDER = ".partial"
+"""Of a folder of results: the folders of its unfinished parts, one for each request."""
+EVERY = 20.0
+"""Seconds of work that an interruption may cost."""
+Rows = tuple[range, Tensor]
+
+logger = logging.getLogger(__name__)
+
+
+class RowStore(PartialStore[Rows]):
+    """The finished rows of ``count`` in ``folder``, and the ``request`` that they belong to."""
+
+    PART = re.compile(r"(\d{8,})-(\d{8,})-([0-9a-f]{16})\.npy")
+
+    def __init__(self, folder: Path, request: dict[str, Any], count: int):
+        super().__init__(folder, request, folder / "request.json")
+        self.count = count
+
+    def read(self, name: str) -> Rows | None:
+        """None if the content does not have the checksum and the length of its name."""
+        part = _rows(name)
+        try:
+            data = (self.folder / name).read_bytes()
+            if name != _name(part, data):
+                return None
+            rows = torch.from_numpy(np.load(io.BytesIO(data), allow_pickle=False))
+        except (OSError, ValueError, EOFError):
+            return None
+        return (part, rows) if len(rows) == len(part) and part.stop <= self.count else None
+
+    def refused(self, path: Path, reason: object) -> str:
+        return f"cannot store partial results in {self.folder} ({reason})."
+
+    def finished(self) -> list[range]:
+        """The rows of each part, in order."""
+        return [_rows(name) for name in self.names()]
+
+    def missing(self, batch: int) -> list[range]:
+        """Chunks of at most ``batch`` rows that have yet to be computed.
+
+        A chunk does not cross a multiple of ``batch``, so work that was begun with one batch size continues with
+        another.
+        """
+        done = np.zeros(self.count, dtype=bool)
+        for part in self.finished():
+            done[part.start : part.stop] = True
+        chunks = []
+        for start in range(0, self.count, batch):
+            # Where a run of missing rows begins, and where it ends.
+            padded = np.concatenate([[True], done[start : start + batch], [True]])
+            edges = np.flatnonzero(np.diff(padded.astype(np.int8)))
+            chunks += [range(start + a, start + b) for a, b in edges.reshape(-1, 2).tolist()]
+        return chunks
+
+    def save(self, part: range, rows: Tensor) -> None:
+        """Write the rows ``(len(part), ...)`` of a part."""
+        content = io.BytesIO()
+        np.save(content, rows.numpy(), allow_pickle=False)
+        self.commit(self.folder / _name(part, content.getvalue()), content.getvalue())
+
+    def load_all(self) -> Iterator[Rows]:
+        """:meth:`load` of all rows. UserError if some are missing, because processes write into different folders."""
+        end = 0
+        for part, rows in self.load():
+            if part.start != end:
+                break
+            yield part, rows
+            end = part.stop
+        if end != self.count:
+            raise UserError(
+                f"{self.folder} lacks image {end}. Every node must see the same folder: choose a shared one."
+            )
+
+
+def _name(part: range, data: bytes) -> str:
+    return f"{part.start:08d}-{part.stop:08d}-{hashlib.sha256(data).hexdigest()[:16]}.npy"
+
+
+def _rows(name: str) -> range:
+    first, stop, _ = name.split("-")
+    return range(int(first), int(stop))
+
+
+class StoredValues:
+    """What one command computes, each kind stored beside its results until all is done.
+
+    Args:
+        results: the folder of the results; None: nothing is stored.
+    """
+
+    def __init__(self, results: Path | None, device: torch.device):
+        self.results, self.device = results, device
+        self._folders: list[Path] = []
+
+    def store(self, request: dict[str, Any], count: int, of: dict[str, Any] | None = None) -> RowStore | None:
+        """The finished rows of a request, in a folder that a hash of it names; ``of`` is what the folder records."""
+        if self.results is None:
+            return None
+        digest = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:16]
+        self._folders.append(self.results / FOLDER / digest)
+        return RowStore(self._folders[-1], of or request, count)
+
+    def over_images(
+        self,
+        name: str,
+        count: int,
+        chunk: int,
+        columns: int,
+        compute: Callable[[range], Tensor],
+        request: dict[str, Any],
+    ) -> Tensor:
+        """``compute`` over ``range(count)``: ``(count, columns)`` float64, on every rank's CPU.
+
+        The images are computed in chunks that do not depend on the number of processes, so neither do the values.
+
+        Args:
+            name: title of the progress bar.
+            compute: values ``(len(images), columns)`` of some images.
+            request: all that the values depend on, the same on every process.
+
+        Raises:
+            UserError: the folder cannot be written, or another process has another request.
+        """
+        process.check_same(request)
+        store = self.store(request, count, {"count": count, "columns": columns})
+        whole = torch.zeros(count, columns, dtype=torch.float64)
+        missing = [range(i, min(i + chunk, count)) for i in range(0, count, chunk)]
+        if store and distributed.rank() == 0:
+            store.prepare()
+            for images, values in store.load():
+                whole[images.start : images.stop] = values
+            missing = store.missing(chunk)
+            if done := count - sum(map(len, missing)):
+                logger.info("%s: %d of %d images were already computed", name, done, count)
+        missing = distributed.broadcast(missing)
+        mine = [missing[i] for i in distributed.share(len(missing))]
+        _compute(mine, compute, whole, store, name)
+        if distributed.world_size() == 1:
+            return whole
+        return distributed.all_reduce_sum(whole.to(self.device)).cpu()
+
+    def discard(self) -> None:
+        """Delete what was stored, once the results are written."""
+        for folder in self._folders:
+            shutil.rmtree(folder, ignore_errors=True)
+            if folder.parent.is_dir() and not any(folder.parent.iterdir()):
+                folder.parent.rmdir()
+
+
+def _compute(
+    mine: list[range], compute: Callable[[range], Tensor], whole: Tensor, store: RowStore | None, name: str
+) -> None:
+    """Fill in this rank's chunks; consecutive ones are stored together, after some seconds and at the end."""
+    shared = f" on 1 of {distributed.world_size()} processes" if distributed.world_size() > 1 else ""
+    quiet = distributed.rank() != 0 or not sys.stderr.isatty()
+    pending, last = range(0), time.monotonic()
+
+    def save() -> None:
+        if store and pending:
+            store.save(pending, whole[pending.start : pending.stop])
+
+    with tqdm(total=sum(map(len, mine)), unit="image", desc=name + shared, disable=quiet) as bar:
+        try:
+            for images in mine:
+                values = compute(images)
+                if images.start != pending.stop:
+                    save()
+                    pending = images[:0]
+                whole[images.start : images.stop] = values
+                pending = range(pending.start, images.stop)
+                if time.monotonic() - last > EVERY:
+                    save()
+                    pending, last = range(images.stop, images.stop), time.monotonic()
+                bar.update(len(images))
+        finally:
+            save()
