@@ -70,7 +70,7 @@ setup(
     packages=find_packages(include=["fdtrain", "fdtrain.*"]),
     package_data={
         "fdtrain": ["py.typed"],
-        "fdtrain.evaluation": ["*.jinja", "digits.csv"],
+        "fdtrain.evaluation": ["*.jinja", "*.csv"],
         "fdtrain.export": ["templates/*.txt"],
     },
     entry_points={"console_scripts": ["fdtrain = fdtrain.commands.entry:main"]},

@@ -1,4 +1,4 @@
-"""Work that can be interrupted and shared: a request, and the finished parts of its answer on the disk.
+"""Work that can be interrupted and shared: a request, and its finished parts on the disk.
 
 A part is a file that is complete or absent, and that its store can check. One process prepares the folder and decides
 what is missing; every process of a launch commits its own parts.
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 class PartialStore(ABC, Generic[T]):
-    """The finished parts in ``folder`` of the answer to ``request``, JSON that defines all of them.
+    """The finished parts in ``folder`` of the work that ``request`` asks for, JSON that defines all of them.
 
     Parts of another request are never mixed with these. What the system refuses to write is a UserError.
     """

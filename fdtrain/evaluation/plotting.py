@@ -100,8 +100,7 @@ def _printable(text: str) -> str:
 def _in_variables(style: str) -> str:
     """A style attribute with CSS variables for colours, and the font of the page."""
     parts = (part.strip() for part in style.split(";"))
-    kept = [part for part in parts if part and not part.startswith("font-family")]
-    style = "; ".join(kept)
+    style = "; ".join(part for part in parts if part and not part.startswith("font-family"))
     for colour, name in VARIABLES.items():
         style = style.replace(colour, f"var(--{name}, {colour})")
     return style

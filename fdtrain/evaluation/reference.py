@@ -60,11 +60,11 @@ def save(reference: Reference, path: Path) -> None:
     """
     if path.suffix == ".npz":
         parts = reference.moments.mean, reference.moments.covariance, reference.first_features
-        mu, sigma, kept = (part.cpu().numpy() for part in parts)
+        mu, sigma, first = (part.cpu().numpy() for part in parts)
 
         def write_to(temporary: Path) -> None:
             with temporary.open("wb") as file:
-                np.savez(file, mu=mu, sigma=sigma, kept=kept, about=np.array(json.dumps(reference.metadata)))
+                np.savez(file, mu=mu, sigma=sigma, kept=first, about=np.array(json.dumps(reference.metadata)))
 
         return write_file(path, write_to, "--reference")
     assert isinstance(reference.moments, FeatureMoments)

@@ -3,7 +3,6 @@
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,37 +20,11 @@ from fdtrain.networks.model import Model
 from fdtrain.randomness import Purpose, normal
 
 PATH_IMAGES = 8
-"""FeatureMoments of the denoising path that :func:`draw` returns, the image itself included."""
+"""FeatureMoments of a denoising path, the image itself included."""
 ABOUT = "fdtrain"
 """The text of a PNG that says, in JSON, what the picture shows and how it was drawn."""
 SMALL_IMAGE, SHEET_WIDTH = 48, 300
 """Pixels to which an image and a sheet are magnified where they have fewer, by whole factors and so about."""
-
-
-@dataclass(frozen=True)
-class Samples:
-    """``levels``: images ``(n, C, H, W)`` uint8 below ``spec.levels``; ``path``: predicted images on the way to
-    them, ``(n, moments, C, H, W)`` uint8, the last being the images."""
-
-    levels: Tensor
-    path: Tensor
-
-
-def draw(
-    model: Model,
-    images: Sequence[int],
-    labels: Sequence[int] | None,
-    times: Sequence[float],
-    solver: str = DEFAULT,
-    seed: int = 0,
-    batch: int = 256,
-) -> Samples:
-    """Sample images by their numbers, with their denoising paths. Arguments and errors as of :func:`solve`."""
-    parts = []
-    for i in range(0, len(images), batch):
-        part = slice(i, i + batch)
-        parts.append(_with_path(model, images[part], labels and labels[part], times, solver, seed))
-    return Samples(torch.cat([p.levels for p in parts]), torch.cat([p.path for p in parts]))
 
 
 @torch.no_grad()
@@ -91,25 +64,33 @@ def solve(
     return x
 
 
-def _with_path(
+def denoising_paths(
     model: Model,
     images: Sequence[int],
     labels: Sequence[int] | None,
     times: Sequence[float],
-    solver: str,
-    seed: int,
-) -> Samples:
-    wanted = path_times(times)
-    path: dict[float, Tensor] = {}
+    solver: str = DEFAULT,
+    seed: int = 0,
+    batch: int = 256,
+) -> Tensor:
+    """Predicted images on the way to samples, ``(n, moments, C, H, W)`` uint8 below ``spec.levels``, on the CPU.
 
-    def observe(t: float, x: Tensor, F: Tensor) -> None:
-        if t in wanted:
-            time = torch.full((len(x),), t, dtype=torch.float64, device=x.device)
-            path[t] = quantise(x0_hat(F, x, time), model.spec.levels)
+    The last are the samples themselves. Arguments and errors as of :func:`solve`.
+    """
+    levels, wanted = model.spec.levels, path_times(times)
+    parts = [torch.empty(0, PATH_IMAGES, *model.spec.shape, dtype=torch.uint8)]
+    for i in range(0, len(images), batch):
+        part, path = slice(i, i + batch), {}
 
-    x = solve(model, images, labels, times, solver, seed, observe=observe)
-    path[times[-1]] = quantise(x, model.spec.levels)
-    return Samples(path[times[-1]].cpu(), torch.stack([path[t] for t in wanted], 1).cpu())
+        def observe(t: float, x: Tensor, F: Tensor, path: dict[float, Tensor] = path) -> None:
+            if t in wanted:
+                time = torch.full((len(x),), t, dtype=torch.float64, device=x.device)
+                path[t] = quantise(x0_hat(F, x, time), levels)
+
+        x = solve(model, images[part], labels and labels[part], times, solver, seed, observe=observe)
+        path[times[-1]] = quantise(x, levels)
+        parts.append(torch.stack([path[t] for t in wanted], 1).cpu())
+    return torch.cat(parts)
 
 
 def path_times(times: Sequence[float]) -> list[float]:

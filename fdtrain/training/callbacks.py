@@ -89,10 +89,7 @@ def sample_grid(sampler: Sampler, count: int, batch: int, seed: int, folder: Pat
         device, spec = next(model.parameters()).device, model.spec
         mine, times = distributed.share(count), sampler.times(spec)
         labels = [i % len(spec.classes) for i in mine] if spec.classes else None
-        if mine:
-            drawn = samples.draw(model, mine, labels, times, sampler.solver, seed, batch).path
-        else:
-            drawn = torch.empty(0, samples.PATH_IMAGES, *spec.shape, dtype=torch.uint8)
+        drawn = samples.denoising_paths(model, mine, labels, times, sampler.solver, seed, batch)
         path = samples.to_pixels(distributed.gather(drawn, count, device), spec.levels)
         if distributed.rank() != 0:
             return

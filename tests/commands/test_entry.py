@@ -151,7 +151,7 @@ def call(programs: Path, folder: Path, *arguments: object) -> subprocess.Complet
 
 def test_a_wheel_holds_the_package_alone(wheel):
     names = zipfile.ZipFile(wheel).namelist()
-    for name in ("fdtrain/py.typed", "fdtrain/evaluation/report.html.jinja", "fdtrain/commands/entry.py"):
+    for name in ("fdtrain/py.typed", "fdtrain/evaluation/page.html.jinja", "fdtrain/commands/entry.py"):
         assert name in names
     assert {name.partition("/")[0] for name in names} == {"fdtrain", f"fdtrain-{fdtrain.__version__}.dist-info"}
     # Every module, and what is not a module but is read by one.

@@ -27,10 +27,9 @@ def test_samples_of_a_point_are_the_point():
     model.network = PointNetwork(((levels + 0.5) * 2 / 17 - 1).double())
     times = time_grid(GRID, 400, 1000)
     for solver in ("sde1", "sde2", "ode1", "ode2"):
-        out = samples.draw(model.double(), range(3), None, times, solver)
-        assert torch.equal(out.levels[0].long(), levels)
-        assert out.path.shape == (3, samples.PATH_IMAGES, 1, 8, 8)
-        assert torch.equal(out.path[:, -1], out.levels)
+        paths = samples.denoising_paths(model.double(), range(3), None, times, solver)
+        assert paths.shape == (3, samples.PATH_IMAGES, 1, 8, 8)
+        assert torch.equal(paths[0, -1].long(), levels)
 
 
 def test_an_image_depends_on_its_number_alone():
@@ -38,8 +37,8 @@ def test_an_image_depends_on_its_number_alone():
     model = Model(DIGITS)
     torch.nn.init.normal_(model.network.output[-1].weight, std=0.1)
     times = time_grid(GRID, 5)
-    together = samples.draw(model, range(6), None, times, batch=6).levels.int()
-    alone = samples.draw(model, [4], None, times).levels.int()
+    together = samples.denoising_paths(model, range(6), None, times, batch=6)[:, -1].int()
+    alone = samples.denoising_paths(model, [4], None, times)[:, -1].int()
     assert (together[4] - alone[0]).abs().max() <= 1
     assert (together[4] - together[3]).abs().max() > 1
     solved = [samples.solve(model, images, None, times, "heun_edm", seed=1) for images in (range(4), [2])]
@@ -50,7 +49,7 @@ def test_a_model_that_diverged_is_reported():
     model = Model(DIGITS)
     nn.init.constant_(model.network.output[-1].bias, float("nan"))
     with pytest.raises(UserError, match="not finite"):
-        samples.draw(model, [0], None, time_grid(GRID, 2))
+        samples.denoising_paths(model, [0], None, time_grid(GRID, 2))
 
 
 def test_grid_and_pixels():

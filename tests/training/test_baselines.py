@@ -244,7 +244,7 @@ def test_a_preset_trains_is_evaluated_samples_and_loads_again(preset, digits, tm
     assert torch.isfinite(bits[0]).all()
     assert torch.equal(*bits)
     grid = time_grid(GRID, 5, interval=spec.bound.interval)
-    assert samples.draw(loaded, range(2), None, grid, "ode").levels.shape == (2, 1, 8, 8)
+    assert samples.denoising_paths(loaded, range(2), None, grid, "ode")[:, -1].shape == (2, 1, 8, 8)
 
 
 def test_soft_truncation_draws_an_interval_for_each_batch_alike_on_all_ranks():
