@@ -24,7 +24,7 @@ from fdtrain.diffusion.likelihood import ODE_SOLVER, OdeStart
 from fdtrain.diffusion.objective import Bound
 from fdtrain.errors import UserError
 from fdtrain.evaluation import label_features, result, run_folder, side_by_side
-from fdtrain.evaluation.compared import Variant, rows
+from fdtrain.evaluation.compared import ComparedVariant, rows
 from fdtrain.evaluation.feature_networks import open_features
 from fdtrain.evaluation.result import TrainingNoise
 from fdtrain.evaluation.run_folder import flat
@@ -301,7 +301,7 @@ def _written(
     for name, config in comparison.configs.items():
         names = {seed: run_name(name, seed) for seed in definition.seeds}
         variants.append(
-            Variant(
+            ComparedVariant(
                 name,
                 {seed: finished[run] for seed, run in names.items() if run in finished},
                 dict(flat(_settings_of(config))),
@@ -331,7 +331,7 @@ def _written(
         "variants": found,
     }
     result.write(content, comparison.folder / RESULT, "output")
-    page = side_by_side.Comparison(
+    page = side_by_side.SideBySide(
         f"Comparison: {definition.name}",
         f"{len(variants)} variants, seeds {seeds}, {budget} each, on {identity['dataset']} ({device}).",
         reference,

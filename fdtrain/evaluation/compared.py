@@ -32,7 +32,7 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Variant:
+class ComparedVariant:
     """Runs that differ by their seed alone, the settings of all, and the reasons of those that failed, by seed.
 
     ``bound`` is what its own bound is of, number by number.
@@ -59,7 +59,7 @@ class Bits:
     values: Tensor | None
 
 
-def of_runs(folders: list[RunFolder]) -> list[Variant]:
+def of_runs(folders: list[RunFolder]) -> list[ComparedVariant]:
     """Each run by itself, by the name of its folder, or where two have the same by the path that tells them apart.
 
     Raises:
@@ -72,7 +72,7 @@ def of_runs(folders: list[RunFolder]) -> list[Variant]:
     if len(set(names)) < len(names):
         common = Path(os.path.commonpath(paths))
         names = [path.relative_to(common).as_posix() for path in paths]
-    return [Variant(name, {0: run}, run.settings) for name, run in zip(names, folders)]
+    return [ComparedVariant(name, {0: run}, run.settings) for name, run in zip(names, folders)]
 
 
 def bits_of(run: RunFolder) -> dict[str, Bits]:
@@ -122,7 +122,7 @@ def difference(own: dict[int, Tensor], reference: dict[int, Tensor]) -> Row | No
     }
 
 
-def rows(variants: list[Variant], reference: str) -> list[Row]:
+def rows(variants: list[ComparedVariant], reference: str) -> list[Row]:
     """The numbers of each variant, and their differences to the reference.
 
     Raises:
@@ -143,7 +143,7 @@ def rows(variants: list[Variant], reference: str) -> list[Row]:
     ]
 
 
-def _numbers(variant: Variant, own: dict[int, dict[str, Bits]], reference: dict[int, dict[str, Bits]]) -> Row:
+def _numbers(variant: ComparedVariant, own: dict[int, dict[str, Bits]], reference: dict[int, dict[str, Bits]]) -> Row:
     """What the runs of a variant give; nothing without any."""
     if not own:
         return {}

@@ -9,7 +9,7 @@ from typing import Any
 
 from fdtrain.credentials import masked
 from fdtrain.evaluation import figures, page, report
-from fdtrain.evaluation.compared import KINDS, Row, Variant, comma_separated
+from fdtrain.evaluation.compared import KINDS, ComparedVariant, Row, comma_separated
 from fdtrain.evaluation.page import NONE, Figures, Missing, Section, Table
 from fdtrain.evaluation.plotting import Plot
 from fdtrain.evaluation.result import CurvePoint, CurveResult, FrechetResult, write_file
@@ -21,7 +21,7 @@ OVER = f"Mean {PLUS_MINUS} standard error over seeds"
 
 
 @dataclass(frozen=True)
-class Comparison:
+class SideBySide:
     """Variants with the rows made of them; the reference is one of them.
 
     ``seeds`` is the number that each should have, ``note`` what is true of all bits/dim, ``data`` the present place of
@@ -31,7 +31,7 @@ class Comparison:
     title: str
     about: str
     reference: str
-    variants: list[Variant]
+    variants: list[ComparedVariant]
     rows: list[Row]
     seeds: int = 1
     note: str = ""
@@ -196,16 +196,16 @@ class Comparison:
         return page.html(self.title, self.sections(plots), self.about)
 
 
-def write(comparison: Comparison, folder: Path) -> list[Path]:
+def write(compared: SideBySide, folder: Path) -> list[Path]:
     """Write ``comparison.md``, ``.csv`` and ``.html``, and the plots beside them; returns the three paths."""
-    plots = comparison.plots()
+    plots = compared.plots()
     for name, plot in plots.items():
         plot.save(folder / f"{name}.png")
     names = {id(plot): f"{name}.png" for name, plot in plots.items()}
     contents = {
-        ".md": page.markdown(comparison.title, comparison.sections(plots), comparison.about, names),
-        ".csv": comma_separated(comparison.rows),
-        ".html": comparison.html(plots),
+        ".md": page.markdown(compared.title, compared.sections(plots), compared.about, names),
+        ".csv": comma_separated(compared.rows),
+        ".html": compared.html(plots),
     }
     paths = []
     for ending, content in contents.items():

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from fdtrain.commands.entry import main
 from fdtrain.errors import UserError
 from fdtrain.evaluation import compared, figures, run_folder, side_by_side
-from fdtrain.evaluation.compared import Variant
+from fdtrain.evaluation.compared import ComparedVariant
 from fdtrain.evaluation.samples import save_png
 
 HOSTILE = "<script>alert('x')</script>|a"
@@ -62,7 +62,7 @@ def make_run(folder, bits, lr=0.1, seconds=1.0, noise=None, **changes):
 def page(*folders):
     variants = compared.of_runs([run_folder.read(folder) for folder in folders])
     rows = compared.rows(variants, variants[0].name)
-    found = side_by_side.Comparison("x", "", variants[0].name, variants, rows)
+    found = side_by_side.SideBySide("x", "", variants[0].name, variants, rows)
     return found.html(found.plots())
 
 
@@ -148,9 +148,9 @@ def test_variants_over_seeds_and_the_three_files(tmp_path):
     runs = [run_folder.read(folder) for folder in folders]
     bound = {"interval": (0.0, 1.0), "decoder": "none"}
     variants = [
-        Variant("a", {0: runs[0], 1: runs[1]}, {}, {}, bound),
-        Variant("v", {1: runs[2]}, {"diffusion.scale": None}, {0: HOSTILE}, bound),
-        Variant("failed", {}, {}, {0: "x", 1: "x"}, bound),
+        ComparedVariant("a", {0: runs[0], 1: runs[1]}, {}, {}, bound),
+        ComparedVariant("v", {1: runs[2]}, {"diffusion.scale": None}, {0: HOSTILE}, bound),
+        ComparedVariant("failed", {}, {}, {0: "x", 1: "x"}, bound),
     ]
     rows = compared.rows(variants, "a")
     a, v, failed = rows
@@ -159,7 +159,7 @@ def test_variants_over_seeds_and_the_three_files(tmp_path):
     assert (v["own_bound"]["bits_per_dim"]["error"], v["own_bound"]["error_images"]) == (None, 0.5)
     assert (v["own_bound"]["difference"]["mean"], v["own_bound"]["difference"]["seeds"]) == (-0.25, [1])
     assert (failed["seeds"], len(failed["failures"]), "own_bound" in failed) == ([], 2, False)
-    found = side_by_side.Comparison("c", "about", "a", variants, rows, 2)
+    found = side_by_side.SideBySide("c", "about", "a", variants, rows, 2)
     text, table, page = (path.read_text() for path in side_by_side.write(found, tmp_path))
     assert "| a | closed interval | uniform | 1.5000 ± 0.5000 |" in text
     assert "| 1 of 2 |" in text
@@ -180,8 +180,8 @@ def test_variants_over_seeds_and_the_three_files(tmp_path):
 
 
 def test_a_comparison_of_which_every_run_has_failed(tmp_path):
-    variants = [Variant("a", {}, {}, {0: HOSTILE})]
-    found = side_by_side.Comparison("c", "about", "a", variants, compared.rows(variants, "a"))
+    variants = [ComparedVariant("a", {}, {}, {0: HOSTILE})]
+    found = side_by_side.SideBySide("c", "about", "a", variants, compared.rows(variants, "a"))
     text, _, page = (path.read_text() for path in side_by_side.write(found, tmp_path))
     assert "## Failed runs" in text
     assert "<svg" not in page

@@ -100,7 +100,7 @@ class _Averages(Job):
         points, own = [], None
         for length in (None, *self.lengths):
             model = self.model if length is None else self.averages.model(length)
-            sha256 = weights_digest(model)
+            sha256 = self.origin.sha256 if length is None else weights_digest(model)
             model.to(self.arguments.device)
             bits = self._bits(model, sha256)
             own = bits if own is None else own

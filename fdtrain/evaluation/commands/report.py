@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> None:
         names = [variant.name for variant in variants]
         title = " and ".join(names) if len(names) == 2 else f"{names[0]} and {len(names) - 1} others"
         rows = compared.rows(variants, names[0])
-        page = side_by_side.Comparison(title, "", names[0], variants, rows, data=arguments.data)
+        page = side_by_side.SideBySide(title, "", names[0], variants, rows, data=arguments.data)
         content = page.html(page.plots())
     else:
         folder = run_folder.read(first)
