@@ -42,7 +42,7 @@ def divergence(mean, variance):
     return 0.5 * ((variance + (mean - MEAN) ** 2) / VARIANCE - 1 + math.log(VARIANCE / variance))
 
 
-# method.md, section 5: KL at 50, 100 and 200 steps on the uniform grid.
+# docs/lab/performance.md: KL at 50, 100 and 200 steps on the uniform grid.
 FIGURES = {
     "sde1": (1.61e-3, 3.97e-4, 9.85e-5),
     "sde2": (3.90e-6, 2.11e-7, 1.21e-8),
