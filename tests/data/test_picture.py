@@ -1,15 +1,21 @@
-"""Every kind of picture has one decision (the table in docs/packing.md), whatever source it is from."""
+"""Every kind of picture has one decision (the table in docs/packing.md), whatever source it is from; what shows through
+transparent ones; and what dataset.json says was done to photographs of any size."""
 
 import io
+import json
+import zlib
 
 import numpy as np
 import published as pub
 import pytest
+from packed import raw_png
 from PIL import Image
 from test_pack_sources import image_folder, unpacked
 
+from fdtrain.data.dataset import read_description
 from fdtrain.data.pack import pack
 from fdtrain.data.sources.images import images
+from fdtrain.data.sources.picture import Fit, decode, exactly, fit_like
 from fdtrain.errors import UserError
 
 RGB = Image.fromarray(pub.random_images(1, (4, 3))[0]).resize((20, 20), Image.Resampling.BICUBIC)
@@ -44,6 +50,7 @@ CONVERTED = {
 }
 REFUSED = {
     "16 bits": (saved(Image.new("I;16", (20, 20))), "is of 16 bits|not of 8 bits a channel"),
+    "16 bits in colours": (raw_png(20, 20, (b"IDAT", zlib.compress(bytes(20 * 121))), bits=16), "is of 16 bits"),
     "transparent": (saved(RGB.convert("RGBA")), "has transparency"),
     "transparent grey": (saved(RGB.convert("LA")), "has transparency"),
     "transparent palette": (clear_palette(), "has transparency"),
@@ -91,3 +98,113 @@ def test_pictures_that_are_refused(tmp_path, what):
     with pytest.raises(UserError, match=rf"[01]\.png.*({message})"):
         pack(source(tmp_path / "in", data), tmp_path / "out")
     assert not (tmp_path / "out" / "dataset.json").exists()
+
+
+HALF = np.zeros((4, 4, 4), np.uint8)
+HALF[..., 0], HALF[:, :2, 3], HALF[:, 2, 3] = 200, 255, 128
+"""Red pixels: opaque, half transparent in the third column, gone in the fourth."""
+
+
+def png(pixels, mode=None) -> bytes:
+    picture = Image.fromarray(pixels)
+    return saved(picture.convert(mode) if mode else picture)
+
+
+def test_the_background_shows_through():
+    out = decode(png(HALF), "a.png", Fit(4, 3, (4, 4), background=(0, 0, 255)))
+    np.testing.assert_array_equal(out[0, 0], [200, 0, 0])
+    np.testing.assert_allclose(out[0, 2], [100, 0, 127], atol=1)
+    np.testing.assert_array_equal(out[0, 3], [0, 0, 255])
+
+
+def test_grey_stays_grey_on_grey():
+    data = png(np.full((4, 4, 4), [90, 90, 90, 0], np.uint8), "LA")
+    fit = fit_like(data, "a.png", None, None, (255, 255, 255))
+    assert fit.channels == 1
+    np.testing.assert_array_equal(decode(data, "a.png", fit), np.full((4, 4, 1), 255))
+    assert fit_like(data, "a.png", None, None, (255, 0, 0)).channels == 3
+    with pytest.raises(UserError, match="--background: grey images have a grey background"):
+        fit_like(data, "a.png", None, 1, (255, 0, 0))
+
+
+@pytest.mark.parametrize("mode", ["P", "L", "1", "RGB"])
+def test_one_transparent_colour(mode):
+    picture = Image.new(mode, (4, 4), 0)
+    if mode == "P":
+        picture.putpalette([7, 8, 9] + [0] * 765)
+    data = saved(picture, transparency=(0, 0, 0) if mode == "RGB" else 0)
+    out = decode(data, "a.png", Fit(4, 3, (4, 4), background=(1, 2, 3)))
+    np.testing.assert_array_equal(out, np.broadcast_to([1, 2, 3], (4, 4, 3)))
+    with pytest.raises(UserError, match="has transparency"):
+        decode(data, "a.png", exactly(4, 3))
+
+
+def test_what_is_opaque_is_not_changed():
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 4, 3), np.uint8)
+    out = decode(png(pixels), "a.png", Fit(4, 3, (4, 4), background=(1, 2, 3)))
+    np.testing.assert_array_equal(out, pixels)
+
+
+def test_the_identity_of_requests_without_a_background_is_what_it_was():
+    """Of version 1, written out: a pack that was begun by it must go on."""
+    assert repr(exactly(8, 3)) == ("Fit(size=8, channels=3, picture=(8, 8), crop=None, filter=<Resampling.LANCZOS: 1>)")
+    assert repr(Fit(8, 1, None, background=(0, 0, 0))).endswith(", background=(0, 0, 0))")
+
+
+def test_a_folder_of_transparent_pictures(tmp_path):
+    folder = image_folder(tmp_path / "in", {f"{i}.png": png(HALF) for i in range(3)})
+    with pytest.raises(UserError, match="3 images of in cannot be packed"):
+        pack(images(folder, None, 0, "x", None, 3, 10), tmp_path / "out")
+    # The corrected command, into the same folder.
+    description = pack(images(folder, None, 0, "x", None, 3, 10, background=(255, 255, 255)), tmp_path / "out")
+    assert description.source == "in, transparency on #ffffff"
+    assert (unpacked(tmp_path / "out", "train")[0][:, :, 3] == 255).all()
+
+
+def plain(number: int, size: tuple[int, int]) -> bytes:
+    """A photograph of one colour."""
+    return saved(Image.new("RGB", size, (number, 0, 0)))
+
+
+def photographs() -> dict[str, bytes]:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    wide = Image.fromarray(pub.random_images(1, (20, 40))[0])
+    return {
+        "turned.jpg": saved(wide, "JPEG", exif=exif),
+        "grey.png": saved(wide.convert("L")),
+        "palette.png": saved(wide.quantize(16)),
+        "cmyk.jpg": saved(wide.convert("CMYK"), "JPEG"),
+        "large.png": plain(0, (60, 50)),
+    }
+
+
+def test_what_was_done_is_in_the_description(tmp_path):
+    files = photographs() | {"tiny.png": plain(0, (6, 7))}
+    folder = image_folder(tmp_path / "in", files)
+    pack(images(folder, None, 1, "some", 8, 3, 12), tmp_path / "out")
+    content = json.loads((tmp_path / "out" / "dataset.json").read_text())["preparation"]
+    assert content == {
+        "method": "largest centre square, Lanczos to 8x8",
+        "photographs": {"train": len(files) - 1, "test": 1},
+        "crops": 1,
+        "pixels": ["6x7", content["pixels"][1], "60x50"],
+        "turned": 1,
+        "converted": {"CMYK to RGB": 1, "grey to RGB": 1, "palette to RGB": 1},
+        "enlarged": 1,
+    }
+    assert content["pixels"][1] in ("40x20", "20x40")
+    assert read_description(tmp_path / "out").preparation.model_dump() == content
+
+
+def test_a_description_without_it_is_read(tmp_path):
+    folder = image_folder(tmp_path / "in", {"a.png": plain(0, (8, 8))})
+    pack(images(folder, None, 0, "some", None, None, 12), tmp_path / "out")
+    assert "preparation" not in json.loads((tmp_path / "out" / "dataset.json").read_text())
+    assert read_description(tmp_path / "out").preparation is None
+
+
+def test_bad_photographs_are_reported_by_the_packer(tmp_path):
+    folder = image_folder(tmp_path / "in", {"a.png": plain(0, (20, 20)), "b.jpg": b"hello"})
+    with pytest.raises(UserError, match=r"^[^\n]*b\.jpg is not an image[^\n]*$"):
+        pack(images(folder, None, 0, "some", 8, None, 12), tmp_path / "out")

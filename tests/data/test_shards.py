@@ -11,7 +11,7 @@ import zlib
 
 import numpy as np
 import pytest
-from packed import describe, image, npy, number, pack, picture, sample, write_tar
+from packed import describe, image, npy, number, pack, picture, raw_png, sample, write_tar
 from PIL import Image
 
 from fdtrain.data.location import locate
@@ -156,14 +156,6 @@ def npy_header(text: str, body: bytes = b"") -> bytes:
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text.encode() + body
 
 
-def png(width: int, height: int, *chunks: tuple[bytes, bytes]) -> bytes:
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + head + b"".join(chunk(*c) for c in chunks) + chunk(b"IEND", b"")
-
-
 def webp(kind: bytes, body: bytes) -> bytes:
     chunk = kind + len(body[:10]).to_bytes(4, "little") + body
     return b"RIFF" + (4 + len(chunk)).to_bytes(4, "little") + b"WEBP" + chunk
@@ -178,8 +170,8 @@ RIGHT = zlib.compress(b"\0" * (4 * 13))
 @pytest.mark.parametrize(
     ("members", "complaint"),
     [
-        ([("0.png", png(60000, 60000, (b"IDAT", ZEROS)))], "60000x60000x3, expected 4x4x3"),
-        ([("0.png", png(2**31 - 1, 1, (b"IDAT", RIGHT)))], "expected 4x4x3"),
+        ([("0.png", raw_png(60000, 60000, (b"IDAT", ZEROS)))], "60000x60000x3, expected 4x4x3"),
+        ([("0.png", raw_png(2**31 - 1, 1, (b"IDAT", RIGHT)))], "expected 4x4x3"),
         (
             [("0.npy", npy_header("{'descr': '|u1', 'fortran_order': False, 'shape': (99999999, 9999, 3)}\n"))],
             "expected 4x",
@@ -247,7 +239,7 @@ def test_palette_and_16_bit_pictures_are_not_taken_for_grey(tmp_path):
 
 def test_text_bomb_in_a_picture_of_the_right_size(tmp_path):
     """zTXt is inflated on reading; Pillow stops at a limit."""
-    bomb = png(4, 4, (b"zTXt", b"a\0\0" + ZEROS), (b"IDAT", RIGHT))
+    bomb = raw_png(4, 4, (b"zTXt", b"a\0\0" + ZEROS), (b"IDAT", RIGHT))
     tracemalloc.start()
     found = read_one(tmp_path / "set", [("0.png", bomb)])
     assert tracemalloc.get_traced_memory()[1] < 30_000_000
@@ -301,7 +293,7 @@ def test_a_changed_bit_in_the_pixels_of_a_png_is_found(tmp_path):
 
 
 def test_more_pixel_data_than_the_header_says_is_not_kept(tmp_path):
-    pixels, _ = read_one(tmp_path / "set", [("0.png", png(4, 4, (b"IDAT", ZEROS)))])
+    pixels, _ = read_one(tmp_path / "set", [("0.png", raw_png(4, 4, (b"IDAT", ZEROS)))])
     assert pixels.shape == (3, 4, 4)
 
 
