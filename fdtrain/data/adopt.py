@@ -1,18 +1,19 @@
 """Describes existing WebDataset shards where they are: a ``dataset.json``, and no copy (docs/packing.md).
 
 Every image is decoded twice, as the packer would and as training will: a shard is adopted only if both agree, to the
-byte. The result of each shard is stored in ``.adopting/`` until all are complete, so a stopped command goes on.
+byte. The shards that are checked are the parts of interruptible work, in ``.adopting/``.
 """
 
 import fcntl
 import hashlib
 import os
 import posixpath
-import shutil
-import tempfile
+import re
+from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -20,12 +21,21 @@ from tqdm import tqdm
 
 from fdtrain import files, lock
 from fdtrain.credentials import expand_references
-from fdtrain.data.dataset import FILE, VERSION, DatasetDescription, SampleMembers, Shard, write_description
+from fdtrain.data import shard_index
+from fdtrain.data.dataset import (
+    FILE,
+    VERSION,
+    DatasetDescription,
+    SampleMembers,
+    Shard,
+    write_description,
+)
 from fdtrain.data.decode import Broken, ImageDecoder
 from fdtrain.data.fetch import fetch, is_remote, shown
 from fdtrain.data.location import LIST as LISTED
 from fdtrain.data.location import PackedData, locate, without_credentials
-from fdtrain.data.members import json_field
+from fdtrain.data.members import NO_LABEL, json_field
+from fdtrain.data.shard_index import NamedLabels
 from fdtrain.data.sources.picture import Fit, WrongSize, exactly
 from fdtrain.data.sources.shard_lists import shard_lists
 from fdtrain.data.sources.shards import (
@@ -43,6 +53,7 @@ from fdtrain.data.sources.shards import (
 from fdtrain.data.sources.source import BadSample
 from fdtrain.data.workers import run, stopped
 from fdtrain.errors import UserError, excerpt
+from fdtrain.partial import PartialStore
 
 WORK = ".adopting"
 LIST = "shards.txt"
@@ -57,10 +68,14 @@ FETCH_SECONDS, MAX_BYTES = 600.0, 1 << 40
 
 
 class ShardScan(BaseModel):
-    """What a shard holds. The problems are by kind, with their number; the first are in ``texts``."""
+    """What a shard holds. The problems are by kind, with their number; the first are in ``texts``.
+
+    ``version`` is that of the file that was checked.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    version: tuple[int, int] | None
     images: int
     bytes: int
     sha256: str
@@ -70,6 +85,37 @@ class ShardScan(BaseModel):
     wrong_size: int
     changed: int
     texts: dict[str, list[str]]
+
+
+class ScanStore(PartialStore[ShardScan]):
+    """The checked shards, by their numbers: a line with what was found, and the shard's index."""
+
+    PART = re.compile(r"\d+\.scan")
+    # A shard whose record is lost in a crash of the machine is checked again.
+    DURABLE = False
+
+    def __init__(self, folder: Path, places: list[str], request: dict[str, Any]):
+        self.places = places
+        # Without their credentials.
+        request = request | {"places": [shown(place) for place in places]}
+        super().__init__(folder / WORK, request, folder / WORK / "request.json")
+
+    def path(self, number: int) -> Path:
+        return self.folder / f"{number}.scan"
+
+    def read(self, name: str) -> ShardScan | None:
+        try:
+            with (self.folder / name).open("rb") as file:
+                scan = ShardScan.model_validate_json(file.readline())
+        except (OSError, ValidationError):
+            return None
+        return scan if scan.version == _version(self.places[int(name.partition(".")[0])]) else None
+
+    def index(self, number: int) -> bytes:
+        return self.path(number).read_bytes().partition(b"\n")[2]
+
+    def refused(self, path: Path, reason: object) -> str:
+        return f"{path} cannot be written ({reason}). Make room, or choose another --output; the same command goes on."
 
 
 def adopt(
@@ -99,14 +145,20 @@ def adopt(
     with _alone(folder):
         wanted, fit = first_sample(_opened(places, folder), image, labels)
         fit = exactly(fit.size, channels or fit.channels)
-        tasks = [(place, folder, wanted, fit, levels) for place in places]
-        scans: dict[str, ShardScan] = {}
-        for place, scan in tqdm(
-            run(scan_shard, tasks, workers), "checking", len(tasks), unit=" shards", disable=not bar
-        ):
-            if scan is not None:
-                scans[place] = scan
-        _check([scans[place] for place in places], fit)
+        store = ScanStore(folder, places, {"wanted": repr(wanted), "fit": repr(fit), "levels": levels})
+        store.prepare()
+        done = set(store.names())
+        tasks = [
+            (store, number, place, wanted, fit, levels)
+            for number, place in enumerate(places)
+            if store.path(number).name not in done
+        ]
+        with tqdm(total=len(places), initial=len(done), desc="checking", unit=" shards", disable=not bar) as shown_bar:
+            for _ in run(scan_shard, tasks, workers):
+                shown_bar.update()
+        numbers = {place: number for number, place in enumerate(places)}
+        scans = dict(zip(places, store.load(), strict=True))
+        _check(list(scans.values()), fit)
         if holdout:
             splits = held_out({place: scans[place].images for place in splits["train"]}, holdout)
         for split, shards in splits.items():
@@ -115,8 +167,12 @@ def adopt(
         description = _description(splits, scans, folder, name, wanted, fit, levels)
         if any(without_credentials(place) != place for place in places):
             _write_list(folder / LIST, places)
+        for split, shards in splits.items():
+            for place, shard in zip(shards, description.splits[split], strict=True):
+                shard_index.write(shard_index.place(folder, shard.file), store.index(numbers[place]))
+        os.sync()
         write_description(folder, description)
-        shutil.rmtree(folder / WORK, ignore_errors=True)
+        store.remove()
     return description
 
 
@@ -198,25 +254,22 @@ def _local(place: str, folder: Path) -> Iterator[Path]:
     if not is_remote(place):
         yield Path(place)
         return
-    with tempfile.TemporaryDirectory(dir=folder / WORK) as temporary:
-        path = Path(temporary) / "shard.tar"
+    path = folder / WORK / f"{os.getpid()}.tar"
+    try:
         fetch(place, path, FETCH_SECONDS, MAX_BYTES)
         yield path
+    finally:
+        path.unlink(missing_ok=True)
 
 
-def scan_shard(place: str, folder: Path, wanted: Wanted, fit: Fit, levels: int) -> tuple[str, ShardScan | None]:
-    """Check every sample of a shard. None: interrupted."""
-    known = repr((place, _version(place), wanted, fit, levels))
-    record = folder / WORK / f"{hashlib.sha256(known.encode()).hexdigest()}.json"
-    try:
-        return place, ShardScan.model_validate_json(record.read_bytes())
-    except (OSError, ValidationError):
-        pass
-    with _local(place, folder) as path:
-        scan = _scan(path, shown(place), wanted, fit, levels)
-    if scan is not None:
-        files.write_atomically(record, lambda path: path.write_text(scan.model_dump_json(), "utf-8"), durable=False)
-    return place, scan
+def scan_shard(store: ScanStore, number: int, place: str, wanted: Wanted, fit: Fit, levels: int) -> None:
+    """Check every sample of a shard, and store what was found, unless this process is to stop."""
+    version = _version(place)
+    with _local(place, store.folder.parent) as path:
+        found = _scan(path, shown(place), version, wanted, fit, levels)
+    if found is not None:
+        scan, index = found
+        store.commit(store.path(number), scan.model_dump_json().encode() + b"\n" + index)
 
 
 def _version(place: str) -> tuple[int, int] | None:
@@ -230,10 +283,12 @@ def _version(place: str) -> tuple[int, int] | None:
     return status.st_size, status.st_mtime_ns
 
 
-def _scan(path: Path, name: str, wanted: Wanted, fit: Fit, levels: int) -> ShardScan | None:
+def _scan(
+    path: Path, name: str, version: tuple[int, int] | None, wanted: Wanted, fit: Fit, levels: int
+) -> tuple[ShardScan, bytes] | None:
+    """What a shard holds, and its index. None: interrupted."""
+    found: list[FoundSample] = []
     count = 0
-    suffixes: set[str] = set()
-    labels: set[str] = set()
     problems: dict[str, list[str]] = {"bad": [], "wrong_size": [], "changed": []}
     check = Check(fit, levels)
     with mapped(path, name) as data, path.open("rb") as file:
@@ -244,9 +299,8 @@ def _scan(path: Path, name: str, wanted: Wanted, fit: Fit, levels: int) -> Shard
             try:
                 if isinstance(sample, BadSample):
                     raise sample
-                suffixes.add(sample.suffix)
-                labels |= set() if sample.label is None else {sample.label}
                 check.image(sample, pixels(image_bytes(data, sample), sample, fit), file.fileno())
+                found.append(sample)
             except WrongSize as error:
                 problems["wrong_size"].append(str(error).partition(", expected")[0])
             except BadSample as error:
@@ -257,15 +311,27 @@ def _scan(path: Path, name: str, wanted: Wanted, fit: Fit, levels: int) -> Shard
                 problems["changed"].append(str(error))
         file.seek(0)
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return ShardScan(
+    suffixes = {suffix: i for i, suffix in enumerate(sorted({sample.suffix for sample in found}))}
+    labels = {label: i for i, label in enumerate(sorted({s.label for s in found if s.label is not None}))}
+    scan = ShardScan(
+        version=version,
         images=count,
         bytes=path.stat().st_size,
         sha256=digest,
-        suffixes=sorted(suffixes),
-        labels=sorted(labels),
-        **{kind: len(found) for kind, found in problems.items()},
-        texts={kind: found[:REPORTED] for kind, found in problems.items()},
+        suffixes=list(suffixes),
+        labels=list(labels),
+        **{kind: len(texts) for kind, texts in problems.items()},
+        texts={kind: texts[:REPORTED] for kind, texts in problems.items()},
     )
+    named = NamedLabels.model_construct(
+        suffix=wanted.label, field=json_field(wanted.label or "", wanted.field), classes=list(labels)
+    )
+    rows = array("q")
+    for sample in found:
+        number = NO_LABEL if sample.label is None else labels[sample.label]
+        rows.extend((suffixes[sample.suffix], number, sample.offset, sample.size))
+    shard = Shard(file="shard", images=count, bytes=scan.bytes, sha256=digest)
+    return scan, shard_index.content(shard, list(suffixes), rows, named)
 
 
 class Check:

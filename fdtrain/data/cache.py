@@ -20,12 +20,12 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from fdtrain.data.dataset import Shard
-from fdtrain.data.fetch import Mismatch, fetch, is_remote
+from fdtrain.data.fetch import Mismatch, fetch
 from fdtrain.errors import UserError
 
 AHEAD_SECONDS = 3600.0
@@ -161,9 +161,9 @@ class Cache:
             os.close(lock)
 
 
-def open_cache(folder: Path | None, cap_gib: float | None, seconds: float, places: Iterable[str]) -> Cache | None:
-    """The cache for shards at these places: None if all are local; a temporary one if no folder is given."""
-    if not any(is_remote(place) for place in places):
+def open_cache(folder: Path | None, cap_gib: float | None, seconds: float, remote: bool) -> Cache | None:
+    """The cache for shards of which some are remote: None if all are local; a temporary one if no folder is given."""
+    if not remote:
         return None
     return Cache(folder or temporary_folder(), None if cap_gib is None else int(cap_gib * 2**30), seconds)
 

@@ -3,19 +3,22 @@
 import hashlib
 import json
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError, field_validator
+from pydantic import AfterValidator, FailFast, Field, ValidationError
 
-from fdtrain.credentials import masked
+from fdtrain.data import shard_table
+from fdtrain.data.fetch import is_remote, shown
+from fdtrain.data.shard_table import Model, Shard, ShardTable, TableParts
 from fdtrain.data.text import read_text
 from fdtrain.errors import UserError, excerpt
 from fdtrain.files import NAME, write_text
 
 FILE = "dataset.json"
-VERSION = 1
+VERSION, VERSION_OF_PARTS = 1, 2
+"""Of a description that lists all shards itself, and of one that names files of them."""
 
 
 # Untrusted values end up in messages, folders and arrays.
@@ -25,10 +28,6 @@ MAX_CLASSES = 1 << 20
 MAX_KEYS = 1000
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
 Suffix = Annotated[str, Field(max_length=200, pattern=r"^[^./\\\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]*$")]
 """What follows the first dot of a member's name, in lower case."""
 
@@ -36,7 +35,7 @@ Suffix = Annotated[str, Field(max_length=200, pattern=r"^[^./\\\x00-\x1f\x7f][^/
 _IMAGE = r"^(.*\.)?(npy|png|jpg|jpeg|webp)$"
 
 
-class SampleMembers(_Model):
+class SampleMembers(Model):
     """Which members of a sample are its image and its label, where the packer did not name them.
 
     Attributes:
@@ -50,25 +49,7 @@ class SampleMembers(_Model):
     field: Line | None = None
 
 
-class Shard(_Model):
-    """One tar file. ``place``: its path from the data set's folder, or its URL, where it is not ``file`` there."""
-
-    # Both become file names.
-    file: str = Field(pattern=r"^[^./\\\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]*$", max_length=200)
-    images: int = Field(ge=0, le=1 << 40)
-    bytes: int = Field(ge=0, le=1 << 50)
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    place: str | None = Field(default=None, pattern=r"^[^\x00-\x1f\x7f]+$", max_length=5000)
-
-    @field_validator("place")
-    @classmethod
-    def _check_place(cls, place: str | None) -> str | None:
-        if place is not None and (place.startswith("pipe:") or masked(place) != place):
-            raise ValueError("commands, and URLs with credentials or a query, belong into a list of shards")
-        return place
-
-
-class Preparation(_Model):
+class Preparation(Model):
     """What a packer did to photographs of any size.
 
     Args:
@@ -92,8 +73,13 @@ class Preparation(_Model):
 
 SplitName = Annotated[str, Field(max_length=200, pattern=NAME)]
 
+if TYPE_CHECKING:
+    Shards = ShardTable
+else:
+    Shards = Annotated[list[Shard], FailFast(), AfterValidator(ShardTable.of)]
 
-class DatasetDescription(_Model):
+
+class DatasetDescription(Model):
     """A packed data set: the shards of every split, and the properties of its images.
 
     ``levels`` is the number of values a pixel takes (256 for 8-bit images): bits/dim are bits per
@@ -110,10 +96,10 @@ class DatasetDescription(_Model):
     encoding: Line
     members: SampleMembers | None = None
     preparation: Preparation | None = None
-    splits: dict[SplitName, Annotated[list[Shard], FailFast()]]
+    splits: dict[SplitName, Shards]
 
     def images(self, split: str) -> int:
-        return sum(shard.images for shard in self.splits[split])
+        return int(self.splits[split].images.sum())
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -125,17 +111,27 @@ class DatasetDescription(_Model):
         return self.channels * self.size * self.size
 
 
-def parse_description(text: str, where: str) -> DatasetDescription:
-    """Check the contents of a ``dataset.json``; ``where`` names it in messages.
+def parse_description(text: str, base: str, seconds: float = 0.0) -> DatasetDescription:
+    """Check the contents of a ``dataset.json``.
+
+    Args:
+        base: the folder or URL of the file.
+        seconds: how long to try to reach a remote file that it names.
 
     Raises:
         UserError: it is not a valid description.
     """
+    where = shown(join(base, FILE))
+    parts: dict[str, TableParts] = {}
     try:
         content = json.loads(text, object_pairs_hook=_object)
-        if isinstance(content, dict) and content.get("version") != VERSION:
-            version = excerpt(repr(content.get("version")), 40)
-            raise UserError(f"{where}: version {version}, this fdtrain reads {VERSION}. Pack it again.")
+        if isinstance(content, dict):
+            if content.get("version") not in (VERSION, VERSION_OF_PARTS):
+                version = excerpt(repr(content.get("version")), 40)
+                raise UserError(f"{where}: version {version}, this fdtrain reads 1 and 2. Pack it again.")
+            if content["version"] == VERSION_OF_PARTS and isinstance(splits := content.get("splits"), dict):
+                parts = {split: TableParts.model_validate(of) for split, of in splits.items() if isinstance(of, dict)}
+                content["splits"] = splits | {split: [] for split in parts}
         description = DatasetDescription.model_validate(content)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
@@ -143,12 +139,26 @@ def parse_description(text: str, where: str) -> DatasetDescription:
         raise UserError(f"{where}: {excerpt(place)}: {excerpt(first['msg'])}. Pack the data set again.") from None
     except (ValueError, RecursionError, MemoryError) as error:
         raise UserError(f"{where} is not JSON ({excerpt(error)}). Pack the data set again.") from None
-    seen: set[str] = set()
-    for shard in (shard for shards in description.splits.values() for shard in shards):
-        if shard.file in seen:
-            raise UserError(f"{where} lists {shard.file} twice. Its samples would come twice: remove one.")
-        seen.add(shard.file)
+    tables = {s: shard_table.read(of.parts, lambda f: join(base, f), seconds, where) for s, of in parts.items()}
+    if tables:
+        description = description.model_copy(update={"splits": description.splits | tables})
+    if again := shard_table.repeated(description.splits.values()):
+        raise UserError(f"{where} lists {excerpt(again)} twice. Its samples would come twice: remove one.")
     return description
+
+
+def join(base: str, name: str) -> str:
+    """The place of a file in a folder, or beneath a URL, whose part from ``?`` on belongs to every file."""
+    place, query = split_query(base)
+    return f"{place.rstrip('/')}/{name}{query}" if base else name
+
+
+def split_query(place: str) -> tuple[str, str]:
+    """A place, and the part of a URL from ``?`` on."""
+    if not is_remote(place) or place.startswith("pipe:"):
+        return place, ""
+    path, mark, query = place.partition("?")
+    return path, mark + query
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -182,20 +192,33 @@ def read_description(folder: str | Path) -> DatasetDescription:
         raise UserError(f"data.path: cannot read {excerpt(folder)} ({reason}). Check its permissions.") from error
     if not described:
         raise UserError(f"data.path: {folder} holds no {FILE}. Pack a data set into it with fdtrain pack.")
-    return parse_description(read_text(str(file), 0), str(file))
+    return parse_description(read_text(str(file), 0), str(folder))
 
 
-def write_description(folder: Path, description: DatasetDescription) -> None:
-    """Write ``dataset.json``, last of all and atomically: a folder that has it is complete."""
-    write_text(folder / FILE, json.dumps(description.model_dump(exclude_none=True), indent=1) + "\n")
+def write_description(
+    folder: Path, description: DatasetDescription, splits: Mapping[str, Iterable[Shard]] | None = None
+) -> None:
+    """Write ``dataset.json``, last of all and atomically: a folder that has it is complete.
+
+    Args:
+        splits: the shards, where the description does not have them.
+    """
+    content = description.model_dump(exclude_none=True, exclude={"splits"})
+    shards = description.splits if splits is None else splits
+    content["splits"] = {split: shard_table.write(folder, split, of) for split, of in shards.items()}
+    in_parts = any(isinstance(written, dict) for written in content["splits"].values())
+    content["version"] = VERSION_OF_PARTS if in_parts else VERSION
+    write_text(folder / FILE, json.dumps(content, indent=1) + "\n")
 
 
-def fingerprint(shards: Iterable[Shard], members: SampleMembers | None = None) -> str:
+def fingerprint(shards: ShardTable, members: SampleMembers | None = None) -> str:
     """SHA-256 over names, counts and checksums of shards in their order, which with the seed fix the samples' order,
     and over the members that are read."""
-    lines = [f"{shard.file} {shard.images} {shard.sha256}\n" for shard in shards]
-    lines += [members.model_dump_json()] if members else []
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    digest = hashlib.sha256()
+    for file, images, sha256 in shards.identities():
+        digest.update(f"{file} {images} {sha256}\n".encode())
+    digest.update(members.model_dump_json().encode() if members else b"")
+    return digest.hexdigest()
 
 
 def check_split(folder: str | Path, description: DatasetDescription, split: str) -> None:

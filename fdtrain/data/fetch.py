@@ -95,8 +95,8 @@ def fetch(
         pause = min(2 * pause, MAX_PAUSE_SECONDS)
 
 
-def fetch_text(place: str, seconds: float, max_bytes: int) -> str:
-    """A small remote text file.
+def fetch_bytes(place: str, seconds: float, max_bytes: int) -> bytes:
+    """A small remote file.
 
     Raises:
         UserError: as for :func:`fetch`.
@@ -104,7 +104,7 @@ def fetch_text(place: str, seconds: float, max_bytes: int) -> str:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "file"
         fetch(place, file, seconds, max_bytes)
-        return file.read_text(errors="replace")
+        return file.read_bytes()
 
 
 def _copy(place: str, into: Path, end: float, max_bytes: int) -> None:

@@ -7,9 +7,8 @@ run in sequence through windows, each shuffled by its own seed. So the position 
 arithmetic, and resuming costs nothing.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
+from numpy.typing import ArrayLike
 
 from fdtrain.randomness import Purpose, stream
 
@@ -24,8 +23,8 @@ class LaneOrder:
         window: the samples shuffled together; a lane reads about this many ahead.
     """
 
-    def __init__(self, counts: Sequence[int], lanes: int, seed: int, window: int = 1024):
-        self.counts = np.asarray(counts, dtype=np.int64)
+    def __init__(self, counts: ArrayLike, lanes: int, seed: int, window: int = 1024):
+        self.counts = np.ascontiguousarray(counts, dtype=np.int64)
         self.images = int(self.counts.sum())
         if self.images <= 0 or lanes <= 0 or window <= 0:
             raise ValueError("samples, lanes and window must be positive")

@@ -10,20 +10,31 @@ The ``?...`` of a URL belongs to every file beneath it, and ``${NAME}`` stands f
 
 import os
 import posixpath
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from fdtrain.credentials import MASK, expand_references
 from fdtrain.data.braces import expand
-from fdtrain.data.dataset import FILE, DatasetDescription, Shard, check_length, parse_description, read_description
+from fdtrain.data.dataset import (
+    FILE,
+    DatasetDescription,
+    check_length,
+    join,
+    parse_description,
+    read_description,
+    split_query,
+)
 from fdtrain.data.fetch import is_remote, shown
 from fdtrain.data.members import MemberReader
-from fdtrain.data.shards import PlacedShard
+from fdtrain.data.shard_table import ShardTable
+from fdtrain.data.shards import PlacedShards
 from fdtrain.data.text import read_text
 from fdtrain.errors import UserError, excerpt
 
 LIST = ".txt"
+CHECKED = 10_000
+"""The local shards of a split whose length is checked before a run; each is when it is opened."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +50,8 @@ class PackedData:
     description: DatasetDescription
     places: dict[str, str] | None
 
-    def split(self, name: str) -> list[PlacedShard]:
-        """The split's shards with images. Local ones are checked to exist in full length.
+    def split(self, name: str) -> PlacedShards:
+        """The split's shards with images. Local ones are checked to exist in full length, of very many some.
 
         A pattern or list selects among a split's shards. If it names none of them, all are where dataset.json says.
 
@@ -49,20 +60,17 @@ class PackedData:
         """
         if name not in self.description.splits:
             known = excerpt(", ".join(self.description.splits)) or "none"
-            raise UserError(f"{shown(_join(self.base, FILE))} has no split '{name}' (it has: {known}).")
-        shards = self.description.splits[name]
-        if self.places and any(shard.file in self.places for shard in shards):
-            shards = [shard for shard in shards if shard.file in self.places]
-        places = self.places or {}
-        labels, members = range(len(self.description.classes)), MemberReader(self.description)
-        placed = [
-            PlacedShard(shard, places.get(shard.file) or _place(self.base, shard), labels, members)
-            for shard in shards
-            if shard.images
-        ]
-        if not placed:
+            raise UserError(f"{shown(join(self.base, FILE))} has no split '{name}' (it has: {known}).")
+        shards, places = self.description.splits[name], self.places or {}
+        if places and any(file in places for file in shards.files()):
+            shards = shards.only([file in places for file in shards.files()])
+        shards = shards.only(shards.images > 0)
+        if not len(shards):
             raise UserError(f"{shown(self.base)}: split '{name}' holds no images. Pack the data set again.")
-        for shard in placed:
+        labels, members = range(len(self.description.classes)), MemberReader(self.description)
+        placed = PlacedShards(shards, self.base, places, labels, members)
+        for i in range(0, len(placed), -(-len(placed) // CHECKED)):
+            shard = placed[i]
             if not is_remote(shard.place):
                 check_length(Path(shard.place), shard.shard)
         return placed
@@ -82,7 +90,7 @@ def locate(path: str | Path, allow_pipe: bool = False, seconds: float = 60.0) ->
     if path.startswith("pipe:"):
         raise UserError("data.path: put pipe: commands into a list file (.txt) beside a local dataset.json.")
     places = None
-    place, query = _split_query(path)
+    place, query = split_query(path)
     if place.endswith(LIST):
         base = posixpath.dirname(place) + query
         lines = [line.strip() for line in read_text(path, seconds).splitlines()]
@@ -97,13 +105,14 @@ def locate(path: str | Path, allow_pipe: bool = False, seconds: float = 60.0) ->
         base = (place.rstrip("/") or "/") + query
     base = base or "."
     description = _description(base, seconds)
-    shards = [shard for shards in description.splits.values() for shard in shards]
+    shards = list(description.splits.values())
+    elsewhere = [place for of_split in shards for place in of_split.places()]
     if is_remote(base):
-        _check_remote(base, (shard.place for shard in shards if shard.place))
+        _check_remote(base, elsewhere)
     if places is None:
         # Whoever names each place may leave others in its folder.
-        if not is_remote(base) and not all(shard.place for shard in shards):
-            _check_no_others(Path(base), {shard.file for shard in shards})
+        if not is_remote(base) and len(elsewhere) < sum(map(len, shards)):
+            _check_no_others(Path(base), shards)
         return PackedData(base, description, None)
     if not allow_pipe and any(place.startswith("pipe:") for place in places):
         raise UserError(f"{shown(path)} runs commands (pipe:). Set data.allow_pipe to true if you trust it.")
@@ -112,8 +121,7 @@ def locate(path: str | Path, allow_pipe: bool = False, seconds: float = 60.0) ->
 
 def _description(base: str, seconds: float) -> DatasetDescription:
     if is_remote(base):
-        place = _join(base, FILE)
-        return parse_description(read_text(place, seconds), shown(place))
+        return parse_description(read_text(join(base, FILE), seconds), base, seconds)
     return read_description(base)
 
 
@@ -128,13 +136,13 @@ def _check_remote(path: str, places: Iterable[str]) -> None:
             )
 
 
-def _by_name(path: str, places: Iterable[str], shards: Iterable[Shard]) -> dict[str, str]:
+def _by_name(path: str, places: Iterable[str], splits: Sequence[ShardTable]) -> dict[str, str]:
     """The places of shards by the names of their files. Their places in dataset.json name them too."""
-    files = {shard.file for shard in shards}
-    listed = {shard.place: shard.file for shard in shards}
+    files = {file for shards in splits for file in shards.files()}
+    listed = {shard.place: shard.file for shards in splits if shards.places() for shard in shards}
     by_name: dict[str, str] = {}
     for place in places:
-        name = posixpath.basename(_split_query(place)[0])
+        name = posixpath.basename(split_query(place)[0])
         name = listed.get(without_credentials(place), name)
         if name not in files:
             raise UserError(f"{shown(path)} names {excerpt(name)}, which {FILE} does not list. Correct one of the two.")
@@ -146,11 +154,17 @@ def _by_name(path: str, places: Iterable[str], shards: Iterable[Shard]) -> dict[
     return by_name
 
 
-def _check_no_others(folder: Path, listed: set[str]) -> None:
+def _check_no_others(folder: Path, splits: Sequence[ShardTable]) -> None:
+    count = sum(map(len, splits))
     try:
+        with os.scandir(folder) as entries:
+            tars = sum(entry.name.endswith(".tar") and entry.name[0] != "." for entry in entries)
+        if tars <= count and count > CHECKED:
+            return
         names = os.listdir(folder)
     except OSError as error:
         raise UserError(f"data.path: cannot read {folder} ({error.strerror}). Check its permissions.") from error
+    listed = {file for shards in splits for file in shards.files()}
     others = sorted(name for name in names if name.endswith(".tar") and name[0] != "." and name not in listed)
     if others:
         raise UserError(
@@ -163,27 +177,9 @@ def without_credentials(place: str) -> str:
     """A URL without user, password and query, under which ``dataset.json`` lists a shard. A path stays as it is."""
     if not is_remote(place) or place.startswith("pipe:"):
         return place
-    scheme, mark, rest = _split_query(place)[0].partition("://")
+    scheme, mark, rest = split_query(place)[0].partition("://")
     host, slash, path = rest.partition("/")
     return f"{scheme}{mark}{host.rpartition('@')[2]}{slash}{path}"
-
-
-def _place(base: str, shard: Shard) -> str:
-    place = shard.place or shard.file
-    return place if is_remote(place) or place.startswith("/") else _join(base, place)
-
-
-def _join(base: str, name: str) -> str:
-    place, query = _split_query(base)
-    return f"{place.rstrip('/')}/{name}{query}"
-
-
-def _split_query(place: str) -> tuple[str, str]:
-    """A place, and the part of a URL from ``?`` on."""
-    if not is_remote(place) or place.startswith("pipe:"):
-        return place, ""
-    path, mark, query = place.partition("?")
-    return path, mark + query
 
 
 def _with_credentials(path: str) -> str:
@@ -214,4 +210,4 @@ def _expand(path: str, patterns: list[str]) -> list[str]:
 
 
 def _absolute(base: str, place: str) -> str:
-    return place if is_remote(place) or place.startswith("/") else _join(base or ".", place)
+    return place if is_remote(place) or place.startswith("/") else join(base or ".", place)

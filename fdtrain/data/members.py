@@ -12,35 +12,37 @@ class MemberReader:
     Attributes:
         images: for each suffix of images, the format among ``IMAGES``.
         labels: for each suffix of labels, whether it comes before others of the sample.
+        members: as ``dataset.json`` names them; None: it does not.
+        numbers: of classes by their names, where members are named.
     """
 
     def __init__(self, description: DatasetDescription | None = None):
         named = description.members if description else None
         suffixes = named.image if named else IMAGES
         self.images = {suffix.encode(): IMAGES.index(suffix.rpartition(".")[2]) for suffix in suffixes}
-        self._numbers: dict[str, int] | None = None
+        self.members, self.numbers = named, dict[str, int]()
         if named is None:
             self.labels = {extension.encode(): extension == "cls" for extension in LABELS}
         else:
             assert description is not None
             self.labels = {named.label.encode(): True} if named.label else {}
-            self._numbers = {name: number for number, name in enumerate(description.classes)}
+            self.numbers = {name: number for number, name in enumerate(description.classes)}
             self._field = json_field(named.label or "", named.field or "label")
 
     def longest(self, suffix: bytes) -> int:
         """Bytes of a label."""
-        if self._numbers is None:
+        if self.members is None:
             return LONGEST_LABEL[suffix.decode()]
         return longest_name(self._field)
 
     def number(self, suffix: bytes, data: bytes) -> int:
         """The number of a label; ``NO_LABEL``, ``BAD_LABEL``."""
         try:
-            if self._numbers is None:
+            if self.members is None:
                 value = label(suffix.decode(), data)
                 return value if NO_LABEL <= value < 2**31 else BAD_LABEL
             name = class_name(data, self._field)
-            return NO_LABEL if name is None else self._numbers.get(name, BAD_LABEL)
+            return NO_LABEL if name is None else self.numbers.get(name, BAD_LABEL)
         except ValueError:
             return BAD_LABEL
 

@@ -1,17 +1,19 @@
 """Several data sets in one run, by weight (docs/data.md)."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from fdtrain.data.adopt import is_shards, scanned
 from fdtrain.data.dataset import DatasetDescription
 from fdtrain.data.lanes import LaneOrder
 from fdtrain.data.location import PackedData, locate
-from fdtrain.data.shards import PlacedShard
+from fdtrain.data.shard_table import joined
+from fdtrain.data.shards import PlacedShards
 from fdtrain.errors import UserError
 from fdtrain.randomness import Purpose, stream, torch_seed
 
@@ -32,7 +34,7 @@ class DataSets:
     weights: list[float]
     description: DatasetDescription
 
-    def split(self, name: str) -> list[list[PlacedShard]]:
+    def split(self, name: str) -> list[PlacedShards]:
         """Each data set's shards of a split, with labels as in the common description.
 
         Raises:
@@ -45,7 +47,7 @@ class DataSets:
                 labels, first = range(first, first + count), first + count
             else:
                 labels = range(count)
-            placed.append([replace(shard, labels=labels) for shard in part.split(name)])
+            placed.append(part.split(name).with_labels(labels))
         return placed
 
 
@@ -79,14 +81,14 @@ def open_data(paths: Sequence[str | Path], weights: Sequence[float], **options: 
             "source": "; ".join(d.source for d in descriptions),
             "classes": classes,
             "encoding": "+".join(dict.fromkeys(d.encoding for d in descriptions)),
-            "splits": {s: [shard for d in descriptions for shard in d.splits[s]] for s in sorted(splits)},
+            "splits": {s: joined([d.splits[s] for d in descriptions]) for s in sorted(splits)},
         }
     )
     return DataSets(parts, list(weights), merged)
 
 
 def lane_order(
-    counts: Sequence[Sequence[int]], weights: Sequence[float], lanes: int, seed: int, window: int
+    counts: Sequence[ArrayLike], weights: Sequence[float], lanes: int, seed: int, window: int
 ) -> "LaneOrder | MixtureOrder":
     """The order of a run over data sets whose shards hold ``counts`` samples."""
     if len(counts) == 1:
@@ -106,7 +108,7 @@ class MixtureOrder:
     """
 
     def __init__(
-        self, counts: Sequence[Sequence[int]], weights: Sequence[float], lanes: int, seed: int, window: int = 1024
+        self, counts: Sequence[ArrayLike], weights: Sequence[float], lanes: int, seed: int, window: int = 1024
     ):
         self.lanes, self.seed = lanes, seed
         self.quotas = quotas(weights)
@@ -114,7 +116,7 @@ class MixtureOrder:
             LaneOrder(c, lanes, torch_seed(seed, Purpose.MIXTURE, 0, d), window) for d, c in enumerate(counts)
         ]
         self.images = sum(order.images for order in self.orders)
-        self._first_shard = np.cumsum([0, *(len(c) for c in counts)])
+        self._first_shard = np.cumsum([0, *(np.size(c) for c in counts)])
         # By lane, the block it is in and the block's data sets: a cache only.
         self._blocks: dict[int, tuple[int, np.ndarray]] = {}
 

@@ -4,6 +4,7 @@ Which images a shard holds follows from the source and the request alone, so nei
 nor an interruption changes a byte. ``dataset.json`` comes last (docs/packing.md).
 """
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -58,13 +59,12 @@ def pack(
             store.store_request(images=_count(source, workers, bar), bad_images=False)
         request = store.begun()
         _write_shards(source, request, store, workers, bar)
-        shards = {shard.file: shard for shard in store.load()}
-        splits = {split: [shards[file] for file in _cuts({split: parts})] for split, parts in _plan(request).items()}
-        description = request.description.model_copy(update={"splits": splits})
+        splits = {split: store.shards_of(_cuts({split: parts})) for split, parts in _plan(request).items()}
         with store.writing(folder / FILE):
-            write_description(folder, description)
+            os.sync()
+            write_description(folder, request.description, splits)
             store.remove()
-    return description
+    return read_description(folder)
 
 
 def pack_digits(folder: str | Path, shard_images: int = 100) -> DatasetDescription:
@@ -122,7 +122,7 @@ def _check_folder(store: ShardStore, again: bool) -> None:
     with store.writing(store.shards):
         (store.shards / FILE).unlink(missing_ok=True)
         for file in _cuts(_plan(begun)) if begun else ():
-            (store.shards / file).unlink(missing_ok=True)
+            store.unlink(file)
 
 
 def _complete(folder: Path) -> DatasetDescription:

@@ -4,12 +4,16 @@ The folder holds the request in ``packing.json``, and in ``.packing/`` the recor
 """
 
 import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from fdtrain.data.dataset import DatasetDescription, Shard
+from fdtrain.data import shard_index
+from fdtrain.data.dataset import DatasetDescription
+from fdtrain.data.shard_table import Shard
+from fdtrain.errors import UserError
 from fdtrain.partial import PartialStore
 
 
@@ -48,10 +52,13 @@ class ShardStore(PartialStore[Shard]):
         return self.begun().model_dump(mode="json")
 
     def read(self, name: str) -> Shard | None:
-        """The record of a shard, if the shard exists in full length."""
+        """The record of a shard, if the shard exists in full length, and its index was not emptied by a crash."""
         try:
             shard = Shard.model_validate_json((self.folder / name).read_bytes())
             complete = (self.shards / shard.file).stat().st_size == shard.bytes
+            index = shard_index.place(self.shards, shard.file)
+            # Earlier versions wrote none.
+            complete &= not index.exists() or index.stat().st_size > shard.images
         except (FileNotFoundError, ValidationError):
             return None
         return shard if complete and name == f"{shard.file}.json" else None
@@ -70,6 +77,23 @@ class ShardStore(PartialStore[Shard]):
         """The shards that have a record."""
         return [name.removesuffix(".json") for name in self.names()]
 
+    def shards_of(self, files: Iterable[str]) -> Iterator[Shard]:
+        """The shards of these files, each read when it is asked for.
+
+        Raises:
+            UserError: one was damaged since :meth:`prepare`.
+        """
+        for file in files:
+            shard = self.read(f"{file}.json")
+            if shard is None:
+                raise UserError(f"{self.shards / file} was damaged. Repeat the command to pack it again.")
+            yield shard
+
+    def unlink(self, file: str) -> None:
+        """Remove a shard and its index."""
+        (self.shards / file).unlink(missing_ok=True)
+        shard_index.place(self.shards, file).unlink(missing_ok=True)
+
     def remove_part(self, name: str) -> None:
-        (self.shards / name.removesuffix(".json")).unlink(missing_ok=True)
+        self.unlink(name.removesuffix(".json"))
         super().remove_part(name)

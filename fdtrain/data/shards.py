@@ -14,28 +14,35 @@ import resource
 import stat
 from array import array
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from fdtrain.data import shard_index
 from fdtrain.data.cache import Cache
-from fdtrain.data.dataset import DatasetDescription, Shard
+from fdtrain.data.dataset import DatasetDescription, join
 from fdtrain.data.decode import IMAGES, Broken, ImageDecoder
 from fdtrain.data.fetch import is_remote, shown
 from fdtrain.data.members import BAD_LABEL, NO_LABEL, ORDINARY, MemberReader
+from fdtrain.data.shard_index import Samples
+from fdtrain.data.shard_table import Shard, ShardTable
 from fdtrain.data.tar import BLOCK, BadTar, members
 from fdtrain.errors import UserError, excerpt
 
 
 @dataclass(frozen=True)
 class PlacedShard:
-    """A shard, its place (a path, a URL or ``pipe:`` command), its labels among the run's classes, and its members."""
+    """A shard, its place (a path, a URL or ``pipe:`` command), its labels among the run's classes, its members, and the
+    folder of its data set, if that is on this machine."""
 
     shard: Shard
     place: str
     labels: range
     members: MemberReader = ORDINARY
+    folder: Path | None = None
 
     @property
     def name(self) -> str:
@@ -43,11 +50,83 @@ class PlacedShard:
         return shown(self.place)
 
 
-class OpenShard:
-    """One tar file, indexed by its headers. Samples are read by ``pread``: a mapping would count as memory.
+class PlacedShards(Sequence[PlacedShard]):
+    """The shards of one split of one data set, each of which is placed when it is asked for.
 
-    ``kind`` indexes ``IMAGES`` (-1: no image), ``offset`` and ``size`` place the image, in bytes. ``verify`` checks a
-    local shard against its checksum; a fetched one was checked when it arrived.
+    Args:
+        base: the folder or URL of the data set.
+        places: of shards that are elsewhere than their description says, by their files.
+    """
+
+    def __init__(
+        self,
+        shards: ShardTable,
+        base: str,
+        places: Mapping[str, str],
+        labels: range,
+        members: MemberReader = ORDINARY,
+    ):
+        self.shards, self.base, self.places, self.labels, self.members = shards, base, places, labels, members
+        self._folder = None if is_remote(base) else Path(base)
+
+    def __len__(self) -> int:
+        return len(self.shards)
+
+    def __getitem__(self, index: Any) -> Any:
+        shard = self.shards[index]
+        place = self.places.get(shard.file) or shard.place or shard.file
+        if not is_remote(place) and not place.startswith("/"):
+            place = join(self.base, place)
+        return PlacedShard(shard, place, self.labels, self.members, self._folder)
+
+    def with_labels(self, labels: range) -> "PlacedShards":
+        return PlacedShards(self.shards, self.base, self.places, labels, self.members)
+
+    @property
+    def images(self) -> np.ndarray:
+        """The number of images of each shard."""
+        return self.shards.images
+
+    @property
+    def remote_lengths(self) -> np.ndarray:
+        """The bytes of each shard that is not on this machine."""
+        if not self.places and not self.shards.rows["place"].any():
+            return self.shards.rows["bytes"] if is_remote(self.base) else np.empty(0, np.int64)
+        return np.array([placed.shard.bytes for placed in self if is_remote(placed.place)], np.int64)
+
+
+def chained(parts: Sequence[PlacedShards]) -> Sequence[PlacedShard]:
+    """The shards of one split of each data set of a run, numbered one set after another."""
+    return parts[0] if len(parts) == 1 else _Chain(parts)
+
+
+class _Chain(Sequence[PlacedShard]):
+    def __init__(self, parts: Sequence[PlacedShards]):
+        self.parts, self._ends = parts, np.cumsum([len(part) for part in parts])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, index: Any) -> Any:
+        part = int(np.searchsorted(self._ends, index, side="right"))
+        return self.parts[part][index - (int(self._ends[part - 1]) if part else 0)]
+
+
+def remote_lengths(shards: Sequence[PlacedShard]) -> np.ndarray:
+    """The bytes of each shard that is not on this machine."""
+    if isinstance(shards, PlacedShards):
+        return shards.remote_lengths
+    if isinstance(shards, _Chain):
+        return np.concatenate([remote_lengths(part) for part in shards.parts])
+    return np.array([placed.shard.bytes for placed in shards if is_remote(placed.place)], np.int64)
+
+
+class OpenShard:
+    """One tar file and the places of its samples: from its index, or else by its headers. Samples are read by
+    ``pread``: a mapping would count as memory.
+
+    ``verify`` checks a local shard against its checksum (a fetched one was checked when it arrived), and goes by its
+    headers.
     """
 
     def __init__(self, placed: PlacedShard, cache: Cache | None, verify: bool = False):
@@ -63,9 +142,12 @@ class OpenShard:
             self.file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
             if not stat.S_ISREG(os.fstat(self.file).st_mode):
                 raise UserError(f"{self.placed.name} is no regular file. Restore it or pack again.")
+            if os.fstat(self.file).st_size != placed.shard.bytes:
+                raise UserError(f"{placed.name} is cut short or changed. Restore it or pack again.")
             if verify and self._lock is None:
                 self._verify()
-            self._index()
+            samples = None if verify else self._indexed()
+            self.samples = samples or self._scanned()
         except FileNotFoundError:
             self.close()
             raise UserError(f"{path} has disappeared. Restore it or pack again.") from None
@@ -73,7 +155,8 @@ class OpenShard:
             self.close()
             full = error.errno in (errno.EMFILE, errno.ENFILE)
             advice = "Raise the limit of open files (ulimit -n)" if full else "Restore it, or correct its permissions"
-            raise UserError(f"{placed.name} cannot be read ({error.strerror}). {advice}.") from error
+            name = error.filename or placed.name
+            raise UserError(f"{name} cannot be read ({error.strerror}). {advice}.") from error
         except ValueError as error:
             self.close()
             raise UserError(
@@ -83,15 +166,22 @@ class OpenShard:
             self.close()
             raise
 
-    def _index(self) -> None:
+    def _indexed(self) -> Samples | None:
+        folder, shard = self.placed.folder, self.placed.shard
+        if folder is None:
+            return None
+        return shard_index.read(shard_index.place(folder, shard.file), shard, self.file, self.placed.members)
+
+    def _scanned(self) -> Samples:
         with mmap.mmap(self.file, 0, access=mmap.ACCESS_READ) as data:
             samples = _samples(data, self.placed.members)
-        self.kind, self.offset, self.size, self.label = np.array(samples, dtype=np.int64).reshape(-1, 4).T.copy()
-        if len(self.kind) != self.placed.shard.images:
+        samples = Samples(*np.array(samples, dtype=np.int64).reshape(-1, 4).T.copy())
+        if len(samples.kind) != self.placed.shard.images:
             raise UserError(
-                f"{self.placed.name} holds {len(self.kind)} samples, dataset.json says {self.placed.shard.images}. "
+                f"{self.placed.name} holds {len(samples.kind)} samples, dataset.json says {self.placed.shard.images}. "
                 "Restore it or pack again."
             )
+        return samples
 
     def _verify(self) -> None:
         with os.fdopen(os.dup(self.file), "rb") as file:
@@ -103,7 +193,7 @@ class OpenShard:
 
     def where(self, index: int) -> str:
         """A sample for messages: the shard and the key."""
-        header = os.pread(self.file, BLOCK, int(self.offset[index]) - BLOCK)
+        header = os.pread(self.file, BLOCK, int(self.samples.offset[index]) - BLOCK)
         key = header[:100].partition(b"\0")[0].rpartition(b"/")[2].partition(b".")[0]
         return f"{self.placed.name}, sample '{excerpt(key)}'"
 
@@ -115,7 +205,7 @@ class OpenShard:
 
 
 def _samples(data: mmap.mmap, reader: MemberReader) -> array:
-    """``kind, offset, size, label`` of every sample, one after another: consecutive members of one key.
+    """``kind, label, offset, size`` of every sample, one after another: consecutive members of one key.
 
     Raises:
         BadTar: no tar; or a second image or label of one key, as where two samples of one key meet.
@@ -131,7 +221,7 @@ def _samples(data: mmap.mmap, reader: MemberReader) -> array:
         key = name[:dot]
         if key != last:
             if last is not None:
-                samples.extend((kind, place, size, number))
+                samples.extend((kind, number, place, size))
             last, kind, place, size, number, labelled_by = key, -1, offset, 0, NO_LABEL, None
         extension = name[dot + 1 :].lower()
         if extension in images:
@@ -147,7 +237,7 @@ def _samples(data: mmap.mmap, reader: MemberReader) -> array:
                 if length <= reader.longest(extension):
                     number = reader.number(extension, data[offset : offset + length])
     if last is not None:
-        samples.extend((kind, place, size, number))
+        samples.extend((kind, number, place, size))
     return samples
 
 
@@ -177,10 +267,10 @@ class ShardReader:
         keep_open = max(1, min(keep_open, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 8))
         self.shards, self.description, self.cache, self.keep_open = shards, description, cache, keep_open
         if cache and cache.cap is not None:
-            largest = sorted((placed.shard.bytes for placed in shards if is_remote(placed.place)), reverse=True)
-            if (needed := sum(largest[:keep_open])) > cache.cap:
+            largest = np.sort(remote_lengths(shards))[-keep_open:]
+            if (needed := int(largest.sum())) > cache.cap:
                 raise UserError(
-                    f"data.cache_gib: up to {len(largest[:keep_open])} shards are read at a time, "
+                    f"data.cache_gib: up to {len(largest)} shards are read at a time, "
                     f"{needed / 2**30:.3g} GiB. Set it higher, or lower training.lanes or data.shuffle_window."
                 )
         self.verify = verify
@@ -221,11 +311,12 @@ class ShardReader:
 
     def _sample(self, opened: OpenShard, index: int, out: np.ndarray) -> int:
         """The image into ``out``; returns the label."""
-        kind = opened.kind.item(index)
+        samples = opened.samples
+        kind = samples.kind.item(index)
         if kind < 0:
             raise Broken(f"no image member (one of {', '.join(IMAGES)})")
-        self._decoder.read(opened.file, IMAGES[kind], opened.offset.item(index), opened.size.item(index), out)
-        number, labels = opened.label.item(index), opened.placed.labels
+        self._decoder.read(opened.file, IMAGES[kind], samples.offset.item(index), samples.size.item(index), out)
+        number, labels = samples.label.item(index), opened.placed.labels
         if number == NO_LABEL:
             return number
         if number == BAD_LABEL:

@@ -9,7 +9,7 @@ import torch
 from fdtrain.data.cache import Cache, open_cache
 from fdtrain.data.loader import Batch
 from fdtrain.data.mixture import DataSets, open_data
-from fdtrain.data.shards import ShardReader
+from fdtrain.data.shards import ShardReader, chained, remote_lengths
 from fdtrain.errors import UserError
 
 
@@ -38,10 +38,11 @@ class Split:
         self.name = split
         data = data if isinstance(data, DataSets) else open_data([data], [1.0])
         self.description = data.description
-        shards = [shard for part in data.split(split) for shard in part]
-        cache = cache or open_cache(None, None, FETCH_SECONDS, [shard.place for shard in shards])
+        parts = data.split(split)
+        shards = chained(parts)
+        cache = cache or open_cache(None, None, FETCH_SECONDS, bool(remote_lengths(shards).size))
         self._reader = ShardReader(shards, self.description, cache, keep_open=1)
-        self._ends = np.cumsum([shard.shard.images for shard in shards])
+        self._ends = np.cumsum(np.concatenate([part.images for part in parts]))
 
     def __len__(self) -> int:
         return int(self._ends[-1])

@@ -1,40 +1,94 @@
-"""The members of a tar file, by a scan of its headers.
+"""Tar files: their members by a scan of their headers, and a writer of small files.
 
-``tarfile`` builds an object for every member, some 20 us each; a shard needs only names and places, and is
-indexed again whenever a worker opens it. Nor is ``tarfile`` safe for untrusted archives: crafted extended headers
-keep it busy for ever, and at a damaged header it ends silently.
+``tarfile`` builds an object for every member, some 20 us each. Nor is it safe for untrusted archives: crafted extended
+headers keep it busy for ever or claim any memory, and at a damaged header it ends silently. Here headers are bounded,
+every step of the scan moves forward, and an archive ends at its end-of-archive blocks.
 
-The formats of 1988 (USTAR), of GNU tar and of POSIX 2001 (pax) are read. Every step of the scan moves forward, and
-the headers before a member are bounded. Whatever two readers could understand differently is refused: see
-:class:`BadTar`. Archives that are packed from, compressed or with links, are read by
-:mod:`fdtrain.data.sources.tar_stream`.
+The formats of 1988 (USTAR), of GNU tar and of POSIX 2001 (pax) are read. Whatever two readers could understand
+differently is refused: see :class:`BadTar`.
 """
 
+import bz2
+import gzip
+import hashlib
+import io
+import lzma
+import mmap
 import re
+import sys
+import tarfile
 from collections.abc import Iterator
-from mmap import mmap
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
 from zlib import adler32
 
 BLOCK = 512
 LONGEST_EXTENSION = 1 << 16
 """Bytes of an extended header or of a long name: sixteen times what a path may have."""
+MAX_PADDING = 1 << 26
+"""Bytes of zeros after the end, of which a compressed archive could have any number."""
 
 _FILE, _OLD_FILE, _CONTIGUOUS = b"0", b"\0", b"7"
-_FOLDER = b"5"
-_WITHOUT_DATA = (b"1", b"2", b"3", b"4", _FOLDER, b"6")
+_LINK, _SYMBOLIC_LINK, _FOLDER = b"1", b"2", b"5"
+_WITHOUT_DATA = (_LINK, _SYMBOLIC_LINK, b"3", b"4", _FOLDER, b"6")
 """Links, devices, folders and FIFOs."""
 _LONG_NAME, _LONG_LINK, _PAX, _PAX_SOLARIS, _PAX_GLOBAL = b"L", b"K", b"x", b"X", b"g"
 _META = re.compile(rb"__[^/]*__(/|$)")
 """What webdataset's reader skips too."""
 _ENDS_NUMBER = (0, ord(" "))
 _LARGEST_OCTAL = 8**11 - 1
+_OPENERS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
+_CHUNK = 1 << 20
 
 
 class BadTar(ValueError):
     """This is no tar file, or it is damaged, cut short, or made to be understood in more than one way."""
 
 
-def members(data: mmap) -> Iterator[tuple[bytes, int, int]]:
+class Entry(NamedTuple):
+    """A member: its name, and where its bytes are. ``kind`` is its type in the format; links have a target."""
+
+    name: bytes
+    offset: int
+    size: int
+    kind: bytes = _FILE
+    target: bytes = b""
+
+    @property
+    def is_file(self) -> bool:
+        return self.kind == _FILE
+
+    @property
+    def is_folder(self) -> bool:
+        return self.kind == _FOLDER
+
+    @property
+    def is_link(self) -> bool:
+        return self.kind in (_LINK, _SYMBOLIC_LINK)
+
+    @property
+    def is_symbolic(self) -> bool:
+        """Whether the link's target is as seen from its folder."""
+        return self.kind == _SYMBOLIC_LINK
+
+
+class Inflated:
+    """The bytes of a compressed file by their places, which are read forward."""
+
+    def __init__(self, file: BinaryIO):
+        self.file = file
+
+    def __len__(self) -> int:
+        return sys.maxsize
+
+    def __getitem__(self, places: slice) -> bytes:
+        self.file.seek(places.start)
+        return self.file.read(places.stop - places.start)
+
+
+def members(data: mmap.mmap | Inflated) -> Iterator[tuple[bytes, int, int]]:
     """Name, offset and size (bytes) of every file in the archive, in order.
 
     Links, folders, and what webdataset takes for metadata (``__meta__/...``) are skipped.
@@ -42,8 +96,14 @@ def members(data: mmap) -> Iterator[tuple[bytes, int, int]]:
     Raises:
         BadTar: the archive is damaged or ambiguous.
     """
-    end = len(data)
-    position = 0
+    for name, offset, size, kind, _ in scan(data):
+        if kind == _FILE and not (name.startswith(b"__") and _META.match(name)):
+            yield name, offset, size
+
+
+def scan(data: mmap.mmap | Inflated) -> Iterator[Entry]:
+    """Every member, in order; a file of whatever kind has the usual one. Errors as of :func:`members`."""
+    end, position = len(data), 0
     # The second part of the last plain file's header, and its sum: that of most others is the same.
     tail, tail_sum = b"", 0
     while True:
@@ -51,26 +111,38 @@ def members(data: mmap) -> Iterator[tuple[bytes, int, int]]:
         if len(header) < BLOCK:
             raise BadTar("cut short: no end-of-archive block")
         if header[156:] == tail and (size := _plain_size(header, tail_sum)) is not None:
-            name, offset = header[:100].partition(b"\0")[0], position + BLOCK
-            position = offset + -(-size // BLOCK) * BLOCK
+            entry = Entry(header[:100].partition(b"\0")[0], position + BLOCK, size)
         elif not any(header):
             _check_end(data, position)
             return
         else:
-            name, offset, size, position = _read_headers(data, header, position)
+            entry = _read_headers(data, header, position)
             if header[156:157] == _FILE and header[257:262] == b"ustar" and not header[345]:
                 tail, tail_sum = header[156:], sum(header[156:])
+        position = entry.offset + -(-entry.size // BLOCK) * BLOCK
         if position > end:
             raise BadTar("cut short: a member runs past the end of the file")
-        if name is not None and not (name.startswith(b"__") and _META.match(name)):
-            yield name, offset, size
+        yield entry
 
 
-def _check_end(data: mmap, position: int) -> None:
+def check_header(header: bytes, size: int) -> None:
+    """Raises BadTar unless this is the header of a member of so many bytes."""
+    _check_sum(header, 0)
+    # Headers before this one may give the size.
+    if _number(header[124:136], 0) not in (size, 0):
+        raise BadTar("a member of another size")
+
+
+def _check_end(data: mmap.mmap | Inflated, position: int) -> None:
     """Raises BadTar if more than zeros follow the end: most readers would miss what was appended."""
-    for start in range(position, len(data), 1 << 20):
-        if data[start : start + (1 << 20)].strip(b"\0"):
+    for start in count(position, _CHUNK):
+        chunk = data[start : start + _CHUNK]
+        if chunk.strip(b"\0"):
             raise BadTar(f"it goes on after its end at byte {position}: several archives in one file")
+        if not chunk:
+            return
+        if start - position > MAX_PADDING:
+            raise BadTar(f"more than {MAX_PADDING} bytes of zeros after its end")
 
 
 def _plain_size(header: bytes, tail_sum: int) -> int | None:
@@ -85,10 +157,9 @@ def _plain_size(header: bytes, tail_sum: int) -> int | None:
     return None
 
 
-def _read_headers(data: mmap, header: bytes, position: int) -> tuple[bytes | None, int, int, int]:
-    """Name (None: not a file), offset and size of the member whose headers, of any kind, begin at ``position``,
-    and the position of the next."""
-    name = size = None
+def _read_headers(data: mmap.mmap | Inflated, header: bytes, position: int) -> Entry:
+    """The member whose headers, of any kind, begin at ``position``."""
+    name = size = target = None
     seen: set[bytes] = set()
     while True:
         _check_sum(header, position)
@@ -108,9 +179,12 @@ def _read_headers(data: mmap, header: bytes, position: int) -> tuple[bytes | Non
         names = []
         if kind == _LONG_NAME:
             names = [content.partition(b"\0")[0]]
-        elif kind != _LONG_LINK:
+        elif kind == _LONG_LINK:
+            target = content.partition(b"\0")[0]
+        else:
             records = _records(content, offset)
             names = [records[b"path"]] if b"path" in records else []
+            target = records.get(b"linkpath", target)
             if b"size" in records:
                 if size is not None:
                     raise BadTar(f"two sizes for one member, at byte {position}")
@@ -130,13 +204,13 @@ def _read_headers(data: mmap, header: bytes, position: int) -> tuple[bytes | Non
     if kind in (_FILE, _OLD_FILE, _CONTIGUOUS):
         if name.endswith(b"/"):
             raise BadTar(f"a file with the name of a folder, at byte {position}")
-        return name, offset, size, offset + -(-size // BLOCK) * BLOCK
+        return Entry(name, offset, size)
     if kind not in _WITHOUT_DATA:
         raise BadTar(f"a member of type {kind!r} at byte {position}, which is no plain file")
     if size:
         # Some readers skip so many bytes, some do not.
         raise BadTar(f"a link, folder or device with data, at byte {position}")
-    return None, offset, 0, offset
+    return Entry(name, offset, 0, kind, header[157:257].partition(b"\0")[0] if target is None else target)
 
 
 def _short_name(header: bytes, position: int) -> bytes:
@@ -205,3 +279,114 @@ def _decimal(digits: bytes, position: int) -> int:
     if not digits.isdigit() or len(digits) > 20:
         raise BadTar(f"no number in an extended header at byte {position}")
     return int(digits)
+
+
+def compressed(path: Path) -> bool:
+    with path.open("rb") as file:
+        return _opener(file) is not None
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[mmap.mmap | Inflated]:
+    """The bytes of an archive, compressed or not.
+
+    Raises:
+        OSError, ValueError: it cannot be opened, or is empty; and as the decompressors, here and within.
+    """
+    with path.open("rb") as file:
+        if (opener := _opener(file)) is not None:
+            with opener(file) as content:
+                yield Inflated(content)
+        else:
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                yield data
+
+
+def _opener(file: BinaryIO):
+    magic = file.read(6)
+    file.seek(0)
+    return next((opener for start, opener in _OPENERS.items() if magic.startswith(start)), None)
+
+
+@contextmanager
+def section(path: Path, offset: int, size: int) -> Iterator[BinaryIO]:
+    """Open the ``size`` bytes at ``offset`` of an archive, which are read as needed."""
+    with opened(path) as data:
+        yield io.BufferedReader(_Section(data, offset, size))
+
+
+class _Section(io.RawIOBase):
+    def __init__(self, data: mmap.mmap | Inflated, offset: int, size: int):
+        self.data, self.position, self.end = data, offset, offset + size
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        data = self.data[self.position : min(self.end, self.position + len(buffer))]
+        if not data and self.position < self.end and len(buffer):
+            raise EOFError("cut short")
+        buffer[: len(data)] = data
+        self.position += len(data)
+        return len(data)
+
+
+class TarWriter:
+    """Writes a tar of small files as it grows; nothing of it depends on when or where it is made.
+
+    ``tarfile`` takes some 30 us to make the header of each member: with two members to an image that is most of the
+    time that writing small images takes. The bytes here are those of its USTAR format, members of
+    mode 0444 and time 0, owned by "bigdata" as webdataset's own writer has it.
+
+    Args:
+        file: to write to; errors of it are raised by :meth:`add` and :meth:`close`.
+    """
+
+    def __init__(self, file: BinaryIO):
+        self.file, self.size = file, 0
+        self._digest = hashlib.sha256()
+        self._pieces: list[bytes] = []
+        self._pending = 0
+        # Headers of one size differ in names and checksums.
+        self._by_size: dict[int, tuple[bytes, int]] = {}
+
+    def add(self, name: bytes, *data: bytes) -> tuple[int, int]:
+        """Append a file whose bytes are those of ``data`` in turn. Names have at most 100 bytes.
+
+        Returns: where its bytes begin, and how many they are.
+        """
+        size = sum(map(len, data))
+        padding = -size % BLOCK
+        offset = self.size + self._pending + BLOCK
+        self._pieces += (self._header(name, size), *data, bytes(padding))
+        self._pending += BLOCK + size + padding
+        if self._pending >= _CHUNK:
+            self._flush()
+        return offset, size
+
+    def close(self) -> str:
+        """Write the end of the archive; the SHA-256 of the whole, in hexadecimal."""
+        end = self.size + self._pending + 2 * BLOCK
+        self._pieces.append(bytes(2 * BLOCK + -end % tarfile.RECORDSIZE))
+        self._flush()
+        self.file.flush()
+        return self._digest.hexdigest()
+
+    def _header(self, name: bytes, size: int) -> bytes:
+        if len(name) > tarfile.LENGTH_NAME:
+            raise ValueError(f"a name of {len(name)} bytes")
+        if size not in self._by_size:
+            info = tarfile.TarInfo()
+            info.size, info.mode = size, 0o444
+            info.uname = info.gname = "bigdata"
+            header = info.tobuf(tarfile.USTAR_FORMAT)
+            self._by_size[size] = header, int(header[148:154], 8)
+        header, checksum = self._by_size[size]
+        return b"%b%b%06o\0 %b" % (name.ljust(100, b"\0"), header[100:148], checksum + sum(name), header[156:])
+
+    def _flush(self) -> None:
+        data = b"".join(self._pieces)
+        self._pieces, self._pending = [], 0
+        self.size += len(data)
+        self._digest.update(data)
+        self.file.write(data)

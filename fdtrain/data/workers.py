@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -124,7 +125,7 @@ def _wait_for_parent() -> None:
 
 @contextmanager
 def progress(total: int, done: Callable[[], int], what: str, show: bool) -> Iterator[None]:
-    """A progress bar that calls ``done`` for the number of finished images twice a second."""
+    """A progress bar that calls ``done`` for the number of finished images at most twice a second."""
     if not show:
         yield
         return
@@ -132,8 +133,12 @@ def progress(total: int, done: Callable[[], int], what: str, show: bool) -> Iter
     with tqdm(total=total, initial=done(), desc=what, unit=" images", unit_scale=True) as bar:
 
         def follow() -> None:
-            while not end.wait(0.5):
+            pause = 0.5
+            while not end.wait(pause):
+                begin = time.monotonic()
                 bar.update(done() - bar.n)
+                # Of a million shards it takes seconds.
+                pause = max(0.5, 20 * (time.monotonic() - begin))
 
         follower = threading.Thread(target=follow, daemon=True)
         follower.start()

@@ -3,6 +3,7 @@
 import io
 import math
 import os
+from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -11,10 +12,12 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from fdtrain.data.dataset import Shard
+from fdtrain.data import shard_index
+from fdtrain.data.decode import IMAGES
 from fdtrain.data.shard_store import ShardStore
+from fdtrain.data.shard_table import Shard
 from fdtrain.data.sources.source import BadSample, Part, Sample, even
-from fdtrain.data.tar_writer import TarWriter
+from fdtrain.data.tar import TarWriter
 from fdtrain.data.workers import stopped
 
 ENCODINGS = ("npy", "png")
@@ -88,15 +91,16 @@ def write_part(part: Part, cuts: list[ShardRange], store: ShardStore, form: Samp
 def _write_shard(
     read: Callable[[int], Sample], cut: ShardRange, store: ShardStore, form: SampleFormat
 ) -> list[BadImage]:
-    """Write to a temporary path, rename, record. The same samples give the same bytes."""
+    """Write to a temporary path, its index, rename, record. The same samples give the same bytes."""
     bad: list[BadImage] = []
+    samples = array("q")
     path = store.shards / cut.file
     # A process that outlives its killed parent by a moment must not write into the same file.
     temporary = store.folder / f"{cut.file}.{os.getpid()}"
     with store.writing(path):
         try:
             with temporary.open("wb") as file:
-                tar = TarWriter(file)
+                tar, suffix, kind = TarWriter(file), form.encoding.encode(), IMAGES.index(form.encoding)
                 for number, index in enumerate(cut.images, cut.first):
                     try:
                         image, label = read(index)
@@ -110,15 +114,18 @@ def _write_shard(
                         continue
                     if label >= 0:
                         tar.add(b"%08d.cls" % number, b"%d" % label)
-                    tar.add(b"%08d.%b" % (number, form.encoding.encode()), *encode(image, form.encoding))
+                    place = tar.add(b"%08d.%b" % (number, suffix), *encode(image, form.encoding))
+                    samples.extend((kind, label, *place))
                 if bad:
                     return bad
                 digest = tar.close()
                 os.fsync(file.fileno())
+            shard = Shard(file=cut.file, images=len(cut.images), bytes=tar.size, sha256=digest)
+            shard_index.write(shard_index.place(store.shards, cut.file), shard_index.content(shard, IMAGES, samples))
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
-    store.save(Shard(file=cut.file, images=len(cut.images), bytes=tar.size, sha256=digest))
+    store.save(shard)
     return bad
 
 

@@ -349,7 +349,7 @@ RESULTS: dict[str, type[Result]] = {
 def split_identity(split: Split) -> dict[str, Any]:
     """The keys that every result has of the split it was computed on; the fingerprint is of its shards' checksums."""
     shards = split.description.splits[split.name]
-    fingerprint = hashlib.sha256("".join(shard.sha256 for shard in shards).encode()).hexdigest()
+    fingerprint = hashlib.sha256("".join(sha256 for *_, sha256 in shards.identities()).encode()).hexdigest()
     return {
         "dataset": split.description.name,
         "source": split.description.source,

@@ -4,10 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fdtrain.data.dataset import FILE, fingerprint, parse_description
+from fdtrain.data.dataset import FILE, fingerprint, read_description
 from fdtrain.data.mixture import DataSets, open_data
 from fdtrain.data.split import Split
-from fdtrain.data.text import read_text
 from fdtrain.errors import UserError
 from fdtrain.strict_yaml import MAX_BYTES, parse
 
@@ -79,7 +78,7 @@ def _opened(run: Path, settings: Mapping[str, Any], split: str) -> DataSets:
         ) from error
     record = run / FILE
     if record.is_file():
-        recorded = parse_description(read_text(str(record), 0), str(record)).splits.get(split)
+        recorded = read_description(run).splits.get(split)
         if recorded is not None and fingerprint(recorded) != fingerprint(data.description.splits[split]):
             raise UserError(
                 f"{where} was packed again since {run} was trained on it: '{split}' has other shards than {record}. "

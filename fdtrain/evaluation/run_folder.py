@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fdtrain.checkpoint import store
-from fdtrain.data.dataset import DatasetDescription, parse_description
+from fdtrain.data.dataset import DatasetDescription, read_description
 from fdtrain.data.split import Split
 from fdtrain.errors import UserError
 from fdtrain.evaluation import result
@@ -161,7 +161,7 @@ def _text(path: Path) -> str:
 
 
 def _dataset(path: Path) -> DatasetDescription | None:
-    return parse_description(_text(path), str(path)) if path.is_file() else None
+    return read_description(path.parent) if path.is_file() else None
 
 
 def _environment(path: Path) -> Environment | None:

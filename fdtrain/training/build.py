@@ -24,7 +24,7 @@ from fdtrain.data.cache import Cache, open_cache
 from fdtrain.data.dataset import write_description
 from fdtrain.data.loader import Batches, LaneDataset
 from fdtrain.data.mixture import lane_order
-from fdtrain.data.shards import ShardReader
+from fdtrain.data.shards import ShardReader, chained, remote_lengths
 from fdtrain.data.split import Split
 from fdtrain.diffusion.interval import CLOSED
 from fdtrain.errors import UserError
@@ -190,10 +190,10 @@ def _compile(plan: Plan, model: Model, flops_per_image: int, device: torch.devic
 def own_batches(plan: Plan, start: int) -> Batches:
     """This rank's batches from step ``start`` on."""
     data, training = plan.config.data, plan.config.training
-    counts = [[placed.shard.images for placed in part] for part in plan.train_shards]
+    counts = [part.images for part in plan.train_shards]
     order = lane_order(counts, data.weights, training.lanes, plan.config.seed, data.shuffle_window)
     lanes = plan.layout.own_lanes
-    shards = [placed for part in plan.train_shards for placed in part]
+    shards = chained(plan.train_shards)
     keep_open = len(lanes) * order.shards_at_once
     reader = ShardReader(shards, plan.description, _cache(plan), keep_open, data.verify)
     dataset = LaneDataset(reader, order, lanes, training.lane_images, flip=data.flip, labelled=bool(plan.spec.classes))
@@ -202,8 +202,8 @@ def own_batches(plan: Plan, start: int) -> Batches:
 
 def _cache(plan: Plan) -> Cache | None:
     data = plan.config.data
-    places = [placed.place for part in plan.train_shards for placed in part]
-    return open_cache(data.cache, data.cache_gib, data.fetch_timeout_s, places)
+    remote = bool(remote_lengths(chained(plan.train_shards)).size)
+    return open_cache(data.cache, data.cache_gib, data.fetch_timeout_s, remote)
 
 
 def checkpoint_to_resume(plan: Plan) -> Path | None:

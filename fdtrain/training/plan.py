@@ -14,7 +14,7 @@ from fdtrain.checkpoint import soundness, store
 from fdtrain.config import Config, ConfigFiles, dump_config, load_config
 from fdtrain.data.dataset import DatasetDescription, fingerprint
 from fdtrain.data.mixture import DataSets, open_data
-from fdtrain.data.shards import PlacedShard
+from fdtrain.data.shards import PlacedShards
 from fdtrain.errors import UserError, excerpt
 from fdtrain.evaluation.feature_networks import FeatureNetwork, open_features
 from fdtrain.networks.model import Model, ModelSpec
@@ -50,7 +50,7 @@ class Plan:
 
     config: Config
     data: DataSets
-    train_shards: list[list[PlacedShard]]
+    train_shards: list[PlacedShards]
     spec: ModelSpec
     layout: RunLayout
     features: FeatureNetwork | None
@@ -73,9 +73,9 @@ class Plan:
         config = self.config
         return {
             "dataset": self.description.name,
-            "images": sum(placed.shard.images for part in self.train_shards for placed in part),
+            "images": sum(int(part.images.sum()) for part in self.train_shards),
             store.SHARDS: [
-                fingerprint([placed.shard for placed in shards], part.description.members)
+                fingerprint(shards.shards, part.description.members)
                 for part, shards in zip(self.data.parts, self.train_shards, strict=True)
             ],
             "data.weights": config.data.weights,

@@ -5,7 +5,6 @@ import json
 import os
 import re
 import signal
-import struct
 import subprocess
 import sys
 import tarfile
@@ -17,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from flaky import Flaky
-from packed import npy, picture, write_tar
+from packed import npy, picture, raw_png, write_tar
 from PIL import Image, PngImagePlugin
 from webdataset import tariterators
 
@@ -99,7 +98,7 @@ def test_every_image_is_the_files_own(tmp_path, image):
     before = [(path.read_bytes(), path.stat().st_mtime_ns) for path in tars]
     description = adopted(tmp_path, *tars)
     assert [(path.read_bytes(), path.stat().st_mtime_ns) for path in tars] == before
-    assert sorted(os.listdir(tmp_path)) == ["000.tar", "001.tar", "dataset.json"]
+    assert sorted(os.listdir(tmp_path)) == ["000.tar", "001.tar", "dataset.json", "index"]
     assert description == read_description(tmp_path)
     assert (description.size, description.channels, description.encoding) == (8, 3, image.rpartition(".")[2].lower())
     assert same(tmp_path, "train", *tars) == [n % 3 for n in range(12)]
@@ -114,7 +113,7 @@ def test_the_loaders_batches_are_the_files_pixels_on_any_workers(tmp_path):
     def batches(workers: int):
         data = locate(tmp_path / "set")
         shards = data.split("train")
-        order = LaneOrder([placed.shard.images for placed in shards], 4, seed=1, window=5)
+        order = LaneOrder(shards.images, 4, seed=1, window=5)
         read = LaneDataset(ShardReader(shards, data.description), order, range(4), 3)
         return order, list(Batches(read, 0, 12, workers))
 
@@ -247,23 +246,14 @@ def frames(kind: str) -> bytes:
     return file.getvalue()
 
 
-def deep_png() -> bytes:
-    """Of 16 bits a channel, in colours, which Pillow opens as 8."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    raw = b"".join(b"\0" + bytes(6 * SIZE) for _ in range(SIZE))
-    head = struct.pack(">IIBBBBB", SIZE, SIZE, 16, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(raw)) + chunk(b"IEND", b"")
-
-
 def long_text() -> PngImagePlugin.PngInfo:
     text = PngImagePlugin.PngInfo()
     text.add_text("parameters", "of a generator" * 200_000, zip=True)
     return text
 
 
+DEEP = raw_png(SIZE, SIZE, (b"IDAT", zlib.compress(bytes(SIZE * (6 * SIZE + 1)))), bits=16)
+"""Of 16 bits a channel, in colours, which Pillow opens as 8."""
 GOOD = [("0.png", encoded(0, "png"))]
 ANEW = rf"1 of 2 images would not be read as the packer packs them.* --size {SIZE} "
 CROP = rf"1 of 2 images need a crop or a resize to be {SIZE}x{SIZE}.* adopting changes no image.* --size PIXELS"
@@ -291,7 +281,10 @@ CROP = rf"1 of 2 images need a crop or a resize to be {SIZE}x{SIZE}.* adopting c
         # Not at all.
         ([("1.png", frames("png"))], "sample '1' is animated"),
         ([("1.webp", frames("webp"))], "sample '1' is animated"),
-        ([("1.png", deep_png())], "is of 16 bits"),
+        (
+            [("1.png", DEEP)],
+            "is of 16 bits",
+        ),
         ([("1.png", file_of("I;16"))], "is of 16 bits"),
         ([("1.png", file_of("RGBA"))], "has transparency"),
         ([("1.webp", file_of("RGBA", "webp", lossless=True))], "has transparency"),
@@ -485,6 +478,10 @@ def test_the_image_is_chosen_among_several(tmp_path):
     descriptions = [read_description(tmp_path / name) for name in ("set", "masks")]
     prints = {fingerprint(d.splits["train"], d.members) for d in descriptions}
     assert len(prints) == 2
+    index = "index/0.tar.idx"
+    (tmp_path / "set" / index).write_bytes((tmp_path / "masks" / index).read_bytes())
+    with pytest.raises(UserError, match=r"no index of this 0\.tar \(images 'mask\.png', which are none of the data"):
+        Split(tmp_path / "set", "train").batch(range(1))
 
 
 def test_levels(tmp_path):
@@ -685,7 +682,7 @@ def test_checked_shards_are_not_checked_again(tmp_path, monkeypatch):
     tars[0].touch()
     adopted(tmp_path / "set", *tars)
     assert scanned == ["0.tar", "1.tar", "0.tar", "2.tar"]
-    assert os.listdir(tmp_path / "set") == ["dataset.json"]
+    assert sorted(os.listdir(tmp_path / "set")) == ["dataset.json", "index"]
 
 
 def served(folder: Path):
@@ -697,7 +694,7 @@ def test_urls(tmp_path):
     with served(tmp_path / "in") as url:
         description = adopted(tmp_path / "set", f"{url}/{{0..1}}.tar")
         assert [s.place for s in description.splits["train"]] == [f"{url}/{i}.tar" for i in range(2)]
-        assert os.listdir(tmp_path / "set") == ["dataset.json"]
+        assert sorted(os.listdir(tmp_path / "set")) == ["dataset.json", "index"]
         assert same(tmp_path / "set", "train", *tars) == [0, 1, 2] * 2
 
 
@@ -736,7 +733,7 @@ def test_places_that_a_description_may_not_have(tmp_path, place):
     content = json.loads((tmp_path / "set" / "dataset.json").read_text())
     content["splits"]["train"][0]["place"] = place
     with pytest.raises(UserError, match=r"place: .*Pack the data set again"):
-        parse_description(json.dumps(content), "dataset.json")
+        parse_description(json.dumps(content), "")
 
 
 @pytest.mark.parametrize("place", ["/etc/passwd", "file:///etc/passwd", "local:///etc/passwd"])
@@ -790,7 +787,7 @@ def test_an_interrupted_command_goes_on(tmp_path):
 
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
     deadline = time.monotonic() + 60
-    while len(list((tmp_path / "set" / ".adopting").glob("*.json"))) < 2 and time.monotonic() < deadline:
+    while len(list((tmp_path / "set" / ".adopting").glob("*.scan"))) < 2 and time.monotonic() < deadline:
         time.sleep(0.005)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)

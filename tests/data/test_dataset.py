@@ -71,7 +71,7 @@ def test_names_the_key_that_is_wrong(tmp_path, change, complaint):
     pack(tmp_path / "set", (2,))
     content = json.loads((tmp_path / "set" / FILE).read_text()) | change
     with pytest.raises(UserError, match=complaint) as error:
-        parse_description(json.dumps(content), "there/dataset.json")
+        parse_description(json.dumps(content), "there")
     assert str(error.value).startswith("there/dataset.json")
     assert str(error.value).isprintable()
     assert len(str(error.value)) < 300
@@ -94,7 +94,7 @@ def test_names_the_key_that_is_wrong(tmp_path, change, complaint):
 )
 def test_json_that_is_none_of_ours(text):
     with pytest.raises(UserError) as error:
-        parse_description(text, "there/dataset.json")
+        parse_description(text, "there")
     assert str(error.value).isprintable()
     assert len(str(error.value)) < 300
 
@@ -107,7 +107,7 @@ def test_a_shard_listed_twice(tmp_path, splits):
     [shard] = content["splits"]["train"]
     content["splits"] = {split: [shard] * times for split, times in splits.items()}
     with pytest.raises(UserError, match=r"lists train-000000\.tar twice\. Its samples would come twice"):
-        parse_description(json.dumps(content), "there/dataset.json")
+        parse_description(json.dumps(content), "there")
 
 
 def test_a_file_that_is_no_description(tmp_path, monkeypatch):

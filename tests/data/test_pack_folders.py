@@ -3,12 +3,10 @@
 import io
 import json
 import os
-import struct
 import subprocess
 import sys
 import tarfile
 import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -228,34 +226,6 @@ def test_a_rotated_picture_is_cropped_upright(tmp_path):
     assert found["train"] == by_content(np.rot90(wide, -1)[5:25][None], [-1])
 
 
-def png16(picture: np.ndarray) -> bytes:
-    """``(H, W, 1 to 4)`` uint16 as a PNG of 16 bits a channel, which Pillow cannot write in colour."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    height, width, channels = picture.shape
-    head = struct.pack(">IIBBBBB", width, height, 16, {1: 0, 2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in picture)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-
-
-@pytest.mark.parametrize("channels", [1, 2, 3, 4])
-def test_16_bits_are_refused(channels):
-    picture = np.full((8, 8, channels), 0x1234, np.uint16)
-    with pytest.raises(UserError, match=r"a.png is of 16 bits, not of 8 bits a channel"):
-        decode(png16(picture), "a.png", exactly(8, 3))
-
-
-@pytest.mark.parametrize("form", ["PNG", "WEBP"])
-def test_animations_are_refused(form):
-    file = io.BytesIO()
-    first, second = (Image.fromarray(picture) for picture in PICTURES[:2])
-    first.save(file, form, save_all=True, append_images=[second])
-    with pytest.raises(UserError, match="is animated"):
-        decode(file.getvalue(), "a", exactly(8, 3))
-
-
 def tar_bytes(files: dict[str, bytes], form: int = tarfile.PAX_FORMAT) -> bytes:
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w", format=form) as tar:
@@ -277,13 +247,16 @@ def damaged_tars() -> dict[str, tuple[bytes, str]]:
         "no end": (whole[:end], "no end-of-archive block"),
         "cut in a member": (whole[: end - 600], "cut short"),
         "a second archive behind": (whole + tar_bytes({"more.png": FILES[0]}), "several archives in one file"),
-        "pax of a negative size": (pax_member({"size": "-512"}), "a member of '-512' bytes"),
-        "pax of a huge size": (pax_member({"size": "9" * 19}), "a member of 9999999999999999999 bytes"),
+        "pax of a negative size": (pax_member({"size": "-512"}), "no number in an extended header"),
+        "pax of a huge size": (pax_member({"size": "9" * 19}), "cut short"),
         "sparse": (pax_member({"GNU.sparse.major": "1"}), "sparse"),
-        "a chain of headers": (pax_member({"comment": "x"})[:1024] * 50 + whole, "absurdly long names"),
+        "a chain of headers": (pax_member({"comment": "x"})[:1024] * 50 + whole, "two extended headers of one kind"),
         "a fifo": (special(tarfile.FIFOTYPE), "neither a plain file, a folder nor a link"),
-        "a header of negative size": (special(tarfile.REGTYPE, size=-512), "a member of -512 bytes"),
-        "a long name of a terabyte": (special(tarfile.GNUTYPE_LONGNAME, size=1 << 40), "absurdly long names"),
+        "a header of negative size": (special(tarfile.REGTYPE, size=-512), "no number for a size"),
+        "a long name of a terabyte": (
+            special(tarfile.GNUTYPE_LONGNAME, size=1 << 40),
+            "an extended header of 1099511627776 bytes",
+        ),
     }
 
 

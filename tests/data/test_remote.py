@@ -30,7 +30,7 @@ from fdtrain.data.cache import open_cache
 from fdtrain.data.lanes import LaneOrder
 from fdtrain.data.loader import Batches, LaneDataset
 from fdtrain.data.location import locate
-from fdtrain.data.shards import ShardReader
+from fdtrain.data.shards import ShardReader, remote_lengths
 from fdtrain.data.split import Split
 from fdtrain.errors import UserError
 
@@ -55,8 +55,8 @@ def _impatient(monkeypatch):
 def batches(path, cache=None, workers=0, seconds=30.0, stop=15, allow_pipe=False) -> Batches:
     data = locate(path, allow_pipe, 30.0)
     shards = data.split("train")
-    order = LaneOrder([placed.shard.images for placed in shards], 4, 0, 6)
-    held = open_cache(cache, None, seconds, [placed.place for placed in shards])
+    order = LaneOrder(shards.images, 4, 0, 6)
+    held = open_cache(cache, None, seconds, bool(remote_lengths(shards).size))
     return Batches(LaneDataset(ShardReader(shards, data.description, held), order, range(4), 2), 0, stop, workers)
 
 
@@ -287,7 +287,7 @@ def test_a_description_s_numbers_are_believed_within_reason(folder, tmp_path):
         data = locate(url, seconds=10)
         shards = data.split("train")
         with pytest.raises(UserError, match=r"data\.cache_gib"):
-            ShardReader(shards, data.description, open_cache(tmp_path / "cache", 1, 10, [s.place for s in shards]))
+            ShardReader(shards, data.description, open_cache(tmp_path / "cache", 1, 10, True))
 
 
 def test_no_server_at_all(tmp_path):
@@ -435,7 +435,9 @@ def test_a_certificate_of_a_private_authority(tmp_path, monkeypatch):
         ):
             fetch.fetch(f"{url}/x", tmp_path / "file", 30, MOST)
         monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-        program = "import sys; from fdtrain.data.fetch import fetch_text; print(fetch_text(sys.argv[1], 30, 9))"
+        program = (
+            "import sys; from fdtrain.data.fetch import fetch_bytes; print(fetch_bytes(sys.argv[1], 30, 9).decode())"
+        )
         done = subprocess.run([sys.executable, "-c", program, f"{url}/x"], capture_output=True, text=True, cwd=ROOT)
         assert done.stdout == "content\n", done.stderr
 

@@ -85,7 +85,7 @@ def _source(source: Source) -> list:
 
 def description(path: str) -> dict:
     text = Path(path).read_bytes().decode(errors="replace")
-    return parse_description(text, "dataset.json").model_dump(exclude_unset=True)
+    return parse_description(text, "").model_dump(exclude_unset=True, exclude={"splits"})
 
 
 def configuration(path: str) -> None:

@@ -8,9 +8,12 @@ import json
 import os
 import shutil
 import tarfile
+import zlib
+from array import array
 from pathlib import Path
 
 import generators as make
+import numpy as np
 import pytest
 import yaml
 from answers import Answers, ok
@@ -20,7 +23,11 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from packed import pack
 
+from fdtrain.data import shard_index
 from fdtrain.data.dataset import FILE
+from fdtrain.data.decode import IMAGES
+from fdtrain.data.location import locate
+from fdtrain.data.shards import OpenShard
 
 CASES = int(os.environ.get("FDTRAIN_FUZZ_CASES", "0"))
 
@@ -114,6 +121,25 @@ def test_shards(data, place, attacked, reference):
     assert [a if isinstance(a, list) else b for a, b in zip(expected, found, strict=True) if isinstance(b, list)] == [
         b for b in found if isinstance(b, list)
     ]
+
+
+@cases(60)
+@given(data=st.data())
+def test_indices(data, place, attacked):
+    """Of a shard: a spoiled one is refused, and one whose checksum is right all the same does no harm."""
+    folder = emptied(place)
+    pack(folder, (3,))
+    [placed] = locate(folder).split("train")
+    opened = OpenShard(placed, None)
+    opened.close()
+    samples = array("q", np.stack(opened.samples, 1).ravel().tolist())
+    whole = shard_index.content(placed.shard, IMAGES, samples)
+    spoiled = data.draw(make.spoiled(whole, 1))
+    path = shard_index.place(folder, placed.shard.file)
+    shard_index.write(path, spoiled)
+    assert told(attacked, target="shard", folder=str(folder)) is None or spoiled == whole
+    shard_index.write(path, spoiled[:-4] + zlib.crc32(spoiled[:-4]).to_bytes(4, "little"))
+    told(attacked, target="shard", folder=str(folder))
 
 
 @cases(60)

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from fdtrain.data.sources import tar_stream
+from fdtrain.data import tar
 from fdtrain.data.sources.source import BadSample
 from fdtrain.errors import UserError
 
@@ -156,28 +156,31 @@ def _zip(path: Path) -> Iterator[Member]:
 
 
 def _tar(path: Path) -> list[Member]:
-    kind = "compressed-tar" if tar_stream.compressed(path) else "tar"
+    kind = "compressed-tar" if tar.compressed(path) else "tar"
     files: list[Member] = []
-    links: dict[int, tar_stream.Link] = {}
-    for entry in tar_stream.entries(path):
-        name = posixpath.normpath(entry.name)
-        if _hidden(name):
-            continue
-        if entry.link is not None:
-            links[len(files)] = entry.link
-        files.append(Member(path, name, entry.size, kind, entry.offset, entry.size))
+    links: dict[int, tar.Entry] = {}
+    with tar.opened(path) as data:
+        for entry in tar.scan(data):
+            name = posixpath.normpath(os.fsdecode(entry.name))
+            if _hidden(name) or entry.is_folder:
+                continue
+            if entry.is_link:
+                links[len(files)] = entry
+            elif not entry.is_file:
+                raise ValueError(f"'{name}' is neither a plain file, a folder nor a link")
+            files.append(Member(path, name, entry.size, kind, entry.offset, entry.size))
     if links:
         _resolve(path, files, links)
     return files
 
 
-def _resolve(path: Path, files: list[Member], links: dict[int, tar_stream.Link]) -> None:
+def _resolve(path: Path, files: list[Member], links: dict[int, tar.Entry]) -> None:
     """Replace each link by its target: a path from the archive's root, or from the folder of a symbolic link."""
     places = {member.name: number for number, member in enumerate(files)}
     targets = {}
     for number, link in links.items():
-        beside = posixpath.dirname(files[number].name) if link.symbolic else ""
-        targets[number] = places.get(posixpath.normpath(posixpath.join(beside, link.target)))
+        beside = posixpath.dirname(files[number].name) if link.is_symbolic else ""
+        targets[number] = places.get(posixpath.normpath(posixpath.join(beside, os.fsdecode(link.target))))
     for number, link in links.items():
         target: int | None = number
         for _ in range(MAX_LINKS):
@@ -186,8 +189,8 @@ def _resolve(path: Path, files: list[Member], links: dict[int, tar_stream.Link])
             target = targets[target]
         if target is None or target in targets:
             raise UserError(
-                f"{path}, member '{files[number].name}' is a link to '{link.target}', no file of the archive. "
-                "Pack it anew with the file in place of the link."
+                f"{path}, member '{files[number].name}' is a link to '{os.fsdecode(link.target)}', no file of the "
+                "archive. Pack it anew with the file in place of the link."
             )
         files[number] = files[target]._replace(name=files[number].name)
 
@@ -242,7 +245,7 @@ def stream(member: Member, most: int = MAX_STREAM) -> Iterator[IO[bytes]]:
             with zipfile.ZipFile(member.path) as archive, archive.open(_info(archive, member)) as file:
                 yield file
         else:
-            with tar_stream.section(member.path, member.offset, member.size) as file:
+            with tar.section(member.path, member.offset, member.size) as file:
                 yield file
     except BROKEN as error:
         raise UserError(f"{member} cannot be read ({error}). Fetch it again.") from error

@@ -24,12 +24,11 @@ from tqdm import tqdm
 from fdtrain.data.decode import IMAGES, LABELS, class_name, npy_header
 from fdtrain.data.fetch import is_remote, shown
 from fdtrain.data.members import json_field, longest_name
-from fdtrain.data.sources import tar_stream
 from fdtrain.data.sources.archive import MAX_READ, advice
 from fdtrain.data.sources.picture import Fit, decode, exactly, fitted, upright_shape
 from fdtrain.data.sources.preparation import method
 from fdtrain.data.sources.source import BadSample, Sample, Source, hold_out_fewer, numbered
-from fdtrain.data.tar import BadTar, members
+from fdtrain.data.tar import BadTar, compressed, members
 from fdtrain.data.workers import run
 from fdtrain.errors import UserError, excerpt
 
@@ -72,7 +71,7 @@ def mapped(path: Path, name: str) -> Iterator[mmap.mmap]:
                 raise UserError(f"{name} is no regular file. Correct the path.")
             if not os.fstat(file.fileno()).st_size:
                 raise UserError(f"{name} is empty (0 bytes). Fetch or make it again, or leave it out.")
-            if tar_stream.compressed(path):
+            if compressed(path):
                 raise UserError(f"{name} is compressed: no sample in it can be read in place. Decompress it first.")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 yield data
