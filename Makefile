@@ -3,6 +3,7 @@
 # make test     every test
 # make chaos    a job killed fifty times, on changing numbers of processes; each one resumed by each other
 # make signals  every launcher, signal, target, number of ranks and workers
+# make cluster  jobs of SLURM, runs over ssh, data in a store that speaks S3, on two hosts made on this machine
 # make fuzz     thousands of damaged files and server answers, different ones each time (CASES=20000 for more)
 # make docs     the documentation as a site, in site/
 # make lint     style, the direction of imports, types
@@ -33,7 +34,7 @@ READY := .venv/ready
 CASES ?= 2000
 
 .DEFAULT_GOAL := help
-.PHONY: help demo fashion docs test signals chaos fuzz lint clean environment
+.PHONY: help demo fashion docs test signals chaos cluster fuzz lint clean environment
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -86,6 +87,9 @@ signals: $(READY)
 
 chaos: $(READY)
 	FDTRAIN_CHAOS_KILLS=50 FDTRAIN_RESHARDING="1 2 4" python -m pytest tests/chaos tests/training/test_resharding.py
+
+cluster: $(READY)
+	python -m pytest -m cluster -rs tests/cluster
 
 fuzz: $(READY)
 	FDTRAIN_FUZZ_CASES=$(CASES) python -m pytest tests/hostile

@@ -62,7 +62,7 @@ def held(
         _acquire(folder, lock, own, beat, stale)
     except OSError as error:
         raise UserError(
-            f"{lock} cannot be written or read ({error.strerror}). Make room, repair the disk or its permissions, "
+            f"{lock} cannot be written ({error.strerror}). Make room, repair the disk or its permissions, "
             "or choose another folder."
         ) from None
     end = threading.Event()

@@ -203,3 +203,11 @@ def undisturbed(tmp_path_factory, digits) -> Launch:
     launch = Launch(tmp_path_factory.mktemp("undisturbed"), digits)
     launch("training.steps=60", "monitor.evaluate_every=20", processes=2)
     return launch
+
+
+@pytest.fixture(scope="module")
+def hosts():
+    from hosts import Hosts
+
+    with Hosts() as made:
+        yield made

@@ -2,6 +2,7 @@
 
 import subprocess
 import time
+from collections.abc import Callable
 
 import psutil
 from conftest import ROOT, environment, free_port
@@ -18,6 +19,13 @@ def start(command: list[str]) -> subprocess.Popen:
 def end(job: subprocess.Popen, timeout: float = 180) -> str:
     """What a job that ends has said on stderr."""
     return job.communicate(timeout=timeout)[1]
+
+
+def until(condition: Callable[[], bool], timeout: float) -> None:
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
 
 
 def wait_for_step(launch, step: int, job: subprocess.Popen) -> None:

@@ -131,7 +131,7 @@ def test_what_is_no_file_in_the_lock_s_place_is_named(tmp_path):
         with pytest.raises(UserError, match="is in the place of a lock and is no file"), lock.held(place):
             pass
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"written or read \(Not a directory\)"), lock.held(tmp_path / "file"):
+    with pytest.raises(UserError, match=r"cannot be written \(Not a directory\)"), lock.held(tmp_path / "file"):
         pass
 
 

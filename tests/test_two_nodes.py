@@ -1,10 +1,8 @@
 """Two hosts with a network between them: a run over both, cut in two in mid-step, comes back when it is mended.
 
-The hosts are network namespaces of this machine with a virtual cable; each has its own address and loopback. Both
-see the same disk, as cluster nodes do.
+The hosts are network namespaces of this machine (hosts.py).
 """
 
-import os
 import re
 import shutil
 import subprocess
@@ -12,9 +10,8 @@ import sys
 import time
 from pathlib import Path
 
-import pytest
 from checkpoints import assert_same
-from conftest import ROOT, environment, free_port
+from conftest import environment, free_port
 
 SETTINGS = (
     "training.steps=60",
@@ -22,70 +19,6 @@ SETTINGS = (
     "training.heartbeat_timeout_s=3",
     "training.collective_timeout_s=60",
 )
-
-
-def ip(*arguments: str) -> None:
-    subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True)
-
-
-class Hosts:
-    """Two namespaces; their names carry this process's number, so that other tests may run beside."""
-
-    def __init__(self):
-        number = os.getpid()
-        self.names = [f"fd{number}a", f"fd{number}b"]
-        self.addresses = ["10.213.77.1", "10.213.77.2"]
-
-    def __enter__(self) -> "Hosts":
-        try:
-            for name in self.names:
-                ip("netns", "add", name)
-            ip("link", "add", self.names[0], "netns", self.names[0], "type", "veth", "peer", "name", self.names[1],
-               "netns", self.names[1])  # fmt: skip
-            for name, address in zip(self.names, self.addresses):
-                ip("-n", name, "address", "add", f"{address}/24", "dev", name)
-                ip("-n", name, "link", "set", "lo", "up")
-            self.mend()
-        except FileNotFoundError:
-            pytest.skip("iproute2 is not installed")
-        except subprocess.CalledProcessError as error:
-            self.__exit__()
-            pytest.skip(f"no rights to make network namespaces: {error.stderr.strip()}")
-        return self
-
-    def __exit__(self, *_) -> None:
-        for name in self.names:
-            found = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True)
-            if found.returncode == 0:
-                subprocess.run(["kill", "-KILL", *found.stdout.split()], capture_output=True)
-                subprocess.run(["ip", "netns", "delete", name], capture_output=True)
-
-    def cut(self) -> None:
-        ip("-n", self.names[0], "link", "set", self.names[0], "down")
-
-    def mend(self) -> None:
-        for name in self.names:
-            ip("-n", name, "link", "set", name, "up")
-
-    def start(self, node: int, command: list[str]) -> subprocess.Popen:
-        return subprocess.Popen(
-            ["ip", "netns", "exec", self.names[node], *command],
-            cwd=ROOT,
-            env={
-                **environment(),
-                "GLOO_SOCKET_IFNAME": self.names[node],
-                "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
-            },
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-
-@pytest.fixture(scope="module")
-def hosts():
-    with Hosts() as made:
-        yield made
 
 
 def script(launch) -> list[str]:
@@ -135,9 +68,8 @@ def test_torchrun_brings_a_job_back_by_itself(launch, undisturbed, hosts):
     endpoint = f"{hosts.addresses[0]}:{free_port()}"
     shared = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
     shared += ["--max-restarts", "5", "--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint, "--rdzv-id", "test"]
-    # Both have this machine's name, by which torchrun would look for the one that keeps the store.
-    own = [["--local-addr", address, "--rdzv-conf", f"is_host={i == 0:d}"] for i, address in enumerate(hosts.addresses)]
-    jobs = [hosts.start(node, [*shared, *own[node], *script(launch)]) for node in range(2)]
+    attempts = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    jobs = [hosts.start(node, [*shared, *script(launch)], **attempts) for node in range(2)]
     wait_for(launch.run_folder() / "checkpoints" / "step_00000010", jobs)
     hosts.cut()
     time.sleep(8)

@@ -11,13 +11,12 @@ from fdtrain.config import NETWORKS, Config
 
 HEAD = """# Configuration
 
-A run has one YAML file, or several, `--config configs/digits.yaml configs/baselines/edm.yaml`, each laid over those
-before it key by key; `--set section.key=value` overrides any key. An unknown key, a wrong type or an impossible
-combination is refused before anything starts. The resolved configuration is saved with the run, with credentials in
-URLs masked (docs/data.md). A key that is given twice and more than 20,000 values (including those that aliases repeat)
-are refused too. Values are texts, numbers, booleans, lists and sections; a date is read as a text, and `010` or
-`1:30`, which YAML reads in base 8 and 60, are refused. `~` at the beginning of a path is the home folder. This page is
-generated from `fdtrain/config.py` by `python tools/document.py`.
+After this page you can set every key of a run. A run has one YAML file, or several, `--config configs/digits.yaml
+configs/baselines/edm.yaml`, each laid over those before it key by key; `--set section.key=value` overrides any key.
+Unknown or repeated keys, wrong types and impossible combinations are refused before anything starts. The resolved
+configuration is saved with the run, credentials in URLs masked (docs/data.md). A date is read as a text; `010` and
+`1:30`, which YAML reads in base 8 and 60, and more than 20,000 values are refused. `~` at the beginning of a path is
+the home folder. Generated from `fdtrain/config.py` by `python tools/document.py`.
 """
 
 

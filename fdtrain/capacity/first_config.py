@@ -98,7 +98,7 @@ def write_first_config(folder: Path, description: DatasetDescription, target: Ta
             resume = " --resume auto" if load_config(file).folder.exists() else ""
         except UserError:
             resume = ""
-        return [f"{file} is there already, and stays as it is. To train:", train + resume]
+        return [f"{file} is there already, and stays as it is; remove it for a new one. To train:", train + resume]
     plan = f"{_program()} plan {shlex.quote(str(file))} --for {target}"
     settings = first_settings(description, str(folder), target)
     config = Config.model_validate(settings)

@@ -9,6 +9,7 @@ is run.
 import argparse
 from pathlib import Path
 
+from fdtrain.console import phase
 from fdtrain.convert import score_sde
 from fdtrain.evaluation.load import ModelOrigin, weights_digest
 from fdtrain.export.write import UNKNOWN, write
@@ -29,10 +30,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     path, weights = arguments.checkpoint, arguments.weights
-    model, step = score_sde.convert(path, weights, arguments.sde, arguments.size, arguments.dataset)
+    with phase(f"reading {path}"):
+        model, step = score_sde.convert(path, weights, arguments.sde, arguments.size, arguments.dataset)
     origin = ModelOrigin(path, weights_digest(model), None, step)
     source = f"{path.name} of score_sde_pytorch, {weights} weights, {arguments.sde}"
-    write(model, origin, arguments.folder, licence=arguments.licence, source=source)
+    with phase(f"writing {arguments.folder}"):
+        write(model, origin, arguments.folder, licence=arguments.licence, source=source)
     options = model.spec.network_options
     shape = ", ".join(f"{name} {value}" for name, value in options.items())
     print(f"converted to {arguments.folder}: {parameter_count(model):,} parameters, {shape}")

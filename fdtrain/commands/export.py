@@ -13,6 +13,7 @@ to the Hugging Face hub, --dry-run says what it would upload.
 
 import argparse
 
+from fdtrain.console import phase
 from fdtrain.errors import UserError
 from fdtrain.evaluation.load import add_length
 from fdtrain.export import hub
@@ -36,7 +37,8 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.dry_run and not arguments.push:
         raise UserError("--dry-run: of what? Name a repository with --push.")
     how = arguments.format, arguments.licence, arguments.opset, arguments.ema_length
-    done = export(arguments.model, arguments.folder, *how)
+    with phase(f"exporting to {arguments.folder}, and comparing with the model"):
+        done = export(arguments.model, arguments.folder, *how)
     print(f"exported to {done.folder}; largest difference to the model {done.largest_difference:.1e}")
     if arguments.push:
         upload = hub.plan(done.folder, arguments.push)

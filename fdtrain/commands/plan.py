@@ -29,6 +29,7 @@ from fdtrain.capacity.layout import zero_stage
 from fdtrain.capacity.spec import model_spec
 from fdtrain.capacity.target import Target, target
 from fdtrain.config import Config, load_config
+from fdtrain.console import phase
 from fdtrain.errors import UserError
 from fdtrain.evaluation.wording import duration
 from fdtrain.networks.model import ModelSpec
@@ -77,12 +78,14 @@ def run(arguments: argparse.Namespace) -> None:
     config = load_config(arguments.config, arguments.set)
     images = _images(arguments, config)
     spec = model_spec(config, images.description())
-    memory = _memory(config, spec, on)
-    counted = flops(spec)
-    total = work(config, counted, on.count, arguments.tflops, arguments.utilisation)
-    print("\n".join([str(arguments.config), *_work(config, images, spec, counted, total, on), *memory]))
-    if on.device == "cuda":
-        print("", summary(config, spec, total), sep="\n")
+    with phase("counting operations and memory"):
+        memory = _memory(config, spec, on)
+        counted = flops(spec)
+        total = work(config, counted, on.count, arguments.tflops, arguments.utilisation)
+        lines = [str(arguments.config), *_work(config, images, spec, counted, total, on), *memory]
+        if on.device == "cuda":
+            lines += ["", summary(config, spec, total)]
+    print("\n".join(lines))
 
 
 def _check(arguments: argparse.Namespace) -> None:

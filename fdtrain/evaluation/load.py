@@ -12,6 +12,7 @@ from typing import Any
 from fdtrain import distributed, files
 from fdtrain.checkpoint import soundness, store
 from fdtrain.checkpoint.fragments import AVERAGE
+from fdtrain.console import phase
 from fdtrain.errors import UserError
 from fdtrain.evaluation.synthesis import TrackedAverages
 from fdtrain.networks.model import Model, ModelSpec, load_weights
@@ -188,7 +189,8 @@ def open_model(path: str | Path, ema_length: float | None = None, shared: bool =
         UserError: there is no model, its files are broken, or there is no average of that length.
     """
     files_of_model = distributed.found_by_first(partial(find_model, path)) if shared else find_model(path)
-    model = read_model(*files_of_model, ema_length)
+    with phase(f"opening the model of {path}"):
+        model = read_model(*files_of_model, ema_length)
     folder = files_of_model[0].parent
     number = folder.name.removeprefix("step_")
     is_run = (Path(path) / "checkpoints").is_dir()
