@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> None:
     else:
         drawn = evaluate(arguments)
     if drawn is not None:
-        from fdtrain.training.monitor import show_pictures  # Needs TensorBoard.
+        from fdtrain.training.board import show_pictures  # Needs TensorBoard.
 
         show_pictures(*drawn)
 

@@ -1,83 +1,119 @@
-"""TensorBoard's events, written as soon as they are flushed and never by half.
+"""TensorBoard's view of a run: what the run is, its pictures, and the curves of its log."""
 
-TensorBoard's own writer has a thread that dies with the first write that fails, and leaves half a record, behind which
-nothing of the file can be read.
-"""
-
-import io
-import os
-import socket
-import time
+import json
+import math
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
-from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
-from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
-from tensorboard.summary.writer.record_writer import RecordWriter
+from PIL import Image
 from torch import Tensor
-from torch.utils.tensorboard import summary
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import custom_scalars, hparams
 
-from fdtrain.training.dashboard import LAYOUT, Dashboard
-from fdtrain.training.record_file import RecordFile
+from fdtrain.training.dashboard import CHARTS, Dashboard, tag
+from fdtrain.training.log_file import step_of
+
+ROOM = 1 << 18
+"""Bytes that a disk must have free for a new file."""
 
 
 class Board:
-    """An event file of its own in a folder of TensorBoard's. Nothing is written before :meth:`flush`.
+    """Follows a log: events are made of its lines, so that those which a disk did not take are made again.
+
+    TensorBoard's writer does not survive a failed write. After one a new file begins, with the step of the log whose
+    events were lost; pictures are lost for good.
 
     Args:
-        folder: which is made.
-        start: events of this step and later ones in the folder's other files are void; None: all are valid.
+        folder: for the event files.
+        log: the log, of whole lines.
+        shown: what else is shown of the run.
     """
 
-    def __init__(self, folder: Path, start: int | None = None):
-        folder.mkdir(exist_ok=True)
-        # TensorBoard reads a folder's files in the order of their names.
-        name = f"events.out.tfevents.{time.time():017.6f}.{socket.gethostname()}.{os.getpid()}"
-        self.file = RecordFile(folder / name)
-        self._add(Event(file_version="brain.Event:2"))
-        if start is not None:
-            self._begin(start)
+    def __init__(self, folder: Path, log: Path, shown: Dashboard | None):
+        self.folder, self.log, self.shown = folder, log, shown
+        self.writer: SummaryWriter | None = None
 
-    def rewind(self, start: int) -> None:
-        """Events of ``start`` and later ones are void."""
-        self.file.forget_after(start - 1)
-        self._begin(start)
+    def begin(self, step: int) -> None:
+        """Show what the log has, or will have, of steps after ``step``; earlier events of such steps are void."""
+        self.close()
+        # The step that is being shown, where its lines begin, and where the next one does.
+        self._step, self._first, self._end = step + 1, 0, 0
 
-    def scalar(self, name: str, value: float, step: int) -> None:
-        self._add_summary(summary.scalar(name, value), step)
+    def follow(self) -> None:
+        """Show what is new in the log. Raises OSError: it will be at the next call."""
+        with self._writing() as writer, self.log.open("rb") as log:
+            log.seek(self._end)
+            for line in log:
+                step = step_of(line)
+                if self._step < step < math.inf:
+                    self._step, self._first = int(step), self._end
+                self._end += len(line)
+                if step == self._step:
+                    for name, value in json.loads(line).items():
+                        if name != "step":
+                            writer.add_scalar(tag(name), value, self._step)
 
     def image(self, name: str, pixels: np.ndarray | Tensor, step: int) -> None:
-        """An image ``(C, H, W)`` uint8."""
-        self._add_summary(summary.image(name, pixels, dataformats="CHW"), step)
+        """Show an image ``(C, H, W)`` uint8. Raises OSError."""
+        with self._writing() as writer:
+            writer.add_image(name, pixels, step, dataformats="CHW")
 
-    def describe(self, dashboard: Dashboard, step: int) -> None:
-        """The configuration, the layout of the charts and the hyperparameters, all valid from ``step`` on."""
-        self._add_summary(summary.text("configuration", f"```yaml\n{dashboard.config}```"), step)
-        self._add_summary(summary.custom_scalars(LAYOUT), step)
-        experiment, begun, _ = self._hyperparameters(dashboard)
-        self._add_summary(experiment, step)
-        self._add_summary(begun, step)
+    def succeed(self, step: int) -> None:
+        """The run has come to its last step. Raises OSError."""
+        if self.shown is not None:
+            with self._writing() as writer:
+                writer._get_file_writer().add_summary(self._hyperparameters(self.shown)[2], step)
 
-    def succeed(self, dashboard: Dashboard, step: int) -> None:
-        """The run is complete."""
-        self._add_summary(self._hyperparameters(dashboard)[2], step)
+    def close(self) -> None:
+        with suppress(OSError):
+            if self.writer is not None:
+                self.writer.close()
+        self.writer = None
 
-    def _hyperparameters(self, dashboard: Dashboard) -> tuple[Summary, Summary, Summary]:
-        return summary.hparams(dashboard.hyperparameters, dict.fromkeys(dashboard.metrics, 0.0))
+    @contextmanager
+    def _writing(self) -> Iterator[SummaryWriter]:
+        try:
+            if self.writer is None:
+                self.writer = self._open()
+            yield self.writer
+            self.writer.flush()
+        except OSError:
+            self.writer, self._end = None, self._first
+            raise
 
-    def flush(self) -> None:
-        """Raises OSError; what could not be written waits."""
-        self.file.write()
+    def _open(self) -> SummaryWriter:
+        self.folder.mkdir(exist_ok=True)
+        with tempfile.TemporaryFile(dir=self.folder) as file:
+            file.write(bytes(ROOM))
+        writer = SummaryWriter(str(self.folder), purge_step=self._step)
+        if self.shown is not None:
+            writer.add_text("configuration", f"```yaml\n{self.shown.config}```", self._step)
+            layout = {name: {title: ["Multiline", [e]] for title, e in charts.items()} for name, charts in CHARTS.items()}
+            for summary in (custom_scalars(layout), *self._hyperparameters(self.shown)[:2]):
+                # With the step: what is void of it is void of this too.
+                writer._get_file_writer().add_summary(summary, self._step)
+        return writer
 
-    def _begin(self, start: int) -> None:
-        self._add(Event(step=start, session_log=SessionLog(status=SessionLog.START)))
+    def _hyperparameters(self, shown: Dashboard):
+        return hparams(shown.hyperparameters, dict.fromkeys(shown.metrics, 0.0))
 
-    def _add_summary(self, content: Summary, step: int) -> None:
-        self._add(Event(step=step, summary=content))
 
-    def _add(self, event: Event) -> None:
-        event.wall_time = time.time()
-        buffer = io.BytesIO()
-        RecordWriter(buffer).write(event.SerializeToString())
-        # A file's first events must not be dropped with those of a step that is done again.
-        self.file.add(event.step if event.HasField("summary") else 0, buffer.getvalue())
+def show_pictures(run: Path, step: int, pictures: dict[str, Path]) -> None:
+    """Add PNG files to the TensorBoard of a run, by name, under ``evaluation``. Raises OSError."""
+    with SummaryWriter(str(run / "tensorboard")) as writer:
+        for name, path in pictures.items():
+            with Image.open(path) as picture:
+                writer.add_image(f"evaluation/{name}", np.asarray(picture.convert("RGB")), step, dataformats="HWC")
+
+
+def _report(args: threading.ExceptHookArgs, others=threading.excepthook) -> None:
+    """The writer's thread ends with an error of the disk, which the next call to the writer raises."""
+    if not (isinstance(args.exc_value, OSError) and type(args.thread).__module__.startswith("tensorboard.")):
+        others(args)
+
+
+threading.excepthook = _report

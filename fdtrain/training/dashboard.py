@@ -4,60 +4,42 @@ from dataclasses import dataclass
 from typing import Any
 
 from fdtrain.config import Config, dump_config
+from fdtrain.strict_yaml import flattened
 
-SPEED = (
-    "images_per_second",
-    "images_per_second_per_device",
-    "step_seconds",
-    "gflop_per_image",
-    "tflops_per_device",
-    "utilisation",
-    "communication",
-    "data_wait",
-    "save_pause",
-    "memory_gib",
+SPEED = frozenset(
+    "images_per_second images_per_second_per_device step_seconds gflop_per_image tflops_per_device utilisation "
+    "communication data_wait save_pause memory_gib".split()
 )
 """The metrics of ``train/`` that say how fast it goes, not what is learnt."""
 
-LAYOUT = {
+CHARTS = {
     "Likelihood": {
-        "bits/dim, training batches": ["Multiline", ["train/bits_per_dim$"]],
-        "bits/dim, held-out images, averaged weights": ["Multiline", ["(?!train/).*/bits_per_dim$"]],
-        "parts of the bound by tenth of the time": ["Multiline", ["integrand/"]],
+        "bits/dim, training batches": "train/bits_per_dim$",
+        "bits/dim, held-out images, averaged weights": "(?!train/).*/bits_per_dim$",
+        "parts of the bound by tenth of the time": "integrand/",
     },
-    "Samples": {"Frechet distance": ["Multiline", ["frechet/"]]},
+    "Samples": {"Frechet distance": "frechet/"},
     "Optimisation": {
-        "gradient norm": ["Multiline", ["train/gradient_norm$"]],
-        "learning rate": ["Multiline", ["train/lr$"]],
-        "skipped steps, broken samples": ["Multiline", ["train/(skipped_steps|broken_samples)$"]],
+        "gradient norm": "train/gradient_norm$",
+        "learning rate": "train/lr$",
+        "skipped steps, broken samples": "train/(skipped_steps|broken_samples)$",
     },
     "Speed": {
-        "images/s": ["Multiline", ["speed/images_per_second$"]],
-        "shares": ["Multiline", ["speed/(utilisation|communication|data_wait)$"]],
-        "memory, GiB": ["Multiline", ["speed/memory_gib$"]],
+        "images/s": "speed/images_per_second$",
+        "shares": "speed/(utilisation|communication|data_wait)$",
+        "memory, GiB": "speed/memory_gib$",
     },
 }
-"""Charts of the tab of custom scalars by title, in categories; each has the tags that its expressions match."""
+"""Charts of the tab of custom scalars by title, in categories; each has the tags that its expression matches."""
 
-SETTINGS = {
-    "network": ("name", "class_conditional", "dropout"),
-    "diffusion": ("predictor", "interval", "time_density", "time_sampling", "weighting", "decoder"),
-    "training": (
-        "optimizer",
-        "lr",
-        "muon_lr",
-        "global_batch",
-        "steps",
-        "warmup_steps",
-        "decay",
-        "weight_decay",
-        "grad_clip",
-        "precision",
-    ),
-    "ema": ("decay",),
-}
-"""The keys of the configuration that are hyperparameters, by section. Those of every network alone: TensorBoard takes
-the columns of its table from one run."""
+SETTINGS = (
+    "network.name network.class_conditional network.dropout diffusion.predictor diffusion.interval "
+    "diffusion.time_density diffusion.time_sampling diffusion.weighting diffusion.decoder training.optimizer "
+    "training.lr training.muon_lr training.global_batch training.steps training.warmup_steps training.decay "
+    "training.weight_decay training.grad_clip training.precision ema.decay".split()
+)
+"""The keys of the configuration that are hyperparameters. Those of every network alone: TensorBoard takes the columns
+of its table from one run."""
 
 
 @dataclass(frozen=True)
@@ -77,10 +59,9 @@ class Dashboard:
 
 def dashboard(config: Config, dataset: str, parameters: int, features: str | None) -> Dashboard:
     """Of a run on a data set, with so many parameters, and the named features where it measures Frechet distances."""
-    settings, sections = config.model_dump(mode="json"), {}
-    for section, keys in SETTINGS.items():
-        sections |= {f"{section}.{key}": _value(settings[section].get(key)) for key in keys}
-    hyperparameters = {"dataset": dataset, "parameters": parameters, **sections, "seed": config.seed}
+    settings = flattened(config.model_dump(mode="json"))
+    hyperparameters = {"dataset": dataset, "parameters": parameters, "seed": config.seed}
+    hyperparameters |= {key: _value(settings.get(key)) for key in SETTINGS}
     metrics = [f"{config.data.test_split}/bits_per_dim"] if config.monitor.evaluate_every else []
     metrics += ["train/bits_per_dim", *([f"frechet/{features}"] if features else [])]
     return Dashboard(dump_config(config), hyperparameters, metrics)

@@ -16,7 +16,7 @@ from tensorboard.plugins.hparams.list_session_groups import Handler
 from tensorboard.util.tensor_util import make_ndarray
 
 from fdtrain.config import NETWORKS, Config
-from fdtrain.training.dashboard import LAYOUT, SETTINGS, Dashboard, dashboard, tag
+from fdtrain.training.dashboard import CHARTS, SETTINGS, Dashboard, dashboard, tag
 from fdtrain.training.monitor import Monitor
 
 TRAIN = {"bits_per_dim": 2.0, "gradient_norm": 1.0, "lr": 0.1, "skipped_steps": 0.0, "broken_samples": 0.0}
@@ -94,8 +94,8 @@ def test_a_run_is_shown_by_the_plugins(tmp_path, shown):
     statuses = [group.sessions[0].status for group in (first, second)]
     assert statuses == [api_pb2.STATUS_SUCCESS, api_pb2.STATUS_UNKNOWN]
     # The runs' layouts are one.
-    assert [category["title"] for category in board.layout()["category"]] == list(LAYOUT)
-    assert [len(category["chart"]) for category in board.layout()["category"]] == [len(c) for c in LAYOUT.values()]
+    assert [category["title"] for category in board.layout()["category"]] == list(CHARTS)
+    assert [len(category["chart"]) for category in board.layout()["category"]] == [len(c) for c in CHARTS.values()]
 
 
 def test_a_resumed_run_has_everything_once(tmp_path, shown):
@@ -112,7 +112,7 @@ def test_a_resumed_run_has_everything_once(tmp_path, shown):
     assert board.texts("a/tensorboard") == [(1, "```yaml\nlr: 0.1\n```"), (2, "```yaml\nlr: 0.2\n```")]
     assert board.scalars("a/tensorboard", "train/bits_per_dim") == [(1, 1.0), (2, 9.0)]
     assert len(board.session_groups()[1]) == 1
-    assert len(board.layout()["category"]) == len(LAYOUT)
+    assert len(board.layout()["category"]) == len(CHARTS)
 
 
 def test_every_chart_has_curves_and_every_curve_a_group(tmp_path, shown):
@@ -121,11 +121,11 @@ def test_every_chart_has_curves_and_every_curve_a_group(tmp_path, shown):
     monitor.close()
     tags = Board(tmp_path).tags("tensorboard")
     assert {name.split("/")[0] for name in tags} == {"train", "test", "integrand", "speed", "frechet"}
-    for charts in LAYOUT.values():
-        for _, expressions in charts.values():
-            assert any(re.match(expression, name) for expression in expressions for name in tags)
-    matched = [charts["bits/dim, held-out images, averaged weights"] for charts in [LAYOUT["Likelihood"]]]
-    assert [name for name in tags if re.match(matched[0][1][0], name)] == ["test/bits_per_dim"]
+    for charts in CHARTS.values():
+        for expression in charts.values():
+            assert any(re.match(expression, name) for name in tags)
+    held_out = CHARTS["Likelihood"]["bits/dim, held-out images, averaged weights"]
+    assert [name for name in tags if re.match(held_out, name)] == ["test/bits_per_dim"]
 
 
 @pytest.mark.parametrize("network", NETWORKS)
@@ -137,12 +137,14 @@ def test_hyperparameters_are_the_same_of_every_network(network):
     assert list(found.hyperparameters) == [
         "dataset",
         "parameters",
-        *(f"{section}.{key}" for section, keys in SETTINGS.items() for key in keys),
         "seed",
+        *SETTINGS,
     ]
     assert Counter(map(type, found.hyperparameters.values())).keys() <= {int, float, str}
     assert found.hyperparameters["network.name"] == network
-    assert "None" not in found.hyperparameters.values() or found.hyperparameters["diffusion.interval"] == "None"
+    # Every network has each of them, but dit no dropout.
+    absent = {"diffusion.interval"} | ({"network.dropout"} if network == "dit" else set())
+    assert {key for key, value in found.hyperparameters.items() if value == "None"} == absent
 
 
 def test_tags_of_the_log():

@@ -1,18 +1,22 @@
 import errno
+import io
 import json
-import os
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.compat.tensorflow_stub.io.gfile import LocalFileSystem
 
 from fdtrain.evaluation.samples import save_png
 from fdtrain.training.metrics import QUANTILES, MetricSums, Stopwatch
-from fdtrain.training.monitor import Monitor, show_pictures
-from fdtrain.training.record_file import RecordFile
+from fdtrain.training.board import show_pictures
+from fdtrain.training.log_file import LogFile
+from fdtrain.training.monitor import Monitor
 
 
 def test_window_means():
@@ -60,8 +64,7 @@ def test_log_goes_to_file_and_tensorboard_and_forgets_what_is_done_again(tmp_pat
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 7, "tr')  # cut short by a crash
     train(4, 10)
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == list(range(1, 11))
+    assert [line["step"] for line in log_lines(tmp_path)] == list(range(1, 11))
     board = EventAccumulator(str(tmp_path / "tensorboard"))
     board.Reload()
     assert [e.step for e in board.Scalars("train/bits_per_dim")] == list(range(1, 11))
@@ -113,32 +116,42 @@ def test_images_without_a_finite_bound_are_left_out_of_the_means():
     assert "bits_per_dim" not in window.read()
 
 
+def log_lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
 def every_step_once(folder, steps):
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == list(range(1, steps + 1))
+    assert [line["step"] for line in log_lines(folder)] == list(range(1, steps + 1))
     board = EventAccumulator(str(folder / "tensorboard"))
     board.Reload()
     assert [e.step for e in board.Scalars("train/bits_per_dim")] == list(range(1, steps + 1))
 
 
+def in_halves(path, limit):
+    """An append-mode file of a disk that takes half of each write, and from ``limit`` bytes of room on nothing."""
+
+    class File(io.FileIO):
+        def write(self, data):
+            if len(data) < limit:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return super().write(bytes(data)[: max(1, len(data) // 2)])
+
+    return File(path, "a+")
+
+
 def test_a_disk_that_fills_and_is_freed_costs_nothing_of_the_log(tmp_path, monkeypatch, capsys):
-    """Each write fails in the middle of a record, as a full disk has it."""
+    """Each write fails in the middle of a line, as a full disk has it."""
     monitor = Monitor(tmp_path, 9, first=True)
     monitor.begin(0)
-    true_write = os.write
-
-    def full(file, data):
-        if len(data) < 8:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return true_write(file, bytes(data)[: len(data) // 2])
-
+    true_open = Path.open
     for step in range(1, 10):
         with monkeypatch.context() as patch:
             if step in (2, 3, 4, 7):
-                patch.setattr(os, "write", full)
+                patch.setattr(Path, "open", lambda path, *_, **__: in_halves(path, 8))
             monitor.log(step, {"bits_per_dim": float(step)})
         if step in (2, 3, 4, 7):
-            assert (tmp_path / "metrics.jsonl").read_bytes().endswith(b"}\n")
+            with true_open(tmp_path / "metrics.jsonl", "rb") as file:
+                assert file.read().endswith(b"}\n")
     monitor.close()
     every_step_once(tmp_path, 9)
     output = capsys.readouterr().err
@@ -146,13 +159,45 @@ def test_a_disk_that_fills_and_is_freed_costs_nothing_of_the_log(tmp_path, monke
     assert output.count("the log is written again.") == 2
 
 
-def test_a_return_to_a_checkpoint_while_the_disk_is_full(tmp_path, monkeypatch):
+def test_events_that_tensorboard_could_not_write_are_made_again(tmp_path, monkeypatch, capfd):
+    """Its writer dies in its thread, having written half an event; the step's earlier line is in the events too."""
+    monitor = Monitor(tmp_path, 6, first=True)
+    monitor.begin(0)
+    for step in range(1, 7):
+        monitor.log(step, {"bits_per_dim": float(step)})
+        with monkeypatch.context() as patch:
+            if step in (3, 4):
+                patch.setattr(LocalFileSystem, "append", half_an_event)
+                patch.setattr(tempfile, "TemporaryFile", full if step == 4 else tempfile.TemporaryFile)
+            monitor.log(step, {"bits_per_dim": 10.0 + step}, prefix="test")
+    monitor.close()
+    assert [line["step"] for line in log_lines(tmp_path)] == [step for step in range(1, 7) for _ in range(2)]
+    board = EventAccumulator(str(tmp_path / "tensorboard"))
+    board.Reload()
+    assert [(e.step, e.value) for e in board.Scalars("train/bits_per_dim")] == [(k, k) for k in range(1, 7)]
+    assert [(e.step, e.value) for e in board.Scalars("test/bits_per_dim")] == [(k, 10 + k) for k in range(1, 7)]
+    output = capfd.readouterr().err
+    assert "Traceback" not in output
+    assert output.count("the log cannot be written") == output.count("the log is written again.") == 2
+
+
+def half_an_event(self, filename, content, binary_mode=False):
+    with open(filename, "ab") as file:
+        file.write(content[: len(content) // 2])
+    raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+
+def full(*_, **__):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_return_to_a_checkpoint_while_the_disk_is_away(tmp_path, monkeypatch):
     monitor = Monitor(tmp_path, 9, first=True)
     monitor.begin(0)
     for step in range(1, 5):
         monitor.log(step, {"bits_per_dim": 0.0})
     with monkeypatch.context() as patch:
-        patch.setattr(os, "open", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "Input/output error")))
+        patch.setattr(Path, "open", full)
         monitor.log(5, {"bits_per_dim": 0.0})
         monitor.rewind(2)
         monitor.log(3, {"bits_per_dim": 1.0})
@@ -165,27 +210,14 @@ def test_a_return_to_a_checkpoint_while_the_disk_is_full(tmp_path, monkeypatch):
     assert [e.value for e in board.Scalars("train/bits_per_dim")] == [0, 0, 1, 1, 1, 1]
 
 
-def test_what_waits_is_bounded_and_what_is_lost_counted(tmp_path):
-    file = RecordFile(tmp_path / "away" / "log", most=25)
-    for step in range(5):
-        file.add(step, b"record%d\n" % step)
-        with pytest.raises(FileNotFoundError):
-            file.write()
-    (tmp_path / "away").mkdir()
-    file.write()
-    assert file.path.read_bytes() == b"record2\nrecord3\nrecord4\n"[-24:]
-    assert file.dropped == 2
-
-
-def test_a_file_that_was_replaced_meanwhile_is_not_padded(tmp_path, monkeypatch):
-    file = RecordFile(tmp_path / "log")
-    file.add(1, b"one\n")
-    file.write()
-    file.forget_after(1, 4)
+def test_a_log_that_was_replaced_meanwhile_is_not_padded(tmp_path):
+    log = LogFile(tmp_path / "log")
+    log.add(1, {})
+    log.write()
     (tmp_path / "log").write_bytes(b"")
-    file.add(2, b"two\n")
-    file.write()
-    assert (tmp_path / "log").read_bytes() == b"two\n"
+    log.add(2, {})
+    log.write()
+    assert (tmp_path / "log").read_bytes() == b'{"step": 2}\n'
 
 
 def test_pictures_of_an_evaluation_leave_the_run_s_curves(tmp_path):
