@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from fdtrain.diffusion.formulation import formulation_interval
 from fdtrain.errors import UserError, excerpt
-from fdtrain.networks.ddpmpp import Attention, DDPMpp, ResidualBlock
+from fdtrain.networks.ddpmpp import DDPMpp
+from fdtrain.networks.layers import Attention, ResidualBlock
 from fdtrain.networks.model import Model, ModelSpec
 
 

@@ -6,6 +6,7 @@ Against the paper: images in place of an autoencoder's latents, no learned varia
 """
 
 import math
+from functools import partial
 
 import torch
 import torch.nn.functional as nnf
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from fdtrain.networks import recompute
 from fdtrain.networks.embeddings import positional
+from fdtrain.networks.layers import GLOROT, dense
 
 SIZES: dict[str, tuple[int, int, int]] = {
     "S": (12, 384, 6),
@@ -34,15 +36,8 @@ def position_embedding(side: int, width: int) -> Tensor:
     return torch.cat([columns, rows], -1).flatten(0, 1)
 
 
-def _dense(inputs: int, outputs: int, std: float | None = None) -> nn.Linear:
-    """Glorot-uniform weights, or normal ones of the given standard deviation; bias zero."""
-    dense = nn.Linear(inputs, outputs)
-    if std is None:
-        nn.init.xavier_uniform_(dense.weight)
-    else:
-        nn.init.normal_(dense.weight, std=std)
-    nn.init.zeros_(dense.bias)
-    return dense
+SMALL, ZERO = partial(nn.init.normal_, std=0.02), partial(nn.init.normal_, std=0.0)
+"""Initial weights of the embeddings, and of what starts at zero."""
 
 
 class Modulation(nn.Module):
@@ -50,7 +45,7 @@ class Modulation(nn.Module):
 
     def __init__(self, width: int, count: int):
         super().__init__()
-        self.count, self.dense = count, _dense(width, count * width, std=0.0)
+        self.count, self.dense = count, dense(width, count * width, ZERO)
 
     def forward(self, condition: Tensor) -> tuple[Tensor, ...]:
         return self.dense(nnf.silu(condition))[:, None].chunk(self.count, -1)
@@ -64,8 +59,9 @@ class Block(nn.Module):
         self.heads = heads
         self.modulation = Modulation(width, 6)
         self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
-        self.qkv, self.out = _dense(width, 3 * width), _dense(width, width)
-        self.perceptron = nn.Sequential(_dense(width, 4 * width), nn.GELU(approximate="tanh"), _dense(4 * width, width))
+        self.qkv, self.out = dense(width, 3 * width, GLOROT), dense(width, width, GLOROT)
+        wide, narrow = dense(width, 4 * width, GLOROT), dense(4 * width, width, GLOROT)
+        self.perceptron = nn.Sequential(wide, nn.GELU(approximate="tanh"), narrow)
 
     def forward(self, h: Tensor, condition: Tensor) -> Tensor:
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition)
@@ -110,17 +106,17 @@ class DiT(nn.Module):
             raise ValueError(f"images of {image_size} pixels cannot be cut into patches of {patch}")
         blocks, width, heads = SIZES[size]
         self.patch, self.levels, self.checkpointing = patch, levels, checkpointing
-        self.input = _dense((input_channels or image_channels) * patch**2, width)
+        self.input = dense((input_channels or image_channels) * patch**2, width, GLOROT)
         # Not a weight: made again wherever the model is built.
         self.register_buffer("position", position_embedding(image_size // patch, width), persistent=False)
-        self.embed = nn.Sequential(_dense(TIME_CHANNELS, width, std=0.02), nn.SiLU(), _dense(width, width, std=0.02))
+        self.embed = nn.Sequential(dense(TIME_CHANNELS, width, SMALL), nn.SiLU(), dense(width, width, SMALL))
         self.embed_label = nn.Embedding(classes, width) if classes else None
         if self.embed_label is not None:
-            nn.init.normal_(self.embed_label.weight, std=0.02)
+            SMALL(self.embed_label.weight)
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(blocks))
         self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.modulation = Modulation(width, 2)
-        self.output = _dense(width, image_channels * patch**2, std=0.0)
+        self.output = dense(width, image_channels * patch**2, ZERO)
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
         condition = self.embed(positional(t, TIME_CHANNELS, self.levels))

@@ -1,8 +1,14 @@
-"""What the convolutional networks share."""
+"""Layers that networks share."""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
+
+from fdtrain.networks import recompute
 
 
 class GroupNorm(nn.GroupNorm):
@@ -78,9 +84,96 @@ def group_norm(channels: int) -> GroupNorm:
     return GroupNorm(groups, channels, eps=1e-6)
 
 
-def pixel_attention(x: Tensor, norm: nn.Module, qkv: nn.Module, out: nn.Module) -> Tensor:
-    """Single-head self-attention over the pixels of ``x`` ``(B, C, H, W)``: the branch, to be added to ``x``."""
-    # Contiguous: the fused kernels want the channels of a pixel side by side.
-    q, k, v = qkv(norm(x)).flatten(2).transpose(1, 2).contiguous().chunk(3, -1)
-    h = nnf.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])[:, 0]
-    return out(h.transpose(1, 2).reshape(x.shape))
+Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
+Weights = Callable[[Tensor], Any]
+"""Sets initial weights, in place."""
+GLOROT = nn.init.xavier_uniform_
+"""Those of the published codes of DDPM++ and DiT."""
+
+
+def initialised(layer: Layer, weights: Weights) -> Layer:
+    """The layer with these weights and a bias of zero."""
+    weights(layer.weight)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+def conv(inputs: int, outputs: int, weights: Weights, kernel: int = 3) -> nn.Conv2d:
+    return initialised(nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2), weights)
+
+
+def dense(inputs: int, outputs: int, weights: Weights) -> nn.Linear:
+    return initialised(nn.Linear(inputs, outputs), weights)
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions with a dense layer of the condition added between; the last one starts at zero.
+
+    Args:
+        inputs, outputs: channels.
+        name: of the dense layer among the parameters.
+        condition: makes the dense layer, to so many channels.
+        weights: of the other convolutions.
+        dropout: before the last one.
+        resample: ``"up"``, ``"down"`` or None.
+        rescale: divide the sum with the shortcut by sqrt(2).
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        name: str,
+        condition: Callable[[int], nn.Linear],
+        weights: Weights,
+        dropout: float,
+        resample: str | None = None,
+        rescale: bool = False,
+    ):
+        super().__init__()
+        self.name, self.resample, self.rescale = name, resample, rescale
+        self.norm1, self.conv1 = group_norm(inputs), conv(inputs, outputs, weights)
+        self.add_module(name, condition(outputs))
+        self.norm2, self.conv2 = group_norm(outputs), conv(outputs, outputs, nn.init.zeros_)
+        self.dropout = Dropout(dropout)
+        self.shortcut = conv(inputs, outputs, weights, 1) if inputs != outputs or resample else nn.Identity()
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        h = nnf.silu(self.norm1(x))
+        if self.resample == "down":
+            h, x = nnf.avg_pool2d(h, 2), nnf.avg_pool2d(x, 2)
+        elif self.resample == "up":
+            h, x = nnf.interpolate(h, scale_factor=2.0), nnf.interpolate(x, scale_factor=2.0)
+        h = self.conv1(h) + getattr(self, self.name)(condition)[:, :, None, None]
+        h = self.shortcut(x) + self.conv2(self.dropout(nnf.silu(self.norm2(h))))
+        return h / math.sqrt(2) if self.rescale else h
+
+
+class Attention(nn.Module):
+    """Single-head self-attention over the pixels; the arguments are those of :class:`ResidualBlock`."""
+
+    def __init__(self, channels: int, weights: Weights, rescale: bool = False):
+        super().__init__()
+        self.rescale = rescale
+        self.norm, self.qkv = group_norm(channels), conv(channels, 3 * channels, weights, 1)
+        self.out = conv(channels, channels, nn.init.zeros_, 1)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        # Contiguous: the fused kernels want the channels of a pixel side by side.
+        q, k, v = self.qkv(self.norm(x)).flatten(2).transpose(1, 2).contiguous().chunk(3, -1)
+        h = nnf.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])[:, 0]
+        h = x + self.out(h.transpose(1, 2).reshape(x.shape))
+        return h / math.sqrt(2) if self.rescale else h
+
+
+def in_turn(modules: Iterable[Any], condition: Tensor, *inputs: Tensor, checkpointing: bool) -> Tensor:
+    """Blocks in turn, on inputs joined by channel; with ``checkpointing`` they are computed again for the gradient."""
+
+    def joined(condition: Tensor, *inputs: Tensor) -> Tensor:
+        h = torch.cat(inputs, 1) if inputs[1:] else inputs[0]
+        for module in modules:
+            h = module(h, condition)
+        return h
+
+    return recompute.call(joined, condition, *inputs, recompute=checkpointing)

@@ -6,63 +6,15 @@ connections, attention in the middle only. Against the published code: a label t
 (``network_skip``).
 """
 
-from typing import TypeVar
+from functools import partial
 
-import torch
-import torch.nn.functional as nnf
 from torch import Tensor, nn
 
-from fdtrain.networks import recompute
 from fdtrain.networks.embeddings import positional
-from fdtrain.networks.layers import Dropout, group_norm, pixel_attention
+from fdtrain.networks.layers import Attention, ResidualBlock, conv, dense, group_norm, in_turn, initialised
 
-Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
-
-
-def _init(layer: Layer, zero: bool = False) -> Layer:
-    """Normal weights of variance 1 / inputs, or zeros; bias zero."""
-    if zero:
-        nn.init.zeros_(layer.weight)
-    else:
-        nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
-    return layer
-
-
-def _conv(inputs: int, outputs: int, kernel: int = 3, zero: bool = False) -> nn.Conv2d:
-    return _init(nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2), zero)
-
-
-class ResidualBlock(nn.Module):
-    """Two convolutions with the condition added between, on ``x`` or on ``x`` and a skip connection joined."""
-
-    def __init__(self, inputs: int, channels: int, condition: int, dropout: float):
-        super().__init__()
-        self.norm1, self.conv1 = group_norm(inputs), _conv(inputs, channels)
-        self.condition = _init(nn.Linear(condition, channels, bias=False), zero=True)
-        self.norm2, self.conv2 = group_norm(channels), _conv(channels, channels, zero=True)
-        self.dropout = Dropout(dropout)
-        self.shortcut = _conv(inputs, channels, kernel=1) if inputs != channels else nn.Identity()
-
-    def forward(self, condition: Tensor, *inputs: Tensor) -> Tensor:
-        x = torch.cat(inputs, 1) if inputs[1:] else inputs[0]
-        h = self.conv1(nnf.silu(self.norm1(x))) + self.condition(condition)[:, :, None, None]
-        h = self.conv2(self.dropout(nnf.silu(self.norm2(h))))
-        return self.shortcut(x) + h
-
-
-class Attention(nn.Module):
-    """Single-head self-attention over the pixels."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.norm = group_norm(channels)
-        self.qkv = _conv(channels, 3 * channels, kernel=1)
-        self.out = _conv(channels, channels, kernel=1, zero=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + pixel_attention(x, self.norm, self.qkv, self.out)
+LECUN = partial(nn.init.kaiming_normal_, nonlinearity="linear")
+"""Initial weights: normal, of variance 1 / inputs."""
 
 
 class VDM(nn.Module):
@@ -94,37 +46,36 @@ class VDM(nn.Module):
     ):
         super().__init__()
         self.channels, self.levels, self.checkpointing = channels, levels, checkpointing
-        condition = 4 * channels
-        self.embed = nn.Sequential(
-            _init(nn.Linear(channels, condition)), nn.SiLU(), _init(nn.Linear(condition, condition)), nn.SiLU()
-        )
-        self.embed_label = nn.Embedding(classes, condition) if classes else None
-        self.input = _conv(input_channels or image_channels, channels)
+        width = 4 * channels
+        self.embed = nn.Sequential(dense(channels, width, LECUN), nn.SiLU(), dense(width, width, LECUN), nn.SiLU())
+        self.embed_label = nn.Embedding(classes, width) if classes else None
+        self.input = conv(input_channels or image_channels, channels, LECUN)
+
+        def condition(outputs: int) -> nn.Linear:
+            return initialised(nn.Linear(width, outputs, bias=False), nn.init.zeros_)
 
         def residual(inputs: int) -> ResidualBlock:
-            return ResidualBlock(inputs, channels, condition, dropout)
+            return ResidualBlock(inputs, channels, "condition", condition, LECUN, dropout)
 
         self.inward = nn.ModuleList(residual(channels) for _ in range(blocks))
-        self.middle = nn.ModuleList([residual(channels), Attention(channels), residual(channels)])
+        self.middle = nn.ModuleList([residual(channels), Attention(channels, LECUN), residual(channels)])
         self.outward = nn.ModuleList(residual(2 * channels) for _ in range(blocks + 1))
-        self.output = nn.Sequential(group_norm(channels), nn.SiLU(), _conv(channels, image_channels, zero=True))
+        self.output = nn.Sequential(group_norm(channels), nn.SiLU(), conv(channels, image_channels, nn.init.zeros_))
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
         condition = self.embed(positional(t, self.channels, self.levels))
         if self.embed_label is not None:
             condition = condition + self.embed_label(label)
         h = self.input(x)
-        skips = [h]
+        skipped = [h]
         for block in self.inward:
-            h = self._run(block, condition, h)
-            skips.append(h)
-        before, attention, after = self.middle
-        h = self._run(before, condition, h)
-        h = self._run(attention, h)
-        h = self._run(after, condition, h)
+            h = self._in_turn(block, condition, h)
+            skipped.append(h)
+        for block in self.middle:
+            h = self._in_turn(block, condition, h)
         for block in self.outward:
-            h = self._run(block, condition, h, skips.pop())
+            h = self._in_turn(block, condition, h, skipped.pop())
         return self.output(h)
 
-    def _run(self, block: nn.Module, *inputs: Tensor) -> Tensor:
-        return recompute.call(block, *inputs, recompute=self.checkpointing)
+    def _in_turn(self, block: nn.Module, condition: Tensor, *inputs: Tensor) -> Tensor:
+        return in_turn([block], condition, *inputs, checkpointing=self.checkpointing)
