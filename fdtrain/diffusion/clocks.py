@@ -76,35 +76,24 @@ class Asinh:
 
 
 @dataclass(frozen=True)
-class Angle:
-    """``t = sin(pi/2 tau)`` on [0, 1]: uniform in the angle of ``(alpha, t)``."""
+class Formula:
+    """A clock without parameters."""
 
-    interval: Interval | None = CLOSED
-
-    def quantile(self, u: Tensor) -> Tensor:
-        return torch.sin(0.5 * math.pi * u)
-
-    def cdf(self, t: Tensor) -> Tensor:
-        return 2 / math.pi * torch.atan2(t, alpha(t))
-
-    def pdf(self, t: Tensor) -> Tensor:
-        return 2 / (math.pi * alpha(t))
+    quantile: Callable[[Tensor], Tensor]
+    cdf: Callable[[Tensor], Tensor]
+    pdf: Callable[[Tensor], Tensor]
+    interval: Interval | None
 
 
-@dataclass(frozen=True)
-class LogTime:
-    """``q(t) ~ 1/t``, even in ``log t`` (i-DODE, Zheng et al. 2023, its VP setting)."""
-
-    interval: Interval | None = None
-
-    def quantile(self, u: Tensor) -> Tensor:
-        return torch.exp(u)
-
-    def cdf(self, t: Tensor) -> Tensor:
-        return torch.log(t)
-
-    def pdf(self, t: Tensor) -> Tensor:
-        return 1 / t
+ANGLE = Formula(
+    lambda u: torch.sin(0.5 * math.pi * u),
+    lambda t: 2 / math.pi * torch.atan2(t, alpha(t)),
+    lambda t: 2 / (math.pi * alpha(t)),
+    CLOSED,
+)
+"""``t = sin(pi/2 tau)`` on [0, 1]: uniform in the angle of ``(alpha, t)``."""
+LOG_TIME = Formula(torch.exp, torch.log, torch.reciprocal, None)
+"""``q(t) ~ 1/t``, even in ``log t`` (i-DODE, Zheng et al. 2023, its VP setting)."""
 
 
 @dataclass(frozen=True)
@@ -163,14 +152,22 @@ class LogNormal:
 
 
 @dataclass(frozen=True)
-class Flow:
+class Process(TimeDensity):
+    """A published process with a time of its own, and where in it its training begins and ends."""
+
+    first: float
+    last: float = 1.0
+
+    @property
+    def interval(self) -> Interval:
+        return Interval(*self.quantile(torch.tensor([self.first, self.last], dtype=torch.float64)).tolist())
+
+
+@dataclass(frozen=True)
+class Flow(Process):
     """Flow matching (Lipman et al. 2023), ``z = (1 - tau) x0 + tau eps``: ``tau = t / (t + alpha)``."""
 
     first: float = 1e-4
-
-    @property
-    def interval(self) -> Interval | None:
-        return Interval(float(self.quantile(torch.tensor(self.first, dtype=torch.float64))), 1.0)
 
     def quantile(self, u: Tensor) -> Tensor:
         return u / torch.sqrt(u * u + (1 - u) * (1 - u))
@@ -203,14 +200,10 @@ def _beta(tau: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class LinearVP:
+class LinearVP(Process):
     """The linear-beta VP process (DDPM; Song et al. 2021): ``t^2 = 1 - exp(-B(tau))``, trained on ``tau >= 1e-5``."""
 
     first: float = VP_FIRST
-
-    @property
-    def interval(self) -> Interval:
-        return Interval(*self.quantile(torch.tensor([self.first, 1.0], dtype=torch.float64)).tolist())
 
     def quantile(self, u: Tensor) -> Tensor:
         return torch.sqrt(-torch.expm1(-_total_beta(u)))
@@ -280,17 +273,13 @@ class SoftTruncation:
 
 
 @dataclass(frozen=True)
-class SubVP:
+class SubVP(Process):
     """The sub-VP process (Song et al. 2021): ``z = sqrt(e) x0 + (1 - e) eps``, ``e = exp(-B(tau))``, seen in ``t``.
 
     ``t^2 = (1 - e)^2 / (e + (1 - e)^2)``, so with ``r = t^2 / (1 - t^2)``, ``s = 1 - e`` solves ``s^2 = r (1 - s)``.
     """
 
     first: float = VP_FIRST
-
-    @property
-    def interval(self) -> Interval | None:
-        return Interval(*self.quantile(torch.tensor([self.first, 1.0], dtype=torch.float64)).tolist())
 
     def quantile(self, u: Tensor) -> Tensor:
         e, s = torch.exp(-_total_beta(u)), -torch.expm1(-_total_beta(u))
@@ -314,7 +303,7 @@ class SubVP:
 
 
 @dataclass(frozen=True)
-class ZeroSnrVP:
+class ZeroSnrVP(Process):
     """The linear-beta process with ``alpha`` shifted and scaled to be 0 at its end (Lin et al. 2024): closed at 1.
 
     Trained from its first step of 1000 on.
@@ -323,18 +312,14 @@ class ZeroSnrVP:
     first: float = 1e-3
 
     @property
-    def interval(self) -> Interval | None:
-        return Interval(float(self.quantile(torch.tensor(self.first, dtype=torch.float64))), 1.0)
-
-    @property
     def _end(self) -> float:
         """``alpha`` of the process as it was, at its end."""
         return math.exp(-0.25 * (BETA_MIN + BETA_MAX))
 
     def quantile(self, u: Tensor) -> Tensor:
         # 1 - alpha, to the last digit.
-        noise = -torch.expm1(-0.5 * _total_beta(u)) / (1 - self._end)
-        return torch.sqrt(noise * (2 - noise))
+        lost = -torch.expm1(-0.5 * _total_beta(u)) / (1 - self._end)
+        return torch.sqrt(lost * (2 - lost))
 
     def cdf(self, t: Tensor) -> Tensor:
         return _tau_of_beta(-2 * torch.log1p(-(1 - self._end) * t * t / (1 + alpha(t))))
@@ -345,7 +330,7 @@ class ZeroSnrVP:
 
 
 @dataclass(frozen=True)
-class Cosine:
+class Cosine(Process):
     """The cosine schedule (Nichol & Dhariwal 2021), ``alpha = cos(a) / cos(a_0)``, ``a = pi/2 (tau + s) / (1 + s)``.
 
     ``s = 0.008``; from its first step of 4000 to the last but one: the last, whose beta is cut, is noise alone.
@@ -356,19 +341,15 @@ class Cosine:
     last: float = 1 - 1 / 4000
 
     @property
-    def interval(self) -> Interval | None:
-        return Interval(*self.quantile(torch.tensor([self.first, self.last], dtype=torch.float64)).tolist())
-
-    @property
     def _start(self) -> float:
         return 0.5 * math.pi * self.offset / (1 + self.offset)
 
     def quantile(self, u: Tensor) -> Tensor:
         angle = 0.5 * math.pi * (u + self.offset) / (1 + self.offset)
         # 1 - alpha as a product of sines.
-        noise = 2 * torch.sin(0.5 * (angle + self._start)) * torch.sin(0.5 * (angle - self._start))
-        noise = noise / math.cos(self._start)
-        return torch.sqrt(noise * (2 - noise))
+        lost = 2 * torch.sin(0.5 * (angle + self._start)) * torch.sin(0.5 * (angle - self._start))
+        lost = lost / math.cos(self._start)
+        return torch.sqrt(lost * (2 - lost))
 
     def cdf(self, t: Tensor) -> Tensor:
         angle = torch.arccos(math.cos(self._start) * alpha(t))
@@ -398,8 +379,8 @@ CLOCKS: dict[str, Clock] = {
 DENSITIES: dict[str, Callable[[float], Clock]] = {
     "uniform": lambda scale: Uniform(),
     "asinh": Asinh,
-    "angle": lambda scale: Angle(),
-    "log_time": lambda scale: LogTime(),
+    "angle": lambda scale: ANGLE,
+    "log_time": lambda scale: LOG_TIME,
     "log_snr": lambda scale: LogSnr(),
     "edm": lambda scale: LogNormal(-1.2, 1.2, Interval(*(sg / math.sqrt(1 + sg * sg) for sg in EDM_RANGE))),
     "soft_truncation": lambda scale: SoftTruncation(),

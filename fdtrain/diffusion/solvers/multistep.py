@@ -37,9 +37,9 @@ NODES, WEIGHTS = np.polynomial.legendre.leggauss(64)
 class Equation:
     """A reverse equation whose linear part is solved exactly.
 
-    ``form`` is a name in :data:`fdtrain.diffusion.solvers.step.FORMS`; ``linear(s, t)``, ``noise(s, t)`` (None: an
-    ODE) and ``weight(t, phi)`` are as in the module's docstring. In data form the weight concentrates at ``t`` as
-    ``t -> 0``: the step to 0 is ``V`` extrapolated to 0.
+    ``form`` is a name in :data:`fdtrain.diffusion.solvers.step.INTERPOLATED`; ``linear(s, t)``, ``noise(s, t)``
+    (None: an ODE) and ``weight(t, phi)`` are as in the module's docstring. In data form the weight concentrates at
+    ``t`` as ``t -> 0``: the step to 0 is ``V`` extrapolated to 0.
     """
 
     form: str

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fdtrain.diffusion.interval import Interval
-from fdtrain.diffusion.solvers import peers
+from fdtrain.diffusion.solvers import published
 from fdtrain.diffusion.solvers.multistep import (
     ODE_DATA,
     ODE_F,
@@ -24,7 +24,7 @@ from fdtrain.diffusion.solvers.step import Step, prediction
 class Solver:
     """A maker of steps, and what a caller must know about it.
 
-    ``form`` is what it interpolates, a name in :data:`fdtrain.diffusion.solvers.step.FORMS`.
+    ``form`` is what it interpolates, a name in :data:`fdtrain.diffusion.solvers.step.INTERPOLATED`.
     """
 
     steps: Callable[[Sequence[float]], list[Step]]
@@ -57,9 +57,9 @@ SOLVERS = {
     # Peers.
     "ddim": member(ODE_DATA, np.sin, 1),
     "ancestral": member(SDE_DATA, np.sin, 1),
-    "heun_edm": Solver(peers.heun_edm, "data", False, evaluations_per_step=2),
-    "dpmpp2m": Solver(peers.dpmpp2m, "data", False),
-    "dpmpp2m_sde": Solver(peers.dpmpp2m_sde, "data", True),
-    "unipc2": Solver(peers.unipc2, "data", False),
+    "heun_edm": Solver(published.heun_edm, "data", False, evaluations_per_step=2),
+    "dpmpp2m": Solver(published.dpmpp2m, "data", False),
+    "dpmpp2m_sde": Solver(published.dpmpp2m_sde, "data", True),
+    "unipc2": Solver(published.unipc2, "data", False),
 }
 DEFAULT = "ode"

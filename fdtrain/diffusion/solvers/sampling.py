@@ -59,7 +59,7 @@ def sample(
 
 
 def euler_maruyama(field: Field, x: Tensor, steps: int, noise: Callable[[int], Tensor], t_min: float = 1e-3) -> Tensor:
-    """The usual truncated sampler, as a peer: Euler-Maruyama on the linear-beta VP-SDE (Song et al. 2021).
+    """The usual truncated sampler, to compare with: Euler-Maruyama on the linear-beta VP-SDE (Song et al. 2021).
 
     Uniform steps in that process's time from 1 to ``t_min``, beta from 0.1 to 20. It starts from a
     standard normal, which its ``x_1`` is not exactly, and ends on images that still carry noise.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-FORMS: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
+INTERPOLATED: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
     "F": lambda x, F, t: F,
     # The predicted image, x0_hat.
     "data": lambda x, F, t: alpha(t) * x - t * t * F,
@@ -21,7 +21,7 @@ def alpha(t: float) -> float:
 
 @dataclass(frozen=True)
 class Step:
-    """From ``s`` to ``t < s``: ``x_t = linear x_s + sum_j weights_j V_j + noise z``, ``V`` one of :data:`FORMS`.
+    """From ``s`` to ``t < s``: ``x_t = linear x_s + sum_j weights_j V_j + noise z``, ``V`` one of :data:`INTERPOLATED`.
 
     ``predictor`` weighs past evaluations, the newest (at ``s``) first. ``corrector``, where there is one, weighs those
     with the evaluation at the predicted ``x_t`` before them, and gives the ``x_t`` from which the solver goes on.

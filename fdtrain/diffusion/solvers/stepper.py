@@ -6,7 +6,7 @@ from typing import Any
 
 from fdtrain.diffusion.interval import CLOSED, Interval
 from fdtrain.diffusion.solvers.named import SOLVERS, Solver
-from fdtrain.diffusion.solvers.step import FORMS, Step
+from fdtrain.diffusion.solvers.step import INTERPOLATED, Step
 
 
 class Stepper:
@@ -30,7 +30,7 @@ class Stepper:
             if solver not in SOLVERS:
                 raise ValueError(f"there is no solver {solver!r}; there are {', '.join(SOLVERS)}")
             solver = SOLVERS[solver]
-        self.stochastic, self._form = solver.stochastic, FORMS[solver.form]
+        self.stochastic, self._form = solver.stochastic, INTERPOLATED[solver.form]
         self._steps = _steps(solver, tuple(times), interval)
         self.times = [step.s for step in self._steps]
         # A corrector weighs the newest evaluation too.

@@ -1,4 +1,4 @@
-"""Published solvers as peers, written in this process: each a function from a grid of times to its steps.
+"""Published solvers to compare with, written in this process: each a function from a grid of times to its steps.
 
 ``l = log(alpha / t)`` is half the log-SNR, ``h = l_t - l_s`` and ``D`` the predicted image. ``l`` is infinite at both
 ends of the closed interval: an evaluation at 1 says nothing of a slope in ``l``, and no polynomial in ``l`` reaches 0.
