@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> None:
         done = export(arguments.model, arguments.folder, *how)
     print(f"exported to {done.folder}; largest difference to the model {done.largest_difference:.1e}")
     if arguments.push:
-        upload = hub.plan(done.folder, arguments.push)
+        upload = hub.check(done.folder, arguments.push)
         for name, size in upload.files.items():
             print(f"  {name}  {size:,} bytes")
         much = f"{len(upload.files)} files, {sum(upload.files.values()):,} bytes"

@@ -20,7 +20,7 @@ class Upload(NamedTuple):
     files: dict[str, int]
 
 
-def plan(folder: str | Path, repository: str) -> Upload:
+def check(folder: str | Path, repository: str) -> Upload:
     """What :func:`push` uploads, without the network.
 
     Raises:

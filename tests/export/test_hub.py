@@ -115,11 +115,11 @@ def test_a_hub_out_of_reach_is_one_line_and_the_export_stays(folder, tmp_path):
 @pytest.mark.parametrize("name", ["../digits", "a/b/c", "two words", ""])
 def test_names_that_no_repository_has(folder, name):
     with pytest.raises(UserError, match="is not the name of a repository"):
-        hub.plan(folder, name)
+        hub.check(folder, name)
 
 
 def test_an_edited_folder_is_not_uploaded(folder):
     with (folder / "README.md").open("a") as card:
         card.write("more\n")
     with pytest.raises(UserError, match=r"README.md is not what was exported"):
-        hub.plan(folder, "lab/digits")
+        hub.check(folder, "lab/digits")
