@@ -33,13 +33,13 @@ def with_density(batches: noise.Batches, density: TimeDensity) -> noise.Batches:
 
 def draws(batches: noise.Batches, numbers: range) -> tuple[Tensor, Tensor, float]:
     """Estimates of the bound of single images, bits/dim, the quantiles of their times, and the efficiency."""
-    dims, values, integrands, quantiles = batches.model.spec.dims, [], [], []
+    dims, values, integrands, times = batches.model.spec.dims, [], [], []
     for number in numbers:
-        loss, u = batches.loss(number)
+        loss, t = batches.loss(number)
         values.append(loss.nelbo.double() / (dims * math.log(2)))
         integrands.append(loss.correction.double())
-        quantiles.append(u)
-    u = torch.cat(quantiles)
+        times.append(t)
+    u = batches.noise.density.cdf(torch.cat(times))
     variances = within(torch.cat(integrands), u, PARTS)
     return torch.cat(values), u, (variances.sqrt().mean().square() / variances.mean()).item()
 

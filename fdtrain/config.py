@@ -198,7 +198,7 @@ ClockName = Literal["linear_vp", "sub_vp", "zero_snr_vp", "cosine", "flow", "vdm
 
 
 LEARNED_TIMES = ("adaptive_base", "adaptive_bins", "adaptive_floor", "adaptive_update_every")
-"""Keys of earlier versions."""
+"""Keys of earlier versions, without effect but at a density that is refused."""
 
 
 class DiffusionConfig(Section):
@@ -334,9 +334,11 @@ class TrainingConfig(Section):
     @classmethod
     def _of_earlier_versions(cls, content: Any) -> Any:
         """Their recorded configurations name AdamW's kernels, which are fused always now."""
-        if isinstance(content, dict) and content.get("adam") == "fused":
-            return {key: value for key, value in content.items() if key != "adam"}
-        return content
+        if not isinstance(content, dict) or "adam" not in content:
+            return content
+        if content["adam"] != "fused":
+            raise ValueError(f"adam {shown(content['adam'])} is no more: AdamW is fused, to other digits; remove it")
+        return {key: value for key, value in content.items() if key != "adam"}
 
     @field_validator("betas")
     @classmethod

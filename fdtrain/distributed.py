@@ -38,13 +38,18 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
+def on_gpu() -> bool:
+    """Whether the processes compute on GPUs: where there are any, unless DS_ACCELERATOR says cpu."""
+    return torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR", "cuda") == "cuda"
+
+
 def device() -> torch.device:
-    """This rank's: its GPU where there are any, unless DS_ACCELERATOR says cpu.
+    """This rank's: its GPU, or the CPU (:func:`on_gpu`).
 
     Raises:
         UserError: there are fewer GPUs than ranks on this machine.
     """
-    if not torch.cuda.is_available() or os.environ.get("DS_ACCELERATOR", "cuda") != "cuda":
+    if not on_gpu():
         return torch.device("cpu")
     visible = torch.cuda.device_count()
     if local_rank() < visible:
@@ -122,8 +127,7 @@ def connect(patience: float = PATIENCE, store: Store | None = None) -> torch.dev
     """
     store = store or open_store(patience)
     mine = device()
-    on_gpu = mine.type == "cuda"
-    if on_gpu:
+    if mine.type == "cuda":
         torch.cuda.set_device(mine)
         # From which DeepSpeed takes it.
         os.environ["LOCAL_RANK"] = str(mine.index)
@@ -132,7 +136,7 @@ def connect(patience: float = PATIENCE, store: Store | None = None) -> torch.dev
         processes = int(os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or 1)
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // processes))
     dist.init_process_group(
-        "nccl" if on_gpu else "gloo",
+        "nccl" if mine.type == "cuda" else "gloo",
         store=store,
         rank=rank(),
         world_size=world_size(),
@@ -142,7 +146,7 @@ def connect(patience: float = PATIENCE, store: Store | None = None) -> torch.dev
 
 
 @contextmanager
-def peers(again: str) -> Iterator[None]:
+def connected(again: str) -> Iterator[None]:
     """Around everything that talks to other ranks: a connection that breaks raises LostPeer.
 
     Where all ranks come to the end together, their group ends too.
@@ -152,9 +156,9 @@ def peers(again: str) -> Iterator[None]:
     """
     try:
         yield
-        _part()
+        _leave_group()
     except Preempted:
-        _part()
+        _leave_group()
         raise
     except RuntimeError as error:
         if is_lost_connection(error):
@@ -165,7 +169,7 @@ def peers(again: str) -> Iterator[None]:
         raise
 
 
-def _part() -> None:
+def _leave_group() -> None:
     """Join the group's threads: one that is still busy when the interpreter ends brings the process down with it."""
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -45,19 +45,19 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def train(arguments: argparse.Namespace) -> None:
     """Check everything that can be checked at once, then build the run's parts and train."""
-    from fdtrain.resilience.launcher import followed
-    from fdtrain.resilience.signals import BEFORE_TRAINING, answered, leave_before_training
+    from fdtrain.resilience.launcher import watched
+    from fdtrain.resilience.signals import BEFORE_TRAINING, handled, leave_before_training
 
     # DeepSpeed's; a tool's is its result.
     lose_what_fails("stdout")
-    with followed(leave_before_training), answered(leave_before_training, BEFORE_TRAINING):
+    with watched(leave_before_training), handled(leave_before_training, BEFORE_TRAINING):
         from fdtrain.training.plan import prepare
 
         plan = prepare(arguments.config, arguments.set, resume=arguments.resume == "auto", profile=arguments.profile)
         # Imports DeepSpeed, which takes seconds: a mistake in the configuration is told before that.
-        from fdtrain.training.build import run
+        from fdtrain.training.build import carry_out
 
-        run(plan)
+        carry_out(plan)
 
 
 def main(arguments: list[str] | None = None) -> int:

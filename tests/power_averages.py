@@ -11,7 +11,7 @@ from fdtrain.checkpoint import store
 from fdtrain.checkpoint.fragments import AVERAGE, WEIGHT, Fragment, part_name, write_part
 from fdtrain.checkpoint.profiles import decay, exponent_of, fit
 from fdtrain.networks.model import Model, ModelSpec
-from fdtrain.training.ema import PowerAverages
+from fdtrain.training.ema import Average
 
 LENGTHS = (0.05, 0.1)
 
@@ -61,17 +61,19 @@ def walk(run: Path, steps: int = 32, every: int = 4, parts: int = 1, lengths: tu
     generator = torch.Generator().manual_seed(0)
     shapes = {name: p.numel() for name, p in Model(DIGITS).named_parameters()}
     weights = [Fragment(WEIGHT, name, 0, torch.zeros(count)) for name, count in shapes.items()]
-    averages = PowerAverages(weights, lengths)
+    averages = [Average(weights, length) for length in lengths]
     history, snapshots = {name: [] for name in shapes}, []
     for step in range(1, steps + 1):
         for w in weights:
             w.tensor.add_(0.02 * torch.randn(len(w.tensor), generator=generator))
             history[w.parameter].append(w.tensor.clone())
-        averages.update(step)
+        for average in averages:
+            average.update()
+        fragments = [fragment for average in averages for fragment in average.fragments]
         if step % every == 0 and lengths:
-            write(run, store.AVERAGES, step, averages.fragments, parts)
+            write(run, store.AVERAGES, step, fragments, parts)
             snapshots.append(step)
     own = [replace(w, kind=AVERAGE) for w in weights]
-    write(run, store.CHECKPOINTS, steps, weights + own + averages.fragments, parts)
+    write(run, store.CHECKPOINTS, steps, weights + own + fragments, parts)
     (run / "config.yaml").write_text("name: walk\n")
     return Walk(run, history, sorted({*snapshots, steps}))

@@ -154,6 +154,7 @@ def test_overrides(write):
         ("diffusion.strata=48", ["diffusion.strata 48 does not divide training.global_batch 128; set it to 32"]),
         ("diffusion={strata: 8, time_sampling: lattice}", ["strata are of time_sampling stratified; this is lattice"]),
         ("diffusion.time_density=adaptive", ["time_density adaptive", "is no more; train anew with asinh"]),
+        ("training.adam=foreach", ["training: adam 'foreach' is no more: AdamW is fused"]),
         ("name=../x", ["name", "../x"]),
         ("data=5", ["data"]),
     ],

@@ -6,7 +6,10 @@ import pytest
 import torch
 
 from fdtrain import distributed
+from fdtrain.capacity.layout import run_layout
+from fdtrain.config import TrainingConfig
 from fdtrain.errors import UserError
+from fdtrain.evaluation.process import process_group
 
 
 def test_a_port_that_another_program_uses_is_named_at_once(monkeypatch):
@@ -37,3 +40,21 @@ def test_the_gpu_of_a_rank(monkeypatch, local_rank, visible, shown, index):
     else:
         with pytest.raises(UserError, match=rf"GPU {local_rank} of .* where {visible} are visible"):
             distributed.device()
+
+
+def test_a_run_on_the_cpu_of_a_machine_with_gpus(monkeypatch):
+    """DS_ACCELERATOR=cpu: nothing is pinned, nothing overlaps, and tools compute on the CPU."""
+    from fdtrain.training import engine  # DeepSpeed chooses its accelerator when it is imported.
+
+    training = TrainingConfig(steps=1, zero_stage=1, offload="optimizer")
+    layout = run_layout(training, 2, 0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for accelerator, on_gpu in (("cpu", False), ("cuda", True)):
+        monkeypatch.setenv("DS_ACCELERATOR", accelerator)
+        zero = engine._settings(training, layout)["zero_optimization"]
+        assert (zero["overlap_comm"], zero["offload_optimizer"]["pin_memory"]) == (on_gpu, on_gpu)
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    assert distributed.device() == torch.device("cpu")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    with process_group(None) as device:
+        assert device == torch.device("cpu")

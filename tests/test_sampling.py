@@ -431,7 +431,7 @@ def test_sets_that_cannot_be_measured(call, features, digits, tmp_path):
 
 def test_a_lost_process_of_a_tool_is_told_how_to_go_on():
     message = r"another process .* was lost .*\. The same command goes on where it was\.$"
-    with pytest.raises(LostPeer, match=message), distributed.peers(process.AGAIN):
+    with pytest.raises(LostPeer, match=message), distributed.connected(process.AGAIN):
         raise RuntimeError("gloo: connection closed by peer")
 
 

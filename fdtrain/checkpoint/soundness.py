@@ -82,15 +82,15 @@ def trouble(checkpoint: Path) -> str | None:
     return None
 
 
-def newest(folder: Path, fits: Callable[[Path], Any]) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint of a run folder that is sound and that ``fits`` accepts, and what is wrong with
-    newer ones; ``fits`` raises UserError."""
+def newest(folder: Path, accept: Callable[[Path], Any]) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint of a run folder that is sound and that ``accept`` accepts, and what is wrong with
+    newer ones; ``accept`` raises UserError."""
     faults = []
     for path in committed(folder):
         problem = fault(path)
         if problem is None:
             try:
-                fits(path)
+                accept(path)
                 return path, faults
             except UserError as error:
                 problem = str(error)
@@ -98,12 +98,12 @@ def newest(folder: Path, fits: Callable[[Path], Any]) -> tuple[Path | None, list
     return None, faults
 
 
-def check_fits(checkpoint: Path, spec: ModelSpec, run: dict[str, Any]) -> State:
+def check_same_run(checkpoint: Path, spec: ModelSpec, identity: dict[str, Any]) -> State:
     """Check that a checkpoint continues this very run, before anything is built.
 
     Args:
-        run: the settings that fix what the run is, as the checkpoint's ``State.run`` has them. Of one that an earlier
-            version did not record there, the checkpoint's configuration counts.
+        identity: the settings that fix what the run is, as the checkpoint's ``State.run`` has them. Of one that an
+            earlier version did not record there, the checkpoint's configuration counts.
 
     Raises:
         OtherRun: it is of another network, data set, seed, batch or method.
@@ -116,12 +116,12 @@ def check_fits(checkpoint: Path, spec: ModelSpec, run: dict[str, Any]) -> State:
         )
     state = read_state(checkpoint)
     recorded = {OPTIMIZER: "adamw"} | read_settings(checkpoint) | state.run
-    if recorded.get(SHARDS, run.get(SHARDS)) != run.get(SHARDS):
+    if recorded.get(SHARDS, identity.get(SHARDS)) != identity.get(SHARDS):
         raise OtherRun(
             f"{checkpoint} belongs to a run on other shards: the data set has been packed again or changed, so its "
             "images would come in another order. Restore it, or give the run another name."
         )
-    if changed := [f"{k} {recorded[k]!r} against {v!r}" for k, v in run.items() if recorded.get(k, v) != v]:
+    if changed := [f"{k} {recorded[k]!r} against {v!r}" for k, v in identity.items() if recorded.get(k, v) != v]:
         raise OtherRun(
             f"{checkpoint} belongs to a run with other settings: {'; '.join(changed)}. "
             "Restore them, or give the run another name."

@@ -135,7 +135,7 @@ class CheckpointWriter:
             if key not in self.buffers:
                 self.buffers[key] = torch.empty(len(tensor), pin_memory=tensor.is_cuda)
             self.buffers[key].copy_(tensor, non_blocking=True)
-        if torch.cuda.is_available():
+        if distributed.on_gpu():
             torch.cuda.synchronize()
         return [[replace(f, tensor=self.buffers[f.key]) for f in s.fragments] for s in snapshots]
 

@@ -62,6 +62,6 @@ def _terminated_as_interrupted() -> Iterator[None]:
 
 
 def _devices() -> int:
-    if torch.cuda.is_available():
+    if distributed.on_gpu():
         return torch.cuda.device_count()
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

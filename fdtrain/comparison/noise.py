@@ -48,14 +48,14 @@ class Batches:
         return torch.from_numpy(order)[: self.noise.global_batch]
 
     def loss(self, number: int) -> tuple[Loss, Tensor]:
-        """The loss of each image of a batch, and the quantile of its time, ``(global_batch,)``."""
+        """The loss of each image of a batch, and its time, ``(global_batch,)``."""
         noise, spec, chosen = self.noise, self.model.spec, self.chosen(number)
         lanes = range(noise.global_batch // noise.lane_images)
         labels = self.labels[chosen] if spec.classes else None
         batch = noise.batch(number, lanes, self.pixels[chosen], labels, spec.bound)
         field = self.model.field(batch.label)
         loss = batch.bound.loss(field, batch.x0, batch.eps, batch.t, batch.pdf, self.weighting)
-        return loss, batch.quantile
+        return loss, batch.t
 
 
 def bound(batches: Batches, count: int, strata: int) -> dict[str, Any]:
@@ -64,17 +64,17 @@ def bound(batches: Batches, count: int, strata: int) -> dict[str, Any]:
     ``variance`` is of the mean over a batch. ``by_time`` is the variance of one image's estimate by equal parts of
     the time's quantile, the images' own part included.
     """
-    spec, means, values, quantiles = batches.model.spec, [], [], []
+    spec, means, values, times = batches.model.spec, [], [], []
     with torch.no_grad():
         for number in range(count):
-            loss, quantile = batches.loss(number)
+            loss, t = batches.loss(number)
             bits = loss.nelbo.double().cpu() / (spec.dims * math.log(2))
             means.append(bits.mean())
             values.append(bits)
-            quantiles.append(quantile)
-    bits, part = torch.cat(values), (torch.cat(quantiles) * strata).long().clamp(max=strata - 1)
-    drawn = [bits[part == k] for k in range(strata)]
+            times.append(t.cpu())
     edges = batches.noise.density.quantile(torch.linspace(0, 1, strata + 1, dtype=torch.float64))
+    bits, part = torch.cat(values), torch.bucketize(torch.cat(times), edges[1:-1], right=True)
+    drawn = [bits[part == k] for k in range(strata)]
     return {
         "batches": count,
         "variance": torch.stack(means).var().item(),

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from fdtrain import lock
+from fdtrain import distributed, lock
 from fdtrain.comparison.runs import PlannedRun, threads
 from fdtrain.data.workers import signalled_at_parents_end
 from fdtrain.errors import UserError, excerpt
@@ -113,7 +113,7 @@ class Schedule:
 
 def devices(slot: int, processes: int) -> dict[str, str]:
     """The environment that gives each slot GPUs of its own; nothing without GPUs."""
-    if not torch.cuda.is_available():
+    if not distributed.on_gpu():
         return {}
     visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
     return {"CUDA_VISIBLE_DEVICES": ",".join(visible.split(",")[slot * processes : (slot + 1) * processes])}

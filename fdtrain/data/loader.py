@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from fdtrain import distributed
 from fdtrain.data.lanes import LaneOrder
 from fdtrain.data.mixture import MixtureOrder
 from fdtrain.data.prefetch import Prefetcher
@@ -183,7 +184,7 @@ class Batches(Iterator[Batch]):
         order = dataset.order
         self._epoch = order.images * len(dataset.lanes) / order.lanes
         # With an accelerator a thread pins the batches, which works for tensors only.
-        pinned = torch.cuda.is_available()
+        pinned = distributed.on_gpu()
         self._shared = SharedSlots(dataset, PREFETCH_STEPS * workers) if workers and not pinned else None
         loader = DataLoader(
             self._shared or dataset,

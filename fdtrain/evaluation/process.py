@@ -33,12 +33,12 @@ def process_group(name: str | None) -> Iterator[torch.device]:
         LostPeer: another process is lost.
     """
     if distributed.world_size() == 1:
-        yield open_device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        yield open_device(name or ("cuda" if distributed.on_gpu() else "cpu"))
         return
     if name is not None:
         raise UserError("--device: under a launcher each process takes its own device. Leave it out.")
     limits = HEARTBEAT_TIMEOUT_S, COLLECTIVE_TIMEOUT_S, AGAIN, JOINING_TIMEOUT_S
-    with launcher.followed(launcher.end), heartbeat.joined(*limits) as (device, _):
+    with launcher.watched(launcher.end), heartbeat.process_group(*limits) as (device, _):
         yield device
 
 

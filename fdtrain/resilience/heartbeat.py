@@ -26,7 +26,7 @@ from torch._C._distributed_c10d import Store
 from fdtrain import distributed
 from fdtrain.errors import HOLD_BACK_SECONDS, LOST_PEER_CODE, LostPeer, Preempted
 from fdtrain.resilience.signals import SIGNALS
-from fdtrain.resilience.verdict import Limits, Loss, Observation, Sign, State, Verdict, judge, observe
+from fdtrain.resilience.verdict import Limits, Loss, Observation, RankState, Sign, Verdict, judge, observe
 
 AGAIN = "Launch again with --resume auto."
 PLACE = "fdtrain"
@@ -37,7 +37,7 @@ NOTHING = "-"
 
 
 @contextmanager
-def joined(
+def process_group(
     heartbeat: float, collective: float, again: str = AGAIN, joining: float | None = None
 ) -> Iterator[tuple[torch.device, "Heartbeat"]]:
     """Around all that the processes of a launch do together: this rank's device, and its heartbeat.
@@ -54,7 +54,7 @@ def joined(
     Raises:
         LostPeer: another rank is lost.
     """
-    with distributed.peers(again):
+    with distributed.connected(again):
         store = distributed.open_store(joining or collective)
         with Heartbeat(heartbeat, collective, again, joining) as beat:
             beat.meet(store)
@@ -67,16 +67,16 @@ class Heartbeat:
     Inside, a rank that finds another lost ends its process with one line that names it, for it may hang in a call
     that cannot be interrupted. An error of a connection that reaches the context becomes a LostPeer with the name.
 
-    Args: as of :func:`joined`.
+    Args: as of :func:`process_group`.
     """
 
     def __init__(self, heartbeat: float, collective: float, again: str = AGAIN, joining: float | None = None):
         self.limits, self.again = Limits(heartbeat, collective, joining or collective), again
         self._name = f"rank {distributed.rank()} (process {os.getpid()} on {platform.node()})"
-        self._progress, self._state = 0, State.WORKING
+        self._progress, self._state = 0, RankState.WORKING
         self._end, self._decided, self._wake = threading.Event(), threading.Event(), threading.Event()
-        self._speaks = threading.Lock()
-        self._written: State | None = None
+        self._reporting = threading.Lock()
+        self._written: RankState | None = None
         self._broken = False
         self._verdict: Verdict | None = None
         self._disconnected: float | None = None
@@ -109,7 +109,7 @@ class Heartbeat:
             if distributed.is_lost_connection(error):
                 raise self._diagnose() from error
         finally:
-            self._leave(State.DONE if error is None or isinstance(error, Preempted) else State.FAILED)
+            self._leave(RankState.DONE if error is None or isinstance(error, Preempted) else RankState.FAILED)
 
     def _begin(self) -> None:
         self._store = distributed.open_store(self.limits.heartbeat, serve=False)
@@ -121,7 +121,7 @@ class Heartbeat:
             # Reading a key that is not there would wait for it.
             self._store.compare_set(key, "", NOTHING)
         self._leave_sign(0)
-        self._answered = time.monotonic()
+        self._last_reply = time.monotonic()
         self._threads = [threading.Thread(target=work, daemon=True) for work in (self._beat, self._judge)]
         for thread in self._threads:
             thread.start()
@@ -149,7 +149,7 @@ class Heartbeat:
                 # The connection does not come back. What follows from that is for _judge.
                 self._broken = True
                 return
-            now = self._answered = time.monotonic()
+            now = self._last_reply = time.monotonic()
             for rank, sign in zip(self._observed, signs, strict=True):
                 if sign != NOTHING:
                     self._observed[rank] = observe(self._observed[rank], Sign.decode(sign), now)
@@ -166,14 +166,14 @@ class Heartbeat:
             now = time.monotonic()
             if now - before > self.limits.heartbeat / 2:
                 # This process itself was stopped: what it has not seen meanwhile says nothing.
-                self._answered = now
+                self._last_reply = now
                 self._observed = {
                     rank: observed and replace(observed, since=now) for rank, observed in self._observed.items()
                 }
             before = now
             own = Observation(self._sign(), now, self._disconnected)
             ranks = {**self._observed, distributed.rank(): own}
-            own_verdict = judge(distributed.rank(), ranks, self._answered, self._broken, now, self.limits)
+            own_verdict = judge(distributed.rank(), ranks, self._last_reply, self._broken, now, self.limits)
             if verdict := self._verdict or own_verdict:
                 self._decide(verdict)
                 return
@@ -181,10 +181,10 @@ class Heartbeat:
     def _decide(self, verdict: Verdict) -> None:
         self._verdict = verdict
         self._decided.set()
-        if not self._speaks.acquire(blocking=False):
+        if not self._reporting.acquire(blocking=False):
             # The main program waits for this in _diagnose, or is leaving with an error of its own.
             return
-        self._pass_on(State.FAILED)
+        self._pass_on(RankState.FAILED)
         if text := self._message(verdict):
             print(f"fdtrain: error (rank {distributed.rank()}): {text}", file=sys.stderr, flush=True)
         else:
@@ -202,18 +202,18 @@ class Heartbeat:
         # The launcher ends all ranks when it sees one gone. It grants them half a minute.
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)
-        if not self._speaks.acquire(blocking=False):
+        if not self._reporting.acquire(blocking=False):
             # _decide was quicker, and ends this process.
             threading.Event().wait()
-        self._disconnected, self._state = time.monotonic(), State.DISCONNECTED
+        self._disconnected, self._state = time.monotonic(), RankState.DISCONNECTED
         self._wake.set()
         if not self._decided.wait(self.limits.heartbeat + 8 * self.limits.interval):
             return LostPeer(f"the connection to another process of this run was lost. {self.again}")
         assert self._verdict is not None
         return LostPeer(self._message(self._verdict), named=True)
 
-    def _leave(self, state: State) -> None:
-        self._speaks.acquire(blocking=False)
+    def _leave(self, state: RankState) -> None:
+        self._reporting.acquire(blocking=False)
         self._pass_on(state)
         self._end.set()
         self._wake.set()
@@ -221,10 +221,10 @@ class Heartbeat:
             # The interpreter must not end with one within a call, unless that hangs for good.
             thread.join(self.limits.interval)
 
-    def _pass_on(self, state: State) -> None:
+    def _pass_on(self, state: RankState) -> None:
         """Let the others learn how this rank ends. Rank 0 stays until they have, for the store may end with it."""
         self._state, interval = state, self.limits.interval
-        deadline = time.monotonic() + (self.limits.heartbeat if state == State.DONE else 4 * interval)
+        deadline = time.monotonic() + (self.limits.heartbeat if state == RankState.DONE else 4 * interval)
         while time.monotonic() < deadline:
             self._wake.set()
             time.sleep(interval / 20)

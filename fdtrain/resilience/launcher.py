@@ -26,7 +26,7 @@ _following = threading.Lock()
 
 
 @contextmanager
-def followed(answer: Callable[[], None]) -> Iterator[None]:
+def watched(answer: Callable[[], None]) -> Iterator[None]:
     """Call ``answer`` (from a thread, once) when the launcher has ended; the innermost context's counts.
 
     Looking for the parent now and then, instead of asking the kernel for a signal at its death: that would come when

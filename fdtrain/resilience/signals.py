@@ -20,7 +20,7 @@ SAME_SECONDS = 2.0
 
 
 @contextmanager
-def answered(stop: Callable[[], None], effect: str) -> Iterator[None]:
+def handled(stop: Callable[[], None], effect: str) -> Iterator[None]:
     """Call ``stop`` (from a thread) at the first signal, and end the process with 128 + its number at a later one.
 
     A thread answers, so that a process that is in a long call, or hangs in one, says at once what the signal will do

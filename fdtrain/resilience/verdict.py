@@ -12,7 +12,7 @@ NAMED = 8
 """Ranks that a message names one by one; the rest are counted."""
 
 
-class State(StrEnum):
+class RankState(StrEnum):
     """Of a rank, as its sign has it."""
 
     WORKING = "working"
@@ -30,7 +30,7 @@ class Sign:
     name: str
     count: int = 0
     progress: int = 0
-    state: State = State.WORKING
+    state: RankState = RankState.WORKING
 
     def encode(self) -> str:
         return json.dumps([self.name, self.count, self.progress, self.state])
@@ -38,7 +38,7 @@ class Sign:
     @classmethod
     def decode(cls, text: str) -> "Sign":
         name, count, progress, state = json.loads(text)
-        return cls(name, count, progress, State(state))
+        return cls(name, count, progress, RankState(state))
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Observation:
 
     @property
     def present(self) -> bool:
-        return self.sign.state in (State.WORKING, State.DISCONNECTED)
+        return self.sign.state in (RankState.WORKING, RankState.DISCONNECTED)
 
 
 def observe(before: Observation | None, sign: Sign, now: float) -> Observation:
@@ -59,7 +59,7 @@ def observe(before: Observation | None, sign: Sign, now: float) -> Observation:
     if before is not None and before.sign == sign:
         return before
     disconnected = before.disconnected if before is not None else None
-    if disconnected is None and sign.state == State.DISCONNECTED:
+    if disconnected is None and sign.state == RankState.DISCONNECTED:
         disconnected = now
     return Observation(sign, now, disconnected)
 
@@ -138,31 +138,31 @@ class Verdict:
 
 
 def judge(
-    rank: int, ranks: Mapping[int, Observation | None], answered: float, broken: bool, now: float, limits: Limits
+    rank: int, ranks: Mapping[int, Observation | None], last_reply: float, broken: bool, now: float, limits: Limits
 ) -> Verdict | None:
     """Why ``rank`` must end now, or None.
 
     Args:
         ranks: itself, and those that it watches: rank 0 all, another rank only rank 0, from whom it also learns of
             the rest. None: has left no sign yet.
-        answered: when the store last answered.
+        last_reply: when the store last last_reply.
         broken: the connection to the store has failed for good.
     """
-    peers = {r: observed for r, observed in ranks.items() if r != rank}
-    present = {r: observed for r, observed in peers.items() if observed is not None and observed.present}
-    failed = [r for r, observed in peers.items() if observed is not None and observed.sign.state == State.FAILED]
+    others = {r: observed for r, observed in ranks.items() if r != rank}
+    present = {r: observed for r, observed in others.items() if observed is not None and observed.present}
+    failed = [r for r, observed in others.items() if observed is not None and observed.sign.state == RankState.FAILED]
     disconnected = min((h.disconnected for h in ranks.values() if h and h.disconnected is not None), default=None)
     limit = limits.heartbeat if disconnected is None and not broken else limits.short
     if failed:
         return Verdict(Loss.FAILED, _names(ranks, failed))
-    if rank != 0 and now - answered > limit and (ranks[0] is None or ranks[0].present):
-        return Verdict(Loss.UNREACHABLE, _names(ranks, [0]), now - answered)
+    if rank != 0 and now - last_reply > limit and (ranks[0] is None or ranks[0].present):
+        return Verdict(Loss.UNREACHABLE, _names(ranks, [0]), now - last_reply)
     silent = [r for r, observed in present.items() if now - observed.since > limit]
     if silent:
         return Verdict(Loss.SILENT, _names(ranks, silent), max(now - present[r].since for r in silent))
     if disconnected is None:
         return None
-    missing = [r for r, observed in peers.items() if observed is None]
+    missing = [r for r, observed in others.items() if observed is None]
     # Rank 0 knows more of the others.
     patience = 2 * limit if rank == 0 else 3 * limit
     if missing and now - disconnected > patience:

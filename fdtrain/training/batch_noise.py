@@ -21,8 +21,8 @@ from fdtrain.randomness import Purpose, normal, stream, torch_seed, uniform
 
 
 @dataclass(frozen=True)
-class Batch:
-    """All that the loss of one pass is computed from, on the device but for ``quantile``: the ``u`` of each time.
+class PassInputs:
+    """All that the loss of one pass is computed from, on the device.
 
     ``bound`` is the model's, but for Soft Truncation, whose batches have intervals of their own.
     """
@@ -32,7 +32,6 @@ class Batch:
     t: Tensor
     pdf: Tensor
     label: Tensor | None
-    quantile: Tensor
     bound: Bound
 
 
@@ -68,7 +67,7 @@ class BatchNoise:
         """Other draws altogether, after so many rollbacks to a checkpoint."""
         return replace(self, seed=torch_seed(self.seed, Purpose.ROLLBACK, rollbacks)) if rollbacks else self
 
-    def batch(self, step: int, lanes: Sequence[int], images: Tensor, labels: Tensor | None, bound: Bound) -> Batch:
+    def batch(self, step: int, lanes: Sequence[int], images: Tensor, labels: Tensor | None, bound: Bound) -> PassInputs:
         """The images of ``lanes``, ``(n, C, H, W)`` uint8, dequantised, with their times and noise.
 
         Args:
@@ -82,13 +81,12 @@ class BatchNoise:
             bound = replace(bound, interval=density.interval)
         t = density.quantile(u)
         pdf = density.pdf(t)
-        return Batch(
+        return PassInputs(
             x0=bound.images(self._move(images), self.dequantisation(step, lanes, shape)),
             eps=self.noise(step, lanes, shape),
             t=self._move(t),
             pdf=self._move(pdf),
             label=None if labels is None else self._move(labels),
-            quantile=u,
             bound=bound,
         )
 

@@ -24,8 +24,8 @@ ROOM = 1 << 18
 class Board:
     """Follows a log: events are made of its lines, so that those which a disk did not take are made again.
 
-    TensorBoard's writer does not survive a failed write. After one a new file begins, with the step of the log whose
-    events were lost; pictures are lost for good.
+    TensorBoard's writer has a thread, for which nothing waits before the next call; it does not survive a write that
+    fails. After one a new file begins, with the first step whose events were lost; pictures are lost for good.
 
     Args:
         folder: for the event files.
@@ -40,22 +40,22 @@ class Board:
     def begin(self, step: int) -> None:
         """Show what the log has, or will have, of steps after ``step``; earlier events of such steps are void."""
         self.close()
-        # The step that is being shown, where its lines begin, and where the next one does.
-        self._step, self._first, self._end = step + 1, 0, 0
+        # The newest step that is shown, that which is on the disk, and up to where the log was read; lines of earlier
+        # steps are passed over.
+        self._step = self._written = step + 1
+        self._end = 0
 
     def follow(self) -> None:
         """Show what is new in the log. Raises OSError: it will be at the next call."""
         with self._writing() as writer, self.log.open("rb") as log:
             log.seek(self._end)
             for line in log:
-                step = step_of(line)
-                if self._step < step < math.inf:
-                    self._step, self._first = int(step), self._end
                 self._end += len(line)
-                if step == self._step:
-                    for name, value in json.loads(line).items():
-                        if name != "step":
-                            writer.add_scalar(tag(name), value, self._step)
+                if self._step <= step_of(line) < math.inf:
+                    values = json.loads(line)
+                    self._step = values.pop("step")
+                    for name, value in values.items():
+                        writer.add_scalar(tag(name), value, self._step)
 
     def image(self, name: str, pixels: np.ndarray | Tensor, step: int) -> None:
         """Show an image ``(C, H, W)`` uint8. Raises OSError."""
@@ -79,20 +79,24 @@ class Board:
         try:
             if self.writer is None:
                 self.writer = self._open()
-            yield self.writer
+            # What was given before: its thread has had the time.
             self.writer.flush()
+            self._written = self._step
+            yield self.writer
         except OSError:
-            self.writer, self._end = None, self._first
+            self.writer, self._step, self._end = None, self._written, 0
             raise
 
     def _open(self) -> SummaryWriter:
         self.folder.mkdir(exist_ok=True)
         with tempfile.TemporaryFile(dir=self.folder) as file:
             file.write(bytes(ROOM))
-        writer = SummaryWriter(str(self.folder), purge_step=self._step)
+        writer = SummaryWriter(str(self.folder), max_queue=1000, purge_step=self._step)
         if self.shown is not None:
             writer.add_text("configuration", f"```yaml\n{self.shown.config}```", self._step)
-            layout = {name: {title: ["Multiline", [e]] for title, e in charts.items()} for name, charts in CHARTS.items()}
+            layout = {
+                name: {title: ["Multiline", [e]] for title, e in charts.items()} for name, charts in CHARTS.items()
+            }
             for summary in (custom_scalars(layout), *self._hyperparameters(self.shown)[:2]):
                 # With the step: what is void of it is void of this too.
                 writer._get_file_writer().add_summary(summary, self._step)

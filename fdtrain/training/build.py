@@ -31,17 +31,17 @@ from fdtrain.errors import UserError
 from fdtrain.networks.model import Model, ModelSpec
 from fdtrain.randomness import Purpose, torch_seed
 from fdtrain.resilience.consensus import Consensus
-from fdtrain.resilience.heartbeat import Heartbeat, joined
-from fdtrain.resilience.launcher import followed
-from fdtrain.resilience.signals import answered
+from fdtrain.resilience.heartbeat import Heartbeat, process_group
+from fdtrain.resilience.launcher import watched
+from fdtrain.resilience.signals import handled
 from fdtrain.training import callbacks, hardware, init_from
 from fdtrain.training.batch_noise import BatchNoise
 from fdtrain.training.compilation import compile_network, worthwhile
 from fdtrain.training.dashboard import dashboard
-from fdtrain.training.ema import Average, PowerAverages
+from fdtrain.training.ema import Average
 from fdtrain.training.engine import Engine
-from fdtrain.training.memory import training_fits
-from fdtrain.training.metrics import Stopwatch
+from fdtrain.training.memory import training_memory
+from fdtrain.training.metrics import MetricSums, Stopwatch
 from fdtrain.training.monitor import Monitor
 from fdtrain.training.plan import Plan
 from fdtrain.training.profile import Profiler
@@ -67,7 +67,7 @@ class Launch(NamedTuple):
 def launched(plan: Plan) -> Iterator[Launch]:
     """Around a run: the process group joined, signals answered, the run's folder locked."""
     training = plan.config.training
-    with joined(training.heartbeat_timeout_s, training.collective_timeout_s) as (device, heartbeat):
+    with process_group(training.heartbeat_timeout_s, training.collective_timeout_s) as (device, heartbeat):
         consensus = Consensus(FLAGS, training.collective_timeout_s)
         effect = f"stopping after {'this' if plan.layout.world_size == 1 else 'the next'} step; again: at once"
 
@@ -80,9 +80,9 @@ def launched(plan: Plan) -> Iterator[Launch]:
         with (
             # While it is waited for, a signal ends this process: the context around this one answers it.
             _held_for_all(plan.config.folder, gone),
-            followed(stop),
-            answered(stop, effect),
-            training_fits(plan.config, plan.layout),
+            watched(stop),
+            handled(stop, effect),
+            training_memory(plan.config, plan.layout),
         ):
             yield Launch(device, consensus, heartbeat)
 
@@ -102,7 +102,7 @@ def _held_for_all(folder: Path, gone: Callable[[], None]) -> Iterator[None]:
         yield
 
 
-def run(plan: Plan) -> None:
+def carry_out(plan: Plan) -> None:
     """Build, resume if there is what to resume from, and train to the last step."""
     with launched(plan) as launch:
         build(plan, launch, checkpoint_to_resume(plan)).train()
@@ -119,8 +119,8 @@ def build(plan: Plan, launch: Launch, checkpoint: Path | None = None) -> Trainer
     model = Model(spec, config.network.checkpointing).to(device)
     started = _start_from(plan, model) if checkpoint is None else None
     engine = Engine(model, training, plan.layout)
-    average = Average(engine.weights, Model(spec), config.ema.decay, config.ema.warmup_power)
-    power_averages = PowerAverages(engine.weights, config.ema.lengths)
+    averages = [Average(engine.weights, None, config.ema.decay, config.ema.warmup_power)]
+    averages += [Average(engine.weights, length) for length in config.ema.lengths]
 
     code = _git_commit()
     _write_run_files(plan, device, code, started)
@@ -132,7 +132,8 @@ def build(plan: Plan, launch: Launch, checkpoint: Path | None = None) -> Trainer
     profiler = Profiler(config.folder / "profile", plan.traced, device, Stopwatch())
     run_ = Run(config.folder, plan.layout, monitor, launch.consensus, launch.heartbeat, profiler, utilisation)
     noise = BatchNoise.of(config, spec, device)
-    state = TrainState(engine, average, power_averages, plan.layout, plan.identity, code)
+    sums = MetricSums(device, noise.density)
+    state = TrainState(engine, averages, sums, plan.layout, plan.identity, code)
     monitor.say(
         f"{config.folder}: {plan.description.name}, {parameters:,} parameters, "
         f"{plan.layout.world_size} x {device.type}, "
@@ -145,7 +146,7 @@ def build(plan: Plan, launch: Launch, checkpoint: Path | None = None) -> Trainer
         monitor.say(f"Muon steps {len(engine.matrices)} matrices, {count:,} of the parameters; AdamW the rest")
     for line in started.lines() if started else []:
         monitor.say(line)
-    trainer = Trainer(config, run_, state, noise, partial(own_batches, plan), _callbacks(plan, monitor))
+    trainer = Trainer(config, run_, state, Model(spec), noise, partial(own_batches, plan), _callbacks(plan, monitor))
     if checkpoint is not None:
         trainer.resume(checkpoint)
     return trainer
@@ -227,7 +228,7 @@ def checkpoint_to_resume(plan: Plan) -> Path | None:
                 "Restore one, or delete them all to start again."
             )
         return None
-    state = soundness.check_fits(path, plan.spec, plan.identity)
+    state = soundness.check_same_run(path, plan.spec, plan.identity)
     if distributed.rank() == 0:
         for fault in faults:
             logger.info("passing over a checkpoint: %s", fault)
@@ -249,16 +250,16 @@ def _callbacks(plan: Plan, monitor: Monitor) -> list[Callback]:
     sampler = callbacks.monitor_sampler(settings, plan.spec)
     if settings.evaluate_every and config.data.test_split is not None:
         split = Split(plan.data, config.data.test_split, _cache(plan))
-        run_ = callbacks.held_out_bits(split, settings.evaluate_draws, batch, monitor)
-        found.append(Callback(settings.evaluate_every, run_))
+        report = callbacks.held_out_bits(split, settings.evaluate_draws, batch, monitor)
+        found.append(Callback(settings.evaluate_every, report))
     if settings.frechet_every and plan.features is not None:
         train = Split(plan.data, config.data.train_split, _cache(plan))
-        run_ = callbacks.frechet(train, plan.features, sampler, settings.frechet_images, batch, config.seed, monitor)
-        found.append(Callback(settings.frechet_every, run_))
+        report = callbacks.frechet(train, plan.features, sampler, settings.frechet_images, batch, config.seed, monitor)
+        found.append(Callback(settings.frechet_every, report))
     if settings.sample_every:
         folder = config.folder / "samples"
-        run_ = callbacks.sample_grid(sampler, settings.sample_images, batch, config.seed, folder, monitor)
-        found.append(Callback(settings.sample_every, run_))
+        report = callbacks.sample_sheet(sampler, settings.sample_images, batch, config.seed, folder, monitor)
+        found.append(Callback(settings.sample_every, report))
     return found
 
 

@@ -1,4 +1,4 @@
-"""What a run shows of itself at intervals, from the averaged weights: bits/dim, Frechet distance, sample grids.
+"""What a run shows of itself at intervals, from the averaged weights: bits/dim, Frechet distance, sheets of samples.
 
 The ranks share the work. Nothing here touches the training stream: the draws have purposes of their own, and
 the averaged model is not the one that trains.
@@ -32,7 +32,7 @@ MOST_AT_ONCE = 256
 def held_out_bits(split: Split, draws: int, batch: int, monitor: Monitor):
     """A report that evaluates the bound over the whole split."""
 
-    def run(step: int, model: Model) -> None:
+    def report(step: int, model: Model) -> None:
         device = next(model.parameters()).device
         mine = distributed.share(len(split))
         density = nll.time_density_of(model.spec.bound.interval, model.spec.scale)
@@ -43,7 +43,7 @@ def held_out_bits(split: Split, draws: int, batch: int, monitor: Monitor):
         value = f"{result.mean:.4f} +- {result.error_images:.4f} bits/dim"
         monitor.say(f"step {step}  {split.name} {value} (ELBO, {model.spec.bound.describe()}, EMA)")
 
-    return run
+    return report
 
 
 def monitor_sampler(settings: Settings, spec: ModelSpec) -> Sampler:
@@ -66,7 +66,7 @@ def frechet(
     """A report that measures how far samples are from the training images, on the same draws each time."""
     reference, at_once = None, min(batch, FRECHET_BATCH)
 
-    def run(step: int, model: Model) -> None:
+    def report(step: int, model: Model) -> None:
         nonlocal reference
         device = next(model.parameters()).device
         drawn = image_sets.of_model(model, sampler, seed, count)
@@ -79,13 +79,13 @@ def frechet(
         size = f"{drawn.count} images, {sampler.nfe} evaluations, EMA"
         monitor.say(f"step {step}  {network.title} {value:.3f} to {split.name} ({size})")
 
-    return run
+    return report
 
 
-def sample_grid(sampler: Sampler, count: int, batch: int, seed: int, folder: Path, monitor: Monitor):
-    """A report that samples a grid and its denoising path, as PNG and in TensorBoard."""
+def sample_sheet(sampler: Sampler, count: int, batch: int, seed: int, folder: Path, monitor: Monitor):
+    """A report that samples a sheet and its denoising path, as PNG and in TensorBoard."""
 
-    def run(step: int, model: Model) -> None:
+    def report(step: int, model: Model) -> None:
         device, spec = next(model.parameters()).device, model.spec
         mine, times = distributed.share(count), sampler.times(spec)
         labels = [i % len(spec.classes) for i in mine] if spec.classes else None
@@ -104,4 +104,4 @@ def sample_grid(sampler: Sampler, count: int, batch: int, seed: int, folder: Pat
         monitor.image(step, "samples", images)
         monitor.image(step, "denoising_path", denoising)
 
-    return run
+    return report

@@ -6,10 +6,8 @@ from typing import Any
 from fdtrain.config import Config, dump_config
 from fdtrain.strict_yaml import flattened
 
-SPEED = frozenset(
-    "images_per_second images_per_second_per_device step_seconds gflop_per_image tflops_per_device utilisation "
-    "communication data_wait save_pause memory_gib".split()
-)
+SPEED = """images_per_second images_per_second_per_device step_seconds gflop_per_image tflops_per_device utilisation
+communication data_wait save_pause memory_gib"""
 """The metrics of ``train/`` that say how fast it goes, not what is learnt."""
 
 CHARTS = {
@@ -32,12 +30,10 @@ CHARTS = {
 }
 """Charts of the tab of custom scalars by title, in categories; each has the tags that its expression matches."""
 
-SETTINGS = (
-    "network.name network.class_conditional network.dropout diffusion.predictor diffusion.interval "
-    "diffusion.time_density diffusion.time_sampling diffusion.weighting diffusion.decoder training.optimizer "
-    "training.lr training.muon_lr training.global_batch training.steps training.warmup_steps training.decay "
-    "training.weight_decay training.grad_clip training.precision ema.decay".split()
-)
+SETTINGS = """network.name network.class_conditional network.dropout diffusion.predictor diffusion.interval
+diffusion.time_density diffusion.time_sampling diffusion.weighting diffusion.decoder training.optimizer training.lr
+training.muon_lr training.global_batch training.steps training.warmup_steps training.decay training.weight_decay
+training.grad_clip training.precision ema.decay"""
 """The keys of the configuration that are hyperparameters. Those of every network alone: TensorBoard takes the columns
 of its table from one run."""
 
@@ -61,7 +57,7 @@ def dashboard(config: Config, dataset: str, parameters: int, features: str | Non
     """Of a run on a data set, with so many parameters, and the named features where it measures Frechet distances."""
     settings = flattened(config.model_dump(mode="json"))
     hyperparameters = {"dataset": dataset, "parameters": parameters, "seed": config.seed}
-    hyperparameters |= {key: _value(settings.get(key)) for key in SETTINGS}
+    hyperparameters |= {key: _value(settings.get(key)) for key in SETTINGS.split()}
     metrics = [f"{config.data.test_split}/bits_per_dim"] if config.monitor.evaluate_every else []
     metrics += ["train/bits_per_dim", *([f"frechet/{features}"] if features else [])]
     return Dashboard(dump_config(config), hyperparameters, metrics)
@@ -72,7 +68,7 @@ def tag(name: str) -> str:
     prefix, _, metric = name.partition("/")
     if prefix == "train" and metric.startswith("integrand/"):
         return metric
-    return f"speed/{metric}" if prefix == "train" and metric in SPEED else name
+    return f"speed/{metric}" if prefix == "train" and metric in SPEED.split() else name
 
 
 def _value(value: Any) -> float | str:

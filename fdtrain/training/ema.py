@@ -1,11 +1,12 @@
 """Averages of the weights, in float32 from float32 weights: one exponential, any number by a power of time
 (docs/training.md)."""
 
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from ema_pytorch import EMA
-from torch import Tensor, nn
+from torch import nn
 
 from fdtrain.checkpoint.fragments import AVERAGE, Fragment, FragmentReader, power_average
 from fdtrain.checkpoint.profiles import decay, exponent_of
@@ -13,7 +14,7 @@ from fdtrain.distributed import all_reduce_sum
 from fdtrain.networks.model import Model
 
 
-class Shard(nn.Module):
+class _Parts(nn.Module):
     """This rank's fragments of the weights, live, as a module for ema-pytorch."""
 
     def __init__(self, fragments: list[Fragment]):
@@ -21,23 +22,38 @@ class Shard(nn.Module):
         self.parts = nn.ParameterList(nn.Parameter(f.tensor, requires_grad=False) for f in fragments)
 
 
-class Average:
-    """The average of a model's weights, each rank keeping that of its own fragments.
+class _PowerEMA(EMA):
+    """Of a profile of checkpoint/profiles.py.
 
-    The decay of step n is ``min(decay, 1 - (1 + n / 10)^-warmup_power)``: at power 1 about the warm-up of
-    Song et al. 2021. A fragment's average is elementwise, so it is the same however the weights are shared.
+    ema-pytorch's own are not used: ``KarrasEMA`` counts one step too many, so that its profile is not the one of its
+    length; ``PostHocEMA`` stores float16, whose rounding the synthesis multiplies by coefficients of several units.
+    """
+
+    exponent: float
+
+    def get_current_decay(self) -> float:
+        return decay(self.exponent, int(self.step))
+
+
+class Average:
+    """An average of a model's weights, each rank keeping that of its own fragments.
+
+    It is elementwise, so it is the same however the weights are shared.
 
     Args:
         weights: live fragments of the float32 weights that the optimiser steps, as ``Engine.weights`` gives.
-        model: holds the whole average while :meth:`gathered`; kept on the CPU.
+        length: the relative length of a power-function average; None: exponential.
+        beta, warmup_power: of an exponential one, whose decay of step n is ``min(beta, 1 - (1 + n / 10)^-power)``: at
+            power 1 about the warm-up of Song et al. 2021.
     """
 
-    def __init__(self, weights: list[Fragment], model: Model, decay: float, warmup_power: float):
-        self.weights = weights
-        self.model = model.eval().requires_grad_(False)
-        self.ema = EMA(
-            Shard(weights),
-            beta=decay,
+    def __init__(
+        self, weights: list[Fragment], length: float | None = None, beta: float = 0.0, warmup_power: float = 1.0
+    ):
+        self.weights, self.kind = weights, AVERAGE if length is None else power_average(length)
+        self.ema = (EMA if length is None else _PowerEMA)(
+            _Parts(weights),
+            beta=beta,
             power=warmup_power,
             inv_gamma=10.0,
             update_after_step=0,
@@ -45,6 +61,8 @@ class Average:
             include_online_model=False,
             use_foreach=True,
         )
+        if isinstance(self.ema, _PowerEMA) and length is not None:
+            self.ema.exponent = exponent_of(length)
 
     def update(self) -> None:
         """Once per optimiser step."""
@@ -53,84 +71,34 @@ class Average:
     @property
     def fragments(self) -> list[Fragment]:
         """This rank's, live."""
-        shard = self.ema.ema_model
-        assert isinstance(shard, Shard)
-        return [
-            Fragment(AVERAGE, w.parameter, w.start, part.data)
-            for w, part in zip(self.weights, shard.parts, strict=True)
-        ]
+        averaged = self.ema.ema_model
+        assert isinstance(averaged, _Parts)
+        pairs = zip(self.weights, averaged.parts, strict=True)
+        return [Fragment(self.kind, w.parameter, w.start, part.data) for w, part in pairs]
 
     def load(self, parts: FragmentReader, steps: int) -> None:
-        """Load the average after ``steps`` updates."""
+        """Load the average after ``steps`` updates, whatever number of ranks saved it."""
         for fragment in self.fragments:
-            fragment.tensor.copy_(parts.read(AVERAGE, fragment.parameter, fragment.start, len(fragment.tensor)))
+            fragment.tensor.copy_(parts.read(self.kind, fragment.parameter, fragment.start, len(fragment.tensor)))
         self.ema.get_buffer("step").fill_(steps)
         self.ema.get_buffer("initted").fill_(True)
 
     @contextmanager
-    def gathered(self, device: torch.device):
-        """The model with the averaged weights of all ranks, on ``device``, for as long as the context lasts.
+    def in_model(self, model: Model, device: torch.device) -> Iterator[None]:
+        """``model``, which is on the CPU, with the averages of all ranks, on ``device`` as long as the context lasts.
 
         Every rank must enter it.
         """
-        self.model.to(device)
+        model.to(device)
         try:
-            self._gather(device)
-            yield self.model
+            sizes = {name: p.numel() for name, p in model.named_parameters()}
+            flat = torch.zeros(sum(sizes.values()), device=device)
+            places = dict(zip(sizes, flat.split(list(sizes.values())), strict=True))
+            for fragment in self.fragments:
+                places[fragment.parameter][fragment.start :][: len(fragment.tensor)] = fragment.tensor
+            all_reduce_sum(flat)
+            for name, parameter in model.named_parameters():
+                parameter.copy_(places[name].view_as(parameter))
+            yield
         finally:
-            self.model.to("cpu")
-
-    def _gather(self, device: torch.device) -> None:
-        sizes = {name: p.numel() for name, p in self.model.named_parameters()}
-        offsets, end = {}, 0
-        for name, size in sizes.items():
-            offsets[name], end = end, end + size
-        flat = torch.zeros(end, device=device)
-        for fragment in self.fragments:
-            first = offsets[fragment.parameter] + fragment.start
-            flat[first : first + len(fragment.tensor)] = fragment.tensor
-        all_reduce_sum(flat)
-        for name, parameter in self.model.named_parameters():
-            parameter.copy_(_part(flat, offsets[name], parameter))
-
-
-def _part(flat: Tensor, offset: int, like: Tensor) -> Tensor:
-    return flat[offset : offset + like.numel()].view_as(like)
-
-
-class PowerAverages:
-    """Power-function averages of the given lengths (profiles.py), each rank keeping those of its own fragments.
-
-    ema-pytorch's are not used. Its ``KarrasEMA`` is elementwise, as this is, but counts one step too many, so that its
-    profile is not the one of its length, and ignores that it was told to skip steps; its ``PostHocEMA`` stores float16,
-    whose rounding the synthesis multiplies by coefficients of several units, in pickles, and takes every such file in
-    the folder for one of the run's.
-
-    Args:
-        weights: live, as of :class:`Average`.
-    """
-
-    def __init__(self, weights: list[Fragment], lengths: tuple[float, ...]):
-        self.weights = weights
-        self.averages = {length: [w.tensor.clone() for w in weights] for length in lengths}
-
-    def update(self, step: int) -> None:
-        """After optimiser step ``step``, from 1."""
-        for length, tensors in self.averages.items():
-            if tensors:
-                weights, share = [w.tensor for w in self.weights], 1 - decay(exponent_of(length), step)
-                torch._foreach_lerp_(tensors, weights, share)  # pyright: ignore[reportPrivateImportUsage]
-
-    @property
-    def fragments(self) -> list[Fragment]:
-        """This rank's, live."""
-        return [
-            Fragment(power_average(length), w.parameter, w.start, tensor)
-            for length, tensors in self.averages.items()
-            for w, tensor in zip(self.weights, tensors, strict=True)
-        ]
-
-    def load(self, parts: FragmentReader) -> None:
-        """Load what any number of ranks saved."""
-        for fragment in self.fragments:
-            fragment.tensor.copy_(parts.read(fragment.kind, fragment.parameter, fragment.start, len(fragment.tensor)))
+            model.to("cpu")

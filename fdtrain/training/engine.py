@@ -19,12 +19,12 @@ from fdtrain.diffusion.predictors import Field
 from fdtrain.networks.model import Model, inner_matrices
 from fdtrain.training.grad_guard import GradGuard
 from fdtrain.training.hardware import DTYPES, memory_format
-from fdtrain.training.matrix_exchange import Held, MatrixExchange
+from fdtrain.training.matrix_exchange import MatrixExchange, Piece
 from fdtrain.training.muon import Muon
 from fdtrain.training.zero import SteppedRange, load_module, owners, stepped_ranges
 
 # Said before the import, which otherwise warns on every rank of a machine without an accelerator.
-if not torch.cuda.is_available():
+if not distributed.on_gpu():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 import deepspeed
@@ -151,9 +151,9 @@ class Engine:
     def _exchanges(self) -> dict[Tensor, MatrixExchange]:
         """Of every owner, each of which is stepped by all ranks at once."""
         mine = [[r for r in self.stepped if r.owner is owner] for owner in self.owners]
-        held = [[Held(r.parameter, r.start, r.count) for r in of_owner] for of_owner in mine]
+        pieces = [[Piece(r.parameter, r.start, r.count) for r in of_owner] for of_owner in mine]
         # At stage 0 every rank has, and steps, everything.
-        of_ranks = distributed.of_all(held) if self.stage else [held]
+        of_ranks = distributed.of_all(pieces) if self.stage else [pieces]
         most = self.training.bucket_mib * 2**20 // 4
         return {
             owner: MatrixExchange(mine[i], [of_rank[i] for of_rank in of_ranks], self.shapes, most, self.device)
@@ -253,15 +253,15 @@ def _settings(training: TrainingConfig, layout: RunLayout) -> dict[str, Any]:
     zero = {
         "stage": stage,
         # Between GPUs; on a CPU there is no second stream to reduce in.
-        "overlap_comm": training.overlap and torch.cuda.is_available() and several and stage > 0,
+        "overlap_comm": training.overlap and distributed.on_gpu() and several and stage > 0,
         "use_multi_rank_bucket_allreduce": layout.world_size > REDUCE_TO_OWNERS,
         "reduce_bucket_size": elements,
         "allgather_bucket_size": elements,
     }
     if training.offload != "none":
-        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": distributed.on_gpu()}
     if training.offload == "weights":
-        zero["offload_param"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+        zero["offload_param"] = {"device": "cpu", "pin_memory": distributed.on_gpu()}
     settings = {
         "train_batch_size": training.global_batch,
         "train_micro_batch_size_per_gpu": layout.micro_batch,
@@ -272,6 +272,8 @@ def _settings(training: TrainingConfig, layout: RunLayout) -> dict[str, Any]:
         # Without ZeRO DeepSpeed clips but keeps the norm to itself: then step() clips.
         "gradient_clipping": training.grad_clip if stage else 0.0,
         "steps_per_print": 2**63 - 1,
+        # It would wait for the device twice in every pass.
+        "timers": {"throughput": {"enabled": False}},
     }
     if training.precision != "fp32":
         settings["torch_autocast"] = {

@@ -16,7 +16,7 @@ Function = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Held:
+class Piece:
     """A run of a matrix's elements that a rank has."""
 
     matrix: str
@@ -29,7 +29,7 @@ class Round:
     """What a rank sends to every other to be computed there, and what it gets from every other, by rank."""
 
     sent: list[list[SteppedRange]]
-    received: list[list[Held]]
+    received: list[list[Piece]]
 
 
 class MatrixExchange:
@@ -40,7 +40,7 @@ class MatrixExchange:
 
     Args:
         mine: this rank's part of the flat tensors.
-        held: the same of every rank.
+        pieces: the same of every rank.
         shapes: of all parameters; the first dimension counts the rows.
         device: where to compute, and by which to communicate.
     """
@@ -48,7 +48,7 @@ class MatrixExchange:
     def __init__(
         self,
         mine: Sequence[SteppedRange],
-        held: Sequence[Sequence[Held]],
+        pieces: Sequence[Sequence[Piece]],
         shapes: dict[str, torch.Size],
         most: int,
         device: torch.device,
@@ -57,26 +57,26 @@ class MatrixExchange:
         self.whole = [r for r in mine if r.count == shapes[r.parameter].numel()]
         self.rounds: list[Round] = []
         filled: dict[int, tuple[int, int]] = {}
-        for matrix, rank in self._computed_by(held).items():
+        for matrix, rank in self._computed_by(pieces).items():
             size = shapes[matrix].numel()
             number, elements = filled.get(rank, (0, 0))
             if elements and elements + size > most:
                 number, elements = number + 1, 0
             filled[rank] = number, elements + size
             while len(self.rounds) <= number:
-                self.rounds.append(Round([[] for _ in held], [[] for _ in held]))
+                self.rounds.append(Round([[] for _ in pieces], [[] for _ in pieces]))
             self.rounds[number].sent[rank] += [r for r in mine if r.parameter == matrix]
             if rank == distributed.rank():
-                for of_rank, received in zip(held, self.rounds[number].received, strict=True):
+                for of_rank, received in zip(pieces, self.rounds[number].received, strict=True):
                     received += [part for part in of_rank if part.matrix == matrix]
 
-    def _computed_by(self, held: Sequence[Sequence[Held]]) -> dict[str, int]:
+    def _computed_by(self, pieces: Sequence[Sequence[Piece]]) -> dict[str, int]:
         """The rank that computes a matrix, for those that no rank has whole."""
         counts: dict[str, dict[int, int]] = {}
-        for rank, parts in enumerate(held):
+        for rank, parts in enumerate(pieces):
             for part in parts:
                 counts.setdefault(part.matrix, {})[rank] = part.count
-        work, found = [0] * len(held), {}
+        work, found = [0] * len(pieces), {}
         for matrix in sorted(counts, key=lambda matrix: (len(counts[matrix]), -self._work(matrix))):
             most = max(counts[matrix].values())
             rank = min((rank for rank, count in counts[matrix].items() if count == most), key=work.__getitem__)

@@ -17,26 +17,26 @@ AMOUNT = re.compile(r"allocate ([\d.]+ ?[KMGTP]iB|\d+ bytes)")
 
 
 @contextmanager
-def training_fits(config: Config, layout: RunLayout) -> Iterator[None]:
+def training_memory(config: Config, layout: RunLayout) -> Iterator[None]:
     """Around the training of a run: an allocation that fails raises a UserError with what would take less."""
-    with _fits(f"a pass of {layout.micro_batch} images", _less_training(config, layout)):
+    with _explained(f"a pass of {layout.micro_batch} images", _less_training(config, layout)):
         yield
 
 
 @contextmanager
-def evaluation_fits(images: int) -> Iterator[None]:
+def evaluation_memory(images: int) -> Iterator[None]:
     """The same around an evaluation while training, of no more than so many images at a time."""
     ways = [
         "set monitor.evaluate_every, monitor.sample_every and monitor.frechet_every to null and evaluate afterwards"
     ]
     if images > 1:
         ways.insert(0, "lower training.micro_batch, than which it takes no more images at a time")
-    with _fits(f"an evaluation beside the training, in float32 and of up to {images} images at a time,", ways):
+    with _explained(f"an evaluation beside the training, in float32 and of up to {images} images at a time,", ways):
         yield
 
 
 @contextmanager
-def _fits(what: str, ways: list[str]) -> Iterator[None]:
+def _explained(what: str, ways: list[str]) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:

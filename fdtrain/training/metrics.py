@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fdtrain import distributed
+from fdtrain.diffusion.clocks import TimeDensity
 from fdtrain.diffusion.objective import Loss, bits_per_dim
 from fdtrain.networks.model import ModelSpec
 
@@ -18,9 +19,15 @@ SCALARS = ("steps", "bits", "images", "gradient_norm", "updates", "broken")
 
 
 class MetricSums:
-    """Sums over the steps since the last log line, float64 on the device; summed over ranks when read."""
+    """Sums over the steps since the last log line, float64 on the device; summed over ranks when read.
 
-    def __init__(self, device: torch.device):
+    Args:
+        density: of the times, by whose equal parts the integrand is reported.
+    """
+
+    def __init__(self, device: torch.device, density: TimeDensity):
+        edges = torch.linspace(0, 1, QUANTILES + 1, dtype=torch.float64)[1:-1]
+        self._edges = density.quantile(edges).to(device)
         self._all = torch.zeros(len(SCALARS) + 2 * QUANTILES, dtype=torch.float64, device=device)
         # Views by name.
         self.steps, self.bits, self.images, self.gradient_norm, self.updates, self.broken = self._all[: len(SCALARS)]
@@ -30,19 +37,19 @@ class MetricSums:
         return len(self._all)
 
     @torch.no_grad()
-    def add_loss(self, loss: Loss, quantile: Tensor, spec: ModelSpec) -> None:
-        """One pass, with the quantile ``u`` of each image's time."""
+    def add_loss(self, loss: Loss, t: Tensor, spec: ModelSpec) -> None:
+        """One pass, at times ``t``, ``(B,)`` in float64."""
         # The integrand: bits/dim without the constant of the discrete likelihood.
         integrand = bits_per_dim(loss.correction, spec.dims, 2)
-        self.add_images(spec.bound.bits_per_dim(loss.nelbo, spec.dims), integrand, quantile)
+        self.add_images(spec.bound.bits_per_dim(loss.nelbo, spec.dims), integrand, t)
 
-    def add_images(self, bits: Tensor, integrand: Tensor, quantile: Tensor) -> None:
-        """Bits/dim and integrand (bits/dim) of each image, and the quantile ``u`` of its time.
+    def add_images(self, bits: Tensor, integrand: Tensor, t: Tensor) -> None:
+        """Bits/dim, integrand (bits/dim) and time of each image.
 
         Images whose bound is not finite are left out of the means, as their steps are of the training.
         """
         finite = torch.isfinite(bits)
-        part = (quantile * QUANTILES).long().clamp_(max=QUANTILES - 1).to(self._all.device, non_blocking=True)
+        part = torch.bucketize(t, self._edges, right=True)
         self.bits += torch.where(finite, bits, 0.0).sum()
         self.images += finite.sum()
         self.integrand.index_add_(0, part, torch.where(finite, integrand, 0.0).double())
@@ -60,7 +67,7 @@ class MetricSums:
             self.gradient_norm += torch.where(skipped > 0, 0.0, gradient_norm)
             self.updates += 1 - skipped
 
-    def gathered(self) -> list[float]:
+    def all_ranks(self) -> list[float]:
         """The sums over all ranks, which rank 0 alone goes on with. Every rank must call it."""
         sums = distributed.all_reduce_sum(self._all)
         if distributed.rank() != 0:
@@ -68,7 +75,7 @@ class MetricSums:
         return sums.tolist()
 
     def restart(self, sums: Sequence[float] | None = None) -> None:
-        """From zero, or from what :meth:`gathered` gave."""
+        """From zero, or from what :meth:`all_ranks` gave."""
         self._all.zero_()
         if sums is not None:
             self._all.copy_(torch.tensor(sums, dtype=torch.float64))

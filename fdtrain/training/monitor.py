@@ -139,6 +139,8 @@ class Monitor:
     def close(self) -> None:
         if self.first:
             self.bar.close()
+            # The second time waits for what the first has given to TensorBoard.
+            self.flush()
             self.flush()
             self.board.close()
             if self.behind:

@@ -144,7 +144,7 @@ def _check_some_fit(existing: list[Path], plan: Plan) -> None:
     errors = []
     for path in existing:
         try:
-            soundness.check_fits(path, plan.spec, plan.identity)
+            soundness.check_same_run(path, plan.spec, plan.identity)
             return
         except soundness.OtherRun:
             raise

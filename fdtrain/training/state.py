@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fdtrain import distributed
@@ -10,15 +11,33 @@ from fdtrain.capacity.layout import RunLayout
 from fdtrain.checkpoint import retention, soundness, store
 from fdtrain.checkpoint.writer import Snapshot
 from fdtrain.errors import UserError
-from fdtrain.training.ema import Average, PowerAverages
+from fdtrain.training.ema import Average
 from fdtrain.training.engine import Engine
 from fdtrain.training.metrics import MetricSums
+
+
+class HostCopy:
+    """A number of the device on its way to the host: reading it waits for the copy, not for what was begun later."""
+
+    def __init__(self, value: Tensor):
+        self._copy = torch.empty_like(value, device="cpu", pin_memory=value.is_cuda)
+        self._copy.copy_(value, non_blocking=True)
+        self._done = torch.cuda.Event() if value.is_cuda else None
+        if self._done is not None:
+            self._done.record()
+
+    def read(self) -> float:
+        if self._done is not None:
+            self._done.synchronize()
+        return self._copy.item()
 
 
 class TrainState:
     """Weights, moments and averages, the log's unfinished sums, and the counts on which later steps depend.
 
     Args:
+        averages: the exponential one, then those by powers of time.
+        sums: of the log.
         settings: what fixes the run's trajectory.
         code: commit of the program.
     """
@@ -26,29 +45,28 @@ class TrainState:
     def __init__(
         self,
         engine: Engine,
-        average: Average,
-        power_averages: PowerAverages,
+        averages: list[Average],
+        sums: MetricSums,
         layout: RunLayout,
         settings: dict[str, Any],
         code: str | None,
     ):
-        self.engine, self.average, self.power_averages, self.layout = engine, average, power_averages, layout
+        self.engine, self.averages, self.sums, self.layout = engine, averages, sums, layout
         self.settings, self.code = settings, code
-        self.sums = MetricSums(engine.device)
         self.rollbacks = 0
         """Times that the run went back to a checkpoint."""
         self._skips = 0
-        self._skipped: Tensor | None = None
+        self._skipped: HostCopy | None = None
 
     def count_skip(self, skipped: Tensor) -> None:
         """After a step: 1 if it was skipped, else 0, on the device."""
-        self._skipped = skipped
+        self._skipped = HostCopy(skipped)
 
     @property
     def skips(self) -> int:
-        """Steps skipped in a row. Asked once the next step is under way, it does not wait for the device."""
+        """Steps skipped in a row. Asked once the next step is under way, it does not wait for that one."""
         if self._skipped is not None:
-            self._skips = self._skips + 1 if self._skipped.item() else 0
+            self._skips = self._skips + 1 if self._skipped.read() else 0
             self._skipped = None
         return self._skips
 
@@ -66,7 +84,7 @@ class TrainState:
             images=step * layout.lanes * layout.lane_images,
             world_size=layout.world_size,
             zero_stage=layout.zero_stage,
-            window=self.sums.gathered(),
+            window=self.sums.all_ranks(),
             skips=self.skips,
             rollbacks=self.rollbacks,
             counters=self.engine.counters(),
@@ -74,9 +92,9 @@ class TrainState:
             code=self.code,
             scheduled=scheduled,
         )
-        averages = self.power_averages.fragments
-        whole = self.engine.fragments + self.average.fragments + averages
-        fragments = {store.CHECKPOINTS: whole, store.AVERAGES: averages}
+        exponential, *powers = [average.fragments for average in self.averages]
+        averages = [fragment for fragments in powers for fragment in fragments]
+        fragments = {store.CHECKPOINTS: self.engine.fragments + exponential + averages, store.AVERAGES: averages}
         return [Snapshot(name, fragments[name], self.engine.model.spec, config, state) for name in series]
 
     def load(self, path: Path) -> int:
@@ -89,30 +107,30 @@ class TrainState:
         if len(state.window) != len(self.sums):
             raise UserError(f"{path / store.STATE_FILE} has a log window of another version. Resume from another.")
         self.engine.load(parts, state.counters)
-        self.average.load(parts, state.step)
-        self.power_averages.load(parts)
+        for average in self.averages:
+            average.load(parts, state.step)
         self.sums.restart(state.window if distributed.rank() == 0 else None)
         self._skips, self._skipped, self.rollbacks = state.skips, None, state.rollbacks
         return state.step
 
 
-def rollback_target(folder: Path, useless: int | None) -> Path | None:
+def rollback_target(folder: Path, stalled: int | None) -> Path | None:
     """The newest sound and scheduled checkpoint of a run folder that a run in trouble may go back to, made the newest
-    of all: what came later would outrank it when the run resumes. That of the step ``useless`` serves if there is no
-    earlier one."""
+    of all: what came later would outrank it when the run resumes. One of step ``stalled`` or later, after which no
+    step succeeded, serves if there is no earlier one."""
 
-    def fits(path: Path) -> None:
+    def usable(path: Path) -> None:
         if reason := soundness.trouble(path):
             raise UserError(reason)
         if not store.read_state(path).scheduled:
             raise UserError("a run that was not interrupted would not have it")
 
-    def fits_and_is_earlier(path: Path) -> None:
-        fits(path)
-        if useless is not None and store.step_of(path) >= useless:
+    def usable_and_earlier(path: Path) -> None:
+        usable(path)
+        if stalled is not None and store.step_of(path) >= stalled:
             raise UserError("no step after it succeeded")
 
-    path = soundness.newest(folder, fits_and_is_earlier)[0] or soundness.newest(folder, fits)[0]
+    path = soundness.newest(folder, usable_and_earlier)[0] or soundness.newest(folder, usable)[0]
     if path is not None:
         retention.roll_back_to(path)
     return path

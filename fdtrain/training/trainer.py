@@ -20,7 +20,7 @@ from fdtrain.networks.model import Model
 from fdtrain.randomness import Purpose, torch_seed
 from fdtrain.training.batch_noise import BatchNoise
 from fdtrain.training.hardware import exact_float32, memory_gib
-from fdtrain.training.memory import evaluation_fits
+from fdtrain.training.memory import evaluation_memory
 from fdtrain.training.run import Run
 from fdtrain.training.schedule import learning_rate
 from fdtrain.training.state import TrainState, rollback_target
@@ -41,10 +41,10 @@ class Diverged(Exception):
 
 @dataclass(frozen=True)
 class Callback:
-    """Something to do every so many steps, on every rank together: ``run(step, averaged model)``."""
+    """Something to do every so many steps, on every rank together: ``report(step, averaged model)``."""
 
     every: int
-    run: Callable[[int, Model], None]
+    report: Callable[[int, Model], None]
 
 
 class Trainer:
@@ -52,6 +52,7 @@ class Trainer:
 
     Args:
         config: the run's.
+        shown: on the CPU; what callbacks are given, with the averaged weights.
         batches: this rank's, from a step on.
         callbacks: run at their intervals and after the last step.
     """
@@ -61,13 +62,14 @@ class Trainer:
         config: Config,
         run: Run,
         state: TrainState,
-        noise: BatchNoise,
+        shown: Model,
+        draws: BatchNoise,
         batches: Callable[[int], Batches],
         callbacks: list[Callback],
     ):
         self.config, self.run, self.state = config, run, state
-        self.engine, self.layout = state.engine, run.layout
-        self.noise, self.batches, self.callbacks = noise, batches, callbacks
+        self.engine, self.layout, self.shown = state.engine, run.layout, shown.eval().requires_grad_(False)
+        self.draws, self.batches, self.callbacks = draws, batches, callbacks
         keep = Retention(config.checkpoint.keep_last, config.checkpoint.keep_every, config.checkpoint.max_failures)
         self.writer = CheckpointWriter(run.folder, keep, run.consensus, run.monitor.say)
         self.start = 0
@@ -146,8 +148,8 @@ class Trainer:
             # A loss that is not finite must not pass for one whose gradient is.
             self.engine.backward(loss * torch.where(torch.isfinite(loss.detach()), 1.0, torch.nan))
             self.engine.step(rate)
-        self.state.average.update()
-        self.state.power_averages.update(step + 1)
+        for average in self.state.averages:
+            average.update()
         self.state.sums.add_step(self.engine.norm, self.engine.skipped)
         if self.state.skips > self.config.training.max_skips:
             raise Diverged(step)
@@ -155,21 +157,21 @@ class Trainer:
 
     def _loss(self, step: int, lanes: range, images: Tensor, labels: Tensor) -> Tensor:
         """Mean of what one pass trains on, per dimension."""
-        noise, spec = self.noise.redrawn(self.state.rollbacks), self.engine.model.spec
-        given = noise.labels(step, lanes, labels, spec, self.config.network.label_dropout)
-        batch = noise.batch(step, lanes, images, given, spec.bound)
+        draws, spec = self.draws.redrawn(self.state.rollbacks), self.engine.model.spec
+        given = draws.labels(step, lanes, labels, spec, self.config.network.label_dropout)
+        batch = draws.batch(step, lanes, images, given, spec.bound)
         field, weighting = self.engine.field(batch.label), WEIGHTINGS[self.config.diffusion.weighting]
         loss = batch.bound.loss(field, batch.x0, batch.eps, batch.t, batch.pdf, weighting)
-        self.state.sums.add_loss(loss, batch.quantile, spec)
+        self.state.sums.add_loss(loss, batch.t, spec)
         return loss.train.mean() / spec.dims
 
     def _call_back(self, done: int, last: bool) -> None:
         due = [callback for callback in self.callbacks if done % callback.every == 0 or last]
         if due:
-            fits = evaluation_fits(self.layout.micro_batch)
-            with fits, self.state.average.gathered(self.engine.device) as model, exact_float32():
+            averaged = self.state.averages[0].in_model(self.shown, self.engine.device)
+            with evaluation_memory(self.layout.micro_batch), averaged, exact_float32():
                 for callback in due:
-                    callback.run(done, model)
+                    callback.report(done, self.shown)
 
     def _log(self, done: int) -> None:
         """Write the means since the last line, and begin anew."""
@@ -194,7 +196,7 @@ class Trainer:
 
     def _of_times(self) -> dict[str, float]:
         """Which times the logged bound is of: the batches of Soft Truncation have intervals of their own."""
-        return {} if isinstance(self.noise.density, SoftTruncation) else self.engine.model.spec.bound.ends()
+        return {} if isinstance(self.draws.density, SoftTruncation) else self.engine.model.spec.bound.ends()
 
     def save(self, done: int) -> None:
         """Begin to write what is due after ``done`` steps, if anything is. Every rank must call it."""
@@ -223,8 +225,8 @@ class Trainer:
         reason = f"the gradient was unusable in {skips} steps in a row up to step {step}"
         advice = "Lower training.lr, or train with another training.precision."
         # One after which no step has succeeded may be the cause. The first time it is tried with other draws.
-        useless = step - skips if rollbacks > min(1, most) else None
-        path = distributed.broadcast(rollback_target(folder, useless) if self.layout.rank == 0 else None)
+        stalled = step - skips if rollbacks > min(1, most) else None
+        path = distributed.broadcast(rollback_target(folder, stalled) if self.layout.rank == 0 else None)
         if path is None:
             raise UserError(f"{reason}; there is no checkpoint to return to. {advice}")
         if rollbacks > most:

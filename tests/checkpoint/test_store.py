@@ -59,7 +59,7 @@ def write_checkpoint(run, step: int, skips: int = 0, value: float = 1.0, change=
 
 
 def fits(path):
-    soundness.check_fits(path, SPEC, SETTINGS)
+    soundness.check_same_run(path, SPEC, SETTINGS)
 
 
 @pytest.fixture
@@ -110,11 +110,11 @@ def test_another_version_another_model_another_data_set_are_passed_over(run):
     (newest / "MANIFEST.json").write_text(json.dumps({**manifest, "version": 99}))
     assert soundness.newest(run, fits) == (older, ["step_00000010: its version is 99, this fdtrain reads 1"])
     with pytest.raises(UserError, match="holds another model than the configuration: size 4 against 8"):
-        soundness.check_fits(older, ModelSpec(**{**SPEC.__dict__, "size": 8}), SETTINGS)
+        soundness.check_same_run(older, ModelSpec(**{**SPEC.__dict__, "size": 8}), SETTINGS)
     other = {**SETTINGS, "dataset": "cifar10"}
     with pytest.raises(UserError, match="belongs to a run with other settings: dataset 'digits' against 'cifar10'"):
-        soundness.check_fits(older, SPEC, other)
-    found, faults = soundness.newest(run, lambda path: soundness.check_fits(path, SPEC, other))
+        soundness.check_same_run(older, SPEC, other)
+    found, faults = soundness.newest(run, lambda path: soundness.check_same_run(path, SPEC, other))
     assert found is None
     assert len(faults) == 2
 
@@ -369,8 +369,8 @@ def test_folders_with_other_names_are_no_checkpoints(run):
 def test_the_shards_of_another_packing_are_refused(run):
     older = store.committed(run)[1]
     # Of an earlier version: it did not record them.
-    soundness.check_fits(older, SPEC, {**SETTINGS, store.SHARDS: ["a"]})
+    soundness.check_same_run(older, SPEC, {**SETTINGS, store.SHARDS: ["a"]})
     change_state(older, lambda state: state["run"].update({store.SHARDS: ["a"]}))
-    soundness.check_fits(older, SPEC, {**SETTINGS, store.SHARDS: ["a"]})
+    soundness.check_same_run(older, SPEC, {**SETTINGS, store.SHARDS: ["a"]})
     with pytest.raises(UserError, match="a run on other shards: the data set has been packed again or changed"):
-        soundness.check_fits(older, SPEC, {**SETTINGS, store.SHARDS: ["b"]})
+        soundness.check_same_run(older, SPEC, {**SETTINGS, store.SHARDS: ["b"]})

@@ -13,7 +13,7 @@ import os, runpy, sys
 from contextlib import contextmanager
 from fdtrain.resilience import heartbeat
 
-inner = heartbeat.joined
+inner = heartbeat.process_group
 
 @contextmanager
 def joined(seconds, *more):
@@ -21,7 +21,7 @@ def joined(seconds, *more):
         print("joined", flush=True)
         yield group
 
-heartbeat.joined = joined
+heartbeat.process_group = joined
 sys.argv = sys.argv[1:]
 sys.path.insert(0, os.path.dirname(sys.argv[0]))
 runpy.run_path(sys.argv[0], run_name="__main__")

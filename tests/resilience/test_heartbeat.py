@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from fdtrain import distributed
 from fdtrain.errors import UserError, exit_code
-from fdtrain.resilience.heartbeat import joined
+from fdtrain.resilience.heartbeat import process_group
 
 what, who, when = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 # As where only some hosts of a torchrun have seen their ranks fail.
@@ -48,7 +48,7 @@ def init_process_group(*arguments, **options):
 
 def main():
     dist.init_process_group = init_process_group
-    with joined(3, 4 if what == "stuck" else 60) as (_, heartbeat):
+    with process_group(3, 4 if what == "stuck" else 60) as (_, heartbeat):
         for step in range(400):
             # Busy machines have read its name by then too.
             if step == 150:
@@ -109,8 +109,8 @@ def test_a_rank_whose_peer_never_comes(rank, limits):
     program = (
         "import sys\n"
         "from fdtrain import errors\n"
-        "from fdtrain.resilience.heartbeat import joined\n"
-        f"sys.exit(errors.exit_code(joined({limits}).__enter__))"
+        "from fdtrain.resilience.heartbeat import process_group\n"
+        f"sys.exit(errors.exit_code(process_group({limits}).__enter__))"
     )
     where = {"WORLD_SIZE": "2", "RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     with subprocess.Popen(

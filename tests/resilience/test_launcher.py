@@ -16,7 +16,7 @@ PARENT = "import subprocess, sys; sys.exit(subprocess.call([sys.executable, '-c'
 CHILD = """
 import os, time
 from fdtrain.resilience import launcher
-with launcher.followed(time.sleep), launcher.followed(launcher.end):
+with launcher.watched(time.sleep), launcher.watched(launcher.end):
     print(os.getpid(), flush=True)
     time.sleep(120)
 """

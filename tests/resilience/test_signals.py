@@ -53,10 +53,10 @@ def test_a_second_signal_ends_a_process_at_once_even_in_a_call_that_hangs(launch
         "import torch.distributed as dist, signal, time\n"
         "from fdtrain import distributed\n"
         "from fdtrain.errors import log_to_console\n"
-        "from fdtrain.resilience.signals import answered\n"
+        "from fdtrain.resilience.signals import handled\n"
         "log_to_console()\n"
         "distributed.connect(60)\n"
-        "with answered(lambda: print('asked', flush=True), 'what it does'):\n"
+        "with handled(lambda: print('asked', flush=True), 'what it does'):\n"
         "    print('ready', flush=True)\n"
         "    if distributed.rank() == 1:\n"
         "        time.sleep(60)\n"
@@ -109,8 +109,8 @@ def test_during_a_long_first_step_the_console_says_what_a_signal_does(launch):
 def test_a_closed_terminal_is_a_request_unless_nohup_has_it_ignored():
     program = (
         "import signal, sys\n"
-        "from fdtrain.resilience.signals import answered\n"
-        "with answered(lambda: print('asked', flush=True), 'what it does'):\n"
+        "from fdtrain.resilience.signals import handled\n"
+        "with handled(lambda: print('asked', flush=True), 'what it does'):\n"
         "    print('ready', flush=True)\n"
         "    sys.stdin.readline()\n"
     )

@@ -48,7 +48,7 @@ def test_passes_are_no_larger_than_they_are_told(digits, features, tmp_path):
     network = open_features(features, torch.device("cpu"))
     for evaluation in (
         callbacks.held_out_bits(split, 2, 3, monitor),
-        callbacks.sample_grid(sampler, 7, 3, 0, tmp_path, monitor),
+        callbacks.sample_sheet(sampler, 7, 3, 0, tmp_path, monitor),
         callbacks.frechet(split, network, sampler, 7, 3, 0, monitor),
     ):
         seen.clear()

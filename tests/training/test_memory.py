@@ -5,7 +5,7 @@ from test_bad_input import error_of
 from fdtrain.capacity.layout import run_layout
 from fdtrain.config import Config
 from fdtrain.errors import UserError
-from fdtrain.training.memory import evaluation_fits, training_fits
+from fdtrain.training.memory import evaluation_memory, training_memory
 
 
 def config(**training):
@@ -17,7 +17,7 @@ def layout():
 
 
 def test_an_allocation_that_the_cpu_refuses():
-    with pytest.raises(UserError) as error, training_fits(config(), layout()):
+    with pytest.raises(UserError) as error, training_memory(config(), layout()):
         torch.empty(2**50)
     message = str(error.value)
     assert "128 images does not fit the memory of this machine, which was asked for 4194304.0 GiB more" in message
@@ -42,13 +42,13 @@ def cuda_error():
     ],
 )
 def test_what_else_refuses(raised, part):
-    with pytest.raises(UserError, match=part), training_fits(config(), layout()):
+    with pytest.raises(UserError, match=part), training_memory(config(), layout()):
         raise raised
 
 
 def test_what_would_take_less():
     settings = config(micro_batch=2, zero_stage=1)
-    with pytest.raises(UserError) as error, training_fits(settings, run_layout(settings.training, 2)):
+    with pytest.raises(UserError) as error, training_memory(settings, run_layout(settings.training, 2)):
         raise cuda_error()
     assert "a pass of 2 images" in str(error.value)
     assert "raise training.lanes" in str(error.value)
@@ -56,7 +56,11 @@ def test_what_would_take_less():
 
 
 def test_an_evaluation_that_does_not_fit_is_not_called_a_training_pass():
-    with pytest.raises(UserError) as error, training_fits(config(), layout()), evaluation_fits(2):
+    with (
+        pytest.raises(UserError) as error,
+        training_memory(config(), layout()),
+        evaluation_memory(2),
+    ):
         raise cuda_error()
     message = str(error.value)
     assert "an evaluation beside the training, in float32 and of up to 2 images at a time, does not fit" in message
@@ -66,7 +70,7 @@ def test_an_evaluation_that_does_not_fit_is_not_called_a_training_pass():
 
 
 def test_other_errors_keep_their_trace():
-    with pytest.raises(RuntimeError, match="shapes"), training_fits(config(), layout()):
+    with pytest.raises(RuntimeError, match="shapes"), training_memory(config(), layout()):
         raise RuntimeError("shapes do not match")
 
 

@@ -13,7 +13,7 @@ from test_bad_input import error_of
 
 from fdtrain.checkpoint import store
 from fdtrain.networks.model import Model, inner_matrices
-from fdtrain.training.matrix_exchange import Held, MatrixExchange
+from fdtrain.training.matrix_exchange import MatrixExchange, Piece
 from fdtrain.training.muon import Muon, orthogonal
 from fdtrain.training.zero import SteppedRange
 
@@ -60,7 +60,7 @@ def plain(gradients, weight, momentum, lr, decay):
 def alone(p):
     """The exchange of a rank that has all of a matrix."""
     whole = SteppedRange("p", 0, p, 0, p.numel())
-    return MatrixExchange([whole], [[Held("p", 0, p.numel())]], {"p": p.shape}, 1, p.device)
+    return MatrixExchange([whole], [[Piece("p", 0, p.numel())]], {"p": p.shape}, 1, p.device)
 
 
 def test_the_update_is_the_published_one():
