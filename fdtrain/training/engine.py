@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 import warnings
 from datetime import timedelta
 from functools import partial
@@ -72,6 +73,10 @@ class Engine:
         self.engine: Any = deepspeed.initialize(model=model, optimizer=self.optimizer, config=settings)[0]
         if self.stage:
             self._scale_with_clipping()
+            if training.precision != "fp16":
+                # Whether the gradient is finite is for the guard, on the device: ZeRO would have the host wait for it.
+                zero: Any = sys.modules[type(self.engine.optimizer).__module__]
+                zero.is_invalid_grad_norm = lambda norm: False
         elif layout.world_size == 1:
             # DeepSpeed would copy every gradient into a bucket and back for nobody.
             self.engine.enable_backward_allreduce = False
@@ -117,8 +122,8 @@ class Engine:
             self.guard.add(self.norm, self.skipped)
 
     def _judge(self, *_: Any) -> None:
-        """Before the optimiser's step: see that a refused one changes nothing. ZeRO leaves a gradient that is not
-        finite out by itself, and comes here with a finite one."""
+        """Before the optimiser's step: see that a refused one changes nothing. At fp16 ZeRO leaves a gradient that is
+        not finite out by itself, as its loss scale must come down, and comes here with a finite one."""
         norm = self.engine.optimizer._global_grad_norm if self.stage else self.norm
         refused = self.guard.refuses(norm).to(self.owners[0].device)
         # The kernels leave everything as it is where this is 1, without a word to the host.
