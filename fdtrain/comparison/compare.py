@@ -27,7 +27,7 @@ from fdtrain.evaluation import label_features, result, run_folder, side_by_side
 from fdtrain.evaluation.compared import ComparedVariant, rows
 from fdtrain.evaluation.feature_networks import open_features
 from fdtrain.evaluation.result import TrainingNoise
-from fdtrain.evaluation.run_folder import flat
+from fdtrain.strict_yaml import flattened
 from fdtrain.training.plan import model_spec, prepare
 
 RECORD = "comparison.yaml"
@@ -304,7 +304,7 @@ def _written(
             ComparedVariant(
                 name,
                 {seed: finished[run] for seed, run in names.items() if run in finished},
-                dict(flat(_settings_of(config))),
+                flattened(_settings_of(config)),
                 {seed: failures[run] for seed, run in names.items() if run in failures},
                 _described(model_spec(config, split.description).bound),
             )

@@ -15,7 +15,7 @@ from fdtrain.evaluation.nll import TOLERANCE
 from fdtrain.evaluation.sampler import Sampler
 from fdtrain.files import NAME
 from fdtrain.randomness import SEEDS
-from fdtrain.strict_yaml import read_mapping, shown
+from fdtrain.strict_yaml import flattened, read_mapping, shown
 
 
 class SolverAndGrid(Section):
@@ -146,7 +146,7 @@ def load_comparison(path: Path) -> Comparison:
     budget = [] if definition.steps is None else [f"training.steps={definition.steps}"]
     configs = {}
     for variant in definition.variants:
-        overrides = ["name=run", *flat(definition.set), *flat(variant.set), *budget]
+        overrides = ["name=run", *overrides_of(definition.set), *overrides_of(variant.set), *budget]
         try:
             configs[variant.name] = load_config([definition.base, *variant.overlays], overrides, origin=str(path))
         except UserError as error:
@@ -154,13 +154,9 @@ def load_comparison(path: Path) -> Comparison:
     return Comparison(definition, configs)
 
 
-def flat(layer: dict[str, Any], prefix: str = "") -> list[str]:
+def overrides_of(layer: dict[str, Any]) -> list[str]:
     """Nested sections as the overrides ``section.key=value`` that :func:`load_config` takes."""
-    overrides = []
-    for key, value in layer.items():
-        name = f"{prefix}{key}"
-        overrides += flat(value, f"{name}.") if isinstance(value, dict) else [f"{name}={json.dumps(value)}"]
-    return overrides
+    return [f"{name}={json.dumps(value)}" for name, value in flattened(layer).items()]
 
 
 def _explain(error: Any) -> str:

@@ -44,10 +44,6 @@ class FeatureMoments:
         self.total += features.sum(0)
         self.outer.addmm_(features.T, features)
 
-    def merge(self, other: "FeatureMoments") -> None:
-        for own, added in zip(self.sums, other.sums):
-            own += added
-
     def reduce(self, reduce: Reduce) -> None:
         for part in self.sums:
             reduce(part)

@@ -10,7 +10,11 @@ from torch import Tensor
 
 from fdtrain.errors import UserError
 from fdtrain.evaluation import nll, result
+from fdtrain.evaluation.feature_networks import FeatureNetwork
+from fdtrain.evaluation.frechet import FeatureMoments
+from fdtrain.evaluation.image_sets import PixelSet
 from fdtrain.evaluation.load import open_model
+from fdtrain.evaluation.measure import measure
 from fdtrain.evaluation.result import Result, split_identity
 from fdtrain.evaluation.run_data import open_split
 from fdtrain.evaluation.stored_rows import StoredValues
@@ -69,6 +73,10 @@ class Job:
     ) -> Tensor:
         """:meth:`StoredValues.over_images`; ``request`` is what the values depend on besides the settings."""
         return self.stored.over_images(name, count, max(1, chunk), columns, compute, self.settings | request)
+
+    def moments(self, network: FeatureNetwork, images: PixelSet) -> FeatureMoments:
+        """Of the features of all images of a set."""
+        return measure(network, images, images.count, self.batch, self.device).moments
 
     def write(self, found: Result, plots: "dict[str, Plot] | None" = None) -> Shown | None:
         """Write the result, and its plots beside it, where the user wants them.

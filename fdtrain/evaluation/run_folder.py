@@ -2,7 +2,6 @@
 
 import json
 import statistics
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +22,7 @@ from fdtrain.evaluation.load import FOLDER
 from fdtrain.evaluation.result import BoundEstimate, NllResult, OdeEstimate, Result, split_identity
 from fdtrain.evaluation.run_data import open_split
 from fdtrain.networks.model import Model, ModelSpec
-from fdtrain.strict_yaml import parse
+from fdtrain.strict_yaml import flattened, parse
 
 Kind = TypeVar("Kind", bound=Result)
 
@@ -59,7 +58,7 @@ class RunFolder:
     def settings(self) -> dict[str, Any]:
         """The configuration, flat: values by ``section.key``."""
         content = parse(self.config)
-        return dict(flat(content)) if isinstance(content, dict) else {}
+        return flattened(content) if isinstance(content, dict) else {}
 
     @cached_property
     def spec(self) -> ModelSpec | None:
@@ -138,14 +137,6 @@ def read(path: Path) -> RunFolder:
         read_metrics(path / "metrics.jsonl"),
         {file: found for file, found in results.items() if found is not None},
     )
-
-
-def flat(section: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in section.items():
-        if isinstance(value, dict):
-            yield from flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def number(value: Any) -> TypeGuard[float]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from fdtrain.credentials import masked
 from fdtrain.evaluation import figures, page, report
-from fdtrain.evaluation.compared import KINDS, ComparedVariant, Row, comma_separated
+from fdtrain.evaluation.compared import KINDS, UNCOMPARED, ComparedVariant, Row, comma_separated
 from fdtrain.evaluation.page import NONE, Figures, Missing, Section, Table
 from fdtrain.evaluation.plotting import Plot
 from fdtrain.evaluation.result import CurvePoint, CurveResult, FrechetResult, write_file
@@ -74,7 +74,7 @@ class SideBySide:
 
     def sections(self, plots: dict[str, Plot]) -> list[Section]:
         """The sections of the page, in their order; tables without rows are left out."""
-        settings = [[row["name"], self._settings(row)] for row in self.rows]
+        settings = [[variant.name, self._settings(variant)] for variant in self.variants]
         note = f"Those in which each differs from '{self.reference}', whose values are in brackets."
         tables = [self._bits(), self._differences(), *self._distances(), self._training(), self._failures()]
         return [
@@ -181,16 +181,14 @@ class SideBySide:
         drawn = [report.sheet(run, f"{name}: ") for name, run in runs.items()]
         return Section("Samples", [Figures([*real, *drawn], "figures sheets"), *missing])
 
-    def _settings(self, row: Row) -> str:
+    def _settings(self, variant: ComparedVariant) -> str:
         """In what a variant differs from the reference."""
-        if row["name"] == self.reference:
+        if variant.name == self.reference:
             return "the reference"
-        theirs = next(v.settings for v in self.variants if v.name == self.reference)
-        differing = [
-            f"{key}: {_value(value)} ({_value(theirs[key]) if key in theirs else NONE})"
-            for key, value in row["settings"].items()
-        ]
-        return masked(", ".join(differing)) or "equal to the reference"
+        own, theirs = variant.settings, next(v.settings for v in self.variants if v.name == self.reference)
+        keys = [key for key in dict.fromkeys([*own, *theirs]) if own.get(key, ...) != theirs.get(key, ...)]
+        shown = [f"{key}: {_value(own, key)} ({_value(theirs, key)})" for key in keys if key not in UNCOMPARED]
+        return masked(", ".join(shown)) or "equal to the reference"
 
     def html(self, plots: dict[str, Plot]) -> str:
         return page.html(self.title, self.sections(plots), self.about)
@@ -215,8 +213,8 @@ def write(compared: SideBySide, folder: Path) -> list[Path]:
     return paths
 
 
-def _value(value: Any) -> str:
-    return "null" if value is None else str(value)[:200]
+def _value(settings: dict[str, Any], key: str) -> str:
+    return NONE if key not in settings else "null" if settings[key] is None else str(settings[key])[:200]
 
 
 def _last(run: RunFolder, metric: str, form: str) -> str:

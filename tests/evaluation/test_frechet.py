@@ -67,11 +67,11 @@ def test_frechet_distance_is_symmetric():
     assert frechet_distance(x, y) == pytest.approx(frechet_distance(y, x), rel=1e-9)
 
 
-def test_merged_moments_are_those_of_one_pass():
+def test_moments_of_parts_are_those_of_one_pass():
     x = features(1000, 50, 0, shift=2.0)
     whole, merged = moments(x), FeatureMoments(50)
     for part in x.split([1, 299, 700]):
-        merged.merge(moments(part))
+        merged.add(part)
     for a, b in ((whole.mean, merged.mean), (whole.covariance, merged.covariance)):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
     np.testing.assert_allclose(whole.covariance, np.cov(x.double().numpy(), rowvar=False), rtol=1e-10, atol=1e-14)

@@ -18,11 +18,9 @@ from fdtrain.diffusion.objective import quantise
 from fdtrain.diffusion.solvers import GRID, SOLVERS, parse_grid
 from fdtrain.errors import UserError, check_at_least
 from fdtrain.evaluation import feature_networks, figures, image_sets, nll
-from fdtrain.evaluation.frechet import FeatureMoments, frechet_distance
-from fdtrain.evaluation.image_sets import PixelSet
+from fdtrain.evaluation.frechet import frechet_distance
 from fdtrain.evaluation.job import Job, Shown
 from fdtrain.evaluation.job import add_arguments as add_job_arguments
-from fdtrain.evaluation.measure import measure
 from fdtrain.evaluation.result import CurveResult
 from fdtrain.evaluation.sampler import Sampler
 from fdtrain.evaluation.samples import to_pixels
@@ -88,15 +86,12 @@ class _Curves(Job):
             feature_networks.open_features(named, device) if named else feature_networks.pixel_features(spec.shape)
         )
 
-        def moments(images: PixelSet) -> FeatureMoments:
-            return measure(features, images, images.count, arguments.batch, device).moments
-
         def distance(sampler: Sampler, x: Tensor) -> float:
             levels = quantise(x.view(-1, *spec.shape), spec.levels)
             images = image_sets.in_memory(f"samples of {sampler.solver}", to_pixels(levels, spec.levels))
-            return frechet_distance(moments(images), data)
+            return frechet_distance(self.moments(features, images), data)
 
-        data = moments(image_sets.of_split(self.split))
+        data = self.moments(features, image_sets.of_split(self.split))
         seeds = range(arguments.seed, arguments.seed + arguments.sets)
         fine = _sampler("ode", GRID, arguments.reference)
         references = {seed: self._samples(fine, seed) for seed in seeds}

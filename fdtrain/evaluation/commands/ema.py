@@ -22,12 +22,10 @@ from fdtrain.diffusion.likelihood import estimate
 from fdtrain.errors import check_at_least, excerpt
 from fdtrain.evaluation import feature_networks, figures, image_sets, nll
 from fdtrain.evaluation.feature_networks import FeatureNetwork
-from fdtrain.evaluation.frechet import FeatureMoments, frechet_distance
-from fdtrain.evaluation.image_sets import PixelSet
+from fdtrain.evaluation.frechet import frechet_distance
 from fdtrain.evaluation.job import Job, Shown
 from fdtrain.evaluation.job import add_arguments as add_job_arguments
 from fdtrain.evaluation.load import find_model, open_averages, weights_digest
-from fdtrain.evaluation.measure import measure
 from fdtrain.evaluation.result import EmaResult
 from fdtrain.evaluation.sampler import Sampler, add_sampling_arguments
 from fdtrain.evaluation.samples import to_pixels
@@ -136,7 +134,7 @@ class _Averages(Job):
     def _distance(self, network: FeatureNetwork) -> Callable[[Model, str], float]:
         """The distance of the samples of a model, whose checksum is given too, to the split."""
         arguments, spec = self.arguments, self.model.spec
-        data = self._moments(network, image_sets.of_split(self.split))
+        data = self.moments(network, image_sets.of_split(self.split))
 
         def distance(model: Model, sha256: str) -> float:
             def solve(images: range) -> Tensor:
@@ -146,12 +144,9 @@ class _Averages(Job):
             shared = arguments.samples, min(arguments.batch, -(-arguments.samples // 4)), spec.dims
             levels = self._over_images("samples", *shared, solve, **options).to(torch.uint8).view(-1, *spec.shape)
             pixels = image_sets.in_memory("samples", to_pixels(levels, spec.levels))
-            return frechet_distance(self._moments(network, pixels), data)
+            return frechet_distance(self.moments(network, pixels), data)
 
         return distance
-
-    def _moments(self, network: FeatureNetwork, images: PixelSet) -> FeatureMoments:
-        return measure(network, images, images.count, self.arguments.batch, self.arguments.device).moments
 
     def _over_images(self, name: str, count: int, chunk: int, columns: int, compute, **options: Any) -> Tensor:
         return self.over_images(name, compute, chunk, columns, count, images=count, ema=name, **options)

@@ -172,9 +172,7 @@ def _ode(job: Job, arguments: argparse.Namespace) -> dict[str, tuple[Tensor, dic
 
 
 def _show(numbers: NllResult) -> None:
-    count, whole = numbers.images, numbers.images_in_split
-    of = f"all {whole}" if count == whole else f"the first {count} of {whole}"
-    print(f"{of} images of {numbers.split_text}, {numbers.levels} levels, {numbers.dtype}")
+    print(f"{numbers.coverage} of {numbers.split_text}, {numbers.levels} levels, {numbers.dtype}")
     print(f"bound: {numbers.bound}; dequantisation: {numbers.dequantisation}")
     for title, value in numbers.estimates():
         print(f"{title} {value.bits_per_dim:.4f} bits/dim  ({_definition(value)})")
