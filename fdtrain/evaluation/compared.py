@@ -51,9 +51,13 @@ class ComparedVariant:
 
 @dataclass(frozen=True)
 class Bits:
-    """A mean over images in bits/dim, its standard error, and the values ``(images,)``, if they were stored."""
+    """A mean over images in bits/dim, its standard error, and the values ``(images,)``, if they were stored.
+
+    ``kind`` is one of :data:`KINDS`.
+    """
 
     result: NllResult
+    kind: str
     mean: float
     error: float | None
     values: Tensor | None
@@ -86,14 +90,14 @@ def bits_of(run: RunFolder) -> dict[str, Bits]:
         values = image_values(path, result)
         for kind in NllResult.TITLES:
             if (estimate := getattr(result, kind)) is not None:
-                found[kind] = Bits(result, estimate.bits_per_dim, estimate.error_images, values.get(kind))
+                found[kind] = Bits(result, kind, estimate.bits_per_dim, estimate.error_images, values.get(kind))
     own, ode = found.get("elbo"), found.get("ode")
     if own and own.result.bound == "closed interval":
         found["elbo_closed"] = own
     if own and ode and own.values is not None and own.result.fingerprint == ode.result.fingerprint:
         first = own.values[: ode.result.images]
         error = first.std().item() / len(first) ** 0.5 if len(first) > 1 else None
-        found["elbo_of_ode_images"] = Bits(ode.result, first.mean().item(), error, first)
+        found["elbo_of_ode_images"] = Bits(ode.result, "elbo_of_ode_images", first.mean().item(), error, first)
     return found
 
 

@@ -6,12 +6,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
+import torch
+from torch import Tensor
+
 from fdtrain.credentials import masked
 from fdtrain.errors import UserError
 from fdtrain.evaluation import figures, page, pictures
+from fdtrain.evaluation.compared import Bits, bits_of
 from fdtrain.evaluation.load import FOLDER
 from fdtrain.evaluation.page import NONE, Card, Facts, Figures, File, Link, Links, Missing, Section, Table
 from fdtrain.evaluation.pictures import Picture
+from fdtrain.evaluation.plotting import Plot
 from fdtrain.evaluation.published import known_figures
 from fdtrain.evaluation.result import (
     BoundEstimate,
@@ -22,7 +27,7 @@ from fdtrain.evaluation.result import (
     OdeEstimate,
     Result,
 )
-from fdtrain.evaluation.run_folder import ImageBits, RunFolder, RunImages, image_bits
+from fdtrain.evaluation.run_folder import RunFolder, RunImages
 from fdtrain.evaluation.wording import counted, duration, short, with_error
 
 REAL_IMAGES = 64
@@ -171,31 +176,32 @@ def _weights(result: Result) -> str:
 
 def _extremes(run: RunFolder, images: RunImages) -> Section:
     """The easiest and the hardest images with their bits/dim, and how all of them are spread."""
-    title, bits = "Easy and hard images", image_bits(run)
-    if bits is None or len(bits.values) < 2 * EXTREMES:
+    title = "Easy and hard images"
+    bits, values = next(((b, b.values) for b in bits_of(run).values() if b.values is not None), (None, torch.empty(0)))
+    if bits is None or len(values) < 2 * EXTREMES:
         missing = Missing("Bits/dim of single images are not there, or of too few.", _command(run, "nll RUN"))
         return Section(title, [missing])
-    order = bits.values.argsort().tolist()
+    order = values.argsort().tolist()
     shown = []
     try:
         for name, numbers in {"Easiest": order[:EXTREMES], "Hardest": order[: -EXTREMES - 1 : -1]}.items():
             levels, count = images.chosen(bits.result, numbers)
-            drawn = [pictures.of_image(level, count, f"{bits.values[i]:.3f}") for i, level in zip(numbers, levels)]
+            drawn = [pictures.of_image(level, count, f"{values[i]:.3f}") for i, level in zip(numbers, levels)]
             shown.append(Figures([*drawn], "images", name))
     except UserError as error:
         shown = [Missing(f"The images cannot be shown: {error}")]
     note = "The test images with the least and the most bits/dim, and how all of them are spread."
-    return Section(title, [*shown, Figures([_histogram(bits)])], note)
+    return Section(title, [*shown, Figures([_histogram(bits, values)])], note)
 
 
-def _histogram(bits: ImageBits) -> figures.Plot:
-    below = int((bits.values < 0).sum())
-    caption = f"{bits.title} of {bits.result.coverage}"
-    if isinstance(found := bits.estimate, BoundEstimate):
+def _histogram(bits: Bits, values: Tensor) -> Plot:
+    below = int((values < 0).sum())
+    caption = f"{NllResult.TITLES[bits.kind]} of {bits.result.coverage}"
+    if isinstance(found := getattr(bits.result, bits.kind), BoundEstimate):
         caption += f", {counted(found.draws, 'draw')} of each: the spread, and who is easy or hard, has their noise too"
     if below:
         caption += f". No image has less than zero: the {below:,} that seem to are noise, which --draws reduces"
-    return figures.histogram(bits.values.tolist(), bits.values.mean().item(), f"{caption}.")
+    return figures.histogram(values.tolist(), values.mean().item(), f"{caption}.")
 
 
 def _distances(run: RunFolder) -> Section:

@@ -19,7 +19,7 @@ from fdtrain.data.split import Split
 from fdtrain.errors import UserError
 from fdtrain.evaluation import result
 from fdtrain.evaluation.load import FOLDER
-from fdtrain.evaluation.result import BoundEstimate, NllResult, OdeEstimate, Result, split_identity
+from fdtrain.evaluation.result import NllResult, Result, split_identity
 from fdtrain.evaluation.run_data import open_split
 from fdtrain.networks.model import Model, ModelSpec
 from fdtrain.strict_yaml import flattened, parse
@@ -177,16 +177,6 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-@dataclass(frozen=True)
-class ImageBits:
-    """Bits/dim of single images ``(images,)``, in the split's order, by the ``estimate`` called ``title``."""
-
-    result: NllResult
-    title: str
-    values: Tensor
-    estimate: BoundEstimate | OdeEstimate | None
-
-
 class RunImages:
     """The images of a run's data, opened when they are asked for.
 
@@ -229,20 +219,6 @@ class RunImages:
         if name not in self._splits:
             self._splits[name] = open_split(self.run.path, self.data, name)
         return self._splits[name]
-
-
-def image_bits(run: RunFolder) -> ImageBits | None:
-    """The first estimate of the evaluation of the most images; None if no evaluation has left its values.
-
-    Raises:
-        UserError: a file is damaged.
-    """
-    for path, found in sorted(run.of_kind(NllResult).items(), key=lambda item: -item[1].images):
-        values = image_values(path, found)
-        for name, title in NllResult.TITLES.items():
-            if name in values:
-                return ImageBits(found, title, values[name], getattr(found, name))
-    return None
 
 
 def image_values(path: Path, found: NllResult) -> dict[str, Tensor]:
