@@ -310,11 +310,8 @@ def _written(
             )
         )
     budget = f"{definition.steps} steps" if definition.steps else f"{definition.seconds:g} seconds of training steps"
-    seeds, identity, found = (
-        ", ".join(map(str, definition.seeds)),
-        result.split_identity(split),
-        rows(variants, reference),
-    )
+    seeds, identity = ", ".join(map(str, definition.seeds)), result.split_identity(split)
+    found = rows(variants, reference)
     noise = [noise for run in finished.values() for noise in run.of_kind(TrainingNoise).values()]
     device = noise[0].device if noise else "unknown"
     content = {

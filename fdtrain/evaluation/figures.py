@@ -38,7 +38,6 @@ def quality(points: dict[str, list[CurvePoint]], key: str, title: str, caption: 
     Args:
         points: by the name of their run, which is part of a line's name; it may be empty.
     """
-    figure, axes = plotting.axes(title, "evaluations of the network per image", "distance")
     lines: dict[str, list[tuple[int, float, float, float]]] = {}
     for run, found in points.items():
         for point in sorted(found, key=lambda point: (point.solver, str(point.grid), point.nfe)):
@@ -47,16 +46,23 @@ def quality(points: dict[str, list[CurvePoint]], key: str, title: str, caption: 
                 seeds = getattr(point, f"{key}_by_seed") or [value]
                 name = f"{run}: {point.solver}" if run else f"{point.solver}, {point.grid}"
                 lines.setdefault(name, []).append((point.nfe, value, min(seeds), max(seeds)))
+    sets = max(len(getattr(point, f"{key}_by_seed") or [0]) for found in points.values() for point in found)
+    return _against_evaluations(lines, title, caption, f"bands: least to most of {sets} seeds" if sets > 1 else None)
+
+
+def _against_evaluations(
+    lines: dict[str, list[tuple[int, float, float, float]]], title: str, caption: str, legend: str | None = None
+) -> Plot:
+    """Lines of (evaluations, value, lower and upper end of its band)."""
+    figure, axes = plotting.axes(title, "evaluations of the network per image", "distance")
     drawn = [
-        Line(name, [(nfe, value) for nfe, value, _, _ in line], [(least, most) for _, _, least, most in line])
+        Line(name, [(nfe, value) for nfe, value, _, _ in line], [(low, high) for _, _, low, high in line])
         for name, line in lines.items()
     ]
     plotting.draw(axes, drawn)
-    every = [point for found in points.values() for point in found]
-    sets = max(len(getattr(point, f"{key}_by_seed") or [0]) for point in every)
-    plotting.counts_axis(axes, [point.nfe for point in every])
+    plotting.counts_axis(axes, [point[0] for line in lines.values() for point in line])
     plotting.log_values(axes)
-    plotting.legend(figure, axes, f"bands: least to most of {sets} seeds" if sets > 1 else None)
+    plotting.legend(figure, axes, legend)
     return Plot(figure, caption)
 
 
@@ -231,14 +237,9 @@ def _held_out(runs: Runs) -> list[Line]:
 
 def compared_quality(points: dict[str, list[tuple[int, float, float]]], distance: str) -> Plot:
     """Distance against evaluations: ``(evaluations, distance, standard error over seeds)`` of each variant."""
-    figure, axes = plotting.axes("Distance of samples to the data", "evaluations of the network per image", "distance")
-    for number, (name, found) in enumerate(points.items()):
-        colour, style = plotting.line_style(number)
-        axes.errorbar(*zip(*found), fmt=style, marker="o", ms=3, capsize=2, color=colour, label=name)
-    plotting.counts_axis(axes, [nfe for found in points.values() for nfe, _, _ in found])
-    plotting.log_values(axes)
-    plotting.legend(figure, axes)
-    return Plot(figure, f"{distance} against evaluations; bars: standard error over seeds.")
+    lines = {name: [(nfe, mean, mean - e, mean + e) for nfe, mean, e in found] for name, found in points.items()}
+    caption = f"{distance} against evaluations; bands: standard error over seeds."
+    return _against_evaluations(lines, "Distance of samples to the data", caption)
 
 
 def compared_variance(points: dict[str, list[tuple[float, float]]]) -> Plot:

@@ -135,7 +135,10 @@ def draw(axes: Axes, lines: list[Line]) -> None:
         axes.plot(*zip(*line.points), style, color=colour, marker="o" if few else None, ms=3.5, label=line.name)
         if line.band:
             lower, upper = ([ends[i] for ends in line.band] for i in (0, 1))
-            axes.fill_between([x for x, _ in line.points], lower, upper, color=colour, alpha=0.2, linewidth=0)
+            at = [x for x, _ in line.points]
+            axes.fill_between(at, lower, upper, color=colour, alpha=0.2, linewidth=0)
+            if len(at) == 1:
+                axes.vlines(at, lower, upper, color=colour, alpha=0.5)
 
 
 def legend(figure: Figure, axes: Axes, title: str | None = None) -> None:

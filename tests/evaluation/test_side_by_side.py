@@ -166,7 +166,7 @@ def test_variants_over_seeds_and_the_three_files(tmp_path):
     assert "&lt;script>alert('x')&lt;/script>\\|a" in text
     assert "| v | diffusion.scale: null (-) |" in text
     assert "| v | ddim, flow | 9.000 |" in text
-    assert "](quality.png)\n\nFID against evaluations; bars: standard error over seeds.\n" in text
+    assert "](quality.png)\n\nFID against evaluations; bands: standard error over seeds.\n" in text
     columns = list(csv.DictReader(io.StringIO(table)))
     assert [row["variant"] for row in columns] == ["a", "v", "failed"]
     assert (columns[0]["own_bound_bits_per_dim"], columns[2]["own_bound_bits_per_dim"]) == ("1.5", "")
