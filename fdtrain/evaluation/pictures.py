@@ -37,7 +37,8 @@ def of_file(path: Path, title: str) -> Picture:
         with Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
             about = samples.described(picture)
     except UNREADABLE as error:
-        raise UserError(f"{path} is no PNG ({error}). Delete it, or draw it again.") from error
+        reason = f" ({error.strerror})" if isinstance(error, OSError) and error.strerror else ""
+        raise UserError(f"{path} is no PNG{reason}. Delete it, or draw it again.") from error
     times = about.get("times")
     columns = [f"t = {t:.3g}" for t in times] if isinstance(times, list) and _numbers(times) else []
     return Picture(base64.b64encode(data).decode(), f"{title}{_made_by(about)}", columns)

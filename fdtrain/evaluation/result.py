@@ -379,7 +379,8 @@ def read(path: Path) -> Result | None:
         if content.get("kind") not in RESULTS:
             return None
         if content.get("version", VERSION) != VERSION:
-            raise UserError(f"{path}: version {content['version']}, this fdtrain reads {VERSION}.")
+            found = f"version {content['version']}, this fdtrain reads {VERSION}"
+            raise UserError(f"{path}: {found}. Update it, or evaluate again.")
         return RESULTS[content["kind"]].model_validate(content)
     except OSError as error:
         raise UserError(f"cannot read {path} ({error.strerror}).") from error
