@@ -242,7 +242,7 @@ def test_two_jobs_with_caps_of_their_own(served, shards, tmp_path):
         cache = Cache(tmp_path, 2 * shards[0].shard.bytes, 30)
         for i in range(20):
             opened = OpenShard(shards[(seed * i) % 5], cache)
-            assert len(opened.label) == 4
+            assert len(opened.samples.label) == 4
             opened.close()
 
     workers = [FORK.Process(target=work, args=(seed,)) for seed in (1, 2, 3)]
