@@ -90,9 +90,9 @@ def describe(folder: Path, shards: list[Shard], size: int, channels: int, encodi
         levels=256,
         classes=[str(i) for i in range(10)],
         encoding=encoding,
-        splits={"train": shards},
+        splits={},
     )
-    write_description(folder, description)
+    write_description(folder, description, {"train": shards})
 
 
 def make(folder: Path, encoding: str, pictures: np.ndarray) -> None:

@@ -28,6 +28,7 @@ from fdtrain.data.dataset import (
     DatasetDescription,
     SampleMembers,
     Shard,
+    read_description,
     write_description,
 )
 from fdtrain.data.decode import Broken, ImageDecoder
@@ -164,16 +165,16 @@ def adopt(
         for split, shards in splits.items():
             if not sum(scans[place].images for place in shards):
                 raise UserError(f"split '{split}' holds no images. Correct the names of its shards.")
-        description = _description(splits, scans, folder, name, wanted, fit, levels)
+        description, described = _description(splits, scans, folder, name, wanted, fit, levels)
         if any(without_credentials(place) != place for place in places):
             _write_list(folder / LIST, places)
         for split, shards in splits.items():
-            for place, shard in zip(shards, description.splits[split], strict=True):
+            for place, shard in zip(shards, described[split], strict=True):
                 shard_index.write(shard_index.place(folder, shard.file), store.index(numbers[place]))
         os.sync()
-        write_description(folder, description)
+        write_description(folder, description, described)
         store.remove()
-    return description
+    return read_description(folder)
 
 
 def is_shards(path: str) -> bool:
@@ -387,11 +388,12 @@ def _description(
     wanted: Wanted,
     fit: Fit,
     levels: int,
-) -> DatasetDescription:
+) -> tuple[DatasetDescription, dict[str, list[Shard]]]:
+    """The description without the shards, and the shards of each split."""
     suffixes = sorted({suffix for scan in scans.values() for suffix in scan.suffixes})
     field = json_field(wanted.label or "", wanted.field)
     try:
-        return DatasetDescription(
+        description = DatasetDescription(
             version=VERSION,
             name=name,
             source=describe(splits),
@@ -401,8 +403,9 @@ def _description(
             classes=class_list({split: [set(scans[p].labels) for p in shards] for split, shards in splits.items()}),
             encoding="+".join(sorted({suffix.rpartition(".")[2] for suffix in suffixes})),
             members=SampleMembers(image=suffixes, label=wanted.label, field=field),
-            splits=_shards(splits, scans, folder),
+            splits={},
         )
+        return description, _shards(splits, scans, folder)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"]))
