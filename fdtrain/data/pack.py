@@ -13,6 +13,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from fdtrain import lock
+from fdtrain.data import shard_table
 from fdtrain.data.dataset import FILE, VERSION, DatasetDescription, check_split, read_description, write_description
 from fdtrain.data.shard_store import PackRequest, ShardStore
 from fdtrain.data.sources.source import Part, Source
@@ -121,6 +122,8 @@ def _check_folder(store: ShardStore, again: bool) -> None:
     # A packer may have been killed between a shard and its record.
     with store.writing(store.shards):
         (store.shards / FILE).unlink(missing_ok=True)
+        for part in (store.shards / shard_table.FOLDER).glob("*.shards"):
+            part.unlink()
         for file in _cuts(_plan(begun)) if begun else ():
             store.unlink(file)
 

@@ -16,7 +16,7 @@ import pytest
 
 from fdtrain import lock
 from fdtrain.data import pack as packing
-from fdtrain.data import writer
+from fdtrain.data import shard_table, writer
 from fdtrain.data.dataset import read_description
 from fdtrain.data.pack import pack
 from fdtrain.data.shard_store import PackRequest, ShardStore
@@ -218,7 +218,9 @@ def test_another_request_in_the_same_folder(tmp_path, cifar):
         pack(cifar10(cifar), tmp_path / "out")
 
 
-def test_a_finished_pack_is_replaced_only_when_that_is_asked_for(tmp_path):
+def test_a_finished_pack_is_replaced_only_when_that_is_asked_for(tmp_path, monkeypatch):
+    """With its list of shards, which is in files of its own where it is long."""
+    monkeypatch.setattr(shard_table, "INLINE", 2)
     folder, out = bad_folder(tmp_path / "in", 12, set()), tmp_path / "out"
     pack(image_source(folder), out, shard_images=3)
     (out / "notes.txt").write_text("mine")

@@ -5,6 +5,7 @@ import os
 import pytest
 import torch
 
+from fdtrain import lock
 from fdtrain.errors import UserError
 from fdtrain.evaluation.stored_rows import RowStore, StoredValues
 
@@ -36,6 +37,13 @@ def test_whatever_is_missing_is_sampled_once(parts, batch):
     chunks = parts.missing(batch)
     assert sorted(i for part in (*there, *chunks) for i in part) == list(range(20))
     assert all(0 < len(chunk) <= batch and chunk.start // batch == (chunk.stop - 1) // batch for chunk in chunks)
+
+
+def test_who_prepares_the_folder_keeps_its_lock(parts):
+    with lock.held(parts.folder):
+        parts.prepare()
+        with pytest.raises(UserError, match="work is in use by process"), lock.held(parts.folder):
+            pass
 
 
 def test_what_is_not_finished_is_not_there(parts):
