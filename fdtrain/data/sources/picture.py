@@ -139,11 +139,7 @@ def decode(data: bytes | np.ndarray, where: str, fit: Fit) -> np.ndarray:
     """
     if isinstance(data, np.ndarray) and fit.same(data):
         return channels_last(data)
-    return fitted(_open(data, where), where, fit)
-
-
-def fitted(picture: Image.Image, where: str, fit: Fit) -> np.ndarray:
-    """As :func:`decode`, of an open picture."""
+    picture = _open(data, where)
     try:
         orientation = _orientation(picture)
         size = _upright_size(picture, orientation)

@@ -18,14 +18,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from fdtrain.data.decode import IMAGES, LABELS, class_name, npy_header
 from fdtrain.data.fetch import is_remote, shown
 from fdtrain.data.members import json_field, longest_name
 from fdtrain.data.sources.archive import MAX_READ, advice
-from fdtrain.data.sources.picture import Fit, decode, exactly, fitted, upright_shape
+from fdtrain.data.sources.picture import Fit, decode, exactly, upright_shape
 from fdtrain.data.sources.preparation import method
 from fdtrain.data.sources.source import BadSample, Sample, Source, hold_out_fewer, numbered
 from fdtrain.data.tar import BadTar, compressed, members
@@ -209,7 +208,7 @@ def first_sample(paths: Iterable[tuple[Path, str]], image: str | None, labels: s
                     sample = _sample(
                         data, found, Wanted(image, None, labels_ignored=True), f"{name}, sample '{excerpt(key)}'"
                     )
-                    size, channels = _shape(data, sample)
+                    size, channels = upright_shape(_picture(image_bytes(data, sample), sample), sample.where)
                 except BadSample as error:
                     first = first or error
                     continue
@@ -235,15 +234,6 @@ def _wanted(data: mmap.mmap, found: dict[str, tuple[int, int]], image: str | Non
     return Wanted(image, named[0] if named else None)
 
 
-def _shape(data: mmap.mmap, sample: FoundSample) -> tuple[tuple[int, int], int]:
-    """((width, height), channels) of an image."""
-    content = image_bytes(data, sample)
-    if sample.suffix.endswith("npy"):
-        picture = _array_picture(content, sample.where)
-        return picture.size, len(picture.getbands())
-    return upright_shape(content, sample.where)
-
-
 def image_bytes(data: mmap.mmap, sample: FoundSample) -> bytes:
     """Raises BadSample if they are more than any image has."""
     if sample.size > MAX_READ:
@@ -257,14 +247,14 @@ def pixels(content: bytes, sample: FoundSample, fit: Fit) -> np.ndarray:
     Raises:
         BadSample: as :func:`decode`.
     """
-    if sample.suffix.endswith("npy"):
-        return fitted(_array_picture(content, sample.where), sample.where, fit)
-    return decode(content, sample.where, fit)
+    return decode(_picture(content, sample), sample.where, fit)
 
 
-def _array_picture(content: bytes, where: str) -> Image.Image:
-    """An array ``(H, W)``, ``(H, W, 1)`` or ``(H, W, 3)`` of uint8."""
-    stream = io.BytesIO(content)
+def _picture(content: bytes, sample: FoundSample) -> bytes | np.ndarray:
+    """The file of a picture, or an array ``(H, W)``, ``(H, W, 1)`` or ``(H, W, 3)`` of uint8."""
+    if not sample.suffix.endswith("npy"):
+        return content
+    where, stream = sample.where, io.BytesIO(content)
     try:
         shape, fortran, dtype = npy_header(stream)
     except Exception as error:  # numpy's parser raises what it runs into.
@@ -275,8 +265,7 @@ def _array_picture(content: bytes, where: str) -> Image.Image:
     values = np.frombuffer(content, np.uint8, offset=stream.tell())
     if values.size != np.prod(shape, dtype=object) or not values.size:
         raise BadSample(f"{where} is an array of {values.size} bytes for shape {excerpt(shape)}. Make it again.")
-    values = values.reshape(shape)
-    return Image.fromarray(values[:, :, 0] if values.ndim == 3 and shape[2] == 1 else values)
+    return values.reshape(shape)
 
 
 class ShardLabels(NamedTuple):
