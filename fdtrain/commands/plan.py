@@ -1,6 +1,6 @@
 """What a configuration will take: ``fdtrain plan configs/cifar10.yaml --for cuda:8``.
 
-Parameters, work, memory of each device at every ZeRO stage, and time. Needs no GPU, and no data: the images are those
+Parameters, work, memory of each device (of several at every ZeRO stage), and time. Needs no GPU, and no data: the images are those
 of the data set at data.path, of the run whose config.yaml it is, or of the published data set of that name. Operations
 are counted, not guessed; the utilisation is yours to measure, and communication comes on top. Memory is a lower bound:
 tensors alone, without workspaces and the allocator's gaps.
@@ -119,7 +119,7 @@ def _work(config: Config, images: KnownDataset, spec: ModelSpec, counted: Flops,
         f"work         {total.flops_per_image / 1e9:.1f} GFLOP per image: "
         f"forward {counted.forward / 1e9:.1f} + backward {counted.backward / 1e9:.1f}{again}",
         f"run          {config.training.steps:,} steps of global batch {config.training.global_batch}: "
-        f"{total.images / 1e6:.1f} M images{epochs}",
+        f"{f'{total.images / 1e6:.1f} M' if total.images >= 1e6 else f'{total.images:,}'} images{epochs}",
         f"time         {whole} at {total.utilisation:.0%} of {total.tflops:g} TFLOP/s{shared}",
     ]
 
@@ -136,10 +136,12 @@ def _memory(config: Config, spec: ModelSpec, on: Target) -> list[str]:
         f"memory of {f'each of {on.count} {one}s' if on.count > 1 else f'the {one}'}, GiB",
         "  ZeRO  weights  gradients  optimiser  average  activations   total",
     ]
-    for stage in range(4):
+    configured = zero_stage(training, on.count)
+    # One device has nothing to share.
+    for stage in range(4) if on.count > 1 else (configured,):
         state = state_memory(parameters(spec), stage, on.count, 1 + len(config.ema.lengths), muons(training, spec))
         batch = memory.bytes(images)
         parts = (state.weights, state.gradients, state.optimiser, state.average, batch, state.total + batch)
         row = "".join(f"{part / GIB:{width}.2f}" for part, width in zip(parts, (9, 11, 11, 9, 13, 8)))
-        lines.append(f"  {stage}   {row}{'  as configured' if stage == zero_stage(training, on.count) else ''}")
+        lines.append(f"  {stage}   {row}{'  as configured' if stage == configured else ''}")
     return lines
