@@ -1,9 +1,9 @@
 """What a configuration will take: ``fdtrain plan configs/cifar10.yaml --for cuda:8``.
 
-Parameters, work, memory of each device (of several at every ZeRO stage), and time. Needs no GPU, and no data: the images are those
-of the data set at data.path, of the run whose config.yaml it is, or of the published data set of that name. Operations
-are counted, not guessed; the utilisation is yours to measure, and communication comes on top. Memory is a lower bound:
-tensors alone, without workspaces and the allocator's gaps.
+Parameters, work, memory of each device (of several: at every ZeRO stage), time. Needs no GPU, and no data: the images
+are those of the data set at data.path, of the run whose config.yaml it is, or of the published data set of that name.
+Operations are counted, not guessed; the utilisation is yours to measure, and communication comes on top. Memory is a
+lower bound: tensors alone, without workspaces and the allocator's gaps.
 """
 
 import argparse
