@@ -103,6 +103,9 @@ def read(path: Path, shard: Shard, file: int, reader: MemberReader) -> Samples |
             data = index.read(min(MAX_BYTES, os.fstat(index.fileno()).st_size))
     except FileNotFoundError:
         return None
+    except OSError as error:
+        # What is opened by its number has no name.
+        raise OSError(error.errno, error.strerror, str(path)) from error
     try:
         return _samples(data, shard, file, reader)
     except ValidationError as error:
@@ -141,9 +144,9 @@ def _samples(data: bytes, shard: Shard, file: int, reader: MemberReader) -> Samp
         raise ValueError("samples that are not within the shard")
     with_image = np.flatnonzero(samples.kind >= 0)
     if len(with_image):
-        last = with_image[-1]
+        header_at, size = int(samples.offset[with_image[-1]]) - BLOCK, int(samples.size[with_image[-1]])
         try:
-            check_header(os.pread(file, BLOCK, int(samples.offset[last]) - BLOCK), int(samples.size[last]))
+            check_header(os.pread(file, BLOCK, header_at), header_at, size)
         except BadTar as error:
             raise ValueError(f"other samples: {error}") from error
     return samples._replace(kind=np.append(kinds, -1)[samples.kind], label=_labels(header, samples.label, reader))

@@ -125,11 +125,11 @@ def scan(data: mmap.mmap | Inflated) -> Iterator[Entry]:
         yield entry
 
 
-def check_header(header: bytes, size: int) -> None:
-    """Raises BadTar unless this is the header of a member of so many bytes."""
-    _check_sum(header, 0)
+def check_header(header: bytes, position: int, size: int) -> None:
+    """Raises BadTar unless this is the header, at this byte, of a member of so many bytes."""
+    _check_sum(header, position)
     # Headers before this one may give the size.
-    if _number(header[124:136], 0) not in (size, 0):
+    if _number(header[124:136], position) not in (size, 0):
         raise BadTar("a member of another size")
 
 

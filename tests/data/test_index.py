@@ -98,6 +98,13 @@ def test_an_index_that_does_not_fit(folder, damage, reason):
     read(folder, shard=4)
 
 
+def test_an_index_that_cannot_be_read(folder):
+    (folder / INDEX).unlink()
+    (folder / INDEX).mkdir()
+    with pytest.raises(UserError, match=rf"{folder / INDEX} cannot be read \(Is a directory\)"):
+        read(folder)
+
+
 def test_the_index_of_another_shard_or_of_another_data_set(folder, tmp_path):
     shutil.copy(folder / "index/train-000004.tar.idx", folder / INDEX)
     with pytest.raises(UserError, match="of another content"):
