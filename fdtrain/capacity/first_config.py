@@ -16,7 +16,7 @@ import yaml
 from fdtrain.capacity.estimate import parameters
 from fdtrain.capacity.spec import model_spec
 from fdtrain.capacity.target import Target
-from fdtrain.config import Config, load_config
+from fdtrain.config import Config, DDPMppConfig, load_config
 from fdtrain.data.dataset import DatasetDescription
 from fdtrain.errors import UserError
 from fdtrain.files import write_text
@@ -91,7 +91,7 @@ def write_first_config(folder: Path, description: DatasetDescription, target: Ta
         UserError: it cannot be written.
     """
     file = folder / FILE
-    train = _program() + " train" + (f" --processes {target.count}" if target.count > 1 else "")
+    train = _program() + " train" + (f" --processes {target.devices}" if target.devices > 1 else "")
     train = f"    {train} --config {shlex.quote(str(file))}"
     if file.exists():
         try:
@@ -135,7 +135,7 @@ def first_settings(description: DatasetDescription, path: str, target: Target) -
     train = "train" if "train" in description.splits else next(iter(description.splits))
     held_out = next((split for split in ("test", "valid") if split in description.splits and split != train), None)
     images = description.images(train)
-    batch = max(row.batch, target.count)
+    batch = max(row.batch, target.devices)
     steps = min(row.steps, max(FEW_STEPS, MANY_EPOCHS * images // batch))
     multipliers = row.multipliers[: _halvings(size) + 1]
     sides = [size // 2**level for level in range(len(multipliers))]
@@ -182,7 +182,9 @@ def _row(size: int, target: Target) -> Choice:
 
 
 def _notes(size: int, config: Config, target: Target) -> Iterator[str]:
-    wanted, levels = len(_row(size, target).multipliers), len(config.network.multipliers)
+    network = config.network
+    assert isinstance(network, DDPMppConfig)
+    wanted, levels = len(_row(size, target).multipliers), len(network.multipliers)
     if size > 256 or (size > 64 and target.device == "cpu"):
         yield (
             f"{size}x{size} images are large for a first run on {target}. Pack smaller ones: --size "

@@ -9,10 +9,10 @@ class Target(NamedTuple):
     """So many devices of a kind, "cpu" or "cuda"; a run has a process for each."""
 
     device: str
-    count: int = 1
+    devices: int = 1
 
     def __str__(self) -> str:
-        return self.device if self.count == 1 else f"{self.device}:{self.count}"
+        return self.device if self.devices == 1 else f"{self.device}:{self.devices}"
 
 
 def target(text: str) -> Target:

@@ -103,9 +103,9 @@ def _device(gpus: list[tuple[str, tuple[int, int]]]) -> Finding:
 
 def _nccl(gpus: list) -> Finding:
     try:
-        import torch
+        from torch.cuda import nccl
 
-        return Finding("NCCL", ".".join(map(str, torch.cuda.nccl.version())))
+        return Finding("NCCL", ".".join(map(str, nccl.version())))
     except (ImportError, OSError, RuntimeError, AttributeError):
         return Finding("NCCL", "none", "several GPUs need it: install a torch for CUDA." if len(gpus) > 1 else "")
 

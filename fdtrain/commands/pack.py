@@ -281,7 +281,7 @@ def _name(arguments: argparse.Namespace) -> str:
 
 def _target(text: str) -> Target:
     found = target(text)
-    if found.count not in (1, 2, 4, 8, 16, 32, 64):
+    if found.devices not in (1, 2, 4, 8, 16, 32, 64):
         raise argparse.ArgumentTypeError(f"{text!r}: give a power of two up to 64, which can share a step's images")
     return found
 

@@ -81,7 +81,7 @@ def run(arguments: argparse.Namespace) -> None:
     with phase("counting operations and memory"):
         memory = _memory(config, spec, on)
         counted = flops(spec)
-        total = work(config, counted, on.count, arguments.tflops, arguments.utilisation)
+        total = work(config, counted, on.devices, arguments.tflops, arguments.utilisation)
         lines = [str(arguments.config), *_work(config, images, spec, counted, total, on), *memory]
         if on.device == "cuda":
             lines += ["", summary(config, spec, total)]
@@ -113,7 +113,7 @@ def _work(config: Config, images: KnownDataset, spec: ModelSpec, counted: Flops,
     epochs = f", {total.images / images.train_images:,.0f} epochs" if images.train_images else ""
     again = " + forward again, by checkpointing" if config.network.checkpointing else ""
     whole = f"{total.hours_text} GPU hours" if on.device == "cuda" else duration(total.device_hours)
-    shared = f": {duration(total.device_hours / on.count)} on {on.count} GPUs" if on.count > 1 else ""
+    shared = f": {duration(total.device_hours / on.devices)} on {on.devices} GPUs" if on.devices > 1 else ""
     return [
         f"network      {spec.network}, {parameters(spec):,} parameters, images {spec.shape} of {spec.levels} levels",
         f"work         {total.flops_per_image / 1e9:.1f} GFLOP per image: "
@@ -127,19 +127,19 @@ def _work(config: Config, images: KnownDataset, spec: ModelSpec, counted: Flops,
 def _memory(config: Config, spec: ModelSpec, on: Target) -> list[str]:
     """Raises UserError if so many devices cannot share the batch."""
     training = config.training
-    images = pass_images(config, on.count)
+    images = pass_images(config, on.devices)
     memory = activations(spec, training.precision, config.network.checkpointing)
     one = "GPU" if on.device == "cuda" else "CPU"
     lines = [
         f"activations  {memory.per_image / MIB:.1f} MiB per image and {memory.fixed / MIB:.0f} MiB "
         f"({training.precision}, eager), {images} images in a pass: {memory.bytes(images) / GIB:.2f} GiB",
-        f"memory of {f'each of {on.count} {one}s' if on.count > 1 else f'the {one}'}, GiB",
+        f"memory of {f'each of {on.devices} {one}s' if on.devices > 1 else f'the {one}'}, GiB",
         "  ZeRO  weights  gradients  optimiser  average  activations   total",
     ]
-    configured = zero_stage(training, on.count)
+    configured = zero_stage(training, on.devices)
     # One device has nothing to share.
-    for stage in range(4) if on.count > 1 else (configured,):
-        state = state_memory(parameters(spec), stage, on.count, 1 + len(config.ema.lengths), muons(training, spec))
+    for stage in range(4) if on.devices > 1 else (configured,):
+        state = state_memory(parameters(spec), stage, on.devices, 1 + len(config.ema.lengths), muons(training, spec))
         batch = memory.bytes(images)
         parts = (state.weights, state.gradients, state.optimiser, state.average, batch, state.total + batch)
         row = "".join(f"{part / GIB:{width}.2f}" for part, width in zip(parts, (9, 11, 11, 9, 13, 8)))

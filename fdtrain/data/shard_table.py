@@ -89,7 +89,9 @@ class ShardTable(Sequence[Shard]):
 
     @classmethod
     def of(cls, shards: Iterable[Shard]) -> "ShardTable":
-        rows = [(s.file.encode(), (s.place or "").encode(), s.images, s.bytes, bytes.fromhex(s.sha256)) for s in shards]
+        rows: list[tuple[Any, ...]] = [
+            (s.file.encode(), (s.place or "").encode(), s.images, s.bytes, bytes.fromhex(s.sha256)) for s in shards
+        ]
         widths = [max([1, *(len(row[column]) for row in rows)]) for column in (0, 1)]
         return cls(np.array(rows, _row(*widths)))
 
@@ -98,7 +100,7 @@ class ShardTable(Sequence[Shard]):
 
     def __getitem__(self, index: Any) -> Any:
         """Raises UserError if the row is no shard."""
-        row = self.rows[index]
+        row: Any = self.rows[index]
         try:
             return Shard(
                 file=row["file"].decode(),

@@ -147,6 +147,10 @@ def rows(variants: list[ComparedVariant], reference: str) -> list[Row]:
     ]
 
 
+def _values(found: dict[int, Bits], seeds: list[int]) -> dict[int, Tensor]:
+    return {seed: values for seed in seeds if (values := found[seed].values) is not None}
+
+
 def _numbers(variant: ComparedVariant, own: dict[int, dict[str, Bits]], reference: dict[int, dict[str, Bits]]) -> Row:
     """What the runs of a variant give; nothing without any."""
     if not own:
@@ -160,7 +164,9 @@ def _numbers(variant: ComparedVariant, own: dict[int, dict[str, Bits]], referenc
             row[key] = {
                 "bits_per_dim": mean([b.mean for b in found.values()]),
                 "error_images": next(iter(found.values())).error if len(found) == 1 else None,
-                "difference": difference(*({s: b[s].values for s in pairs} for b in (found, there))),
+                "difference": difference(
+                    *({s: v for s in pairs if (v := b[s].values) is not None} for b in (found, there))
+                ),
             }
     noise = [found for run in variant.folders for found in run.of_kind(TrainingNoise).values()]
     if noise:

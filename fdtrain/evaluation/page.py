@@ -3,6 +3,7 @@
 Pictures are embedded, nothing is fetched, no script runs, and whatever comes from a file is escaped.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -44,7 +45,7 @@ class Table:
 
     kind: ClassVar[str] = "table"
     head: list[str]
-    rows: list[list[str | Link]]
+    rows: Sequence[Sequence[str | Link]]
     numbers: tuple[int, ...] = ()
     own: int = 0
 
@@ -59,7 +60,7 @@ class Figures:
     """Pictures and plots side by side; ``style`` is the class of their frame: ``figures``, ``images`` or ``path``."""
 
     kind: ClassVar[str] = "figures"
-    shown: list[Plot | Picture]
+    shown: Sequence[Plot | Picture]
     style: str = "figures"
     title: str | None = None
 
@@ -97,7 +98,7 @@ class Links:
 @dataclass(frozen=True)
 class Section:
     title: str
-    parts: list[Table | Figures | Missing | Facts | File | Links]
+    parts: Sequence[Table | Figures | Missing | Facts | File | Links]
     note: str = ""
 
     @property

@@ -14,8 +14,8 @@ PUBLISHED = Path(__file__).with_name("published.csv")
 """By the name that ``fdtrain pack`` gives a data set; bits/dim and FID as the source prints them."""
 COMPARISON = Path(__file__).with_name("digits.csv")
 """The table of our comparison on the digits as it was written; docs/lab/comparisons/ has a link to it."""
-IMAGES = dict.fromkeys(("cifar10", "imagenet32-old", "imagenet32-new"), ((3, 32, 32), 256))
-IMAGES |= {"digits": ((1, 8, 8), 17)}
+COLOUR = (3, 32, 32), 256
+IMAGES = {"cifar10": COLOUR, "imagenet32-old": COLOUR, "imagenet32-new": COLOUR, "digits": ((1, 8, 8), 17)}
 """Shape and levels of their images: another data set may bear the same name."""
 
 

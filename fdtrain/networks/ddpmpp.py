@@ -5,7 +5,7 @@ rescaled by 1/sqrt(2); the last convolution of every branch starts at zero, and 
 untrained network is the standard normal, exactly.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -119,5 +119,5 @@ class DDPMpp(nn.Module):
             h = self._in_turn(stage, embedding, h, skipped.pop())
         return self.output(h)
 
-    def _in_turn(self, stage: Iterable[Any], embedding: Tensor, *inputs: Tensor) -> Tensor:
+    def _in_turn(self, stage: Any, embedding: Tensor, *inputs: Tensor) -> Tensor:
         return in_turn(stage, embedding, *inputs, checkpointing=self.checkpointing)

@@ -43,7 +43,7 @@ def test_an_hour_of_work_for_each_size(size, on):
     operations = flops(model_spec(config, data(size))).training() * training.steps * training.global_batch
     assert operations <= {"cpu": 2e14, "cuda": 1e17}[on.device]
     assert training.steps >= 1000
-    assert run_layout(training, on.count).passes == 1
+    assert run_layout(training, on.devices).passes == 1
     # Watched often enough to see it learn, and to its end.
     assert 0 < training.warmup_steps <= training.steps / 20
     for every in (monitor.log_every, monitor.sample_every, monitor.evaluate_every, config.checkpoint.every):
