@@ -17,7 +17,8 @@ from fdtrain.capacity.spec import model_spec
 from fdtrain.capacity.target import Target
 from fdtrain.commands.entry import main
 from fdtrain.config import Config, load_config
-from fdtrain.data.dataset import Shard, read_description
+from fdtrain.data.dataset import read_description
+from fdtrain.data.shard_table import Shard, ShardTable
 from fdtrain.errors import UserError
 
 CPU, GPU, NODE = Target("cpu"), Target("cuda"), Target("cuda", 8)
@@ -25,7 +26,7 @@ CPU, GPU, NODE = Target("cpu"), Target("cuda"), Target("cuda", 8)
 
 def data(size: int, channels: int = 3, images: int = 50_000, test: int = 100, classes: int = 0):
     splits = {"train": images} | ({"test": test} if test else {})
-    shards = {s: [Shard(file=f"{s}.tar", images=n, bytes=1, sha256="0" * 64)] for s, n in splits.items()}
+    shards = {s: ShardTable.of([Shard(file=f"{s}.tar", images=n, bytes=1, sha256="0" * 64)]) for s, n in splits.items()}
     known = KnownDataset("My photos, 2024", size, channels, 256, classes, images)
     return known.description().model_copy(update={"splits": shards})
 
