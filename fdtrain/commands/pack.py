@@ -108,7 +108,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for source in dict.fromkeys(sources.choices.values()):
         source.add_argument("output", type=Path, help="folder for the shards and dataset.json")
         _add_output(source, shard_images=100 if source is sources.choices["digits"] else 1000)
-        source.add_argument("--again", action="store_true", help="replace what another command has packed there")
     _add_adopt(add)
 
 
@@ -258,6 +257,7 @@ def _add_fit(source: argparse.ArgumentParser) -> None:
 
 
 def _add_output(source: argparse.ArgumentParser, shard_images: int) -> None:
+    source.add_argument("--again", action="store_true", help="replace what another command has packed there")
     source.add_argument("--no-config", action="store_true", help="write no train.yaml to begin training with")
     source.add_argument(
         "--for", dest="target", type=_target, metavar="cpu|cuda[:N]", help="of train.yaml (default: what is here)"
