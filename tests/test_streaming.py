@@ -25,9 +25,10 @@ def test_broken_samples_are_in_the_metrics(launch, digits, tmp_path):
     folder = tmp_path / "broken"
     shutil.copytree(digits, folder)
     for path in folder.glob("train-*.tar"):
-        # The first member of every shard: a header, then an array whose magic is spoilt.
+        # The second member of every shard, after a label: a header, then an array whose magic is spoilt.
         content = bytearray(path.read_bytes())
-        content[512:518] = b"broken"
+        assert content[1536:1542] == b"\x93NUMPY"
+        content[1536:1542] = b"broken"
         path.write_bytes(content)
     result = launch(f"data.path={folder}", "data.max_broken_share=0.05", "training.steps=46", processes=2)
     assert result.stderr.count("skipping a broken sample") >= 10

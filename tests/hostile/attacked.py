@@ -85,7 +85,9 @@ def _source(source: Source) -> list:
 
 def description(path: str) -> dict:
     text = Path(path).read_bytes().decode(errors="replace")
-    return parse_description(text, "").model_dump(exclude_unset=True, exclude={"splits"})
+    found = parse_description(text, "")
+    splits = {name: [shard.model_dump(exclude_none=True) for shard in table] for name, table in found.splits.items()}
+    return found.model_dump(exclude_unset=True, exclude={"splits"}) | {"splits": splits}
 
 
 def configuration(path: str) -> None:

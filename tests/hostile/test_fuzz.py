@@ -10,6 +10,7 @@ import shutil
 import tarfile
 import zlib
 from array import array
+from itertools import chain
 from pathlib import Path
 
 import generators as make
@@ -184,7 +185,11 @@ def test_descriptions(data, place, attacked):
     (folder / FILE).write_bytes(data.draw(make.spoiled(text, 1)) if len(text) < 10_000 else text)
     found = told(attacked, target="description", path=str(folder / FILE))
     if found is not None:
-        assert found == json.loads((folder / FILE).read_bytes().decode(errors="replace"))
+        given = json.loads((folder / FILE).read_bytes().decode(errors="replace"))
+        for shard in chain.from_iterable(given["splits"].values()):
+            if shard.get("place", "") is None:
+                del shard["place"]
+        assert found == given
     told(attacked, target="shard", folder=str(folder))
 
 
