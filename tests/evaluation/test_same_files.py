@@ -12,7 +12,7 @@ from models import DIGITS, filled
 PROGRAM = """
 import os, sys
 from fdtrain.checkpoint import store
-from fdtrain.evaluation import result
+from fdtrain.evaluation import load
 from fdtrain.commands import entry
 
 how, *arguments = sys.argv[1:]
@@ -20,14 +20,14 @@ if os.environ["RANK"] == "1" and how == "older":
     newest_step = store.newest_step
     store.newest_step = lambda folder: newest_step(folder).with_name("step_00000007")
 if os.environ["RANK"] == "1" and how == "torn":
-    read = result.read_model
+    read = load.read_model
 
     def torn(*files):
         model = read(*files)
         next(model.parameters()).add_(1)
         return model
 
-    result.read_model = torn
+    load.read_model = torn
 sys.exit(entry.run(arguments[0], arguments[1:]))
 """
 
