@@ -29,7 +29,7 @@ EXACT_TRACE_DIMS = 256
 """Up to this many dimensions the ODE's divergence is taken exactly, one backward pass per dimension."""
 
 
-TOLERANCE = 1e-3
+TOLERANCE = 7e-4
 """Of the ODE's solver, where none is named: the coarsest whose error is below 0.002 bits/dim (docs/evaluation.md)."""
 
 
