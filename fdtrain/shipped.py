@@ -21,10 +21,15 @@ def find(given: str | Path, unreadable: str = "cannot read") -> Path:
     Raises:
         UserError: there is neither; the message begins with ``unreadable``.
     """
-    path, known = Path(given), names()
-    if path.exists():
+    path = Path(given)
+    try:
+        path.stat()
         return path
-    name = str(given).removeprefix("configs/").removesuffix(".yaml")
+    except (FileNotFoundError, NotADirectoryError):
+        known, name = names(), str(given).removeprefix("configs/").removesuffix(".yaml")
+    except OSError:
+        # There, or no possible name: whoever reads it says why it cannot be.
+        return path
     if name in known:
         return known[name]
     near = difflib.get_close_matches(name, known, 1)

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from fdtrain.commands import entry
 from fdtrain.data.pack import pack_digits
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -174,6 +175,22 @@ def _run_script(command: list[str], files: tuple[Path, Path], variables: dict[st
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+@pytest.fixture
+def command(capsys):
+    """``fdtrain``, in this process: what it prints, or says where it ends with another code."""
+
+    def run(*arguments: object, rc: int = 0) -> str:
+        try:
+            code = entry.main([*map(str, arguments)])
+        except SystemExit as end:
+            code = end.code
+        said = capsys.readouterr()
+        assert code == rc, said.out + said.err
+        return said.err if rc else said.out
+
+    return run
 
 
 def environment() -> dict[str, str]:

@@ -20,7 +20,7 @@ from fdtrain.networks.model import Model
 from fdtrain.randomness import Purpose, normal
 
 PATH_IMAGES = 8
-"""FeatureMoments of a denoising path, the image itself included."""
+"""Images of a denoising path, the sample itself included."""
 ABOUT = "fdtrain"
 """The text of a PNG that says, in JSON, what the picture shows and how it was drawn."""
 SMALL_IMAGE, SHEET_WIDTH = 48, 300
@@ -73,7 +73,7 @@ def denoising_paths(
     seed: int = 0,
     batch: int = 256,
 ) -> Tensor:
-    """Predicted images on the way to samples, ``(n, moments, C, H, W)`` uint8 below ``spec.levels``, on the CPU.
+    """Predicted images on the way to samples, ``(n, PATH_IMAGES, C, H, W)`` uint8 below ``spec.levels``, on the CPU.
 
     The last are the samples themselves. Arguments and errors as of :func:`solve`.
     """

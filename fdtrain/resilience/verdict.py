@@ -145,7 +145,7 @@ def judge(
     Args:
         ranks: itself, and those that it watches: rank 0 all, another rank only rank 0, from whom it also learns of
             the rest. None: has left no sign yet.
-        last_reply: when the store last last_reply.
+        last_reply: when the store last answered.
         broken: the connection to the store has failed for good.
     """
     others = {r: observed for r, observed in ranks.items() if r != rank}

@@ -24,7 +24,7 @@ from fdtrain.data.cache import Cache, open_cache
 from fdtrain.data.dataset import write_description
 from fdtrain.data.loader import Batches, LaneDataset
 from fdtrain.data.mixture import lane_order
-from fdtrain.data.shards import ShardReader, chained, remote_lengths
+from fdtrain.data.shards import ShardReader, chained
 from fdtrain.data.split import Split
 from fdtrain.diffusion.interval import CLOSED
 from fdtrain.errors import UserError
@@ -203,8 +203,7 @@ def own_batches(plan: Plan, start: int) -> Batches:
 
 def _cache(plan: Plan) -> Cache | None:
     data = plan.config.data
-    remote = bool(remote_lengths(chained(plan.train_shards)).size)
-    return open_cache(data.cache, data.cache_gib, data.fetch_timeout_s, remote)
+    return open_cache(data.cache, data.cache_gib, data.fetch_timeout_s, plan.remote)
 
 
 def checkpoint_to_resume(plan: Plan) -> Path | None:

@@ -1,11 +1,11 @@
 import re
+from functools import partial
 
 import pytest
 from conftest import ROOT
 
 from fdtrain.capacity.cost import Flops
 from fdtrain.capacity.estimate import state_memory, work
-from fdtrain.commands.entry import main
 from fdtrain.config import Config
 
 PARAMETERS = 1000
@@ -48,17 +48,8 @@ def test_time_of_a_run():
 
 
 @pytest.fixture
-def plan(capsys):
-    def run(*arguments: str, rc: int = 0) -> str:
-        try:
-            code = main(["plan", str(ROOT / "configs" / "digits.yaml"), *arguments])
-        except SystemExit as end:
-            code = end.code
-        said = capsys.readouterr()
-        assert code == rc, said.out + said.err
-        return said.err if rc else said.out
-
-    return run
+def plan(command):
+    return partial(command, "plan", ROOT / "configs" / "digits.yaml")
 
 
 def test_the_tool_needs_no_data(plan):

@@ -1,6 +1,7 @@
 """The first configuration that fdtrain pack writes beside what it packs."""
 
 import shlex
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -98,19 +99,8 @@ def test_notes(size, on, note, tmp_path):
 
 
 @pytest.fixture
-def pack(capsys):
-    """``fdtrain pack``: what it prints, or says where it refuses."""
-
-    def run(*arguments, rc: int = 0) -> str:
-        try:
-            code = main(["pack", *map(str, arguments)])
-        except SystemExit as end:
-            code = end.code
-        said = capsys.readouterr()
-        assert code == rc, said.out + said.err
-        return said.err if rc else said.out
-
-    return run
+def pack(command):
+    return partial(command, "pack")
 
 
 @pytest.fixture(scope="module")

@@ -30,6 +30,11 @@ def test_a_name_that_there_is_not(given, hint):
     assert "\n" not in str(refused.value)
 
 
+def test_a_name_that_no_file_can_have():
+    with pytest.raises(UserError, match=r"--config: cannot read .*File name too long"):
+        load_config("a" * 5000)
+
+
 def test_each_is_listed_with_its_first_sentence(capsys):
     assert entry.main(["configs"]) == 0
     lines = capsys.readouterr().out.splitlines()
