@@ -49,28 +49,6 @@ class SampleMembers(Model):
     field: Line | None = None
 
 
-class Preparation(Model):
-    """What a packer did to photographs of any size.
-
-    Args:
-        method: how an image was cut and resized.
-        photographs: their number in each split.
-        crops: the images made of each: one, or more by an earlier version.
-        pixels: width x height of the smallest, the median and the largest, by area.
-        turned: how many were turned upright, as their EXIF orientation says.
-        converted: how many were converted, by "FROM to TO".
-        enlarged: how many have a side that is smaller than the images'.
-    """
-
-    method: Line
-    photographs: dict[Line, int]
-    crops: int = Field(default=1, ge=1)
-    pixels: list[Line] = Field(max_length=3)
-    turned: int = Field(ge=0)
-    converted: dict[Line, int]
-    enlarged: int = Field(ge=0)
-
-
 SplitName = Annotated[str, Field(max_length=200, pattern=NAME)]
 
 if TYPE_CHECKING:
@@ -95,7 +73,8 @@ class DatasetDescription(Model):
     classes: Annotated[list[Line], FailFast()] = Field(max_length=MAX_CLASSES)
     encoding: Line
     members: SampleMembers | None = None
-    preparation: Preparation | None = None
+    # Of earlier versions.
+    preparation: dict[str, Any] | None = None
     splits: dict[SplitName, Shards]
 
     def images(self, split: str) -> int:

@@ -1,34 +1,29 @@
-"""Decodes the members of a shard to images and labels. They are untrusted data, and never run as code.
+"""Decodes pictures and arrays, which are untrusted: their headers are checked before any pixel is decoded.
 
-Known members are ``npy`` (uint8 arrays, no pickles), ``png``, ``jpg``, ``webp``; ``cls`` (the label in ASCII) and
-``json`` (an object whose ``label`` it is), or those that ``dataset.json`` names. An image's size is read from its
-header, and refused, before any pixel is decoded; a member's length before it is read.
+The members of shards that are images are ``npy`` (uint8 arrays, no pickles), ``png``, ``jpg``, ``webp``; a member's
+length is checked before it is read.
 """
 
 import io
-import json
 import os
 import struct
-from typing import IO
+from collections.abc import Callable
 from zlib import crc32
 
 import numpy as np
-from PIL import Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
+from PIL import BmpImagePlugin, Image, ImageFile, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
+from fdtrain.data import npy
 from fdtrain.errors import excerpt
 
-PICTURES = {
-    "png": PngImagePlugin.PngImageFile,
-    "jpg": JpegImagePlugin.JpegImageFile,
-    "jpeg": JpegImagePlugin.JpegImageFile,
-    "webp": WebPImagePlugin.WebPImageFile,
-}
+PNG, JPEG, WEBP, BMP = (
+    PngImagePlugin.PngImageFile,
+    JpegImagePlugin.JpegImageFile,
+    WebPImagePlugin.WebPImageFile,
+    BmpImagePlugin.BmpImageFile,
+)
+PICTURES = {"png": PNG, "jpg": JPEG, "jpeg": JPEG, "webp": WEBP}
 IMAGES = ("npy", *PICTURES)
-LABELS = ("cls", "json")
-LONGEST_LABEL = {"cls": 20, "json": 1 << 20}
-"""In bytes."""
-LONGEST_NAME = 4000
-"""Bytes of a label that is the name of a class."""
 _METADATA = 1 << 20
 """Bytes that a picture may be longer than eight times its pixels: profiles, comments."""
 _NPY_HEADER = 1 << 12
@@ -45,6 +40,54 @@ PngImagePlugin.MAX_TEXT_CHUNK = 8 << 20
 
 class Broken(Exception):
     """A sample that cannot be used, and why."""
+
+
+def opened(data: bytes, kind: type, check: Callable[[int, int], None]) -> ImageFile.ImageFile:
+    """A picture of this kind, of which the header is read.
+
+    Args:
+        check: refuses a width and height in pixels.
+
+    Raises:
+        Broken: it is none; animated; of more than eight bits a channel.
+    """
+    if kind is WEBP:
+        # Its decoder allocates the whole picture when it is made.
+        check(*webp_size(data))
+    # The plugins raise whatever their parsing runs into on a broken file: any error is the file's.
+    try:
+        picture = kind(io.BytesIO(data))
+    except Exception as error:
+        raise Broken(f"not a picture of its type ({excerpt(error)})") from error
+    check(*picture.size)
+    # Pillow opens coloured PNGs of 16 bits as RGB and drops the lower eight.
+    if kind is PNG and any("16" in str(tile[3]) for tile in picture.tile):
+        raise Broken("of 16 bits, not of 8 bits a channel")
+    # Phones' JPEGs may carry previews as further frames, which are passed over.
+    if getattr(picture, "n_frames", 1) > 1:
+        raise Broken("animated")
+    return picture
+
+
+def webp_size(data: bytes) -> tuple[int, int]:
+    """Width and height of a WebP picture by its first chunk (RFC 9649).
+
+    Raises:
+        Broken: it has none.
+    """
+    kind, size = data[12:16], (0, 0)
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP" and len(data) >= 30:
+        if kind == b"VP8 " and data[23:26] == b"\x9d\x01\x2a":
+            width, height = struct.unpack_from("<HH", data, 26)
+            size = width & 0x3FFF, height & 0x3FFF
+        elif kind == b"VP8L" and data[20] == 0x2F:
+            bits = int.from_bytes(data[21:25], "little")
+            size = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+        elif kind == b"VP8X":
+            size = int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1
+    if not all(size):
+        raise Broken("not a picture of its type (no WebP header)")
+    return size
 
 
 class ImageDecoder:
@@ -80,18 +123,15 @@ class ImageDecoder:
                 self._picture(data, PICTURES[extension], out)
 
     def _array(self, data: bytes, out: np.ndarray) -> None:
-        stream = io.BytesIO(data)
         try:
-            shape, fortran, dtype = npy_header(stream)
-        except Exception as error:  # As with pictures: numpy's parser raises what it runs into.
+            values = npy.array(data)
+        except ValueError as error:
             raise Broken(f"not an npy array ({excerpt(error)})") from error
-        if dtype != np.uint8 or fortran:
-            raise Broken(f"array of {excerpt(dtype)}, expected uint8 in C order")
-        self._check((*shape, 1) if len(shape) == 2 else shape)
-        start = stream.tell()
-        if len(data) - start != self.dims:
-            raise Broken(f"array of {len(data) - start} bytes, expected {self.dims}")
-        out[:] = np.frombuffer(data, np.uint8, offset=start)
+        if values.dtype != np.uint8:
+            raise Broken(f"array of {excerpt(values.dtype)}, expected uint8")
+        self._check((*values.shape, 1) if values.ndim == 2 else values.shape)
+        out[:] = values.reshape(-1)
+        start = len(data) - self.dims
         self._header, self._buffer = data[:start], bytearray(start)
 
     def _plain_png(self, data: bytes, out: np.ndarray) -> None:
@@ -107,7 +147,7 @@ class ImageDecoder:
             if crc32(data[begin : position - 4]) != int.from_bytes(data[position - 4 : position], "big"):
                 raise Broken("cannot be decoded (wrong checksum)")
         if position != end or not parts or not data.endswith(_PNG_END):
-            return self._picture(data, PICTURES["png"], out)
+            return self._picture(data, PNG, out)
         try:
             picture = Image.frombytes(self.mode, self.shape[:2], b"".join(parts), "zip", self.mode)
             out[:] = np.frombuffer(picture.tobytes(), np.uint8)
@@ -115,19 +155,9 @@ class ImageDecoder:
             raise Broken(f"cannot be decoded ({error})") from error
 
     def _picture(self, data: bytes, kind: type, out: np.ndarray) -> None:
-        if kind is WebPImagePlugin.WebPImageFile:
-            # Its decoder allocates the whole picture when it is made.
-            self._check((*webp_size(data), self.shape[2]))
-        # The plugins raise whatever their parsing runs into on a broken file: any error is the file's.
-        try:
-            picture = kind(io.BytesIO(data))
-        except Exception as error:
-            raise Broken(f"not a picture of its type ({excerpt(error)})") from error
-        self._check((picture.height, picture.width, len(picture.getbands())))
+        picture = opened(data, kind, lambda width, height: self._check((height, width, self.shape[2])))
         if picture.mode != self.mode:
             raise Broken(f"picture of mode {picture.mode}, expected {self.mode}")
-        if getattr(picture, "n_frames", 1) > 1:
-            raise Broken("animated")
         try:
             out[:] = np.asarray(picture).reshape(-1)
         except Exception as error:
@@ -137,80 +167,6 @@ class ImageDecoder:
         if shape != self.shape:
             actual, expected = ("x".join(map(str, s)) for s in (shape, self.shape))
             raise Broken(f"image of height x width x channels {excerpt(actual)}, expected {expected}")
-
-
-def npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Shape, whether it is in Fortran order, and type of the array whose bytes follow in ``file``.
-
-    numpy's parser raises what it runs into.
-    """
-    version = np.lib.format.read_magic(file)
-    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-    if version not in readers:
-        raise ValueError(f"npy format {version}")
-    return readers[version](file)
-
-
-def webp_size(data: bytes) -> tuple[int, int]:
-    """Height and width of a WebP picture by its first chunk (RFC 9649).
-
-    Raises:
-        Broken: it has none.
-    """
-    kind, size = data[12:16], (0, 0)
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP" and len(data) >= 30:
-        if kind == b"VP8 " and data[23:26] == b"\x9d\x01\x2a":
-            width, height = struct.unpack_from("<HH", data, 26)
-            size = height & 0x3FFF, width & 0x3FFF
-        elif kind == b"VP8L" and data[20] == 0x2F:
-            bits = int.from_bytes(data[21:25], "little")
-            size = (bits >> 14 & 0x3FFF) + 1, (bits & 0x3FFF) + 1
-        elif kind == b"VP8X":
-            size = int.from_bytes(data[27:30], "little") + 1, int.from_bytes(data[24:27], "little") + 1
-    if not all(size):
-        raise Broken("not a picture of its type (no WebP header)")
-    return size
-
-
-def label(extension: str, data: bytes) -> int:
-    """The label in a member; -1 if there is none.
-
-    Raises:
-        ValueError: it contains no number.
-    """
-    if extension == "cls":
-        return int(data)
-    value = _field(data, "label", -1)
-    if type(value) is not int:
-        raise ValueError("label is not a whole number")
-    return value
-
-
-def class_name(data: bytes, field: str | None) -> str | None:
-    """The name of the class in a member, or the digits of its number; None if there is none.
-
-    Args:
-        field: of the object in a JSON member; None: the member is a text.
-
-    Raises:
-        ValueError: it is neither a text in UTF-8 nor a whole number.
-    """
-    value = data.decode() if field is None else _field(data, field, None)
-    if value is None:
-        return None
-    if type(value) is int:
-        return str(value)
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError("label is neither a text nor a whole number")
-    return value.strip()
-
-
-def _field(data: bytes, field: str, default: object) -> object:
-    try:
-        content = json.loads(data)
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
-    return content.get(field, default) if isinstance(content, dict) else default
 
 
 def _read(file: int, offset: int, size: int, most: int) -> bytes:

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from http import HTTPStatus
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import fsspec
 from fsspec.asyn import AsyncFileSystem
@@ -83,14 +83,15 @@ def fetch(
         except Exception as error:
             # A timeout hides the cause that an earlier try may have shown.
             cause = cause if cause is not None and isinstance(error, TimeoutError) else error
+            failure = explained(cause)
             mismatches += isinstance(error, Mismatch)
-            final = mismatches > 1 or _is_final(error)
+            final = mismatches > 1 or explained(error).final
             if final or time.monotonic() + pause > end:
                 tried = "" if final else f" (tried for {seconds:g} s)"
-                raise UserError(f"{shown(place)}: {_reason(cause)}{tried}. {_advice(cause)}") from cause
+                raise UserError(f"{shown(place)}: {failure.reason}{tried}. {failure.advice}") from cause
         if (now := time.monotonic()) > tell:
             tell = now + TOLD_SECONDS
-            logger.warning("%s: %s; trying for %.0f s more", shown(place), _reason(cause), end - now)
+            logger.warning("%s: %s; trying for %.0f s more", shown(place), failure.reason, end - now)
         time.sleep(pause)
         pause = min(2 * pause, MAX_PAUSE_SECONDS)
 
@@ -247,41 +248,56 @@ def _is_public(ip: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
     return ip.is_global
 
 
-def _is_final(error: Exception) -> bool:
-    """Whether trying again is useless."""
-    if isinstance(error, FileNotFoundError | PermissionError | ImportError | ValueError) or _is_credentials(error):
-        return True
-    if isinstance(error, Inward) or _is_untrusted(error):
-        return True
-    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EROFS) or _is_bad_redirect(error):
-        return True
-    status = getattr(error, "status", None)
-    # aiohttp gives an answer that is not HTTP the status 400.
-    return isinstance(status, int) and 400 <= status < 500 and status not in (408, 429) and not _is_misframed(error)
+class Failure(NamedTuple):
+    """What an error says, in words that no server chose; what to do; whether trying again is useless."""
+
+    reason: str
+    advice: str
+    final: bool
 
 
-def _is_credentials(error: Exception) -> bool:
-    return "Credentials" in type(error).__name__ or getattr(error, "status", None) in (401, 403)
-
-
-def _is_untrusted(error: Exception) -> bool:
-    """Whether the server's certificate is not one that this machine trusts."""
-    return isinstance(error, ssl.CertificateError) or type(error).__name__ == "SSLError"
-
-
-def _is_bad_redirect(error: Exception) -> bool:
-    """Whether a server redirects in circles, or to an address that is not on the web."""
-    from aiohttp import InvalidURL, NonHttpUrlClientError, TooManyRedirects
-
-    return isinstance(error, InvalidURL | NonHttpUrlClientError | TooManyRedirects)
-
-
-def _is_misframed(error: Exception) -> bool:
-    """Whether an answer is not HTTP; aiohttp's message then contains its bytes."""
-    from aiohttp import ClientPayloadError
+def explained(error: Exception) -> Failure:
+    from aiohttp import ClientPayloadError, InvalidURL, NonHttpUrlClientError, TooManyRedirects
     from aiohttp.http_exceptions import HttpProcessingError
 
-    return isinstance(error, ClientPayloadError) or isinstance(error.__cause__, HttpProcessingError)
+    correct = "Correct data.path: give the place that it should lead to."
+    if isinstance(error, FileNotFoundError):
+        return Failure("no such file", "Check data.path; if a shard is gone, restore it or pack again.", True)
+    if isinstance(error, InvalidURL | NonHttpUrlClientError | TooManyRedirects):
+        return Failure("the server redirects in circles, or to what is not on the web", correct, True)
+    if isinstance(error, Inward):
+        return Failure("the server redirects to an address of this machine or of its link", correct, True)
+    if isinstance(error, ssl.CertificateError) or type(error).__name__ == "SSLError":
+        own = "For an authority of your own set SSL_CERT_FILE (of s3:// AWS_CA_BUNDLE) to a file with its certificate."
+        return Failure("the server's certificate is not trusted here", own, True)
+    status, reason = _status(error), excerpt(error) or type(error).__name__
+    final = isinstance(error, PermissionError | ImportError | ValueError)
+    # aiohttp's message contains the bytes of an answer that is not HTTP, and the status is 400.
+    if isinstance(error, ClientPayloadError) or isinstance(error.__cause__, HttpProcessingError):
+        reason = "the answer is cut short, or not of HTTP"
+    elif isinstance(status, int):
+        # In the standard's words, not the server's.
+        phrase = HTTPStatus(status).phrase if status in HTTPStatus._value2member_map_ else ""
+        reason = f"the server answers {status} {phrase}".rstrip()
+        final |= 400 <= status < 500 and status not in (408, 429)
+    elif isinstance(error, subprocess.CalledProcessError):
+        reason = f"the command ended with code {error.returncode}"
+    elif isinstance(error, OSError) and error.strerror:
+        reason = excerpt(error.strerror)
+    elif isinstance(error, TimeoutError):
+        reason = "timed out"
+    elif "Parser" in type(error).__name__:
+        # botocore's message quotes the answer that is not XML.
+        reason = type(error).__name__
+    if isinstance(error, PermissionError) or "Credentials" in type(error).__name__ or status in (401, 403):
+        return Failure(reason, "Check the credentials in the environment, and that they may read it.", True)
+    if isinstance(error, ImportError):
+        return Failure(reason, "Install fdtrain with the extra of that store: fdtrain[s3] or fdtrain[gcs].", True)
+    if isinstance(error, Mismatch):
+        return Failure(reason, "Upload it again, with the dataset.json it was packed with.", final)
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        return Failure(reason, "Free space there, choose another data.cache, or set data.cache_gib.", True)
+    return Failure(reason, "Check the network and the server, or give it longer with data.fetch_timeout_s.", final)
 
 
 def _status(error: Exception) -> object:
@@ -290,46 +306,3 @@ def _status(error: Exception) -> object:
     if isinstance(response, dict):
         return response.get("ResponseMetadata", {}).get("HTTPStatusCode")
     return getattr(error, "status", None)
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, FileNotFoundError):
-        return "no such file"
-    if isinstance(error, subprocess.CalledProcessError):
-        return f"the command ended with code {error.returncode}"
-    if _is_bad_redirect(error):
-        return "the server redirects in circles, or to what is not on the web"
-    if isinstance(error, Inward):
-        return "the server redirects to an address of this machine or of its link"
-    if _is_untrusted(error):
-        return "the server's certificate is not trusted here"
-    if _is_misframed(error):
-        return "the answer is cut short, or not of HTTP"
-    if isinstance(status := _status(error), int):
-        # In the standard's words, not the server's.
-        phrase = HTTPStatus(status).phrase if status in HTTPStatus._value2member_map_ else ""
-        return f"the server answers {status} {phrase}".rstrip()
-    if isinstance(error, OSError) and error.strerror:
-        return excerpt(error.strerror)
-    if isinstance(error, TimeoutError):
-        return "timed out"
-    # botocore's message quotes the answer that is not XML.
-    return type(error).__name__ if "Parser" in type(error).__name__ else excerpt(error) or type(error).__name__
-
-
-def _advice(error: Exception) -> str:
-    if isinstance(error, PermissionError) or _is_credentials(error):
-        return "Check the credentials in the environment, and that they may read it."
-    if isinstance(error, FileNotFoundError):
-        return "Check data.path; if a shard is gone, restore it or pack again."
-    if isinstance(error, ImportError):
-        return "Install fdtrain with the extra of that store: fdtrain[s3] or fdtrain[gcs]."
-    if _is_untrusted(error):
-        return "For an authority of your own set SSL_CERT_FILE (of s3:// AWS_CA_BUNDLE) to a file with its certificate."
-    if _is_bad_redirect(error) or isinstance(error, Inward):
-        return "Correct data.path: give the place that it should lead to."
-    if isinstance(error, Mismatch):
-        return "Upload it again, with the dataset.json it was packed with."
-    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-        return "Free space there, choose another data.cache, or set data.cache_gib."
-    return "Check the network and the server, or give it longer with data.fetch_timeout_s."

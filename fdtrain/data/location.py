@@ -86,21 +86,17 @@ def locate(path: str | Path, allow_pipe: bool = False, seconds: float = 60.0) ->
     Raises:
         UserError: there is none; a pattern or list names what it does not describe; a folder holds other shards.
     """
-    path = _with_credentials(str(path))
+    path = with_credentials(str(path))
     if path.startswith("pipe:"):
         raise UserError("data.path: put pipe: commands into a list file (.txt) beside a local dataset.json.")
     places = None
     place, query = split_query(path)
     if place.endswith(LIST):
         base = posixpath.dirname(place) + query
-        lines = [line.strip() for line in read_text(path, seconds).splitlines()]
-        lines = [line for line in lines if line and not line.startswith("#")]
-        places = [_absolute(base, place) for place in _expand(path, lines)]
-        if is_remote(path):
-            _check_remote(path, places)
+        places = listed(path, seconds)
     elif "{" in place:
         base = posixpath.dirname(place.partition("{")[0]) + query
-        places = [name + query for name in _expand(path, [place])]
+        places = [name + query for name in expanded(path, [place])]
     else:
         base = (place.rstrip("/") or "/") + query
     base = base or "."
@@ -182,8 +178,8 @@ def without_credentials(place: str) -> str:
     return f"{scheme}{mark}{host.rpartition('@')[2]}{slash}{path}"
 
 
-def _with_credentials(path: str) -> str:
-    """``path`` with its references to the environment expanded.
+def with_credentials(path: str) -> str:
+    """A path or URL with its references to the environment expanded.
 
     Raises:
         UserError: it is empty, names a variable that does not exist, or its credentials were removed.
@@ -193,7 +189,7 @@ def _with_credentials(path: str) -> str:
     try:
         expanded = expand_references(path)
     except KeyError as error:
-        raise UserError(f"data.path names ${{{error.args[0]}}}, which the environment does not have. Set it.") from None
+        raise UserError(f"{path} names ${{{error.args[0]}}}, which the environment does not have. Set it.") from None
     if is_remote(expanded) and MASK in expanded:
         raise UserError(
             f"data.path: {MASK} stands where the credentials of {expanded} were removed when it was stored. "
@@ -202,12 +198,25 @@ def _with_credentials(path: str) -> str:
     return expanded
 
 
-def _expand(path: str, patterns: list[str]) -> list[str]:
+def listed(path: str, seconds: float) -> list[str]:
+    """The places that a list file names, one or a brace pattern a line, from its folder on.
+
+    Raises:
+        UserError: it cannot be read, or is remote and names files of this machine.
+    """
+    place, query = split_query(path)
+    base = posixpath.dirname(place) + query or "."
+    lines = (line.strip() for line in read_text(path, seconds).splitlines())
+    names = expanded(path, [line for line in lines if line and not line.startswith("#")])
+    places = [name if is_remote(name) or name.startswith("/") else join(base, name) for name in names]
+    if is_remote(path):
+        _check_remote(path, places)
+    return places
+
+
+def expanded(path: str, patterns: list[str]) -> list[str]:
+    """The names that brace patterns stand for, of a path or of its list."""
     try:
         return expand(patterns)
     except UserError as error:
-        raise UserError(f"data.path: {shown(path)} {error}. Correct it.") from None
-
-
-def _absolute(base: str, place: str) -> str:
-    return place if is_remote(place) or place.startswith("/") else join(base or ".", place)
+        raise UserError(f"{shown(path)} {error}. Correct it.") from None

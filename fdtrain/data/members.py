@@ -1,54 +1,129 @@
-"""Which members of a sample are its image and its label, and what the label is among the classes."""
+"""The samples of a shard: which members belong together, and which of them are the image and the label (docs/data.md).
+
+webdataset groups the members: consecutive ones of one key, the name up to the first dot of the file's name. It is given
+their places instead of their bytes, of which most are never read. The headers are read by our own scan, which is
+bounded and refuses what is damaged or ambiguous.
+"""
+
+import json
+import mmap
+from array import array
+from collections.abc import Iterator
+from typing import NamedTuple
 
 from fdtrain.data.dataset import DatasetDescription
-from fdtrain.data.decode import IMAGES, LABELS, LONGEST_LABEL, LONGEST_NAME, class_name, label
+from fdtrain.data.decode import IMAGES
+from fdtrain.data.tar import BadTar, members
+from fdtrain.errors import excerpt
 
 NO_LABEL, BAD_LABEL = -1, -2
+LABELS = ("cls", "json")
+LONGEST_LABEL = {"cls": 20, "json": 1 << 20}
+"""In bytes."""
+LONGEST_NAME = 4000
+"""Bytes of a label that is the name of a class."""
+
+
+class Sample(NamedTuple):
+    """The members of one key: offset and size of each by its suffix, in lower case, and a suffix that comes twice."""
+
+    key: str
+    members: dict[str, tuple[int, int]]
+    repeated: str | None
+
+
+def samples(data: mmap.mmap) -> Iterator[Sample]:
+    """Every sample of a tar. Hidden files are passed over.
+
+    Raises:
+        BadTar: of :func:`members`; a name that webdataset does not read, or has for itself.
+    """
+    # Loaded here: it imports torch, which the packer's processes have no use for.
+    from webdataset.tariterators import base_plus_ext, group_by_keys
+
+    repeated: list[str] = []
+
+    def note(error: Exception) -> bool:
+        repeated.append(base_plus_ext(str(error.args[0]).partition(": ")[0])[1] or "")
+        return True
+
+    for found in group_by_keys(_files(data), lcase=False, handler=note):
+        key = found.pop("__key__")
+        del found["__url__"]
+        yield Sample(key, found, repeated[0] if repeated else None)
+        repeated.clear()
+
+
+def _files(data: mmap.mmap) -> Iterator[dict[str, object]]:
+    """Members as webdataset's reader has them."""
+    for name, offset, size in members(data):
+        first = name.rfind(b"/") + 1
+        dot = name.find(b".", first)
+        if dot <= first:
+            continue
+        if b"\n" in name or name.startswith(b"__", dot + 1):
+            raise BadTar(f"a member '{excerpt(name)}', whose name is no sample's")
+        text = (name[:dot] + name[dot:].lower()).decode("utf-8", "surrogateescape")
+        yield {"fname": text, "data": (offset, size), "__url__": ""}
 
 
 class MemberReader:
-    """Members by their suffix, in bytes as archives have it.
+    """Which members of a data set's samples are read.
 
     Attributes:
         images: for each suffix of images, the format among ``IMAGES``.
-        labels: for each suffix of labels, whether it comes before others of the sample.
-        members: as ``dataset.json`` names them; None: it does not.
+        members: as ``dataset.json`` names them; None: it does not, and they are as the packer names them.
         numbers: of classes by their names, where members are named.
     """
 
     def __init__(self, description: DatasetDescription | None = None):
-        named = description.members if description else None
-        suffixes = named.image if named else IMAGES
-        self.images = {suffix.encode(): IMAGES.index(suffix.rpartition(".")[2]) for suffix in suffixes}
-        self.members, self.numbers = named, dict[str, int]()
-        if named is None:
-            self.labels = {extension.encode(): extension == "cls" for extension in LABELS}
-        else:
-            assert description is not None
-            self.labels = {named.label.encode(): True} if named.label else {}
+        self.members = description.members if description else None
+        suffixes = self.members.image if self.members else IMAGES
+        self.images = {suffix: IMAGES.index(suffix.rpartition(".")[2]) for suffix in suffixes}
+        self.numbers, self.field, self._labels = dict[str, int](), None, LABELS
+        if description and self.members:
+            suffix = self.members.label or ""
+            self._labels = (suffix,) if suffix else ()
+            self.field = json_field(suffix, self.members.field or "label")
             self.numbers = {name: number for number, name in enumerate(description.classes)}
-            self._field = json_field(named.label or "", named.field or "label")
 
-    def longest(self, suffix: bytes) -> int:
-        """Bytes of a label."""
-        if self.members is None:
-            return LONGEST_LABEL[suffix.decode()]
-        return longest_name(self._field)
+    def scan(self, data: mmap.mmap) -> "array[int]":
+        """``kind, label, offset, size`` of every sample, one after another, as an index has them.
 
-    def number(self, suffix: bytes, data: bytes) -> int:
+        Raises:
+            BadTar: no tar; a key with two images or a member twice, as where two samples of one key meet.
+        """
+        found = array("q")
+        for key, places, repeated in samples(data):
+            images = [suffix for suffix in places if suffix in self.images]
+            if repeated is not None:
+                raise BadTar(f"two members '{excerpt(repeated)}' of one key, '{excerpt(key)}'")
+            if len(images) > 1:
+                raise BadTar(f"two images of one key, '{excerpt(key)}'")
+            offset, size = places[images[0]] if images else next(iter(places.values()))
+            # A .cls comes before a .json.
+            label = next((suffix for suffix in self._labels if suffix in places), None)
+            number = NO_LABEL if label is None else self._number(data, label, *places[label])
+            found.extend((self.images[images[0]] if images else -1, number, offset, size if images else 0))
+        return found
+
+    def _number(self, data: mmap.mmap, suffix: str, offset: int, size: int) -> int:
         """The number of a label; ``NO_LABEL``, ``BAD_LABEL``."""
+        if size > (longest_name(self.field) if self.members else LONGEST_LABEL[suffix]):
+            return BAD_LABEL
+        content = data[offset : offset + size]
         try:
             if self.members is None:
-                value = label(suffix.decode(), data)
+                value = label(suffix, content)
                 return value if NO_LABEL <= value < 2**31 else BAD_LABEL
-            name = class_name(data, self._field)
+            name = class_name(content, self.field)
             return NO_LABEL if name is None else self.numbers.get(name, BAD_LABEL)
         except ValueError:
             return BAD_LABEL
 
 
 ORDINARY = MemberReader()
-"""As the packer names them, and :mod:`fdtrain.data.decode` describes them."""
+"""As the packer names them."""
 
 
 def json_field(suffix: str, field: str) -> str | None:
@@ -59,3 +134,44 @@ def json_field(suffix: str, field: str) -> str | None:
 def longest_name(field: str | None) -> int:
     """Bytes of a member that names a class."""
     return LONGEST_NAME if field is None else LONGEST_LABEL["json"]
+
+
+def label(extension: str, data: bytes) -> int:
+    """The label in a member; -1 if there is none.
+
+    Raises:
+        ValueError: it contains no number.
+    """
+    if extension == "cls":
+        return int(data)
+    value = _field(data, "label", -1)
+    if type(value) is not int:
+        raise ValueError("label is not a whole number")
+    return value
+
+
+def class_name(data: bytes, field: str | None) -> str | None:
+    """The name of the class in a member, or the digits of its number; None if there is none.
+
+    Args:
+        field: of the object in a JSON member; None: the member is a text.
+
+    Raises:
+        ValueError: it is neither a text in UTF-8 nor a whole number.
+    """
+    value = data.decode() if field is None else _field(data, field, None)
+    if value is None:
+        return None
+    if type(value) is int:
+        return str(value)
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError("label is neither a text nor a whole number")
+    return value.strip()
+
+
+def _field(data: bytes, field: str, default: object) -> object:
+    try:
+        content = json.loads(data)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    return content.get(field, default) if isinstance(content, dict) else default

@@ -6,16 +6,14 @@ nor an interruption changes a byte. ``dataset.json`` comes last (docs/packing.md
 
 import os
 import re
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 from tqdm import tqdm
 
-from fdtrain import lock
 from fdtrain.data import shard_table
 from fdtrain.data.dataset import FILE, VERSION, DatasetDescription, check_split, read_description, write_description
-from fdtrain.data.shard_store import PackRequest, ShardStore
+from fdtrain.data.shard_store import PackRequest, ShardStore, alone
 from fdtrain.data.sources.source import Part, Source
 from fdtrain.data.workers import progress, run
 from fdtrain.data.writer import ENCODINGS, MANY, REPORTED, BadImages, SampleFormat, ShardRange, layout, write_part
@@ -50,7 +48,7 @@ def pack(
             packed, or cannot be written.
     """
     folder = Path(folder)
-    with _alone(folder):
+    with alone(folder):
         store = ShardStore(folder, _request(source, encoding, shard_images))
         _check_folder(store, again)
         if (folder / FILE).exists():
@@ -95,7 +93,6 @@ def _request(source: Source, encoding: str, shard_images: int) -> PackRequest:
         levels=source.levels,
         classes=source.classes,
         encoding=encoding,
-        preparation=source.preparation,
         splits={},
     )
     return PackRequest(description=description, shard_images=shard_images, source=source.identity())
@@ -133,18 +130,6 @@ def _complete(folder: Path) -> DatasetDescription:
     for split in description.splits:
         check_split(folder, description, split)
     return description
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold the folder, made if need be, against other packers."""
-    with ExitStack() as stack:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(lock.held(folder))
-        except OSError as error:
-            raise UserError(f"{folder} cannot be a folder of shards ({error.strerror}). Choose another.") from error
-        yield
 
 
 def _count(source: Source, workers: int, bar: bool) -> dict[str, list[int]]:

@@ -10,7 +10,7 @@ import zlib
 from array import array
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field, ValidationError
@@ -118,11 +118,17 @@ def read(path: Path, shard: Shard, file: int, reader: MemberReader) -> Samples |
     )
 
 
-def _samples(data: bytes, shard: Shard, file: int, reader: MemberReader) -> Samples:
+def parts(data: bytes) -> tuple[dict[str, Any], bytes]:
+    """The header of an index and its columns. ValueError, unless they are as they were written."""
     if len(data) < 4 or zlib.crc32(data[:-4]) != int.from_bytes(data[-4:], "little"):
         raise ValueError("checksum mismatch")
     line, _, columns = memoryview(data)[:-4].tobytes().partition(b"\n")
-    header = Header.model_validate(json.loads(line))
+    return json.loads(line), columns
+
+
+def _samples(data: bytes, shard: Shard, file: int, reader: MemberReader) -> Samples:
+    content, columns = parts(data)
+    header = Header.model_validate(content)
     if (header.sha256, header.bytes) != (shard.sha256, shard.bytes):
         raise ValueError("of another content")
     if header.samples != shard.images or len(columns) != header.samples * WIDTH:
@@ -154,9 +160,9 @@ def _samples(data: bytes, shard: Shard, file: int, reader: MemberReader) -> Samp
 
 def _kinds(header: Header, reader: MemberReader) -> np.ndarray:
     """The format of each suffix."""
-    if unknown := [suffix for suffix in header.images if suffix.encode() not in reader.images]:
+    if unknown := [suffix for suffix in header.images if suffix not in reader.images]:
         raise ValueError(f"images '{unknown[0]}', which are none of the data set")
-    return np.array([reader.images[suffix.encode()] for suffix in header.images], np.int64)
+    return np.array([reader.images[suffix] for suffix in header.images], np.int64)
 
 
 def _labels(header: Header, labels: np.ndarray, reader: MemberReader) -> np.ndarray:

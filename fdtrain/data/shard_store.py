@@ -5,11 +5,13 @@ The folder holds the request in ``packing.json``, and in ``.packing/`` the recor
 
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from fdtrain import lock
 from fdtrain.data import shard_index
 from fdtrain.data.dataset import DatasetDescription
 from fdtrain.data.shard_table import Shard
@@ -30,6 +32,21 @@ class PackRequest(BaseModel):
     source: str
     images: dict[str, list[int]] = {}
     bad_images: bool = False
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Hold the folder of a data set, made if need be, against other processes.
+
+    Raises:
+        UserError: another has it, or it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be a folder of shards ({error.strerror}). Choose another.") from error
+    with lock.held(folder):
+        yield
 
 
 class ShardStore(PartialStore[Shard]):

@@ -1,9 +1,7 @@
 """Random access to the samples of WebDataset shards.
 
-A sample is the members of a tar that share a key: an image (``KEY.npy``, ``KEY.png``...) and its label
-(``KEY.cls`` or ``KEY.json``), see :mod:`fdtrain.data.members`. Any other member is ignored. webdataset's own readers
-go through a shard from its beginning, so resuming in the middle would decode everything before;
-here a shard is indexed once and any sample is read in place.
+What is a sample says :mod:`fdtrain.data.members`. webdataset's own readers go through a shard from its beginning, so
+resuming in the middle would decode everything before; here a shard is indexed once and any sample is read in place.
 """
 
 import errno
@@ -12,7 +10,6 @@ import mmap
 import os
 import resource
 import stat
-from array import array
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +26,7 @@ from fdtrain.data.fetch import is_remote, shown
 from fdtrain.data.members import BAD_LABEL, NO_LABEL, ORDINARY, MemberReader
 from fdtrain.data.shard_index import Samples
 from fdtrain.data.shard_table import Shard, ShardTable
-from fdtrain.data.tar import BLOCK, BadTar, members
+from fdtrain.data.tar import BLOCK
 from fdtrain.errors import UserError, excerpt
 
 
@@ -174,7 +171,7 @@ class OpenShard:
 
     def _scanned(self) -> Samples:
         with mmap.mmap(self.file, 0, access=mmap.ACCESS_READ) as data:
-            samples = _samples(data, self.placed.members)
+            samples = self.placed.members.scan(data)
         samples = Samples(*np.array(samples, dtype=np.int64).reshape(-1, 4).T.copy())
         if len(samples.kind) != self.placed.shard.images:
             raise UserError(
@@ -202,43 +199,6 @@ class OpenShard:
             os.close(self.file)
         if self._lock is not None:
             os.close(self._lock)
-
-
-def _samples(data: mmap.mmap, reader: MemberReader) -> array:
-    """``kind, label, offset, size`` of every sample, one after another: consecutive members of one key.
-
-    Raises:
-        BadTar: no tar; or a second image or label of one key, as where two samples of one key meet.
-    """
-    samples = array("q")
-    images, labels = reader.images, reader.labels
-    last, kind, place, size, number, labelled_by = None, -1, 0, 0, NO_LABEL, None
-    for name, offset, length in members(data):
-        first = name.rfind(b"/") + 1
-        dot = name.find(b".", first)
-        if dot <= first:
-            continue
-        key = name[:dot]
-        if key != last:
-            if last is not None:
-                samples.extend((kind, number, place, size))
-            last, kind, place, size, number, labelled_by = key, -1, offset, 0, NO_LABEL, None
-        extension = name[dot + 1 :].lower()
-        if extension in images:
-            if kind >= 0:
-                raise BadTar(f"two images of one key, '{excerpt(key)}'")
-            kind, place, size = images[extension], offset, length
-        elif extension in labels:
-            if extension == labelled_by:
-                raise BadTar(f"two labels of one key, '{excerpt(key)}'")
-            # A .cls comes before a .json.
-            if labelled_by is None or labels[extension]:
-                number, labelled_by = BAD_LABEL, extension
-                if length <= reader.longest(extension):
-                    number = reader.number(extension, data[offset : offset + length])
-    if last is not None:
-        samples.extend((kind, number, place, size))
-    return samples
 
 
 class ShardReader:

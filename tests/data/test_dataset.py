@@ -18,6 +18,9 @@ def test_what_is_written_is_read(tmp_path):
     assert description.shape == (3, 5, 5)
     assert description.dims == 75
     write_description(tmp_path, description)
+    # Of earlier versions.
+    content = json.loads((tmp_path / FILE).read_text()) | {"preparation": {"method": "x", "crops": 1}}
+    assert parse_description(json.dumps(content), "there").splits == description.splits
     assert [path.name for path in tmp_path.glob(".*")] == []
 
 

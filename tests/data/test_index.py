@@ -36,7 +36,7 @@ def read(folder, shard=3, **options) -> tuple[np.ndarray, np.ndarray]:
 
 def test_the_index_gives_what_the_headers_give(folder, monkeypatch):
     by_headers = read(folder, verify=True)
-    monkeypatch.setattr("fdtrain.data.shards.members", None)
+    monkeypatch.setattr("fdtrain.data.members.members", None)
     by_index = read(folder)
     assert all(map(np.array_equal, by_headers, by_index))
 

@@ -1,8 +1,7 @@
-"""Every kind of picture has one decision (the table in docs/packing.md), whatever source it is from; what shows through
-transparent ones; and what dataset.json says was done to photographs of any size."""
+"""Every kind of picture has one decision (the table in docs/packing.md), whatever source it is from, and something
+shows through transparent ones."""
 
 import io
-import json
 import zlib
 
 import numpy as np
@@ -12,7 +11,6 @@ from packed import raw_png
 from PIL import Image
 from test_pack_sources import image_folder, unpacked
 
-from fdtrain.data.dataset import read_description
 from fdtrain.data.pack import pack
 from fdtrain.data.sources.images import images
 from fdtrain.data.sources.picture import Fit, decode, exactly, fit_like
@@ -159,52 +157,3 @@ def test_a_folder_of_transparent_pictures(tmp_path):
     description = pack(images(folder, None, 0, "x", None, 3, 10, background=(255, 255, 255)), tmp_path / "out")
     assert description.source == "in, transparency on #ffffff"
     assert (unpacked(tmp_path / "out", "train")[0][:, :, 3] == 255).all()
-
-
-def plain(number: int, size: tuple[int, int]) -> bytes:
-    """A photograph of one colour."""
-    return saved(Image.new("RGB", size, (number, 0, 0)))
-
-
-def photographs() -> dict[str, bytes]:
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    wide = Image.fromarray(pub.random_images(1, (20, 40))[0])
-    return {
-        "turned.jpg": saved(wide, "JPEG", exif=exif),
-        "grey.png": saved(wide.convert("L")),
-        "palette.png": saved(wide.quantize(16)),
-        "cmyk.jpg": saved(wide.convert("CMYK"), "JPEG"),
-        "large.png": plain(0, (60, 50)),
-    }
-
-
-def test_what_was_done_is_in_the_description(tmp_path):
-    files = photographs() | {"tiny.png": plain(0, (6, 7))}
-    folder = image_folder(tmp_path / "in", files)
-    pack(images(folder, None, 1, "some", 8, 3, 12), tmp_path / "out")
-    content = json.loads((tmp_path / "out" / "dataset.json").read_text())["preparation"]
-    assert content == {
-        "method": "largest centre square, Lanczos to 8x8",
-        "photographs": {"train": len(files) - 1, "test": 1},
-        "crops": 1,
-        "pixels": ["6x7", content["pixels"][1], "60x50"],
-        "turned": 1,
-        "converted": {"CMYK to RGB": 1, "grey to RGB": 1, "palette to RGB": 1},
-        "enlarged": 1,
-    }
-    assert content["pixels"][1] in ("40x20", "20x40")
-    assert read_description(tmp_path / "out").preparation.model_dump() == content
-
-
-def test_a_description_without_it_is_read(tmp_path):
-    folder = image_folder(tmp_path / "in", {"a.png": plain(0, (8, 8))})
-    pack(images(folder, None, 0, "some", None, None, 12), tmp_path / "out")
-    assert "preparation" not in json.loads((tmp_path / "out" / "dataset.json").read_text())
-    assert read_description(tmp_path / "out").preparation is None
-
-
-def test_bad_photographs_are_reported_by_the_packer(tmp_path):
-    folder = image_folder(tmp_path / "in", {"a.png": plain(0, (20, 20)), "b.jpg": b"hello"})
-    with pytest.raises(UserError, match=r"^[^\n]*b\.jpg is not an image[^\n]*$"):
-        pack(images(folder, None, 0, "some", 8, None, 12), tmp_path / "out")

@@ -392,8 +392,8 @@ def test_a_store_that_answers_503_for_good_is_not_said_to_time_out(s3, tmp_path,
         monkeypatch.setenv("AWS_ENDPOINT_URL", url)
         with pytest.raises(OSError, match="Service Unavailable") as error:
             fetch._copy(f"s3://bucket/set/{NAMES[0]}", tmp_path / "file", time.monotonic() + 600, MOST)
-    assert fetch._reason(error.value) == "the server answers 503 Service Unavailable"
-    assert not fetch._is_final(error.value)
+    failure = fetch.explained(error.value)
+    assert (failure.reason, failure.final) == ("the server answers 503 Service Unavailable", False)
     assert flaky.requests[NAMES[0]] <= 2
 
 

@@ -1,5 +1,6 @@
 """Files in a folder, zip or tar, listed without reading them, read one by one, and never extracted to disk."""
 
+import gzip
 import lzma
 import os
 import posixpath
@@ -57,8 +58,8 @@ def advice(names: Iterable[str]) -> str:
 class Member(NamedTuple):
     """One file and the place of its bytes, so that it is read without searching the archive's directory again.
 
-    ``kind`` is file, tar, compressed-tar, stored or deflated (in a zip). ``path`` is the archive (or the file
-    itself), ``offset`` where the bytes begin in it (in a zip: the local header), ``stored`` their number there.
+    ``kind`` is file, gzip (a file), tar, compressed-tar, stored or deflated (in a zip). ``path`` is the archive (or the
+    file itself), ``offset`` where the bytes begin in it (in a zip: the local header), ``stored`` their number there.
     """
 
     path: Path
@@ -70,7 +71,7 @@ class Member(NamedTuple):
     crc: int = 0
 
     def __str__(self) -> str:
-        return str(self.path) if self.kind == "file" else f"{self.path}, member '{self.name}'"
+        return str(self.path) if self.kind in ("file", "gzip") else f"{self.path}, member '{self.name}'"
 
 
 def members(path: Path) -> list[Member]:
@@ -238,8 +239,8 @@ def stream(member: Member, most: int = MAX_STREAM) -> Iterator[IO[bytes]]:
             f"{member} claims {max(member.size, member.stored)} bytes, more than any published batch. Fetch it again."
         )
     try:
-        if member.kind == "file":
-            with member.path.open("rb") as file:
+        if member.kind in ("file", "gzip"):
+            with open(member.path, "rb") if member.kind == "file" else gzip.open(member.path) as file:
                 yield file
         elif member.kind in ("stored", "deflated"):
             with zipfile.ZipFile(member.path) as archive, archive.open(_info(archive, member)) as file:

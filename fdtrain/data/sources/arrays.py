@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fdtrain.data.sources.npy import StoredArray, stored_arrays
-from fdtrain.data.sources.picture import Fit, decode, fit_like
+from fdtrain.data.sources.picture import Fit, channels_last, decode, fit_like, method
 from fdtrain.data.sources.source import SPLIT_NAMES, Sample, Source, even, numbered
+from fdtrain.data.sources.stored_arrays import StoredArray, stored_arrays
 from fdtrain.errors import UserError
 
 IMAGES = ("images", "image", "data", "x", "arr_0")
@@ -45,7 +45,7 @@ class ArrayChoice(NamedTuple):
     channels: int | None = None
 
 
-class _Pair(NamedTuple):
+class Pair(NamedTuple):
     images: StoredArray
     labels: StoredArray | None
 
@@ -76,6 +76,7 @@ class _Reader:
 
     def __init__(self, part: ArrayPart):
         self.part, self.next = part, 0
+        self.unchanged = part.fit.same(part.images.like)
         self.entries: Iterator[np.ndarray] = part.images.entries(part.stretch)
 
     def __call__(self, index: int) -> Sample:
@@ -84,8 +85,11 @@ class _Reader:
             self.entries, self.next = part.images.entries(part.stretch), 0
         pixels = next(islice(self.entries, index - self.next, None))
         self.next = index + 1
-        where = f"{part.images}, image {part.stretch[index]}"
-        return decode(pixels, where, part.fit), -1 if part.labels is None else int(part.labels[index])
+        if self.unchanged:
+            image = channels_last(pixels)
+        else:
+            image = decode(pixels, f"{part.images}, image {part.stretch[index]}", part.fit)
+        return image, -1 if part.labels is None else int(part.labels[index])
 
 
 def arrays(path: Path, test: Path | None, name: str, choice: ArrayChoice) -> Source:
@@ -105,6 +109,22 @@ def arrays(path: Path, test: Path | None, name: str, choice: ArrayChoice) -> Sou
         if more or "test" in splits:
             raise UserError(f"{test if more else path} has splits of its own ({', '.join(splits)}). Pack it by itself.")
         splits["test"] = pair
+    return array_source(splits, name, path, ", ".join(file.name for file in (path, test) if file), choice, STRETCH)
+
+
+def array_source(
+    splits: Mapping[str, Pair], name: str, path: Path, source: str, choice: ArrayChoice, stretch: int
+) -> Source:
+    """The images and labels of every split.
+
+    Args:
+        path: their place, for messages.
+        source: their description.
+        stretch: the images of a part, at least.
+
+    Raises:
+        UserError: other shapes and types than images and labels have, or other ones in each split.
+    """
     fits = {split: _fit(pair.images, choice) for split, pair in splits.items()}
     if len(set(fits.values())) > 1:
         shapes = ", ".join(f"{split} {pair.images.shape}" for split, pair in splits.items())
@@ -117,24 +137,24 @@ def arrays(path: Path, test: Path | None, name: str, choice: ArrayChoice) -> Sou
     if choice.classes and largest >= len(choice.classes):
         raise UserError(f"--classes: {len(choice.classes)} names, but {path} has labels up to {largest}.")
     [fit] = set(fits.values())
-    change = f", largest centre square, Lanczos to {choice.resize}x{choice.resize}" if choice.resize else ""
+    change = f", {method(choice.resize)}" if choice.resize else ""
     return Source(
         name=name,
-        source=", ".join(file.name for file in (path, test) if file) + change,
+        source=source + change,
         size=fit.size,
         channels=fit.channels,
         classes=[*choice.classes] if choice.classes and present else numbered(largest, str(path)),
-        splits={split: _parts(pair.images, labels[split], fit) for split, pair in splits.items()},
+        splits={split: _parts(pair.images, labels[split], fit, stretch) for split, pair in splits.items()},
     )
 
 
-def _parts(images: StoredArray, labels: np.ndarray | None, fit: Fit) -> list[ArrayPart]:
+def _parts(images: StoredArray, labels: np.ndarray | None, fit: Fit, stretch: int) -> list[ArrayPart]:
     count = images.shape[0]
-    stretches = even(count, max(STRETCH, count // PARTS))
+    stretches = even(count, max(stretch, count // PARTS))
     return [ArrayPart(images, s, None if labels is None else labels[s.start : s.stop], fit) for s in stretches]
 
 
-def _splits(path: Path, choice: ArrayChoice) -> dict[str, _Pair]:
+def _splits(path: Path, choice: ArrayChoice) -> dict[str, Pair]:
     """The images and labels of each split.
 
     Raises:
@@ -166,7 +186,7 @@ def _splits(path: Path, choice: ArrayChoice) -> dict[str, _Pair]:
             if len(keys) > 1:
                 raise UserError(f"{path}: {option} of '{split}' could be {', '.join(keys)}. Choose with --{option}.")
         if of_split:
-            pairs[split] = _Pair(found[of_split[0]], found[labelled[0]] if labelled else None)
+            pairs[split] = Pair(found[of_split[0]], found[labelled[0]] if labelled else None)
     if not pairs:
         listed = ", ".join(f"{key} {array.shape}" for key, array in found.items())
         raise UserError(f"{path}: none of its arrays can be told to be the images ({listed}). Choose with --images.")
@@ -208,11 +228,10 @@ def _fit(images: StoredArray, choice: ArrayChoice) -> Fit:
             f"{images}: an array of {images.dtype} of shape {images.shape}; images are uint8, of number x height x "
             "width (x 1 or 3 channels). Convert it."
         )
-    # Takes no memory, whatever the header claims.
-    return fit_like(np.broadcast_to(np.uint8(0), images.shape[1:]), str(images), choice.resize, choice.channels)
+    return fit_like(images.like, str(images), choice.resize, choice.channels)
 
 
-def _labels(pair: _Pair) -> np.ndarray | None:
+def _labels(pair: Pair) -> np.ndarray | None:
     """int64, -1 for none."""
     if pair.labels is None:
         return None

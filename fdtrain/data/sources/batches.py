@@ -8,7 +8,8 @@ from typing import IO, Any
 
 import numpy as np
 
-from fdtrain.data.sources import npy, pickled
+from fdtrain.data import npy
+from fdtrain.data.sources import pickled
 from fdtrain.data.sources.archive import MAX_STREAM, Member, stream
 from fdtrain.data.sources.source import Sample
 from fdtrain.errors import UserError
@@ -74,19 +75,12 @@ class BatchFile:
 
 
 def _npz(file: IO[bytes], where: str) -> dict[str, np.ndarray]:
-    """``data`` and ``labels`` of an npz, without numpy's loader, which allocates what a header claims."""
+    """``data`` and ``labels`` of an npz."""
     try:
         with zipfile.ZipFile(io.BytesIO(file.read())) as archive:
-            names = set(archive.namelist())
-            return {key: _npy(archive, f"{key}.npy") for key in ("data", "labels") if f"{key}.npy" in names}
+            found = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+            if (largest := max((info.file_size for info in found.values()), default=0)) > MAX_STREAM:
+                raise ValueError(f"an array of {largest} bytes")
+            return {key: npy.array(archive.read(found[key])) for key in ("data", "labels") if key in found}
     except Exception as error:  # Damaged or hostile, it fails in many ways.
         raise UserError(f"{where} is not an npz of plain arrays ({error}). Fetch it again.") from error
-
-
-def _npy(archive: zipfile.ZipFile, name: str) -> np.ndarray:
-    size = archive.getinfo(name).file_size
-    if size > MAX_STREAM:
-        raise ValueError(f"{name} of {size} bytes")
-    with archive.open(name) as file:
-        shape, dtype, begun = npy.header(file, size)
-        return np.frombuffer(begun + file.read(), dtype).reshape(shape)

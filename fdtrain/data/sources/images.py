@@ -7,8 +7,7 @@ from typing import NamedTuple
 
 from fdtrain.data.sources import labels
 from fdtrain.data.sources.archive import Member, advice, members, read
-from fdtrain.data.sources.picture import Colour, fit_like_first, image_parts, is_image
-from fdtrain.data.sources.preparation import method, survey
+from fdtrain.data.sources.picture import Colour, fit_like_first, image_parts, is_image, method
 from fdtrain.data.sources.source import SPLIT_NAMES, Source, hold_out_fewer, numbered
 from fdtrain.errors import UserError
 
@@ -65,7 +64,6 @@ def images(
     for split, listing in listings.items():
         numbers = None if listing.classes is None else [number[str(key)] for key in listing.classes]
         splits[split] = image_parts(listing.members, numbers, fit, share)
-    photographs = {split: listing.members for split, listing in listings.items()}
     change = f", {method(resize)}" if resize else ""
     if background:
         change += ", transparency on #{:02x}{:02x}{:02x}".format(*background)
@@ -76,7 +74,6 @@ def images(
         channels=fit.channels,
         classes=classes,
         splits=splits,
-        preparation=survey(photographs, fit) if resize else None,
         notes=tuple(notes),
     )
 

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 
-from fdtrain.data.decode import LONGEST_LABEL, label
+from fdtrain.data.members import LONGEST_LABEL, label
 from fdtrain.data.sources.archive import Member, read
 from fdtrain.errors import UserError
 

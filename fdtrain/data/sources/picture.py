@@ -1,19 +1,19 @@
 """Decodes image files to arrays. The header is checked before any pixel is decoded."""
 
-import io
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
+from fdtrain.data.decode import BMP, JPEG, PNG, WEBP, Broken, opened
 from fdtrain.data.sources.archive import Member, read
 from fdtrain.data.sources.source import BadSample, Sample, even
-from fdtrain.errors import UserError
+from fdtrain.errors import UserError, excerpt
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+STARTS = {PNG: b"\x89PNG", JPEG: b"\xff\xd8\xff", WEBP: b"RIFF", BMP: b"BM"}
+"""The first bytes of each kind of picture."""
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp")
 
 CHANNELS = (1, 3)
@@ -70,6 +70,11 @@ class Fit:
 def exactly(size: int, channels: int) -> Fit:
     """The fit of pictures that are not changed."""
     return Fit(size, channels, (size, size))
+
+
+def method(size: int) -> str:
+    """What is done to a picture of any size, for descriptions."""
+    return f"largest centre square, Lanczos to {size}x{size}"
 
 
 def fit_like(
@@ -158,75 +163,36 @@ def decode(data: bytes | np.ndarray, where: str, fit: Fit) -> np.ndarray:
     return np.asarray(picture).reshape(fit.size, fit.size, fit.channels)
 
 
-@dataclass(frozen=True)
-class Header:
-    """What a file says of its picture: (width, height) upright, whether it must be turned for that, and how its pixels
-    are converted ("" if they are not)."""
-
-    size: tuple[int, int]
-    turned: bool
-    converted: str
-
-
-def inspect(file: Path | bytes, where: str, channels: int, background: Colour | None = None) -> Header:
-    """Read the header alone.
-
-    Raises:
-        BadSample: as :func:`decode`, as far as the header shows.
-    """
-    picture = _open(file, where)
-    try:
-        _check_colours(picture, where, channels, background)
-        modes = {"1": "grey", "L": "grey", "P": "palette"}
-        was, is_now = modes.get(picture.mode, picture.mode), "grey" if channels == 1 else "RGB"
-        orientation = _orientation(picture)
-        return Header(
-            _upright_size(picture, orientation), orientation != 1, "" if was == is_now else f"{was} to {is_now}"
-        )
-    except UserError:
-        raise
-    except Exception as error:  # As in decode.
-        raise _broken(where, error) from error
-    finally:
-        picture.close()
-
-
 def _broken(where: str, error: Exception) -> BadSample:
     return BadSample(f"{where} is a broken image ({error}). Remove it or fetch it again.")
 
 
-def _open(data: bytes | Path | np.ndarray, where: str) -> Image.Image:
+def _open(data: bytes | np.ndarray, where: str) -> Image.Image:
     """Read a file's header alone. Pictures that eight bits a channel or one frame would not represent are refused."""
-    if isinstance(data, np.ndarray):
-        return _from_array(data, where)
     try:
-        picture = Image.open(data if isinstance(data, Path) else io.BytesIO(data), formats=FORMATS)
-        frames = getattr(picture, "n_frames", 1)
-    except Image.DecompressionBombError as error:
-        raise BadSample(f"{where}: {error}. Remove it.") from error
-    except Exception as error:  # As in decode.
-        raise BadSample(f"{where} is not an image ({', '.join(FORMATS)}). Remove it.") from error
-    if picture.width * picture.height > MAX_PIXELS:
-        raise BadSample(f"{where} claims {_size(picture.size)} pixels, the limit is {MAX_PIXELS}. Remove it.")
-    # Pillow opens coloured PNGs of 16 bits as RGB and drops the lower eight.
-    if picture.format == "PNG" and any("16" in str(tile[3]) for tile in picture.tile):
-        raise BadSample(f"{where} is of 16 bits, not of 8 bits a channel. Convert it first.")
-    # Phones' JPEGs may carry previews as further frames.
-    if picture.format in ("PNG", "WEBP") and frames > 1:
-        raise BadSample(f"{where} is animated. Save the frame that you want as an image of its own.")
-    return picture
+        if isinstance(data, np.ndarray):
+            return _from_array(data)
+        kind = next((kind for kind, start in STARTS.items() if data.startswith(start)), None)
+        if kind is None:
+            raise Broken("not an image (PNG, JPEG, WebP, BMP)")
+        return opened(data, kind, _check_pixels)
+    except Broken as error:
+        raise BadSample(f"{where} is {error}. Convert it, or remove it.") from error
 
 
-def _from_array(pixels: np.ndarray, where: str) -> Image.Image:
+def _check_pixels(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise Broken(f"an image of {width}x{height} pixels, the limit is {MAX_PIXELS}")
+
+
+def _from_array(pixels: np.ndarray) -> Image.Image:
     pixels = channels_last(pixels)
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in CHANNELS or not pixels.size:
-        raise BadSample(
-            f"{where}: an array of {pixels.dtype} of shape {pixels.shape}; images are uint8, of height x width (x 1 or "
-            "3 channels) or 1 or 3 channels x height x width. Convert it."
+        raise Broken(
+            f"an array of {excerpt(pixels.dtype)} of shape {excerpt(pixels.shape)}; images are uint8, of height x "
+            "width (x 1 or 3 channels) or 1 or 3 channels x height x width"
         )
-    height, width, _ = pixels.shape
-    if height * width > MAX_PIXELS:
-        raise BadSample(f"{where} has {width}x{height} pixels, the limit is {MAX_PIXELS}. Remove it.")
+    _check_pixels(pixels.shape[1], pixels.shape[0])
     return Image.fromarray(np.ascontiguousarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels))
 
 

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from fdtrain.data.sources.archive import MAX_READ
-from fdtrain.data.sources.picture import Fit, decode, fit_like_first
-from fdtrain.data.sources.preparation import method
+from fdtrain.data.sources.picture import Fit, decode, fit_like_first, method
 from fdtrain.data.sources.source import BadSample, Sample, Source, even, numbered
 from fdtrain.errors import UserError, excerpt
 

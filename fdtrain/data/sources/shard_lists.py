@@ -1,23 +1,20 @@
 """The places of existing shards, from paths, globs, brace patterns, lists, folders and URLs."""
 
 import os
-import posixpath
 import re
 from collections.abc import Sequence
-from glob import glob
+from glob import escape, glob
 from pathlib import Path
 
-from fdtrain.credentials import expand_references
-from fdtrain.data.braces import expand
+from fdtrain.data.dataset import split_query
 from fdtrain.data.fetch import is_remote, shown
+from fdtrain.data.location import LIST, expanded, listed, with_credentials
 from fdtrain.data.sources.source import SPLIT_NAMES
-from fdtrain.data.text import read_text
 from fdtrain.errors import UserError, excerpt
 
-LIST = ".txt"
 SECONDS = 60.0
 """How long to try to reach a remote list."""
-_COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
+TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
 
 
 def shard_lists(train: Sequence[str], test: Sequence[str]) -> dict[str, list[str]]:
@@ -43,67 +40,39 @@ def shard_lists(train: Sequence[str], test: Sequence[str]) -> dict[str, list[str
 
 def _places(name: str) -> list[str]:
     """What one argument stands for."""
-    try:
-        name = expand_references(name)
-    except KeyError as error:
-        raise UserError(f"{name} names ${{{error.args[0]}}}, which the environment does not have. Set it.") from None
+    name = with_credentials(name)
+    path, query = split_query(name)
     if name.startswith("pipe:"):
-        raise UserError("commands (pipe:) cannot be adopted. Give the shards' paths or URLs.")
-    path, mark, query = name.partition("?") if is_remote(name) else (name, "", "")
-    if path.endswith(LIST):
-        lines = [line.strip() for line in read_text(name, SECONDS).splitlines()]
-        base = posixpath.dirname(path)
-        entries = [line for line in lines if line and not line.startswith("#")]
-        if is_remote(name) and any(not is_remote(line) or line.startswith(("file:", "local:")) for line in entries):
-            raise UserError(f"{shown(name)} names local files. A remote list may name URLs alone.")
-        joined = [line if is_remote(line) or line.startswith("/") else posixpath.join(base, line) for line in entries]
-        return [place for line in joined for place in _places_of_line(line)]
-    if not is_remote(name) and Path(name).is_dir():
-        return _folder(Path(name))
-    try:
+        places = [name]
+    elif path.endswith(LIST):
+        places = listed(name, SECONDS)
+    elif not is_remote(path) and Path(path).exists():
         # A file may be called like a pattern.
-        names = [path] if not is_remote(path) and Path(path).exists() else expand([path])
-    except UserError as error:
-        raise UserError(f"{shown(name)} {error}. Correct it.") from None
-    if is_remote(name):
-        return [_url(place, mark + query) for place in names]
-    return [place for each in names for place in _globbed(each)]
+        places = [path]
+    else:
+        places = [place + query for place in expanded(name, [path])]
+    return [shard for place in places for shard in _shards(place)]
 
 
-def _places_of_line(line: str) -> list[str]:
-    # What is in a list may come from anyone: no references to the environment, no folders, no patterns.
-    if line.startswith("pipe:"):
+def _shards(place: str) -> list[str]:
+    """The shards of a place: of a folder and those below it all tars, by name; of a pattern those that match it."""
+    if place.startswith("pipe:"):
         raise UserError("commands (pipe:) cannot be adopted. Give the shards' paths or URLs.")
-    return [line] if is_remote(line) else _globbed(line)
-
-
-def _url(place: str, query: str) -> str:
-    if any(character in place for character in "*["):
-        raise UserError(f"{shown(place)}: servers are not searched. Name shards as {{000..099}}, or in a list (.txt).")
-    if place.endswith("/"):
-        raise UserError(
-            f"{shown(place)} is a folder on a server. Name its shards as {{000..099}}, or in a list (.txt)."
-        )
-    return place + query
-
-
-def _globbed(name: str) -> list[str]:
-    if Path(name).exists():
-        return _folder(Path(name)) if Path(name).is_dir() else [name]
-    found = sorted(glob(name, recursive=True))
+    if is_remote(place):
+        path = split_query(place)[0]
+        if path.endswith("/") or any(character in path for character in "*["):
+            raise UserError(
+                f"{shown(place)}: servers are not searched. Name shards as {{000..099}}, or in a list (.txt)."
+            )
+        return [place]
+    found = [place] if os.path.exists(place) else sorted(glob(place, recursive=True))
     if not found:
-        raise UserError(f"no file {name}. Correct the path or pattern of the shards.")
-    return [place for each in found for place in (_folder(Path(each)) if os.path.isdir(each) else [each])]
+        raise UserError(f"no file {place}. Correct the path or pattern of the shards.")
+    return [shard for each in found for shard in (_folder(each) if os.path.isdir(each) else [each])]
 
 
-def _folder(path: Path) -> list[str]:
-    """All tars in a folder and those below it, by name."""
-    found = []
-    for folder, folders, files in os.walk(path):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [
-            os.path.join(folder, n) for n in files if not n.startswith(".") and n.endswith((".tar", *_COMPRESSED))
-        ]
+def _folder(path: str) -> list[str]:
+    found = [tar for end in TARS for tar in glob(f"{escape(path)}/**/*{end}", recursive=True)]
     if not found:
         raise UserError(f"{path} holds no shards (.tar). For a folder of images: fdtrain pack images.")
     return sorted(found)

@@ -1,12 +1,9 @@
 """Existing WebDataset shards: their samples, and a source that packs them anew.
 
-What is a sample, webdataset decides: the consecutive members of one key, the name up to the first dot of the file's
-name. Its headers are read by our own scan, which is bounded and refuses what is damaged or ambiguous.
-Its image is the only member in a format that is read, or the one asked for; its label a ``cls``, the ``label`` of a
-``json``, or the member asked for. Other members are ignored: captions, metadata, masks of other formats.
+The image of a sample is the only member in a format that is read, or the one asked for; its label a ``cls``, the
+``label`` of a ``json``, or the member asked for. Other members are ignored: captions, metadata, masks.
 """
 
-import io
 import mmap
 import os
 import re
@@ -20,14 +17,14 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from fdtrain.data.decode import IMAGES, LABELS, class_name, npy_header
+from fdtrain.data import npy
+from fdtrain.data.decode import IMAGES
 from fdtrain.data.fetch import is_remote, shown
-from fdtrain.data.members import json_field, longest_name
+from fdtrain.data.members import LABELS, class_name, json_field, longest_name, samples
 from fdtrain.data.sources.archive import MAX_READ, advice
-from fdtrain.data.sources.picture import Fit, decode, exactly, upright_shape
-from fdtrain.data.sources.preparation import method
+from fdtrain.data.sources.picture import Fit, decode, exactly, method, upright_shape
 from fdtrain.data.sources.source import BadSample, Sample, Source, hold_out_fewer, numbered
-from fdtrain.data.tar import BadTar, compressed, members
+from fdtrain.data.tar import compressed
 from fdtrain.data.workers import run
 from fdtrain.errors import UserError, excerpt
 
@@ -56,6 +53,10 @@ class FoundSample(NamedTuple):
     size: int
     label: str | None
 
+    @property
+    def bytes(self) -> slice:
+        return slice(self.offset, self.offset + self.size)
+
 
 @contextmanager
 def mapped(path: Path, name: str) -> Iterator[mmap.mmap]:
@@ -80,83 +81,41 @@ def mapped(path: Path, name: str) -> Iterator[mmap.mmap]:
         raise UserError(f"{name} cannot be read as a tar file ({reason}).{what}") from error
 
 
-def samples(data: mmap.mmap, wanted: Wanted, name: str) -> Iterator[FoundSample | BadSample]:
+def found_samples(data: mmap.mmap, wanted: Wanted, name: str) -> Iterator[FoundSample | BadSample]:
     """Every sample of a shard, or what is wrong with it.
 
     Raises:
         BadTar: it is no tar file, or a damaged one.
     """
     seen: set[str] = set()
-    for key, found, repeated in _keys(data):
-        where = f"{name}, sample '{excerpt(key)}'"
+    for sample in samples(data):
+        where = f"{name}, sample '{excerpt(sample.key)}'"
         try:
-            if key in seen:
+            if sample.key in seen:
                 raise BadSample(f"{where} comes twice, or its members do not follow each other. Make the shard anew.")
-            if repeated is not None:
-                raise BadSample(f"{where} has two members '{excerpt(repeated)}'. Make the shard anew, a key a sample.")
-            yield _sample(data, found, wanted, where)
+            if sample.repeated is not None:
+                twice = excerpt(sample.repeated)
+                raise BadSample(f"{where} has two members '{twice}'. Make the shard anew, a key a sample.")
+            yield _sample(data, sample.members, wanted, where)
         except BadSample as error:
             yield error
-        seen.add(key)
-
-
-def _keys(data: mmap.mmap) -> Iterator[tuple[str, dict[str, tuple[int, int]], str | None]]:
-    """Each key with offset and size of its members by suffix, and a suffix that it has twice.
-
-    webdataset groups the members. It is given their places instead of their bytes, of which most are never read.
-    """
-    # Loaded here: it imports torch.
-    from webdataset.tariterators import base_plus_ext, group_by_keys
-
-    repeated: list[str] = []
-
-    def note(error: Exception) -> bool:
-        repeated.append(base_plus_ext(str(error.args[0]).partition(": ")[0])[1] or "")
-        return True
-
-    for found in group_by_keys(_files(data), lcase=False, handler=note):
-        key = found.pop("__key__")
-        del found["__url__"]
-        yield key, found, repeated[0] if repeated else None
-        repeated.clear()
-
-
-def _files(data: mmap.mmap) -> Iterator[dict[str, object]]:
-    """Members as webdataset's reader has them, except hidden ones. Formats are known in lower case.
-
-    Raises:
-        BadTar: of :func:`members`; a name that webdataset does not read, or has for itself.
-    """
-    for name, offset, size in members(data):
-        first = name.rfind(b"/") + 1
-        dot = name.find(b".", first)
-        if dot <= first:
-            continue
-        if b"\n" in name or name.startswith(b"__", dot + 1):
-            raise BadTar(f"a member '{excerpt(name)}', whose name is no sample's")
-        text = (name[:dot] + name[dot:].lower()).decode("utf-8", "surrogateescape")
-        yield {"fname": text, "data": (offset, size), "__url__": ""}
+        seen.add(sample.key)
 
 
 def _sample(data: mmap.mmap, found: dict[str, tuple[int, int]], wanted: Wanted, where: str) -> FoundSample:
-    pictures = images_of(found, wanted.image)
+    pictures = [s for s in found if s == wanted.image or (not wanted.image and s.rpartition(".")[2] in IMAGES)]
     if not pictures:
         raise BadSample(f"{where} has no image ({wanted.image or ', '.join(IMAGES)}). Remove its members, or add it.")
     if len(pictures) > 1:
         raise BadSample(f"{where} has several images ({', '.join(pictures)}). Choose one with --image.{_dotted(found)}")
+    if found[pictures[0]][1] > MAX_READ:
+        raise BadSample(f"{where}: an image of {found[pictures[0]][1]} bytes. Remove it.")
     label = None
     if wanted.label is not None:
         label = _label(data, found, json_field(wanted.label, wanted.field), wanted.label, where)
     elif "cls" in found and not wanted.labels_ignored:
         raise BadSample(f"{where} has a label (cls), the first samples have none. Ask for labels with --labels.")
     return FoundSample(where, pictures[0], *found[pictures[0]], label)
-
-
-def images_of(suffixes: Iterable[str], image: str | None) -> list[str]:
-    """The suffixes that may be images."""
-    if image is not None:
-        return [suffix for suffix in suffixes if suffix == image]
-    return [suffix for suffix in suffixes if suffix.rpartition(".")[2] in IMAGES]
 
 
 def _dotted(found: Iterable[str]) -> str:
@@ -203,12 +162,11 @@ def first_sample(paths: Iterable[tuple[Path, str]], image: str | None, labels: s
     first: BadSample | None = None
     for path, name in paths:
         with mapped(path, name) as data:
-            for key, found, _ in _keys(data):
+            for key, found, _ in samples(data):
                 try:
-                    sample = _sample(
-                        data, found, Wanted(image, None, labels_ignored=True), f"{name}, sample '{excerpt(key)}'"
-                    )
-                    size, channels = upright_shape(_picture(image_bytes(data, sample), sample), sample.where)
+                    where = f"{name}, sample '{excerpt(key)}'"
+                    sample = _sample(data, found, Wanted(image, None, labels_ignored=True), where)
+                    size, channels = upright_shape(_picture(data[sample.bytes], sample), sample.where)
                 except BadSample as error:
                     first = first or error
                     continue
@@ -234,13 +192,6 @@ def _wanted(data: mmap.mmap, found: dict[str, tuple[int, int]], image: str | Non
     return Wanted(image, named[0] if named else None)
 
 
-def image_bytes(data: mmap.mmap, sample: FoundSample) -> bytes:
-    """Raises BadSample if they are more than any image has."""
-    if sample.size > MAX_READ:
-        raise BadSample(f"{sample.where}: an image of {sample.size} bytes. Remove it.")
-    return data[sample.offset : sample.offset + sample.size]
-
-
 def pixels(content: bytes, sample: FoundSample, fit: Fit) -> np.ndarray:
     """``(size, size, channels)`` uint8, as the packer packs any image.
 
@@ -251,34 +202,20 @@ def pixels(content: bytes, sample: FoundSample, fit: Fit) -> np.ndarray:
 
 
 def _picture(content: bytes, sample: FoundSample) -> bytes | np.ndarray:
-    """The file of a picture, or an array ``(H, W)``, ``(H, W, 1)`` or ``(H, W, 3)`` of uint8."""
+    """The file of a picture, or an array."""
     if not sample.suffix.endswith("npy"):
         return content
-    where, stream = sample.where, io.BytesIO(content)
     try:
-        shape, fortran, dtype = npy_header(stream)
-    except Exception as error:  # numpy's parser raises what it runs into.
-        raise BadSample(f"{where} is not an npy array ({excerpt(error)}). Remove it.") from error
-    if dtype != np.uint8 or fortran or len(shape) not in (2, 3) or (len(shape) == 3 and shape[2] not in (1, 3)):
-        what = f"{excerpt(dtype)} of shape {excerpt(shape)}"
-        raise BadSample(f"{where} is an array of {what}, not uint8 of height x width x 1 or 3. Convert it first.")
-    values = np.frombuffer(content, np.uint8, offset=stream.tell())
-    if values.size != np.prod(shape, dtype=object) or not values.size:
-        raise BadSample(f"{where} is an array of {values.size} bytes for shape {excerpt(shape)}. Make it again.")
-    return values.reshape(shape)
+        return npy.array(content)
+    except ValueError as error:
+        raise BadSample(f"{sample.where} is not an npy array ({excerpt(error)}). Remove it.") from error
 
 
-class ShardLabels(NamedTuple):
+def shard_labels(path: Path, wanted: Wanted) -> tuple[Path, int, set[str]]:
     """The number of samples of a shard, and the names of their classes."""
-
-    samples: int
-    labels: set[str]
-
-
-def shard_labels(path: Path, wanted: Wanted) -> tuple[Path, ShardLabels]:
     with mapped(path, str(path)) as data:
-        found = list(samples(data, wanted, str(path)))
-    return path, ShardLabels(len(found), {s.label for s in found if isinstance(s, FoundSample) and s.label is not None})
+        found = list(found_samples(data, wanted, str(path)))
+    return path, len(found), {s.label for s in found if isinstance(s, FoundSample) and s.label is not None}
 
 
 def class_list(labels: dict[str, list[set[str]]]) -> list[str]:
@@ -338,18 +275,14 @@ class ShardPart:
 
     def open(self) -> Callable[[int], Sample]:
         with mapped(self.path, str(self.path)) as data:
-            found = list(samples(data, self.wanted, str(self.path)))
-        number = {name: index for index, name in enumerate(self.classes)}
+            found = list(found_samples(data, self.wanted, str(self.path)))
+        number, file = {name: index for index, name in enumerate(self.classes)}, self.path.open("rb")
 
         def read(index: int) -> Sample:
             sample = found[index]
             if isinstance(sample, BadSample):
                 raise sample
-            with self.path.open("rb") as file:
-                file.seek(sample.offset)
-                content = file.read(min(sample.size, MAX_READ + 1))
-            if len(content) > MAX_READ:
-                raise BadSample(f"{sample.where}: an image of {sample.size} bytes. Remove it.")
+            content = os.pread(file.fileno(), sample.size, sample.offset)
             return pixels(content, sample, self.fit), -1 if sample.label is None else number[sample.label]
 
         return read
@@ -380,10 +313,12 @@ def shard_source(
     wanted, like = first_sample(((Path(place), place) for place in places), image, labels)
     fit = Fit(size, channels or like.channels, picture=None)
     results = run(shard_labels, [(Path(place), wanted) for place in places], workers)
-    found = dict(tqdm(results, "listing", len(places), unit=" shards"))
+    counts, labels = {}, {}
+    for path, count, names in tqdm(results, "listing", len(places), unit=" shards"):
+        counts[path], labels[path] = count, names
     if holdout:
-        splits = held_out({place: found[Path(place)].samples for place in splits["train"]}, holdout)
-    classes = class_list({split: [found[Path(p)].labels for p in shards] for split, shards in splits.items()})
+        splits = held_out({place: counts[Path(place)] for place in splits["train"]}, holdout)
+    classes = class_list({split: [labels[Path(p)] for p in shards] for split, shards in splits.items()})
     return Source(
         name=name,
         source=f"{describe(splits)}, {method(size)}",
@@ -391,7 +326,7 @@ def shard_source(
         channels=fit.channels,
         classes=classes,
         splits={
-            split: [ShardPart(Path(p), found[Path(p)].samples, wanted, tuple(classes), fit) for p in shards]
+            split: [ShardPart(Path(p), counts[Path(p)], wanted, tuple(classes), fit) for p in shards]
             for split, shards in splits.items()
         },
     )

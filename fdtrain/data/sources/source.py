@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from fdtrain.data.dataset import MAX_CLASSES, Preparation
+from fdtrain.data.dataset import MAX_CLASSES
 from fdtrain.errors import UserError
 
 Sample = tuple[np.ndarray, int]
@@ -61,7 +61,6 @@ class Source:
 
     Args:
         published: the published number of images of each split, where known.
-        preparation: what is done to photographs of any size.
         notes: sentences to be printed on what the reader has skipped or decided.
     """
 
@@ -73,7 +72,6 @@ class Source:
     splits: Mapping[str, Sequence[Part]]
     levels: int = 256
     published: dict[str, int] = field(default_factory=dict)
-    preparation: Preparation | None = None
     notes: tuple[str, ...] = ()
 
     def identity(self) -> str:

@@ -1,50 +1,39 @@
-"""Arrays in files of numpy, read without numpy's loader, which allocates what a header claims and may unpickle."""
+"""Arrays in files of numpy, of which entries are read one by one."""
 
-import io
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 
-from fdtrain.data.decode import npy_header
+from fdtrain.data import npy
 from fdtrain.data.sources.archive import MAX_READ, Member, members, stream
 from fdtrain.errors import UserError
 
-LONGEST_HEADER = 1 << 14
 LARGEST = 1 << 44
 """The most bytes of an array that is read image by image."""
 PIECE = 1 << 20
 
 
-def header(file: IO[bytes], size: int) -> tuple[tuple[int, ...], np.dtype, bytes]:
-    """Shape, type, and the bytes that were read after the header, of a ``.npy`` file of so many bytes.
-
-    Raises:
-        ValueError: not a plain array in C order that fills the file exactly.
-    """
-    head = io.BytesIO(file.read(LONGEST_HEADER))
-    shape, fortran, dtype = npy_header(head)
-    if dtype.hasobject or min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize + head.tell() != size:
-        raise ValueError(f"{dtype} of shape {shape} in {size} bytes")
-    if fortran and len(shape) > 1:
-        raise ValueError("an array in Fortran order; save numpy.ascontiguousarray of it")
-    return shape, dtype, head.read()
-
-
 @dataclass(frozen=True)
 class StoredArray:
-    """An array in a file, of which nothing but the header has been read."""
+    """An array in a file, of which nothing but the header has been read. ``transposed``: each entry is stored so."""
 
     member: Member
     shape: tuple[int, ...]
     dtype: np.dtype
+    transposed: bool = False
 
     def __str__(self) -> str:
         return str(self.member)
+
+    @property
+    def like(self) -> np.ndarray:
+        """Zeros of the shape of an entry, which take no memory, whatever the header claims."""
+        entry = np.broadcast_to(np.zeros((), self.dtype), self.shape[1:])
+        return entry.T if self.transposed else entry
 
     def load(self) -> np.ndarray:
         """All of a small array.
@@ -57,8 +46,8 @@ class StoredArray:
         return next(replace(self, shape=(1, *self.shape)).entries(range(1)))
 
     def entries(self, stretch: range) -> Iterator[np.ndarray]:
-        """A range along the first dimension, one by one. The end of the array is read with its last entry, so that
-        the checksum of an archive is verified before that entry is given.
+        """A range along the first dimension, one by one. The end of the array is read with its last entries, so that
+        the checksum of an archive is verified before those are given.
 
         Raises:
             UserError: the file is damaged, ends early, or has changed.
@@ -71,11 +60,14 @@ class StoredArray:
             else:
                 for a, b in pairwise([*range(0, start, PIECE), start]):
                     file.read(b - a)
-            for index in stretch:
-                data = file.read(each)
-                if len(data) != each or (index + 1 == self.shape[0] and file.read(1)):
+            step = max(1, PIECE // max(1, each))
+            for first in range(stretch.start, stretch.stop, step):
+                count = min(step, stretch.stop - first)
+                data = file.read(count * each)
+                if len(data) != count * each or (first + count == self.shape[0] and file.read(1)):
                     raise UserError(f"{self} does not have the {self.shape[0]} entries of its header. Fetch it again.")
-                yield np.frombuffer(data, self.dtype).reshape(self.shape[1:])
+                block = np.frombuffer(data, self.dtype).reshape(count, *self.shape[1:])
+                yield from block.swapaxes(1, 2) if self.transposed else block
 
 
 def stored_arrays(path: Path) -> dict[str, StoredArray]:
@@ -99,7 +91,7 @@ def stored_arrays(path: Path) -> dict[str, StoredArray]:
 def _described(member: Member) -> StoredArray:
     with stream(member, LARGEST) as file:
         try:
-            shape, dtype, _ = header(file, member.size)
+            shape, dtype, _ = npy.header(file, member.size)
         except Exception as error:  # Damaged or hostile, it fails in many ways.
             raise UserError(f"{member} is not a plain array ({error}). Fetch or save it again.") from error
     return StoredArray(member, shape, dtype)
