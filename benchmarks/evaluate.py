@@ -42,7 +42,7 @@ def truncated(model: Model, images: range, seed: int, steps: int) -> Tensor:
     """Euler-Maruyama's pixels."""
 
     def noise(step: int) -> Tensor:
-        return torch.stack([normal(model.spec.shape, CPU, seed, Purpose.SAMPLE, image, step + 1) for image in images])
+        return normal(model.spec.shape, CPU, seed, Purpose.SAMPLE, [(image, step + 1) for image in images])
 
     x = euler_maruyama(model.field(), noise(-1), steps, noise, t_min=1e-3)
     return to_pixels(quantise(x, model.spec.levels), model.spec.levels)

@@ -127,9 +127,7 @@ def truncated(model: Model, nfe: int, count: int, seed: int) -> torch.Tensor:
         part = range(first, min(count, first + BATCH))
 
         def noise(step: int, part: range = part) -> torch.Tensor:
-            return torch.stack(
-                [normal(spec.shape, torch.device("cpu"), seed, Purpose.SAMPLE, i, step + 1) for i in part]
-            )
+            return normal(spec.shape, torch.device("cpu"), seed, Purpose.SAMPLE, [(i, step + 1) for i in part])
 
         with torch.no_grad():
             parts.append(euler_maruyama(model.field(None, 1.0), noise(-1), nfe, noise))

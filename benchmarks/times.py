@@ -60,7 +60,7 @@ def main() -> None:
     config, model = load_config(arguments.run / "config.yaml"), load_model(arguments.run)
     spec, batch, count = model.spec, config.training.global_batch, arguments.batches
     split = Split(arguments.data, config.data.train_split)
-    own = noise.Batches.of(model, split, replace(BatchNoise.of(config, spec, CPU), time_sampling="stratified"))
+    own = noise.Batches.of(model, split, replace(BatchNoise.of(config, spec), time_sampling="stratified"))
 
     def density(kind: str) -> TimeDensity:
         return time_density(kind, spec.scale, spec.bound.interval)

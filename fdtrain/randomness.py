@@ -2,11 +2,12 @@
 
 Philox (Salmon et al. 2011) is a counter-based generator: its key here is (seed, purpose), its counter the
 current step, lane or image. Resuming therefore needs no generator state, only these numbers.
-On an accelerator the draws come from that device's own generator, seeded in the same way: they are the same
-for every run on that kind of device, but differ from the CPU's.
+All is drawn on the host and copied to the device that needs it, so a run is the same on any.
 """
 
+from collections.abc import Iterable, Iterator, Sequence
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,10 +43,23 @@ class Purpose(IntEnum):
 
 def stream(seed: int, purpose: Purpose, *counters: int) -> np.random.Generator:
     """The generator of one purpose at up to three counters, on the CPU."""
-    counter = [0, *counters, *[0] * (3 - len(counters))]
     # A list of a large and a small number would become floats, in which neighbouring seeds are the same.
     key = np.array([seed, purpose], dtype=np.uint64)
-    return np.random.Generator(np.random.Philox(key=key, counter=counter))
+    return np.random.Generator(np.random.Philox(key=key, counter=_counter(counters)))
+
+
+def _counter(counters: tuple[int, ...]) -> list[int]:
+    return [0, *counters, *[0] * (3 - len(counters))]
+
+
+def streams(seed: int, purpose: Purpose, counters: Iterable[tuple[int, ...]]) -> Iterator[np.random.Generator]:
+    """:func:`stream` at each of the ``counters``: one generator set anew, an eighth of the time of making one."""
+    own = stream(seed, purpose)
+    state: Any = own.bit_generator.state
+    for each in counters:
+        state["state"]["counter"][:] = _counter(each)
+        own.bit_generator.state = state
+        yield own
 
 
 def check_seed(seed: int, name: str, count: int = 1) -> None:
@@ -54,24 +68,17 @@ def check_seed(seed: int, name: str, count: int = 1) -> None:
         raise UserError(f"{name} must be from 0 to {SEEDS - count}.")
 
 
-def _device_generator(device: torch.device, seed: int, purpose: Purpose, counters: tuple[int, ...]) -> torch.Generator:
-    return torch.Generator(device).manual_seed(torch_seed(seed, purpose, *counters))
-
-
 def torch_seed(seed: int, purpose: Purpose, *counters: int) -> int:
     """A 63-bit seed for torch's own generators."""
     return int(stream(seed, purpose, *counters).bit_generator.random_raw()) >> 1
 
 
-def normal(shape: tuple[int, ...], device: torch.device, seed: int, purpose: Purpose, *counters: int) -> Tensor:
-    """Standard normal float32 tensor of ``shape`` on ``device``."""
-    if device.type == "cpu":
-        return torch.from_numpy(stream(seed, purpose, *counters).standard_normal(shape, dtype=np.float32))
-    return torch.randn(shape, device=device, generator=_device_generator(device, seed, purpose, counters))
-
-
-def uniform(shape: tuple[int, ...], device: torch.device, seed: int, purpose: Purpose, *counters: int) -> Tensor:
-    """Uniform float32 tensor on [0, 1) of ``shape`` on ``device``."""
-    if device.type == "cpu":
-        return torch.from_numpy(stream(seed, purpose, *counters).random(shape, dtype=np.float32))
-    return torch.rand(shape, device=device, generator=_device_generator(device, seed, purpose, counters))
+def normal(
+    shape: tuple[int, ...], device: torch.device, seed: int, purpose: Purpose, counters: Sequence[tuple[int, ...]]
+) -> Tensor:
+    """Standard normal float32 tensors of ``shape``, one for each of the ``counters``: ``(n, *shape)`` on ``device``."""
+    # From pinned memory the copy is made while the host goes on.
+    drawn = torch.empty(len(counters), *shape, pin_memory=device.type == "cuda")
+    for own, out in zip(streams(seed, purpose, counters), drawn.numpy(), strict=True):
+        own.standard_normal(dtype=np.float32, out=out)
+    return drawn.to(device, non_blocking=True)

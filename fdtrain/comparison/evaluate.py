@@ -7,6 +7,7 @@ import argparse
 import json
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ def training_noise(
     model.to(device)
     split = Split(data, config.data.train_split)
     weighting = WEIGHTINGS[config.diffusion.weighting]
-    batches = noise.Batches.of(model, split, BatchNoise.of(config, model.spec, device), weighting)
+    batches = noise.Batches.of(model, split, replace(BatchNoise.of(config, model.spec), label_dropout=0.0), weighting)
     content = {
         "kind": "noise",
         **origin.identity(),

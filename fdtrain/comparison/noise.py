@@ -51,11 +51,10 @@ class Batches:
         """The loss of each image of a batch, and its time, ``(global_batch,)``."""
         noise, spec, chosen = self.noise, self.model.spec, self.chosen(number)
         lanes = range(noise.global_batch // noise.lane_images)
-        labels = self.labels[chosen] if spec.classes else None
-        batch = noise.batch(number, lanes, self.pixels[chosen], labels, spec.bound)
-        field = self.model.field(batch.label)
-        loss = batch.bound.loss(field, batch.x0, batch.eps, batch.t, batch.pdf, self.weighting)
-        return loss, batch.t
+        batch = noise.batch(number, lanes, self.pixels[chosen], self.labels[chosen])
+        batch = batch.to(next(self.model.parameters()).device)
+        field, bound = self.model.field(batch.label if spec.classes else None), noise.at(number)[1]
+        return bound.loss(field, batch.x0, batch.eps, batch.t, batch.pdf, self.weighting), batch.t
 
 
 def bound(batches: Batches, count: int, strata: int) -> dict[str, Any]:

@@ -1,10 +1,10 @@
 """Batches of one rank, in the order of the lanes (docs/data.md)."""
 
 import logging
-import math
 import mmap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -18,12 +18,11 @@ from fdtrain.data.prefetch import Prefetcher
 from fdtrain.data.shards import ShardReader
 from fdtrain.data.workers import ignore_all_but_parent, signals_blocked
 from fdtrain.errors import UserError
-from fdtrain.randomness import Purpose, stream
+from fdtrain.randomness import Purpose, streams
 
 logger = logging.getLogger(__name__)
 
-Batch = tuple[Tensor, Tensor]
-"""Images ``(n, C, H, W)`` uint8 and labels ``(n,)`` int64, lane after lane."""
+Batch = TypeVar("Batch", covariant=True)
 
 PREFETCH_STEPS = 4
 """The steps that a worker reads ahead."""
@@ -31,11 +30,34 @@ MAX_REPORTED = 10
 """The broken samples that a rank reports one by one; further ones are only counted."""
 
 
-class LaneDataset(Dataset):
-    """A map from the step to the batch of some lanes at that step, the same in any worker process.
+class Steps(Protocol[Batch]):
+    """Makes the batch of any step, the same in any process."""
 
-    An item is the batch with a message for each broken sample, which the next sound sample of its lane replaces;
-    or the error that makes the batch impossible.
+    images: int
+    """Of a batch."""
+    epoch: float
+    """Images of this rank's part of an epoch."""
+    nbytes: int
+    """Of a batch in memory."""
+
+    def read(self, step: int, out: np.ndarray) -> list[str] | UserError:
+        """Make the batch of a step in ``out``, ``(nbytes,)`` uint8.
+
+        Returns:
+            A message for each broken sample, which another stands in for; or the error that makes the batch impossible.
+        """
+        ...
+
+    def views(self, memory: Tensor) -> Batch:
+        """The batch in memory that :meth:`read` has filled."""
+        ...
+
+
+class LaneDataset:
+    """The images and labels of some lanes at any step.
+
+    ``views`` are images ``(n, C, H, W)`` uint8 and labels ``(n,)`` int64, lane after lane. A broken sample is replaced
+    by the next sound one of its lane.
 
     Args:
         reader: reads the shards of the split.
@@ -57,47 +79,45 @@ class LaneDataset(Dataset):
     ):
         self.reader, self.order, self.lanes = reader, order, lanes
         self.lane_images, self.flip, self.labelled = lane_images, flip, labelled
+        self.images, self.epoch = len(lanes) * lane_images, order.images * len(lanes) / order.lanes
+        self.nbytes = self.images * (8 + reader.description.dims)
         self._prefetcher = Prefetcher(reader.cache) if reader.cache else None
         self._error: UserError | None = None
         # By lane, the position up to which its shards are requested.
         self._requested: dict[int, int] = {}
 
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        """The shape ``(n, C, H, W)`` of a step's images."""
-        return len(self.lanes) * self.lane_images, *self.reader.description.shape
+    def views(self, memory: Tensor) -> tuple[Tensor, Tensor]:
+        labels, images = memory[: 8 * self.images], memory[8 * self.images :]
+        return images.view(self.images, *self.reader.description.shape), labels.view(torch.int64)
 
-    def __getitem__(self, step: int) -> tuple[Tensor, Tensor, list[str]] | UserError:
-        return self.read(step)
-
-    def read(self, step: int, out: np.ndarray | None = None) -> tuple[Tensor, Tensor, list[str]] | UserError:
-        """The item of a step, with its images in ``out`` if it is given."""
+    def read(self, step: int, out: np.ndarray) -> list[str] | UserError:
         # An error ends the run: later steps that are read ahead must not each wait for a deadline first.
         if self._error is None:
             try:
-                return self._batch(step, out)
+                return self._read(step, *(view.numpy() for view in self.views(torch.from_numpy(out))))
             except UserError as error:
                 self._error = error
         # As a value: raised in a worker process it would arrive wrapped in that worker's trace.
         return self._error
 
-    def _batch(self, step: int, out: np.ndarray | None) -> tuple[Tensor, Tensor, list[str]]:
+    def _read(self, step: int, images: np.ndarray, labels: np.ndarray) -> list[str]:
         n = self.lane_images
         if self._prefetcher:
             self._prefetch(self._prefetcher, step * n)
         rows = np.concatenate([self.order.samples(lane, step * n, (step + 1) * n) for lane in self.lanes])
-        images, labels, broken = self.reader.read(rows.tolist(), out)
+        _, labels[:], broken = self.reader.read(rows.tolist(), images)
         for place, problem in broken.items():
             lane, position = self.lanes[place // n], step * n + place % n
             images[place], labels[place] = self._substitute(lane, position, problem)
         if self.labelled and (labels < 0).any():
             raise UserError("network.class_conditional is on, but the data set has samples without a label (.cls).")
         if self.flip:
-            for i, lane in enumerate(self.lanes):
+            counters = [(step, lane) for lane in self.lanes]
+            for i, draws in enumerate(streams(self.order.seed, Purpose.FLIP, counters)):
                 own = images[i * n : (i + 1) * n]
-                mirrored = stream(self.order.seed, Purpose.FLIP, step, lane).random(n) < 0.5
+                mirrored = draws.random(n) < 0.5
                 own[mirrored] = own[mirrored, :, :, ::-1]
-        return torch.from_numpy(images), torch.from_numpy(labels), list(broken.values())
+        return list(broken.values())
 
     def _substitute(self, lane: int, position: int, problem: str) -> tuple[np.ndarray, int]:
         """The next sound sample of the lane: a function of the data alone, so the same on any rank and again."""
@@ -121,28 +141,32 @@ class LaneDataset(Dataset):
         self._requested |= dict.fromkeys(lanes, position + reach)
 
 
-class SharedSlots(Dataset):
-    """A dataset whose images are in memory that forked workers share with this process, one slot for each step ahead.
+class SharedSlots(Dataset, Generic[Batch]):
+    """Batches in memory that forked workers share with this process, one slot for each step ahead.
 
     Sending a tensor to another process costs a millisecond of handshakes, and an array two copies through a pipe in
-    pieces of 64 KiB; here only the labels are sent. The loader gives a worker another step before a batch is
+    pieces of 64 KiB; here only the number of the step is sent. The loader gives a worker another step before a batch is
     taken from its slot, hence one slot more than there are steps ahead.
     """
 
-    def __init__(self, dataset: LaneDataset, ahead: int):
-        self.dataset = dataset
+    def __init__(self, steps: Steps[Batch], ahead: int):
+        self.steps = steps
+        # Slots begin where any kind of number may.
+        slots, stride = ahead + 1, -(-max(1, steps.nbytes) // 64) * 64
         # Anonymous: /dev/shm may be small, as it is in a container.
-        memory = mmap.mmap(-1, (ahead + 1) * max(1, math.prod(dataset.shape)))
-        self._slots = np.frombuffer(memory, np.uint8)[: (ahead + 1) * math.prod(dataset.shape)]
-        self._slots = self._slots.reshape(ahead + 1, *dataset.shape)
+        self._slots = np.frombuffer(mmap.mmap(-1, slots * stride), np.uint8).reshape(slots, stride)[:, : steps.nbytes]
 
-    def __getitem__(self, step: int) -> tuple[int, np.ndarray, list[str]] | UserError:
-        item = self.dataset.read(step, self._slots[step % len(self._slots)])
-        return item if isinstance(item, UserError) else (step, item[1].numpy(), item[2])
+    def slot(self, step: int) -> np.ndarray:
+        return self._slots[step % len(self._slots)]
 
-    def images(self, step: int) -> np.ndarray:
-        """A copy of a step's images, since the slot is used again."""
-        return self._slots[step % len(self._slots)].copy()
+    def __getitem__(self, step: int) -> tuple[int, list[str] | UserError]:
+        return step, self.steps.read(step, self.slot(step))
+
+    def batch(self, step: int) -> Batch:
+        """A copy of a step's batch, since the slot is used again; pinned where there is an accelerator, which then
+        copies it while the host goes on."""
+        memory = torch.empty(self.steps.nbytes, dtype=torch.uint8, pin_memory=distributed.on_gpu())
+        return self.steps.views(memory.copy_(torch.from_numpy(self.slot(step))))
 
 
 def _unchanged(item):
@@ -166,7 +190,7 @@ def lost_workers_reported() -> Iterator[None]:
 
 
 class Batches(Iterator[Batch]):
-    """The batches of steps ``start <= k < stop``, read ahead by ``workers`` processes (0: in this one).
+    """The batches of steps ``start <= k < stop``, made ahead by ``workers`` processes (0: in this one).
 
     Broken samples are reported, counted, and tolerated up to a share of the images read, or of this rank's part of
     an epoch if fewer are read yet.
@@ -178,22 +202,17 @@ class Batches(Iterator[Batch]):
         UserError: from the iterator, when a shard cannot be used or too many samples are broken.
     """
 
-    def __init__(self, dataset: LaneDataset, start: int, stop: int, workers: int, max_broken_share: float = 0.0):
-        self.max_broken_share = max_broken_share
+    def __init__(self, steps: Steps[Batch], start: int, stop: int, workers: int, max_broken_share: float = 0.0):
+        self.max_broken_share, self._steps = max_broken_share, steps
         self.images = self.broken = self.broken_now = 0
-        order = dataset.order
-        self._epoch = order.images * len(dataset.lanes) / order.lanes
-        # With an accelerator a thread pins the batches, which works for tensors only.
-        pinned = distributed.on_gpu()
-        self._shared = SharedSlots(dataset, PREFETCH_STEPS * workers) if workers and not pinned else None
+        self._slots = SharedSlots(steps, PREFETCH_STEPS * workers)
         loader = DataLoader(
-            self._shared or dataset,
+            self._slots,
             batch_size=None,
             sampler=range(start, stop),
             num_workers=workers,
             prefetch_factor=PREFETCH_STEPS if workers else None,
             multiprocessing_context="fork" if workers else None,
-            pin_memory=pinned,
             worker_init_fn=ignore_all_but_parent,
             collate_fn=_unchanged,
         )
@@ -206,18 +225,15 @@ class Batches(Iterator[Batch]):
         return [worker.pid for worker in getattr(self._items, "_workers", [])]
 
     def __next__(self) -> Batch:
-        item = next(self._items)
+        step, problems = next(self._items)
         try:
-            if isinstance(item, UserError):
-                raise item
-            images, labels, problems = item
-            if self._shared:
-                images, labels = torch.from_numpy(self._shared.images(images)), torch.from_numpy(labels)
-            self.images += len(images)
+            if isinstance(problems, UserError):
+                raise problems
+            self.images += self._steps.images
             self.broken_now = len(problems)
             for problem in problems:
                 self._count_broken(problem)
-            return images, labels
+            return self._slots.batch(step)
         except UserError:
             # This ends the workers now: the error's trace would keep them alive until the next garbage collection.
             self._items = iter(())
@@ -225,7 +241,7 @@ class Batches(Iterator[Batch]):
 
     def _count_broken(self, problem: str) -> None:
         self.broken += 1
-        if self.broken > self.max_broken_share * max(self.images, self._epoch):
+        if self.broken > self.max_broken_share * max(self.images, self._steps.epoch):
             count = f" ({self.broken} of {self.images} images read are broken)" if self.broken > 1 else ""
             raise UserError(
                 f"{problem}{count}. Repair it or pack the data set again, or raise data.max_broken_share "

@@ -53,9 +53,7 @@ def solve(
     field = model.field(torch.tensor(labels, device=device) if labels else None, guidance)
 
     def noise(step: int) -> Tensor:
-        return torch.stack(
-            [normal(model.spec.shape, device, seed, Purpose.SAMPLE, image, step + 1) for image in images]
-        )
+        return normal(model.spec.shape, device, seed, Purpose.SAMPLE, [(image, step + 1) for image in images])
 
     # noise(-1) is the draw of x_1.
     x = sample(field, noise(-1), times, solver, noise, observe, model.spec.bound.interval)

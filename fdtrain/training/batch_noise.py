@@ -1,11 +1,12 @@
-"""The random part of a training batch, lane by lane: times, dequantisation noise, diffusion noise.
+"""The random part of a training batch, lane by lane: times, dequantisation noise, diffusion noise, dropped labels.
 
 Each lane's draws are a function of (seed, step, lane) alone, so they do not depend on how the lanes are
-shared among ranks and passes. The strata of ``t`` are laid over the global batch by a permutation drawn
-from (seed, step).
+shared among ranks and passes, nor on the device. The strata of ``t`` are laid over the global batch by a permutation
+drawn from (seed, step).
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,117 +14,159 @@ import torch
 from torch import Tensor
 
 from fdtrain.config import Config
+from fdtrain.data.loader import LaneDataset
 from fdtrain.diffusion.clocks import SoftTruncation, TimeDensity, time_density
 from fdtrain.diffusion.objective import Bound
 from fdtrain.diffusion.time_sampling import draw_uniform
+from fdtrain.errors import UserError
 from fdtrain.networks.model import ModelSpec
-from fdtrain.randomness import Purpose, normal, stream, torch_seed, uniform
+from fdtrain.randomness import Purpose, stream, streams, torch_seed
 
 
-@dataclass(frozen=True)
 class PassInputs:
-    """All that the loss of one pass is computed from, on the device.
+    """All that the loss of one pass is computed from, side by side in one piece of memory, so that one copy moves it.
 
-    ``bound`` is the model's, but for Soft Truncation, whose batches have intervals of their own.
+    Images ``x0`` and noise ``eps``, ``(n, C, H, W)`` float32; times ``t`` and their density ``pdf``, ``(n,)`` float64;
+    ``label``, ``(n,)`` int64.
+
+    Args:
+        memory: ``(nbytes,)`` uint8.
+        shape: ``(C, H, W)``.
     """
 
-    x0: Tensor
-    eps: Tensor
-    t: Tensor
-    pdf: Tensor
-    label: Tensor | None
-    bound: Bound
+    def __init__(self, memory: Tensor, shape: tuple[int, ...]):
+        self.memory, self.shape = memory, shape
+        dims = math.prod(shape)
+        n = len(memory) // self.nbytes(1, dims)
+        x0, eps, t, pdf, label = memory.split([4 * n * dims, 4 * n * dims, 8 * n, 8 * n, 8 * n])
+        self.x0, self.eps = (x.view(torch.float32).view(n, *shape) for x in (x0, eps))
+        self.t, self.pdf, self.label = t.view(torch.float64), pdf.view(torch.float64), label.view(torch.int64)
+
+    @staticmethod
+    def nbytes(images: int, dims: int) -> int:
+        """Of so many images."""
+        return images * (2 * 4 * dims + 3 * 8)
+
+    def to(self, device: torch.device) -> "PassInputs":
+        """On a device, by a copy that the host does not wait for where the memory is pinned."""
+        return PassInputs(self.memory.to(device, non_blocking=True), self.shape)
 
 
 @dataclass(frozen=True)
 class BatchNoise:
-    """Draws of a run; ``lane_images`` images of each of ``global_batch / lane_images`` lanes in a step."""
+    """Draws of a run; ``lane_images`` images of each of ``global_batch / lane_images`` lanes in a step.
+
+    ``bound`` is the model's. A share ``label_dropout`` of the labels is replaced by ``null_label``.
+    """
 
     seed: int
     global_batch: int
     lane_images: int
     time_sampling: str
     density: TimeDensity
-    device: torch.device
+    bound: Bound
     strata: int | None = None
     """Of stratified times; None: one for each image."""
+    label_dropout: float = 0.0
+    null_label: int = 0
 
     @staticmethod
-    def of(config: Config, spec: ModelSpec, device: torch.device) -> "BatchNoise":
+    def of(config: Config, spec: ModelSpec) -> "BatchNoise":
         """Of a configuration."""
         diffusion, training = config.diffusion, config.training
-        density = time_density(diffusion.time_density, spec.scale, spec.bound.interval, diffusion.soft_truncation_k)
         return BatchNoise(
             config.seed,
             training.global_batch,
             training.lane_images,
             diffusion.time_sampling,
-            density,
-            device,
+            time_density(diffusion.time_density, spec.scale, spec.bound.interval, diffusion.soft_truncation_k),
+            spec.bound,
             diffusion.strata,
+            config.network.label_dropout,
+            spec.null_label,
         )
 
     def redrawn(self, rollbacks: int) -> "BatchNoise":
         """Other draws altogether, after so many rollbacks to a checkpoint."""
         return replace(self, seed=torch_seed(self.seed, Purpose.ROLLBACK, rollbacks)) if rollbacks else self
 
-    def batch(self, step: int, lanes: Sequence[int], images: Tensor, labels: Tensor | None, bound: Bound) -> PassInputs:
-        """The images of ``lanes``, ``(n, C, H, W)`` uint8, dequantised, with their times and noise.
+    def at(self, step: int) -> tuple[TimeDensity, Bound]:
+        """Of a step's times, and of its images: those of Soft Truncation have an interval of their own."""
+        if not isinstance(self.density, SoftTruncation):
+            return self.density, self.bound
+        density = self.density.of_batch(stream(self.seed, Purpose.INTERVAL, step).random())
+        return density, replace(self.bound, interval=density.interval)
 
-        Args:
-            labels: ``(n,)``, as given to the network; None for an unconditional one.
-            bound: whose images they are.
-        """
-        shape, u = images.shape[1:], self.quantiles(step, lanes)
-        density = self.density
-        if isinstance(density, SoftTruncation):
-            density = density.of_batch(stream(self.seed, Purpose.INTERVAL, step).random())
-            bound = replace(bound, interval=density.interval)
-        t = density.quantile(u)
-        pdf = density.pdf(t)
-        return PassInputs(
-            x0=bound.images(self._move(images), self.dequantisation(step, lanes, shape)),
-            eps=self.noise(step, lanes, shape),
-            t=self._move(t),
-            pdf=self._move(pdf),
-            label=None if labels is None else self._move(labels),
-            bound=bound,
-        )
+    def batch(self, step: int, lanes: range, images: Tensor, labels: Tensor) -> PassInputs:
+        """:meth:`fill` of new memory."""
+        memory = torch.empty(PassInputs.nbytes(len(images), images[0].numel()), dtype=torch.uint8)
+        out = PassInputs(memory, images.shape[1:])
+        self.fill(out, step, lanes, images, labels)
+        return out
 
-    def _move(self, x: Tensor) -> Tensor:
-        # Never a copy that waits: the host is to run ahead of the device.
-        return x.to(self.device, non_blocking=True)
+    def fill(self, out: PassInputs, step: int, lanes: range, images: Tensor, labels: Tensor) -> None:
+        """The inputs of a pass, on the CPU, from its images ``(n, C, H, W)`` uint8 and labels ``(n,)``."""
+        density, bound = self.at(step)
+        out.t.copy_(density.quantile(self.quantiles(step, lanes)))
+        out.pdf.copy_(density.pdf(out.t))
+        out.label.copy_(labels)
+        if self.label_dropout:
+            out.label[self.dropped_labels(step, lanes)] = self.null_label
+        # The dequantisation takes the images' place first.
+        for own, x in self._lanes(Purpose.DEQUANTISE, step, lanes, out.x0):
+            own.random(dtype=np.float32, out=x)
+        out.x0.copy_(bound.images(images, out.x0))
+        for own, x in self._lanes(Purpose.NOISE, step, lanes, out.eps):
+            own.standard_normal(dtype=np.float32, out=x)
 
-    def labels(self, step: int, lanes: Sequence[int], labels: Tensor, spec: ModelSpec, dropout: float) -> Tensor | None:
-        """What the network is given of them: nothing if it is unconditional; the dropped ones as its null class."""
-        if not spec.null_class:
-            return labels if spec.classes else None
-        return labels.masked_fill(self.dropped_labels(step, lanes, dropout), spec.null_label)
-
-    def quantiles(self, step: int, lanes: Sequence[int]) -> Tensor:
-        """``u`` in [0, 1) of the images of ``lanes``, shape ``(n,)``, float64, on the CPU."""
+    def quantiles(self, step: int, lanes: range) -> Tensor:
+        """``u`` in [0, 1) of the images of ``lanes``, shape ``(n,)``, float64."""
         shared = stream(self.seed, Purpose.STRATA, step)
         places, shift = shared.permutation(self.global_batch), shared.random()
-        parts = []
-        for lane in lanes:
-            own = stream(self.seed, Purpose.TIME, step, lane).random(self.lane_images)
-            mine = places[lane * self.lane_images : (lane + 1) * self.lane_images]
-            parts.append(draw_uniform(self.time_sampling, mine, own, shift, self.global_batch, self.strata))
-        return torch.from_numpy(np.concatenate(parts))
+        mine = places[lanes.start * self.lane_images : lanes.stop * self.lane_images]
+        own = self._uniform(Purpose.TIME, step, lanes)
+        return torch.from_numpy(draw_uniform(self.time_sampling, mine, own, shift, self.global_batch, self.strata))
 
-    def dropped_labels(self, step: int, lanes: Sequence[int], share: float) -> Tensor:
-        """Which images of ``lanes`` go without their label, ``(n,)`` bool, on the CPU."""
-        draws = [stream(self.seed, Purpose.LABEL, step, lane).random(self.lane_images) for lane in lanes]
-        return torch.from_numpy(np.concatenate(draws) < share)
+    def dropped_labels(self, step: int, lanes: range) -> Tensor:
+        """Which images of ``lanes`` go without their label, ``(n,)`` bool."""
+        return torch.from_numpy(self._uniform(Purpose.LABEL, step, lanes) < self.label_dropout)
 
-    def dequantisation(self, step: int, lanes: Sequence[int], shape: tuple[int, ...]) -> Tensor:
-        """Uniform noise on [0, 1), ``(n, *shape)``."""
-        return self._lanes(uniform, Purpose.DEQUANTISE, step, lanes, shape)
+    def _uniform(self, purpose: Purpose, step: int, lanes: range) -> np.ndarray:
+        out = torch.empty(len(lanes) * self.lane_images, dtype=torch.float64)
+        for own, x in self._lanes(purpose, step, lanes, out):
+            own.random(out=x)
+        return out.numpy()
 
-    def noise(self, step: int, lanes: Sequence[int], shape: tuple[int, ...]) -> Tensor:
-        """Standard normal noise, ``(n, *shape)``."""
-        return self._lanes(normal, Purpose.NOISE, step, lanes, shape)
+    def _lanes(
+        self, purpose: Purpose, step: int, lanes: range, out: Tensor
+    ) -> Iterator[tuple[np.random.Generator, np.ndarray]]:
+        """Every lane's generator with the lane's part of ``out``."""
+        own = streams(self.seed, purpose, ((step, lane) for lane in lanes))
+        return zip(own, out.numpy().reshape(len(lanes), self.lane_images, *out.shape[1:]), strict=True)
 
-    def _lanes(self, draw, purpose: Purpose, step: int, lanes: Sequence[int], shape: tuple[int, ...]) -> Tensor:
-        parts = [draw((self.lane_images, *shape), self.device, self.seed, purpose, step, lane) for lane in lanes]
-        return torch.cat(parts)
+
+class DrawnSteps:
+    """A rank's training batches, pass by pass: images with all that is random about them, drawn where they are read.
+
+    Args:
+        source: of the images.
+        passes: the lanes of each pass.
+    """
+
+    def __init__(self, source: LaneDataset, noise: BatchNoise, passes: Sequence[range]):
+        self.source, self.noise, self.passes = source, noise, passes
+        self.images, self.epoch, self.shape = source.images, source.epoch, source.reader.description.shape
+        self.nbytes = PassInputs.nbytes(self.images, math.prod(self.shape))
+
+    def views(self, memory: Tensor) -> list[PassInputs]:
+        return [PassInputs(part, self.shape) for part in memory.chunk(len(self.passes))]
+
+    def read(self, step: int, out: np.ndarray) -> list[str] | UserError:
+        memory, passes = torch.empty(self.source.nbytes, dtype=torch.uint8), len(self.passes)
+        problems = self.source.read(step, memory.numpy())
+        if isinstance(problems, UserError):
+            return problems
+        parts = zip(self.views(torch.from_numpy(out)), *(x.chunk(passes) for x in self.source.views(memory)))
+        for lanes, (part, images, labels) in zip(self.passes, parts, strict=True):
+            self.noise.fill(part, step, lanes, images, labels)
+        return problems

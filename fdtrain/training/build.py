@@ -35,7 +35,7 @@ from fdtrain.resilience.heartbeat import Heartbeat, process_group
 from fdtrain.resilience.launcher import watched
 from fdtrain.resilience.signals import handled
 from fdtrain.training import callbacks, hardware, init_from
-from fdtrain.training.batch_noise import BatchNoise
+from fdtrain.training.batch_noise import BatchNoise, DrawnSteps, PassInputs
 from fdtrain.training.compilation import compile_network, worthwhile
 from fdtrain.training.dashboard import dashboard
 from fdtrain.training.ema import Average
@@ -131,7 +131,7 @@ def build(plan: Plan, launch: Launch, checkpoint: Path | None = None) -> Trainer
     compiled = _compile(plan, model, utilisation.flops_per_image, device, monitor)
     profiler = Profiler(config.folder / "profile", plan.traced, device, Stopwatch())
     run_ = Run(config.folder, plan.layout, monitor, launch.consensus, launch.heartbeat, profiler, utilisation)
-    noise = BatchNoise.of(config, spec, device)
+    noise = BatchNoise.of(config, spec)
     sums = MetricSums(device, noise.density)
     state = TrainState(engine, averages, sums, plan.layout, plan.identity, code)
     monitor.say(
@@ -188,8 +188,8 @@ def _compile(plan: Plan, model: Model, flops_per_image: int, device: torch.devic
     return failure is None
 
 
-def own_batches(plan: Plan, start: int) -> Batches:
-    """This rank's batches from step ``start`` on."""
+def own_batches(plan: Plan, noise: BatchNoise, start: int) -> Batches[list[PassInputs]]:
+    """This rank's batches from step ``start`` on, with their draws."""
     data, training = plan.config.data, plan.config.training
     counts = [part.images for part in plan.train_shards]
     order = lane_order(counts, data.weights, training.lanes, plan.config.seed, data.shuffle_window)
@@ -197,8 +197,9 @@ def own_batches(plan: Plan, start: int) -> Batches:
     shards = chained(plan.train_shards)
     keep_open = len(lanes) * order.shards_at_once
     reader = ShardReader(shards, plan.description, _cache(plan), keep_open, data.verify)
-    dataset = LaneDataset(reader, order, lanes, training.lane_images, flip=data.flip, labelled=bool(plan.spec.classes))
-    return Batches(dataset, start, training.steps, data.workers, data.max_broken_share)
+    images = LaneDataset(reader, order, lanes, training.lane_images, flip=data.flip, labelled=bool(plan.spec.classes))
+    drawn = DrawnSteps(images, noise, plan.layout.pass_lanes)
+    return Batches(drawn, start, training.steps, data.workers, data.max_broken_share)
 
 
 def _cache(plan: Plan) -> Cache | None:

@@ -13,12 +13,13 @@ from fdtrain.checkpoint.writer import FAILED, WRITING, CheckpointWriter, Retenti
 from fdtrain.config import Config, dump_config
 from fdtrain.data.loader import Batches, lost_workers_reported
 from fdtrain.diffusion.clocks import SoftTruncation
+from fdtrain.diffusion.objective import Bound
 from fdtrain.diffusion.weighting import WEIGHTINGS
 from fdtrain.errors import Preempted, UserError
 from fdtrain.lock import GONE
 from fdtrain.networks.model import Model
 from fdtrain.randomness import Purpose, torch_seed
-from fdtrain.training.batch_noise import BatchNoise
+from fdtrain.training.batch_noise import BatchNoise, PassInputs
 from fdtrain.training.hardware import exact_float32, memory_gib
 from fdtrain.training.memory import evaluation_memory
 from fdtrain.training.run import Run
@@ -53,7 +54,7 @@ class Trainer:
     Args:
         config: the run's.
         shown: on the CPU; what callbacks are given, with the averaged weights.
-        batches: this rank's, from a step on.
+        batches: this rank's of some draws, from a step on.
         callbacks: run at their intervals and after the last step.
     """
 
@@ -64,7 +65,7 @@ class Trainer:
         state: TrainState,
         shown: Model,
         draws: BatchNoise,
-        batches: Callable[[int], Batches],
+        batches: Callable[[BatchNoise, int], Batches[list[PassInputs]]],
         callbacks: list[Callback],
     ):
         self.config, self.run, self.state = config, run, state
@@ -122,29 +123,29 @@ class Trainer:
     def steps(self) -> Iterator[int]:
         """Train, yielding the number of steps done after each."""
         last, run = self.config.training.steps, self.run
-        batches = self.batches(self.start)
+        draws = self.draws.redrawn(self.state.rollbacks)
+        batches = self.batches(draws, self.start)
         run.profiler.watch.restart()
         for step in range(self.start, last):
             done = step + 1
             with run.profiler.step(done):
                 with run.profiler.watch.wait():
-                    images, labels = next(batches)
+                    passes = next(batches)
                 run.heartbeat.tick()
                 self.state.sums.add_broken(batches.broken_now)
-                self._step(step, images, labels)
+                self._step(step, passes, draws.at(step)[1])
             run.monitor.progress()
             if done % self.config.monitor.log_every == 0 or done == last:
                 self._log(done)
             yield done
 
-    def _step(self, step: int, images: Tensor, labels: Tensor) -> None:
-        """One optimiser step over this rank's images of it, ``(n, C, H, W)`` uint8."""
+    def _step(self, step: int, passes: list[PassInputs], bound: Bound) -> None:
+        """One optimiser step over this rank's images of it, and the bound of these."""
         # Dropout is the one thing random by rank: exact on the same number of ranks only.
         torch.manual_seed(torch_seed(self.config.seed, Purpose.DROPOUT, step, self.layout.rank))
-        rate, size = learning_rate(step, self.config.training), self.layout.micro_batch
-        for i, lanes in enumerate(self.layout.pass_lanes):
-            part = slice(i * size, (i + 1) * size)
-            loss = self._loss(step, lanes, images[part], labels[part])
+        rate = learning_rate(step, self.config.training)
+        for inputs in passes:
+            loss = self._loss(inputs.to(self.engine.device), bound)
             # A loss that is not finite must not pass for one whose gradient is.
             self.engine.backward(loss * torch.where(torch.isfinite(loss.detach()), 1.0, torch.nan))
             self.engine.step(rate)
@@ -155,14 +156,12 @@ class Trainer:
             raise Diverged(step)
         self.state.count_skip(self.engine.skipped)
 
-    def _loss(self, step: int, lanes: range, images: Tensor, labels: Tensor) -> Tensor:
+    def _loss(self, inputs: PassInputs, bound: Bound) -> Tensor:
         """Mean of what one pass trains on, per dimension."""
-        draws, spec = self.draws.redrawn(self.state.rollbacks), self.engine.model.spec
-        given = draws.labels(step, lanes, labels, spec, self.config.network.label_dropout)
-        batch = draws.batch(step, lanes, images, given, spec.bound)
-        field, weighting = self.engine.field(batch.label), WEIGHTINGS[self.config.diffusion.weighting]
-        loss = batch.bound.loss(field, batch.x0, batch.eps, batch.t, batch.pdf, weighting)
-        self.state.sums.add_loss(loss, batch.t, spec)
+        spec, weighting = self.engine.model.spec, WEIGHTINGS[self.config.diffusion.weighting]
+        field = self.engine.field(inputs.label if spec.classes else None)
+        loss = bound.loss(field, inputs.x0, inputs.eps, inputs.t, inputs.pdf, weighting)
+        self.state.sums.add_loss(loss, inputs.t, spec)
         return loss.train.mean() / spec.dims
 
     def _call_back(self, done: int, last: bool) -> None:

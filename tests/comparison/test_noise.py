@@ -10,16 +10,14 @@ from fdtrain.comparison import noise
 from fdtrain.data.split import Split
 from fdtrain.diffusion.clocks import time_density
 from fdtrain.diffusion.interval import CLOSED
-from fdtrain.diffusion.objective import dequantise, normal_nll
+from fdtrain.diffusion.objective import normal_nll, quantise
 from fdtrain.networks.model import Model
 from fdtrain.training.batch_noise import BatchNoise
-
-CPU = torch.device("cpu")
 
 
 def batches(digits, sampling="stratified", lanes=4, model=None):
     model = model or Model(DIGITS).eval().requires_grad_(False)
-    own = BatchNoise(3, 32, 32 // lanes, sampling, time_density("asinh", DIGITS.scale, CLOSED), CPU)
+    own = BatchNoise(3, 32, 32 // lanes, sampling, time_density("asinh", DIGITS.scale, CLOSED), DIGITS.bound)
     return noise.Batches.of(model, Split(digits, "train"), own)
 
 
@@ -50,8 +48,9 @@ def test_the_bound_of_a_network_that_is_zero_varies_by_the_images_alone(digits):
     for number in range(6):
         loss, t = own.loss(number)
         chosen = own.chosen(number)
-        u = own.noise.dequantisation(number, range(4), DIGITS.shape)
-        expected = normal_nll(dequantise(own.pixels[chosen], u, DIGITS.levels))
+        batch = own.noise.batch(number, range(4), own.pixels[chosen], own.labels[chosen])
+        assert (quantise(batch.x0, DIGITS.levels) == own.pixels[chosen]).all()
+        expected = normal_nll(batch.x0)
         torch.testing.assert_close(loss.nelbo, expected)
         assert len(set((own.noise.density.cdf(t) * 32).long().tolist())) == 32
         means.append(expected.double().mean().item() / (DIGITS.dims * math.log(2)))

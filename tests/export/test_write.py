@@ -370,7 +370,7 @@ except ValueError as error:
 
 def test_a_diffusers_scheduler_on_a_truncated_interval(exported, source, hub, tmp_path):
     model = fdtrain.load(source["short"])
-    noise = [normal(model.spec.shape, torch.device("cpu"), 5, Purpose.SAMPLE, i, 0).numpy() for i in range(3)]
+    noise = normal(model.spec.shape, torch.device("cpu"), 5, Purpose.SAMPLE, [(i, 0) for i in range(3)]).numpy()
     np.save(tmp_path / "noise.npy", noise)
     done = diffusers(TRUNCATED, hub, exported("short", "diffusers"), tmp_path / "noise.npy", tmp_path / "x.npy")
     assert done.returncode == 0, done.stderr

@@ -1,7 +1,6 @@
 """Every preset of configs/baselines/ over the demo: trains, is evaluated, samples, exports and loads again."""
 
 import math
-from functools import partial
 
 import pytest
 import torch
@@ -217,16 +216,16 @@ def test_a_preset_trains_is_evaluated_samples_and_loads_again(preset, digits, tm
     torch.manual_seed(0)
     model = Model(spec)
     density = time_density(diffusion.time_density, spec.scale, spec.bound.interval)
-    noise = BatchNoise(0, 64, 4, diffusion.time_sampling, density, torch.device("cpu"))
+    noise = BatchNoise(0, 64, 4, diffusion.time_sampling, density, spec.bound)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
-    images = split.batch(range(64))[0]
+    images, labels = split.batch(range(64))
     for step in range(3):
-        batch = noise.batch(step, range(16), images, None, spec.bound)
-        low, high = batch.bound.interval.t_min, batch.bound.interval.t_max
+        batch, (_, bound) = noise.batch(step, range(16), images, labels), noise.at(step)
+        low, high = bound.interval.t_min, bound.interval.t_max
         assert low <= batch.t.min()
         assert batch.t.max() <= high
         weighting = WEIGHTINGS[diffusion.weighting]
-        loss = batch.bound.loss(model.field(), batch.x0, batch.eps, batch.t, batch.pdf, weighting)
+        loss = bound.loss(model.field(), batch.x0, batch.eps, batch.t, batch.pdf, weighting)
         optimizer.zero_grad()
         loss.train.mean().backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -249,12 +248,12 @@ def test_a_preset_trains_is_evaluated_samples_and_loads_again(preset, digits, tm
 
 def test_soft_truncation_draws_an_interval_for_each_batch_alike_on_all_ranks():
     density = SoftTruncation()
-    noise = BatchNoise(3, 64, 4, "iid", density, torch.device("cpu"))
-    images = torch.zeros(32, 1, 2, 2, dtype=torch.uint8)
-    draw = partial(noise.batch, images=images, labels=None, bound=DIGITS.bound)
-    ranks = [draw(5, lanes).bound.interval for lanes in (range(8), range(8, 16))]
-    assert ranks[0] == ranks[1]
-    starts = [draw(step, range(8)).bound.interval.t_min for step in range(20)]
+    noise = BatchNoise(3, 64, 4, "iid", density, DIGITS.bound)
+    images, labels = torch.zeros(32, 1, 2, 2, dtype=torch.uint8), torch.zeros(32)
+    for lanes in (range(8), range(8, 16)):
+        low = noise.at(5)[1].interval.t_min
+        assert low <= noise.batch(5, lanes, images, labels).t.min() < low + 0.1
+    starts = [noise.at(step)[1].interval.t_min for step in range(20)]
     assert len(set(starts)) == 20
     assert min(starts) >= density.interval.t_min
     # Half of the draws of log tau lie on either side.
