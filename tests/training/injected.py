@@ -39,7 +39,8 @@ def kill(moment: str, step: int) -> None:
         os.killpg(0, signal.SIGKILL)
 
 
-true_loss, true_write, true_rename, true_elbo = Trainer._loss, writer.write_part, Path.rename, nll.elbo
+true_step, true_loss, true_write = Trainer._step, Trainer._loss, writer.write_part
+true_rename, true_elbo = Path.rename, nll.elbo
 now = 0
 
 
@@ -50,19 +51,23 @@ def wait_in_c(seconds):
     libc.pthread_mutex_timedlock(mutex, (ctypes.c_long * 2)(int(time.time() + seconds), 0))
 
 
-def loss_with_faults(self, step, *arguments):
+def step_with_faults(self, step, *arguments):
     global now
     now = step
-    kill("in a step", step)
-    if hits("long", step):
+    true_step(self, step, *arguments)
+
+
+def loss_with_faults(self, *arguments):
+    kill("in a step", now)
+    if hits("long", now):
         print("a long call begins", file=sys.stderr, flush=True)
         wait_in_c(60)
-    loss = true_loss(self, step, *arguments)
+    loss = true_loss(self, *arguments)
     if faults.get("until_return") and self.state.rollbacks:
         return loss
-    if hits("loss", step):
+    if hits("loss", now):
         return loss * float("nan")
-    if hits("gradient", step):
+    if hits("gradient", now):
         weight = next(self.engine.model.parameters())
         return loss + (weight.sum() * 0).sqrt() * 0
     return loss
@@ -94,7 +99,7 @@ def elbo_with_faults(*arguments, **options):
     return true_elbo(*arguments, **options)
 
 
-Trainer._loss, writer.write_part = loss_with_faults, write_with_faults
+Trainer._step, Trainer._loss, writer.write_part = step_with_faults, loss_with_faults, write_with_faults
 lock.held = partial(lock.held, **faults.get("lock", {}))
 Path.rename, nll.elbo = rename_with_faults, elbo_with_faults
 sys.exit(main())
