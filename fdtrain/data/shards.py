@@ -56,12 +56,7 @@ class PlacedShards(Sequence[PlacedShard]):
     """
 
     def __init__(
-        self,
-        shards: ShardTable,
-        base: str,
-        places: Mapping[str, str],
-        labels: range,
-        members: MemberReader = ORDINARY,
+        self, shards: ShardTable, base: str, places: Mapping[str, str], labels: range, members: MemberReader = ORDINARY
     ):
         self.shards, self.base, self.places, self.labels, self.members = shards, base, places, labels, members
         self._folder = None if is_remote(base) else Path(base)

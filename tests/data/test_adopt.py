@@ -20,7 +20,7 @@ from webdataset import tariterators
 from fdtrain.commands.entry import main
 from fdtrain.data import adopt as adoption
 from fdtrain.data.adopt import adopt
-from fdtrain.data.dataset import fingerprint, parse_description, read_description
+from fdtrain.data.dataset import fingerprint, read_description
 from fdtrain.data.lanes import LaneOrder
 from fdtrain.data.loader import Batches, LaneDataset
 from fdtrain.data.location import locate
@@ -496,18 +496,6 @@ def test_a_data_set_above_its_shards_can_be_moved(tmp_path):
     same(tmp_path / "moved", "train", tmp_path / "moved" / "deep" / "0.tar")
 
 
-def test_a_shard_that_changes_or_goes_is_missed(tmp_path):
-    path = shard(tmp_path / "in" / "0.tar", range(3))
-    adopted(tmp_path / "set", path)
-    data = path.read_bytes()
-    path.write_bytes(data + bytes(512))
-    with pytest.raises(UserError, match=r"0.tar has \d+ bytes, dataset.json says"):
-        Split(tmp_path / "set", "train")
-    path.unlink()
-    with pytest.raises(UserError, match=r"in/0.tar is listed in dataset.json but missing"):
-        Split(tmp_path / "set", "train")
-
-
 def test_other_tars_in_the_folder_are_left_alone(tmp_path):
     tars = [shard(tmp_path / f"{i}.tar", range(3 * i, 3 * i + 3)) for i in range(3)]
     adopted(tmp_path, *tars[:2])
@@ -708,16 +696,6 @@ def test_presigned_urls_of_one_name(tmp_path):
         adopted(tmp_path / "set", f"{url}/train/0.tar?a=1", f"{url}/test/0.tar?a=2")
         same(tmp_path / "set" / "shards.txt", "train", tars[0])
         same(tmp_path / "set" / "shards.txt", "test", tars[1])
-
-
-@pytest.mark.parametrize("place", ["pipe:touch x", "https://host/0.tar?sig=x", "https://u:p@host/0.tar", "a\nb", ""])
-def test_places_that_a_description_may_not_have(tmp_path, place):
-    path = shard(tmp_path / "set" / "0.tar", range(3))
-    adopted(tmp_path / "set", path)
-    content = json.loads((tmp_path / "set" / "dataset.json").read_text())
-    content["splits"]["train"][0]["place"] = place
-    with pytest.raises(UserError, match=r"place: .*Pack the data set again"):
-        parse_description(json.dumps(content), "")
 
 
 @pytest.mark.parametrize("place", ["/etc/passwd", "file:///etc/passwd", "local:///etc/passwd"])

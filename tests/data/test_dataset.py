@@ -24,6 +24,10 @@ def test_what_is_written_is_read(tmp_path):
     assert [path.name for path in tmp_path.glob(".*")] == []
 
 
+def shard(**changes) -> dict:
+    return {"splits": {"train": [{"file": "x", "images": 1, "bytes": 1, "sha256": "0" * 64} | changes]}}
+
+
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
@@ -54,20 +58,14 @@ def test_what_is_written_is_read(tmp_path):
         ({"splits": {"x/../../../victim/settings": []}}, "splits.x/../../../victim/settings"),
         ({"splits": {".hidden": []}}, "splits..hidden"),
         ({"splits": {"train": [1] * 1_000_000}}, "splits.train.0: Input"),
-        (
-            {"splits": {"train": [{"file": "a\0", "images": 1, "bytes": 1, "sha256": "0" * 64}]}},
-            "file: String should match",
+        *((shard(file=file), "file: String should match") for file in ("a\0", "..", "../../x", "/etc/x", "a\\b", "")),
+        (shard(file="x" * 300), "file: String should"),
+        (shard(images=2**80), "images: "),
+        (shard(bytes=2**62), "bytes: Input"),
+        *(
+            (shard(place=place), "place: ")
+            for place in ("pipe:x", "https://h/0.tar?sig=x", "https://u:p@h", "a\nb", "")
         ),
-        (
-            {"splits": {"train": [{"file": "..", "images": 1, "bytes": 1, "sha256": "0" * 64}]}},
-            "file: String should match",
-        ),
-        (
-            {"splits": {"train": [{"file": "x" * 300, "images": 1, "bytes": 1, "sha256": "0" * 64}]}},
-            "file: String should",
-        ),
-        ({"splits": {"train": [{"file": "x", "images": 2**80, "bytes": 1, "sha256": "0" * 64}]}}, "images: "),
-        ({"splits": {"train": [{"file": "x", "images": 1, "bytes": 2**62, "sha256": "0" * 64}]}}, "bytes: Input"),
     ],
 )
 def test_names_the_key_that_is_wrong(tmp_path, change, complaint):

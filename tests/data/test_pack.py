@@ -13,8 +13,10 @@ from pathlib import Path
 import numpy as np
 import published as pub
 import pytest
+from test_pack_sources import image_folder, image_source
 
 from fdtrain import lock
+from fdtrain.commands.entry import main
 from fdtrain.data import pack as packing
 from fdtrain.data import shard_table, writer
 from fdtrain.data.dataset import read_description
@@ -22,7 +24,6 @@ from fdtrain.data.pack import pack
 from fdtrain.data.shard_store import PackRequest, ShardStore
 from fdtrain.data.sources.cifar import cifar10
 from fdtrain.data.sources.digits import digits
-from fdtrain.data.sources.images import images
 from fdtrain.data.sources.source import Source, even
 from fdtrain.data.writer import layout
 from fdtrain.errors import UserError
@@ -30,18 +31,20 @@ from fdtrain.errors import UserError
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def command(*arguments: object) -> list[str]:
-    return [sys.executable, str(ROOT / "tools" / "pack.py"), *map(str, arguments), "--no-config"]
+def tool(*arguments: object) -> int:
+    return main(["pack", *map(str, arguments), "--no-config"])
 
 
-def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT)}
-
-
-def tool(*arguments: object, rc: int = 0) -> subprocess.CompletedProcess:
-    result = subprocess.run(command(*arguments), env=environment(), capture_output=True, text=True, timeout=120)
-    assert result.returncode == rc, result.stderr
-    return result
+def started(*arguments: object) -> subprocess.Popen:
+    """The same in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "tools" / "pack.py"), *map(str, arguments), "--no-config"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        text=True,
+        # Jobs that a shell runs in the background are born ignoring interrupts, this test's children too.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -91,16 +94,12 @@ def test_packing_again_changes_nothing(tmp_path, cifar):
 
 
 def test_a_killed_pack_goes_on_with_other_workers(tmp_path):
-    for i, picture in enumerate(pub.random_images(200, 128)):
-        (tmp_path / "in" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
-        (tmp_path / "in" / "ab"[i % 2] / f"{i}.png").write_bytes(pub.encoded(picture))
+    files = {f"{'ab'[i % 2]}/{i}.png": data for i, data in enumerate(pictures(200, 128))}
+    folder = image_folder(tmp_path / "in", files)
     options = ["--encoding", "png", "--shard-images", 4, "--name", "some"]
-    tool("images", tmp_path / "in", tmp_path / "whole", *options, "--workers", 1)
-
+    tool("images", folder, tmp_path / "whole", *options, "--workers", 1)
     out = tmp_path / "killed"
-    process = subprocess.Popen(
-        command("images", tmp_path / "in", out, *options, "--workers", 2), env=environment(), stderr=subprocess.DEVNULL
-    )
+    process = started("images", folder, out, *options, "--workers", 2)
     limit = time.monotonic() + 60
     while len(list(out.glob(".packing/*.tar.json"))) < 5:
         assert process.poll() is None
@@ -134,18 +133,9 @@ def alive(pid: int) -> bool:
 
 
 def test_an_interrupt_says_how_to_go_on(tmp_path):
-    (tmp_path / "in").mkdir()
-    for i, picture in enumerate(pub.random_images(100, 128)):
-        (tmp_path / "in" / f"{i}.png").write_bytes(pub.encoded(picture))
-    arguments = ["images", tmp_path / "in", tmp_path / "out", "--shard-images", 2, "--workers", 2, "--encoding", "png"]
-    process = subprocess.Popen(
-        command(*arguments),
-        env=environment(),
-        stderr=subprocess.PIPE,
-        text=True,
-        # Jobs that a shell runs in the background are born ignoring interrupts, this test's children too.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    folder = image_folder(tmp_path / "in", {f"{i}.png": data for i, data in enumerate(pictures(100, 128))})
+    arguments = ["images", folder, tmp_path / "out", "--shard-images", 2, "--workers", 2, "--encoding", "png"]
+    process = started(*arguments)
     while not list((tmp_path / "out").glob(".packing/*.tar.json")):
         assert process.poll() is None
         time.sleep(0.005)
@@ -158,20 +148,17 @@ def test_an_interrupt_says_how_to_go_on(tmp_path):
     assert read_description(tmp_path / "out").images("train") == 100
 
 
-def test_a_broken_image_leaves_a_pack_that_goes_on(tmp_path):
+def test_a_broken_image_leaves_a_pack_that_goes_on(tmp_path, capsys):
     """The error of a worker arrives as one line, and mending the image is enough."""
-    (tmp_path / "in").mkdir()
-    pictures = [pub.encoded(picture) for picture in pub.random_images(8, 8)]
-    for i, data in enumerate(pictures):
-        (tmp_path / "in" / f"{i}.png").write_bytes(data)
-    whole = pictures[5]
-    broken = whole[:60] + bytes(20) + whole[80:]
-    (tmp_path / "in" / "5.png").write_bytes(broken)
-    arguments = ["images", tmp_path / "in", tmp_path / "out", "--shard-images", 2, "--workers", 2]
-    result = tool(*arguments, rc=2)
-    assert "5.png is a broken image" in result.stderr
-    assert "Traceback" not in result.stderr
-    (tmp_path / "in" / "5.png").write_bytes(whole)
+    folder = image_folder(tmp_path / "in", {f"{i}.png": data for i, data in enumerate(pictures(8, 8))})
+    whole = (folder / "5.png").read_bytes()
+    (folder / "5.png").write_bytes(whole[:60] + bytes(20) + whole[80:])
+    arguments = ["images", folder, tmp_path / "out", "--shard-images", 2, "--workers", 2]
+    assert tool(*arguments) == 2
+    told = capsys.readouterr().err
+    assert "5.png is a broken image" in told
+    assert "Traceback" not in told
+    (folder / "5.png").write_bytes(whole)
     tool(*arguments)
     assert read_description(tmp_path / "out").images("train") == 8
 
@@ -357,16 +344,13 @@ def test_leftovers_of_a_killed_packer_are_removed(tmp_path, cifar, monkeypatch):
     assert not [path for path in work.iterdir() if path.name.startswith(".")]
 
 
+def pictures(count: int, size: int) -> list[bytes]:
+    return [pub.encoded(picture) for picture in pub.random_images(count, size)]
+
+
 def bad_folder(root: Path, images: int, bad: set[int]) -> Path:
-    root.mkdir()
-    for i, picture in enumerate(pub.random_images(images, 8)):
-        data = pub.encoded(picture)
-        (root / f"{i:03d}.png").write_bytes(b"no image" if i in bad else data)
-    return root
-
-
-def image_source(folder: Path, share: int = 10) -> Source:
-    return images(folder, None, 0, "some", None, None, share)
+    files = {f"{i:03d}.png": b"no image" if i in bad else data for i, data in enumerate(pictures(images, 8))}
+    return image_folder(root, files)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -454,11 +438,12 @@ def test_a_file_in_place_of_the_folder(tmp_path, cifar):
         pack(cifar10(cifar), cifar)
 
 
-def test_tool_prints_what_it_packed(tmp_path, cifar):
-    result = tool("cifar10", cifar, tmp_path / "out", "--workers", 1)
-    assert "cifar10: train: 30 images, 5 shards" in result.stdout
-    assert "note: 50000 images were published as 'train'" in result.stdout
-    assert "packing cifar10: 100%" in result.stderr
+def test_tool_prints_what_it_packed(tmp_path, cifar, capsys):
+    assert tool("cifar10", cifar, tmp_path / "out", "--workers", 1) == 0
+    told = capsys.readouterr()
+    assert "cifar10: train: 30 images, 5 shards" in told.out
+    assert "note: 50000 images were published as 'train'" in told.out
+    assert "packing cifar10: 100%" in told.err
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {
         *(f"train-{i:06d}.tar" for i in range(5)),
@@ -469,19 +454,12 @@ def test_tool_prints_what_it_packed(tmp_path, cifar):
     }
 
 
-def test_tool_packs_digits(tmp_path):
-    assert "train: 1497 images, 15 shards" in tool("digits", tmp_path / "out", "--workers", 1).stdout
-
-
 def test_moved_sources_go_on(tmp_path):
     """Absolute paths are no part of a request."""
-    for i, picture in enumerate(pub.random_images(4, 8)):
-        (tmp_path / "in").mkdir(exist_ok=True)
-        (tmp_path / "in" / f"{i}.png").write_bytes(pub.encoded(picture))
-    pack(images(tmp_path / "in", None, 0, "some", None, None, 2), tmp_path / "out")
+    pack(image_source(bad_folder(tmp_path / "in", 4, set()), share=2), tmp_path / "out")
     (tmp_path / "elsewhere").mkdir()
     os.rename(tmp_path / "in", tmp_path / "elsewhere" / "in")
-    pack(images(tmp_path / "elsewhere" / "in", None, 0, "some", None, None, 2), tmp_path / "out")
+    pack(image_source(tmp_path / "elsewhere" / "in", share=2), tmp_path / "out")
     assert str(tmp_path) not in (tmp_path / "out" / "dataset.json").read_text()
 
 

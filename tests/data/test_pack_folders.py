@@ -3,8 +3,6 @@
 import io
 import json
 import os
-import subprocess
-import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -15,6 +13,7 @@ import pytest
 from PIL import Image
 from test_pack_sources import by_content, image_folder, image_source, unpacked
 
+from fdtrain.commands.entry import main
 from fdtrain.data.pack import pack
 from fdtrain.data.sources import archive
 from fdtrain.data.sources.archive import members
@@ -37,10 +36,7 @@ def test_train_and_test_inside_are_splits(tmp_path, wrapper, train, held_out, sp
     files = {f"{wrapper}{train}/{'ab'[i % 2]}/{i}.png": FILES[i] for i in range(8)}
     files |= {f"{wrapper}{held_out}/{'ab'[i % 2]}/{i}.png": FILES[i] for i in range(8, 12)}
     found = packed(image_folder(tmp_path / "in", files), tmp_path / "out")
-    assert found == {
-        "train": by_content(PICTURES[:8], [0, 1] * 4),
-        split: by_content(PICTURES[8:], [0, 1] * 2),
-    }
+    assert found == {"train": by_content(PICTURES[:8], [0, 1] * 4), split: by_content(PICTURES[8:], [0, 1] * 2)}
     with pytest.raises(UserError, match="has splits of its own"):
         image_source(tmp_path / "in", holdout=2)
 
@@ -149,16 +145,12 @@ def test_links_to_other_folders_and_files_are_followed(tmp_path):
 
 
 @pytest.mark.parametrize(("source", "place"), [("images", "in"), ("images", "in/x.png"), ("hub", "in/x.parquet")])
-def test_fifos_do_not_hang(tmp_path, source, place):
+def test_fifos_do_not_hang(tmp_path, source, place, capsys):
     if place != "in":
         image_folder(tmp_path / "in", {"a.png": FILES[0]})
     os.mkfifo(tmp_path / place)
-    tool = Path(__file__).resolve().parents[2] / "tools" / "pack.py"
-    command = [sys.executable, tool, source, tmp_path / "in", tmp_path / "out"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=100)
-    assert result.returncode == 2
-    assert "Traceback" not in result.stderr
-    assert "neither a file nor a folder" in result.stderr
+    assert main(["pack", source, str(tmp_path / "in"), str(tmp_path / "out")]) == 2
+    assert "neither a file nor a folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

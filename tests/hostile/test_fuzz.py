@@ -203,7 +203,7 @@ def test_configurations(data, place, attacked):
     told(attacked, target="configuration", path=str(folder / "a.yaml"))
 
 
-@cases(60)
+@cases(40)
 @given(data=st.data())
 def test_answers(data, place, attacked):
     """Of a web server: a shard's bytes are those that were packed, or none."""

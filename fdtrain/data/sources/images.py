@@ -8,7 +8,7 @@ from typing import NamedTuple
 from fdtrain.data.sources import labels
 from fdtrain.data.sources.archive import Member, advice, members, read
 from fdtrain.data.sources.picture import Colour, fit_like_first, image_parts, is_image, method
-from fdtrain.data.sources.source import SPLIT_NAMES, Source, hold_out_fewer, numbered
+from fdtrain.data.sources.source import SPLIT_NAMES, Source, class_names, hold_out_fewer
 from fdtrain.errors import UserError
 
 
@@ -180,15 +180,10 @@ def _held_out(listing: _Listing, holdout: int, path: Path) -> dict[str, _Listing
 
 def _classes(listings: dict[str, _Listing], path: Path) -> list[str]:
     """All classes in order. The test set must have the same classes as the train set."""
-    by_split = [listing.classes for listing in listings.values() if listing.classes is not None]
+    by_split = {split: set(listing.classes) for split, listing in listings.items() if listing.classes is not None}
     if not by_split:
         return []
-    if len(by_split) < len(listings) or len({type(classes[0]) for classes in by_split}) > 1:
+    kinds = {type(label) for labels in by_split.values() for label in labels}
+    if len(by_split) < len(listings) or len(kinds) > 1:
         raise UserError("the images of one split have labels, or another kind of labels. Label both alike.")
-    numbers = [label for classes in by_split for label in classes if isinstance(label, int)]
-    if numbers:
-        return numbered(max(numbers), str(path))
-    train, every = _folders(listings["train"]), set().union(*map(_folders, listings.values()))
-    if every != train:
-        raise UserError(f"the held-out images have classes that the train images lack: {sorted(every - train)}.")
-    return sorted(train)
+    return class_names(by_split, str(path))

@@ -23,7 +23,7 @@ from fdtrain.data.fetch import is_remote, shown
 from fdtrain.data.members import LABELS, class_name, json_field, longest_name, samples
 from fdtrain.data.sources.archive import MAX_READ, advice
 from fdtrain.data.sources.picture import Fit, decode, exactly, method, upright_shape
-from fdtrain.data.sources.source import BadSample, Sample, Source, hold_out_fewer, numbered
+from fdtrain.data.sources.source import BadSample, Sample, Source, class_names, hold_out_fewer
 from fdtrain.data.tar import compressed
 from fdtrain.data.workers import run
 from fdtrain.errors import UserError, excerpt
@@ -219,22 +219,18 @@ def shard_labels(path: Path, wanted: Wanted) -> tuple[Path, int, set[str]]:
 
 
 def class_list(labels: dict[str, list[set[str]]]) -> list[str]:
-    """The classes by number, from the labels of each shard of each split. Numbers are themselves, names are sorted.
+    """The classes, from the labels of each shard of each split: texts, which may be numbers.
 
     Raises:
-        UserError: too many; negative numbers; names that the train images lack.
+        UserError: as :func:`class_names`; negative numbers.
     """
-    train: set[str] = set().union(*labels["train"])
-    every = train.union(*(names for shards in labels.values() for names in shards))
-    if every and all(map(_NUMBER.fullmatch, every)):
-        return numbered(max(map(int, every)), "the shards")
+    names = {split: set[str]().union(*shards) for split, shards in labels.items()}
+    every = set().union(*names.values())
+    if all(map(_NUMBER.fullmatch, every)):
+        return class_names({split: set(map(int, of_split)) for split, of_split in names.items()}, "the shards")
     if any(re.fullmatch("-[0-9]+", name) for name in every):
         raise UserError("the shards have negative labels. Correct them, or do without labels (--labels '').")
-    if every != train:
-        lacking = excerpt(", ".join(sorted(every - train)))
-        raise UserError(f"the held-out images have classes that the train images lack: {lacking}.")
-    numbered(len(every), "the shards")
-    return sorted(every)
+    return class_names(names, "the shards")
 
 
 def held_out(counts: dict[str, int], holdout: int) -> dict[str, list[str]]:

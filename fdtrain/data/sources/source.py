@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from fdtrain.data.dataset import MAX_CLASSES
-from fdtrain.errors import UserError
+from fdtrain.errors import UserError, excerpt
 
 Sample = tuple[np.ndarray, int]
 """Image ``(H, W, C)`` uint8 and its label, -1 without one."""
@@ -95,6 +95,21 @@ def numbered(largest: int, where: str) -> list[str]:
             f"{where}: label {largest}, but at most {MAX_CLASSES} classes are possible. Correct the labels."
         )
     return [str(i) for i in range(largest + 1)]
+
+
+def class_names(labels: Mapping[str, set[int] | set[str]], where: str) -> list[str]:
+    """The classes by number, from the labels of every split: those of numbers are numbers, names are sorted.
+
+    Raises:
+        UserError: too many; names that the train images lack.
+    """
+    every = set().union(*labels.values())
+    if numbers := [label for label in every if isinstance(label, int)]:
+        return numbered(max(numbers), where)
+    if lacking := sorted(every - labels["train"]):
+        raise UserError(f"the held-out images have classes that the train images lack: {excerpt(', '.join(lacking))}.")
+    numbered(len(every), where)
+    return sorted(every)
 
 
 def hold_out_fewer(images: int) -> str:
