@@ -200,16 +200,6 @@ def fingerprint(shards: ShardTable, members: SampleMembers | None = None) -> str
     return digest.hexdigest()
 
 
-def check_split(folder: str | Path, description: DatasetDescription, split: str) -> None:
-    """Check that every shard of a split exists in ``folder`` in full length.
-
-    Raises:
-        UserError: one is missing, cut short or grown.
-    """
-    for shard in description.splits[split]:
-        check_length(Path(folder) / shard.file, shard)
-
-
 def check_length(path: Path, shard: Shard) -> None:
     """Check that a shard exists at ``path`` in full length.
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from fdtrain.data import shard_table
-from fdtrain.data.dataset import FILE, VERSION, DatasetDescription, check_split, read_description, write_description
+from fdtrain.data.dataset import FILE, VERSION, DatasetDescription, check_length, read_description, write_description
 from fdtrain.data.shard_store import PackRequest, ShardStore, alone
 from fdtrain.data.sources.source import Part, Source
 from fdtrain.data.workers import progress, run
@@ -127,8 +127,9 @@ def _check_folder(store: ShardStore, again: bool) -> None:
 
 def _complete(folder: Path) -> DatasetDescription:
     description = read_description(folder)
-    for split in description.splits:
-        check_split(folder, description, split)
+    for shards in description.splits.values():
+        for shard in shards:
+            check_length(folder / shard.file, shard)
     return description
 
 

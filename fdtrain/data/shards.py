@@ -87,12 +87,9 @@ class PlacedShards(Sequence[PlacedShard]):
         return np.array([placed.shard.bytes for placed in self if is_remote(placed.place)], np.int64)
 
 
-def chained(parts: Sequence[PlacedShards]) -> Sequence[PlacedShard]:
+class ChainedShards(Sequence[PlacedShard]):
     """The shards of one split of each data set of a run, numbered one set after another."""
-    return parts[0] if len(parts) == 1 else _Chain(parts)
 
-
-class _Chain(Sequence[PlacedShard]):
     def __init__(self, parts: Sequence[PlacedShards]):
         self.parts, self._ends = parts, np.cumsum([len(part) for part in parts])
 
@@ -103,14 +100,9 @@ class _Chain(Sequence[PlacedShard]):
         part = int(np.searchsorted(self._ends, index, side="right"))
         return self.parts[part][index - (int(self._ends[part - 1]) if part else 0)]
 
-
-def remote_lengths(shards: Sequence[PlacedShard]) -> np.ndarray:
-    """The bytes of each shard that is not on this machine."""
-    if isinstance(shards, PlacedShards):
-        return shards.remote_lengths
-    if isinstance(shards, _Chain):
-        return np.concatenate([remote_lengths(part) for part in shards.parts])
-    return np.array([placed.shard.bytes for placed in shards if is_remote(placed.place)], np.int64)
+    @property
+    def remote_lengths(self) -> np.ndarray:
+        return np.concatenate([part.remote_lengths for part in self.parts])
 
 
 class OpenShard:
@@ -212,7 +204,7 @@ class ShardReader:
 
     def __init__(
         self,
-        shards: Sequence[PlacedShard],
+        shards: PlacedShards | ChainedShards,
         description: DatasetDescription,
         cache: Cache | None = None,
         keep_open: int = 256,
@@ -222,7 +214,7 @@ class ShardReader:
         keep_open = max(1, min(keep_open, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 8))
         self.shards, self.description, self.cache, self.keep_open = shards, description, cache, keep_open
         if cache and cache.cap is not None:
-            largest = np.sort(remote_lengths(shards))[-keep_open:]
+            largest = np.sort(shards.remote_lengths)[-keep_open:]
             if (needed := int(largest.sum())) > cache.cap:
                 raise UserError(
                     f"data.cache_gib: up to {len(largest)} shards are read at a time, "

@@ -9,7 +9,7 @@ import torch
 from fdtrain.data.cache import Cache, open_cache
 from fdtrain.data.loader import Batch
 from fdtrain.data.mixture import DataSets, open_data
-from fdtrain.data.shards import ShardReader, chained, remote_lengths
+from fdtrain.data.shards import ChainedShards, ShardReader
 from fdtrain.errors import UserError
 
 
@@ -39,8 +39,8 @@ class Split:
         data = data if isinstance(data, DataSets) else open_data([data], [1.0])
         self.description = data.description
         parts = data.split(split)
-        shards = chained(parts)
-        cache = cache or open_cache(None, None, FETCH_SECONDS, bool(remote_lengths(shards).size))
+        shards = ChainedShards(parts)
+        cache = cache or open_cache(None, None, FETCH_SECONDS, bool(shards.remote_lengths.size))
         self._reader = ShardReader(shards, self.description, cache, keep_open=1)
         self._ends = np.cumsum(np.concatenate([part.images for part in parts]))
 

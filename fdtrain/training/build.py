@@ -24,7 +24,7 @@ from fdtrain.data.cache import Cache, open_cache
 from fdtrain.data.dataset import write_description
 from fdtrain.data.loader import Batches, LaneDataset
 from fdtrain.data.mixture import lane_order
-from fdtrain.data.shards import ShardReader, chained
+from fdtrain.data.shards import ChainedShards, ShardReader
 from fdtrain.data.split import Split
 from fdtrain.diffusion.interval import CLOSED
 from fdtrain.errors import UserError
@@ -194,7 +194,7 @@ def own_batches(plan: Plan, noise: BatchNoise, start: int) -> Batches[list[PassI
     counts = [part.images for part in plan.train_shards]
     order = lane_order(counts, data.weights, training.lanes, plan.config.seed, data.shuffle_window)
     lanes = plan.layout.own_lanes
-    shards = chained(plan.train_shards)
+    shards = ChainedShards(plan.train_shards)
     keep_open = len(lanes) * order.shards_at_once
     reader = ShardReader(shards, plan.description, _cache(plan), keep_open, data.verify)
     images = LaneDataset(reader, order, lanes, training.lane_images, flip=data.flip, labelled=bool(plan.spec.classes))

@@ -15,7 +15,7 @@ from fdtrain.checkpoint import soundness, store
 from fdtrain.config import Config, ConfigFiles, dump_config, load_config
 from fdtrain.data.dataset import DatasetDescription, fingerprint
 from fdtrain.data.mixture import DataSets, open_data
-from fdtrain.data.shards import PlacedShards, chained, remote_lengths
+from fdtrain.data.shards import ChainedShards, PlacedShards
 from fdtrain.errors import UserError, excerpt
 from fdtrain.evaluation.feature_networks import FeatureNetwork, open_features
 from fdtrain.networks.model import Model, ModelSpec
@@ -66,7 +66,7 @@ class Plan:
     @cached_property
     def remote(self) -> bool:
         """Whether shards must be fetched. Those that are elsewhere than their description are looked at one by one."""
-        return bool(remote_lengths(chained(self.train_shards)).size)
+        return bool(ChainedShards(self.train_shards).remote_lengths.size)
 
     @property
     def settings(self) -> dict[str, Any]:

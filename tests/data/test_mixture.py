@@ -10,7 +10,7 @@ from packed import number, pack
 
 from fdtrain.data.loader import Batches, LaneDataset
 from fdtrain.data.mixture import BLOCK, MixtureOrder, lane_order, open_data, quotas
-from fdtrain.data.shards import ShardReader
+from fdtrain.data.shards import ChainedShards, ShardReader
 from fdtrain.errors import UserError
 
 COUNTS = st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=4).filter(any), min_size=2, max_size=3)
@@ -85,7 +85,7 @@ def test_batches_of_a_mixture(tmp_path, workers):
     assert data.description.classes[9:12] == ["a/9", "b/x", "b/y"]
     parts = data.split("train")
     order = lane_order([[p.shard.images for p in part] for part in parts], data.weights, 4, 0, 8)
-    read = LaneDataset(ShardReader([placed for part in parts for placed in part], data.description), order, range(4), 2)
+    read = LaneDataset(ShardReader(ChainedShards(parts), data.description), order, range(4), 2)
     count = 0
     for images, labels in Batches(read, 0, 40, workers):
         for n, label in zip(map(number, images.numpy()), labels.tolist(), strict=True):

@@ -166,7 +166,7 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("form", ["npy", "stored", "deflated"])
+@pytest.mark.parametrize("form", ["npy", "npz"])
 @pytest.mark.parametrize("what", HOSTILE)
 def test_headers_that_lie(tmp_path, what, form):
     data = HOSTILE[what]
@@ -175,8 +175,7 @@ def test_headers_that_lie(tmp_path, what, form):
         path = tmp_path / "data.npy"
         path.write_bytes(data)
     else:
-        compression = zipfile.ZIP_STORED if form == "stored" else zipfile.ZIP_DEFLATED
-        path = archive(tmp_path / "data.npz", data, compression)
+        path = archive(tmp_path / "data.npz", data, zipfile.ZIP_DEFLATED)
     with pytest.raises(UserError, match=r"is not a plain array"):
         source(path)
 

@@ -1,5 +1,6 @@
 """Folders and archives of images as people have them: splits, links, rotated pictures, labels beside images."""
 
+import gzip
 import io
 import json
 import os
@@ -229,47 +230,22 @@ def tar_bytes(files: dict[str, bytes], form: int = tarfile.PAX_FORMAT) -> bytes:
 
 
 def damaged_tars() -> dict[str, tuple[bytes, str]]:
-    """Tars that would lose images if what cannot be read were taken for their end."""
+    """Tars that would lose images if what cannot be read were taken for their end. Others: test_tar.py."""
     whole = tar_bytes({f"{i}.png": data for i, data in enumerate(FILES)})
     second = 512 + -(-len(FILES[0]) // 512) * 512
-    end = len(whole.rstrip(b"\0"))
-    end += -end % 512
+    fifo = tarfile.TarInfo("x.png")
+    fifo.type = tarfile.FIFOTYPE
     return {
         "garbage header": (whole[:second] + b"\xa5" * 512 + whole[second + 512 :], "no tar header at byte"),
-        "no end": (whole[:end], "no end-of-archive block"),
-        "cut in a member": (whole[: end - 600], "cut short"),
+        "cut short": (whole[: second + 700], "cut short"),
         "a second archive behind": (whole + tar_bytes({"more.png": FILES[0]}), "several archives in one file"),
-        "pax of a negative size": (pax_member({"size": "-512"}), "no number in an extended header"),
-        "pax of a huge size": (pax_member({"size": "9" * 19}), "cut short"),
-        "sparse": (pax_member({"GNU.sparse.major": "1"}), "sparse"),
-        "a chain of headers": (pax_member({"comment": "x"})[:1024] * 50 + whole, "two extended headers of one kind"),
-        "a fifo": (special(tarfile.FIFOTYPE), "neither a plain file, a folder nor a link"),
-        "a header of negative size": (special(tarfile.REGTYPE, size=-512), "no number for a size"),
-        "a long name of a terabyte": (
-            special(tarfile.GNUTYPE_LONGNAME, size=1 << 40),
-            "an extended header of 1099511627776 bytes",
-        ),
+        "a fifo": (fifo.tobuf() + bytes(1024), "neither a plain file, a folder nor a link"),
     }
-
-
-def pax_member(records: dict[str, str]) -> bytes:
-    info = tarfile.TarInfo("a.png")
-    info.size, info.pax_headers = len(FILES[0]), records
-    data = FILES[0] + bytes(-len(FILES[0]) % 512)
-    return info.tobuf(tarfile.PAX_FORMAT) + data + bytes(1024)
-
-
-def special(kind: bytes, size: int = 0) -> bytes:
-    info = tarfile.TarInfo("x.png")
-    info.type, info.size = kind, size
-    return info.tobuf(tarfile.GNU_FORMAT) + bytes(1024)
 
 
 @pytest.mark.parametrize("compress", [False, True])
 @pytest.mark.parametrize("what", damaged_tars())
 def test_damaged_tars_lose_nothing_silently(tmp_path, what, compress):
-    import gzip
-
     data, message = damaged_tars()[what]
     path = tmp_path / "in.tar"
     path.write_bytes(gzip.compress(data) if compress else data)

@@ -348,38 +348,18 @@ def test_celeba_that_is_not_as_published(tmp_path):
         celeba64(tmp_path / "c.zip", 10)
 
 
-def read_all(data: bytes, kind: str, path: Path) -> None:
-    if kind in ("PNG", "JPEG", "WEBP", "BMP"):
-        decode(data, "x", exactly(16, 3))
-        return
-    path.write_bytes(data)
-    for member in archive.members(path if kind in ("zip", "tar", "tgz") else path.parent):
-        if kind == "pickle":
-            BatchFile(member._replace(name="x"), 16, 1, 10).count()
-        elif kind == "npz":
-            BatchFile(member._replace(name="x.npz"), 16, 1, 10).count()
-        else:
-            with archive.stream(member) as file:
-                file.read()
-            archive.read(member)
-
-
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "pickle", "npz", "zip", "tar", "tgz"])
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP", "BMP", "pickle", "npz"])
 def test_any_damage_is_one_line(tmp_path, kind):
-    """Bytes changed, lost or cut off anywhere: the source reads all the same, or one line says that it does not."""
+    """Bytes changed, lost or cut off anywhere: the source reads all the same, or one line says that it does not.
+    Archives and PNG: tests/hostile."""
     picture = pub.random_images(1, 16)[0]
     content = {"data": pub.planes(picture[None]), "labels": [1]}
     whole = {
         "pickle": lambda: pub.python3_pickle(content),
         "npz": lambda: npz({f"{key}.npy": npy(np.asarray(value)) for key, value in content.items()}),
-        "zip": lambda: pub.write_zip(tmp_path / "x", {"x/a.png": pub.encoded(picture)}).read_bytes(),
-        "tar": lambda: pub.write_tar(tmp_path / "x", {"x/a.png": pub.encoded(picture)}).read_bytes(),
-        "tgz": lambda: pub.write_tar(tmp_path / "x", {"x/a.png": pub.encoded(picture)}, "w:gz").read_bytes(),
     }.get(kind, lambda: pub.encoded(picture, kind))()
-    (tmp_path / "in").mkdir()
-    path = tmp_path / "in" / "x" if kind in ("zip", "tar", "tgz") else tmp_path / "in" / "data_batch_1"
-    rng, messages = np.random.default_rng(0), []
+    rng, messages, path = np.random.default_rng(0), [], tmp_path / "data"
     for _ in range(400):
         data = bytearray(whole)
         # Headers decide most, so half of the damage is there.
@@ -388,8 +368,13 @@ def test_any_damage_is_one_line(tmp_path, kind):
             data[place : place + int(rng.integers(1, 4))] = rng.bytes(int(rng.integers(0, 4)))
         else:
             del data[place:]
+        path.write_bytes(data)
         try:
-            read_all(bytes(data), kind, path)
+            if kind.isupper():
+                decode(bytes(data), "x", exactly(16, 3))
+            else:
+                [member] = archive.members(tmp_path)
+                BatchFile(member._replace(name=f"x.{kind}"), 16, 1, 10).count()
         except UserError as error:
             messages.append(str(error))
     assert messages

@@ -25,12 +25,6 @@ def saved(picture: Image.Image, form: str = "PNG", **options) -> bytes:
     return file.getvalue()
 
 
-def rotated() -> bytes:
-    exif = Image.Exif()
-    exif[0x0112] = 3
-    return saved(RGB, exif=exif)
-
-
 def animated(form: str) -> bytes:
     return saved(RGB, form, save_all=True, append_images=[RGB.rotate(90)], duration=10)
 
@@ -61,10 +55,10 @@ REFUSED = {
 }
 
 
-def source(folder, data: bytes, resize: int | None = None):
+def source(folder, data: bytes):
     """An RGB picture and another."""
     image_folder(folder, {f"{i}.png": picture for i, picture in enumerate([saved(RGB), data])})
-    return images(folder, None, 0, "some", resize, 3, 10)
+    return images(folder, None, 0, "some", None, 3, 10)
 
 
 def stored(folder) -> set[bytes]:
@@ -76,18 +70,6 @@ def test_pictures_that_are_converted(tmp_path, what):
     pack(source(tmp_path / "in", CONVERTED[what]), tmp_path / "out")
     expected = Image.open(io.BytesIO(CONVERTED[what])).convert("RGB")
     assert stored(tmp_path / "out") == {np.asarray(RGB).tobytes(), np.asarray(expected).tobytes()}
-
-
-def test_pictures_that_are_turned(tmp_path):
-    pack(source(tmp_path / "in", rotated()), tmp_path / "out")
-    assert stored(tmp_path / "out") == {np.asarray(RGB).tobytes(), np.asarray(RGB.rotate(180)).tobytes()}
-
-
-def test_pictures_that_are_cut(tmp_path):
-    wide = saved(RGB.resize((40, 20)))
-    pack(source(tmp_path / "in", wide, resize=20), tmp_path / "out")
-    middle = RGB.resize((40, 20)).crop((10, 0, 30, 20))
-    assert stored(tmp_path / "out") == {np.asarray(RGB).tobytes(), np.asarray(middle).tobytes()}
 
 
 @pytest.mark.parametrize("what", REFUSED)

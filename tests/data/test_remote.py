@@ -30,7 +30,7 @@ from fdtrain.data.cache import open_cache
 from fdtrain.data.lanes import LaneOrder
 from fdtrain.data.loader import Batches, LaneDataset
 from fdtrain.data.location import locate
-from fdtrain.data.shards import ShardReader, remote_lengths
+from fdtrain.data.shards import ShardReader
 from fdtrain.data.split import Split
 from fdtrain.errors import UserError
 
@@ -56,7 +56,7 @@ def batches(path, cache=None, workers=0, seconds=30.0, stop=15, allow_pipe=False
     data = locate(path, allow_pipe, 30.0)
     shards = data.split("train")
     order = LaneOrder(shards.images, 4, 0, 6)
-    held = open_cache(cache, None, seconds, bool(remote_lengths(shards).size))
+    held = open_cache(cache, None, seconds, bool(shards.remote_lengths.size))
     return Batches(LaneDataset(ShardReader(shards, data.description, held), order, range(4), 2), 0, stop, workers)
 
 
