@@ -50,6 +50,11 @@ def raw_png(width: int, height: int, *chunks: tuple[bytes, bytes], bits: int = 8
     return b"\x89PNG\r\n\x1a\n" + head + b"".join(chunk(*each) for each in chunks) + chunk(b"IEND", b"")
 
 
+def npy_header(text: bytes, body: bytes = b"") -> bytes:
+    """A file of numpy with any header."""
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text + body
+
+
 def sample(i: int, encoding: str = "npy", **shape) -> list[tuple[str, bytes]]:
     pixels = image(i, **shape)
     data = npy(pixels) if encoding == "npy" else picture(pixels)

@@ -12,6 +12,7 @@ import resource
 import stat
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,40 +122,38 @@ class OpenShard:
                 raise ValueError(f"{placed.name} is remote, and is read through a cache")
             path, self._lock = cache.acquire(placed.shard, placed.place)
         self.file = -1
+        with ExitStack() as stack:
+            stack.callback(self.close)
+            self.samples = self._opened(path, verify)
+            stack.pop_all()
+
+    def _opened(self, path: str | Path, verify: bool) -> Samples:
+        placed, folder, samples = self.placed, self.placed.folder, None
         try:
             # Opening a FIFO would wait for its writer.
             self.file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-            if not stat.S_ISREG(os.fstat(self.file).st_mode):
-                raise UserError(f"{self.placed.name} is no regular file. Restore it or pack again.")
-            if os.fstat(self.file).st_size != placed.shard.bytes:
+            status = os.fstat(self.file)
+            if not stat.S_ISREG(status.st_mode):
+                raise UserError(f"{placed.name} is no regular file. Restore it or pack again.")
+            if status.st_size != placed.shard.bytes:
                 raise UserError(f"{placed.name} is cut short or changed. Restore it or pack again.")
             if verify and self._lock is None:
                 self._verify()
-            samples = None if verify else self._indexed()
-            self.samples = samples or self._scanned()
+            if folder is not None and not verify:
+                place = shard_index.place(folder, placed.shard.file)
+                samples = shard_index.read(place, placed.shard, self.file, placed.members)
+            return samples or self._scanned()
         except FileNotFoundError:
-            self.close()
             raise UserError(f"{path} has disappeared. Restore it or pack again.") from None
         except OSError as error:
-            self.close()
             full = error.errno in (errno.EMFILE, errno.ENFILE)
             advice = "Raise the limit of open files (ulimit -n)" if full else "Restore it, or correct its permissions"
             name = error.filename or placed.name
             raise UserError(f"{name} cannot be read ({error.strerror}). {advice}.") from error
         except ValueError as error:
-            self.close()
             raise UserError(
                 f"{placed.name} cannot be read as a tar file ({error}). Restore it or pack again."
             ) from error
-        except BaseException:
-            self.close()
-            raise
-
-    def _indexed(self) -> Samples | None:
-        folder, shard = self.placed.folder, self.placed.shard
-        if folder is None:
-            return None
-        return shard_index.read(shard_index.place(folder, shard.file), shard, self.file, self.placed.members)
 
     def _scanned(self) -> Samples:
         with mmap.mmap(self.file, 0, access=mmap.ACCESS_READ) as data:

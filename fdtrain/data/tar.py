@@ -11,7 +11,6 @@ differently is refused: see :class:`BadTar`.
 import bz2
 import gzip
 import hashlib
-import io
 import lzma
 import mmap
 import re
@@ -306,29 +305,6 @@ def _opener(file: BinaryIO):
     magic = file.read(6)
     file.seek(0)
     return next((opener for start, opener in _OPENERS.items() if magic.startswith(start)), None)
-
-
-@contextmanager
-def section(path: Path, offset: int, size: int) -> Iterator[BinaryIO]:
-    """Open the ``size`` bytes at ``offset`` of an archive, which are read as needed."""
-    with opened(path) as data:
-        yield io.BufferedReader(_Section(data, offset, size))
-
-
-class _Section(io.RawIOBase):
-    def __init__(self, data: mmap.mmap | Inflated, offset: int, size: int):
-        self.data, self.position, self.end = data, offset, offset + size
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer) -> int:
-        data = self.data[self.position : min(self.end, self.position + len(buffer))]
-        if not data and self.position < self.end and len(buffer):
-            raise EOFError("cut short")
-        buffer[: len(data)] = data
-        self.position += len(data)
-        return len(data)
 
 
 class TarWriter:

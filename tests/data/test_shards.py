@@ -11,7 +11,7 @@ import zlib
 
 import numpy as np
 import pytest
-from packed import describe, image, npy, number, pack, picture, raw_png, sample, write_tar
+from packed import describe, image, npy, npy_header, number, pack, picture, raw_png, sample, write_tar
 from PIL import Image
 
 from fdtrain.data.location import locate
@@ -150,16 +150,12 @@ def test_pickled_array_runs_no_code(tmp_path):
     assert not (tmp_path / "executed").exists()
 
 
-def npy_header(text: str, body: bytes = b"") -> bytes:
-    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text.encode() + body
-
-
 def webp(kind: bytes, body: bytes) -> bytes:
     chunk = kind + len(body[:10]).to_bytes(4, "little") + body
     return b"RIFF" + (4 + len(chunk)).to_bytes(4, "little") + b"WEBP" + chunk
 
 
-SHAPE = "{'descr': '|u1', 'fortran_order': False, 'shape': (%s)}\n"
+SHAPE = b"{'descr': '|u1', 'fortran_order': False, 'shape': (%s)}\n"
 LARGE_WEBP = picture(np.zeros((3000, 3000, 3), np.uint8), "webp")[12:]
 NOISE = np.random.default_rng(0).integers(0, 256, (4, 4, 3), np.uint8)
 ZEROS = zlib.compress(b"\0" * 200_000_000, 9)
@@ -171,10 +167,10 @@ RIGHT = zlib.compress(b"\0" * (4 * 13))
     [
         ([("0.png", raw_png(60000, 60000, (b"IDAT", ZEROS)))], "60000x60000x3, expected 4x4x3"),
         ([("0.png", raw_png(2**31 - 1, 1, (b"IDAT", RIGHT)))], "expected 4x4x3"),
-        ([("0.npy", npy_header(SHAPE % "99999999, 9999, 3"))], "shape (99999999, 9999, 3) in 81 bytes"),
-        ([("0.npy", npy_header(SHAPE % "4, 4, 3", b"x" * 4000))], "bytes"),
-        ([("0.npy", npy_header(SHAPE % "4, 4, 3", b"x"))], "not an npy array"),
-        ([("0.npy", npy_header("(" * 3000))], "not an npy array"),
+        ([("0.npy", npy_header(SHAPE % b"99999999, 9999, 3"))], "shape (99999999, 9999, 3) in 81 bytes"),
+        ([("0.npy", npy_header(SHAPE % b"4, 4, 3", b"x" * 4000))], "bytes"),
+        ([("0.npy", npy_header(SHAPE % b"4, 4, 3", b"x"))], "not an npy array"),
+        ([("0.npy", npy_header(b"(" * 3000))], "not an npy array"),
         ([("0.npy", npy(image(0).astype(np.float32)))], "array of float32, expected uint8"),
         ([("0.npy", npy(image(0)) + b"\0" * 10_000)], "at most"),
         ([("0.png", b"\0" * 3_000_000)], "at most"),
@@ -203,7 +199,7 @@ RIGHT = zlib.compress(b"\0" * (4 * 13))
         ([("0.npy", npy(image(0))), ("0.json", b"[" * 500_000)], "label is not"),
         ([("0.npy", npy(image(0))), ("0.json", b'{"label": ' + b"9" * 5000 + b"}")], "label is not"),
         ([("0.npy", npy(image(0))), ("0.json", b'{"label": true}')], "label is not"),
-        ([("0.npy", npy_header("{'\x1b[2J': '" + "x" * 3000 + "'}"))], "not an npy array"),
+        ([("0.npy", npy_header(b"{'\x1b[2J': '" + b"x" * 3000 + b"'}"))], "not an npy array"),
         ([("0.npy", npy(image(0))), ("0.json", b'{"label": 99999999999999999999}')], "label is not"),
     ],
 )

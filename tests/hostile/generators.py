@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from hypothesis import strategies as st
-from packed import npy, picture
+from packed import npy, npy_header, picture
 from tars import extended, header, record
 
 SIZES = (0, 1, 511, 2**31, 2**33, 2**62, 2**63, 2**64, 2**80)
@@ -52,10 +52,6 @@ def png(width: int, height: int, *chunks: bytes) -> bytes:
     return (
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)) + b"".join(chunks)
     )
-
-
-def npy_header(text: bytes, body: bytes = b"") -> bytes:
-    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text + body
 
 
 BOMB = zlib.compress(bytes(50_000_000), 9)

@@ -1,6 +1,7 @@
 """Files in a folder, zip or tar, listed without reading them, read one by one, and never extracted to disk."""
 
 import gzip
+import io
 import lzma
 import os
 import posixpath
@@ -229,7 +230,7 @@ def read(member: Member) -> bytes:
 
 @contextmanager
 def stream(member: Member, most: int = MAX_STREAM) -> Iterator[IO[bytes]]:
-    """Open a large file of at most ``most`` bytes, which is read as needed.
+    """Open a large file of at most ``most`` bytes, which is read as needed, or at once from a tar.
 
     Raises:
         UserError: too large, or damaged.
@@ -246,8 +247,11 @@ def stream(member: Member, most: int = MAX_STREAM) -> Iterator[IO[bytes]]:
             with zipfile.ZipFile(member.path) as archive, archive.open(_info(archive, member)) as file:
                 yield file
         else:
-            with tar.section(member.path, member.offset, member.size) as file:
-                yield file
+            with tar.opened(member.path) as data:
+                content = data[member.offset : member.offset + member.size]
+            if len(content) < member.size:
+                raise EOFError("cut short")
+            yield io.BytesIO(content)
     except BROKEN as error:
         raise UserError(f"{member} cannot be read ({error}). Fetch it again.") from error
 

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -57,7 +58,8 @@ def images(
     listings = {split: _shuffled(listing) for split, listing in listings.items()}
     if holdout:
         listings = _held_out(listings["train"], holdout, train)
-    fit = fit_like_first(listings["train"].members, read, resize, channels, background)
+    pictures = ((str(member), partial(read, member)) for member in listings["train"].members)
+    fit = fit_like_first(pictures, resize, channels, background)
     classes = _classes(listings, train)
     number = {name: index for index, name in enumerate(classes)}
     splits = {}

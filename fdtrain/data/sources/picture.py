@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TypeVar
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
@@ -19,8 +18,6 @@ EXTENSIONS = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp")
 CHANNELS = (1, 3)
 GREY = ("1", "L", "LA")
 """Pillow's modes of pictures without colour."""
-
-T = TypeVar("T")
 
 MAX_PIXELS = 1 << 26
 """8192 x 8192. A larger picture is refused, since decoding it could fill the memory."""
@@ -112,22 +109,21 @@ def upright_shape(data: bytes | np.ndarray, where: str) -> tuple[tuple[int, int]
 
 
 def fit_like_first(
-    pictures: Iterable[T],
-    read: Callable[[T], bytes | np.ndarray],
+    pictures: Iterable[tuple[str, Callable[[], bytes | np.ndarray]]],
     resize: int | None,
     channels: int | None,
     background: Colour | None = None,
 ) -> Fit:
-    """As :func:`fit_like`, by the first picture that can be opened; ``str`` of a picture names it.
+    """As :func:`fit_like`, by the first picture that can be opened, of names and how each is read.
 
     Raises:
         BadSample: none can be opened; the error of the first one.
         UserError: as :func:`fit_like`.
     """
     first: BadSample | None = None
-    for picture in pictures:
+    for where, read_it in pictures:
         try:
-            return fit_like(read(picture), str(picture), resize, channels, background)
+            return fit_like(read_it(), where, resize, channels, background)
         except BadSample as error:
             first = first or error
     raise first or UserError("there are no images.")

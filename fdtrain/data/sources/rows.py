@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -59,6 +60,32 @@ class Table:
         assert self._rows is not None
         return self._rows.column(column)[row - self._start]
 
+    def image(self, row: int, column: str, paths: bool) -> bytes | np.ndarray:
+        """The image of a row, encoded or as an array of uint8.
+
+        Raises:
+            BadSample: there is none, it is in a file of its own, or the array is not one of pixels.
+        """
+        scalar, where = self.value(row, column), f"{self.where}, row {row}"
+        if _is_null(scalar):
+            raise BadSample(f"{where}: no image (null). Pack the other rows alone by --null-images skip.")
+        value = scalar.as_py()
+        if isinstance(value, dict):
+            if value.get("bytes") is None and paths:
+                return _file(value["path"], where)
+            value = value.get("bytes")
+        if isinstance(value, bytes):
+            return value
+        if value is None:
+            raise BadSample(f"{where}: no image bytes. Only data sets that embed their images can be packed.")
+        try:
+            pixels = np.array(value)
+        except ValueError as error:
+            raise BadSample(f"{where}: rows of pixels of different lengths. Correct it.") from error
+        if pixels.dtype.kind not in "iu" or not pixels.size or pixels.min() < 0 or pixels.max() > 255:
+            raise BadSample(f"{where}: pixels that are not all whole numbers from 0 to 255. Correct or convert it.")
+        return pixels.astype(np.uint8)
+
 
 @dataclass(frozen=True)
 class RowPart:
@@ -90,7 +117,7 @@ class RowPart:
             label = -1
             if self.label:
                 label = _number(table.value(row, self.label).as_py(), self.numbers, where)
-            return decode(_image(table.value(row, self.image), where, self.paths), where, self.fit), label
+            return decode(table.image(row, self.image, self.paths), where, self.fit), label
 
         return read
 
@@ -98,14 +125,6 @@ class RowPart:
         files = [Path(file["filename"]) for file in self.data.cache_files]
         sizes = [(file.name, file.stat().st_size) for file in files if file.exists()]
         return repr((self.where, len(self.data), sizes, self.rows, self.image, self.label, self.numbers, self.fit))
-
-
-class _Picture(NamedTuple):
-    table: Table
-    row: int
-
-    def __str__(self) -> str:
-        return f"{self.table.where}, row {self.row}"
 
 
 def row_source(
@@ -134,10 +153,12 @@ def row_source(
                 raise UserError(f"{source}: column '{column}' is of another type in split '{split}'. Convert one.")
     classes, numbers = _classes(splits, features, label, source) if label else ([], None)
     tables = {split: Table(data, [image], f"{source}, {split}") for split, data in splits.items()}
-    pictures = (_Picture(table, row) for table in tables.values() for row in range(len(table.data)))
-    fit = fit_like_first(
-        pictures, lambda p: _image(p.table.value(p.row, image), str(p), paths), choice.resize, choice.channels
+    pictures = (
+        (f"{table.where}, row {row}", partial(table.image, row, image, paths))
+        for table in tables.values()
+        for row in range(len(table.data))
     )
+    fit = fit_like_first(pictures, choice.resize, choice.channels)
     rows: dict[str, Sequence[int]] = {split: range(len(data)) for split, data in splits.items()}
     nulls: list[str] = []
     if choice.skip_nulls:
@@ -262,32 +283,6 @@ def _is_null(scalar: Any) -> bool:
         fields = [name for name in ("bytes", "path") if scalar.type.get_field_index(name) >= 0]
         return not any(scalar[name].is_valid for name in fields)
     return not scalar.is_valid
-
-
-def _image(scalar: Any, where: str, paths: bool) -> bytes | np.ndarray:
-    """The image of a row, encoded or as an array of uint8.
-
-    Raises:
-        BadSample: there is none, it is in a file of its own, or the array is not one of pixels.
-    """
-    if _is_null(scalar):
-        raise BadSample(f"{where}: no image (null). Pack the other rows alone by --null-images skip.")
-    value = scalar.as_py()
-    if isinstance(value, dict):
-        if value.get("bytes") is None and paths:
-            return _file(value["path"], where)
-        value = value.get("bytes")
-    if isinstance(value, bytes):
-        return value
-    if value is None:
-        raise BadSample(f"{where}: no image bytes. Only data sets that embed their images can be packed.")
-    try:
-        pixels = np.array(value)
-    except ValueError as error:
-        raise BadSample(f"{where}: rows of pixels of different lengths. Correct it.") from error
-    if pixels.dtype.kind not in "iu" or not pixels.size or pixels.min() < 0 or pixels.max() > 255:
-        raise BadSample(f"{where}: pixels that are not all whole numbers from 0 to 255. Correct or convert it.")
-    return pixels.astype(np.uint8)
 
 
 def _file(path: str, where: str) -> bytes:
