@@ -2,8 +2,10 @@
 
 import logging
 import mmap
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Generic, Protocol, TypeVar
 
 import numpy as np
@@ -26,6 +28,9 @@ Batch = TypeVar("Batch", covariant=True)
 
 PREFETCH_STEPS = 4
 """The steps that a worker reads ahead."""
+START_SECONDS = 20.0
+"""A reading process that has not begun by then is replaced, as often as :data:`STARTS` allow."""
+STARTS = 5
 MAX_REPORTED = 10
 """The broken samples that a rank reports one by one; further ones are only counted."""
 
@@ -189,6 +194,38 @@ def lost_workers_reported() -> Iterator[None]:
         ) from None
 
 
+def _begun(loader: DataLoader) -> Iterator:
+    """The loader's iterator, once all its processes run.
+
+    Python 3.11 may fork one while another thread, as one of gloo's that returns a tensor, has the interpreter's list of
+    threads locked: it then waits for ever, before its first line (github.com/python/cpython/issues/112275).
+
+    Raises:
+        UserError: they do not begin.
+    """
+    begun = np.frombuffer(mmap.mmap(-1, max(1, loader.num_workers)), np.uint8)
+    loader.worker_init_fn = partial(_begin, begun)
+    for _ in range(STARTS):
+        begun[:] = loader.num_workers == 0
+        items, deadline = iter(loader), time.monotonic() + START_SECONDS
+        while not begun.all() and time.monotonic() < deadline:
+            time.sleep(0.001)
+        if begun.all():
+            return items
+        processes = items._workers
+        # The loader asks them to end, which a stuck one cannot, and forgets them.
+        del items
+        for process in processes:
+            process.kill()
+            process.join()
+    raise UserError(f"the reading processes did not begin in {STARTS} attempts. Set data.workers to 0, or use Python 3.12.")
+
+
+def _begin(begun: np.ndarray, worker: int) -> None:
+    ignore_all_but_parent(worker)
+    begun[worker] = 1
+
+
 class Batches(Iterator[Batch]):
     """The batches of steps ``start <= k < stop``, made ahead by ``workers`` processes (0: in this one).
 
@@ -213,11 +250,10 @@ class Batches(Iterator[Batch]):
             num_workers=workers,
             prefetch_factor=PREFETCH_STEPS if workers else None,
             multiprocessing_context="fork" if workers else None,
-            worker_init_fn=ignore_all_but_parent,
             collate_fn=_unchanged,
         )
         with signals_blocked():
-            self._items = iter(loader)
+            self._items = _begun(loader)
 
     @property
     def worker_ids(self) -> list[int]:

@@ -1,15 +1,20 @@
 """Batches: the lanes' order in pixels, whoever reads; broken samples skipped, counted, and borne to a limit."""
 
+import mmap
+import os
+import signal
 import time
 from itertools import chain
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from packed import describe, number, pack, sample, write_tar
 
+from fdtrain.data import loader
 from fdtrain.data.lanes import LaneOrder, own_lanes
 from fdtrain.data.loader import MAX_REPORTED, Batches, LaneDataset
 from fdtrain.data.location import locate
@@ -55,6 +60,30 @@ def test_workers_and_resume_change_nothing(folder, workers):
     whole = numbers(Batches(dataset(folder), 0, 12, workers=0))
     assert numbers(Batches(dataset(folder), 0, 12, workers)) == whole
     assert numbers(Batches(dataset(folder), 7, 12, workers)) == whole[7:]
+
+
+def test_a_reading_process_that_never_begins_is_replaced(folder, monkeypatch):
+    """Stuck as one is that was forked while a lock was held: before its first line, with all signals blocked."""
+    forks, begin = np.frombuffer(mmap.mmap(-1, 1), np.uint8), loader.ignore_all_but_parent
+
+    def stuck_at_first(worker):
+        forks[0] += 1
+        if forks[0] == 1:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        begin(worker)
+
+    monkeypatch.setattr(loader, "START_SECONDS", 5.0)
+    monkeypatch.setattr(loader, "ignore_all_but_parent", stuck_at_first)
+    before = {child.pid for child in psutil.Process().children()}
+    batches = Batches(dataset(folder), 0, 12, workers=1)
+    assert numbers(batches) == numbers(Batches(dataset(folder), 0, 12, workers=0))
+    assert forks[0] == 2
+    assert {child.pid for child in psutil.Process().children()} - before <= set(batches.worker_ids)
+    monkeypatch.setattr(loader, "START_SECONDS", 0.2)
+    monkeypatch.setattr(loader, "STARTS", 1)
+    monkeypatch.setattr(loader, "ignore_all_but_parent", lambda worker: time.sleep(60))
+    with pytest.raises(UserError, match=r"did not begin in 1 attempts. Set data.workers to 0"):
+        Batches(dataset(folder), 0, 12, workers=1)
 
 
 @pytest.mark.parametrize("pause", [0.0, 0.02])
