@@ -218,7 +218,9 @@ def _begun(loader: DataLoader) -> Iterator:
         for process in processes:
             process.kill()
             process.join()
-    raise UserError(f"the reading processes did not begin in {STARTS} attempts. Set data.workers to 0, or use Python 3.12.")
+    raise UserError(
+        f"the reading processes did not begin in {STARTS} attempts. Set data.workers to 0, or use Python 3.12."
+    )
 
 
 def _begin(begun: np.ndarray, worker: int) -> None:

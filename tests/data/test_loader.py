@@ -72,7 +72,7 @@ def test_a_reading_process_that_never_begins_is_replaced(folder, monkeypatch):
             os.kill(os.getpid(), signal.SIGSTOP)
         begin(worker)
 
-    monkeypatch.setattr(loader, "START_SECONDS", 5.0)
+    monkeypatch.setattr(loader, "START_SECONDS", 2.0)
     monkeypatch.setattr(loader, "ignore_all_but_parent", stuck_at_first)
     before = {child.pid for child in psutil.Process().children()}
     batches = Batches(dataset(folder), 0, 12, workers=1)
