@@ -69,6 +69,8 @@ WATCHING = 0.05
 INTERVALS = 8
 """Checkpoints of a run, and the most sample grids and held-out bits/dim."""
 SAMPLE_IMAGES, SAMPLE_STEPS = 36, 10
+HELD_OUT_DRAWS = 500
+"""Draws of all held-out images together: one draw of each of twenty says nothing yet."""
 
 HEAD = """\
 # A first configuration for {path}: {images} images of {size}x{size}, {channels}, on {target}.
@@ -142,7 +144,9 @@ def first_settings(description: DatasetDescription, path: str, target: Target) -
     # A training step of an image is three forward passes.
     monitor = {"log_every": steps // 100, "sample_every": _interval(steps, batch, SAMPLE_IMAGES * SAMPLE_STEPS / 3)}
     if held_out is not None:
-        monitor["evaluate_every"] = _interval(steps, batch, description.images(held_out) / 3)
+        held_out_images = description.images(held_out)
+        draws = -(-HELD_OUT_DRAWS // held_out_images)
+        monitor |= {"evaluate_every": _interval(steps, batch, held_out_images * draws / 3), "evaluate_draws": draws}
     return {
         "name": re.sub(r"[^A-Za-z0-9._-]+", "-", description.name).strip("._-") or "images",
         "data": {

@@ -50,6 +50,8 @@ def test_an_hour_of_work_for_each_size(size, on):
     assert 0 < training.warmup_steps <= training.steps / 20
     for every in (monitor.log_every, monitor.sample_every, monitor.evaluate_every, config.checkpoint.every):
         assert 1 <= every <= training.steps
+    held_out = data(size).images("test")
+    assert 500 <= held_out * monitor.evaluate_draws < 500 + held_out
     assert 0.9 < config.ema.decay < 1
 
 
