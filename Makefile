@@ -78,9 +78,9 @@ fashion: $(READY)
 	python tools/export.py runs/$(FASHION) export/$(FASHION)
 	python tools/evaluate.py report runs/$(FASHION)
 
-# Two files at a time, each with one thread: most tests keep one core busy, or wait for processes.
+# Each file with one thread, and twice as many files as cores: many tests wait, for processes and for what must not come.
 test: $(READY)
-	OMP_NUM_THREADS=1 python -m pytest --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 python -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder
 
 signals: $(READY)
 	FDTRAIN_SIGNALS= python -m pytest tests/resilience/test_preemption.py

@@ -27,6 +27,15 @@ for number, usual in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signal.de
         signal.signal(number, usual)
 
 
+FIRST = ("chaos", "test_runs", "comparison", "two_nodes", "resilience", "training", "test_tools")
+"""Parts of paths: what begins last, and takes minutes, is what all others wait for at the end."""
+
+
+def pytest_collection_modifyitems(items) -> None:
+    """The files of minutes come first."""
+    items.sort(key=lambda item: next((i for i, part in enumerate(FIRST) if part in str(item.path)), len(FIRST)))
+
+
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory) -> Path:
     """The embedded data set, packed."""
