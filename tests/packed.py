@@ -4,16 +4,15 @@ import hashlib
 import io
 import struct
 import tarfile
+import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from fdtrain.data.dataset import VERSION, DatasetDescription, Shard, write_description
-
-Members = Sequence[tuple[str, bytes]]
 
 
 def image(number: int, size: int = 4, channels: int = 3) -> np.ndarray:
@@ -61,12 +60,30 @@ def sample(i: int, encoding: str = "npy", **shape) -> list[tuple[str, bytes]]:
     return [(f"{i:06d}.{encoding}", data), (f"{i:06d}.cls", str(i % 10).encode())]
 
 
-def write_tar(path: Path, members: Members, format: int = tarfile.USTAR_FORMAT) -> None:
-    with tarfile.open(path, "w", format=format) as tar:
-        for name, data in members:
+def tar_bytes(members: Iterable[tuple], format: int = tarfile.USTAR_FORMAT, mode: str = "w") -> bytes:
+    """Of names and bytes; or of names, no bytes, the type of another member, and the target of a link."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode=mode, format=format) as tar:
+        for name, data, *other in members:
             info = tarfile.TarInfo(name)
             info.size = len(data)
+            if other:
+                info.type, info.linkname = other
             tar.addfile(info, io.BytesIO(data))
+    return file.getvalue()
+
+
+def write_tar(path: Path, members: Iterable[tuple], format: int = tarfile.USTAR_FORMAT, mode: str = "w") -> Path:
+    path.write_bytes(tar_bytes(members, format, mode))
+    return path
+
+
+def zip_bytes(files: Iterable[tuple[str, bytes]], compression: int = zipfile.ZIP_DEFLATED) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", compression) as archive:
+        for name, data in files:
+            archive.writestr(name, data)
+    return file.getvalue()
 
 
 def describe(folder: Path, splits: dict[str, dict[str, int]], **changes) -> DatasetDescription:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-from PIL import Image
+import packed
+from packed import picture as encoded
 
 RNG = np.random.default_rng(7)
 
@@ -66,37 +67,14 @@ def python3_pickle(value, protocol: int = 3) -> bytes:
     return data if protocol > 3 else data.replace(b"numpy._core.", b"numpy.core.")
 
 
-def encoded(image: np.ndarray, form: str = "PNG") -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).save(file, form)
-    return file.getvalue()
-
-
-def decoded(data: bytes) -> np.ndarray:
-    image = np.asarray(Image.open(io.BytesIO(data)))
-    return image[:, :, None] if image.ndim == 2 else image
-
-
 def write_tar(path: Path, files: dict[str, bytes], mode: str = "w") -> Path:
-    with tarfile.open(path, mode) as tar:
-        folders = {name.rpartition("/")[0] for name in files} - {""}
-        for name in sorted(folders):
-            info = tarfile.TarInfo(name)
-            info.type, info.mode = tarfile.DIRTYPE, 0o755
-            tar.addfile(info)
-        for name, data in files.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return path
+    folders = sorted({name.rpartition("/")[0] for name in files} - {""})
+    return packed.write_tar(path, [*((f, b"", tarfile.DIRTYPE, "") for f in folders), *files.items()], mode=mode)
 
 
 def write_zip(path: Path, files: dict[str, bytes], compression: int = zipfile.ZIP_DEFLATED) -> Path:
-    with zipfile.ZipFile(path, "w", compression) as archive:
-        for name in sorted({name.rpartition("/")[0] for name in files} - {""}):
-            archive.writestr(f"{name}/", b"")
-        for name, data in files.items():
-            archive.writestr(name, data)
+    folders = sorted({name.rpartition("/")[0] for name in files} - {""})
+    path.write_bytes(packed.zip_bytes([*((f"{folder}/", b"") for folder in folders), *files.items()], compression))
     return path
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from flaky import Flaky
 from packed import npy, picture, raw_png, write_tar
 from PIL import Image, PngImagePlugin
@@ -21,13 +20,10 @@ from fdtrain.commands.entry import main
 from fdtrain.data import adopt as adoption
 from fdtrain.data.adopt import adopt
 from fdtrain.data.dataset import fingerprint, read_description
-from fdtrain.data.lanes import LaneOrder
-from fdtrain.data.loader import Batches, LaneDataset
 from fdtrain.data.location import locate
 from fdtrain.data.members import samples
 from fdtrain.data.mixture import open_data
 from fdtrain.data.pack import pack, pack_digits
-from fdtrain.data.shards import ShardReader
 from fdtrain.data.sources.images import images
 from fdtrain.data.sources.shard_lists import shard_lists
 from fdtrain.data.sources.shards import mapped, shard_source
@@ -101,30 +97,6 @@ def test_every_image_is_the_files_own(tmp_path, image):
     assert description == read_description(tmp_path)
     assert (description.size, description.channels, description.encoding) == (8, 3, image.rpartition(".")[2].lower())
     assert same(tmp_path, "train", *tars) == [n % 3 for n in range(12)]
-
-
-def test_the_loaders_batches_are_the_files_pixels_on_any_workers(tmp_path):
-    kinds = ("jpg", "png", "webp", "npy")
-    tars = [shard(tmp_path / "in" / f"{i}.tar", range(9 * i, 9 * i + 9), kind) for i, kind in enumerate(kinds)]
-    adopted(tmp_path / "set", tmp_path / "in")
-    expected = files_pixels(*tars)
-
-    def batches(workers: int):
-        data = locate(tmp_path / "set")
-        shards = data.split("train")
-        order = LaneOrder(shards.images, 4, seed=1, window=5)
-        read = LaneDataset(ShardReader(shards, data.description), order, range(4), 3)
-        return order, list(Batches(read, 0, 12, workers))
-
-    order, one = batches(1)
-    _, two = batches(2)
-    for step, (first, second) in enumerate(zip(one, two, strict=True)):
-        assert torch.equal(first[0], second[0])
-        assert torch.equal(first[1], second[1])
-        rows = [row for lane in range(4) for row in order.samples(lane, 3 * step, 3 * step + 3).tolist()]
-        for pixels_, label, (tar, index) in zip(*first, rows, strict=True):
-            np.testing.assert_array_equal(pixels_.numpy().transpose(1, 2, 0), expected[9 * tar + index])
-            assert label == (9 * tar + index) % 3
 
 
 def test_img2dataset(tmp_path):
@@ -323,23 +295,12 @@ def test_names_with_dots(tmp_path):
         np.testing.assert_array_equal(image.transpose(1, 2, 0), pixels(label))
 
 
-def test_metadata_is_skipped_as_webdataset_does(tmp_path):
-    meta = [("__meta__/a.json", b"{}"), ("__info__", b"x"), ("__meta__/a.png", encoded(5, "png"))]
-    write_tar(tmp_path / "0.tar", [meta[0], *GOOD, *meta[1:], ("1.png", encoded(1, "png"))])
-    assert adopted(tmp_path, tmp_path / "0.tar").images("train") == 2
-    found, _ = Split(tmp_path, "train").batch(range(2))
-    np.testing.assert_array_equal(found[1].permute(1, 2, 0).numpy(), pixels(1))
-
-
 def test_samples_are_those_of_webdataset(tmp_path):
-    path = shard(tmp_path / "a.b" / "0.tar", range(4), "x.PNG", **{"txt": b"a"})
-    with path.open("ab") as file:
-        file.truncate(path.stat().st_size - 1024)
-    with tarfile.open(path, "a") as tar:
-        for name, data in (("d.e/7.Png", encoded(7, "png")), ("d.e/7.cls", b"1"), ("d.e/.hidden", b""), ("none", b"")):
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
+    (tmp_path / "a.b").mkdir()
+    members = [(f"{n}.{suffix}", b"%d" % n) for n in range(4) for suffix in ("x.PNG", "cls", "txt")]
+    members += [("__meta__/a.json", b"{}"), ("__info__", b"x"), ("__meta__/a.png", b"x")]
+    members += [("d.e/7.Png", b"x"), ("d.e/7.cls", b"1"), ("d.e/.hidden", b""), ("none", b"")]
+    path = write_tar(tmp_path / "a.b" / "0.tar", members)
     expected = [s for s in tariterators.tarfile_samples([{"url": str(path)}]) if s["__key__"] != "d.e/"]
     with mapped(path, "a") as data:
         found = [(key, {s: data[o : o + n] for s, (o, n) in places.items()}) for key, places, _ in samples(data)]
@@ -557,10 +518,7 @@ def test_names_that_are_refused(tmp_path, monkeypatch, names, train, test, compl
 @pytest.mark.parametrize("mode", ["w:gz", "w:bz2", "w:xz"])
 @pytest.mark.parametrize("name", ["0.tar", "0.tar.gz"])
 def test_a_compressed_shard(tmp_path, mode, name):
-    with tarfile.open(tmp_path / name, mode) as tar:
-        info = tarfile.TarInfo("0.png")
-        info.size = len(GOOD[0][1])
-        tar.addfile(info, io.BytesIO(GOOD[0][1]))
+    write_tar(tmp_path / name, GOOD, mode=mode)
     for make in (lambda: adopted(tmp_path / "set", tmp_path / name), lambda: anew([tmp_path / name], SIZE)):
         with pytest.raises(UserError, match=r"is compressed: no sample in it can be read in place. Decompress it"):
             make()
@@ -653,15 +611,6 @@ def test_checked_shards_are_not_checked_again(tmp_path, monkeypatch):
 
 def served(folder: Path):
     return Flaky(folder).serve()
-
-
-def test_urls(tmp_path):
-    tars = [shard(tmp_path / "in" / f"{i}.tar", range(3 * i, 3 * i + 3)) for i in range(2)]
-    with served(tmp_path / "in") as url:
-        description = adopted(tmp_path / "set", f"{url}/{{0..1}}.tar")
-        assert [s.place for s in description.splits["train"]] == [f"{url}/{i}.tar" for i in range(2)]
-        assert sorted(os.listdir(tmp_path / "set")) == ["dataset.json", "index"]
-        assert same(tmp_path / "set", "train", *tars) == [0, 1, 2] * 2
 
 
 def test_presigned_urls(tmp_path, capsys, monkeypatch):

@@ -1,6 +1,5 @@
 """Files of numpy, written as their authors write them: every image with its label, and no header is trusted."""
 
-import io
 import struct
 import zipfile
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import published as pub
 import pytest
+from packed import npy, zip_bytes
 from test_pack_sources import same
 
 from fdtrain.data.pack import pack
@@ -138,19 +138,7 @@ def test_negative_labels_are_none(tmp_path):
     same(tmp_path / "out", "train", IMAGES, (LABELS - 1).tolist())
 
 
-def saved(array: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    np.save(file, array)
-    return file.getvalue()
-
-
-def archive(path: Path, data: bytes, compression: int) -> Path:
-    with zipfile.ZipFile(path, "w", compression) as file:
-        file.writestr("arr_0.npy", data)
-    return path
-
-
-GOOD = saved(IMAGES)
+GOOD = npy(IMAGES)
 LONG_HEADER = b"\x93NUMPY\x02\x00" + struct.pack("<I", 1 << 31) + b"{" * 100 + bytes(1 << 26)
 HOSTILE = {
     "huge": GOOD.replace(b"(12, 8, 8, 3)", b"(99999999, 8, 8, 3)").replace(b"        \n", b"\n", 1),
@@ -175,7 +163,8 @@ def test_headers_that_lie(tmp_path, what, form):
         path = tmp_path / "data.npy"
         path.write_bytes(data)
     else:
-        path = archive(tmp_path / "data.npz", data, zipfile.ZIP_DEFLATED)
+        path = tmp_path / "data.npz"
+        path.write_bytes(zip_bytes([("arr_0.npy", data)]))
     with pytest.raises(UserError, match=r"is not a plain array"):
         source(path)
 
@@ -184,9 +173,9 @@ def test_headers_that_lie(tmp_path, what, form):
 def test_damaged_pixels_are_noticed(tmp_path, compression, monkeypatch):
     """By the checksum, although no process reads more than its part."""
     monkeypatch.setattr(module, "STRETCH", 3)
-    path = archive(tmp_path / "in.npz", GOOD, compression)
-    data = bytearray(path.read_bytes())
+    data = bytearray(zip_bytes([("arr_0.npy", GOOD)], compression))
     data[400] ^= 1
+    path = tmp_path / "in.npz"
     path.write_bytes(data)
     with pytest.raises(UserError, match=r"arr_0\.npy'"):
         pack(source(path), tmp_path / "out")

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import published as pub
 import pytest
+from packed import tar_bytes, write_tar, zip_bytes
 from PIL import Image
 from test_pack_sources import by_content, image_folder, image_source, unpacked
 
@@ -219,27 +220,15 @@ def test_a_rotated_picture_is_cropped_upright(tmp_path):
     assert found["train"] == by_content(np.rot90(wide, -1)[5:25][None], [-1])
 
 
-def tar_bytes(files: dict[str, bytes], form: int = tarfile.PAX_FORMAT) -> bytes:
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w", format=form) as tar:
-        for name, data in files.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return file.getvalue()
-
-
 def damaged_tars() -> dict[str, tuple[bytes, str]]:
     """Tars that would lose images if what cannot be read were taken for their end. Others: test_tar.py."""
-    whole = tar_bytes({f"{i}.png": data for i, data in enumerate(FILES)})
+    whole = tar_bytes((f"{i}.png", data) for i, data in enumerate(FILES))
     second = 512 + -(-len(FILES[0]) // 512) * 512
-    fifo = tarfile.TarInfo("x.png")
-    fifo.type = tarfile.FIFOTYPE
     return {
         "garbage header": (whole[:second] + b"\xa5" * 512 + whole[second + 512 :], "no tar header at byte"),
         "cut short": (whole[: second + 700], "cut short"),
-        "a second archive behind": (whole + tar_bytes({"more.png": FILES[0]}), "several archives in one file"),
-        "a fifo": (fifo.tobuf() + bytes(1024), "neither a plain file, a folder nor a link"),
+        "a second archive behind": (whole + tar_bytes([("more.png", FILES[0])]), "several archives in one file"),
+        "a fifo": (tar_bytes([("x.png", b"", tarfile.FIFOTYPE, "")]), "neither a plain file, a folder nor a link"),
     }
 
 
@@ -257,7 +246,7 @@ def test_damaged_tars_lose_nothing_silently(tmp_path, what, compress):
 def test_long_and_foreign_names(tmp_path, form):
     # Two components, each short enough for USTAR's fields.
     names = [f"{'a' * 60}/{'b' * 60}{i}.png" for i in range(2)] + ["ä/é.png"]
-    (tmp_path / "in.tar").write_bytes(tar_bytes(dict(zip(names, FILES)), form))
+    (tmp_path / "in.tar").write_bytes(tar_bytes(zip(names, FILES), form))
     found = members(tmp_path / "in.tar")
     assert [member.name for member in found] == names
     assert [archive.read(member) for member in found] == FILES[:3]
@@ -265,17 +254,13 @@ def test_long_and_foreign_names(tmp_path, form):
 
 @pytest.mark.parametrize("compress", [False, True])
 def test_links_in_tars_stand_for_their_files(tmp_path, compress):
-    with tarfile.open(tmp_path / "in.tar", "w:gz" if compress else "w") as tar:
-        for name, kind, target in (
-            ("cat/later.png", tarfile.SYMTYPE, "../dog/a.png"),
-            ("./dog/a.png", tarfile.REGTYPE, None),
-            ("cat/hard.png", tarfile.LNKTYPE, "dog/a.png"),
-            ("cat/chain.png", tarfile.SYMTYPE, "hard.png"),
-        ):
-            info = tarfile.TarInfo(name)
-            info.type, info.linkname = kind, target or ""
-            info.size = 0 if target else len(FILES[0])
-            tar.addfile(info, None if target else io.BytesIO(FILES[0]))
+    content = [
+        ("cat/later.png", b"", tarfile.SYMTYPE, "../dog/a.png"),
+        ("./dog/a.png", FILES[0]),
+        ("cat/hard.png", b"", tarfile.LNKTYPE, "dog/a.png"),
+        ("cat/chain.png", b"", tarfile.SYMTYPE, "hard.png"),
+    ]
+    write_tar(tmp_path / "in.tar", content, mode="w:gz" if compress else "w")
     found = members(tmp_path / "in.tar")
     assert [member.name for member in found] == ["cat/later.png", "dog/a.png", "cat/hard.png", "cat/chain.png"]
     for member in found:
@@ -287,28 +272,16 @@ def test_links_in_tars_stand_for_their_files(tmp_path, compress):
 
 @pytest.mark.parametrize("target", ["absent.png", "b.png", "/etc/passwd"])
 def test_links_in_tars_to_nothing(tmp_path, target):
-    with tarfile.open(tmp_path / "in.tar", "w") as tar:
-        for name, link in (("a.png", target), ("b.png", "a.png")):
-            info = tarfile.TarInfo(name)
-            info.type, info.linkname = tarfile.SYMTYPE, link
-            tar.addfile(info)
+    links = (("a.png", target), ("b.png", "a.png"))
+    write_tar(tmp_path / "in.tar", [(name, b"", tarfile.SYMTYPE, link) for name, link in links])
     with pytest.raises(UserError, match=r"'a.png' is a link to '.*', no file of the archive"):
         members(tmp_path / "in.tar")
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-@pytest.mark.parametrize("kind", ["tar", "zip"])
-def test_two_files_of_one_name(tmp_path, kind):
-    if kind == "tar":
-        with tarfile.open(tmp_path / "in", "w") as tar:
-            for data in FILES[:2]:
-                info = tarfile.TarInfo("a.png")
-                info.size = len(data)
-                tar.addfile(info, io.BytesIO(data))
-    else:
-        with zipfile.ZipFile(tmp_path / "in", "w") as content:
-            for data in FILES[:2]:
-                content.writestr("a.png", data)
+@pytest.mark.parametrize("made", [tar_bytes, zip_bytes])
+def test_two_files_of_one_name(tmp_path, made):
+    (tmp_path / "in").write_bytes(made(("a.png", data) for data in FILES[:2]))
     with pytest.raises(UserError, match=r"holds 'a.png' 2 times"):
         members(tmp_path / "in")
 
@@ -335,7 +308,7 @@ def test_labels_of_webdataset_shards(tmp_path, container, extension):
         files |= {f"some/{i:04d}.{extension}": text.encode(), f"some/{i:04d}.png": data}
     if container == "tar":
         path = tmp_path / "in.tar"
-        path.write_bytes(tar_bytes(files))
+        path.write_bytes(tar_bytes(files.items()))
     else:
         path = image_folder(tmp_path / "in", files)
     assert packed(path, tmp_path / "out")["train"] == by_content(PICTURES, [0, 1, 2] * 4)

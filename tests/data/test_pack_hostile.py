@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import published as pub
 import pytest
-from packed import npy, raw_png
+from packed import npy, raw_png, zip_bytes
 from test_pack_sources import image_folder
 
 from fdtrain.data.pack import pack
@@ -176,14 +176,6 @@ def test_batches_that_are_not_as_published(tmp_path, content, message):
         batch(tmp_path, content).open()
 
 
-def npz(files: dict[str, bytes]) -> bytes:
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as content:
-        for name, data in files.items():
-            content.writestr(name, data)
-    return file.getvalue()
-
-
 def test_npz_that_lies(tmp_path):
     mark = tmp_path / "mark"
     objects = np.array([evils(mark)[0]], dtype=object)
@@ -191,7 +183,7 @@ def test_npz_that_lies(tmp_path):
     huge = npy(np.zeros((1, 3072), np.uint8)).replace(b"(1, 3072), ", b"(9999999, 99999999999), ", 1)
     (tmp_path / "in").mkdir()
     for data in (npy(objects), npy(np.zeros((1, 3072), np.uint8))[:-5], huge, b"", b"hello"):
-        (tmp_path / "in" / "val_data.npz").write_bytes(npz({"data.npy": data, "labels.npy": labels}))
+        (tmp_path / "in" / "val_data.npz").write_bytes(zip_bytes([("data.npy", data), ("labels.npy", labels)]))
         with pytest.raises(UserError, match=r"val_data.npz is not an npz of plain arrays"):
             BatchFile(archive.members(tmp_path / "in")[0], 32, 1, 10).count()
     assert not mark.exists()
@@ -357,7 +349,7 @@ def test_any_damage_is_one_line(tmp_path, kind):
     content = {"data": pub.planes(picture[None]), "labels": [1]}
     whole = {
         "pickle": lambda: pub.python3_pickle(content),
-        "npz": lambda: npz({f"{key}.npy": npy(np.asarray(value)) for key, value in content.items()}),
+        "npz": lambda: zip_bytes((f"{key}.npy", npy(np.asarray(value))) for key, value in content.items()),
     }.get(kind, lambda: pub.encoded(picture, kind))()
     rng, messages, path = np.random.default_rng(0), [], tmp_path / "data"
     for _ in range(400):

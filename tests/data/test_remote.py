@@ -298,13 +298,6 @@ def test_no_server_at_all(tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_passwords_are_not_shown(folder):
-    with Flaky(folder).serve() as url, pytest.raises(UserError) as error:
-        locate(url.replace("://", "://me:secret@") + "/nowhere")
-    assert "secret" not in str(error.value)
-    assert "127.0.0.1" in str(error.value)
-
-
 def connections(place: str) -> int:
     """Open ones of this process to a server on loopback."""
     port = f":{int(place.rpartition(':')[2]):04X}"

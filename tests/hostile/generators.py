@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from hypothesis import strategies as st
-from packed import npy, npy_header, picture
+from packed import npy, npy_header, picture, tar_bytes, zip_bytes
 from tars import extended, header, record
 
 SIZES = (0, 1, 511, 2**31, 2**33, 2**62, 2**63, 2**64, 2**80)
@@ -115,24 +115,6 @@ def members(draw) -> list[tuple[str, bytes]]:
             sample.append(sample[0])
         found += draw(st.permutations(sample))
     return found
-
-
-def packed_tar(files: list[tuple[str, bytes]], format: int, mode: str = "w") -> bytes:
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode=mode, format=format) as tar:
-        for name, data in files:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return file.getvalue()
-
-
-def packed_zip(files: list[tuple[str, bytes]], compression: int = zipfile.ZIP_DEFLATED) -> bytes:
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", compression) as archive:
-        for name, data in files:
-            archive.writestr(name, data)
-    return file.getvalue()
 
 
 VALUES = st.sampled_from(
@@ -263,15 +245,13 @@ def pictures(minimum: int = 1) -> st.SearchStrategy[list[tuple[str, bytes]]]:
 def tars(draw) -> bytes:
     files = draw(pictures())
     mode = draw(st.sampled_from(["w", "w", "w:gz"]))
-    data = packed_tar(
-        files, draw(st.sampled_from([tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])), mode
-    )
+    data = tar_bytes(files, draw(st.sampled_from([tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])), mode)
     return draw(spoiled(data, 512 if mode == "w" else 1))
 
 
 @st.composite
 def zips(draw) -> bytes:
-    data = packed_zip(
+    data = zip_bytes(
         draw(pictures()), draw(st.sampled_from([zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED, zipfile.ZIP_LZMA]))
     )
     directory = data.find(b"PK\1\2")

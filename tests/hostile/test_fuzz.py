@@ -22,7 +22,7 @@ from children import Child, Ended
 from conftest import SMALL
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from packed import pack
+from packed import pack, tar_bytes
 
 from fdtrain.data import shard_index
 from fdtrain.data.dataset import FILE
@@ -109,9 +109,9 @@ def test_shards(data, place, attacked, reference):
     members = data.draw(make.members())
     format = data.draw(st.sampled_from([tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]))
     try:
-        content = make.packed_tar(members, format)
+        content = tar_bytes(members, format)
     except ValueError:  # A name too long for USTAR.
-        content = make.packed_tar(members, tarfile.PAX_FORMAT)
+        content = tar_bytes(members, tarfile.PAX_FORMAT)
     (folder / "train.tar").write_bytes(data.draw(make.spoiled(content)))
     expected = otherwise(reference, target="shard", path=str(folder / "train.tar"))
     describe(folder, len(expected) if expected else 2)
