@@ -39,32 +39,36 @@ def samples(data: mmap.mmap) -> Iterator[Sample]:
         BadTar: of :func:`members`; a name that webdataset does not read, or has for itself.
     """
     # Loaded here: it imports torch, which the packer's processes have no use for.
-    from webdataset.tariterators import base_plus_ext, group_by_keys
+    from webdataset.tariterators import group_by_keys
 
     repeated: list[str] = []
 
     def note(error: Exception) -> bool:
-        repeated.append(base_plus_ext(str(error.args[0]).partition(": ")[0])[1] or "")
+        if isinstance(error, BadTar):
+            raise BadTar(error.args[0])
+        repeated.append(_key(str(error.args[0]).partition(": ")[0])[1] or "")
         return True
 
-    for found in group_by_keys(_files(data), lcase=False, handler=note):
+    files = (
+        {"fname": name.decode("utf-8", "surrogateescape"), "data": (offset, size), "__url__": ""}
+        for name, offset, size in members(data)
+    )
+    for found in group_by_keys(files, _key, lcase=False, handler=note):
         key = found.pop("__key__")
         del found["__url__"]
         yield Sample(key, found, repeated[0] if repeated else None)
         repeated.clear()
 
 
-def _files(data: mmap.mmap) -> Iterator[dict[str, object]]:
-    """Members as webdataset's reader has them."""
-    for name, offset, size in members(data):
-        first = name.rfind(b"/") + 1
-        dot = name.find(b".", first)
-        if dot <= first:
-            continue
-        if b"\n" in name or name.startswith(b"__", dot + 1):
-            raise BadTar(f"a member '{excerpt(name)}', whose name is no sample's")
-        text = (name[:dot] + name[dot:].lower()).decode("utf-8", "surrogateescape")
-        yield {"fname": text, "data": (offset, size), "__url__": ""}
+def _key(name: str) -> tuple[str | None, str | None]:
+    """As webdataset has it: the name up to the first dot of the file's name, and what follows, in lower case."""
+    dot = name.find(".", name.rfind("/") + 1)
+    if dot < 1 or name[dot - 1] == "/":
+        return None, None
+    suffix = name[dot + 1 :].lower()
+    if suffix.startswith("__") or "\n" in name:
+        raise BadTar(f"a member '{excerpt(name)}', whose name is no sample's")
+    return name[:dot], suffix
 
 
 class MemberReader:

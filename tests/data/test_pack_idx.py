@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from published import random_images, random_labels
+from test_pack_sources import same, unpacked
 
 from fdtrain.data.pack import pack
 from fdtrain.data.sources import idx as module
 from fdtrain.data.sources.idx import idx
-from fdtrain.data.split import Split
 from fdtrain.errors import UserError
 
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
@@ -36,12 +36,6 @@ def folder(tmp_path):
     return folder
 
 
-def stored(folder: Path, split: str) -> tuple[np.ndarray, list[int]]:
-    data = Split(folder, split)
-    images, labels = data.batch(range(len(data)))
-    return images.numpy()[:, 0], labels.tolist()
-
-
 def test_a_large_file_is_not_inflated_for_ever_more_parts(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "STRETCH", 2)
     images, labels = random_images(203, 3, 1)[..., 0], random_labels(203, 3)
@@ -50,9 +44,7 @@ def test_a_large_file_is_not_inflated_for_ever_more_parts(folder, tmp_path, monk
     # A part costs the images before it, and its own.
     assert sum(part.stretch.stop for part in source.splits["train"]) < 5 * len(images)
     pack(source, tmp_path / "out")
-    found = stored(tmp_path / "out", "train")
-    assert np.array_equal(found[0], images)
-    assert found[1] == labels
+    same(tmp_path / "out", "train", images[..., None], labels)
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -67,9 +59,7 @@ def test_every_image_and_label(folder, tmp_path, monkeypatch, zipped):
     assert (description.name, description.channels, description.size) == ("mine", 1, 6)
     assert description.classes == ["a", "b", "c"]
     for split, (images, labels) in expected.items():
-        found = stored(tmp_path / "out", split)
-        assert np.array_equal(found[0], images)
-        assert found[1] == labels
+        same(tmp_path / "out", split, images[..., None], labels)
 
 
 def test_emnist_is_stored_by_columns(folder, tmp_path):
@@ -81,7 +71,7 @@ def test_emnist_is_stored_by_columns(folder, tmp_path):
     with pytest.raises(UserError, match="has emnist-balanced, emnist-letters"):
         idx(folder, "x", subset="emnist-digits")
     pack(idx(folder, "x", subset="emnist-letters"), tmp_path / "out")
-    assert np.array_equal(stored(tmp_path / "out", "train")[0], images.swapaxes(1, 2))
+    same(tmp_path / "out", "train", images.swapaxes(1, 2)[..., None], [0, 1, 2])
 
 
 def replaced(name: str, content: bytes):
@@ -145,9 +135,7 @@ def test_torchvisions_folder_with_both_forms(tmp_path, place):
     for zipped in (False, True):
         write(tmp_path / "in" / "raw", "train", pictures, labels, zipped=zipped)
     pack(idx(tmp_path / "in" / place, "x"), tmp_path / "out")
-    found, found_labels = Split(tmp_path / "out", "train").batch(range(4))
-    np.testing.assert_array_equal(found[:, 0].numpy(), pictures)
-    assert found_labels.tolist() == labels
+    same(tmp_path / "out", "train", pictures[..., None], labels)
 
 
 def test_too_few_class_names(folder):
@@ -161,6 +149,6 @@ def test_fashion_mnist_itself(tmp_path):
     description = pack(idx(FASHION_MNIST, "fashion-mnist"), tmp_path)
     assert {split: description.images(split) for split in description.splits} == {"train": 60_000, "test": 10_000}
     raw = gzip.decompress((FASHION_MNIST / "t10k-images-idx3-ubyte.gz").read_bytes())
-    images, labels = stored(tmp_path, "test")
+    images, labels = unpacked(tmp_path, "test")
     assert images.tobytes() == raw[16:]
     assert np.bincount(labels).tolist() == [1000] * 10
