@@ -1,7 +1,5 @@
 """What lies in a checkpoint, for comparison; checkpoints without a run."""
 
-import json
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -21,7 +19,7 @@ def tensors(folder: Path, *kinds: str) -> dict[str, Tensor]:
     """Those of a checkpoint, all kinds unless some are named, by ``kind/parameter``."""
     parts, model = store.open_parts(folder), Model(ModelSpec.load(folder / "model.json"))
     shapes = {name: p.shape for name, p in model.named_parameters()}
-    there = [(kind, name) for kind, name in parts.locations if kind in (kinds or (kind,))]
+    there = [(kind, name) for kind, name in (key.split("/") for key in parts.index) if kind in (kinds or (kind,))]
     return {f"{k}/{name}": parts.whole(k, {name: shapes[name]})[name] for k, name in there}
 
 
@@ -42,22 +40,17 @@ def assert_close(a: Path, b: Path, atol: float) -> None:
 
 def checkpoint_of(run, model, parts, kind=AVERAGE, step=7):
     """A checkpoint whose average is cut over so many parts."""
-    folder = run / "checkpoints" / store.folder_name(step)
-    folder.mkdir(parents=True)
-    files = {}
+    temporary = run / "checkpoints" / store.temporary_name(step)
+    temporary.mkdir(parents=True)
     for rank in range(parts):
         fragments = []
         for name, weight in model.named_parameters():
             flat = weight.detach().flatten()
             start, stop = (len(flat) * r // parts for r in (rank, rank + 1))
             fragments.append(Fragment(kind, name, start, flat[start:stop].clone()))
-        files[part_name(rank)] = write_part(folder / part_name(rank), fragments)
-    model.spec.save(folder / store.MODEL_FILE)
+        part = temporary / part_name(rank)
+        store.record_digest(part, write_part(part, fragments))
     counters = store.Counters(0.0, {}, (0.0, 0.0))
     state = store.State(step, 0, parts, 0, [0.0], 0, 0, counters, {}, None)
-    (folder / store.STATE_FILE).write_text(json.dumps(asdict(state)))
-    for name in (store.MODEL_FILE, store.STATE_FILE):
-        files[name] = store.manifest_entry(folder / name)
-    manifest = {"version": store.VERSION, "files": files}
-    (folder / store.MANIFEST).write_text(json.dumps(manifest))
-    return folder
+    store.describe(temporary, model.spec, "", state)
+    return store.publish(temporary, parts)

@@ -1,8 +1,9 @@
 """A model's state cut into parts, one file a rank, readable by any number of ranks.
 
-A *fragment* is a run of one parameter's elements, flat. A part is a safetensors file of fragments; its keys are
+A *fragment* is a range of one parameter's elements, flat. A part is a safetensors file of fragments; its keys are
 ``kind/parameter/start``, so what a rank needs is found by arithmetic whatever wrote it: this is the mapping on
-which DeepSpeed's universal checkpoints rest, without their conversion step and without pickles.
+which DeepSpeed's universal checkpoints rest, without their conversion step and without pickles. An index says which
+part has which fragments, so that a rank opens those that it reads.
 """
 
 import hashlib
@@ -13,14 +14,15 @@ from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
 from io import FileIO
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from fdtrain.errors import UserError
+from fdtrain.errors import UserError, excerpt
 
 WEIGHT, AVERAGE = "weight", "average"
 FIRST_MOMENT, SECOND_MOMENT, MOMENTUM = "exp_avg", "exp_avg_sq", "momentum"
@@ -53,14 +55,84 @@ def part_name(rank: int) -> str:
     return f"part_{rank:05d}.safetensors"
 
 
-def write_part(path: Path, fragments: Iterable[Fragment]) -> dict[str, int | str | bool]:
+class Run(NamedTuple):
+    """``count`` fragments of ``size`` elements each, one after the other from element ``start`` on: the first is in the
+    part number ``part``, each other in the next part. So ZeRO cuts a parameter."""
+
+    start: int
+    size: int
+    part: int
+    count: int
+
+    @property
+    def end(self) -> int:
+        return self.start + self.size * self.count
+
+
+Place = tuple[str, int, int]
+"""Of a fragment: ``kind/parameter``, the first element and their number."""
+Index = dict[str, list[Run]]
+"""By ``kind/parameter``, in the order of the elements."""
+
+
+def index_of(parts: Iterable[tuple[int, Iterable[Place]]]) -> Index:
+    """The index of parts, given in the order of their numbers."""
+    index: Index = {}
+    for part, fragments in parts:
+        for name, start, size in sorted(fragment for fragment in fragments if fragment[2]):
+            runs = index.setdefault(name, [])
+            last = runs[-1] if runs else None
+            if last is not None and (start, size, part) == (last.end, last.size, last.part + last.count):
+                runs[-1] = last._replace(count=last.count + 1)
+            else:
+                runs.append(Run(start, size, part, 1))
+    for runs in index.values():
+        runs.sort()
+    return index
+
+
+def index_within(index: Index, parts: range) -> Index:
+    """What an index says of some of the parts."""
+    found: Index = {}
+    for name, runs in index.items():
+        for run in runs:
+            first, last = max(run.part, parts.start), min(run.part + run.count, parts.stop)
+            if first < last:
+                start = run.start + (first - run.part) * run.size
+                found.setdefault(name, []).append(Run(start, run.size, first, last - first))
+    return found
+
+
+def fragments_of(path: Path) -> list[Place]:
+    """The fragments of a part, as its header has them.
+
+    Raises:
+        UserError: it is no part.
+    """
+    part, found = _opened(path), []
+    for key in part.keys():  # noqa: SIM118 (no mapping)
+        name, _, start = key.rpartition("/")
+        if name.count("/") != 1 or not start.isdecimal():
+            raise UserError(f"cannot read {path} (it holds '{excerpt(key)}'). Resume from another checkpoint.")
+        found.append((name, int(start), prod(part.get_slice(key).get_shape())))
+    return found
+
+
+def _opened(path: Path) -> safe_open:
+    try:
+        return safe_open(path, "pt")
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot read {path} ({error}). Resume from another checkpoint.") from error
+
+
+def write_part(path: Path, fragments: Iterable[Fragment]) -> dict[str, Any]:
     """Write fragments that lie on the CPU, in the safetensors format, and flush them to the disk.
 
     The library's own writer would copy every tensor first and hold the interpreter meanwhile; and the checksum
     would need a second reading.
 
     Returns:
-        The file's ``bytes`` and ``sha256``, and whether it is ``finite``, as :meth:`FragmentReader.finite` says.
+        The file's ``bytes`` and ``sha256``, whether it is :func:`finite`, and the places of its ``fragments``.
     """
     fragments = list(fragments)
     header, offset = {}, 0
@@ -77,7 +149,12 @@ def write_part(path: Path, fragments: Iterable[Fragment]) -> dict[str, int | str
             while view:
                 view = view[_write_some(file, view, digest) :]
         os.fsync(file.fileno())
-        return {"bytes": file.tell(), "sha256": digest.hexdigest(), "finite": all(map(_finite, fragments))}
+        return {
+            "bytes": file.tell(),
+            "sha256": digest.hexdigest(),
+            "finite": all(map(_finite, fragments)),
+            "fragments": [(f"{f.kind}/{f.parameter}", f.start, len(f.tensor)) for f in fragments],
+        }
 
 
 def _write_some(file: FileIO, view: memoryview, digest: Any) -> int:
@@ -99,82 +176,77 @@ def _is_moment(kind: str) -> bool:
     return kind in (FIRST_MOMENT, SECOND_MOMENT, MOMENTUM)
 
 
+def finite(path: Path) -> bool:
+    """Whether all weights and averages of a part are finite, and no moment is NaN, read one fragment at a time."""
+    part = _opened(path)
+    return all(
+        _finite(Fragment(key.partition("/")[0], key, 0, part.get_tensor(key)))
+        for key in part.keys()  # noqa: SIM118 (no mapping)
+    )
+
+
 class FragmentReader:
-    """The fragments of a checkpoint folder, whoever wrote them.
+    """The fragments of a checkpoint folder, whoever wrote them. A part is opened when something of it is read."""
 
-    Args:
-        parts: names of the files that belong to it; no other file is opened.
-
-    Raises:
-        UserError: a file is not what it should be.
-    """
-
-    def __init__(self, folder: Path, parts: Iterable[str]):
-        self.folder = folder
-        self.locations: dict[tuple[str, str], list[tuple[int, str, safe_open]]] = {}
-        for name in parts:
-            path = folder / name
-            try:
-                part = safe_open(path, "pt")
-                for key in part.keys():  # noqa: SIM118 (no mapping)
-                    kind, parameter, start = key.split("/")
-                    self.locations.setdefault((kind, parameter), []).append((int(start), key, part))
-            except (OSError, SafetensorError, ValueError) as error:
-                raise UserError(f"cannot read {path} ({error}). Resume from another checkpoint.") from error
-        for locations in self.locations.values():
-            locations.sort(key=lambda location: location[0])
+    def __init__(self, folder: Path, index: Index):
+        self.folder, self.index = folder, index
+        self.opened: dict[int, safe_open] = {}
+        """By their numbers, the parts of which something was read."""
 
     def read(self, kind: str, parameter: str, start: int, count: int) -> Tensor:
         """Elements ``start`` to ``start + count`` of a parameter's weights, averages or moments, float32, flat.
 
         Raises:
-            UserError: the parts do not hold them all.
+            UserError: the parts do not hold them all, or one of them cannot be read.
         """
-        locations = self.locations.get((kind, parameter), [])
-        pieces, at, end = [], start, start + count
-        index = max(0, bisect_right(locations, start, key=lambda location: location[0]) - 1)
-        for first, key, part in locations[index:]:
-            piece = part.get_slice(key)
-            last = first + piece.get_shape()[0]
-            if at >= end or first > at:
-                break
-            if last > at:
-                pieces.append(piece[at - first : min(end, last) - first])
-                at = min(end, last)
+        name, pieces, at, end = f"{kind}/{parameter}", [], start, start + count
+        runs = self.index.get(name, [])
+        for run in runs[max(0, bisect_right(runs, start, key=lambda run: run.start) - 1) :]:
+            while run.start <= at < min(end, run.end):
+                nth = (at - run.start) // run.size
+                first = run.start + nth * run.size
+                last = min(end, first + run.size)
+                pieces.append(self._piece(run.part + nth, f"{name}/{first}", at - first, last - first))
+                at = last
         if at < end:
             raise UserError(f"{self.folder} lacks elements {at} to {end} of {kind} of {parameter}: parts are missing.")
         return torch.cat(pieces) if pieces else torch.empty(0)
+
+    def _piece(self, part: int, key: str, start: int, stop: int) -> Tensor:
+        if part not in self.opened:
+            self.opened[part] = _opened(self.folder / part_name(part))
+        try:
+            return self.opened[part].get_slice(key)[start:stop]
+        except SafetensorError as error:
+            path = self.folder / part_name(part)
+            raise UserError(f"{path} does not hold {key} ({error}). Resume from another checkpoint.") from error
 
     def whole(self, kind: str, shapes: dict[str, torch.Size]) -> dict[str, Tensor]:
         """All of ``kind``, by parameter."""
         return {name: self.read(kind, name, 0, shape.numel()).view(shape) for name, shape in shapes.items()}
 
+    @property
+    def kinds(self) -> set[str]:
+        return {name.partition("/")[0] for name in self.index}
+
     def lengths(self) -> list[float]:
         """Relative lengths of the power-function averages that there are, rising."""
-        return sorted({float(found[1]) for kind, _ in self.locations if (found := POWER_AVERAGE.fullmatch(kind))})
-
-    def finite(self) -> bool:
-        """Whether all weights and averages are finite, and no moment is NaN, read one fragment at a time."""
-        return all(
-            _finite(Fragment(kind, parameter, start, part.get_tensor(key)))
-            for (kind, parameter), locations in self.locations.items()
-            for start, key, part in locations
-        )
+        return sorted({float(found[1]) for kind in self.kinds if (found := POWER_AVERAGE.fullmatch(kind))})
 
     def lacking(self, sizes: dict[str, int]) -> str | None:
         """What is missing of a model with parameters of these sizes: of each kind that there is, and of the moments
         that each parameter has; None if nothing is."""
-        kinds = {kind for kind, _ in self.locations}
+        kinds = self.kinds
         for parameter, size in sizes.items():
-            own = {kind for kind in kinds if not _is_moment(kind) or (kind, parameter) in self.locations}
+            own = {kind for kind in kinds if not _is_moment(kind) or f"{kind}/{parameter}" in self.index}
             if any(map(_is_moment, kinds)):
                 own |= {WEIGHT} | ({MOMENTUM} if MOMENTUM in own else {FIRST_MOMENT, SECOND_MOMENT})
             for kind in sorted(own):
                 at = 0
-                for start, key, part in self.locations.get((kind, parameter), []):
-                    if start > at:
+                for run in self.index.get(f"{kind}/{parameter}", []):
+                    if run.start > at:
                         break
-                    at = max(at, start + part.get_slice(key).get_shape()[0])
+                    at = max(at, run.end)
                 if at != size:
                     return f"it lacks elements of {kind} of {parameter}"
         return None if kinds else "it lacks all elements"

@@ -6,17 +6,21 @@ from typing import Any
 
 import torch
 
-from fdtrain.checkpoint.fragments import PART, FragmentReader, part_name
+from fdtrain import distributed
+from fdtrain.checkpoint.fragments import finite, fragments_of, index_of, index_within, part_name
 from fdtrain.checkpoint.store import (
     MANIFEST,
     MODEL_FILE,
     NAME,
+    NOT_ALL,
     OPTIMIZER,
     SHARDS,
     STATE_FILE,
+    Manifest,
     State,
-    committed,
-    listed_files,
+    manifest_entry,
+    open_parts,
+    read_manifest,
     read_settings,
     read_state,
     sha256,
@@ -31,34 +35,70 @@ class OtherRun(UserError):
     """A checkpoint is of another run than the configuration's: an older one that fits would cost what it has done."""
 
 
-def fault(checkpoint: Path) -> str | None:
+def fault(checkpoint: Path, together: bool = False) -> str | None:
     """What is wrong with a checkpoint, or None if all its files are there and unchanged, are of the step that its name
-    says, and hold all of the model in finite numbers."""
+    says, and hold all of the model in finite numbers.
+
+    Args:
+        together: every rank calls this, reads its share of the parts, and gets the same answer.
+    """
+    for check in (_ill_described, _unlike_described, _changed):
+        problem = _problem(check, checkpoint, together)
+        if together:
+            problem = next(filter(None, distributed.of_all(problem)), None)
+        if problem:
+            return problem
+    return None
+
+
+def _problem(check: Callable[[Path, Manifest, range], str | None], checkpoint: Path, together: bool) -> str | None:
+    """What a check of a checkpoint's manifest and of some of its parts finds, or what keeps it from finding it."""
     try:
-        entries = listed_files(checkpoint)
-        for name, expected in entries.items():
-            path = checkpoint / name
-            if path.stat().st_size != expected["bytes"] or sha256(path) != expected["sha256"]:
-                return f"{name} is cut short or changed"
-        state = read_state(checkpoint)
-        parts = sorted(name for name in entries if PART.fullmatch(name))
-        if MODEL_FILE not in entries or STATE_FILE not in entries or len(parts) != state.world_size:
-            return f"{MANIFEST} does not list all files"
-        if NAME.fullmatch(checkpoint.name) and step_of(checkpoint) != state.step:
-            return f"{STATE_FILE} is of step {state.step}"
-        if parts != [part_name(rank) for rank in range(len(parts))]:
-            return f"{MANIFEST} does not list all files"
-        fragments = FragmentReader(checkpoint, parts)
-        if lacking := fragments.lacking(_sizes(checkpoint)):
-            return lacking
-        if not fragments.finite():
-            return "it has numbers that are not finite"
+        manifest = read_manifest(checkpoint)
+        parts = distributed.share(manifest.parts) if together else range(manifest.parts)
+        return check(checkpoint, manifest, parts)
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
     except UserError as error:
         return str(error)
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"{MANIFEST} cannot be read ({error})"
+
+
+def _ill_described(checkpoint: Path, manifest: Manifest, parts: range) -> str | None:
+    """Of the small files alone, if the manifest has an index."""
+    for name in manifest.files.keys() - set(map(part_name, range(manifest.parts))):
+        if manifest_entry(checkpoint / name) != manifest.files[name]:
+            return f"{name} is cut short or changed"
+    state = read_state(checkpoint)
+    if not {MODEL_FILE, STATE_FILE} <= manifest.files.keys() or manifest.parts != state.world_size:
+        return NOT_ALL
+    if NAME.fullmatch(checkpoint.name) and step_of(checkpoint) != state.step:
+        return f"{STATE_FILE} is of step {state.step}"
+    return None
+
+
+def _unlike_described(checkpoint: Path, manifest: Manifest, parts: range) -> str | None:
+    """By the sizes and headers of the parts."""
+    for name in map(part_name, parts):
+        if (checkpoint / name).stat().st_size != manifest.files[name]["bytes"]:
+            return f"{name} is cut short or changed"
+    if manifest.index is not None and index_within(manifest.index, parts) != index_of(
+        (part, fragments_of(checkpoint / part_name(part))) for part in parts
+    ):
+        return f"{MANIFEST} has another index than the parts"
+    return open_parts(checkpoint).lacking(_sizes(checkpoint))
+
+
+def _changed(checkpoint: Path, manifest: Manifest, parts: range) -> str | None:
+    """By all of the parts."""
+    for name in map(part_name, parts):
+        if sha256(checkpoint / name) != manifest.files[name]["sha256"]:
+            return f"{name} is cut short or changed"
+        recorded = manifest.files[name].get("finite")
+        # Earlier versions did not record it.
+        if not (finite(checkpoint / name) if recorded is None else recorded):
+            return "it has numbers that are not finite"
     return None
 
 
@@ -75,25 +115,20 @@ def trouble(checkpoint: Path) -> str | None:
         if read_state(checkpoint).skips:
             return "steps were being skipped"
         # Earlier versions do not record it.
-        if not all(entry.get("finite", True) for entry in listed_files(checkpoint).values()):
+        if not all(entry.get("finite", True) for entry in read_manifest(checkpoint).files.values()):
             return "it has numbers that are not finite"
     except (OSError, ValueError, UserError) as error:
         return str(error)
     return None
 
 
-def newest(folder: Path, accept: Callable[[Path], Any]) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint of a run folder that is sound and that ``accept`` accepts, and what is wrong with
-    newer ones; ``accept`` raises UserError."""
+def newest(candidates: list[Path], together: bool = False) -> tuple[Path | None, list[str]]:
+    """The first checkpoint that is sound, and what is wrong with those before it. ``together``: as in :func:`fault`."""
     faults = []
-    for path in committed(folder):
-        problem = fault(path)
+    for path in distributed.broadcast(candidates) if together else candidates:
+        problem = fault(path, together)
         if problem is None:
-            try:
-                accept(path)
-                return path, faults
-            except UserError as error:
-                problem = str(error)
+            return path, faults
         faults.append(f"{path.name}: {problem}")
     return None, faults
 

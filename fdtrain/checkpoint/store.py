@@ -4,7 +4,7 @@
                               model.json               what rebuilds the model
                               config.yaml              the run's configuration
                               state.json               step, counters, data set, log window, code version
-                              MANIFEST.json            size and SHA-256 of every file above
+                              MANIFEST.json            size and SHA-256 of every file above, index of the fragments
     checkpoints/latest                                 name of the newest
     averages/step_00001000/                            the same files; the parts hold power-function averages alone
 
@@ -16,15 +16,16 @@ import json
 import re
 import shutil
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AliasChoices, Field, TypeAdapter, ValidationError
+from pydantic import AliasChoices, Field, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
 
 from fdtrain import files
-from fdtrain.checkpoint.fragments import PART, FragmentReader
+from fdtrain.checkpoint.fragments import PART, FragmentReader, Index, Place, Run, fragments_of, index_of, part_name
 from fdtrain.errors import UserError
 from fdtrain.networks.model import ModelSpec
 from fdtrain.strict_yaml import flattened, read_mapping
@@ -37,6 +38,8 @@ MANIFEST, LATEST, MODEL_FILE, CONFIG_FILE, STATE_FILE = (
     "config.yaml",
     "state.json",
 )
+
+NOT_ALL = f"{MANIFEST} does not list all files"
 
 CHECKPOINTS, AVERAGES = "checkpoints", "averages"
 """Of a run: the folders of its checkpoints, and of the snapshots of its power-function averages (profiles.py)."""
@@ -112,8 +115,8 @@ def describe(temporary: Path, spec: ModelSpec, config: str, state: State) -> Non
         files.sync(temporary / name)
 
 
-def record_digest(part: Path, digest: dict[str, int | str | bool]) -> None:
-    """Leave a part's size and checksum for :func:`commit`."""
+def record_digest(part: Path, digest: dict[str, Any]) -> None:
+    """Leave what the manifest is to say of a part for :func:`commit`."""
     files.write_text(_digest_record(part), json.dumps(digest), make_folder=False)
 
 
@@ -121,25 +124,30 @@ def _digest_record(part: Path) -> Path:
     return part.with_suffix(".json")
 
 
-def commit(temporary: Path, parts: list[str]) -> Path:
+def commit(temporary: Path, parts: int) -> Path:
     """:func:`publish` a checkpoint, to which ``latest`` moves."""
     final = publish(temporary, parts)
     point_latest_to(final)
     return final
 
 
-def publish(temporary: Path, parts: list[str]) -> Path:
-    """List the finished files of all ranks, and give the folder its name.
+def publish(temporary: Path, parts: int) -> Path:
+    """List the finished files of all ranks, of which there are so many ``parts``, and give the folder its name.
 
     Raises:
         OSError: the disk is full, broken, or not the same one for every rank.
     """
-    manifest = {name: manifest_entry(temporary / name) for name in (MODEL_FILE, CONFIG_FILE, STATE_FILE)}
-    for name in parts:
-        record = _digest_record(temporary / name)
-        manifest[name] = json.loads(_wait_for(record))
-        record.unlink()
-    text = json.dumps({"version": VERSION, "files": manifest}, indent=1) + "\n"
+    entries = {name: manifest_entry(temporary / name) for name in (MODEL_FILE, CONFIG_FILE, STATE_FILE)}
+
+    def fragments() -> Iterator[tuple[int, list[Place]]]:
+        for part in range(parts):
+            record = _digest_record(temporary / part_name(part))
+            entries[part_name(part)] = json.loads(_wait_for(record))
+            record.unlink()
+            yield part, entries[part_name(part)].pop("fragments")
+
+    index = index_of(fragments())
+    text = json.dumps({"version": VERSION, "files": entries, "fragments": index}) + "\n"
     files.write_text(temporary / MANIFEST, text, make_folder=False)
     final = final_path(temporary)
     if final.exists():
@@ -204,36 +212,70 @@ def step_of(checkpoint: Path) -> int:
     return int(match[1])
 
 
-def listed_files(checkpoint: Path) -> dict[str, dict[str, Any]]:
-    """The manifest's entry of each file.
+@dataclass(frozen=True)
+class Manifest:
+    """What a checkpoint's manifest lists: an entry of each file, and the index of the parts' fragments, which earlier
+    versions did not write."""
 
+    files: dict[str, dict[str, Any]]
+    index: Index | None
+
+    @property
+    def parts(self) -> int:
+        """Their number."""
+        return sum(bool(PART.fullmatch(name)) for name in self.files)
+
+
+_INDEX = TypeAdapter(dict[str, list[tuple[NonNegativeInt, PositiveInt, NonNegativeInt, PositiveInt]]])
+
+
+def read_manifest(checkpoint: Path) -> Manifest:
+    """
     Raises:
-        OSError, ValueError: it cannot be read, is of another version, or lists what is no checkpoint's.
+        OSError, ValueError, UserError: it cannot be read, is of another version, or lists what is no checkpoint's.
     """
     try:
-        manifest = json.loads((checkpoint / MANIFEST).read_text())
+        content = json.loads((checkpoint / MANIFEST).read_text())
     except RecursionError as error:
         raise ValueError(error) from None
-    if not isinstance(manifest, dict) or not isinstance(entries := manifest.get("files"), dict):
+    if not isinstance(content, dict) or not isinstance(entries := content.get("files"), dict):
         raise ValueError("it lists no files")
-    if manifest.get("version") != VERSION:
-        raise UserError(f"its version is {manifest.get('version')}, this fdtrain reads {VERSION}")
+    if content.get("version") != VERSION:
+        raise UserError(f"its version is {content.get('version')}, this fdtrain reads {VERSION}")
     for name, entry in entries.items():
         if name not in (MODEL_FILE, CONFIG_FILE, STATE_FILE) and not PART.fullmatch(name):
             raise ValueError(f"it lists {name!r}")
         if not isinstance(entry, dict):
             raise ValueError(f"it has no entry of {name}")
-    return entries
+    manifest = Manifest(entries, None)
+    if any(part_name(part) not in entries for part in range(manifest.parts)):
+        raise UserError(NOT_ALL)
+    if "fragments" not in content:
+        return manifest
+    try:
+        read = _INDEX.validate_python(content["fragments"])
+    except ValidationError as error:
+        raise UserError(f"{MANIFEST} has no index of fragments: {error.errors()[0]['msg']}") from None
+    index = {name: [Run(*run) for run in runs] for name, runs in read.items()}
+    if any(run.part + run.count > manifest.parts for runs in index.values() for run in runs):
+        raise UserError(f"{MANIFEST} has an index of more parts than it lists")
+    return Manifest(entries, index)
 
 
 def open_parts(checkpoint: Path) -> FragmentReader:
-    """The fragments of a checkpoint, out of the files that its manifest lists.
+    """The fragments of a checkpoint, out of the files that its manifest lists. Where that has no index of them, every
+    part is opened.
 
     Raises:
         UserError: one cannot be read.
     """
     try:
-        return FragmentReader(checkpoint, sorted(name for name in listed_files(checkpoint) if PART.fullmatch(name)))
+        manifest = read_manifest(checkpoint)
+        index = manifest.index
+        if index is None:
+            parts = range(manifest.parts)
+            index = index_of((part, fragments_of(checkpoint / part_name(part))) for part in parts)
+        return FragmentReader(checkpoint, index)
     except (OSError, ValueError) as error:
         raise UserError(f"{checkpoint / MANIFEST} cannot be read ({error}). Resume from another checkpoint.") from None
 

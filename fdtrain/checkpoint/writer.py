@@ -125,7 +125,6 @@ class CheckpointWriter:
                 path = temporary / part_name(distributed.rank())
                 store.record_digest(path, write_part(path, fragments))
 
-        self.names = [part_name(rank) for rank in range(distributed.world_size())]
         self._enter("parts", write)
         return time.perf_counter() - started
 
@@ -185,11 +184,12 @@ class CheckpointWriter:
             self.last = saved if saved.parent.name == store.CHECKPOINTS else self.last
 
     def _commit(self) -> None:
+        parts = distributed.world_size()
         for temporary in self.temporaries:
             if temporary.parent.name == store.CHECKPOINTS:
-                retention.retain(store.commit(temporary, self.names), self.policy.last, self.policy.every)
+                retention.retain(store.commit(temporary, parts), self.policy.last, self.policy.every)
             else:
-                store.publish(temporary, self.names)
+                store.publish(temporary, parts)
 
     def _fail(self) -> None:
         error = self.task.exception() if self.task is not None else None

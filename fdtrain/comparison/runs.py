@@ -96,7 +96,7 @@ class PlannedRun:
 
     def _set_unusable_aside(self) -> None:
         """Checkpoints of which none can be used make room for those of a new training."""
-        path, faults = soundness.newest(self.folder, lambda path: None)
+        path, faults = soundness.newest(store.committed(self.folder))
         if path is None and faults:
             logger.warning("%s is trained again: %s. They are in %s", self.name, "; ".join(faults), UNUSABLE)
             shutil.rmtree(self.folder / UNUSABLE, ignore_errors=True)

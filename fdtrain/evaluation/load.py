@@ -74,7 +74,7 @@ def _newest(run: Path) -> Path:
     fault = soundness.fault(newest)
     if fault is None:
         return newest
-    sound, _ = soundness.newest(run, lambda path: None)
+    sound, _ = soundness.newest(store.committed(run))
     if sound is None:
         raise _damaged(newest, fault)
     logger.warning("%s is damaged (%s); taking %s", newest, fault, sound.name)

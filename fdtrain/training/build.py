@@ -28,7 +28,7 @@ from fdtrain.data.shards import ChainedShards, ShardReader
 from fdtrain.data.split import Split
 from fdtrain.diffusion.interval import CLOSED
 from fdtrain.errors import UserError
-from fdtrain.networks.model import Model, ModelSpec
+from fdtrain.networks.model import Model
 from fdtrain.randomness import Purpose, torch_seed
 from fdtrain.resilience.consensus import Consensus
 from fdtrain.resilience.heartbeat import Heartbeat, process_group
@@ -208,7 +208,7 @@ def _cache(plan: Plan) -> Cache | None:
 
 
 def checkpoint_to_resume(plan: Plan) -> Path | None:
-    """The newest checkpoint that is sound, chosen by rank 0 for all.
+    """The newest checkpoint that is sound. The ranks share the work of finding out.
 
     Raises:
         UserError: none is, or it is of another run.
@@ -216,11 +216,7 @@ def checkpoint_to_resume(plan: Plan) -> Path | None:
     folder = plan.config.folder
     if not plan.resume:
         return None
-
-    def readable(path: Path) -> None:
-        ModelSpec.load(path / store.MODEL_FILE)
-
-    path, faults = distributed.broadcast(soundness.newest(folder, readable) if distributed.rank() == 0 else (None, []))
+    path, faults = soundness.newest(store.committed(folder), together=True)
     if path is None:
         if faults:
             raise UserError(

@@ -22,7 +22,7 @@ from fdtrain.training.grad_guard import GradGuard
 from fdtrain.training.hardware import DTYPES, memory_format
 from fdtrain.training.matrix_exchange import MatrixExchange, Piece
 from fdtrain.training.muon import Muon
-from fdtrain.training.zero import SteppedRange, load_module, owners, stepped_ranges
+from fdtrain.training.zero import SteppedRange, owners, shared, stepped_ranges, update_module
 
 # Said before the import, which otherwise warns on every rank of a machine without an accelerator.
 if not distributed.on_gpu():
@@ -82,7 +82,7 @@ class Engine:
             self.engine.enable_backward_allreduce = False
         self.stepped = list(stepped_ranges(self.engine.optimizer, model, self.stage))
         # At stage 0 every rank steps everything, but saves no more than its share of it.
-        self.saved = self.stepped if self.stage else [found for r in self.stepped if (found := r.share()).count]
+        self.saved = self.stepped if self.stage else shared(self.stepped)
         self.owners = owners(self.engine.optimizer, model, self.stage)
         if isinstance(self.optimizer, Muon):
             self.optimizer.exchanges = self._exchanges()
@@ -168,6 +168,11 @@ class Engine:
     def _moments(self, r: SteppedRange) -> tuple[str, ...]:
         return (MOMENTUM,) if r.parameter in self.matrices else (FIRST_MOMENT, SECOND_MOMENT)
 
+    def _of(self, r: SteppedRange) -> dict[str, Tensor]:
+        """By kind, what the optimiser has of a range's owner."""
+        state = self.optimizer.state[r.owner]
+        return {WEIGHT: r.owner.data, **{moment: state[moment] for moment in self._moments(r)}}
+
     @property
     def weights(self) -> list[Fragment]:
         """This rank's fragments of the float32 weights, live; those of all ranks are all weights, once."""
@@ -176,12 +181,7 @@ class Engine:
     @property
     def fragments(self) -> list[Fragment]:
         """This rank's fragments of weights and moments, live; those of all ranks are the whole state, once."""
-        moments = [
-            Fragment(moment, r.parameter, r.start, r.of(self.optimizer.state[r.owner][moment]))
-            for r in self.saved
-            for moment in self._moments(r)
-        ]
-        return self.weights + moments
+        return [Fragment(k, r.parameter, r.start, r.of(flat)) for r in self.saved for k, flat in self._of(r).items()]
 
     def counters(self) -> Counters:
         """What the state has beside tensors."""
@@ -191,16 +191,24 @@ class Engine:
     def load(self, parts: FragmentReader, counters: Counters) -> None:
         """Load what any number of ranks saved at any stage: ``fragments`` as parts, and ``counters``.
 
-        Every element that this rank steps is read, whether or not it is this rank that saves it.
+        A rank reads what it saves, and has the rest from the others. Every rank must call it.
         """
         with torch.no_grad():
-            for r in self.stepped:
-                state = self.optimizer.state[r.owner]
-                for kind, flat in ((WEIGHT, r.owner.data), *((moment, state[moment]) for moment in self._moments(r))):
+            if not self.stage:
+                for r in self.stepped:
+                    for flat in self._of(r).values():
+                        flat.zero_()
+            for r in self.saved:
+                for kind, flat in self._of(r).items():
                     r.of(flat).copy_(parts.read(kind, r.parameter, r.start, r.count))
+            if not self.stage:
+                for r in self.stepped:
+                    for flat in self._of(r).values():
+                        # The sum of bits: that of numbers would lose the sign of a zero.
+                        distributed.all_reduce_sum(flat.view(-1).view(torch.int32))
             for step in self.updates:
                 step.fill_(counters.updates)
-            load_module(self.engine.optimizer, self.model, self.stage, self.stepped, parts)
+            update_module(self.engine.optimizer, self.model, self.stage, self.stepped)
         self._set_loss_scale(counters.loss_scale)
         self.guard.load(counters.guard)
 

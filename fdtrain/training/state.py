@@ -117,20 +117,11 @@ class TrainState:
 def rollback_target(folder: Path, stalled: int | None) -> Path | None:
     """The newest sound and scheduled checkpoint of a run folder that a run in trouble may go back to, made the newest
     of all: what came later would outrank it when the run resumes. One of step ``stalled`` or later, after which no
-    step succeeded, serves if there is no earlier one."""
-
-    def usable(path: Path) -> None:
-        if reason := soundness.trouble(path):
-            raise UserError(reason)
-        if not store.read_state(path).scheduled:
-            raise UserError("a run that was not interrupted would not have it")
-
-    def usable_and_earlier(path: Path) -> None:
-        usable(path)
-        if stalled is not None and store.step_of(path) >= stalled:
-            raise UserError("no step after it succeeded")
-
-    path = soundness.newest(folder, usable_and_earlier)[0] or soundness.newest(folder, usable)[0]
-    if path is not None:
+    step succeeded, serves if there is no earlier one. Every rank must call it."""
+    # A run that was not interrupted would not have the others.
+    usable = [p for p in store.committed(folder) if soundness.trouble(p) is None and store.read_state(p).scheduled]
+    earlier = [path for path in usable if stalled is None or store.step_of(path) < stalled]
+    path = soundness.newest(earlier, together=True)[0] or soundness.newest(usable, together=True)[0]
+    if path is not None and distributed.rank() == 0:
         retention.roll_back_to(path)
     return path

@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fdtrain import distributed
 from fdtrain.checkpoint import retention, store
 from fdtrain.checkpoint.writer import FAILED, WRITING, CheckpointWriter, Retention, Snapshot
 from fdtrain.config import Config, dump_config
@@ -225,7 +224,7 @@ class Trainer:
         advice = "Lower training.lr, or train with another training.precision."
         # One after which no step has succeeded may be the cause. The first time it is tried with other draws.
         stalled = step - skips if rollbacks > min(1, most) else None
-        path = distributed.broadcast(rollback_target(folder, stalled) if self.layout.rank == 0 else None)
+        path = rollback_target(folder, stalled)
         if path is None:
             raise UserError(f"{reason}; there is no checkpoint to return to. {advice}")
         if rollbacks > most:

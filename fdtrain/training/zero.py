@@ -10,7 +10,6 @@ from typing import Any
 
 from torch import Tensor
 
-from fdtrain.checkpoint.fragments import WEIGHT, FragmentReader
 from fdtrain.distributed import share
 from fdtrain.networks.model import Model
 
@@ -28,11 +27,6 @@ class SteppedRange:
     def of(self, flat: Tensor) -> Tensor:
         """These elements of the owner, or of what is shaped like it."""
         return flat.view(-1)[self.offset : self.offset + self.count]
-
-    def share(self) -> "SteppedRange":
-        """This rank's even share of a run that every rank steps."""
-        mine = share(self.count)
-        return replace(self, start=self.start + mine.start, offset=self.offset + mine.start, count=len(mine))
 
 
 def owners(zero: Any, model: Model, stage: int) -> list[Tensor]:
@@ -68,11 +62,21 @@ def stepped_ranges(zero: Any, model: Model, stage: int) -> Iterator[SteppedRange
             yield found
 
 
-def load_module(zero: Any, model: Model, stage: int, stepped: list[SteppedRange], parts: FragmentReader) -> None:
-    """Load the weights that the network computes with, which ZeRO keeps beside those that it steps."""
+def shared(stepped: list[SteppedRange]) -> list[SteppedRange]:
+    """This rank's even share of the elements that every rank steps."""
+    mine, begin, found = share(sum(r.count for r in stepped)), 0, []
+    for r in stepped:
+        first, last = max(mine.start - begin, 0), min(mine.stop - begin, r.count)
+        if first < last:
+            found.append(replace(r, start=r.start + first, offset=r.offset + first, count=last - first))
+        begin += r.count
+    return found
+
+
+def update_module(zero: Any, model: Model, stage: int, stepped: list[SteppedRange]) -> None:
+    """Give the network that computes, which ZeRO keeps beside them, the weights that the ranks step."""
     if stage in (1, 2):
-        for name, p in model.named_parameters():
-            p.copy_(parts.read(WEIGHT, name, 0, p.numel()).view_as(p))
+        zero.update_lp_params()
     elif stage == 3:
         if zero.persistent_parameters:
             zero.persistent_parameters[0].partition(zero.persistent_parameters)

@@ -8,7 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from fdtrain.checkpoint.fragments import WEIGHT, Fragment, FragmentReader, part_name, write_part
+from fdtrain.checkpoint.fragments import (
+    WEIGHT,
+    Fragment,
+    FragmentReader,
+    fragments_of,
+    index_of,
+    index_within,
+    part_name,
+    write_part,
+)
 from fdtrain.errors import UserError
 
 
@@ -23,7 +32,8 @@ def write_cut(folder, tensor: torch.Tensor, cuts: list[int]) -> None:
 
 
 def read_all(folder) -> FragmentReader:
-    return FragmentReader(folder, [path.name for path in folder.glob("part_*")])
+    paths = sorted(folder.glob("part_*"))
+    return FragmentReader(folder, index_of((int(path.stem[5:]), fragments_of(path)) for path in paths))
 
 
 @settings(deadline=None, max_examples=30)
@@ -38,6 +48,32 @@ def test_what_some_ranks_wrote_others_read(tmp_path_factory, written, read):
     assert torch.equal(parts.whole(WEIGHT, {"a.b": torch.Size([5, 10])})["a.b"], tensor.view(5, 10))
 
 
+def test_a_reader_opens_what_it_reads(tmp_path):
+    """An index of a thousand even parts is a line, and says of each which it is."""
+    tensor = torch.arange(64.0)
+    write_cut(tmp_path, tensor, list(range(4, 64, 4)))
+    parts = read_all(tmp_path)
+    assert parts.index == {"weight/a.b": [(0, 4, 0, 16)]}
+    assert index_within(parts.index, range(5, 9)) == {"weight/a.b": [(20, 4, 5, 4)]}
+    assert parts.opened == {}
+    assert torch.equal(parts.read(WEIGHT, "a.b", 22, 7), tensor[22:29])
+    assert parts.opened.keys() == {5, 6, 7}
+
+
+@given(st.lists(st.lists(st.tuples(st.sampled_from(["w/a", "w/b"]), st.integers(1, 5)), max_size=4), max_size=9))
+def test_the_index_of_some_parts_is_that_of_all_within_them(made):
+    """Whatever fragments they have, as long as these follow one another."""
+    ends, parts = dict.fromkeys(["w/a", "w/b"], 0), []
+    for sizes in made:
+        parts.append([])
+        for name, size in sizes:
+            parts[-1].append((name, ends[name], size))
+            ends[name] += size
+    numbered = list(enumerate(parts))
+    for start in range(len(parts)):
+        assert index_within(index_of(numbered), range(start, len(parts))) == index_of(numbered[start:])
+
+
 def test_a_part_is_a_safetensors_file_of_its_size(tmp_path):
     path = tmp_path / part_name(0)
     tensor = torch.randn(1000)
@@ -47,6 +83,7 @@ def test_a_part_is_a_safetensors_file_of_its_size(tmp_path):
         "bytes": path.stat().st_size,
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         "finite": True,
+        "fragments": [("weight/w", 8, 1000)],
     }
     assert path.stat().st_size < 4 * 1000 + 200
 

@@ -49,17 +49,17 @@ def write_checkpoint(run, step: int, skips: int = 0, value: float = 1.0, change=
     store.describe(
         temporary, SPEC, "name: run\n", State(step, 32 * step, 2, 1, [0.0], skips, 0, COUNTERS, SETTINGS, None)
     )
-    names = [part_name(rank) for rank in range(2)]
     pieces = [Fragment(AVERAGE, n, 0, p.detach().flatten()) for n, p in Model(SPEC).named_parameters()]
     pieces[0].tensor[0] = value
     change(pieces)
-    for name, part in zip(names, (pieces[::2], pieces[1::2]), strict=True):
-        store.record_digest(temporary / name, write_part(temporary / name, part))
-    return store.commit(temporary, names)
+    for rank, fragments in enumerate((pieces[::2], pieces[1::2])):
+        part = temporary / part_name(rank)
+        store.record_digest(part, write_part(part, fragments))
+    return store.commit(temporary, 2)
 
 
-def fits(path):
-    soundness.check_same_run(path, SPEC, SETTINGS)
+def newest_sound(run):
+    return soundness.newest(store.committed(run))
 
 
 @pytest.fixture
@@ -89,9 +89,9 @@ def flip(path):
 @pytest.mark.parametrize("damage", [truncate, empty, flip, lambda path: path.unlink()])
 def test_any_damage_to_any_file_is_found_and_passed_over(run, name, damage, caplog):
     newest, older = store.committed(run)
-    assert soundness.newest(run, fits) == (newest, [])
+    assert newest_sound(run) == (newest, [])
     damage(newest / name)
-    found, faults = soundness.newest(run, fits)
+    found, faults = newest_sound(run)
     assert found == older
     assert len(faults) == 1
     assert faults[0].startswith("step_00000010: ")
@@ -108,15 +108,12 @@ def test_another_version_another_model_another_data_set_are_passed_over(run):
     newest, older = store.committed(run)
     manifest = json.loads((newest / "MANIFEST.json").read_text())
     (newest / "MANIFEST.json").write_text(json.dumps({**manifest, "version": 99}))
-    assert soundness.newest(run, fits) == (older, ["step_00000010: its version is 99, this fdtrain reads 1"])
+    assert newest_sound(run) == (older, ["step_00000010: its version is 99, this fdtrain reads 1"])
     with pytest.raises(UserError, match="holds another model than the configuration: size 4 against 8"):
         soundness.check_same_run(older, ModelSpec(**{**SPEC.__dict__, "size": 8}), SETTINGS)
     other = {**SETTINGS, "dataset": "cifar10"}
     with pytest.raises(UserError, match="belongs to a run with other settings: dataset 'digits' against 'cifar10'"):
         soundness.check_same_run(older, SPEC, other)
-    found, faults = soundness.newest(run, lambda path: soundness.check_same_run(path, SPEC, other))
-    assert found is None
-    assert len(faults) == 2
 
 
 def test_a_manifest_that_leaves_files_out_is_a_fault(run):
@@ -133,14 +130,14 @@ def test_latest_may_point_nowhere(run, content):
     latest.unlink()
     if content is not None:
         latest.write_text(content)
-    assert soundness.newest(run, fits)[0].name == "step_00000010"
+    assert newest_sound(run)[0].name == "step_00000010"
     assert find_model(run)[0].parent.name == "step_00000010"
 
 
 def test_what_an_interrupted_save_leaves_is_no_checkpoint(run):
     temporary = run / "checkpoints" / store.temporary_name(15)
     shutil.copytree(store.committed(run)[0], temporary)
-    assert soundness.newest(run, fits)[0].name == "step_00000010"
+    assert newest_sound(run)[0].name == "step_00000010"
     store.clean(run)
     assert not temporary.exists()
     assert len(store.committed(run)) == 2
@@ -152,7 +149,7 @@ def test_a_part_that_never_comes_into_sight_ends_the_commit(run, monkeypatch):
     temporary.mkdir()
     store.describe(temporary, SPEC, "", State(15, 0, 1, 1, [0.0], 0, 0, COUNTERS, SETTINGS, None))
     with pytest.raises(OSError, match="not on a file system that all hosts share"):
-        store.commit(temporary, [part_name(0)])
+        store.commit(temporary, 1)
     assert store.newest_step(run).name == "step_00000010"
 
 
@@ -218,6 +215,12 @@ def rewrite(checkpoint, name: str, content: bytes, listed_as: str | None = None)
     (checkpoint / "MANIFEST.json").write_text(json.dumps(manifest))
 
 
+def change_manifest(checkpoint, change) -> None:
+    manifest = json.loads((checkpoint / "MANIFEST.json").read_text())
+    change(manifest)
+    (checkpoint / "MANIFEST.json").write_text(json.dumps(manifest))
+
+
 def change_state(checkpoint, change) -> None:
     state = json.loads((checkpoint / "state.json").read_text())
     change(state)
@@ -230,7 +233,7 @@ def test_a_part_that_the_manifest_does_not_list_is_not_opened(run, content):
     expected = load_model(newest).state_dict()
     part = (older / part_name(1)).read_bytes() if content != "junk" else b"junk"
     (newest / part_name(2)).write_bytes(part)
-    assert soundness.newest(run, fits) == (newest, [])
+    assert newest_sound(run) == (newest, [])
     found = load_model(newest).state_dict()
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
@@ -239,7 +242,7 @@ def test_the_content_of_another_step_is_passed_over(run):
     newest, older = store.committed(run)
     shutil.rmtree(newest)
     shutil.copytree(older, newest)
-    assert soundness.newest(run, fits) == (older, ["step_00000010: state.json is of step 5"])
+    assert newest_sound(run) == (older, ["step_00000010: state.json is of step 5"])
     # A checkpoint may be copied to a folder of any name.
     copied = shutil.copytree(older, run / "best")
     assert load_model(copied).spec == SPEC
@@ -248,7 +251,7 @@ def test_the_content_of_another_step_is_passed_over(run):
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_not_finite_are_passed_over(run, value):
     write_checkpoint(run, 15, value=value)
-    found, faults = soundness.newest(run, fits)
+    found, faults = newest_sound(run)
     assert found.name == "step_00000010"
     assert faults == ["step_00000015: it has numbers that are not finite"]
     assert find_model(run)[0].parent == found
@@ -272,7 +275,7 @@ def test_a_moment_that_is_nan_is_passed_over(run, kind):
     overflown = write_checkpoint(run, 15, change=with_moments(exp_avg_sq=float("inf")))
     assert soundness.fault(overflown) is None
     write_checkpoint(run, 20, change=with_moments(**{kind: float("nan")}))
-    assert soundness.newest(run, fits) == (overflown, ["step_00000020: it has numbers that are not finite"])
+    assert newest_sound(run) == (overflown, ["step_00000020: it has numbers that are not finite"])
 
 
 def drop_first(pieces):
@@ -311,12 +314,62 @@ def drop_a_weight(pieces):
 def test_a_checkpoint_that_lacks_fragments_is_passed_over(run, change, kind):
     """Its files are as they were written."""
     write_checkpoint(run, 15, change=change)
-    found, faults = soundness.newest(run, fits)
+    found, faults = newest_sound(run)
     assert found.name == "step_00000010"
     what = f"elements of {kind} of " if kind else "all elements"
     assert len(faults) == 1
     assert faults[0].startswith(f"step_00000015: it lacks {what}")
     assert find_model(run)[0].parent == found
+
+
+def change_runs(checkpoint, change) -> None:
+    """Each run of the index, of start, size, part and count."""
+
+    def change_index(manifest):
+        manifest["fragments"] = {name: [change(*run) for run in runs] for name, runs in manifest["fragments"].items()}
+
+    change_manifest(checkpoint, change_index)
+
+
+@pytest.mark.parametrize(
+    ("damage", "problem"),
+    [
+        (lambda *run: (run[0], run[1], 1 - run[2], run[3]), "MANIFEST.json has another index than the parts"),
+        (lambda *run: (run[0], run[1], run[2], 2**60), "MANIFEST.json has an index of more parts than it lists"),
+        (lambda *run: (run[0], run[1] + 1, run[2], run[3]), "MANIFEST.json has another index than the parts"),
+        (lambda *run: (run[0], 0, run[2], run[3]), "MANIFEST.json has no index of fragments: Input should be greater"),
+        (lambda *run: (run[0], "1", run[2]), "MANIFEST.json has no index of fragments: Field required"),
+    ],
+)
+def test_an_index_that_does_not_fit_the_parts_is_passed_over(run, damage, problem):
+    newest, older = store.committed(run)
+    change_runs(newest, damage)
+    found, faults = newest_sound(run)
+    assert found == older
+    assert faults[0].startswith(f"step_00000010: {problem}")
+    with pytest.raises(UserError, match=r"step_00000010 is damaged: MANIFEST\.json has "):
+        load_model(newest)
+
+
+def test_a_checkpoint_of_an_earlier_version_has_no_index(run):
+    """Nor does it say whether its numbers are finite."""
+
+    def forget(manifest):
+        del manifest["fragments"]
+        for entry in manifest["files"].values():
+            entry.pop("finite", None)
+
+    newest = store.committed(run)[0]
+    expected = load_model(newest).state_dict()
+    change_manifest(newest, forget)
+    assert newest_sound(run) == (newest, [])
+    found = load_model(newest).state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    change_manifest(write_checkpoint(run, 15, value=float("nan")), forget)
+    assert newest_sound(run) == (newest, ["step_00000015: it has numbers that are not finite"])
+    (newest / part_name(1)).unlink()
+    with pytest.raises(UserError, match=r"cannot read .*part_00001"):
+        store.open_parts(newest)
 
 
 DEEP = b"[" * 100_000 + b"]" * 100_000
@@ -343,7 +396,7 @@ DEEP = b"[" * 100_000 + b"]" * 100_000
 def test_descriptions_that_are_damaged_are_passed_over(run, damage):
     newest, older = store.committed(run)
     damage(newest)
-    found, faults = soundness.newest(run, fits)
+    found, faults = newest_sound(run)
     assert found == older
     assert len(faults) == 1
     assert soundness.trouble(older) is None
@@ -352,7 +405,7 @@ def test_descriptions_that_are_damaged_are_passed_over(run, damage):
 def test_a_model_file_that_is_deeply_nested(run):
     newest, older = store.committed(run)
     rewrite(newest, "model.json", DEEP)
-    assert soundness.newest(run, fits)[0] == older
+    assert newest_sound(run)[0] == older
     with pytest.raises(UserError, match="does not describe a model"):
         load_model(newest)
 

@@ -60,15 +60,14 @@ def train(engine: Engine, step: int) -> float:
 def save(engine: Engine, run: Path) -> None:
     temporary = run / "checkpoints" / store.temporary_name(SAVED_AFTER)
     temporary.mkdir(parents=True, exist_ok=True)
-    names = [part_name(rank) for rank in range(distributed.world_size())]
-    mine = temporary / names[distributed.rank()]
+    world, mine = distributed.world_size(), temporary / part_name(distributed.rank())
     store.record_digest(mine, write_part(mine, engine.fragments))
     dist.barrier()
     if distributed.rank() == 0:
         counters = engine.counters()
-        state = store.State(SAVED_AFTER, 0, len(names), engine.stage, [0.0], 0, 0, counters, {}, None)
+        state = store.State(SAVED_AFTER, 0, world, engine.stage, [0.0], 0, 0, counters, {}, None)
         store.describe(temporary, DIGITS, "", state)
-        store.commit(temporary, names)
+        store.commit(temporary, world)
 
 
 def differences(engine: Engine, parts: FragmentReader) -> dict[str, int]:
@@ -116,9 +115,10 @@ def load_all(folder: Path) -> None:
             path = run / "checkpoints" / store.folder_name(SAVED_AFTER)
             parts = store.open_parts(path)
             engine.load(parts, store.read_state(path).counters)
+            opened = len(parts.opened)
             differing = differences(engine, parts)
             losses = [train(engine, step) for step in range(SAVED_AFTER, STEPS)]
-            found[f"{run.name} {stage}"] = {"differing": differing, "losses": losses}
+            found[f"{run.name} {stage}"] = {"differing": differing, "opened": opened, "losses": losses}
     name = f"found_{distributed.world_size()}_{distributed.rank()}.json"
     (folder / name).write_text(json.dumps(found))
 
