@@ -7,6 +7,7 @@ torchrun do; without one there is a single process.
 import errno
 import os
 import platform
+import resource
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -23,6 +24,8 @@ from fdtrain.errors import LostPeer, Preempted, UserError
 Value = TypeVar("Value")
 PATIENCE = 600.0
 """Seconds that a rank waits for another in a call of theirs, unless a run says otherwise."""
+OWN_FILES = 256
+"""That a rank may have open beside the connections of all others to its store."""
 
 
 def world_size() -> int:
@@ -87,14 +90,24 @@ def open_store(timeout: float, serve: bool = True) -> TCPStore:
 
     Raises:
         LostPeer: there is no store: rank 0 has not come.
-        UserError: another program listens where rank 0 is to run the store.
+        UserError: another program listens where rank 0 is to run the store, or that may not have a connection of
+            each rank.
     """
+    _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # The usual limit of 1,024 is for programs that cannot count further.
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
     alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
     for name, value in alone.items():
         os.environ.setdefault(name, value)
     os.environ.setdefault("MASTER_PORT", "0" if world_size() == 1 else "29500")
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     serve = serve and rank() == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    # Each rank has two connections: that of its heartbeat must not wait for the other's.
+    if serve and files < (needed := 2 * world_size() + OWN_FILES):
+        raise UserError(
+            f"{world_size()} processes need {needed} open files in rank 0, which may have {files} on "
+            f"{platform.node()}. Raise the hard limit there (ulimit -Hn)."
+        )
     try:
         # Not waiting for the others here, which the heartbeat is to watch meanwhile.
         return TCPStore(
@@ -135,6 +148,9 @@ def connect(patience: float = PATIENCE, store: Store | None = None) -> torch.dev
         # Processes that each take all cores get in each other's way.
         processes = int(os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or 1)
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // processes))
+    # Gloo would connect every rank with every other, of which a ring needs two: a thousand sockets a rank, and a
+    # million in all.
+    os.environ.setdefault("TORCH_GLOO_LAZY_INIT", "1")
     dist.init_process_group(
         "nccl" if mine.type == "cuda" else "gloo",
         store=store,
@@ -200,16 +216,23 @@ def broadcast(value: Value) -> Value:
 def found_by_first(find: Callable[[], Value]) -> Value:
     """:func:`broadcast` of what rank 0 finds, where the ranks could find different things; every rank raises its
     UserError."""
-    found: Value | UserError | None = None
-    if rank() == 0:
-        try:
+    found: Value | None = None
+    with told_to_all():
+        if rank() == 0:
             found = find()
-        except UserError as error:
-            found = error
-    found = broadcast(found)
-    if isinstance(found, UserError):
-        raise found
-    return found  # pyright: ignore[reportReturnType]
+    return broadcast(found)  # pyright: ignore[reportReturnType]
+
+
+@contextmanager
+def told_to_all() -> Iterator[None]:
+    """Around what some ranks may find wrong, on every rank: all raise the first one's UserError."""
+    problem = None
+    try:
+        yield
+    except UserError as error:
+        problem = str(error)
+    if problem := next(filter(None, of_all(problem)), None):
+        raise UserError(problem)
 
 
 def of_all(value: Value) -> list[Value]:

@@ -119,8 +119,9 @@ def test_an_empty_folder(launch, own_data):
 
 
 def test_a_missing_shard(launch, own_data):
+    """By the second of two processes, each of which looks for its share, and said once."""
     (own_data / "train-000003.tar").unlink()
-    message = error_of(launch(processes=0, rc=2))
+    message = error_of(launch(processes=2, rc=2))
     assert "train-000003.tar is listed in dataset.json but missing. Restore it or pack again" in message
 
 

@@ -1,5 +1,6 @@
 """How the processes of a launch meet."""
 
+import resource
 import socket
 
 import pytest
@@ -20,6 +21,20 @@ def test_a_port_that_another_program_uses_is_named_at_once(monkeypatch):
             monkeypatch.setenv(name, str(value))
         with pytest.raises(UserError, match=f"port {port} of 127.0.0.1 is in use.*--master_port {port + 1}"):
             distributed.open_store(30)
+
+
+def test_the_limit_of_open_files_is_raised_and_may_be_too_low(monkeypatch):
+    """Each of many ranks has connections to the store."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for name, value in {"RANK": 0, "WORLD_SIZE": 10**7, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 0}.items():
+        monkeypatch.setenv(name, str(value))
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (100, hard))
+        with pytest.raises(UserError, match=f"10000000 processes need 20000256 open files.* have {hard} "):
+            distributed.open_store(30)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 @pytest.mark.parametrize(

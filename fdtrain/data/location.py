@@ -44,19 +44,21 @@ class PackedData:
     Attributes:
         base: the folder or URL of dataset.json.
         places: the shards that a pattern or list names, by file name; None: all shards, beside dataset.json.
+        checked: shards are looked for when they are asked for; else who opened them does so once.
     """
 
     base: str
     description: DatasetDescription
     places: dict[str, str] | None
+    checked: bool = True
 
     def split(self, name: str) -> PlacedShards:
-        """The split's shards with images. Local ones are checked to exist in full length, of very many some.
+        """The split's shards with images.
 
         A pattern or list selects among a split's shards. If it names none of them, all are where dataset.json says.
 
         Raises:
-            UserError: unknown or empty split; a local shard is missing, cut short or grown.
+            UserError: unknown or empty split.
         """
         if name not in self.description.splits:
             known = excerpt(", ".join(self.description.splits)) or "none"
@@ -69,19 +71,38 @@ class PackedData:
             raise UserError(f"{shown(self.base)}: split '{name}' holds no images. Pack the data set again.")
         labels, members = range(len(self.description.classes)), MemberReader(self.description)
         placed = PlacedShards(shards, self.base, places, labels, members)
-        for i in range(0, len(placed), -(-len(placed) // CHECKED)):
-            shard = placed[i]
-            if not is_remote(shard.place):
-                check_length(Path(shard.place), shard.shard)
+        if self.checked:
+            check_lengths(placed)
         return placed
 
+    def check_folder(self) -> None:
+        """Raise UserError if the folder of the data set holds shards that are not its."""
+        shards = list(self.description.splits.values())
+        # Whoever names each place may leave others in its folder.
+        named = self.places is not None or sum(len(of.places()) for of in shards) == sum(map(len, shards))
+        if not is_remote(self.base) and not named:
+            _check_no_others(Path(self.base), shards)
 
-def locate(path: str | Path, allow_pipe: bool = False, seconds: float = 60.0) -> PackedData:
+
+def check_lengths(placed: PlacedShards, share: slice = slice(None)) -> None:
+    """Check that local shards exist in full length, of very many some, or a share of those.
+
+    Raises:
+        UserError: one is missing, cut short or grown.
+    """
+    for i in range(0, len(placed), -(-len(placed) // CHECKED))[share]:
+        shard = placed[i]
+        if not is_remote(shard.place):
+            check_length(Path(shard.place), shard.shard)
+
+
+def locate(path: str | Path, allow_pipe: bool = False, seconds: float = 60.0, checked: bool = True) -> PackedData:
     """Find a data set and read its description.
 
     Args:
         allow_pipe: whether a list may name shards as ``pipe:COMMAND``, which is executed.
         seconds: how long to try to reach a remote description.
+        checked: of :class:`PackedData`; look for other shards in the folder, too.
 
     Raises:
         UserError: there is none; a pattern or list names what it does not describe; a folder holds other shards.
@@ -102,17 +123,15 @@ def locate(path: str | Path, allow_pipe: bool = False, seconds: float = 60.0) ->
     base = base or "."
     description = _description(base, seconds)
     shards = list(description.splits.values())
-    elsewhere = [place for of_split in shards for place in of_split.places()]
     if is_remote(base):
-        _check_remote(base, elsewhere)
-    if places is None:
-        # Whoever names each place may leave others in its folder.
-        if not is_remote(base) and len(elsewhere) < sum(map(len, shards)):
-            _check_no_others(Path(base), shards)
-        return PackedData(base, description, None)
-    if not allow_pipe and any(place.startswith("pipe:") for place in places):
+        _check_remote(base, [place for of_split in shards for place in of_split.places()])
+    if not allow_pipe and any(place.startswith("pipe:") for place in places or []):
         raise UserError(f"{shown(path)} runs commands (pipe:). Set data.allow_pipe to true if you trust it.")
-    return PackedData(base, description, _by_name(path, places, shards))
+    by_name = None if places is None else _by_name(path, places, shards)
+    found = PackedData(base, description, by_name, checked)
+    if checked:
+        found.check_folder()
+    return found
 
 
 def _description(base: str, seconds: float) -> DatasetDescription:

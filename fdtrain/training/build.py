@@ -5,6 +5,7 @@ import logging
 import platform
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
@@ -23,6 +24,7 @@ from fdtrain.credentials import masked_values
 from fdtrain.data.cache import Cache, open_cache
 from fdtrain.data.dataset import write_description
 from fdtrain.data.loader import Batches, LaneDataset
+from fdtrain.data.location import check_lengths
 from fdtrain.data.mixture import lane_order
 from fdtrain.data.shards import ChainedShards, ShardReader
 from fdtrain.data.split import Split
@@ -45,7 +47,7 @@ from fdtrain.training.metrics import MetricSums, Stopwatch
 from fdtrain.training.monitor import Monitor
 from fdtrain.training.plan import Plan
 from fdtrain.training.profile import Profiler
-from fdtrain.training.run import Run, unwritable
+from fdtrain.training.run import Run, writing
 from fdtrain.training.state import TrainState
 from fdtrain.training.trainer import FLAGS, STOP, Callback, Trainer
 from fdtrain.training.utilisation import Utilisation
@@ -91,21 +93,32 @@ def launched(plan: Plan) -> Iterator[Launch]:
 def _held_for_all(folder: Path, gone: Callable[[], None]) -> Iterator[None]:
     """Rank 0 holds the lock of the run's folder; every rank raises UserError if it cannot."""
     with ExitStack() as stack:
-        problem = None
-        if distributed.rank() == 0:
-            try:
+        with distributed.told_to_all():
+            if distributed.rank() == 0:
                 stack.enter_context(lock.held(folder, gone=gone))
-            except UserError as error:
-                problem = str(error)
-        if problem := distributed.broadcast(problem):
-            raise UserError(problem)
         yield
 
 
 def carry_out(plan: Plan) -> None:
     """Build, resume if there is what to resume from, and train to the last step."""
     with launched(plan) as launch:
+        _check_shards(plan)
         build(plan, launch, checkpoint_to_resume(plan)).train()
+
+
+def _check_shards(plan: Plan) -> None:
+    """Look for the shards of the run, each rank for its share of them.
+
+    Raises:
+        UserError: on every rank, if one is missing, not in full length, or of another data set.
+    """
+    first, splits = distributed.rank(), filter(None, (plan.config.data.train_split, plan.config.data.test_split))
+    with distributed.told_to_all():
+        for part in plan.data.parts:
+            if first == 0:
+                part.check_folder()
+        for placed in (placed for split in splits for placed in plan.data.split(split)):
+            check_lengths(placed, slice(first, None, distributed.world_size()))
 
 
 def build(plan: Plan, launch: Launch, checkpoint: Path | None = None) -> Trainer:
@@ -165,7 +178,11 @@ def _start_from(plan: Plan, model: Model) -> init_from.Report | None:
 
 
 def _measure(plan: Plan, device: torch.device, monitor: Monitor) -> Utilisation:
-    """Measures the devices, all at once, and warns of a precision that costs where it should save."""
+    """Measures the devices, all at once, and warns of different ones and of a precision that costs where it should
+    save."""
+    if len(kinds := Counter(distributed.of_all(hardware.name(device)))) > 1:
+        names = ", ".join(f"{count} x {kind}" for kind, count in kinds.most_common())
+        monitor.say(f"fdtrain: warning: the devices of this launch differ ({names}): every step waits for the slowest.")
     precision = plan.config.training.precision
     rate = hardware.matrix_rate(device, precision)
     if distributed.rank() == 0 and (warning := hardware.lacks_units(device, precision, rate)):
@@ -261,7 +278,7 @@ def _callbacks(plan: Plan, monitor: Monitor) -> list[Callback]:
 
 def _write_run_files(plan: Plan, device: torch.device, code: str | None, started: init_from.Report | None) -> None:
     """Write what describes the run into its folder; every rank raises UserError if it cannot."""
-    folder, problem = plan.config.folder, None
+    folder = plan.config.folder
     environment = {
         "fdtrain": version("fdtrain"),
         "python": platform.python_version(),
@@ -274,7 +291,7 @@ def _write_run_files(plan: Plan, device: torch.device, code: str | None, started
         "commit": code,
         "command": masked_values(sys.argv),
     }
-    try:
+    with distributed.told_to_all(), writing(folder):
         if plan.layout.rank == 0:
             store.clean(folder)
             files.write_text(folder / "config.yaml", dump_config(plan.config))
@@ -286,10 +303,6 @@ def _write_run_files(plan: Plan, device: torch.device, code: str | None, started
             elif plan.config.training.init_from is None:
                 # Of a start that left no checkpoint.
                 (folder / init_from.FILE).unlink(missing_ok=True)
-    except OSError as error:
-        problem = unwritable(error, folder)
-    if problem := distributed.broadcast(problem):
-        raise UserError(problem)
 
 
 def _git_commit() -> str | None:

@@ -1,5 +1,7 @@
 """What a run has beside what it trains: where it writes, how its step is shared, and who watches it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,17 +35,18 @@ class Run:
         Raises:
             UserError: on every rank, if it cannot be written.
         """
-        problem = None
-        try:
+        with distributed.told_to_all(), writing(self.folder):
             self.monitor.begin(start)
-        except OSError as error:
-            problem = unwritable(error, self.folder)
-        if problem := distributed.broadcast(problem):
-            raise UserError(problem)
         if start:
             self.monitor.say(f"resuming after step {start} of {steps}")
 
 
-def unwritable(error: OSError, folder: Path) -> str:
-    """What a user is told of a run's folder that cannot be written."""
-    return f"{error.filename or folder} cannot be written ({error.strerror}). Make room, or repair the disk."
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Around what writes into a run's folder: that it cannot be written is a UserError."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or folder} cannot be written ({error.strerror}). Make room, or repair the disk."
+        ) from error

@@ -3,7 +3,7 @@
 ``loss``: not finite in these steps on this rank; ``gradient``: the same, of a finite loss; ``until_return``: only
 before the first return to a checkpoint; ``disk``: writing the part of these steps' checkpoints fails on this rank,
 only so many ``times`` if that is given; ``long``: a minute in one call outside of Python;
-``lock``: its owner looks at it so often (``beat`` seconds).
+``lock``: its owner looks at it so often (``beat`` seconds); ``devices``: the name of each rank's.
 ``kill``: ``{"moment": a name, "step": 7}``: the whole job, launcher included, at the first such moment from this step
 on; the names stand below.
 """
@@ -22,6 +22,7 @@ from fdtrain import distributed, lock
 from fdtrain.checkpoint import writer
 from fdtrain.evaluation import nll
 from fdtrain.main import main
+from fdtrain.training import hardware
 from fdtrain.training.trainer import Trainer
 
 # The launcher puts its own argument in front.
@@ -99,6 +100,8 @@ def elbo_with_faults(*arguments, **options):
     return true_elbo(*arguments, **options)
 
 
+if "devices" in faults:
+    hardware.name = lambda device: faults["devices"][distributed.rank()]
 Trainer._step, Trainer._loss, writer.write_part = step_with_faults, loss_with_faults, write_with_faults
 lock.held = partial(lock.held, **faults.get("lock", {}))
 Path.rename, nll.elbo = rename_with_faults, elbo_with_faults

@@ -126,6 +126,12 @@ def test_the_layout_of_images():
     assert layouts == [usual, last, last, usual, usual, usual]
 
 
+def test_devices_of_different_kinds_are_told_of(launch):
+    result = launch("training.steps=1", processes=2, faults={"devices": ["H100", "A100"]})
+    told = "warning: the devices of this launch differ (1 x H100, 1 x A100): every step waits for the slowest."
+    assert result.stderr.count(told) == 1
+
+
 def test_the_device_has_a_name(turing):
     assert devices.name(GPU) == "Tesla T4"
     assert devices.name(CPU).strip()
