@@ -7,8 +7,7 @@ from typing import get_args
 import pytest
 import yaml
 
-from fdtrain.capacity.cost import flops
-from fdtrain.capacity.estimate import KnownDataset, parameters, published, summary, work
+from fdtrain.capacity.estimate import Forecast, KnownDataset, parameters, published
 from fdtrain.capacity.layout import run_layout
 from fdtrain.config import NETWORKS as SECTIONS
 from fdtrain.config import (
@@ -88,7 +87,7 @@ ON_ONE_MACHINE = ("digits", "fashion_mnist", "fashion_mnist_gpu", "template")
 def test_the_comment_is_what_the_plan_says(path):
     config = load_config(path)
     spec = model_spec(config, published(config).description())
-    assert summary(config, spec, work(config, flops(spec), 8, tflops=989, utilisation=0.35)) in path.read_text()
+    assert Forecast(config, spec, 8, tflops=989, utilisation=0.35).summary() in path.read_text()
 
 
 def test_the_template_works_with_its_suggestions_too(write):

@@ -2,20 +2,21 @@
 
 import posixpath
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
-from fdtrain.capacity.cost import Flops, activations
+from fdtrain.capacity.cost import Activations, Flops, activations, flops
 from fdtrain.capacity.layout import run_layout, zero_stage
-from fdtrain.config import Config, TrainingConfig
+from fdtrain.config import Config
 from fdtrain.data.dataset import FILE, VERSION, DatasetDescription, read_description
 from fdtrain.errors import UserError
 from fdtrain.networks.model import Model, ModelSpec, inner_matrices, parameter_count
 
 
-@dataclass(frozen=True)
-class KnownDataset:
+class KnownDataset(NamedTuple):
     """A data set as ``fdtrain pack`` packs it; ``classes`` is the number of classes."""
 
     name: str
@@ -27,18 +28,9 @@ class KnownDataset:
 
     def description(self) -> DatasetDescription:
         """The description of the packed data set, without shards."""
-        classes = [str(i) for i in range(self.classes)]
-        return DatasetDescription(
-            version=VERSION,
-            name=self.name,
-            source="",
-            size=self.size,
-            channels=self.channels,
-            levels=self.levels,
-            classes=classes,
-            encoding="png",
-            splits={},
-        )
+        image = {key: value for key, value in self._asdict().items() if key != "train_images"}
+        image["classes"] = [str(i) for i in range(self.classes)]
+        return DatasetDescription(version=VERSION, source="", encoding="png", splits={}, **image)
 
 
 # By the folders of configs/.
@@ -87,18 +79,13 @@ def published(config: Config) -> KnownDataset:
     return DATASETS[name]
 
 
-@dataclass(frozen=True)
-class StateMemory:
+class StateMemory(NamedTuple):
     """Bytes in the memory of a rank that do not depend on the batch."""
 
     weights: int
     gradients: int
     optimiser: int
     average: int
-
-    @property
-    def total(self) -> int:
-        return self.weights + self.gradients + self.optimiser + self.average
 
 
 def state_memory(parameters: int, zero_stage: int, gpus: int, averages: int = 1, muons: int = 0) -> StateMemory:
@@ -119,18 +106,39 @@ def state_memory(parameters: int, zero_stage: int, gpus: int, averages: int = 1,
 
 
 @dataclass(frozen=True)
-class Work:
-    """A whole run on ``devices`` of ``tflops`` peak each, of which computation uses the share ``utilisation``."""
+class Forecast:
+    """What a run will take on ``devices`` of ``tflops`` peak each, of which computation uses the share ``utilisation``:
+    its training steps alone, without communication, evaluation and samples."""
 
-    images: int
-    flops_per_image: int
+    config: Config
+    spec: ModelSpec
     devices: int
     tflops: float
     utilisation: float
 
+    @cached_property
+    def flops(self) -> Flops:
+        return flops(self.spec)
+
+    @cached_property
+    def activations(self) -> Activations:
+        return activations(self.spec, self.config.training.precision, self.config.network.checkpointing)
+
+    @cached_property
+    def parameters(self) -> int:
+        return parameters(self.spec)
+
+    @property
+    def images(self) -> int:
+        """Of all steps."""
+        return self.config.training.steps * self.config.training.global_batch
+
+    @property
+    def flops_per_image(self) -> int:
+        return self.flops.training(self.config.network.checkpointing)
+
     @property
     def device_hours(self) -> float:
-        """Of computation alone: what communication does not hide comes on top."""
         return self.images * self.flops_per_image / (self.tflops * 1e12 * self.utilisation) / 3600
 
     @property
@@ -138,46 +146,37 @@ class Work:
         """The hours, with a decimal where there are few."""
         return f"{self.device_hours:,.0f}" if self.device_hours >= 10 else f"{self.device_hours:.1f}"
 
+    @property
+    def zero_stage(self) -> int:
+        """As configured."""
+        return zero_stage(self.config.training, self.devices)
 
-def work(config: Config, counted: Flops, devices: int, tflops: float, utilisation: float) -> Work:
-    """The work of the training steps, without evaluation and samples."""
-    training = config.training
-    per_image = counted.training(config.network.checkpointing)
-    return Work(training.steps * training.global_batch, per_image, devices, tflops, utilisation)
+    @property
+    def pass_images(self) -> int:
+        """Of one rank. UserError if this number of ranks cannot share the batch."""
+        return run_layout(self.config.training, self.devices).micro_batch
 
+    def memory(self, stage: int) -> tuple[int, ...]:
+        """Bytes held on each device at a ZeRO stage: those of StateMemory, and the activations of a pass."""
+        muons = 0
+        if self.config.training.optimizer == "muon":
+            with torch.device("meta"):
+                muons = sum(p.numel() for p in inner_matrices(Model(self.spec)).values())
+        averages = 1 + len(self.config.ema.lengths)
+        state = state_memory(self.parameters, stage, self.devices, averages, muons)
+        return (*state, self.activations.bytes(self.pass_images))
 
-def pass_images(config: Config, gpus: int) -> int:
-    """The images of one pass of one rank.
-
-    Raises:
-        UserError: this number of ranks cannot share the batch.
-    """
-    return run_layout(config.training, gpus).micro_batch
-
-
-def summary(config: Config, spec: ModelSpec, total: Work) -> str:
-    """The two lines that the comments of configs/ carry."""
-    saved = activations(spec, config.training.precision, config.network.checkpointing)
-    stage, averages = zero_stage(config.training, total.devices), 1 + len(config.ema.lengths)
-    state = state_memory(parameters(spec), stage, total.devices, averages, muons(config.training, spec))
-    memory = state.total + saved.bytes(pass_images(config, total.devices))
-    return (
-        f"# Global batch {config.training.global_batch}, {total.images / 1e6:.0f} M images seen. "
-        f"Expected (fdtrain plan): {total.hours_text} GPU hours\n"
-        f"# at {total.utilisation:.0%} of {total.tflops:g} TFLOP/s; "
-        f"{memory / 2**30:.1f} GiB held on each of {total.devices} GPUs."
-    )
+    def summary(self) -> str:
+        """The two lines that the comments of configs/ carry."""
+        return (
+            f"# Global batch {self.config.training.global_batch}, {self.images / 1e6:.0f} M images seen. "
+            f"Expected (fdtrain plan): {self.hours_text} GPU hours\n"
+            f"# at {self.utilisation:.0%} of {self.tflops:g} TFLOP/s; "
+            f"{sum(self.memory(self.zero_stage)) / 2**30:.1f} GiB held on each of {self.devices} GPUs."
+        )
 
 
 def parameters(spec: ModelSpec) -> int:
     """Counted without allocating them."""
     with torch.device("meta"):
         return parameter_count(Model(spec))
-
-
-def muons(training: TrainingConfig, spec: ModelSpec) -> int:
-    """Of them, how many Muon steps."""
-    if training.optimizer != "muon":
-        return 0
-    with torch.device("meta"):
-        return sum(p.numel() for p in inner_matrices(Model(spec)).values())

@@ -8,31 +8,15 @@ lower bound: tensors alone, without workspaces and the allocator's gaps.
 
 import argparse
 import os
-from dataclasses import replace
 from pathlib import Path
 
-from fdtrain.capacity.cost import Flops, activations, flops
-from fdtrain.capacity.estimate import (
-    DATASETS,
-    KnownDataset,
-    Work,
-    muons,
-    packed,
-    parameters,
-    pass_images,
-    published,
-    state_memory,
-    summary,
-    work,
-)
-from fdtrain.capacity.layout import zero_stage
+from fdtrain.capacity.estimate import DATASETS, Forecast, KnownDataset, packed, published
 from fdtrain.capacity.spec import model_spec
 from fdtrain.capacity.target import Target, target
 from fdtrain.config import Config, load_config
 from fdtrain.console import phase
 from fdtrain.errors import UserError
 from fdtrain.evaluation.wording import duration
-from fdtrain.networks.model import ModelSpec
 
 GIB, MIB = 2**30, 2**20
 GPU, CORE = 989.0, 0.1
@@ -78,13 +62,11 @@ def run(arguments: argparse.Namespace) -> None:
     config = load_config(arguments.config, arguments.set)
     images = _images(arguments, config)
     spec = model_spec(config, images.description())
+    forecast = Forecast(config, spec, on.devices, arguments.tflops, arguments.utilisation)
     with phase("counting operations and memory"):
-        memory = _memory(config, spec, on)
-        counted = flops(spec)
-        total = work(config, counted, on.devices, arguments.tflops, arguments.utilisation)
-        lines = [str(arguments.config), *_work(config, images, spec, counted, total, on), *memory]
+        lines = [str(arguments.config), *_work(forecast, images, on), *_memory(forecast, on)]
         if on.device == "cuda":
-            lines += ["", summary(config, spec, total)]
+            lines += ["", forecast.summary()]
     print("\n".join(lines))
 
 
@@ -106,42 +88,40 @@ def _images(arguments: argparse.Namespace, config: Config) -> KnownDataset:
     if len(given) == 4:
         return KnownDataset("given", train_images=0, **given)
     known = DATASETS[arguments.dataset] if arguments.dataset else packed(config, arguments.config) or published(config)
-    return replace(known, **given)
+    return known._replace(**given)
 
 
-def _work(config: Config, images: KnownDataset, spec: ModelSpec, counted: Flops, total: Work, on: Target) -> list[str]:
-    epochs = f", {total.images / images.train_images:,.0f} epochs" if images.train_images else ""
+def _work(forecast: Forecast, images: KnownDataset, on: Target) -> list[str]:
+    config, spec, counted, hours = forecast.config, forecast.spec, forecast.flops, forecast.device_hours
+    seen = forecast.images
+    epochs = f", {seen / images.train_images:,.0f} epochs" if images.train_images else ""
     again = " + forward again, by checkpointing" if config.network.checkpointing else ""
-    whole = f"{total.hours_text} GPU hours" if on.device == "cuda" else duration(total.device_hours)
-    shared = f": {duration(total.device_hours / on.devices)} on {on.devices} GPUs" if on.devices > 1 else ""
+    whole = f"{forecast.hours_text} GPU hours" if on.device == "cuda" else duration(hours)
+    shared = f": {duration(hours / on.devices)} on {on.devices} GPUs" if on.devices > 1 else ""
     return [
-        f"network      {spec.network}, {parameters(spec):,} parameters, images {spec.shape} of {spec.levels} levels",
-        f"work         {total.flops_per_image / 1e9:.1f} GFLOP per image: "
+        f"network      {spec.network}, {forecast.parameters:,} parameters, images {spec.shape} of {spec.levels} levels",
+        f"work         {forecast.flops_per_image / 1e9:.1f} GFLOP per image: "
         f"forward {counted.forward / 1e9:.1f} + backward {counted.backward / 1e9:.1f}{again}",
         f"run          {config.training.steps:,} steps of global batch {config.training.global_batch}: "
-        f"{f'{total.images / 1e6:.1f} M' if total.images >= 1e6 else f'{total.images:,}'} images{epochs}",
-        f"time         {whole} at {total.utilisation:.0%} of {total.tflops:g} TFLOP/s{shared}",
+        f"{f'{seen / 1e6:.1f} M' if seen >= 1e6 else f'{seen:,}'} images{epochs}",
+        f"time         {whole} at {forecast.utilisation:.0%} of {forecast.tflops:g} TFLOP/s{shared}",
     ]
 
 
-def _memory(config: Config, spec: ModelSpec, on: Target) -> list[str]:
+def _memory(forecast: Forecast, on: Target) -> list[str]:
     """Raises UserError if so many devices cannot share the batch."""
-    training = config.training
-    images = pass_images(config, on.devices)
-    memory = activations(spec, training.precision, config.network.checkpointing)
+    images, saved, precision = forecast.pass_images, forecast.activations, forecast.config.training.precision
     one = "GPU" if on.device == "cuda" else "CPU"
     lines = [
-        f"activations  {memory.per_image / MIB:.1f} MiB per image and {memory.fixed / MIB:.0f} MiB "
-        f"({training.precision}, eager), {images} images in a pass: {memory.bytes(images) / GIB:.2f} GiB",
+        f"activations  {saved.per_image / MIB:.1f} MiB per image and {saved.fixed / MIB:.0f} MiB "
+        f"({precision}, eager), {images} images in a pass: {saved.bytes(images) / GIB:.2f} GiB",
         f"memory of {f'each of {on.devices} {one}s' if on.devices > 1 else f'the {one}'}, GiB",
         "  ZeRO  weights  gradients  optimiser  average  activations   total",
     ]
-    configured = zero_stage(training, on.devices)
+    configured = forecast.zero_stage
     # One device has nothing to share.
     for stage in range(4) if on.devices > 1 else (configured,):
-        state = state_memory(parameters(spec), stage, on.devices, 1 + len(config.ema.lengths), muons(training, spec))
-        batch = memory.bytes(images)
-        parts = (state.weights, state.gradients, state.optimiser, state.average, batch, state.total + batch)
-        row = "".join(f"{part / GIB:{width}.2f}" for part, width in zip(parts, (9, 11, 11, 9, 13, 8)))
+        parts = forecast.memory(stage)
+        row = "".join(f"{part / GIB:{width}.2f}" for part, width in zip((*parts, sum(parts)), (9, 11, 11, 9, 13, 8)))
         lines.append(f"  {stage}   {row}{'  as configured' if stage == configured else ''}")
     return lines

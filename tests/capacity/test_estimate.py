@@ -3,9 +3,11 @@ from functools import partial
 
 import pytest
 from conftest import ROOT
+from models import DIGITS
 
+from fdtrain.capacity import estimate
 from fdtrain.capacity.cost import Flops
-from fdtrain.capacity.estimate import state_memory, work
+from fdtrain.capacity.estimate import Forecast, state_memory
 from fdtrain.config import Config
 
 PARAMETERS = 1000
@@ -22,29 +24,21 @@ PARAMETERS = 1000
 )
 def test_state_of_a_rank_of_four(stage, weights, gradients, optimiser, average):
     memory = state_memory(PARAMETERS, stage, 4)
-    assert (memory.weights, memory.gradients, memory.optimiser, memory.average) == (
-        weights,
-        gradients,
-        optimiser,
-        average,
-    )
-    assert memory.total == weights + gradients + optimiser + average
-    assert state_memory(PARAMETERS, stage, 4, averages=3).total == memory.total + 2 * average
-    spared = memory.total - state_memory(PARAMETERS, stage, 4, muons=800).total
-    assert spared == (800 if stage else 3200)
+    assert memory == (weights, gradients, optimiser, average)
+    assert sum(state_memory(PARAMETERS, stage, 4, averages=3)) == sum(memory) + 2 * average
+    assert sum(memory) - sum(state_memory(PARAMETERS, stage, 4, muons=800)) == (800 if stage else 3200)
 
 
-def test_time_of_a_run():
+def test_time_of_a_run(monkeypatch):
     settings = {"name": "x", "data": {"path": "digits"}, "training": {"steps": 36_000, "global_batch": 64}}
     config = Config.model_validate(settings)
     # 64 TFLOP a step at 0.5 x 64 TFLOP/s: two seconds.
-    counted = Flops(forward=4 * 10**11, backward=6 * 10**11)
-    total = work(config, counted, 1, tflops=64, utilisation=0.5)
-    assert total.images == 64 * 36_000
-    assert total.device_hours == pytest.approx(20)
-    assert work(config, counted, 8, 64, 0.5).device_hours == pytest.approx(20)
+    monkeypatch.setattr(estimate, "flops", lambda spec: Flops(forward=4 * 10**11, backward=6 * 10**11))
+    alone, shared = (Forecast(config, DIGITS, devices, tflops=64, utilisation=0.5) for devices in (1, 8))
+    assert alone.images == 64 * 36_000
+    assert alone.device_hours == shared.device_hours == pytest.approx(20)
     again = Config.model_validate(settings | {"network": {"checkpointing": True}})
-    assert work(again, counted, 1, 64, 0.5).device_hours == pytest.approx(28)
+    assert Forecast(again, DIGITS, 1, 64, 0.5).device_hours == pytest.approx(28)
 
 
 @pytest.fixture
