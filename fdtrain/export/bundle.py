@@ -2,7 +2,6 @@
 
 import ast
 import importlib.util
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -42,7 +41,6 @@ class _Module:
         self.names: list[str] = []
         self.body = ""
         parts, namespaces = [], []
-        used = _used_names(tree)
         for i, node in enumerate(tree.body):
             start = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))])
             text = "\n".join(lines[start - 1 : node.end_lineno])
@@ -54,12 +52,8 @@ class _Module:
                     else:
                         self.needs.append(node.module or "")
             elif isinstance(node, ast.Import | ast.ImportFrom):
-                for alias in node.names:
-                    origin = f"from {node.module} " if isinstance(node, ast.ImportFrom) else ""
-                    root = (getattr(node, "module", None) or alias.name).partition(".")[0]
-                    # Of another package, what annotations alone name would be needed for nothing.
-                    if root in sys.stdlib_module_names or (alias.asname or alias.name).partition(".")[0] in used:
-                        self.imports.append(f"{origin}import {ast.unparse(alias)}")
+                origin = f"from {node.module} " if isinstance(node, ast.ImportFrom) else ""
+                self.imports += [f"{origin}import {ast.unparse(alias)}" for alias in node.names]
             elif not (i == 0 and _is_text(node)):
                 parts.append(text)
                 self.names += _defined(node)
@@ -94,30 +88,6 @@ def _defined(node: ast.stmt) -> list[str]:
         return [node.name]
     targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
     return [name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)]
-
-
-def _used_names(tree: ast.Module) -> set[str]:
-    """Names that are used when the module runs: those in annotations are not looked up."""
-    found: set[str] = set()
-
-    class Visitor(ast.NodeVisitor):
-        def visit_Name(self, node: ast.Name) -> None:
-            found.add(node.id)
-
-        def visit_arg(self, node: ast.arg) -> None:
-            pass
-
-        def visit_AnnAssign(self, node: ast.AnnAssign) -> None:
-            self.visit(node.target)
-            if node.value:
-                self.visit(node.value)
-
-        def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
-            for child in [*node.decorator_list, node.args, *node.body]:
-                self.visit(child)
-
-    Visitor().visit(tree)
-    return found
 
 
 def _namespace(module: str) -> str:

@@ -3,14 +3,12 @@
 import base64
 import json
 import os
-import subprocess
-import sys
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from conftest import environment
+from huggingface_hub import constants
 from models import DIGITS, filled, saved
 
 from fdtrain.errors import UserError
@@ -72,43 +70,46 @@ def hub_of(received: dict):
         server.server_close()
 
 
-def command(*arguments, endpoint="http://127.0.0.1:9", home="/nonexistent"):
-    variables = {**environment(), "HF_ENDPOINT": endpoint, "HF_TOKEN": TOKEN, "HF_HOME": str(home)}
-    job = [sys.executable, "-m", "fdtrain", "export", *map(str, arguments)]
-    return subprocess.run(job, env=variables, capture_output=True, text=True, timeout=240)
+@pytest.fixture
+def export_to(monkeypatch, command, tmp_path):
+    """``fdtrain export FOLDER new`` of one who is logged in at a hub, out of reach unless its address is given."""
+
+    def run(folder, *options, endpoint="http://127.0.0.1:9", rc=0):
+        monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        return command("export", folder, tmp_path / "new", "--push", "lab/digits", *options, rc=rc)
+
+    return run
 
 
-def test_the_folder_arrives_whole_and_the_token_is_nowhere_else(folder, tmp_path):
+def test_the_folder_arrives_whole_and_the_token_is_nowhere_else(folder, tmp_path, export_to):
     received = {}
     with hub_of(received) as endpoint:
-        done = command(folder, tmp_path / "new", "--push", "lab/digits", endpoint=endpoint, home=tmp_path / "home")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1].startswith(f"uploaded to {endpoint}/lab/digits: 4 files, ")
+        said = export_to(folder, endpoint=endpoint)
+    assert said.splitlines()[-1].startswith(f"uploaded to {endpoint}/lab/digits: 4 files, ")
     assert received["created"]["name"] == "digits"
     assert received["created"].get("private") or received["created"].get("visibility") == "private"
     assert received["tokens"] == {f"Bearer {TOKEN}"}
     files = {path.name: path.read_bytes() for path in (tmp_path / "new").iterdir()}
     assert received["files"] == files
-    assert TOKEN not in done.stdout + done.stderr
+    assert TOKEN not in said
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert not any(TOKEN.encode() in path.read_bytes() for path in written)
 
 
-def test_a_dry_run_needs_no_network(folder, tmp_path):
-    done = command(folder, tmp_path / "new", "--push", "lab/digits", "--dry-run")
-    assert done.returncode == 0, done.stderr
+def test_a_dry_run_needs_no_network(folder, tmp_path, export_to):
+    said = export_to(folder, "--dry-run")
     size = sum(path.stat().st_size for path in (tmp_path / "new").iterdir())
-    assert done.stdout.splitlines()[-1] == f"would be uploaded to lab/digits: 4 files, {size:,} bytes"
-    assert f"  model.safetensors  {os.path.getsize(folder / 'model.safetensors'):,} bytes" in done.stdout
+    assert said.splitlines()[-1] == f"would be uploaded to lab/digits: 4 files, {size:,} bytes"
+    assert f"  model.safetensors  {os.path.getsize(folder / 'model.safetensors'):,} bytes" in said
 
 
-def test_a_hub_out_of_reach_is_one_line_and_the_export_stays(folder, tmp_path):
-    done = command(folder, tmp_path / "new", "--push", "lab/digits")
-    assert done.returncode == 2
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("fdtrain: error")]
+def test_a_hub_out_of_reach_is_one_line_and_the_export_stays(folder, tmp_path, export_to):
+    said = export_to(folder, rc=2)
+    (line,) = [line for line in said.splitlines() if line.startswith("fdtrain: error")]
     assert "lab/digits was not uploaded" in line
-    assert TOKEN not in done.stderr
-    assert "Traceback" not in done.stderr
+    assert TOKEN not in said
+    assert "Traceback" not in said
     assert (tmp_path / "new" / "export.json").is_file()
 
 

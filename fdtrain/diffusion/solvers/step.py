@@ -3,10 +3,10 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from torch import Tensor
-
-INTERPOLATED: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
+# Arrays of any library: exports carry this file where there is no torch.
+INTERPOLATED: dict[str, Callable[[Any, Any, float], Any]] = {
     "F": lambda x, F, t: F,
     # The predicted image, x0_hat.
     "data": lambda x, F, t: alpha(t) * x - t * t * F,
