@@ -76,12 +76,6 @@ class PlannedRun:
     def finished(self) -> bool:
         return self.trained() and (self.settings is None or self.evaluated())
 
-    def progress(self) -> int:
-        """Steps that are logged."""
-        path = self.folder / "metrics.jsonl"
-        lines = run_folder.read_metrics(path) if path.is_file() else []
-        return max((line["step"] for line in lines if isinstance(line.get("step"), int)), default=0)
-
     def commands(self, processes: int) -> list[list[str]]:
         """What remains to be done, in order: the ordinary training command, and the evaluation."""
         commands = []

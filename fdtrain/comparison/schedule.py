@@ -20,12 +20,8 @@ from fdtrain.errors import UserError, excerpt
 
 INTERVAL = 0.5
 """Seconds between two looks at the processes."""
-SHOW_SECONDS = 5.0
-"""Between two looks at the runs' logs."""
 PATIENCE = 60.0
 """Seconds that a run of an interrupted comparison has to end by itself, and processes that were asked to."""
-EVALUATION_SHARE = 0.25
-"""Of a run's time, as the progress counts it."""
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +75,8 @@ class Schedule:
         for run in waiting:
             _wait_until_free(run.folder)
         busy: list[Slot | None] = [None] * self.slots
-        progress = Progress(self.runs, waiting)
+        total, ended = len(self.runs), len(self.runs) - len(waiting)
+        bar = tqdm(total=total, initial=ended, desc="compare", unit="run", disable=not sys.stderr.isatty())
         try:
             while waiting or any(busy):
                 for i, slot in enumerate(busy):
@@ -88,12 +85,17 @@ class Schedule:
                         slot = busy[i] = Slot(run, run.commands(self.processes))
                     if slot is not None and self._advance(slot, i):
                         busy[i] = None
-                        progress.finish(slot.run, self.failures)
-                progress.show([slot.run for slot in busy if slot], self.failures)
+                        bar.update()
+                        if slot.run.name in self.failures:
+                            logger.warning("%s failed: %s", slot.run.name, self.failures[slot.run.name])
+                        if bar.disable:
+                            ended += 1
+                            failed = f", {len(self.failures)} failed" if self.failures else ""
+                            logger.info("%d of %d runs%s", ended, total, failed)
                 time.sleep(INTERVAL)
         finally:
             _end([slot.process for slot in busy if slot and slot.process])
-            progress.bar.close()
+            bar.close()
         return self.failures
 
     def _advance(self, slot: Slot, place: int) -> bool:
@@ -124,50 +126,6 @@ def reason(log: Path, code: int) -> str:
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
     told = [line.partition("error: ")[2] for line in lines if line.startswith("fdtrain: error")]
     return excerpt(told[-1] if told else f"exit code {code}: {lines[-1] if lines else 'no output'}")
-
-
-class Progress:
-    """A bar in runs, of which those under way count in part; without a terminal a line for each run that ends."""
-
-    def __init__(self, runs: list[PlannedRun], waiting: list[PlannedRun]):
-        self.total, self.ended, self.shown = len(runs), len(runs) - len(waiting), 0.0
-        self.shares = {run.name: self._share(run) for run in waiting}
-        self.bar = tqdm(
-            total=self.total,
-            initial=self.ended + sum(self.shares.values()),
-            bar_format="compare: {desc} |{bar:24}| {remaining} left",
-            dynamic_ncols=True,
-            disable=not sys.stderr.isatty(),
-        )
-
-    @staticmethod
-    def _share(run: PlannedRun) -> float:
-        evaluation = EVALUATION_SHARE if run.settings is not None else 0.0
-        return (1 - evaluation) * min(1.0, run.progress() / run.steps)
-
-    def finish(self, run: PlannedRun, failures: dict[str, str]) -> None:
-        self.ended += 1
-        self.shares.pop(run.name, None)
-        if run.name in failures:
-            logger.warning("%s failed: %s", run.name, failures[run.name])
-        if self.bar.disable:
-            logger.info("%s", self.line([], failures))
-
-    def show(self, running: list[PlannedRun], failures: dict[str, str]) -> None:
-        now = time.monotonic()
-        if self.bar.disable or now - self.shown < SHOW_SECONDS:
-            return
-        self.shown = now
-        self.shares |= {run.name: self._share(run) for run in running}
-        self.bar.set_description_str(self.line(running, failures), refresh=False)
-        self.bar.n = self.ended + sum(self.shares.values())
-        self.bar.refresh()
-
-    def line(self, running: list[PlannedRun], failures: dict[str, str]) -> str:
-        parts = [f"{self.ended} of {self.total} runs"]
-        if failures:
-            parts.append(f"{len(failures)} failed")
-        return ", ".join([*parts, *(f"{run.name} {self.shares[run.name]:.0%}" for run in running)])
 
 
 def _wait_until_free(folder: Path) -> None:

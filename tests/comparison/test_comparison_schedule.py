@@ -1,10 +1,10 @@
 """Runs side by side, with commands that take no time: what fails is told and stops nobody."""
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from fdtrain.comparison.schedule import Progress, Schedule, reason
+from fdtrain.comparison.schedule import Schedule, reason
 
 
 @dataclass
@@ -14,14 +14,9 @@ class Stub:
     name: str
     folder: Path
     scripts: list[str]
-    settings: dict = field(default_factory=dict)
-    steps: int = 10
 
     def finished(self) -> bool:
         return (self.folder / "done").exists()
-
-    def progress(self) -> int:
-        return 5
 
     def commands(self, processes: int) -> list[list[str]]:
         return [[sys.executable, "-c", script] for script in self.scripts]
@@ -54,11 +49,3 @@ def test_the_reason_of_what_says_nothing(tmp_path):
     log = tmp_path / "log"
     log.write_text("")
     assert reason(log, -9) == "exit code -9: no output"
-
-
-def test_the_line_of_progress(tmp_path):
-    """A run that is half trained counts three quarters of that: the evaluation comes after."""
-    runs = [stub(tmp_path, name) for name in "abcd"]
-    progress = Progress(runs, runs)
-    progress.finish(runs[0], {})
-    assert progress.line([runs[1]], {"a": "x"}) == "1 of 4 runs, 1 failed, b 38%"
