@@ -160,7 +160,8 @@ def test_a_wheel_holds_the_package_alone(wheel):
     assert {f"fdtrain/{p.relative_to(ROOT).as_posix()}" for p in (ROOT / "configs").rglob("*.yaml")} <= set(names)
 
 
-def test_a_wheel_in_an_empty_environment(wheel, tmp_path):
+def test_a_wheel_in_an_empty_environment_and_beside_its_packages(wheel, tmp_path):
+    """Those of this environment, without the checkout that is installed in it, and without those of two extras."""
     programs = installed(wheel, tmp_path / "venv")
     assert "evaluate" in call(programs, tmp_path, "--help").stdout
     shown = call(programs, tmp_path, "--version").stdout
@@ -172,11 +173,6 @@ def test_a_wheel_in_an_empty_environment(wheel, tmp_path):
     assert refused.returncode == 2
     assert "has no " in refused.stderr
     assert "Traceback" not in refused.stderr
-
-
-def test_a_wheel_beside_its_packages(wheel, tmp_path):
-    """Those of this environment, without the checkout that is installed in it, and without those of two extras."""
-    programs = installed(wheel, tmp_path / "venv")
     (site,) = (tmp_path / "venv" / "lib").glob("python*/site-packages")
     (site / "packages.pth").write_text(f"{next(p for p in sys.path if p.endswith('site-packages'))}\n")
     packed = call(programs, tmp_path, "pack", "digits", "digits", "--workers", 1)
@@ -186,15 +182,11 @@ def test_a_wheel_beside_its_packages(wheel, tmp_path):
     for extra in ("eval", "train"):
         for module in EXTRAS[extra]:
             (site / f"{module}.py").write_text(f"raise ModuleNotFoundError(name={module!r})")
-    drawn = call(programs, tmp_path, "sample", "model", "--images", 2, "--steps", 2, "--out", "x.png")
-    assert drawn.returncode == 0, drawn.stderr
-    assert (tmp_path / "x.png").is_file()
     likelihood = ["nll", "model", "--data", "digits", "--images", 2, "--draws", 1, "--json", "nll.json"]
-    evaluated = call(programs, tmp_path, "evaluate", *likelihood)
-    assert evaluated.returncode == 0, evaluated.stderr
+    for arguments in (["sample", "model", "--images", 2, "--steps", 2, "--out", "x.png"], ["evaluate", *likelihood]):
+        done = call(programs, tmp_path, *arguments)
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "x.png").is_file()
     assert json.loads((tmp_path / "nll.json").read_text())["images"] == 2
-    python = subprocess.run(
-        [programs / "python", "-c", "import fdtrain; print(fdtrain.__file__)"],
-        cwd=tmp_path, capture_output=True, text=True,
-    )  # fmt: skip
-    assert python.stdout.startswith(str(tmp_path))
+    where = [programs / "python", "-c", "import fdtrain; print(fdtrain.__file__)"]
+    assert subprocess.run(where, cwd=tmp_path, capture_output=True, text=True).stdout.startswith(str(tmp_path))
