@@ -29,8 +29,7 @@ from fdtrain.evaluation.feature_networks import open_features
 from fdtrain.evaluation.frechet import frechet_distance
 from fdtrain.evaluation.load import load_model
 from fdtrain.evaluation.measure import measure
-from fdtrain.evaluation.sampler import Sampler
-from fdtrain.evaluation.samples import to_pixels
+from fdtrain.evaluation.samples import Sampler, to_pixels
 from fdtrain.networks.model import Model
 from fdtrain.randomness import Purpose, normal
 

@@ -86,8 +86,8 @@ def run(arguments: argparse.Namespace) -> None:
     split = Split(arguments.data, "test")
 
     def solve(tolerance: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        how = {"exact": False, "batch": arguments.images, "dtype": dtype}
-        nats, nfe = nll.ode(model.to(dtype), split, range(arguments.images), tolerance, **how)
+        likelihood = nll.Likelihood(model.to(dtype), split, batch=arguments.images, dtype=dtype)
+        nats, nfe = likelihood.ode(range(arguments.images), tolerance, exact=False)
         return nats[:, 0, 0], nfe
 
     table(arguments, model.spec.dims, solve)

@@ -29,7 +29,7 @@ from fdtrain.data.split import Split
 from fdtrain.diffusion.objective import quantise
 from fdtrain.diffusion.solvers import GRID, SOLVERS, euler_maruyama, sample, time_grid
 from fdtrain.evaluation import feature_networks, image_sets
-from fdtrain.evaluation.frechet import FeatureMoments, frechet_distance
+from fdtrain.evaluation.frechet import FeatureMoments, Gaussian, frechet_distance
 from fdtrain.evaluation.grids import OPTIMISED, load_optimised
 from fdtrain.evaluation.load import ModelOrigin, load_model, open_model
 from fdtrain.evaluation.measure import measure
@@ -77,11 +77,11 @@ class Mixture:
         which = torch.randint(len(self.x), (count,), generator=generator)
         return self.x[which] + math.sqrt(self.variance) * torch.randn(count, self.x.shape[1], generator=generator)
 
-    def moments(self) -> FeatureMoments:
+    def moments(self) -> Gaussian:
         found = FeatureMoments(self.x.shape[1])
         found.add(self.x)
         found.outer += len(self.x) * self.variance * torch.eye(self.x.shape[1])
-        return found
+        return found.gaussian()
 
 
 def mixture(arguments: argparse.Namespace) -> None:
@@ -93,7 +93,7 @@ def mixture(arguments: argparse.Namespace) -> None:
     def distance(x: torch.Tensor) -> float:
         found = FeatureMoments(dims)
         found.add(x)
-        return frechet_distance(found, target)
+        return frechet_distance(found.gaussian(), target)
 
     def noise(step: int) -> torch.Tensor:
         return torch.randn(arguments.images, dims, generator=torch.Generator().manual_seed(step + 1)).double()

@@ -26,7 +26,7 @@ from fdtrain.errors import UserError, excerpt
 from fdtrain.evaluation import nll, samples
 from fdtrain.evaluation.load import ModelOrigin, open_model
 from fdtrain.evaluation.process import open_device
-from fdtrain.evaluation.sampler import Sampler
+from fdtrain.evaluation.samples import Sampler
 from fdtrain.networks.model import Model, ModelSpec
 from fdtrain.randomness import check_seed
 
@@ -163,8 +163,7 @@ class TrainedModel:
         """
         _check(seed, draws=draws, batch=batch)
         given = self._images(images, label)
-        density = nll.time_density_of(self.spec.bound.interval, self.spec.scale)
-        values = nll.elbo(self.module, given, range(len(given)), density, draws, seed, batch)
+        values = nll.Likelihood(self.module, given, seed, batch).elbo(range(len(given)), draws)
         return BitsPerDim(values.mean(1), standard_errors(values), estimate(values))
 
     def log_prob(
@@ -200,9 +199,8 @@ class TrainedModel:
         given, spec = self._images(images, label), self.spec
         if exact is None:
             exact = spec.dims <= nll.EXACT_TRACE_DIMS
-        nats, _ = nll.ode(
-            self.module, given, range(len(given)), tolerance, dequantisations, exact, seed=seed, batch=batch
-        )
+        likelihood = nll.Likelihood(self.module, given, seed, batch)
+        nats, _ = likelihood.ode(range(len(given)), tolerance, dequantisations, exact)
         return -nll.ode_bits(nats, spec)[:, 0] * spec.dims * math.log(2)
 
     def field(self, x: Tensor, t: Tensor | float, *, label: Label = None, guidance: float = 1.0) -> Tensor:

@@ -28,6 +28,14 @@ def filled(spec: ModelSpec, seed: int = 0) -> Model:
     return model
 
 
+def flat_features(folder: Path) -> Path:
+    """TorchScript whose features are the pixels of 8x8 images."""
+    path = folder / "pixels.pt"
+    torch.jit.script(torch.nn.Flatten()).save(str(path))
+    path.with_suffix(".json").write_text('{"name": "pixels", "size": 8, "mean": [0, 0, 0], "std": [1, 1, 1]}')
+    return path
+
+
 def saved(model: Model, folder: Path) -> Path:
     """As an export of two files."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -13,10 +13,9 @@ from models import DIGITS, filled, saved
 
 import fdtrain
 from fdtrain.data.split import Split
-from fdtrain.diffusion.clocks import time_density
 from fdtrain.diffusion.objective import dequantise, normal_nll
 from fdtrain.evaluation import grids, nll
-from fdtrain.evaluation.sampler import Sampler
+from fdtrain.evaluation.samples import Sampler
 from fdtrain.networks.model import Model
 from fdtrain.randomness import Purpose, stream
 
@@ -118,7 +117,7 @@ def test_bits_per_dim_are_those_of_the_command(folder, digits):
     model, split = fdtrain.load(folder), Split(digits, "test")
     images, _ = split.batch(range(6))
     found = model.bits_per_dim(images, draws=8, seed=2)
-    values = nll.elbo(model.module, split, range(6), time_density("asinh", DIGITS.scale), 8, seed=2)
+    values = nll.Likelihood(model.module, split, seed=2).elbo(range(6), 8)
     assert torch.equal(found.values, values.mean(1))
     assert found.mean == pytest.approx(values.mean().item())
     assert (found.errors > 0).all()

@@ -22,7 +22,7 @@ from fdtrain.data.split import Split
 from fdtrain.errors import LostPeer, UserError
 from fdtrain.evaluation import label_features, process, result
 from fdtrain.evaluation.commands import fid as command
-from fdtrain.evaluation.sampler import Sampler
+from fdtrain.evaluation.samples import Sampler
 from fdtrain.networks.model import Model
 
 

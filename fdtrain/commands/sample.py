@@ -25,7 +25,7 @@ from fdtrain.errors import UserError, check_at_least
 from fdtrain.evaluation import process
 from fdtrain.evaluation.load import add_length, open_model
 from fdtrain.evaluation.sample_files import Output
-from fdtrain.evaluation.sampler import Sampler, add_sampling_arguments
+from fdtrain.evaluation.samples import Sampler, add_sampling_arguments
 from fdtrain.evaluation.stored_rows import RowStore
 from fdtrain.networks.model import Model
 from fdtrain.randomness import check_seed

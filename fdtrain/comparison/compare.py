@@ -24,7 +24,7 @@ from fdtrain.diffusion.likelihood import ODE_SOLVER, OdeStart
 from fdtrain.diffusion.objective import Bound
 from fdtrain.errors import UserError
 from fdtrain.evaluation import label_features, result, run_folder, side_by_side
-from fdtrain.evaluation.compared import ComparedVariant, rows
+from fdtrain.evaluation.compared import ComparedVariant
 from fdtrain.evaluation.feature_networks import open_features
 from fdtrain.evaluation.result import TrainingNoise
 from fdtrain.strict_yaml import flattened
@@ -111,46 +111,51 @@ def planned_runs(comparison: Comparison, steps: dict[str, int], settings: dict[s
 
 def check(comparison: Comparison, processes: int) -> None:
     """All variants are of one data set with labels or features, and their runs can be launched and evaluated."""
-    definition, first = comparison.definition, next(iter(comparison.configs.values()))
-    evaluation = definition.evaluation
+    definition, evaluation = comparison.definition, comparison.definition.evaluation
     if min(evaluation.nfe) < 1:
         raise UserError("evaluation.nfe must be at least 1.")
+    if evaluation.gradients > evaluation.batches:
+        raise UserError("evaluation.gradients must not be above evaluation.batches.")
     try:
         SolverAndGrid(solver=evaluation.solver).sampler(1)
     except ValueError as error:
         raise UserError(f"evaluation.solver: {error}.") from error
-    for name, sampler in comparison.samplers.items():
-        try:
-            spec = model_spec(comparison.configs[name], _description(comparison.configs[name]))
-        except UserError as error:
-            raise UserError(f"variant '{name}': {error}") from error
-        for nfe in evaluation.nfe:
-            try:
-                sampler.sampler(nfe).times(spec)
-            except ValueError as error:
-                raise UserError(f"variant '{name}': sampler at {nfe} evaluations: {error}.") from error
-    if evaluation.gradients > evaluation.batches:
-        raise UserError("evaluation.gradients must not be above evaluation.batches.")
-    reference = _description(first)
+    (first, reference), *_ = comparison.configs.items()
+    data = _description(reference)
     for name, config in comparison.configs.items():
         run_layout(config.training, processes)
         if config.data.test_split is None or len(config.data.paths) > 1:
             raise UserError(f"variant '{name}': data: a comparison needs one data set with a held-out test_split.")
         found = _description(config)
         for key in ("levels", "size", "channels", "name"):
-            a, b = getattr(reference, key), getattr(found, key)
+            a, b = getattr(data, key), getattr(found, key)
             if a != b:
-                others = next(iter(comparison.configs))
                 raise UserError(
-                    f"variant '{name}' is of data with {key} {b}, '{others}' of {key} {a}: bits/dim compare on one "
+                    f"variant '{name}' is of data with {key} {b}, '{first}' of {key} {a}: bits/dim compare on one "
                     "data set alone. Give every variant the same data."
                 )
-        if (found.splits, config.data.test_split) != (reference.splits, first.data.test_split):
-            raise UserError(f"variant '{name}' is of other images than '{next(iter(comparison.configs))}'.")
-    if definition.features is None and not reference.classes:
+        if (found.splits, config.data.test_split) != (data.splits, reference.data.test_split):
+            raise UserError(f"variant '{name}' is of other images than '{first}'.")
+        _check_sampler(comparison, name, found)
+    if definition.features is None and not data.classes:
         raise UserError(
-            f"features: data set '{reference.name}' has no labels to learn features from. Name a feature network."
+            f"features: data set '{data.name}' has no labels to learn features from. Name a feature network."
         )
+
+
+def _check_sampler(comparison: Comparison, name: str, data: DatasetDescription) -> None:
+    """A variant's own sampler, if it has one, serves its model."""
+    if (sampler := comparison.samplers.get(name)) is None:
+        return
+    try:
+        spec = model_spec(comparison.configs[name], data)
+    except UserError as error:
+        raise UserError(f"variant '{name}': {error}") from error
+    for nfe in comparison.definition.evaluation.nfe:
+        try:
+            sampler.sampler(nfe).times(spec)
+        except ValueError as error:
+            raise UserError(f"variant '{name}': sampler at {nfe} evaluations: {error}.") from error
 
 
 def _description(config: Config) -> DatasetDescription:
@@ -311,9 +316,16 @@ def _written(
         )
     budget = f"{definition.steps} steps" if definition.steps else f"{definition.seconds:g} seconds of training steps"
     seeds, identity = ", ".join(map(str, definition.seeds)), result.split_identity(split)
-    found = rows(variants, reference)
     noise = [noise for run in finished.values() for noise in run.of_kind(TrainingNoise).values()]
     device = noise[0].device if noise else "unknown"
+    page = side_by_side.SideBySide(
+        f"Comparison: {definition.name}",
+        f"{len(variants)} variants, seeds {seeds}, {budget} each, on {identity['dataset']} ({device}).",
+        reference,
+        variants,
+        len(definition.seeds),
+        f"By the averaged weights, {settings['draws']} draws of the bound per image, {identity['levels']} levels. ",
+    )
     content = {
         "kind": "comparison",
         "version": result.VERSION,
@@ -325,18 +337,9 @@ def _written(
         "budget": budget,
         "seeds": list(definition.seeds),
         **{key: settings[key] for key in ("images", "draws", "ode_images", "samples")},
-        "variants": found,
+        "variants": page.rows,
     }
     result.write(content, comparison.folder / RESULT, "output")
-    page = side_by_side.SideBySide(
-        f"Comparison: {definition.name}",
-        f"{len(variants)} variants, seeds {seeds}, {budget} each, on {identity['dataset']} ({device}).",
-        reference,
-        variants,
-        found,
-        len(definition.seeds),
-        f"By the averaged weights, {settings['draws']} draws of the bound per image, {identity['levels']} levels. ",
-    )
     return side_by_side.write(page, comparison.folder)
 
 

@@ -12,7 +12,7 @@ from fdtrain.config import Config, Section, load_config
 from fdtrain.diffusion.solvers import DEFAULT, GRID, SOLVERS
 from fdtrain.errors import UserError, excerpt
 from fdtrain.evaluation.nll import TOLERANCE
-from fdtrain.evaluation.sampler import Sampler
+from fdtrain.evaluation.samples import Sampler
 from fdtrain.files import NAME
 from fdtrain.randomness import SEEDS
 from fdtrain.strict_yaml import flattened, read_mapping, shown
@@ -32,7 +32,7 @@ class SolverAndGrid(Section):
         """
         if self.solver not in SOLVERS:
             raise ValueError(f"there is no '{self.solver}'; there are {', '.join(SOLVERS)}")
-        return Sampler(self.solver, self.grid, max(1, nfe // SOLVERS[self.solver].evaluations_per_step))
+        return Sampler.within(self.solver, self.grid, nfe)
 
 
 class Variant(Section):

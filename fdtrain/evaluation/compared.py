@@ -137,30 +137,30 @@ def rows(variants: list[ComparedVariant], reference: str) -> list[Row]:
     return [
         {
             "name": v.name,
-            "settings": _differing(v.settings, first.settings),
+            "settings": {key: v.settings[key] for key in differing(v.settings, first.settings) if key in v.settings},
             **v.bound,
             "seeds": list(v.runs),
             "failures": [{"seed": seed, "reason": reason} for seed, reason in v.failures.items()],
-            **_numbers(v, bits[v.name], bits[reference]),
+            **(_numbers(v, bits[v.name], bits[reference] if v is not first else {}) if v.runs else {}),
         }
         for v in variants
     ]
 
 
-def _values(found: dict[int, Bits], seeds: list[int]) -> dict[int, Tensor]:
-    return {seed: values for seed in seeds if (values := found[seed].values) is not None}
+def differing(own: dict[str, Any], reference: dict[str, Any]) -> list[str]:
+    """The settings in which a variant differs from the reference."""
+    keys = dict.fromkeys([*own, *reference])
+    return [key for key in keys if key not in UNCOMPARED and own.get(key, ...) != reference.get(key, ...)]
 
 
 def _numbers(variant: ComparedVariant, own: dict[int, dict[str, Bits]], reference: dict[int, dict[str, Bits]]) -> Row:
-    """What the runs of a variant give; nothing without any."""
-    if not own:
-        return {}
+    """What the runs of a variant give."""
     row: Row = _described(next(iter(own.values())))
     for kind, (key, _) in KINDS.items():
         found = {seed: bits[kind] for seed, bits in own.items() if kind in bits}
+        there = {seed: bits[kind] for seed, bits in reference.items() if kind in bits}
         if found:
-            there = {s: bits[kind] for s, bits in reference.items() if kind in bits and own is not reference}
-            pairs = [s for s in found.keys() & there.keys() if _of_same_images(found[s], there[s])]
+            pairs = [seed for seed in found.keys() & there.keys() if _of_same_images(found[seed], there[seed])]
             row[key] = {
                 "bits_per_dim": mean([b.mean for b in found.values()]),
                 "error_images": next(iter(found.values())).error if len(found) == 1 else None,
@@ -172,8 +172,7 @@ def _numbers(variant: ComparedVariant, own: dict[int, dict[str, Bits]], referenc
     if noise:
         samplers = [found.own_sampler for found in noise if found.own_sampler is not None]
         scales = [found.gradient.noise_scale for found in noise]
-        by_time = zip(*(found.batch.by_time for found in noise))
-        there = [[value for value in values if value is not None] for values in by_time]
+        by_time = [[value for value in v if value is not None] for v in zip(*(found.batch.by_time for found in noise))]
         row |= {
             "distance": noise[0].distance,
             "points": _points([found.points for found in noise]),
@@ -183,7 +182,7 @@ def _numbers(variant: ComparedVariant, own: dict[int, dict[str, Bits]], referenc
             "gradient_noise": mean([found.gradient.noise for found in noise]),
             "noise_scale": mean([scale for scale in scales if scale is not None]) if None not in scales else None,
             "t_middles": [0.5 * (a + b) for a, b in pairwise(noise[0].batch.t_edges)],
-            "variance_by_time": [statistics.mean(values) if values else None for values in there],
+            "variance_by_time": [statistics.mean(values) if values else None for values in by_time],
         }
     speeds = [speed for run in variant.folders if (speed := run.images_per_second) is not None]
     return row | {"images_per_second": mean(speeds)}
@@ -195,12 +194,8 @@ def _described(bits: dict[str, Bits]) -> Row:
         return dict.fromkeys(("bound", "dequantisation", "images"), "-")
     first, ode = next(iter(bits.values())).result, bits.get("ode")
     images = dict.fromkeys(f"{each.result.coverage} of {each.result.split_text}" for each in bits.values())
-    row = {
-        "bound": first.bound,
-        "dequantisation": first.dequantisation,
-        "images": "; ".join(images),
-        "steps": first.step,
-    }
+    row = {"bound": first.bound, "dequantisation": first.dequantisation, "images": "; ".join(images)}
+    row |= {"steps": first.step}
     return row | ({"ode_dequantisation": ode.result.ode.dequantisation} if ode and ode.result.ode else {})
 
 
@@ -212,10 +207,6 @@ def _of_same_images(a: Bits, b: Bits) -> bool:
 def _points(runs: list[list[FrechetPoint]]) -> list[Row]:
     """Means over the runs, each of which has the same numbers of evaluations."""
     return [{"nfe": p[0].nfe, "distance": mean([point.distance for point in p])} for p in zip(*runs, strict=True)]
-
-
-def _differing(own: dict[str, Any], reference: dict[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in own.items() if k not in UNCOMPARED and reference.get(k, ...) != v}
 
 
 def comma_separated(rows: list[Row]) -> str:

@@ -23,7 +23,7 @@ from fdtrain import files
 from fdtrain.data.fetch import Mismatch, fetch, is_remote
 from fdtrain.errors import UserError
 from fdtrain.evaluation import label_features
-from fdtrain.evaluation.result import FeatureIdentity
+from fdtrain.evaluation.result import FeatureIdentity, invalid
 
 HOME = os.path.expanduser("~")
 # In a container a user may have no home folder.
@@ -170,8 +170,7 @@ def _scripted(script: torch.jit.ScriptModule, path: Path, digest: str, device: t
             '{"name": ..., "size": pixels, "mean": [r, g, b], "std": [r, g, b]}, of pixels from 0 to 1.'
         ) from error
     except ValidationError as error:
-        first = error.errors()[0]
-        raise UserError(f"{sidecar}: {'.'.join(map(str, first['loc'])) or 'content'}: {first['msg']}.") from error
+        raise UserError(f"{sidecar}: {invalid(error)}.") from error
     mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in (expected.mean, expected.std))
 
     @torch.no_grad()

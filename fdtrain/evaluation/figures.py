@@ -1,16 +1,19 @@
-"""The plots of results: of one run's, and of several runs' in the same axes."""
+"""The plots of results and of logs: of one run's, and of several runs' in the same axes."""
 
 import statistics
+from functools import partial
 from itertools import pairwise
 
 from fdtrain.evaluation import plotting
-from fdtrain.evaluation.plotting import COLOURS, Line, Plot
+from fdtrain.evaluation.plotting import COLOURS, Level, Line, Plot, evaluations_axis, steps_axis, time_axis
 from fdtrain.evaluation.result import CurvePoint, CurveResult, EmaResult, Strata
 from fdtrain.evaluation.run_folder import RunFolder
 from fdtrain.evaluation.wording import counted, short
 
 Runs = dict[str, list[RunFolder]]
-"""Runs that differ by their seed alone, by the names of their lines."""
+"""Runs that differ by their seed alone, by the names of their lines; one run alone may have none."""
+EVALUATIONS = "evaluations of the network per image"
+LENGTH = "relative length of the average"
 
 
 def curves(found: CurveResult) -> dict[str, Plot]:
@@ -27,7 +30,7 @@ def curves(found: CurveResult) -> dict[str, Plot]:
             "Deterministic solvers: root mean square distance to a fine solution of the ODE "
             f"({found.reference.solver}, {found.reference.nfe} evaluations) from the same noise. {on}",
         )
-    return plots | {"integrand": integrand(found.strata, on), "variance": variance(found.strata, on)}
+    return plots | by_time(found.strata, on)
 
 
 def quality(points: dict[str, list[CurvePoint]], key: str, title: str, caption: str) -> Plot:
@@ -38,32 +41,22 @@ def quality(points: dict[str, list[CurvePoint]], key: str, title: str, caption: 
     Args:
         points: by the name of their run, which is part of a line's name; it may be empty.
     """
-    lines: dict[str, list[tuple[int, float, float, float]]] = {}
-    for run, found in points.items():
-        for point in sorted(found, key=lambda point: (point.solver, str(point.grid), point.nfe)):
-            value = getattr(point, key)
-            if value is not None:
+    found: dict[str, list[tuple[int, float, float, float]]] = {}
+    sets = 0
+    for run, each in points.items():
+        for point in sorted(each, key=lambda point: (point.solver, str(point.grid), point.nfe)):
+            if (value := getattr(point, key)) is not None:
                 seeds = getattr(point, f"{key}_by_seed") or [value]
                 name = f"{run}: {point.solver}" if run else f"{point.solver}, {point.grid}"
-                lines.setdefault(name, []).append((point.nfe, value, min(seeds), max(seeds)))
-    sets = max(len(getattr(point, f"{key}_by_seed") or [0]) for found in points.values() for point in found)
-    return _against_evaluations(lines, title, caption, f"bands: least to most of {sets} seeds" if sets > 1 else None)
+                found.setdefault(name, []).append((point.nfe, value, min(seeds), max(seeds)))
+                sets = max(sets, len(seeds))
+    legend = f"bands: least to most of {sets} seeds" if sets > 1 else None
+    return plotting.plot(title, EVALUATIONS, "distance", _banded(found), caption, evaluations_axis, legend=legend)
 
 
-def _against_evaluations(
-    lines: dict[str, list[tuple[int, float, float, float]]], title: str, caption: str, legend: str | None = None
-) -> Plot:
+def _banded(found: dict[str, list[tuple[int, float, float, float]]]) -> list[Line]:
     """Lines of (evaluations, value, lower and upper end of its band)."""
-    figure, axes = plotting.axes(title, "evaluations of the network per image", "distance")
-    drawn = [
-        Line(name, [(nfe, value) for nfe, value, _, _ in line], [(low, high) for _, _, low, high in line])
-        for name, line in lines.items()
-    ]
-    plotting.draw(axes, drawn)
-    plotting.counts_axis(axes, [point[0] for line in lines.values() for point in line])
-    plotting.log_values(axes)
-    plotting.legend(figure, axes, legend)
-    return Plot(figure, caption)
+    return [Line(name, [point[:2] for point in line], [point[2:] for point in line]) for name, line in found.items()]
 
 
 def averages(found: EmaResult) -> dict[str, Plot]:
@@ -71,66 +64,59 @@ def averages(found: EmaResult) -> dict[str, Plot]:
 
     The point without a length is the run's own average, a line. The band is the standard error of the difference to it.
     """
-    on = f"{counted(found.images, 'image')} of {short(found.split)}, step {short(found.step)}"
-    shown = {"bits_per_dim": ("bits/dim", on, "Bits/dim")}
-    if found.distance:
-        title = f"{found.samples:,} samples to {short(found.split)}, step {short(found.step)}"
-        shown["distance"] = (found.distance, title, f"{found.distance} of samples to the data")
     own = next(point for point in found.points if point.length is None)
     chosen = sorted((point.length, point) for point in found.points if point.length is not None)
-    plots = {}
-    for key, (y, title, what) in shown.items():
-        figure, axes = plotting.axes(title, "relative length of the average", y)
-        values = [(length, getattr(point, key)) for length, point in chosen]
-        errors = [point.error_difference or 0.0 for _, point in chosen] if key == "bits_per_dim" else []
-        band = [(value - error, value + error) for (_, value), error in zip(values, errors)]
-        plotting.draw(axes, [Line("chosen afterwards", values, band)])
-        axes.axhline(getattr(own, key), color=COLOURS[1], linestyle="--", label="the average of ema.decay")
-        plotting.legend(figure, axes)
-        plots[key] = Plot(figure, f"{what} against the relative length of the average of the weights. {title}.")
+    bits = [(length, point.bits_per_dim, point.error_difference or 0.0) for length, point in chosen]
+    on = f"{counted(found.images, 'image')} of {short(found.split)}, step {short(found.step)}"
+    lines = [Line("chosen afterwards", [b[:2] for b in bits], [(b - error, b + error) for _, b, error in bits])]
+
+    def against(y: str, title: str, lines: list[Line], value: float | None, what: str) -> Plot:
+        level = Level(value or 0.0, "the average of ema.decay", 1, "--")
+        caption = f"{what} against the relative length of the average of the weights. {title}."
+        return plotting.plot(title, LENGTH, y, lines, caption, levels=[level])
+
+    plots = {"bits_per_dim": against("bits/dim", on, lines, own.bits_per_dim, "Bits/dim")}
+    if found.distance:
+        on = f"{found.samples:,} samples to {short(found.split)}, step {short(found.step)}"
+        lines = [Line("chosen afterwards", [(length, point.distance or 0.0) for length, point in chosen])]
+        what = f"{found.distance} of samples to the data"
+        plots["distance"] = against(found.distance, on, lines, own.distance, what)
     return plots
 
 
-def integrand(strata: Strata, on: str) -> Plot:
-    """The bound's integrand by time, with its standard error over images."""
-    figure, axes = plotting.axes("The bound's integral by time", "t", "bits/dim per unit of the time quantile")
-    middles = _middles(strata.t_edges)
+def by_time(strata: Strata, on: str) -> dict[str, Plot]:
+    """The bound's integrand by time, with its standard error over images, and the variance of one image's loss, with
+    its means with and without strata."""
+    middles = [0.5 * (a + b) for a, b in pairwise(strata.t_edges)]
     band = [(m - 2 * e, m + 2 * e) for m, e in zip(strata.mean, strata.error)]
-    plotting.draw(axes, [Line("mean and two standard errors over images", list(zip(middles, strata.mean)), band)])
-    axes.axhline(0, color=COLOURS[5], linewidth=0.6)
-    plotting.time_axis(axes, middles[0])
+    integral = [Line("mean and two standard errors over images", list(zip(middles, strata.mean)), band)]
+    variance = [Line("within the stratum", list(zip(middles, strata.variance)))]
+    means = [
+        Level(strata.variance_within, "stratified times: mean within strata", 2),
+        Level(strata.variance_iid, "independent times", 1, "--"),
+    ]
+    title, unit = "The bound's integral by time", "bits/dim per unit of the time quantile"
     caption = (
         "The bound's integral by time, with two standard errors over images. Its mean over the time quantile, and the "
         f"standard normal's part, make the bound. {on}"
     )
-    return Plot(figure, caption)
-
-
-def variance(strata: Strata, on: str) -> Plot:
-    """The variance of one image's loss by time, and its mean with and without strata."""
-    figure, axes = plotting.axes("Variance of one image's loss by time", "t", "(bits/dim)²")
-    middles = _middles(strata.t_edges)
-    plotting.draw(axes, [Line("within the stratum", list(zip(middles, strata.variance)))])
-    axes.axhline(strata.variance_within, color=COLOURS[2], label="stratified times: mean within strata")
-    axes.axhline(strata.variance_iid, color=COLOURS[1], linestyle="--", label="independent times")
-    plotting.log_values(axes)
-    plotting.legend(figure, axes)
-    plotting.time_axis(axes, middles[0])
-    return Plot(figure, f"Variance of one image's estimate by time, and what strata save of it. {on}")
+    plots = {"integrand": plotting.plot(title, "t", unit, integral, caption, time_axis)}
+    title = "Variance of one image's loss by time"
+    caption = f"Variance of one image's estimate by time, and what strata save of it. {on}"
+    in_logs = partial(time_axis, log=True)
+    return plots | {"variance": plotting.plot(title, "t", "(bits/dim)²", variance, caption, in_logs, means)}
 
 
 def histogram(values: list[float], mean: float, caption: str) -> Plot:
     """How many images have how many bits/dim."""
-    figure, axes = plotting.axes("Bits/dim of single images", "bits/dim", "images")
-    bins = min(40, max(5, round(len(values) ** 0.5)))
-    axes.hist(values, bins=bins, color=COLOURS[0], alpha=0.7, linewidth=0)
-    axes.axvline(mean, color=COLOURS[1], label=f"mean {mean:.4f}")
-    plotting.legend(figure, axes, "")
-    return Plot(figure, caption)
 
+    def draw(axes) -> None:
+        bins = min(40, max(5, round(len(values) ** 0.5)))
+        axes.hist(values, bins=bins, color=COLOURS[0], alpha=0.7, linewidth=0)
+        axes.axvline(mean, color=COLOURS[1], label=f"mean {mean:.4f}")
+        axes.legend()
 
-def _middles(edges: list[float]) -> list[float]:
-    return [0.5 * (a + b) for a, b in pairwise(edges)]
+    return plotting.plot("Bits/dim of single images", "bits/dim", "images", [], caption, draw)
 
 
 METRICS = {
@@ -147,39 +133,21 @@ METRICS = {
     "lr": ("Learning rate", "rate", "Learning rate."),
 }
 """Of the log's numbers ``train/NAME``: title, unit and caption of the plot."""
-BANDS = "with two standard errors over images"
 
 
-def training(run: RunFolder) -> list[Plot]:
-    """What the log of one run says of its training."""
-    runs = {"": [run]}
-    lines = [Line("training batches", line.points) for line in _batches(runs)]
-    lines += [Line(f"{line.name}, averaged weights", line.points, line.band) for line in _held_out(runs)]
-    caption = f"Bits/dim of training batches, and of held-out images by the averaged weights {BANDS}."
-    bits = [Plot(plotting.over_steps("Bits/dim", "bits/dim", lines), caption)] if lines else []
-    return [*bits, *_logged(runs).values()]
-
-
-def compared_training(runs: Runs) -> dict[str, Plot]:
-    """What the logs of several runs say, by name: a line for each."""
-    plots = {}
+def training(runs: Runs) -> dict[str, Plot]:
+    """What the logs of runs say, by name: a line for each."""
+    plots, scale = {}, partial(steps_axis, first=0.8)
+    mean = ", mean over seeds" if any(len(seeds) > 1 for seeds in runs.values()) else ""
     if lines := _held_out(runs):
-        single = all(len(seeds) == 1 for seeds in runs.values())
-        caption = f"Bits/dim of held-out images by the averaged weights{f' {BANDS}' if single else ''}{_mean(runs)}."
-        title = "Bits/dim of held-out images"
-        plots["held_out"] = Plot(plotting.over_steps(title, "bits/dim", lines, first=0.8), caption)
-    if lines := _batches(runs):
-        figure = plotting.over_steps("Bits/dim of training batches", "bits/dim", lines, first=0.8)
-        plots["training"] = Plot(figure, f"Bits/dim of training batches{_mean(runs)}.")
-    return plots | _logged(runs)
-
-
-def _mean(runs: Runs) -> str:
-    return ", mean over seeds" if any(len(seeds) > 1 for seeds in runs.values()) else ""
-
-
-def _logged(runs: Runs) -> dict[str, Plot]:
-    """All but the likelihood: distances of samples, speed, gradient norm, rate."""
+        bands = "" if mean else " with two standard errors over images"
+        caption = f"Bits/dim of held-out images by the averaged weights{bands}{mean}."
+        plots["held_out"] = plotting.plot("Bits/dim of held-out images", "step", "bits/dim", lines, caption, scale)
+    # Earlier versions logged it as the loss, which it is.
+    batches = {n: _series(seeds, "train/bits_per_dim") or _series(seeds, "train/loss") for n, seeds in runs.items()}
+    if lines := _lines(batches):
+        caption = f"Bits/dim of training batches{mean}."
+        plots["training"] = plotting.plot("Bits/dim of training batches", "step", "bits/dim", lines, caption, scale)
     keys = {key for seeds in runs.values() for run in seeds for line in run.metrics for key in line}
     caption = "Frechet distance of a few samples to the training images while training: it shows the trend alone."
     drawn = {
@@ -187,13 +155,11 @@ def _logged(runs: Runs) -> dict[str, Plot]:
         for key in sorted(keys)
         if key.startswith("frechet/")
     }
-    plots = {}
     for key, (title, unit, caption) in (drawn | {f"train/{name}": texts for name, texts in METRICS.items()}).items():
-        lines = _lines({name or title: _series(seeds, key) for name, seeds in runs.items()})
-        if lines:
-            log = key.startswith("frechet/") or key == "train/gradient_norm"
-            figure = plotting.over_steps(title, unit, lines, first=1.0, log=log)
-            plots[key.removeprefix("train/").replace("/", "_")] = Plot(figure, caption)
+        if lines := _lines({name or title: _series(seeds, key) for name, seeds in runs.items()}):
+            scale = partial(steps_axis, first=1.0, log=key.startswith("frechet/") or key == "train/gradient_norm")
+            name = key.removeprefix("train/").replace("/", "_")
+            plots[name] = plotting.plot(title, "step", unit, lines, caption, scale)
     return plots
 
 
@@ -209,13 +175,6 @@ def _series(seeds: list[RunFolder], metric: str) -> list[tuple[float, float]]:
 def _lines(points: dict[str, list[tuple[float, float]]]) -> list[Line]:
     """Each run in the same colour in every plot, whether or not the others have what is drawn."""
     return [Line(name, found, number=number) for number, (name, found) in enumerate(points.items()) if found]
-
-
-def _batches(runs: Runs) -> list[Line]:
-    # Earlier versions logged it as the loss, which it is.
-    return _lines(
-        {name: _series(seeds, "train/bits_per_dim") or _series(seeds, "train/loss") for name, seeds in runs.items()}
-    )
 
 
 def _held_out(runs: Runs) -> list[Line]:
@@ -238,17 +197,13 @@ def _held_out(runs: Runs) -> list[Line]:
 def compared_quality(points: dict[str, list[tuple[int, float, float]]], distance: str) -> Plot:
     """Distance against evaluations: ``(evaluations, distance, standard error over seeds)`` of each variant."""
     lines = {name: [(nfe, mean, mean - e, mean + e) for nfe, mean, e in found] for name, found in points.items()}
+    title = "Distance of samples to the data"
     caption = f"{distance} against evaluations; bands: standard error over seeds."
-    return _against_evaluations(lines, "Distance of samples to the data", caption)
+    return plotting.plot(title, EVALUATIONS, "distance", _banded(lines), caption, evaluations_axis)
 
 
 def compared_variance(points: dict[str, list[tuple[float, float]]]) -> Plot:
     """The variance of one image's estimate by time, a line for each variant."""
-    figure, axes = plotting.axes("Variance of one image's estimate by time", "t", "(bits/dim)²")
-    plotting.draw(axes, _lines(points))
-    values = [value for found in points.values() for _, value in found if value > 0]
-    plotting.log_values(axes, decades=bool(values) and max(values) >= 1000 * min(values))
-    plotting.time_axis(axes, min(t for found in points.values() for t, _ in found))
-    plotting.legend(figure, axes)
+    title = "Variance of one image's estimate by time"
     caption = "Variance of one image's estimate of the bound by time, under each variant's own density."
-    return Plot(figure, caption)
+    return plotting.plot(title, "t", "(bits/dim)²", _lines(points), caption, partial(time_axis, log=True))

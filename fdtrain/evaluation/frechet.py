@@ -4,7 +4,6 @@ Frechet distance (Heusel et al. 2017), kernel distance (Binkowski et al. 2018), 
 al. 2019), Inception Score (Salimans et al. 2016).
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -14,9 +13,6 @@ from fdtrain.randomness import Purpose, stream
 
 NEIGHBOUR = 3
 """The k of precision and recall: an image's neighbourhood reaches to its k-th nearest neighbour."""
-
-Reduce = Callable[[Tensor], Tensor]
-"""Sum of a tensor over the ranks, in place."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +24,7 @@ class Gaussian:
 
 
 class FeatureMoments:
-    """Mean and covariance of features ``(n, dims)``, from their sum and the sum of their outer products.
+    """The sums over features ``(n, dims)`` that their mean and covariance are computed from.
 
     Features are of about unit size, so float64 sums lose nothing that a distance would show.
     """
@@ -44,23 +40,14 @@ class FeatureMoments:
         self.total += features.sum(0)
         self.outer.addmm_(features.T, features)
 
-    def reduce(self, reduce: Reduce) -> None:
-        for part in self.sums:
-            reduce(part)
-
     @property
-    def sums(self) -> tuple[Tensor, Tensor, Tensor]:
+    def sums(self) -> tuple[Tensor, ...]:
         return self.count, self.total, self.outer
 
-    @property
-    def mean(self) -> Tensor:
-        return self.total / self.count
-
-    @property
-    def covariance(self) -> Tensor:
-        """Unbiased, ``(dims, dims)``; of one image alone, zero."""
-        centred = self.outer - torch.outer(self.total, self.mean)
-        return centred / (self.count - 1).clamp(min=1)
+    def gaussian(self) -> Gaussian:
+        """With the unbiased covariance; of one image alone, zero."""
+        mean = self.total / self.count
+        return Gaussian(mean, (self.outer - torch.outer(self.total, mean)) / (self.count - 1).clamp(min=1))
 
 
 class ClassScores:
@@ -86,13 +73,13 @@ class ClassScores:
         self.negentropy.index_add_(0, part, torch.special.xlogy(p, p).sum(1))
         self.count.index_add_(0, part, torch.ones_like(part, dtype=torch.float64))
 
-    def reduce(self, reduce: Reduce) -> None:
-        for part in (self.total, self.negentropy, self.count):
-            reduce(part)
+    @property
+    def sums(self) -> tuple[Tensor, ...]:
+        return self.total, self.negentropy, self.count
 
 
-def frechet_distance(a: FeatureMoments | Gaussian, b: FeatureMoments | Gaussian) -> float:
-    """``|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2))``, between Gaussians of these moments.
+def frechet_distance(a: Gaussian, b: Gaussian) -> float:
+    """``|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2))``.
 
     The last trace is the sum of the singular values of ``A^T B`` for any ``A A^T = C_a``, ``B B^T = C_b``. Unlike the
     square root of ``C_a C_b`` that needs no full rank: there may be fewer images than features.

@@ -15,8 +15,7 @@ from fdtrain.data.dataset import FILE, read_description
 from fdtrain.data.sources.picture import decode, fit_like
 from fdtrain.data.split import Split
 from fdtrain.errors import UserError
-from fdtrain.evaluation.sampler import Sampler
-from fdtrain.evaluation.samples import to_pixels
+from fdtrain.evaluation.samples import Sampler, to_pixels
 from fdtrain.networks.model import Model
 
 

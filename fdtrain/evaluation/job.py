@@ -1,6 +1,8 @@
-"""What evaluations of a model on a split share: options, model and images, stored values, the result's files."""
+"""What evaluations of a model on a split share: options, model and images, stored values, distances, the result."""
 
 import argparse
+import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,16 +10,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from fdtrain import distributed
+from fdtrain.diffusion.objective import quantise
 from fdtrain.errors import UserError
-from fdtrain.evaluation import nll, result
+from fdtrain.evaluation import image_sets, nll, result
 from fdtrain.evaluation.feature_networks import FeatureNetwork
-from fdtrain.evaluation.frechet import FeatureMoments
+from fdtrain.evaluation.frechet import Gaussian, frechet_distance
 from fdtrain.evaluation.image_sets import PixelSet
 from fdtrain.evaluation.load import open_model
 from fdtrain.evaluation.measure import measure
-from fdtrain.evaluation.result import Result, split_identity
+from fdtrain.evaluation.result import RESULTS, Result, split_identity
 from fdtrain.evaluation.run_data import open_split
+from fdtrain.evaluation.samples import Sampler, to_pixels
 from fdtrain.evaluation.stored_rows import StoredValues
+from fdtrain.networks.model import Model
 
 if TYPE_CHECKING:
     from fdtrain.evaluation.plotting import Plot  # Needs matplotlib, which not every command does.
@@ -36,11 +42,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 class Job:
-    """A model and the split that it is evaluated on. What is computed of images is in ``stored`` until it is discarded.
+    """A model and the split that it is evaluated on. What is computed of images is stored until the result is written.
+
+    ``settings`` are what a result has of its model and split; a command adds its own.
 
     Args:
         kind: of the result; with ``split`` it names the file.
         pictures: the result has some, so it needs a place.
+        first: results of the first ``--images`` are called so.
 
     Raises:
         UserError: there is no such model or split, or one is not of the other.
@@ -54,6 +63,7 @@ class Job:
         pictures: bool = False,
         first: bool = True,
     ):
+        self.begin = time.perf_counter()
         self.arguments, self.kind, self.device = arguments, kind, arguments.device
         self.model, self.origin = open_model(arguments.model, getattr(arguments, "ema_length", None), shared=True)
         if pictures and not self.origin.results and not arguments.json:
@@ -65,31 +75,81 @@ class Job:
         self.count = min(arguments.images or len(self.split), len(self.split))
         part = self.count if first and self.count < len(self.split) else None
         self.paths = [p for p in (self.origin.result_file(kind, self.split.name, part), arguments.json) if p]
-        self.settings = {**self.origin.identity(), **split_identity(self.split), "seed": self.seed, "batch": self.batch}
+        self.likelihood = nll.Likelihood(self.model, self.split, self.seed, self.batch, dtype)
+        self.settings = {"kind": kind, **self.origin.identity(), **split_identity(self.split)}
+        self.settings |= {"seed": self.seed, "batch": self.batch}
         self.stored = StoredValues(self.paths[0].parent if self.paths else None, self.device)
 
     def over_images(
-        self, name: str, compute: Callable[[range], Tensor], chunk: int, columns: int, count: int, **request: Any
+        self, name: str, compute: Callable[[range], Tensor], count: int, columns: int, chunk: int, **request: Any
     ) -> Tensor:
-        """:meth:`StoredValues.over_images`; ``request`` is what the values depend on besides the settings."""
-        return self.stored.over_images(name, count, max(1, chunk), columns, compute, self.settings | request)
+        """:meth:`StoredValues.over_images`; ``request`` is what the values depend on besides name and settings."""
+        request = {**self.settings, "images": count, "values": name, **request}
+        return self.stored.over_images(name, count, max(1, chunk), columns, compute, request)
 
-    def moments(self, network: FeatureNetwork, images: PixelSet) -> FeatureMoments:
-        """Of the features of all images of a set."""
-        return measure(network, images, images.count, self.batch, self.device).moments
+    def samples(self, model: Model, sampler: Sampler, seed: int, count: int, **request: Any) -> Tensor:
+        """Before they are rounded to levels: ``(count, C, H, W)`` float32 on the CPU."""
 
-    def write(self, found: Result, plots: "dict[str, Plot] | None" = None) -> Shown | None:
-        """Write the result, and its plots beside it, where the user wants them.
+        def solve(images: range) -> Tensor:
+            return sampler.solve(model, images, seed).flatten(1).double().cpu()
+
+        options = sampler.describe() | {"seed": seed} | request
+        name = f"{sampler.solver}, {options['grid']}, {sampler.nfe}"
+        # Smaller than a batch where there are few, so that several processes have something to share.
+        chunk = min(self.batch, -(-count // 4))
+        return self.over_images(name, solve, count, self.spec.dims, chunk, **options).float().view(-1, *self.spec.shape)
+
+    def distance_to_split(self, network: FeatureNetwork) -> Callable[[Tensor], float]:
+        """The Frechet distance of :meth:`samples` to all images of the split."""
+
+        def moments(images: PixelSet) -> Gaussian:
+            return measure(network, images, images.count, self.batch, self.device).moments
+
+        data, levels = moments(image_sets.of_split(self.split)), self.spec.levels
+
+        def distance(x: Tensor) -> float:
+            return frechet_distance(
+                moments(image_sets.in_memory("samples", to_pixels(quantise(x, levels), levels))), data
+            )
+
+        return distance
+
+    def finish(
+        self,
+        numbers: dict[str, Any],
+        plots: "Callable[[Any], dict[str, Plot]] | None" = None,
+        values: dict[str, Tensor] | None = None,
+        show: Callable[[Any], None] = lambda found: None,
+    ) -> Shown | None:
+        """Print the result of ``numbers`` and the settings, and write it, with its plots and each image's values beside
+        it, where the user wants them.
 
         Returns:
             What is to be shown in TensorBoard, of a run that has plots.
         """
-        pictures: dict[str, Path] = {}
+        if distributed.rank() != 0:
+            return None
+        measured = {"device": str(self.device), "seconds": time.perf_counter() - self.begin}
+        found = RESULTS[self.kind].model_validate({**self.settings, **numbers, **measured})
+        show(found)
+        drawn, pictures = plots(found) if plots else {}, {}
         for path in self.paths:
-            result.write(found, path, "--json" if path == self.arguments.json else "the run's results")
-            if plots is not None:
-                pictures = {name: path.with_name(f"{path.stem}_{name}.png") for name in plots}
-                for name, plot in plots.items():
-                    plot.save(pictures[name])
+            self._write(found, path, values)
+            pictures = {name: path.with_name(f"{path.stem}_{name}.png") for name in drawn}
+            for name, plot in drawn.items():
+                plot.save(pictures[name])
+            if pictures:
                 print(f"{path}: {', '.join(p.name for p in pictures.values())}")
+        self.stored.discard()
         return (self.origin.run, self.origin.step or 0, pictures) if pictures and self.origin.run else None
+
+    def _write(self, found: Result, path: Path, values: dict[str, Tensor] | None) -> None:
+        option = "--json" if path == self.arguments.json else "the run's results"
+        result.write(found, path, option)
+        if values:
+            result.write_values(values, path.with_suffix(".safetensors"), option)
+
+
+def known(error: float) -> float | None:
+    """A standard error, where it can be had."""
+    return None if math.isnan(error) else error

@@ -4,20 +4,20 @@ For images that Inception says nothing about. Distances by them compare runs on 
 """
 
 import hashlib
-import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.nn.functional as nnf
+from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 
 from fdtrain.data.split import Split
 from fdtrain.errors import UserError
-from fdtrain.evaluation.result import split_identity, write, write_values
+from fdtrain.evaluation.result import invalid, split_identity, write, write_values
 from fdtrain.evaluation.samples import to_pixels
 from fdtrain.randomness import Purpose, stream, torch_seed
 
@@ -31,9 +31,10 @@ MOST_IMAGES = 100_000
 """Of a split that are trained on: they are all in memory."""
 
 
-@dataclass(frozen=True)
-class ClassifierDescription:
-    """What the features were made of. ``accuracy`` is of the classifier, on the images it was trained on or others."""
+class ClassifierDescription(BaseModel):
+    """What the features were made of. ``accuracy`` is of the classifier, on the images it was trained on."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
     dataset: str
@@ -46,7 +47,7 @@ class ClassifierDescription:
     epochs: int
     accuracy: float
     dims: int = DIMS
-    version: int = VERSION
+    version: Literal[1] = VERSION
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -98,7 +99,7 @@ def train(
     """
     data = split.description
     count, epochs = schedule(split)
-    pixels, labels = _images(split, range(count))
+    pixels, labels = _images(split, count)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch_seed(0, Purpose.FEATURES, 0))
         network = Classifier(data.channels, data.size, len(data.classes))
@@ -109,19 +110,10 @@ def train(
     finally:
         torch.set_num_threads(threads)
     network.eval().requires_grad_(False)
-    description = ClassifierDescription(
-        name=f"{data.name}-features",
-        dataset=data.name,
-        split=split.name,
-        fingerprint=split_identity(split)["fingerprint"],
-        images=count,
-        channels=data.channels,
-        size=data.size,
-        classes=data.classes,
-        epochs=epochs,
-        accuracy=_accuracy(network, pixels, labels),
-    )
-    return network, description
+    identity = {key: split_identity(split)[key] for key in ("dataset", "split", "fingerprint")}
+    image = {"channels": data.channels, "size": data.size, "classes": data.classes}
+    learnt = {"images": count, "epochs": epochs, "accuracy": accuracy(network, split)}
+    return network, ClassifierDescription(name=f"{data.name}-features", **identity, **image, **learnt)
 
 
 def _fit(network: Classifier, pixels: Tensor, labels: Tensor, epochs: int, progress: Callable[[int], object]) -> None:
@@ -142,21 +134,19 @@ def _fit(network: Classifier, pixels: Tensor, labels: Tensor, epochs: int, progr
 
 def accuracy(network: Classifier, split: Split) -> float:
     """Share of a split's labels that the classifier gets right."""
-    return _accuracy(network, *_images(split, range(min(len(split), MOST_IMAGES))))
+    pixels, labels = _images(split, min(len(split), MOST_IMAGES))
+    with torch.no_grad():
+        right = [(network(p)[1].argmax(1) == l).sum() for p, l in zip(pixels.split(1000), labels.split(1000))]
+    return (torch.stack(right).sum() / len(labels)).item()
 
 
-def _images(split: Split, images: range) -> tuple[Tensor, Tensor]:
-    parts = [split.batch(images[i : i + 1000]) for i in range(0, len(images), 1000)]
+def _images(split: Split, count: int) -> tuple[Tensor, Tensor]:
+    """The first pixels and labels."""
+    parts = [split.batch(range(i, min(i + 1000, count))) for i in range(0, count, 1000)]
     levels, labels = (torch.cat(column) for column in zip(*parts))
     if not split.description.classes or (labels < 0).any():
         raise UserError(f"split '{split.name}' of '{split.description.name}' has no labels to learn features from.")
     return to_pixels(levels, split.description.levels), labels
-
-
-def _accuracy(network: Classifier, pixels: Tensor, labels: Tensor) -> float:
-    with torch.no_grad():
-        right = [(network(p)[1].argmax(1) == l).sum() for p, l in zip(pixels.split(1000), labels.split(1000))]
-    return (torch.stack(right).sum() / len(labels)).item()
 
 
 def save(network: Classifier, description: ClassifierDescription, folder: Path) -> None:
@@ -166,7 +156,7 @@ def save(network: Classifier, description: ClassifierDescription, folder: Path) 
         UserError: the folder cannot be written.
     """
     write_values(network.state_dict(), folder / WEIGHTS, "features")
-    write(asdict(description), folder / DESCRIPTION, "features")
+    write(description.model_dump(), folder / DESCRIPTION, "features")
 
 
 def load(folder: Path) -> tuple[Classifier, ClassifierDescription, str]:
@@ -176,22 +166,17 @@ def load(folder: Path) -> tuple[Classifier, ClassifierDescription, str]:
         UserError: the folder holds no features, or broken ones.
     """
     try:
-        content = json.loads((folder / DESCRIPTION).read_text())
-        if content.get("version") != VERSION:
-            raise UserError(f"{folder / DESCRIPTION}: version {content.get('version')}, this fdtrain reads {VERSION}.")
-        description = ClassifierDescription(**content)
+        description = ClassifierDescription.model_validate_json((folder / DESCRIPTION).read_bytes())
         data = (folder / WEIGHTS).read_bytes()
-        network = (
-            Classifier(description.channels, description.size, len(description.classes)).eval().requires_grad_(False)
-        )
-        network.load_state_dict(load_file(folder / WEIGHTS))
+        network = Classifier(description.channels, description.size, len(description.classes))
+        network.load_state_dict(load_tensors(data))
     except FileNotFoundError as error:
         raise UserError(
             f"{folder} holds no features ({WEIGHTS}): fdtrain evaluate features DATA {folder} makes some."
         ) from error
-    except (OSError, ValueError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = invalid(error) if isinstance(error, ValidationError) else str(error).splitlines()[0]
         raise UserError(
-            f"{folder} holds broken features ({str(error).splitlines()[0]}). Make them again: "
-            f"fdtrain evaluate features DATA {folder}."
+            f"{folder} holds broken features ({reason}). Make them again: fdtrain evaluate features DATA {folder}."
         ) from error
-    return network, description, hashlib.sha256(data).hexdigest()
+    return network.eval().requires_grad_(False), description, hashlib.sha256(data).hexdigest()

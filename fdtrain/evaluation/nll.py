@@ -1,11 +1,7 @@
-"""Bits/dim of a split by the bound and by the probability-flow ODE (docs/evaluation.md).
-
-Every draw belongs to an image: its stream is keyed by (seed, image), so a value does not depend on batch
-sizes or on how the images are shared among processes.
-"""
+"""Bits/dim of a split by the bound and by the probability-flow ODE (docs/evaluation.md)."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -14,12 +10,7 @@ from torch import Tensor
 from fdtrain.data.split import Images, Split
 from fdtrain.diffusion.clocks import TimeDensity, time_density
 from fdtrain.diffusion.interval import CLOSED, Interval
-from fdtrain.diffusion.likelihood import (
-    OdeStart,
-    crossed_importance_bound,
-    importance_bound,
-    ode_nll,
-)
+from fdtrain.diffusion.likelihood import OdeStart, crossed_importance_bound, importance_bound, ode_nll
 from fdtrain.diffusion.objective import Bound
 from fdtrain.errors import UserError
 from fdtrain.networks.model import Model, ModelSpec
@@ -72,116 +63,149 @@ def also_closed(model: Model) -> bool:
     return bound.interval != CLOSED and not bound.discrete and finite(0.0) and finite(1.0)
 
 
-def elbo(
-    model: Model,
-    split: Images,
-    images: range,
-    density: TimeDensity,
-    draws: int,
-    seed: int = 0,
-    batch: int = 256,
-    dtype: torch.dtype = torch.float32,
-    bound: Bound | None = None,
-) -> Tensor:
-    """Negative ELBO of each image in bits/dim, ``(len(images), draws)``, float64, on the CPU.
+class Likelihood:
+    """Bits/dim of images under a model.
 
-    Each image has ``draws`` draws of dequantisation, time and noise, the times stratified over them, in the order of
-    their strata. ``bound`` None: the model's own.
+    Every draw belongs to an image: its stream is keyed by (seed, image), so a value does not depend on ``batch``, up to
+    rounding, or on how the images are shared among processes.
 
-    Raises:
-        UserError: the model's output is not finite.
+    Args:
+        batch: evaluations that are computed together.
+        density: of the bound's times; None: that of :func:`density_name`.
+        bound: None: the model's own.
     """
-    spec, bound, values = model.spec, bound or model.spec.bound, []
-    for chunk in _chunks(images, max(1, batch // draws)):
-        u, uniform, eps = _draws_of(spec, draws, seed, chunk, dtype)
-        nats = _estimates(model, split, chunk, bound, bound.nelbo, density, u, uniform, eps, batch)
-        values.append(bound.bits_per_dim(nats, spec.dims))
-    return torch.cat(values)
 
+    def __init__(
+        self,
+        model: Model,
+        split: Images,
+        seed: int = 0,
+        batch: int = 256,
+        dtype: torch.dtype = torch.float32,
+        density: TimeDensity | None = None,
+        bound: Bound | None = None,
+    ):
+        self.model, self.split, self.spec = model, split, model.spec
+        self.seed, self.batch, self.dtype = seed, batch, dtype
+        self.bound = bound or model.spec.bound
+        self.density = density or time_density_of(self.bound.interval, model.spec.scale)
 
-def elbo_importance(
-    model: Model,
-    split: Images,
-    images: range,
-    density: TimeDensity,
-    draws: int,
-    dequantisations: int,
-    seed: int = 0,
-    batch: int = 256,
-    dtype: torch.dtype = torch.float32,
-) -> Tensor:
-    """The importance-weighted bound over dequantisations, by crossed halves, and the plain one of the same draws.
+    def elbo(self, images: range, draws: int) -> Tensor:
+        """Negative ELBO of each image in bits/dim, ``(len(images), draws)``, float64, on the CPU.
 
-    Bits/dim, ``(len(images), 2)``: the draws' noise is mostly common to both, so their difference is known better.
-    Each of an image's dequantisations gets the same ``draws`` (an even number) of time and noise, of which one
-    stratified half chooses the weights and another estimates: :func:`crossed_importance_bound`.
+        Each image has ``draws`` draws of dequantisation, time and noise, the times stratified over them, in the order
+        of their strata.
 
-    Raises:
-        UserError: the model's output is not finite.
-    """
-    spec, bound, values = model.spec, model.spec.bound, []
-    for chunk in _chunks(images, max(1, batch // draws)):
-        us, epss = [], []
-        for image in chunk:
-            own = stream(seed, Purpose.EVALUATE, image, 0)
-            u, eps = own.random((2, draws // 2)), own.standard_normal((2, draws // 2, *spec.shape), dtype=np.float32)
-            us.append(((np.arange(draws // 2) + u) / (draws // 2)).reshape(draws))
-            epss.append(eps.reshape(draws, *spec.shape))
-        u, eps = _stack(us, torch.float64), _stack(epss, dtype)
+        Raises:
+            UserError: the model's output is not finite.
+        """
+        parts = [torch.empty(0, draws, dtype=torch.float64)]
+        for chunk in _chunks(images, max(1, self.batch // draws)):
+            nats = self._estimates(chunk, self.bound.nelbo, *self._draws_of(chunk, draws))
+            parts.append(self.bound.bits_per_dim(nats, self.spec.dims))
+        return torch.cat(parts)
+
+    def elbo_importance(self, images: range, draws: int, dequantisations: int) -> Tensor:
+        """The importance-weighted bound over dequantisations, by crossed halves, and the plain one of the same draws.
+
+        Bits/dim, ``(len(images), 2)``: the draws' noise is mostly common to both, so their difference is known better.
+        Each of an image's dequantisations gets the same ``draws`` (an even number) of time and noise, of which one
+        stratified half chooses the weights and another estimates: :func:`crossed_importance_bound`.
+
+        Raises:
+            UserError: the model's output is not finite.
+        """
+        spec, half, parts = self.spec, draws // 2, []
+        for chunk in _chunks(images, max(1, self.batch // draws)):
+            us, noise = [], []
+            for image in chunk:
+                own = stream(self.seed, Purpose.EVALUATE, image, 0)
+                us.append(((np.arange(half) + own.random((2, half))) / half).reshape(draws))
+                noise.append(own.standard_normal((2, half, *spec.shape), dtype=np.float32).reshape(draws, *spec.shape))
+            u, eps = _stack(us, torch.float64), _stack(noise, self.dtype)
+            nats = []
+            for k in range(dequantisations):
+                uniform = self._uniform(chunk, k + 1)[:, None].expand_as(eps)
+                nats.append(self._estimates(chunk, self.bound.nelbo, u, uniform, eps))
+            halves = torch.stack(nats, 2)
+            weighted = crossed_importance_bound(*halves.chunk(2, dim=1))
+            parts.append(self.bound.bits_per_dim(torch.stack([weighted, halves.mean((1, 2))], 1), spec.dims))
+        return torch.cat(parts)
+
+    def correction_by_stratum(self, images: range, strata: int) -> Tensor:
+        """The bound's integral, one estimate per image and stratum of the time quantile: bits/dim ``(images, strata)``.
+
+        Its mean is the bound less the part that no model changes, such as the standard normal's.
+        """
+        parts = []
+        for chunk in _chunks(images, max(1, self.batch // strata)):
+            parts.append(self._estimates(chunk, self.bound.correction, *self._draws_of(chunk, strata)))
+        return torch.cat(parts) / (self.spec.dims * math.log(2))
+
+    def ode(
+        self, images: range, tolerance: float = TOLERANCE, dequantisations: int = 1, exact: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """``-log p`` by the ODE in nats, ``(len(images), dequantisations, probes)``, and the NFE, ``(len(images),)``.
+
+        The divergence is exact (``probes`` is 1), or Hutchinson's estimate: by one probe for one dequantisation, by
+        two, the same for all of an image's, for several. :func:`ode_bits` makes bits/dim of it.
+
+        Raises:
+            UserError: the model's output is not finite.
+        """
+        spec, start, count = self.spec, OdeStart(self.bound), probes(exact, dequantisations)
+        device, values, evaluations = next(self.model.parameters()).device, [], []
+        for chunk in _chunks(images, self.batch):
+            levels, label = self.split.batch(chunk)
+            drawn = (
+                None if exact else _stack([_probes(spec, count, self.seed, i) for i in chunk], self.dtype).to(device)
+            )
+            own = label.to(device) if spec.classes else None
+            nats, nfe = [], torch.zeros(len(chunk), dtype=torch.float64)
+            for k in range(dequantisations):
+                x = start.images(levels, self._uniform(chunk, k)).to(device)
+                try:
+                    found = ode_nll(self.model, x, tolerance, drawn, own, self.bound.interval, spec.scale)
+                except FloatingPointError as error:
+                    raise UserError(
+                        f"images {chunk.start} to {chunk.stop - 1}: {error}: its weights are broken, "
+                        "or the precision too low; try --float64."
+                    ) from error
+                nats.append(_finite(found.nll.double().cpu() - start.entropy(spec.dims), chunk))
+                nfe += found.nfe.cpu()
+            values.append(torch.stack(nats, 1))
+            evaluations.append(nfe)
+        return torch.cat(values), torch.cat(evaluations)
+
+    def _estimates(
+        self, images: range, measure: Callable[..., Tensor], u: Tensor, uniform: Tensor, eps: Tensor
+    ) -> Tensor:
+        """A ``measure`` of the bound in nats, ``(images, draws)``, at time quantiles ``u``."""
+        (levels, label), draws = self.split.batch(images), u.shape[1]
+        device = next(self.model.parameters()).device
+        t = self.density.quantile(u.flatten())
+        x0, eps = self.bound.images(levels[:, None], uniform).flatten(0, 1), eps.flatten(0, 1)
+        label = label.repeat_interleave(draws)
         nats = []
-        for k in range(dequantisations):
-            uniform = _stack([_uniform(spec, seed, i, k + 1) for i in chunk], dtype)[:, None].expand_as(eps)
-            nats.append(_estimates(model, split, chunk, bound, bound.nelbo, density, u, uniform, eps, batch))
-        halves = torch.stack(nats, 2)
-        weighted = crossed_importance_bound(*halves.chunk(2, dim=1))
-        values.append(bound.bits_per_dim(torch.stack([weighted, halves.mean((1, 2))], 1), spec.dims))
-    return torch.cat(values)
+        for i in range(0, len(t), self.batch):
+            part = slice(i, i + self.batch)
+            field = self.model.field(label[part].to(device) if self.spec.classes else None)
+            with torch.no_grad():
+                parts = (x0[part], eps[part], t[part], self.density.pdf(t[part]))
+                nats.append(measure(field, *(x.to(device) for x in parts)).double().cpu())
+        return _finite(torch.cat(nats).view(-1, draws), images)
 
+    def _draws_of(self, images: range, draws: int) -> tuple[Tensor, ...]:
+        """:func:`_draws` of several images, ``(images, draws, ...)``, in the order of their times."""
+        drawn = zip(*(_draws(self.spec, draws, self.seed, image) for image in images))
+        u, uniform, eps = (_stack(parts, kind) for parts, kind in zip(drawn, (torch.float64, self.dtype, self.dtype)))
+        order = u.argsort(1)
+        return tuple(torch.stack([row[o] for row, o in zip(x, order)]) for x in (u, uniform, eps))
 
-def correction_by_stratum(
-    model: Model,
-    split: Images,
-    images: range,
-    density: TimeDensity,
-    strata: int,
-    seed: int = 0,
-    batch: int = 256,
-    dtype: torch.dtype = torch.float32,
-) -> Tensor:
-    """The bound's integral, one estimate per image and stratum of the time quantile: bits/dim ``(images, strata)``.
-
-    Its mean is the bound less the part that no model changes, such as the standard normal's.
-    """
-    spec, bound, values = model.spec, model.spec.bound, []
-    for chunk in _chunks(images, max(1, batch // strata)):
-        u, uniform, eps = _draws_of(spec, strata, seed, chunk, dtype)
-        values.append(_estimates(model, split, chunk, bound, bound.correction, density, u, uniform, eps, batch))
-    return torch.cat(values) / (spec.dims * math.log(2))
-
-
-def _estimates(model, split, images, bound, measure, density, u, uniform, eps, batch) -> Tensor:
-    """A ``measure`` of the bound in nats, ``(images, draws)``, at time quantiles ``u``."""
-    spec, (levels, label) = model.spec, split.batch(images)
-    device, draws = next(model.parameters()).device, u.shape[1]
-    t = density.quantile(u.flatten())
-    x0, eps = bound.images(levels[:, None], uniform).flatten(0, 1), eps.flatten(0, 1)
-    label = label.repeat_interleave(draws)
-    nats = []
-    for i in range(0, len(t), batch):
-        part = slice(i, i + batch)
-        field = model.field(label[part].to(device) if spec.classes else None)
-        with torch.no_grad():
-            parts = (x0[part], eps[part], t[part], density.pdf(t[part]))
-            nats.append(measure(field, *(x.to(device) for x in parts)).double().cpu())
-    return _finite(torch.cat(nats).view(-1, draws), images)
-
-
-def _draws_of(spec: ModelSpec, draws: int, seed: int, images: range, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """:func:`_draws` of several images, ``(images, draws, ...)``, in the order of their times."""
-    drawn = zip(*(_draws(spec, draws, seed, image) for image in images))
-    u, uniform, eps = (_stack(parts, kind) for parts, kind in zip(drawn, (torch.float64, dtype, dtype)))
-    order = u.argsort(1)
-    return tuple(torch.stack([row[o] for row, o in zip(x, order)]) for x in (u, uniform, eps))
+    def _uniform(self, images: range, number: int) -> Tensor:
+        """The dequantisations of images with the given number, ``(images, C, H, W)``."""
+        streams = (stream(self.seed, Purpose.EVALUATE, image, number) for image in images)
+        return _stack([own.random(self.spec.shape, dtype=np.float32) for own in streams], self.dtype)
 
 
 def _draws(spec: ModelSpec, draws: int, seed: int, image: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -192,56 +216,13 @@ def _draws(spec: ModelSpec, draws: int, seed: int, image: int) -> tuple[np.ndarr
     return u, own.random(shape, dtype=np.float32), own.standard_normal(shape, dtype=np.float32)
 
 
-def ode(
-    model: Model,
-    split: Images,
-    images: range,
-    tolerance: float = TOLERANCE,
-    dequantisations: int = 1,
-    exact: bool = True,
-    seed: int = 0,
-    batch: int = 256,
-    dtype: torch.dtype = torch.float32,
-) -> tuple[Tensor, Tensor]:
-    """``-log p`` by the ODE in nats, ``(len(images), dequantisations, probes)``, and the NFE, ``(len(images),)``.
-
-    The divergence is exact (``probes`` is 1), or Hutchinson's estimate: by one probe for one dequantisation, by two,
-    the same for all of an image's, for several. :func:`ode_bits` makes bits/dim of it.
-
-    Raises:
-        UserError: the model's output is not finite.
-    """
-    spec, start, count = model.spec, OdeStart(model.spec.bound), probes(exact, dequantisations)
-    device, values, evaluations = next(model.parameters()).device, [], []
-    for chunk in _chunks(images, batch):
-        levels, label = split.batch(chunk)
-        drawn = None if exact else _stack([_probes(spec, count, seed, i) for i in chunk], dtype).to(device)
-        own = label.to(device) if spec.classes else None
-        nats, nfe = [], torch.zeros(len(chunk), dtype=torch.float64)
-        for k in range(dequantisations):
-            uniform = _stack([_uniform(spec, seed, i, k) for i in chunk], dtype)
-            try:
-                x = start.images(levels, uniform).to(device)
-                result = ode_nll(model, x, tolerance, drawn, own, spec.bound.interval, spec.scale)
-            except FloatingPointError as error:
-                raise UserError(
-                    f"images {chunk.start} to {chunk.stop - 1}: {error}: its weights are broken, "
-                    "or the precision too low; try --float64."
-                ) from error
-            nats.append(_finite(result.nll.double().cpu() - start.entropy(spec.dims), chunk))
-            nfe += result.nfe.cpu()
-        values.append(torch.stack(nats, 1))
-        evaluations.append(nfe)
-    return torch.cat(values), torch.cat(evaluations)
-
-
 def probes(exact: bool, dequantisations: int) -> int:
-    """Estimates of the divergence that :func:`ode` makes: two where one must choose weights and one estimate."""
+    """Estimates of the divergence that the ODE makes: two where one must choose weights and one estimate."""
     return 1 if exact or dequantisations == 1 else 2
 
 
 def ode_bits(nats: Tensor, spec: ModelSpec) -> Tensor:
-    """Bits/dim of each image, ``(images, 1)``, from :func:`ode`: the importance-weighted bound of several."""
+    """Bits/dim of each image, ``(images, 1)``, from the ODE: the importance-weighted bound of several."""
     if nats.shape[1] == 1:
         bound = nats[:, 0, 0]
     elif nats.shape[2] == 1:
@@ -249,11 +230,6 @@ def ode_bits(nats: Tensor, spec: ModelSpec) -> Tensor:
     else:
         bound = crossed_importance_bound(nats[:, None, :, 0], nats[:, None, :, 1])
     return spec.bound.bits_per_dim(bound[:, None], spec.dims)
-
-
-def _uniform(spec: ModelSpec, seed: int, image: int, number: int) -> np.ndarray:
-    """The dequantisation of an image with the given number."""
-    return stream(seed, Purpose.EVALUATE, image, number).random(spec.shape, dtype=np.float32)
 
 
 def _probes(spec: ModelSpec, count: int, seed: int, image: int) -> np.ndarray:

@@ -41,7 +41,7 @@ class Card:
 
 @dataclass(frozen=True)
 class Table:
-    """``numbers`` are the columns of values; the first ``own`` rows stand out."""
+    """``numbers`` are the columns of values; the first ``own`` rows stand out. Columns may do without a head."""
 
     kind: ClassVar[str] = "table"
     head: list[str]
@@ -75,14 +75,6 @@ class Missing:
 
 
 @dataclass(frozen=True)
-class Facts:
-    """By title; None is not recorded."""
-
-    kind: ClassVar[str] = "facts"
-    of: dict[str, str | None]
-
-
-@dataclass(frozen=True)
 class File:
     kind: ClassVar[str] = "file"
     name: str
@@ -90,15 +82,9 @@ class File:
 
 
 @dataclass(frozen=True)
-class Links:
-    kind: ClassVar[str] = "links"
-    to: list[Link]
-
-
-@dataclass(frozen=True)
 class Section:
     title: str
-    parts: Sequence[Table | Figures | Missing | Facts | File | Links]
+    parts: Sequence[Table | Figures | Missing | File]
     note: str = ""
 
     @property

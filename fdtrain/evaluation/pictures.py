@@ -1,20 +1,70 @@
-"""Pictures of images, for a page: what training and sampling have drawn, and images of the data."""
+"""Pictures of images: sheets as PNG files that say what they show, and pictures for a page."""
 
 import base64
 import io
+import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+import numpy as np
+import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from fdtrain.errors import UserError
-from fdtrain.evaluation import samples
+from fdtrain.evaluation.samples import to_pixels
 from fdtrain.evaluation.wording import counted, short
 
+ABOUT = "fdtrain"
+"""The text of a PNG that says, in JSON, what the picture shows and how it was drawn."""
+SMALL_IMAGE, SHEET_WIDTH = 48, 300
+"""Pixels to which an image and a sheet are magnified where they have fewer, by whole factors and so about."""
 UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 """What Pillow raises of a file that is no picture, or that pretends to be a huge one."""
+
+
+def sheet(pixels: Tensor, columns: int | None = None) -> Tensor:
+    """Images ``(n, C, H, W)`` side by side, about as many rows as columns unless told, small ones magnified."""
+    columns = columns or max(1, round(len(pixels) ** 0.5))
+    return grid(pixels, columns, zoom_for(pixels.shape[-1], columns))
+
+
+def grid(images: Tensor, columns: int, zoom: int = 1) -> Tensor:
+    """Images ``(n, C, H, W)`` side by side, row by row, with a line of two pixels between: ``(C, H', W')``."""
+    images = images.repeat_interleave(zoom, 2).repeat_interleave(zoom, 3)
+    n, channels, height, width = images.shape
+    rows, gap = -(-n // columns), 2
+    sheet = torch.full((channels, rows * (height + gap) + gap, columns * (width + gap) + gap), 128, dtype=torch.uint8)
+    for i, image in enumerate(images):
+        top, left = (i // columns) * (height + gap) + gap, (i % columns) * (width + gap) + gap
+        sheet[:, top : top + height, left : left + width] = image
+    return sheet
+
+
+def save_png(pixels: Tensor, to: Path | BinaryIO, about: dict[str, Any] | None = None) -> None:
+    """Write ``(C, H, W)`` uint8, one channel or three; ``about`` says in the file what it shows."""
+    array = np.ascontiguousarray(pixels.permute(1, 2, 0).numpy())
+    text = PngInfo()
+    if about is not None:
+        text.add_text(ABOUT, json.dumps(about))
+    Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(to, "png", pnginfo=text)
+
+
+def described(picture: Image.Image) -> dict[str, Any]:
+    """What :func:`save_png` was told of a picture; nothing of one that was not written by it."""
+    try:
+        content = json.loads(picture.info.get(ABOUT, "{}"))
+    except (ValueError, TypeError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def zoom_for(size: int, columns: int) -> int:
+    """Magnification that makes small images, and a sheet of few columns of them, large enough to look at."""
+    return max(1, SMALL_IMAGE // size, min(math.ceil(SHEET_WIDTH / (columns * size)), SHEET_WIDTH // size))
 
 
 @dataclass(frozen=True)
@@ -35,7 +85,7 @@ def of_file(path: Path, title: str) -> Picture:
     try:
         data = path.read_bytes()
         with Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
-            about = samples.described(picture)
+            about = described(picture)
     except UNREADABLE as error:
         reason = f" ({error.strerror})" if isinstance(error, OSError) and error.strerror else ""
         raise UserError(f"{path} is no PNG{reason}. Delete it, or draw it again.") from error
@@ -48,7 +98,7 @@ def images_in(path: Path) -> int | None:
     """The number of images of a sheet, if its file says so."""
     try:
         with Image.open(path, formats=["PNG"]) as picture:
-            count = samples.described(picture).get("images")
+            count = described(picture).get("images")
     except UNREADABLE:
         return None
     return count if isinstance(count, int) and 0 < count <= 10_000 else None
@@ -56,19 +106,17 @@ def images_in(path: Path) -> int | None:
 
 def of_images(levels: Tensor, count_of_levels: int, caption: str) -> Picture:
     """Images ``(n, C, H, W)`` uint8 of so many levels, on a sheet as samples are drawn."""
-    pixels = samples.to_pixels(levels, count_of_levels)
-    columns = max(1, round(len(pixels) ** 0.5))
-    return _encoded(samples.grid(pixels, columns, samples.zoom_for(pixels.shape[-1], columns)), caption)
+    return _encoded(sheet(to_pixels(levels, count_of_levels)), caption)
 
 
 def of_image(levels: Tensor, count_of_levels: int, caption: str) -> Picture:
     """One image ``(C, H, W)`` uint8 of so many levels."""
-    return _encoded(samples.to_pixels(levels, count_of_levels), caption)
+    return _encoded(to_pixels(levels, count_of_levels), caption)
 
 
 def _encoded(pixels: Tensor, caption: str) -> Picture:
     file = io.BytesIO()
-    samples.save_png(pixels, file)
+    save_png(pixels, file)
     return Picture(base64.b64encode(file.getvalue()).decode(), caption)
 
 

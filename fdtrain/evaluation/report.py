@@ -1,21 +1,15 @@
 """The page of one run: what was trained, on what, for how long, and what it is worth (docs/evaluation.md)."""
 
-import os
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import quote
 
 import torch
-from torch import Tensor
 
 from fdtrain.credentials import masked
 from fdtrain.errors import UserError
 from fdtrain.evaluation import figures, page, pictures
 from fdtrain.evaluation.compared import Bits, bits_of
-from fdtrain.evaluation.load import FOLDER
-from fdtrain.evaluation.page import NONE, Card, Facts, Figures, File, Link, Links, Missing, Section, Table
-from fdtrain.evaluation.pictures import Picture
+from fdtrain.evaluation.page import NONE, Card, Figures, File, Link, Missing, Section, Table
 from fdtrain.evaluation.plotting import Plot
 from fdtrain.evaluation.published import known_figures
 from fdtrain.evaluation.result import (
@@ -27,7 +21,7 @@ from fdtrain.evaluation.result import (
     OdeEstimate,
     Result,
 )
-from fdtrain.evaluation.run_folder import RunFolder, RunImages
+from fdtrain.evaluation.run_folder import RunFolder, evaluated_images, held_out_images
 from fdtrain.evaluation.wording import counted, duration, short, with_error
 
 REAL_IMAGES = 64
@@ -38,29 +32,32 @@ DISTANCES = ["what", "value \u00b1 spread of sets", "others", "samples", "defini
 """Head of the table of :func:`distance`."""
 
 
-def of_run(run: RunFolder, images: RunImages, path: Path) -> str:
-    """The page of a run, with links from ``path`` to its files.
+def of_run(run: RunFolder, data: str | None = None) -> str:
+    """The page of a run.
+
+    Args:
+        data: the present place of the run's data; None: where it has recorded them.
 
     Raises:
         UserError: a file of the run is damaged.
     """
+    recorded = [[title, value or "not recorded in the run"] for title, value in facts(run).items()]
     sections = [
-        _samples(run, images),
+        samples({"": run}, data),
         _bits(run),
-        _extremes(run, images),
+        _extremes(run, data),
         _distances(run),
         _known(run),
         _curves(run),
         _training(run),
-        Section("Run", [Facts(_facts(run))]),
+        Section("Run", [Table(["", ""], recorded)]),
         Section("Configuration", [File("config.yaml", masked(run.config))]),
-        Section("Files", [Links(list(_files(run, path)))], "Of the run, seen from where this page was written."),
     ]
     return page.html(run.name, sections, cards=_cards(run))
 
 
 def _command(run: RunFolder, words: str) -> str:
-    return f"fdtrain evaluate {words.replace('RUN', shlex.quote(str(run.path)))}"
+    return f"fdtrain {words.replace('RUN', shlex.quote(str(run.path)))}"
 
 
 def _cards(run: RunFolder) -> list[Card]:
@@ -75,34 +72,73 @@ def _cards(run: RunFolder) -> list[Card]:
         sets = counted(max(1, len(result.values)), "set")
         note = f"{sets} of {counted(result.images, 'sample')}, NFE {short(result.nfe)}"
         cards.append(Card(short(result.name), with_error(result.value, result.spread, 3), note))
+    known = facts(run)
     if run.parameters and run.spec:
         cards.append(Card("parameters", f"{run.parameters / 1e6:.3g} M", f"{run.parameters:,}, {run.spec.network}"))
-    if seen := run.series("train/images_seen"):
-        time = f"{duration(run.hours)} of training steps" if run.hours else "time not recorded"
-        cards.append(Card("steps", f"{seen[-1][0]:,}", f"{counted(int(seen[-1][1]), 'image')} seen; {time}"))
-    if run.images_per_second:
-        cards.append(Card("images/s", f"{run.images_per_second:,.0f}", f"median while training; {hardware(run)}"))
+    if known["steps"]:
+        time = f"{known['time of training steps']} of training steps" if run.hours else "time not recorded"
+        note = f"{known['images seen'] or 'unknown'} images seen; {time}"
+        cards.append(Card("steps", known["steps"], note))
+    if known["images/s"]:
+        note = f"median while training; {known['processes and device'] or 'hardware not recorded'}"
+        cards.append(Card("images/s", known["images/s"], note))
     return cards
 
 
-def hardware(run: RunFolder) -> str:
-    environment = run.environment
-    return f"{short(environment.processes)} x {short(environment.device)}" if environment else "hardware not recorded"
+def facts(run: RunFolder) -> dict[str, str | None]:
+    """What a run was, by title; None where it is not recorded."""
+    data, environment, spec = run.dataset, run.environment, run.spec
+    found: dict[str, str | None] = dict.fromkeys(("data set", "images", "network"))
+    if data:
+        counts = ", ".join(f"{split}: {counted(data.images(split), 'image')}" for split in data.splits)
+        kind = f"{data.size}x{data.size}, {counted(data.channels, 'channel')}, {counted(data.levels, 'level')}"
+        found |= {"data set": f"{short(data.name)} ({short(data.source)})", "images": f"{kind}; {counts}"}
+    if spec:
+        options = ", ".join(f"{key} {short(value)}" for key, value in spec.network_options.items())
+        found["network"] = f"{spec.network}: {options}"
+    packages = ("fdtrain", "torch", "deepspeed", "python")
+    speed = run.images_per_second
+    return {
+        **found,
+        "parameters": f"{run.parameters:,}" if run.parameters else None,
+        "GFLOP to train on one image": run.last("train/gflop_per_image", ".3g"),
+        "TFLOP/s of a device": run.last("train/tflops_per_device", ".3g"),
+        "steps": run.last("step", ",.0f"),
+        "images seen": run.last("train/images_seen", ",.0f"),
+        # Evaluation, samples and checkpoints come on top.
+        "time of training steps": duration(run.hours) if run.hours else None,
+        "images/s": f"{speed:,.0f}" if speed else None,
+        "processes and device": f"{short(environment.processes)} x {short(environment.device)}"
+        if environment
+        else None,
+        "versions": ", ".join(f"{name} {short(getattr(environment, name))}" for name in packages)
+        if environment
+        else None,
+        "commit": short(environment.commit) if environment else None,
+    }
 
 
-def _samples(run: RunFolder, images: RunImages) -> Section:
-    """The last sheet beside real images, and the last denoising path."""
-    parts = []
-    if last_sheet(run):
-        real, missing = real_images(images)
-        parts = [Figures([sheet(run), *real]), *missing]
-    else:
-        final = shlex.quote(str(run.path / "samples" / "final.png"))
-        command = f"fdtrain sample {shlex.quote(str(run.path))} --out {final}"
-        parts = [Missing("No sheet of samples.", command)]
+def samples(runs: dict[str, RunFolder], data: str | None) -> Section:
+    """The last sheet of each run, by name, beside real images of the first that has one; of one run alone its last
+    denoising path too."""
+    drawn = {name: sheet for name, run in runs.items() if (sheet := last_sheet(run))}
+    if not drawn:
+        command = _command(next(iter(runs.values())), "sample RUN --out RUN/samples/final.png")
+        return Section("Samples", [Missing("No sheet of samples.", command)])
+    first, parts = next(iter(drawn)), []
+    try:
+        count = pictures.images_in(drawn[first]) or REAL_IMAGES
+        levels, count_of_levels, split = held_out_images(runs[first], data, count)
+        real = [pictures.of_images(levels, count_of_levels, f"Real images of the split '{split}'.")]
+    except UserError as error:
+        real, parts = [], [Missing(f"No real images to stand beside them: {error}")]
+    sheets = [
+        pictures.of_file(sheet, f"{name and f'{name}: '}samples/{sheet.name}, from the averaged weights")
+        for name, sheet in drawn.items()
+    ]
     title = "from left to right the predicted image on the way from noise to the image, which is the last"
-    paths = [pictures.of_file(path, f"samples/{path.name}, {title}") for path in _last_path(run.path)]
-    return Section("Samples", [*parts, Figures(paths, "path")] if paths else parts)
+    paths = [pictures.of_file(path, f"samples/{path.name}, {title}") for path in _last_path(runs.get(""))]
+    return Section("Samples", [Figures([*real, *sheets], "figures sheets"), *parts, Figures(paths, "path")])
 
 
 def last_sheet(run: RunFolder) -> Path | None:
@@ -113,26 +149,9 @@ def last_sheet(run: RunFolder) -> Path | None:
     return final if final.is_file() else sheets[-1] if sheets else None
 
 
-def sheet(run: RunFolder, of: str = "") -> Picture:
-    """The last sheet of a run that has one."""
-    path = last_sheet(run)
-    assert path is not None
-    return pictures.of_file(path, f"{of}samples/{path.name}, from the averaged weights")
-
-
-def _last_path(run: Path) -> list[Path]:
+def _last_path(run: RunFolder | None) -> list[Path]:
     """The last denoising path, if there is one."""
-    return sorted((run / "samples").glob("step_*_path.png"))[-1:]
-
-
-def real_images(images: RunImages) -> tuple[list[Picture], list[Missing]]:
-    """As many real images as are on the run's sheet, to stand beside it, or why there are none."""
-    drawn = last_sheet(images.run)
-    try:
-        levels, count_of_levels = images.spread((drawn and pictures.images_in(drawn)) or REAL_IMAGES)
-    except UserError as error:
-        return [], [Missing(f"No real images to stand beside them: {error}")]
-    return [pictures.of_images(levels, count_of_levels, f"Real images of the split '{images.held_out}'.")], []
+    return sorted((run.path / "samples").glob("step_*_path.png"))[-1:] if run else []
 
 
 def _bits(run: RunFolder) -> Section:
@@ -143,7 +162,7 @@ def _bits(run: RunFolder) -> Section:
             on = f"{result.coverage} of {short(result.dataset)}/{short(result.split)}; {_weights(result)}"
             rows.append([title, f"{value.bits_per_dim:.4f}", " / ".join(errors), _method(result, value), on])
     if not rows:
-        return Section("Bits/dim", [Missing("Not evaluated yet.", _command(run, "nll RUN --ode"))])
+        return Section("Bits/dim", [Missing("Not evaluated yet.", _command(run, "evaluate nll RUN --ode"))])
     note = (
         "Of the discrete images, on the closed time interval unless the row says otherwise; upper bounds of the "
         "negative log-likelihood."
@@ -155,7 +174,7 @@ def _bits(run: RunFolder) -> Section:
 def _method(result: NllResult, value: BoundEstimate | OdeEstimate) -> str:
     closed = value is result.elbo_closed
     parts = ["closed interval" if closed else short(result.bound)]
-    parts += [f"dequantisation {short(dequantisation(result, value))}", short(result.dtype)]
+    parts += [f"dequantisation {short(_dequantisation(result, value))}", short(result.dtype)]
     if isinstance(value, BoundEstimate):
         parts.append(f"{counted(value.draws, 'draw')} per image")
     if value.dequantisations > 1:
@@ -165,7 +184,7 @@ def _method(result: NllResult, value: BoundEstimate | OdeEstimate) -> str:
     return "; ".join(parts)
 
 
-def dequantisation(result: NllResult, value: BoundEstimate | OdeEstimate) -> str:
+def _dequantisation(result: NllResult, value: BoundEstimate | OdeEstimate) -> str:
     return value.dequantisation if isinstance(value, OdeEstimate) else result.dequantisation
 
 
@@ -174,18 +193,18 @@ def _weights(result: Result) -> str:
     return f"step {short(result.step)}{chosen}"
 
 
-def _extremes(run: RunFolder, images: RunImages) -> Section:
+def _extremes(run: RunFolder, data: str | None) -> Section:
     """The easiest and the hardest images with their bits/dim, and how all of them are spread."""
     title = "Easy and hard images"
     bits, values = next(((b, b.values) for b in bits_of(run).values() if b.values is not None), (None, torch.empty(0)))
     if bits is None or len(values) < 2 * EXTREMES:
-        missing = Missing("Bits/dim of single images are not there, or of too few.", _command(run, "nll RUN"))
+        missing = Missing("Bits/dim of single images are not there, or of too few.", _command(run, "evaluate nll RUN"))
         return Section(title, [missing])
     order = values.argsort().tolist()
     shown = []
     try:
         for name, numbers in {"Easiest": order[:EXTREMES], "Hardest": order[: -EXTREMES - 1 : -1]}.items():
-            levels, count = images.chosen(bits.result, numbers)
+            levels, count = evaluated_images(run, data, bits.result, numbers)
             drawn = [pictures.of_image(level, count, f"{values[i]:.3f}") for i, level in zip(numbers, levels)]
             shown.append(Figures([*drawn], "images", name))
     except UserError as error:
@@ -194,7 +213,7 @@ def _extremes(run: RunFolder, images: RunImages) -> Section:
     return Section(title, [*shown, Figures([_histogram(bits, values)])], note)
 
 
-def _histogram(bits: Bits, values: Tensor) -> Plot:
+def _histogram(bits: Bits, values: torch.Tensor) -> Plot:
     below = int((values < 0).sum())
     caption = f"{NllResult.TITLES[bits.kind]} of {bits.result.coverage}"
     if isinstance(found := getattr(bits.result, bits.kind), BoundEstimate):
@@ -206,18 +225,18 @@ def _histogram(bits: Bits, values: Tensor) -> Plot:
 
 def _distances(run: RunFolder) -> Section:
     rows = [distance(result) for result in run.of_kind(FrechetResult).values()]
-    missing = Missing("Not evaluated yet.", _command(run, "fid RUN"))
-    return Section("Distance of samples to data", [Table(DISTANCES, [*rows], (1,)) if rows else missing])
+    missing = Missing("Not evaluated yet.", _command(run, "evaluate fid RUN"))
+    return Section("Distance of samples to data", [Table(DISTANCES, rows, (1,)) if rows else missing])
 
 
-def distance(result: FrechetResult) -> list[str | Link]:
+def distance(result: FrechetResult) -> list[str]:
     """A row of the table of distances."""
     features = result.features
     # Another network's classes give another score than the one known by Inception's name.
     score = "Inception Score" if result.name == "FID" else "class score"
     others = {"KID": result.kid, "precision": result.precision, "recall": result.recall, score: result.inception_score}
     sets = max(1, len(result.values))
-    samples = (
+    drawn = (
         f"{counted(result.images, 'image')} in {'each of ' if sets > 1 else ''}{counted(sets, 'set')}, "
         f"{short(result.solver)} on {short(result.grid)}, NFE {short(result.nfe)}, guidance {short(result.guidance)}; "
         f"{_weights(result)}"
@@ -230,7 +249,7 @@ def distance(result: FrechetResult) -> list[str | Link]:
         short(result.name),
         with_error(result.value, result.spread, 3),
         "; ".join(f"{label} {value:.4f}" for label, value in others.items() if value is not None),
-        f"unfinished: {samples}" if result.unfinished else samples,
+        f"unfinished: {drawn}" if result.unfinished else drawn,
         definition,
     ]
 
@@ -246,7 +265,7 @@ def _known(run: RunFolder) -> Section:
     for result in run.of_kind(NllResult).values():
         for method, value in result.estimates():
             bits = with_error(value.bits_per_dim, value.error_images, 4)
-            how = f"{method}, {short(dequantisation(result, value))}; {result.coverage}"
+            how = f"{method}, {short(_dequantisation(result, value))}; {result.coverage}"
             own.append([run.name, bits, (fids or [NONE])[0], how, "this run"])
     if fids and not own:
         own = [[run.name, NONE, fids[0], "no likelihood yet", "this run"]]
@@ -267,51 +286,11 @@ def _curves(run: RunFolder) -> Section:
     curves = [figures.curves(found) for found in run.of_kind(CurveResult).values()]
     averages = [figures.averages(found) for found in run.of_kind(EmaResult).values()]
     shown = [plot for plots in curves + averages for plot in plots.values()]
-    return Section("Curves", [Figures([*shown]) if shown else Missing("Not measured yet.", _command(run, "curve RUN"))])
+    missing = Missing("Not measured yet.", _command(run, "evaluate curve RUN"))
+    return Section("Curves", [Figures([*shown]) if shown else missing])
 
 
 def _training(run: RunFolder) -> Section:
-    plots = figures.training(run)
+    plots = figures.training({"": [run]})
     none = Missing("No metrics.jsonl with a loss in this run: it has not logged a step.")
-    return Section("Training", [Figures([*plots]) if plots else none])
-
-
-def _facts(run: RunFolder) -> dict[str, str | None]:
-    """What the run was, by title; None where it is not recorded."""
-    data, environment = run.dataset, run.environment
-    titles = ("Data set", "Images", "Network", "Operations", "Trained", "Time", "Hardware", "Versions", "Commit")
-    facts: dict[str, str | None] = dict.fromkeys(titles)
-    if data:
-        counts = ", ".join(f"{split}: {counted(data.images(split), 'image')}" for split in data.splits)
-        facts["Data set"] = f"{short(data.name)} ({short(data.source)})"
-        kind = f"{data.size}x{data.size}, {counted(data.channels, 'channel')}, {counted(data.levels, 'level')}"
-        facts["Images"] = f"{kind}; {counts}"
-    if run.spec:
-        options = ", ".join(f"{key} {short(value)}" for key, value in run.spec.network_options.items())
-        facts["Network"] = f"{run.spec.network}, {counted(run.parameters or 0, 'parameter')}: {options}"
-    if flops := run.series("train/gflop_per_image"):
-        rate = [value for _, value in run.series("train/tflops_per_device")]
-        facts["Operations"] = f"{flops[-1][1]:.3g} GFLOP to train on one image" + (
-            f"; up to {max(rate):.3g} TFLOP/s on each device" if rate else ""
-        )
-    if seen := run.series("train/images_seen"):
-        facts["Trained"] = f"{counted(int(seen[-1][0]), 'step')}, {counted(int(seen[-1][1]), 'image')} seen"
-    if run.hours:
-        facts["Time"] = f"{duration(run.hours)} of training steps; evaluation, samples and checkpoints come on top"
-    if environment:
-        packages = ("fdtrain", "torch", "deepspeed", "python")
-        facts["Hardware"] = hardware(run)
-        facts["Versions"] = ", ".join(f"{name} {short(getattr(environment, name))}" for name in packages)
-        facts["Commit"] = short(environment.commit)
-    return facts
-
-
-def _files(run: RunFolder, page: Path) -> Iterator[Link]:
-    """The run's files that a reader may want, with their addresses relative to the page."""
-    folder, last = run.path, last_sheet(run)
-    drawn = [*([last] if last else []), *_last_path(folder)]
-    records = (folder / name for name in ("config.yaml", "dataset.json", "environment.json", "metrics.jsonl"))
-    for file in (*records, *sorted((folder / FOLDER).glob("*.json")), *drawn):
-        if file.is_file():
-            address = Path(os.path.relpath(file, page.parent)).as_posix()
-            yield Link(file.relative_to(folder).as_posix(), quote(address))
+    return Section("Training", [Figures([*plots.values()]) if plots else none])

@@ -189,7 +189,7 @@ class FrechetResult(Distances, Result):
     name: str
     samples: list[str] | None = None
     solver: str | None
-    grid: str | None
+    grid: str | list[float] | None
     steps: int | None
     nfe: int | None
     label: int | None
@@ -384,12 +384,15 @@ def read(path: Path) -> Result | None:
         return RESULTS[content["kind"]].model_validate(content)
     except OSError as error:
         raise UserError(f"cannot read {path} ({error.strerror}).") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-        raise UserError(f"{path} is damaged ({reason}). Delete it, and make it again.") from error
     except (ValueError, TypeError, RecursionError) as error:
-        raise UserError(f"{path} is damaged ({error}). Delete it, and make it again.") from error
+        reason = invalid(error) if isinstance(error, ValidationError) else error
+        raise UserError(f"{path} is damaged ({reason}). Delete it, and make it again.") from error
+
+
+def invalid(error: ValidationError) -> str:
+    """The first of pydantic's complaints as a clause."""
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc'])) or 'content'}: {first['msg']}"
 
 
 def write_values(values: dict[str, Tensor], path: Path, option: str) -> None:

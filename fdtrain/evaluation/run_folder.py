@@ -15,7 +15,6 @@ from torch import Tensor
 
 from fdtrain.checkpoint import store
 from fdtrain.data.dataset import DatasetDescription, read_description
-from fdtrain.data.split import Split
 from fdtrain.errors import UserError
 from fdtrain.evaluation import result
 from fdtrain.evaluation.load import FOLDER
@@ -82,6 +81,11 @@ class RunFolder:
         """(step, value) of a metric, where both are finite numbers."""
         points = ((line.get("step"), line.get(name)) for line in self.metrics)
         return [(step, value) for step, value in points if number(step) and number(value)]
+
+    def last(self, name: str, form: str) -> str | None:
+        """The last logged value of a metric, formatted."""
+        values = self.series(name)
+        return f"{values[-1][1]:{form}}" if values else None
 
     def held_out(self) -> dict[str, list[tuple[float, float, float]]]:
         """(step, bits/dim, standard error) while training, by the name of the split."""
@@ -177,48 +181,36 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-class RunImages:
-    """The images of a run's data, opened when they are asked for.
+def held_out_images(run: RunFolder, data: str | None, count: int) -> tuple[Tensor, int, str]:
+    """So many images ``(n, C, H, W)`` of the split that samples stand beside, at equal distances over it, their number
+    of levels, and its name: the held-out one, if there is one.
 
     Args:
         data: the present place of the data; None: where the run has recorded them.
+
+    Raises:
+        UserError: they cannot be read.
     """
+    name = run.settings.get("data.test_split", "test") or run.settings.get("data.train_split", "train")
+    split = open_split(run.path, data, str(name))
+    count = min(count, len(split))
+    return (
+        split.batch(range(0, len(split) // count * count, len(split) // count))[0],
+        split.description.levels,
+        split.name,
+    )
 
-    def __init__(self, run: RunFolder, data: str | None = None):
-        self.run, self.data = run, data
-        self._splits: dict[str, Split] = {}
 
-    @property
-    def held_out(self) -> str:
-        """The split that samples stand beside: the held-out one, if there is one."""
-        settings = self.run.settings
-        return str(settings.get("data.test_split", "test") or settings.get("data.train_split", "train"))
+def evaluated_images(run: RunFolder, data: str | None, found: NllResult, images: list[int]) -> tuple[Tensor, int]:
+    """The images of these numbers of the split that was evaluated, and their number of levels.
 
-    def spread(self, count: int) -> tuple[Tensor, int]:
-        """So many images ``(n, C, H, W)`` of that split, at equal distances over it, and their number of levels.
-
-        Raises:
-            UserError: they cannot be read.
-        """
-        split = self._split(self.held_out)
-        count = min(count, len(split))
-        return split.batch(range(0, len(split) // count * count, len(split) // count))[0], split.description.levels
-
-    def chosen(self, found: NllResult, images: list[int]) -> tuple[Tensor, int]:
-        """The images of these numbers of the split that was evaluated, and their number of levels.
-
-        Raises:
-            UserError: they cannot be read, or are not those that were evaluated.
-        """
-        split = self._split(found.split)
-        if split_identity(split)["fingerprint"] != found.fingerprint:
-            raise UserError(f"'{found.split}' has other shards than the result.")
-        return torch.cat([split.batch(range(i, i + 1))[0] for i in images]), split.description.levels
-
-    def _split(self, name: str) -> Split:
-        if name not in self._splits:
-            self._splits[name] = open_split(self.run.path, self.data, name)
-        return self._splits[name]
+    Raises:
+        UserError: they cannot be read, or are not those that were evaluated.
+    """
+    split = open_split(run.path, data, found.split)
+    if split_identity(split)["fingerprint"] != found.fingerprint:
+        raise UserError(f"'{found.split}' has other shards than the result.")
+    return torch.cat([split.batch(range(i, i + 1))[0] for i in images]), split.description.levels
 
 
 def image_values(path: Path, found: NllResult) -> dict[str, Tensor]:

@@ -22,7 +22,8 @@ from fdtrain import files
 from fdtrain.data.pack import pack
 from fdtrain.data.sources.source import Sample, Source
 from fdtrain.errors import UserError
-from fdtrain.evaluation import image_sets, result, samples
+from fdtrain.evaluation import image_sets, pictures, result
+from fdtrain.evaluation.samples import to_pixels
 from fdtrain.evaluation.stored_rows import RowStore
 from fdtrain.networks.model import ModelSpec
 from fdtrain.partial import differences
@@ -109,7 +110,7 @@ class Output:
                 self.path, parts, spec, labels
             )
             if self.form != "sheet":
-                sum_ = digest(samples.to_pixels(levels, spec.levels) for _, levels in parts.load_all())
+                sum_ = digest(to_pixels(levels, spec.levels) for _, levels in parts.load_all())
                 result.write({**parts.request, **metadata, "pixels_sha256": sum_}, self.record, "--out")
         except OSError as error:
             raise UserError(f"--out: cannot write {self.path} ({error.strerror or error}).") from error
@@ -130,18 +131,16 @@ def _batches(images: image_sets.PixelSet) -> Iterator[Tensor]:
 
 
 def _sheet(path: Path, parts: RowStore, spec: ModelSpec, labels, about: dict[str, Any]) -> None:
-    shown = samples.to_pixels(torch.cat([levels for _, levels in parts.load_all()]), spec.levels)
-    columns = max(1, round(len(shown) ** 0.5))
-    sheet = samples.grid(shown, columns, samples.zoom_for(spec.size, columns))
-    files.write_atomically(path, lambda temporary: samples.save_png(sheet, temporary, about))
+    shown = to_pixels(torch.cat([levels for _, levels in parts.load_all()]), spec.levels)
+    files.write_atomically(path, lambda temporary: pictures.save_png(pictures.sheet(shown), temporary, about))
 
 
 def _pictures(path: Path, parts: RowStore, spec: ModelSpec, labels) -> None:
     path.mkdir(exist_ok=True)
     for part, levels in parts.load_all():
-        for i, image in zip(part, samples.to_pixels(levels, spec.levels)):
+        for i, image in zip(part, to_pixels(levels, spec.levels)):
             # The record's checksum tells whether all are there; to flush each one would take longer than to write it.
-            write_to = partial(samples.save_png, image)
+            write_to = partial(pictures.save_png, image)
             files.write_atomically(path / f"{i:06d}.png", write_to, durable=False)
 
 
@@ -154,7 +153,7 @@ def _npz(path: Path, parts: RowStore, spec: ModelSpec, labels) -> None:
             with archive.open("arr_0.npy", "w", force_zip64=True) as file:
                 np.lib.format.write_array_header_1_0(file, header)
                 for _, levels in parts.load_all():
-                    file.write(samples.to_pixels(levels, spec.levels).permute(0, 2, 3, 1).contiguous().numpy().data)
+                    file.write(to_pixels(levels, spec.levels).permute(0, 2, 3, 1).contiguous().numpy().data)
             if labels:
                 with archive.open("arr_1.npy", "w") as file:
                     np.lib.format.write_array(file, np.array(labels(range(parts.count)), dtype=np.int64))

@@ -1,30 +1,176 @@
-"""Images from a model: image ``i`` depends on (seed, i) alone, whatever the batch and however many processes."""
+"""How images are sampled: solver, grid, evaluations, labels, guidance, with the same options for every command.
 
-import json
+Image ``i`` depends on (seed, ``i``) alone, whatever the batch and however many processes.
+"""
+
+import argparse
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from fdtrain.diffusion.objective import quantise
 from fdtrain.diffusion.predictors import x0_hat
-from fdtrain.diffusion.solvers import DEFAULT, sample
-from fdtrain.errors import UserError
-from fdtrain.networks.model import Model
+from fdtrain.diffusion.solvers import DEFAULT, GRID, SOLVERS, sample, time_grid
+from fdtrain.errors import UserError, check_at_least
+from fdtrain.evaluation import grids
+from fdtrain.networks.model import Model, ModelSpec
 from fdtrain.randomness import Purpose, normal
 
+STEPS = 50
 PATH_IMAGES = 8
 """Images of a denoising path, the sample itself included."""
-ABOUT = "fdtrain"
-"""The text of a PNG that says, in JSON, what the picture shows and how it was drawn."""
-SMALL_IMAGE, SHEET_WIDTH = 48, 300
-"""Pixels to which an image and a sheet are magnified where they have fewer, by whole factors and so about."""
+
+
+def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--solver", choices=SOLVERS, default=DEFAULT, help=f"default: {DEFAULT}")
+    parser.add_argument("--grid", help=grids.HELP)
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument(
+        "--steps", type=int, help=f"solver steps from t = 1 to t = 0 (default: {STEPS}, or those of --grid)"
+    )
+    length.add_argument("--nfe", type=int, help="instead: evaluations of the network for each image")
+    parser.add_argument("--label", type=int, help="class, for a class-conditional model; default: all in turn")
+    parser.add_argument(
+        "--guidance",
+        type=float,
+        default=1.0,
+        metavar="W",
+        help="F without label + W (F with it - F without); needs a model trained with network.label_dropout",
+    )
+    parser.add_argument("--batch", type=int, default=64, help="images that are computed together (default: 64)")
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Everything about samples but their model, seed and number.
+
+    ``grid`` is a name or times. ``label`` None: all classes in turn.
+    """
+
+    solver: str = DEFAULT
+    grid: str | tuple[float, ...] = GRID
+    steps: int = STEPS
+    label: int | None = None
+    guidance: float = 1.0
+
+    @staticmethod
+    def of(arguments: argparse.Namespace, spec: ModelSpec, folder: Path, weights_sha256: str) -> "Sampler":
+        """From the command line, for the model with these weights, beside which its optimised grids lie.
+
+        Raises:
+            UserError: the model cannot be sampled so.
+        """
+        check_at_least(arguments, 1, "steps", "nfe", "batch")
+        solver, guidance, steps = arguments.solver, arguments.guidance, arguments.steps
+        if arguments.nfe:
+            per_step = evaluations(solver, 1, guidance)
+            steps, over = divmod(arguments.nfe, per_step)
+            if over:
+                raise UserError(f"--nfe {arguments.nfe}: a step of {solver} here takes {per_step} evaluations.")
+        home = folder, weights_sha256
+        return Sampler.checked(spec, *home, solver, arguments.grid, steps, arguments.label, guidance, prefix="--")
+
+    @staticmethod
+    def checked(
+        spec: ModelSpec,
+        folder: Path,
+        weights_sha256: str,
+        solver: str = DEFAULT,
+        grid: str | Sequence[float] | None = None,
+        steps: int | None = None,
+        label: int | None = None,
+        guidance: float = 1.0,
+        prefix: str = "",
+    ) -> "Sampler":
+        """As :meth:`of`, from values. ``grid`` is a text as of the command line, or times; ``prefix`` stands before the
+        names of options in messages.
+
+        Raises:
+            UserError: the model cannot be sampled so.
+        """
+        if solver not in SOLVERS:
+            raise UserError(f"{prefix}solver: there is no {solver!r}; there are {', '.join(SOLVERS)}.")
+        if not math.isfinite(guidance):
+            raise UserError(f"{prefix}guidance must be finite.")
+        if guidance != 1 and not spec.null_class:
+            raise UserError(f"{prefix}guidance needs a model trained with network.label_dropout above 0.")
+        if label is not None:
+            if not spec.classes:
+                raise UserError(f"{prefix}label: this model was trained without labels.")
+            if not 0 <= label < len(spec.classes):
+                raise UserError(f"{prefix}label {label}: this model has classes 0 to {len(spec.classes) - 1}.")
+        times = GRID if grid is None else grids.read_grid(grid, f"{prefix}grid")
+        steps = (len(times) - 1 if isinstance(times, tuple) else STEPS) if steps is None else steps
+        if steps < 1:
+            raise UserError(f"{prefix}steps must be at least 1.")
+        if isinstance(times, tuple) and steps != len(times) - 1:
+            raise UserError(f"{prefix}grid: {len(times)} times are {len(times) - 1} steps, not {steps}.")
+        if times == grids.OPTIMISED:
+            times = grids.load_optimised(folder, weights_sha256, solver, steps)
+        sampler = Sampler(solver, times, steps, label, guidance)
+        try:
+            sampler.times(spec)
+        except ValueError as error:
+            raise UserError(f"{prefix}grid: {error}.") from error
+        return sampler
+
+    def times(self, spec: ModelSpec) -> list[float]:
+        """Falling from 1 to 0, or within the model's interval.
+
+        Raises:
+            ValueError: there are no such times.
+        """
+        return time_grid(self.grid, self.steps, spec.levels, spec.dims, spec.bound.interval)
+
+    @staticmethod
+    def within(solver: str, grid: str, nfe: int) -> "Sampler":
+        """With so many evaluations, or less where a step takes several; one step at least."""
+        return Sampler(solver, grid, max(1, nfe // SOLVERS[solver].evaluations_per_step))
+
+    @property
+    def nfe(self) -> int:
+        """Evaluations of the network for each image."""
+        return evaluations(self.solver, self.steps, self.guidance)
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "solver": self.solver,
+            "grid": list(self.grid) if isinstance(self.grid, tuple) else self.grid,
+            "steps": self.steps,
+            "nfe": self.nfe,
+            "label": self.label,
+            "guidance": self.guidance,
+        }
+
+    def labels(self, images: range, spec: ModelSpec) -> list[int] | None:
+        """Class of each image, of a class-conditional model."""
+        if not spec.classes:
+            return None
+        return [i % len(spec.classes) if self.label is None else self.label for i in images]
+
+    def solve(self, model: Model, images: range, seed: int) -> Tensor:
+        """Images in one batch before they are rounded to levels: :func:`solve`."""
+        labels = self.labels(images, model.spec)
+        return solve(model, images, labels, self.times(model.spec), self.solver, seed, self.guidance)
+
+    def draw(self, model: Model, images: range, seed: int) -> Tensor:
+        """Images in one batch: levels ``(n, C, H, W)`` uint8, on the CPU.
+
+        Raises:
+            UserError: the model's output is not finite.
+        """
+        return quantise(self.solve(model, images, seed), model.spec.levels).cpu()
+
+
+def evaluations(solver: str, steps: int, guidance: float) -> int:
+    """A guided step evaluates the network with the labels and without."""
+    return steps * SOLVERS[solver].evaluations_per_step * (1 if guidance == 1 else 2)
 
 
 @torch.no_grad()
@@ -101,38 +247,3 @@ def path_times(times: Sequence[float]) -> list[float]:
 def to_pixels(levels: Tensor, count: int) -> Tensor:
     """Images of ``count`` levels to the range 0 to 255, uint8."""
     return (levels.float() * (255 / (count - 1))).round().to(torch.uint8)
-
-
-def grid(images: Tensor, columns: int, zoom: int = 1) -> Tensor:
-    """Images ``(n, C, H, W)`` side by side, row by row, with a line of two pixels between: ``(C, H', W')``."""
-    images = images.repeat_interleave(zoom, 2).repeat_interleave(zoom, 3)
-    n, channels, height, width = images.shape
-    rows, gap = -(-n // columns), 2
-    sheet = torch.full((channels, rows * (height + gap) + gap, columns * (width + gap) + gap), 128, dtype=torch.uint8)
-    for i, image in enumerate(images):
-        top, left = (i // columns) * (height + gap) + gap, (i % columns) * (width + gap) + gap
-        sheet[:, top : top + height, left : left + width] = image
-    return sheet
-
-
-def save_png(pixels: Tensor, to: Path | BinaryIO, about: dict[str, Any] | None = None) -> None:
-    """Write ``(C, H, W)`` uint8, one channel or three; ``about`` says in the file what it shows."""
-    array = np.ascontiguousarray(pixels.permute(1, 2, 0).numpy())
-    text = PngInfo()
-    if about is not None:
-        text.add_text(ABOUT, json.dumps(about))
-    Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(to, "png", pnginfo=text)
-
-
-def described(picture: Image.Image) -> dict[str, Any]:
-    """What :func:`save_png` was told of a picture; nothing of one that was not written by it."""
-    try:
-        content = json.loads(picture.info.get(ABOUT, "{}"))
-    except (ValueError, TypeError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def zoom_for(size: int, columns: int) -> int:
-    """Magnification that makes small images, and a sheet of few columns of them, large enough to look at."""
-    return max(1, SMALL_IMAGE // size, min(math.ceil(SHEET_WIDTH / (columns * size)), SHEET_WIDTH // size))

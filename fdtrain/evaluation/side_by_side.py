@@ -4,25 +4,26 @@
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from fdtrain.credentials import masked
-from fdtrain.evaluation import figures, page, report
-from fdtrain.evaluation.compared import KINDS, UNCOMPARED, ComparedVariant, Row, comma_separated
+from fdtrain.evaluation import compared, figures, page, report
+from fdtrain.evaluation.compared import KINDS, ComparedVariant, Row, comma_separated
 from fdtrain.evaluation.page import NONE, Figures, Missing, Section, Table
 from fdtrain.evaluation.plotting import Plot
 from fdtrain.evaluation.result import CurvePoint, CurveResult, FrechetResult, write_file
-from fdtrain.evaluation.run_folder import RunFolder, RunImages
-from fdtrain.evaluation.wording import PLUS_MINUS, duration, short, with_error
+from fdtrain.evaluation.wording import PLUS_MINUS, short, with_error
 
 NAME = "comparison"
 OVER = f"Mean {PLUS_MINUS} standard error over seeds"
+OF_ONE = ("data set", "images", "network", "versions", "images/s")
+"""Facts of a run that the page of several leaves out, or has with errors."""
 
 
 @dataclass(frozen=True)
 class SideBySide:
-    """Variants with the rows made of them; the reference is one of them.
+    """Variants; the reference is one of them.
 
     ``seeds`` is the number that each should have, ``note`` what is true of all bits/dim, ``data`` the present place of
     the data.
@@ -32,19 +33,24 @@ class SideBySide:
     about: str
     reference: str
     variants: list[ComparedVariant]
-    rows: list[Row]
     seeds: int = 1
     note: str = ""
     data: str | None = None
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """The numbers of each variant."""
+        return compared.rows(self.variants, self.reference)
 
     @property
     def shown(self) -> list[Row]:
         """Rows of the variants that have numbers."""
         return [row for row in self.rows if row["seeds"]]
 
+    @cached_property
     def plots(self) -> dict[str, Plot]:
         """Those that can be drawn, by the names of their files."""
-        plots = figures.compared_training({v.name: v.folders for v in self.variants if v.runs})
+        plots = figures.training({v.name: v.folders for v in self.variants if v.runs})
         quality, variance = {}, {}
         for row in self.shown:
             if row.get("points"):
@@ -72,16 +78,20 @@ class SideBySide:
     def _distance(self) -> str:
         return next((row["distance"] for row in self.shown if row.get("points")), "Distance")
 
-    def sections(self, plots: dict[str, Plot]) -> list[Section]:
+    @property
+    def sections(self) -> list[Section]:
         """The sections of the page, in their order; tables without rows are left out."""
         settings = [[variant.name, self._settings(variant)] for variant in self.variants]
         note = f"Those in which each differs from '{self.reference}', whose values are in brackets."
         tables = [self._bits(), self._differences(), *self._distances(), self._training(), self._failures()]
+        runs = {v.name: run for v in self.variants for run in reversed(v.folders) if report.last_sheet(run)}
+        runs = runs or {v.name: run for v in self.variants for run in v.folders}
+        plots = [*self.plots.values()]
         return [
             *(section for section in tables if any(isinstance(p, Table) and p.rows for p in section.parts)),
-            self._samples(),
-            Section("Curves", [Figures([*plots.values()]) if plots else Missing("No run has logged a step.")]),
-            Section("Settings", [Table(["variant", "settings"], [*settings])], note),
+            *([report.samples(runs, self.data)] if runs else []),
+            Section("Curves", [Figures(plots) if plots else Missing("No run has logged a step.")]),
+            Section("Settings", [Table(["variant", "settings"], settings)], note),
         ]
 
     def _bits(self) -> Section:
@@ -117,7 +127,7 @@ class SideBySide:
             f"both adds nothing to the error: mean {PLUS_MINUS} standard error over images / over seeds. Below zero "
             "the variant is better."
         )
-        return Section(f"Difference to {self.reference}", [Table(["variant", *there.values()], [*rows])], note)
+        return Section(f"Difference to {self.reference}", [Table(["variant", *there.values()], rows)], note)
 
     def _distances(self) -> list[Section]:
         """At each number of evaluations, by the common solver and by each variant's own, and what ``fid`` measured."""
@@ -132,9 +142,9 @@ class SideBySide:
         note = f"{OVER}, from the same noise, by the solver and grid in the row."
         title = f"{self._distance} by each variant's own sampler"
         return [
-            Section(f"{self._distance} at so many evaluations", [Table(["variant", *counts], [*common])], f"{OVER}."),
-            Section(title, [Table(["variant", "solver, grid", *counts], [*own])], note),
-            Section("Distance of samples to data", [Table(["variant", *report.DISTANCES], [*measured], (2,))]),
+            Section(f"{self._distance} at so many evaluations", [Table(["variant", *counts], common)], f"{OVER}."),
+            Section(title, [Table(["variant", "solver, grid", *counts], own)], note),
+            Section("Distance of samples to data", [Table(["variant", *report.DISTANCES], measured, (2,))]),
         ]
 
     def _training(self) -> Section:
@@ -142,23 +152,17 @@ class SideBySide:
         for variant, row in zip(self.variants, self.rows):
             if not row["seeds"]:
                 continue
-            variance, run = row.get("variance"), variant.folders[0]
-            environment = run.environment
-            cells = {
+            variance = row.get("variance")
+            measured = {
+                "variant": row["name"],
                 "std of the batch's bound": NONE if variance is None else f"{variance['mean'] ** 0.5:.4f}",
                 "its variance": _mean(variance, 2, "g"),
                 "gradient noise": _mean(row.get("gradient_noise"), 3, "g"),
                 "noise scale": _mean(row.get("noise_scale"), 2, "g"),
                 "images/s": _mean(row["images_per_second"], 0),
-                "steps": _last(run, "step", ",.0f"),
-                "images seen": _last(run, "train/images_seen", ",.0f"),
-                "time of training steps": duration(run.hours) if run.hours else NONE,
-                "parameters": f"{run.parameters:,}" if run.parameters else NONE,
-                "GFLOP to train on one image": _last(run, "train/gflop_per_image", ".3g"),
-                "processes and device": report.hardware(run) if environment else NONE,
-                "commit": short(environment.commit)[:12] if environment else NONE,
             }
-            rows.append({"variant": row["name"]} | cells)
+            facts = {name: value or NONE for name, value in report.facts(variant.folders[0]).items()}
+            rows.append(measured | {name: value[:60] for name, value in facts.items() if name not in OF_ONE})
         note = (
             "At the trained weights: standard deviation of a batch's estimate of the bound; root of the trace of the "
             "batch's gradient covariance; gradient noise scale in batches (docs/comparing.md). Images/s while training."
@@ -169,57 +173,38 @@ class SideBySide:
     def _failures(self) -> Section:
         failed = [[row["name"], str(f["seed"]), f["reason"]] for row in self.rows for f in row["failures"]]
         note = "The other runs are not affected. The same command tries them again."
-        return Section("Failed runs", [Table(["variant", "seed", "reason"], [*failed])], note)
-
-    def _samples(self) -> Section:
-        """A sheet of each variant, beside real images of the data of the first that has one."""
-        runs = {v.name: run for v in self.variants for run in reversed(v.folders) if report.last_sheet(run)}
-        if not runs:
-            command = "fdtrain sample RUN --out RUN/samples/final.png"
-            return Section("Samples", [Missing("No run has a sheet of samples.", command)])
-        real, missing = report.real_images(RunImages(next(iter(runs.values())), self.data))
-        drawn = [report.sheet(run, f"{name}: ") for name, run in runs.items()]
-        return Section("Samples", [Figures([*real, *drawn], "figures sheets"), *missing])
+        return Section("Failed runs", [Table(["variant", "seed", "reason"], failed)], note)
 
     def _settings(self, variant: ComparedVariant) -> str:
         """In what a variant differs from the reference."""
         if variant.name == self.reference:
             return "the reference"
         own, theirs = variant.settings, next(v.settings for v in self.variants if v.name == self.reference)
-        keys = [key for key in dict.fromkeys([*own, *theirs]) if own.get(key, ...) != theirs.get(key, ...)]
-        shown = [f"{key}: {_value(own, key)} ({_value(theirs, key)})" for key in keys if key not in UNCOMPARED]
+        texts = [
+            {key: "null" if value is None else str(value)[:200] for key, value in of.items()} for of in (own, theirs)
+        ]
+        shown = [f"{k}: {texts[0].get(k, NONE)} ({texts[1].get(k, NONE)})" for k in compared.differing(own, theirs)]
         return masked(", ".join(shown)) or "equal to the reference"
 
-    def html(self, plots: dict[str, Plot]) -> str:
-        return page.html(self.title, self.sections(plots), self.about)
+    def html(self) -> str:
+        return page.html(self.title, self.sections, self.about)
 
 
-def write(compared: SideBySide, folder: Path) -> list[Path]:
+def write(side_by_side: SideBySide, folder: Path) -> list[Path]:
     """Write ``comparison.md``, ``.csv`` and ``.html``, and the plots beside them; returns the three paths."""
-    plots = compared.plots()
+    plots = side_by_side.plots
     for name, plot in plots.items():
         plot.save(folder / f"{name}.png")
     names = {id(plot): f"{name}.png" for name, plot in plots.items()}
     contents = {
-        ".md": page.markdown(compared.title, compared.sections(plots), compared.about, names),
-        ".csv": comma_separated(compared.rows),
-        ".html": compared.html(plots),
+        ".md": page.markdown(side_by_side.title, side_by_side.sections, side_by_side.about, names),
+        ".csv": comma_separated(side_by_side.rows),
+        ".html": side_by_side.html(),
     }
-    paths = []
-    for ending, content in contents.items():
-        path = folder / f"{NAME}{ending}"
+    paths = [folder / f"{NAME}{ending}" for ending in contents]
+    for path, content in zip(paths, contents.values()):
         write_file(path, lambda temporary, content=content: temporary.write_text(content, encoding="utf-8"), "output")
-        paths.append(path)
     return paths
-
-
-def _value(settings: dict[str, Any], key: str) -> str:
-    return NONE if key not in settings else "null" if settings[key] is None else str(settings[key])[:200]
-
-
-def _last(run: RunFolder, metric: str, form: str) -> str:
-    values = run.series(metric)
-    return f"{values[-1][1]:{form}}" if values else NONE
 
 
 def _mean(value: Row | None, digits: int, form: str = "f") -> str:

@@ -120,14 +120,6 @@ class StoredValues:
         self.results, self.device = results, device
         self._folders: list[Path] = []
 
-    def store(self, request: dict[str, Any], count: int, of: dict[str, Any] | None = None) -> RowStore | None:
-        """The finished rows of a request, in a folder that a hash of it names; ``of`` is what the folder records."""
-        if self.results is None:
-            return None
-        digest = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:16]
-        self._folders.append(self.results / FOLDER / digest)
-        return RowStore(self._folders[-1], of or request, count)
-
     def over_images(
         self,
         name: str,
@@ -150,7 +142,11 @@ class StoredValues:
             UserError: the folder cannot be written, or another process has another request.
         """
         process.check_same(request)
-        store = self.store(request, count, {"count": count, "columns": columns})
+        store = None
+        if self.results:
+            digest = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:16]
+            self._folders.append(self.results / FOLDER / digest)
+            store = RowStore(self._folders[-1], {"count": count, "columns": columns}, count)
         whole = torch.zeros(count, columns, dtype=torch.float64)
         missing = [range(i, min(i + chunk, count)) for i in range(0, count, chunk)]
         if store and distributed.rank() == 0:
@@ -163,8 +159,6 @@ class StoredValues:
         missing = distributed.broadcast(missing)
         mine = [missing[i] for i in distributed.share(len(missing))]
         _compute(mine, compute, whole, store, name)
-        if distributed.world_size() == 1:
-            return whole
         return distributed.all_reduce_sum(whole.to(self.device)).cpu()
 
     def discard(self) -> None:

@@ -6,19 +6,18 @@ the averaged model is not the one that trains.
 
 from pathlib import Path
 
-import torch
-
 from fdtrain import distributed
 from fdtrain.config import MonitorConfig as Settings
 from fdtrain.data.split import Split
 from fdtrain.diffusion.likelihood import estimate
 from fdtrain.diffusion.solvers import GRID
 from fdtrain.errors import UserError
-from fdtrain.evaluation import image_sets, nll, samples
+from fdtrain.evaluation import image_sets, pictures, samples
 from fdtrain.evaluation.feature_networks import FeatureNetwork
 from fdtrain.evaluation.frechet import frechet_distance
 from fdtrain.evaluation.measure import measure
-from fdtrain.evaluation.sampler import Sampler
+from fdtrain.evaluation.nll import Likelihood
+from fdtrain.evaluation.samples import Sampler
 from fdtrain.networks.model import Model, ModelSpec
 from fdtrain.training.monitor import Monitor
 
@@ -35,8 +34,7 @@ def held_out_bits(split: Split, draws: int, batch: int, monitor: Monitor):
     def report(step: int, model: Model) -> None:
         device = next(model.parameters()).device
         mine = distributed.share(len(split))
-        density = nll.time_density_of(model.spec.bound.interval, model.spec.scale)
-        values = nll.elbo(model, split, mine, density, draws, 0, batch) if mine else torch.empty(0, draws).double()
+        values = Likelihood(model, split, batch=batch).elbo(mine, draws)
         result = estimate(distributed.gather(values, len(split), device))
         metrics = {"bits_per_dim": result.mean, "standard_error": result.error_images}
         monitor.log(step, metrics | model.spec.bound.ends(), prefix=split.name)
@@ -93,14 +91,12 @@ def sample_sheet(sampler: Sampler, count: int, batch: int, seed: int, folder: Pa
         path = samples.to_pixels(distributed.gather(drawn, count, device), spec.levels)
         if distributed.rank() != 0:
             return
-        columns, moments = max(1, round(count**0.5)), path.shape[1]
-        images = samples.grid(path[:, -1], columns, samples.zoom_for(spec.size, columns))
-        denoising = samples.grid(path[:8].flatten(0, 1), moments, samples.zoom_for(spec.size, moments))
+        images, denoising = pictures.sheet(path[:, -1]), pictures.sheet(path[:8].flatten(0, 1), path.shape[1])
         about = {"step": step, "images": count, "seed": seed, **sampler.describe()}
         with monitor.tolerant():
-            samples.save_png(images, folder / f"step_{step:08d}.png", about)
+            pictures.save_png(images, folder / f"step_{step:08d}.png", about)
             about |= {"images": len(path[:8]), "times": samples.path_times(times)}
-            samples.save_png(denoising, folder / f"step_{step:08d}_path.png", about)
+            pictures.save_png(denoising, folder / f"step_{step:08d}_path.png", about)
         monitor.image(step, "samples", images)
         monitor.image(step, "denoising_path", denoising)
 

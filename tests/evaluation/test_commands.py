@@ -7,9 +7,9 @@ import torch
 from models import DIGITS
 from safetensors.torch import save_file
 
-import fdtrain.evaluation.nll
 from fdtrain.errors import UserError
 from fdtrain.evaluation.commands import curve, nll, report
+from fdtrain.evaluation.nll import Likelihood
 from fdtrain.networks.model import Model
 
 
@@ -36,12 +36,12 @@ def test_what_was_done_before_a_failure_is_kept(export, digits, tmp_path, monkey
         raise UserError("broken")
 
     with monkeypatch.context() as patch:
-        patch.setattr(fdtrain.evaluation.nll, "ode", fail)
+        patch.setattr(Likelihood, "ode", fail)
         with pytest.raises(UserError, match="broken"):
             run(nll, export, digits, *options)
     assert not (tmp_path / "out" / "r.json").exists()
     with monkeypatch.context() as patch:
-        patch.setattr(fdtrain.evaluation.nll, "elbo", fail)
+        patch.setattr(Likelihood, "elbo", fail)
         with caplog.at_level("INFO"):
             run(nll, export, digits, *options)
         assert "ELBO: 4 of 4 images were already computed" in caplog.messages

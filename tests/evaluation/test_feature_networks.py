@@ -171,7 +171,7 @@ def test_learnt_features_know_the_digits(learnt, digits):
     opened = open_features(learnt, CPU)
     assert opened.title == "Frechet distance (digits-features)"
     assert opened.identity.sha256 == digest
-    pixels, labels = label_features._images(Split(digits, "train"), range(1497))
+    pixels, labels = label_features._images(Split(digits, "train"), 1497)
     assert about.accuracy == (opened.classify(pixels).argmax(1) == labels).float().mean().item()
     # Standardised over what was learnt from.
     torch.testing.assert_close(opened.run(pixels).std(0), torch.ones(64), rtol=1e-3, atol=1e-3)
@@ -206,8 +206,9 @@ def test_broken_features(learnt, tmp_path):
     (tmp_path / label_features.WEIGHTS).write_bytes(b"no weights")
     with pytest.raises(UserError, match="broken features"):
         open_features(tmp_path, CPU)
-    (tmp_path / label_features.DESCRIPTION).write_text('{"version": 9}')
-    with pytest.raises(UserError, match="version 9"):
+    description = json.loads((learnt / label_features.DESCRIPTION).read_text())
+    (tmp_path / label_features.DESCRIPTION).write_text(json.dumps(description | {"version": 9}))
+    with pytest.raises(UserError, match=r"broken features \(version: Input should be 1"):
         open_features(tmp_path, CPU)
 
 

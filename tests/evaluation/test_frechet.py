@@ -26,7 +26,7 @@ def features(n, dims, seed, shift=0.0):
 def moments(x):
     result = FeatureMoments(x.shape[1])
     result.add(x)
-    return result
+    return result.gaussian()
 
 
 def by_matrix_root(x, y):
@@ -36,14 +36,11 @@ def by_matrix_root(x, y):
     return ((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(a + b - 2 * scipy.linalg.sqrtm(a @ b).real)
 
 
-@pytest.mark.parametrize("dims", [1, 5, 200])
+@pytest.mark.parametrize("dims", [5, 200])
 def test_frechet_distance_is_that_of_the_matrix_root(dims):
     x, y = features(600, dims, 0), features(500, dims, 1, shift=0.3)
-    if dims == 1:  # scipy wants matrices
-        expected = (x.mean() - y.mean()) ** 2 + (x.std() - y.std()) ** 2
-        assert frechet_distance(moments(x), moments(y)) == pytest.approx(expected.item(), rel=1e-4)
-        return
     assert frechet_distance(moments(x), moments(y)) == pytest.approx(by_matrix_root(x, y), rel=1e-6)
+    assert frechet_distance(moments(y), moments(x)) == pytest.approx(by_matrix_root(x, y), rel=1e-6)
 
 
 def test_frechet_distance_of_fewer_images_than_features():
@@ -62,16 +59,12 @@ def test_frechet_distance_of_a_set_to_itself_is_zero():
     assert frechet_distance(moments(constant), moments(constant + 1)) == pytest.approx(3)
 
 
-def test_frechet_distance_is_symmetric():
-    x, y = moments(features(30, 40, 0)), moments(features(300, 40, 1))
-    assert frechet_distance(x, y) == pytest.approx(frechet_distance(y, x), rel=1e-9)
-
-
 def test_moments_of_parts_are_those_of_one_pass():
     x = features(1000, 50, 0, shift=2.0)
-    whole, merged = moments(x), FeatureMoments(50)
+    whole, sums = moments(x), FeatureMoments(50)
     for part in x.split([1, 299, 700]):
-        merged.add(part)
+        sums.add(part)
+    merged = sums.gaussian()
     for a, b in ((whole.mean, merged.mean), (whole.covariance, merged.covariance)):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
     np.testing.assert_allclose(whole.covariance, np.cov(x.double().numpy(), rowvar=False), rtol=1e-10, atol=1e-14)

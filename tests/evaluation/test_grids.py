@@ -6,9 +6,9 @@ from models import DIGITS
 
 from fdtrain.diffusion.solvers import GRID, time_grid
 from fdtrain.errors import UserError
-from fdtrain.evaluation import grids
+from fdtrain.evaluation.commands import grid
 from fdtrain.evaluation.grids import FILE, load_optimised, read_grid, save_optimised
-from fdtrain.evaluation.sampler import Sampler
+from fdtrain.evaluation.samples import Sampler
 
 
 def test_grids_by_name_as_a_list_and_from_a_file(tmp_path):
@@ -78,15 +78,15 @@ def test_the_search_finds_the_least_distance_and_stays_monotone():
         return sum((a - b) ** 2 for a, b in zip(times, target, strict=True))
 
     starts = [tuple(time_grid(name, 4)) for name in (GRID, "two_ended:1,1")]
-    times, value = grids.search(distance, starts, 60)
+    times, value = grid.search(distance, starts, 60)
     assert times == pytest.approx(target, abs=5e-3)
     assert value == distance(times)
     assert all(a > b for grid in seen for a, b in pairwise(grid))
-    assert grids.search(distance, starts, 60) == (times, value)
+    assert grid.search(distance, starts, 60) == (times, value)
 
 
 def test_the_search_passes_over_what_is_not_a_number():
-    times, value = grids.search(
+    times, value = grid.search(
         lambda times: float("nan") if times[1] > 0.5 else times[1], [(1.0, 0.6, 0.0), (1.0, 0.5, 0.0)], 3
     )
     assert value == times[1] < 0.5

@@ -1,17 +1,19 @@
 """Sets of images, their statistics, and what these were made of."""
 
+import json
 import re
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from fdtrain.data.split import Split
 from fdtrain.errors import UserError
-from fdtrain.evaluation import feature_networks, image_sets, measure, reference
+from fdtrain.evaluation import feature_networks, image_sets, measure
 from fdtrain.evaluation.feature_networks import FeatureIdentity, FeatureNetwork
-from fdtrain.evaluation.frechet import Gaussian, frechet_distance
+from fdtrain.evaluation.frechet import FeatureMoments, Gaussian, frechet_distance
 
 CPU = torch.device("cpu")
 NETWORK = FeatureNetwork(
@@ -30,7 +32,6 @@ def test_a_set_is_measured_whatever_the_batch(split):
     images = image_sets.of_split(split)
     a = measure.measure(NETWORK, images, 300, 300, CPU, scored=True)
     b = measure.measure(NETWORK, images, 300, 7, CPU, scored=True)
-    assert a.moments.count == b.moments.count == 300
     torch.testing.assert_close(a.moments.covariance, b.moments.covariance, rtol=1e-12, atol=1e-14)
     torch.testing.assert_close(a.scores.total, b.scores.total)
     assert torch.equal(a.first_features, b.first_features)
@@ -95,65 +96,67 @@ def test_spread_images_cover_the_split(split, most):
     assert torch.equal(some.batch(range(some.count)), images.batch(range(0, 300, step)))
 
 
-def test_statistics_are_kept_with_what_they_were_made_of(split, tmp_path, digits):
-    wanted = reference.definition(split, False, NETWORK)
+@pytest.mark.parametrize("ending", ["safetensors", "npz"])
+def test_statistics_are_kept_with_what_they_were_made_of(split, tmp_path, ending):
+    """They come back to the last bit; ``mu`` and ``sigma`` are NumPy's mean and covariance, for other programs."""
+    wanted = measure.definition(split, False, NETWORK)
     found = measure.measure(NETWORK, image_sets.of_split(split), 300, 64, CPU)
-    path = tmp_path / "reference.safetensors"
-    reference.save(reference.Reference(found.moments, found.first_features, wanted), path)
-    read = reference.load(path, wanted, CPU)
-    assert read.metadata == wanted
-    assert torch.equal(read.moments.outer, found.moments.outer)
+    path = tmp_path / f"reference.{ending}"
+    measure.save(found, wanted, path)
+    read = measure.load(path, wanted, CPU)
+    assert torch.equal(read.moments.mean, found.moments.mean)
+    assert torch.equal(read.moments.covariance, found.moments.covariance)
     assert torch.equal(read.first_features, found.first_features)
     assert (wanted["dataset"], wanted["split"], wanted["images"], wanted["flip"]) == ("digits", "test", 300, False)
+    assert not measure.is_of_others(path)
+    features = found.first_features.double().numpy()
+    np.testing.assert_allclose(read.moments.mean, features.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(read.moments.covariance, np.cov(features, rowvar=False), rtol=1e-9, atol=1e-15)
+    if ending == "npz":
+        with np.load(path) as content:
+            assert np.array_equal(content["mu"], read.moments.mean)
+            assert np.array_equal(content["sigma"], read.moments.covariance)
+
+
+def test_sums_that_earlier_versions_stored(split, tmp_path):
+    wanted = measure.definition(split, False, NETWORK)
+    found = measure.measure(NETWORK, image_sets.of_split(split), 300, 64, CPU)
+    sums = FeatureMoments(32)
+    sums.add(found.first_features)
+    path, parts = tmp_path / "r.safetensors", dict(zip(("count", "total", "outer"), sums.sums))
+    save_file(parts | {"kept": found.first_features}, path, {"about": json.dumps(wanted)})
+    read = measure.load(path, wanted, CPU)
+    assert torch.equal(read.moments.covariance, sums.gaussian().covariance)
+    assert torch.equal(read.first_features, found.first_features)
 
 
 def test_statistics_of_something_else_are_refused(split, tmp_path, digits):
-    wanted = reference.definition(split, False, NETWORK)
-    found = measure.measure(NETWORK, image_sets.of_split(split), 300, 64, CPU)
+    wanted = measure.definition(split, False, NETWORK)
     path = tmp_path / "reference.safetensors"
-    reference.save(reference.Reference(found.moments, found.first_features, wanted), path)
+    measure.save(measure.measure(NETWORK, image_sets.of_split(split), 300, 64, CPU), wanted, path)
     other = FeatureNetwork(FeatureIdentity("halves", "1" * 64, 32, "half the pixels"), NETWORK.run)
     for asked, part in (
-        (reference.definition(Split(digits, "train"), False, NETWORK), "split 'test', not 'train'"),
-        (reference.definition(split, True, NETWORK), "flip False, not True"),
-        (reference.definition(split, False, other), r"features halves \(00000000...\), not halves \(11111111...\)"),
+        (measure.definition(Split(digits, "train"), False, NETWORK), "split 'test', not 'train'"),
+        (measure.definition(split, True, NETWORK), "flip False, not True"),
+        (measure.definition(split, False, other), r"features halves \(00000000...\), not halves \(11111111...\)"),
         (wanted | {"dataset": "cifar10"}, "dataset 'digits', not 'cifar10'"),
     ):
         with pytest.raises(UserError, match=part):
-            reference.load(path, asked, CPU)
+            measure.load(path, asked, CPU)
     path.write_bytes(path.read_bytes()[:500])
     with pytest.raises(UserError, match="holds no statistics"):
-        reference.load(path, wanted, CPU)
-
-
-def test_statistics_as_other_programs_have_them(split, tmp_path):
-    """``mu`` and ``sigma`` are NumPy's mean and covariance; the file comes back as it was, definition and all."""
-    wanted = reference.definition(split, False, NETWORK)
-    found = measure.measure(NETWORK, image_sets.of_split(split), 300, 64, CPU)
-    path = tmp_path / "r.npz"
-    reference.save(reference.Reference(found.moments, found.first_features, wanted), path)
-    features = found.first_features.double().numpy()
-    with np.load(path) as content:
-        np.testing.assert_allclose(content["mu"], features.mean(0), rtol=1e-12)
-        np.testing.assert_allclose(content["sigma"], np.cov(features, rowvar=False), rtol=1e-9, atol=1e-15)
-    assert not reference.is_of_others(path)
-    read = reference.load(path, wanted, CPU)
-    assert read.metadata == wanted
-    assert torch.equal(read.first_features, found.first_features)
-    assert frechet_distance(read.moments, found.moments) < 1e-9
-    with pytest.raises(UserError, match="flip False, not True"):
-        reference.load(path, reference.definition(split, True, NETWORK), CPU)
+        measure.load(path, wanted, CPU)
 
 
 def test_statistics_of_other_programs(tmp_path):
     """Of standard normal features and of ones that are 2 away with deviation 3: 32 (2^2 + (3 - 1)^2)."""
     path, zero, one = tmp_path / "r.npz", np.zeros(32), np.eye(32)
     np.savez_compressed(path, mu=zero, sigma=one, arr_0=np.zeros(3))
-    assert reference.is_of_others(path)
-    read = reference.load_of_others(path, NETWORK, CPU)
+    assert measure.is_of_others(path)
+    read, about = measure.load_of_others(path, NETWORK, CPU)
     other = Gaussian(torch.full((32,), 2.0, dtype=torch.float64), 9 * torch.eye(32, dtype=torch.float64))
     assert frechet_distance(other, read.moments) == pytest.approx(256)
-    assert (len(read.first_features), read.metadata["file"], len(read.metadata["sha256"])) == (0, "r.npz", 64)
+    assert (len(read.first_features), about["file"], len(about["sha256"])) == (0, "r.npz", 64)
     for arrays, part in (
         ({"mu": np.zeros(4), "sigma": np.eye(4)}, "is of 4 features, 'halves' has 32. Name the features"),
         ({"mu": zero, "sigma": one[:4]}, "are no mean and covariance"),
@@ -163,10 +166,10 @@ def test_statistics_of_other_programs(tmp_path):
     ):
         np.savez(path, **arrays)
         with pytest.raises(UserError, match=re.escape(part)):
-            reference.load_of_others(path, NETWORK, CPU)
+            measure.load_of_others(path, NETWORK, CPU)
     path.write_bytes(b"PK")
     with pytest.raises(UserError, match="holds no statistics"):
-        reference.is_of_others(path)
+        measure.is_of_others(path)
 
 
 def pictures(folder, *shapes):

@@ -12,6 +12,7 @@ from fdtrain.diffusion.objective import bits_per_dim, dequantise, normal_nll
 from fdtrain.diffusion.process import alpha, per_image
 from fdtrain.errors import UserError
 from fdtrain.evaluation import nll
+from fdtrain.evaluation.nll import Likelihood
 from fdtrain.networks.model import Model
 
 
@@ -48,7 +49,7 @@ def exact_bits(split, images, uniform):
 
 @pytest.mark.parametrize("density", [Uniform(), Asinh(0.06)], ids=str)
 def test_bound_of_an_exact_model_is_its_likelihood(gaussian_model, split, density):
-    values = nll.elbo(gaussian_model, split, range(100), density, draws=40, dtype=torch.float64)
+    values = Likelihood(gaussian_model, split, dtype=torch.float64, density=density).elbo(range(100), 40)
     assert values.shape == (100, 40)
     uniform = torch.stack([torch.from_numpy(nll._draws(DIGITS, 40, 0, i)[1]) for i in range(100)]).double()
     expected = torch.stack([exact_bits(split, range(100), uniform[:, k]) for k in range(40)], 1)
@@ -59,8 +60,9 @@ def test_bound_of_an_exact_model_is_its_likelihood(gaussian_model, split, densit
 
 
 def test_ode_of_an_exact_model_is_its_likelihood(gaussian_model, split):
-    nats, nfe = nll.ode(gaussian_model, split, range(20), tolerance=1e-5, dtype=torch.float64)
-    uniform = torch.stack([torch.from_numpy(nll._uniform(DIGITS, 0, i, 0)) for i in range(20)]).double()
+    likelihood = Likelihood(gaussian_model, split, dtype=torch.float64)
+    nats, nfe = likelihood.ode(range(20), tolerance=1e-5)
+    uniform = likelihood._uniform(range(20), 0)
     values = nll.ode_bits(nats, DIGITS)[:, 0]
     torch.testing.assert_close(values, exact_bits(split, range(20), uniform), rtol=0, atol=1e-3)
     assert ((nfe > 10) & (nfe < 1000)).all()
@@ -75,7 +77,7 @@ def discrete_bits(split, images):
 
 def test_importance_weighted_bound_of_an_exact_model(gaussian_model, split):
     images = range(60)
-    values = nll.elbo_importance(gaussian_model, split, images, Asinh(0.06), 64, 6, dtype=torch.float64)
+    values = Likelihood(gaussian_model, split, dtype=torch.float64).elbo_importance(images, 64, 6)
     assert values.shape == (60, 2)
     for value in values.T:
         gap = value - discrete_bits(split, images)
@@ -87,10 +89,10 @@ def test_importance_weighted_bound_of_an_exact_model(gaussian_model, split):
 @pytest.mark.parametrize("exact", [True, False], ids=["exact", "hutchinson"])
 def test_importance_weighted_ode_of_an_exact_model(gaussian_model, split, exact):
     images = range(10)
-    how = {"tolerance": 1e-4, "exact": exact, "dtype": torch.float64}
-    nats, _ = nll.ode(gaussian_model, split, images, dequantisations=8, **how)
+    likelihood = Likelihood(gaussian_model, split, dtype=torch.float64)
+    nats, _ = likelihood.ode(images, 1e-4, 8, exact)
     assert nats.shape == (10, 8, 1 if exact else 2)
-    one, _ = nll.ode(gaussian_model, split, images, dequantisations=1, **how)
+    one, _ = likelihood.ode(images, 1e-4, 1, exact)
     torch.testing.assert_close(nats[:, 0, 0], one[:, 0, 0], rtol=0, atol=0.05)
     gap = nll.ode_bits(nats, DIGITS)[:, 0] - discrete_bits(split, images)
     # This field is linear and isotropic: one Rademacher probe has its divergence exactly.
@@ -99,9 +101,8 @@ def test_importance_weighted_ode_of_an_exact_model(gaussian_model, split, exact)
 
 
 def test_the_integral_by_time_adds_up_to_the_bound(gaussian_model, split):
-    how = {"dtype": torch.float64}
-    strata = nll.correction_by_stratum(gaussian_model, split, range(10), Asinh(0.06), 16, **how)
-    whole = nll.elbo(gaussian_model, split, range(10), Asinh(0.06), 16, **how)
+    likelihood = Likelihood(gaussian_model, split, dtype=torch.float64)
+    strata, whole = likelihood.correction_by_stratum(range(10), 16), likelihood.elbo(range(10), 16)
     uniform = torch.stack([torch.from_numpy(nll._draws(DIGITS, 16, 0, i)[1]) for i in range(10)]).double()
     normal = normal_nll(dequantise(split.batch(range(10))[0][:, None], uniform, 17).flatten(0, 1)).view(10, 16)
     expected = whole.mean(1) - bits_per_dim(normal.mean(1), 64, 17)
@@ -111,24 +112,16 @@ def test_the_integral_by_time_adds_up_to_the_bound(gaussian_model, split):
 def test_a_model_that_diverged_is_reported(gaussian_model, split):
     nn.init.constant_(gaussian_model.network.mean, math.nan)
     with pytest.raises(UserError, match="not finite at image 3: its weights are broken"):
-        nll.elbo(gaussian_model, split, range(3, 5), Uniform(), 2, dtype=torch.float64)
+        Likelihood(gaussian_model, split, dtype=torch.float64).elbo(range(3, 5), 2)
     with pytest.raises(UserError, match=r"images 3 to 4: the ODE's state is not finite"):
-        nll.ode(gaussian_model, split, range(3, 5), dtype=torch.float64)
+        Likelihood(gaussian_model, split, dtype=torch.float64).ode(range(3, 5))
 
 
 def test_values_do_not_depend_on_batch_or_share(gaussian_model, split):
-    arguments = (gaussian_model, split)
-    whole = nll.elbo(*arguments, range(30), Uniform(), draws=3, batch=90, dtype=torch.float64)
-    parts = [
-        nll.elbo(*arguments, part, Uniform(), draws=3, batch=7, dtype=torch.float64)
-        for part in (range(11), range(11, 30))
-    ]
-    torch.testing.assert_close(whole, torch.cat(parts))
-    importance = [
-        nll.elbo_importance(*arguments, images, Uniform(), 4, 2, batch=batch, dtype=torch.float64)
-        for images, batch in ((range(6), 3), (range(2, 6), 100))
-    ]
-    torch.testing.assert_close(importance[0][2:], importance[1])
+    large, small = (Likelihood(gaussian_model, split, batch=batch, dtype=torch.float64) for batch in (90, 7))
+    parts = [small.elbo(part, 3) for part in (range(11), range(11, 30))]
+    torch.testing.assert_close(large.elbo(range(30), 3), torch.cat(parts))
+    torch.testing.assert_close(small.elbo_importance(range(6), 4, 2)[2:], large.elbo_importance(range(2, 6), 4, 2))
 
 
 def test_another_data_set_is_refused(split):

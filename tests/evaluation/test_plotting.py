@@ -1,18 +1,21 @@
 """Plots as elements of a page: well-formed whatever their texts are, in the page's colours, drawn alike each time."""
 
+from functools import partial
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from fdtrain.errors import printable
 from fdtrain.evaluation import plotting
-from fdtrain.evaluation.plotting import COLOURS, Line, Plot
+from fdtrain.evaluation.plotting import COLOURS, Line
 
 
 def plot(name="a", values=(3.0, 2.0, 1.0), **settings):
     line = Line(name, list(enumerate(values, 1)), [(value - 0.1, value + 0.1) for value in values])
-    return Plot(plotting.over_steps(name, "bits/dim", [line, Line("other", [(1, 2.0)])], **settings), name)
+    lines = [line, Line("other", [(1, 2.0)])]
+    return plotting.plot(name, "step", "bits/dim", lines, name, partial(plotting.steps_axis, **settings))
 
 
 @pytest.mark.parametrize("name", ["<b>&\"'", "$\\frac$ #2563a8", "a\x01b\x1b", "]]>-->", "\u4e2d"])
@@ -20,7 +23,7 @@ def plot(name="a", values=(3.0, 2.0, 1.0), **settings):
 def test_any_name_is_text(name):
     root = ElementTree.fromstring(plot(name).svg)
     texts = ["".join(element.itertext()) for element in root.iter(f"{{{plotting.SVG}}}text")]
-    assert "".join(letter if letter.isprintable() else " " for letter in name) in texts
+    assert printable(name) in texts
 
 
 def test_colours_are_variables_with_the_light_ones_as_fallback():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from checkpoints import checkpoint_of
 from conftest import fork
-from models import DIGITS, filled
+from models import DIGITS, filled, flat_features
 
 # A tool whose second process finds the older checkpoint of a run, or reads other weights from the same one.
 PROGRAM = """
@@ -57,16 +57,6 @@ def test_samples_are_of_the_checkpoint_that_rank_0_finds(run, on_two, tmp_path):
     assert json.loads((tmp_path / "two.npz.json").read_text())["step"] == 9
 
 
-def test_likelihoods_are_of_the_checkpoint_that_rank_0_finds(run, on_two, digits, tmp_path):
-    common = ["nll", run, "--data", digits, "--images", 8, "--draws", 2, "--batch", 2]
-    assert on_two("older", "evaluate", *common, "--json", tmp_path / "two.json").returncode == 0
-    alone = ["tools/evaluate.py", *map(str, common), "--json", str(tmp_path / "one.json")]
-    assert fork(alone, tmp_path).returncode == 0
-    one, two = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two"))
-    assert (two["step"], two["weights_sha256"]) == (9, one["weights_sha256"])
-    assert two["elbo"]["bits_per_dim"] == pytest.approx(one["elbo"]["bits_per_dim"], abs=1e-6)
-
-
 @pytest.mark.parametrize(
     "command",
     [
@@ -77,10 +67,7 @@ def test_likelihoods_are_of_the_checkpoint_that_rank_0_finds(run, on_two, digits
     ids=lambda command: command[1] if command[0] == "evaluate" else command[0],
 )
 def test_other_weights_on_another_process_are_refused(run, on_two, digits, tmp_path, command):
-    words = {"run": run, "data": digits, "folder": tmp_path, "features": tmp_path / "features"}
-    if "{features}" in command:
-        features = fork(["tools/evaluate.py", "features", str(digits), str(tmp_path / "features")], tmp_path)
-        assert features.returncode == 0, features.stderr
+    words = {"run": run, "data": digits, "folder": tmp_path, "features": flat_features(tmp_path)}
     done = on_two("torn", *(str(word).format(**words) for word in command))
     assert done.returncode == 2, done.stderr
     assert "process 1 has other files than process 0: weights_sha256" in done.stderr

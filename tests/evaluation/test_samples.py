@@ -5,7 +5,7 @@ from torch import nn
 
 from fdtrain.diffusion.solvers import GRID, time_grid
 from fdtrain.errors import UserError
-from fdtrain.evaluation import samples
+from fdtrain.evaluation import pictures, samples
 from fdtrain.networks.model import Model
 
 
@@ -55,7 +55,7 @@ def test_a_model_that_diverged_is_reported():
 def test_grid_and_pixels():
     pixels = samples.to_pixels(torch.tensor([[[[0, 16], [8, 4]]]], dtype=torch.uint8), 17)
     assert pixels.flatten().tolist() == [0, 255, 128, 64]
-    sheet = samples.grid(pixels.repeat(3, 1, 1, 1), columns=2, zoom=3)
+    sheet = pictures.grid(pixels.repeat(3, 1, 1, 1), columns=2, zoom=3)
     assert sheet.shape == (1, 18, 18)
     assert sheet[0, 2, 2] == 0
     assert sheet[0, 2, 7] == 255
@@ -67,6 +67,6 @@ def test_grid_and_pixels():
     [(8, 10, 6), (8, 1, 37), (28, 8, 2), (32, 8, 2), (32, 4, 3), (32, 10, 1), (64, 8, 1), (64, 2, 3), (256, 1, 1)],
 )
 def test_small_images_are_magnified_by_whole_factors(size, columns, zoom):
-    assert samples.zoom_for(size, columns) == zoom
+    assert pictures.zoom_for(size, columns) == zoom
     # A sheet of about 300 pixels or more.
-    assert samples.grid(torch.zeros(columns, 1, size, size, dtype=torch.uint8), columns, zoom).shape[2] >= 256
+    assert pictures.grid(torch.zeros(columns, 1, size, size, dtype=torch.uint8), columns, zoom).shape[2] >= 256

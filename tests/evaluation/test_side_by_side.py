@@ -14,7 +14,7 @@ from fdtrain.commands.entry import main
 from fdtrain.errors import UserError
 from fdtrain.evaluation import compared, figures, run_folder, side_by_side
 from fdtrain.evaluation.compared import ComparedVariant
-from fdtrain.evaluation.samples import save_png
+from fdtrain.evaluation.pictures import save_png
 
 HOSTILE = "<script>alert('x')</script>|a"
 SPLIT = {"dataset": "digits", "source": "", "split": "test", "fingerprint": "a", "images_in_split": 4, "levels": 17}
@@ -61,9 +61,7 @@ def make_run(folder, bits, lr=0.1, seconds=1.0, noise=None, **changes):
 
 def page(*folders):
     variants = compared.of_runs([run_folder.read(folder) for folder in folders])
-    rows = compared.rows(variants, variants[0].name)
-    found = side_by_side.SideBySide("x", "", variants[0].name, variants, rows)
-    return found.html(found.plots())
+    return side_by_side.SideBySide("x", "", variants[0].name, variants).html()
 
 
 def section(text, title):
@@ -152,14 +150,13 @@ def test_variants_over_seeds_and_the_three_files(tmp_path):
         ComparedVariant("v", {1: runs[2]}, {"diffusion.scale": None}, {0: HOSTILE}, bound),
         ComparedVariant("failed", {}, {}, {0: "x", 1: "x"}, bound),
     ]
-    rows = compared.rows(variants, "a")
-    a, v, failed = rows
+    found = side_by_side.SideBySide("c", "about", "a", variants, 2)
+    a, v, failed = found.rows
     assert a["own_bound"]["bits_per_dim"] == {"mean": 1.5, "error": 0.5, "values": [1.0, 2.0]}
     assert (a["own_bound"]["difference"], a["own_bound"]["error_images"]) == (None, None)
     assert (v["own_bound"]["bits_per_dim"]["error"], v["own_bound"]["error_images"]) == (None, 0.5)
     assert (v["own_bound"]["difference"]["mean"], v["own_bound"]["difference"]["seeds"]) == (-0.25, [1])
     assert (failed["seeds"], len(failed["failures"]), "own_bound" in failed) == ([], 2, False)
-    found = side_by_side.SideBySide("c", "about", "a", variants, rows, 2)
     text, table, page = (path.read_text() for path in side_by_side.write(found, tmp_path))
     assert "| a | closed interval | uniform | 1.5000 ± 0.5000 |" in text
     assert "| 1 of 2 |" in text
@@ -181,7 +178,7 @@ def test_variants_over_seeds_and_the_three_files(tmp_path):
 
 def test_a_comparison_of_which_every_run_has_failed(tmp_path):
     variants = [ComparedVariant("a", {}, {}, {0: HOSTILE})]
-    found = side_by_side.SideBySide("c", "about", "a", variants, compared.rows(variants, "a"))
+    found = side_by_side.SideBySide("c", "about", "a", variants)
     text, _, page = (path.read_text() for path in side_by_side.write(found, tmp_path))
     assert "## Failed runs" in text
     assert "<svg" not in page

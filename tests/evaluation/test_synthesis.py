@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from models import DIGITS, saved
+from models import DIGITS, flat_features, saved
 from power_averages import direct_average, error_bound, walk, write
 
 import fdtrain
@@ -18,7 +18,6 @@ from fdtrain.evaluation import report, result, run_folder
 from fdtrain.evaluation.commands import ema, fid, nll
 from fdtrain.evaluation.load import load_model
 from fdtrain.evaluation.result import EmaResult
-from fdtrain.evaluation.run_folder import RunImages
 from fdtrain.export.write import export
 from fdtrain.networks.model import Model
 
@@ -160,9 +159,7 @@ def evaluate(command, *words):
 
 def test_the_sweep_and_the_report(copied, digits, capsys):
     options = ["--data", digits, "--images", 8, "--draws", 2, "--samples", 8, "--steps", 2, "--batch", 8]
-    features = copied / "pixels.pt"
-    torch.jit.script(torch.nn.Flatten()).save(str(features))
-    features.with_suffix(".json").write_text('{"name": "pixels", "size": 8, "mean": [0, 0, 0], "std": [1, 1, 1]}')
+    features = flat_features(copied)
     folder, step, pictures = evaluate(ema, copied, *options, "--lengths", 0.1, 0.07, "--features", features)
     found = result.read(copied / "evaluation" / "ema_test_first8.json")
     assert isinstance(found, EmaResult)
@@ -186,8 +183,7 @@ def test_the_sweep_and_the_report(copied, digits, capsys):
     values = [result.read(copied / "evaluation" / f"nll_test_first8{end}.json") for end in ("", "_ema0.07")]
     assert [value.ema_length for value in values] == [None, 0.07]
     assert [value.elbo.bits_per_dim for value in values] == [own.bits_per_dim, first.bits_per_dim]
-    shown = run_folder.read(copied)
-    page = report.of_run(shown, RunImages(shown), copied / "report.html")
+    page = report.of_run(run_folder.read(copied))
     # In caption and alternative text, of both plots.
     assert page.count("against the relative length of the average of the weights") == 4
     assert "step 32, average of length 0.07" in page

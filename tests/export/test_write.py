@@ -22,7 +22,7 @@ from fdtrain.diffusion.formulation import formulation_interval
 from fdtrain.errors import UserError
 from fdtrain.evaluation import grids
 from fdtrain.evaluation.load import load_model
-from fdtrain.evaluation.sampler import Sampler
+from fdtrain.evaluation.samples import Sampler
 from fdtrain.export import agreement, write
 from fdtrain.export.write import FORMATS, export
 from fdtrain.randomness import Purpose, normal

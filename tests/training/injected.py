@@ -20,7 +20,7 @@ from pathlib import Path
 
 from fdtrain import distributed, lock
 from fdtrain.checkpoint import writer
-from fdtrain.evaluation import nll
+from fdtrain.evaluation.nll import Likelihood
 from fdtrain.main import main
 from fdtrain.training import hardware
 from fdtrain.training.trainer import Trainer
@@ -41,7 +41,7 @@ def kill(moment: str, step: int) -> None:
 
 
 true_step, true_loss, true_write = Trainer._step, Trainer._loss, writer.write_part
-true_rename, true_elbo = Path.rename, nll.elbo
+true_rename, true_elbo = Path.rename, Likelihood.elbo
 now = 0
 
 
@@ -104,5 +104,5 @@ if "devices" in faults:
     hardware.name = lambda device: faults["devices"][distributed.rank()]
 Trainer._step, Trainer._loss, writer.write_part = step_with_faults, loss_with_faults, write_with_faults
 lock.held = partial(lock.held, **faults.get("lock", {}))
-Path.rename, nll.elbo = rename_with_faults, elbo_with_faults
+Path.rename, Likelihood.elbo = rename_with_faults, elbo_with_faults
 sys.exit(main())

@@ -238,8 +238,7 @@ def test_a_preset_trains_is_evaluated_samples_and_loads_again(preset, digits, tm
     spec.save(tmp_path / SPEC_FILE)
     loaded = load_model(tmp_path)
     assert loaded.spec == spec
-    times = nll.time_density_of(spec.bound.interval, spec.scale)
-    bits = [nll.elbo(m.eval(), split, range(4), times, 4) for m in (model, loaded)]
+    bits = [nll.Likelihood(m.eval(), split).elbo(range(4), 4) for m in (model, loaded)]
     assert torch.isfinite(bits[0]).all()
     assert torch.equal(*bits)
     grid = time_grid(GRID, 5, interval=spec.bound.interval)
@@ -277,8 +276,7 @@ def test_the_closed_bound_beside_the_truncated_one(settings, closed, digits):
     if closed:
         spec, values = model.spec, []
         for bound in (spec.bound, Bound(spec.levels)):
-            density = nll.time_density_of(bound.interval, spec.scale)
-            values.append(nll.elbo(model, split, range(16), density, 512, bound=bound).mean().item())
+            values.append(nll.Likelihood(model, split, bound=bound).elbo(range(16), 512).mean().item())
         assert values[0] == pytest.approx(values[1], abs=0.05)
 
 

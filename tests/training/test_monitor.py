@@ -14,7 +14,7 @@ from tensorboard.compat.tensorflow_stub.io.gfile import LocalFileSystem
 from tensorboard.summary.writer import event_file_writer
 
 from fdtrain.diffusion.clocks import Uniform
-from fdtrain.evaluation.samples import save_png
+from fdtrain.evaluation.pictures import save_png
 from fdtrain.training.board import show_pictures
 from fdtrain.training.log_file import LogFile
 from fdtrain.training.metrics import QUANTILES, MetricSums, Stopwatch

@@ -6,24 +6,18 @@ TensorBoard. When it is interrupted, the same command continues.
 
 import argparse
 import statistics
-import time
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fdtrain import distributed
-from fdtrain.diffusion.objective import quantise
 from fdtrain.diffusion.solvers import GRID, SOLVERS, parse_grid
 from fdtrain.errors import UserError, check_at_least
-from fdtrain.evaluation import feature_networks, figures, image_sets, nll
-from fdtrain.evaluation.frechet import frechet_distance
+from fdtrain.evaluation import feature_networks, figures, nll
 from fdtrain.evaluation.job import Job, Shown
 from fdtrain.evaluation.job import add_arguments as add_job_arguments
-from fdtrain.evaluation.result import CurveResult
-from fdtrain.evaluation.sampler import Sampler
-from fdtrain.evaluation.samples import to_pixels
+from fdtrain.evaluation.samples import Sampler
 from fdtrain.randomness import check_seed
 
 
@@ -45,97 +39,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> Shown | None:
     """Returns what TensorBoard is to show, of a run."""
     _check(arguments)
-    start = time.perf_counter()
-    job = _Curves(arguments, "curve", pictures=True, first=False)
-    content = {"kind": "curve", **job.settings, "images": arguments.images}
-    content |= {"strata": job.bound_by_time(), **job.quality(), "device": str(arguments.device)}
-    if distributed.rank() != 0:
-        return None
-    found = CurveResult.model_validate({**content, "seconds": time.perf_counter() - start})
-    shown = job.write(found, figures.curves(found))
-    job.stored.discard()
-    return shown
-
-
-class _Curves(Job):
-    """What is computed, the processes in turn."""
-
-    def bound_by_time(self) -> dict[str, Any]:
-        """The bound's integral, its error and its variance, by strata of time."""
-        arguments, spec = self.arguments, self.spec
-        strata = arguments.strata
-        density = nll.time_density_of(spec.bound.interval, spec.scale)
-        compute = partial(
-            nll.correction_by_stratum,
-            self.model,
-            self.split,
-            density=density,
-            strata=strata,
-            seed=arguments.seed,
-            batch=arguments.batch,
-        )
-        values = self._over_images("bound by time", self.count, self.batch // strata, strata, compute, strata=strata)
-        edges = density.quantile(torch.linspace(0, 1, strata + 1, dtype=torch.float64))
-        return {"images": self.count, "density": nll.density_name(spec.bound.interval), **by_stratum(values, edges)}
-
-    def quality(self) -> dict[str, Any]:
-        """Every point: distances of its samples to the data and, of an ODE's, to the fine solution, seed by seed."""
-        arguments, spec = self.arguments, self.spec
-        named, device = arguments.features, arguments.device
-        features = (
-            feature_networks.open_features(named, device) if named else feature_networks.pixel_features(spec.shape)
-        )
-
-        def distance(sampler: Sampler, x: Tensor) -> float:
-            levels = quantise(x.view(-1, *spec.shape), spec.levels)
-            images = image_sets.in_memory(f"samples of {sampler.solver}", to_pixels(levels, spec.levels))
-            return frechet_distance(self.moments(features, images), data)
-
-        data = self.moments(features, image_sets.of_split(self.split))
-        seeds = range(arguments.seed, arguments.seed + arguments.sets)
-        fine = _sampler("ode", GRID, arguments.reference)
-        references = {seed: self._samples(fine, seed) for seed in seeds}
-        points = []
-        for sampler in _samplers(arguments):
-            sets = {seed: self._samples(sampler, seed) for seed in seeds}
-            distances = [distance(sampler, x) for x in sets.values()]
-            # A stochastic solver has no one solution to be near to.
-            stochastic = SOLVERS[sampler.solver].stochastic
-            rms = [] if stochastic else [rms_difference(x, references[seed]) for seed, x in sets.items()]
-            points.append(
-                {
-                    **_named(sampler),
-                    "distance": statistics.mean(distances),
-                    "distance_by_seed": distances,
-                    "rms": statistics.mean(rms) if rms else None,
-                    "rms_by_seed": rms or None,
-                }
-            )
-        measured = {"distance": features.title, "features": features.describe(), "seeds": list(seeds)}
-        return {**measured, "reference": _named(fine), "points": points}
-
-    def _samples(self, sampler: Sampler, seed: int) -> Tensor:
-        """Of one seed, before they are rounded to levels: ``(images, dims)`` float64 on the CPU."""
-
-        def solve(images: range) -> Tensor:
-            return sampler.solve(self.model, images, seed).flatten(1).double().cpu()
-
-        count, options = self.arguments.images, sampler.describe() | {"seed": seed}
-        name = f"{sampler.solver}, {options['grid']}, {sampler.nfe}"
-        chunk = min(self.arguments.batch, -(-count // 4))
-        return self._over_images(name, count, chunk, self.spec.dims, solve, **options)
-
-    def _over_images(self, name: str, count: int, chunk: int, columns: int, compute, **options: Any) -> Tensor:
-        return self.over_images(name, compute, chunk, columns, count, images=count, curve=name, **options)
-
-
-def _named(sampler: Sampler) -> dict[str, Any]:
-    """What a point is called by."""
-    return {key: sampler.describe()[key] for key in ("solver", "grid", "nfe")}
+    job = Job(arguments, "curve", pictures=True, first=False)
+    numbers = {"images": arguments.images, "strata": bound_by_time(job), **quality(job)}
+    return job.finish(numbers, figures.curves)
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    check_at_least(arguments, 1, "batch", "strata", "reference", "sets")
+    check_at_least(arguments, 1, "batch", "reference", "sets")
     check_at_least(arguments, 2, "images", "strata")
     check_seed(arguments.seed, "--seed", arguments.sets)
     if min(arguments.nfe) < 1:
@@ -150,25 +60,13 @@ def _check(arguments: argparse.Namespace) -> None:
             raise UserError(f"--grids: {error}.") from error
 
 
-def _sampler(solver: str, grid: str, nfe: int) -> Sampler:
-    """At most so many evaluations, one step at least."""
-    return Sampler(solver, grid, max(1, nfe // SOLVERS[solver].evaluations_per_step))
-
-
-def _samplers(arguments: argparse.Namespace) -> list[Sampler]:
-    """The points: each once, however it was asked for."""
-    points = [
-        _sampler(solver, grid, nfe)
-        for solver in arguments.solvers
-        for grid in arguments.grids
-        for nfe in sorted(arguments.nfe)
-    ]
-    return list(dict.fromkeys(points))
-
-
-def rms_difference(x: Tensor, reference: Tensor) -> float:
-    """Root mean square of the difference over images and dimensions; images range over [-1, 1]."""
-    return (x - reference).square().mean().sqrt().item()
+def bound_by_time(job: Job) -> dict[str, Any]:
+    """The bound's integral, its error and its variance, by strata of time."""
+    strata, density = job.arguments.strata, nll.density_name(job.spec.bound.interval)
+    compute = partial(job.likelihood.correction_by_stratum, strata=strata)
+    values = job.over_images("bound by time", compute, job.count, strata, job.batch // strata, strata=strata)
+    edges = job.likelihood.density.quantile(torch.linspace(0, 1, strata + 1, dtype=torch.float64))
+    return {"images": job.count, "density": density, **by_stratum(values, edges)}
 
 
 def by_stratum(values: Tensor, edges: Tensor) -> dict:
@@ -177,14 +75,57 @@ def by_stratum(values: Tensor, edges: Tensor) -> dict:
     ``variance_within`` is what stratified times leave of one image's estimate, ``variance_iid`` what independent ones
     do: it has the variance of the strata's means besides.
     """
-    images = len(values)
     mean, variance = values.mean(0), values.var(0)
     within = variance.mean().item()
     return {
         "t_edges": edges.tolist(),
         "mean": mean.tolist(),
-        "error": (variance / images).sqrt().tolist(),
+        "error": (variance / len(values)).sqrt().tolist(),
         "variance": variance.tolist(),
         "variance_within": within,
         "variance_iid": within + mean.var(correction=0).item(),
     }
+
+
+def quality(job: Job) -> dict[str, Any]:
+    """Every point: distances of its samples to the data and, of an ODE's, to the fine solution, seed by seed."""
+    arguments, named = job.arguments, job.arguments.features
+    network = (
+        feature_networks.open_features(named, job.device) if named else feature_networks.pixel_features(job.spec.shape)
+    )
+    distance, seeds = job.distance_to_split(network), range(job.seed, job.seed + arguments.sets)
+
+    def samples(sampler: Sampler) -> list[Tensor]:
+        return [job.samples(job.model, sampler, seed, arguments.images) for seed in seeds]
+
+    fine = Sampler.within("ode", GRID, arguments.reference)
+    references, points = samples(fine), []
+    asked = [(s, g, nfe) for s in arguments.solvers for g in arguments.grids for nfe in sorted(arguments.nfe)]
+    # Each point once, however it was asked for.
+    for sampler in dict.fromkeys(Sampler.within(*point) for point in asked):
+        sets = samples(sampler)
+        distances = [distance(x) for x in sets]
+        # A stochastic solver has no one solution to be near to.
+        stochastic = SOLVERS[sampler.solver].stochastic
+        rms = [] if stochastic else [rms_difference(*pair) for pair in zip(sets, references)]
+        points.append(
+            {
+                **_named(sampler),
+                "distance": statistics.mean(distances),
+                "distance_by_seed": distances,
+                "rms": statistics.mean(rms) if rms else None,
+                "rms_by_seed": rms or None,
+            }
+        )
+    measured = {"distance": network.title, "features": network.describe(), "seeds": list(seeds)}
+    return {**measured, "reference": _named(fine), "points": points}
+
+
+def _named(sampler: Sampler) -> dict[str, Any]:
+    """What a point is called by."""
+    return {key: sampler.describe()[key] for key in ("solver", "grid", "nfe")}
+
+
+def rms_difference(x: Tensor, reference: Tensor) -> float:
+    """Root mean square of the difference over images and dimensions; images range over [-1, 1]."""
+    return (x.double() - reference.double()).square().mean().sqrt().item()

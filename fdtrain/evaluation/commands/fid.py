@@ -9,35 +9,29 @@ their name.
 """
 
 import argparse
-import math
+import json
 import statistics
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from fdtrain import distributed
 from fdtrain.data.split import Split
 from fdtrain.errors import UserError, check_at_least, excerpt
-from fdtrain.evaluation import frechet, image_sets, nll, process, reference, result
+from fdtrain.evaluation import frechet, image_sets, measure, nll, process, result
 from fdtrain.evaluation.feature_networks import FeatureNetwork, open_features
 from fdtrain.evaluation.image_sets import PixelSet
 from fdtrain.evaluation.load import ModelOrigin, add_length, open_model
-from fdtrain.evaluation.measure import FIRST_FEATURES, Measured, measure, own_chunks
-from fdtrain.evaluation.reference import Reference
+from fdtrain.evaluation.measure import FIRST_FEATURES, Measured
 from fdtrain.evaluation.result import FrechetResult
 from fdtrain.evaluation.run_data import open_split
-from fdtrain.evaluation.sampler import Sampler, add_sampling_arguments
-from fdtrain.evaluation.stored_rows import RowStore, StoredValues
+from fdtrain.evaluation.samples import Sampler, add_sampling_arguments
 from fdtrain.randomness import check_seed
 
 IMAGES = 50_000
-DISTANCES = ("value", "kid", "precision", "recall", "inception_score")
-"""Of a set, in the order of the columns of partial results."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -75,58 +69,60 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.samples and arguments.ema_length is not None:
         raise UserError("--ema-length chooses the average of a model; --samples are drawn already.")
     # Rank 0 decides for all: it may be about to write the file.
-    foreign = distributed.found_by_first(lambda: reference.is_of_others(arguments.reference))
+    foreign = distributed.found_by_first(lambda: measure.is_of_others(arguments.reference))
     for name in ("data", "split", "flip"):
         if foreign and getattr(arguments, name):
             raise UserError(f"--{name}: {arguments.reference} has statistics of images of its own. Leave it out.")
     split = None if foreign else open_split(arguments.model, arguments.data, arguments.split, "train")
     network = open_features(arguments.features, arguments.device)
     sets, definition, origin = _model_sets(arguments, split) if arguments.model else _stored_sets(arguments, split)
-    counts = {s.count for s in sets}
-    if len(counts) > 1 and arguments.images is None:
-        raise UserError(f"the sets hold {', '.join(str(s.count) for s in sets)} images. Say how many with --images.")
-    count = arguments.images or min(counts)
-    for s in sets:
-        if s.count < count:
-            raise UserError(f"{s.name} holds {s.count} images, {count} are asked for. Finish it, or lower --images.")
-    if split is None:
-        target = reference.load_of_others(arguments.reference, network, arguments.device)
-    else:
-        target = _reference(arguments, split, network)
+    count = _images(sets, arguments.images)
+    target, about = _reference(arguments, split, network)
     definition = {
         "kind": "frechet",
         "name": network.title,
         **definition,
         "images": count,
-        "reference": target.metadata,
+        "reference": about,
         "features": network.describe(),
         "kept": len(target.first_features),
         "device": arguments.device.type,
     }
     process.check_same(definition)
     path = origin.result_file("frechet", network.identity.name) if origin else None
-    outputs = {str(p): (p, option) for p, option in ((path, "the run's results"), (arguments.json, "--json")) if p}
-    written = path or arguments.json
-    stored = StoredValues(written and written.parent, arguments.device)
-    store = stored.store(definition, len(sets))
-    done = _stored(store)
+    outputs = [(p, option) for p, option in ((path, "the run's results"), (arguments.json, "--json")) if p]
+    done = distributed.broadcast(_finished(outputs[0][0], definition) if outputs and distributed.rank() == 0 else [])
+
+    def record() -> FrechetResult:
+        """Of the sets that are done so far, written to all outputs."""
+        more = {"seconds": time.perf_counter() - start, "unfinished": len(done) < len(sets)}
+        found = FrechetResult.model_validate(definition | _summary(done) | more)
+        for file, option in outputs:
+            result.write(found, file, option)
+        return found
+
     for s in sets[len(done) :]:
         with _bar(count, f"set {len(done) + 1} of {len(sets)}") as bar:
-            measured = measure(network, s, count, arguments.batch, arguments.device, scored=True, progress=bar.update)
+            how = {"scored": True, "progress": bar.update}
+            measured = measure.measure(network, s, count, arguments.batch, arguments.device, **how)
         # The other ranks continue with the next set.
         done.append(_compare(measured, target) if distributed.rank() == 0 else {})
-        if distributed.rank() == 0:
-            if store:
-                store.save(range(len(done) - 1, len(done)), _row(done[-1]))
-            seconds = time.perf_counter() - start
-            whole = FrechetResult.model_validate(
-                definition | _summary(done) | {"seconds": seconds, "unfinished": len(done) < len(sets)}
-            )
-            for file, option in outputs.values():
-                result.write(whole, file, option)
+        if distributed.rank() == 0 and len(done) < len(sets):
+            record()
     if distributed.rank() == 0:
-        _print(FrechetResult.model_validate(definition | _summary(done) | {"seconds": 0.0, "unfinished": False}))
-        stored.discard()
+        _print(record())
+
+
+def _images(sets: list[PixelSet], asked: int | None) -> int:
+    """Of each set."""
+    counts = {s.count for s in sets}
+    if len(counts) > 1 and asked is None:
+        raise UserError(f"the sets hold {', '.join(str(s.count) for s in sets)} images. Say how many with --images.")
+    count = asked or min(counts)
+    for s in sets:
+        if s.count < count:
+            raise UserError(f"{s.name} holds {s.count} images, {count} are asked for. Finish it, or lower --images.")
+    return count
 
 
 def _model_sets(
@@ -167,43 +163,41 @@ def _stored_sets(arguments: argparse.Namespace, split: Split | None) -> tuple[li
     return sets, definition | {"seeds": seeds}, None
 
 
-def _reference(arguments: argparse.Namespace, split: Split, network: FeatureNetwork) -> Reference:
-    """The split's statistics: loaded from the file that has them, or computed now."""
-    definition = reference.definition(split, arguments.flip, network)
-    path = arguments.reference
+def _reference(
+    arguments: argparse.Namespace, split: Split | None, network: FeatureNetwork
+) -> tuple[Measured, dict[str, Any]]:
+    """What samples are compared with, and what it is: of another program's file, or of the split, loaded from the file
+    that has it or computed now."""
+    path, device = arguments.reference, arguments.device
+    if split is None:
+        return measure.load_of_others(path, network, device)
+    about = measure.definition(split, arguments.flip, network)
     # Rank 0 decides for all: it may be about to write the file.
     if distributed.broadcast(path.is_file() if path else False):
-        return reference.load(path, definition, arguments.device)
+        return measure.load(path, about, device), about
     images = image_sets.of_split(split)
-    if arguments.flip:
-        images = image_sets.mirrored(images)
+    images = image_sets.mirrored(images) if arguments.flip else images
     with _bar(images.count, "reference") as bar:
-        measured = measure(network, images, images.count, arguments.batch, arguments.device, progress=bar.update)
-    made = Reference(measured.moments, measured.first_features, definition)
+        made = measure.measure(network, images, images.count, arguments.batch, device, progress=bar.update)
     if path and distributed.rank() == 0:
-        reference.save(made, path)
-    return made
+        measure.save(made, about, path)
+    return made, about
 
 
-def _stored(store: RowStore | None) -> list[dict[str, Any]]:
-    """The distances of the first sets that an interrupted evaluation with the same definition has finished."""
-    done: list[dict[str, Any]] = []
-    if store and distributed.rank() == 0:
-        store.prepare()
-        for part, row in store.load():
-            if part.start != len(done):
-                break
-            values = [None if math.isnan(value) else value for value in row[0].tolist()]
-            done.append(dict(zip(DISTANCES, values)))
-    return distributed.broadcast(done)
+def _finished(path: Path, definition: dict[str, Any]) -> list[dict[str, Any]]:
+    """The distances of the first sets, which an interrupted evaluation with the same definition has left."""
+    try:
+        found = result.read(path) if path.is_file() else None
+    except UserError:
+        return []
+    if not isinstance(found, FrechetResult) or not found.unfinished:
+        return []
+    content = found.model_dump(by_alias=True, mode="json")
+    same = all(content.get(key) == value for key, value in json.loads(json.dumps(definition)).items())
+    return content["sets"] if same else []
 
 
-def _row(distances: dict[str, Any]) -> Tensor:
-    values = [math.nan if distances[name] is None else distances[name] for name in DISTANCES]
-    return torch.tensor([values], dtype=torch.float64)
-
-
-def _compare(measured: Measured, target: Reference) -> dict[str, Any]:
+def _compare(measured: Measured, target: Measured) -> dict[str, Any]:
     """All distances of one set."""
     enough = min(len(measured.first_features), len(target.first_features)) > frechet.NEIGHBOUR
     precision, recall = (
@@ -254,5 +248,5 @@ def _print(numbers: FrechetResult) -> None:
 
 def _bar(count: int, name: str) -> tqdm:
     """Of this rank's images; rank 0 shows its own."""
-    own = sum(map(len, own_chunks(range(count), 1)))
+    own = sum(map(len, measure.own_chunks(range(count), 1)))
     return tqdm(total=own, unit="image", desc=name, disable=distributed.rank() != 0 or not sys.stderr.isatty())

@@ -5,6 +5,7 @@ grid (docs/sampling.md).
 """
 
 import argparse
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -13,9 +14,11 @@ from fdtrain.diffusion.solvers import GRID, SOLVERS, time_grid
 from fdtrain.errors import UserError, check_at_least
 from fdtrain.evaluation import grids
 from fdtrain.evaluation.load import open_model
-from fdtrain.evaluation.sampler import Sampler
+from fdtrain.evaluation.samples import Sampler
 from fdtrain.randomness import check_seed
 
+FIRST_MOVE = 0.5
+"""Of a time, as a share of the way to its neighbour; halved when a round finds nothing."""
 ENDS = (1 / 256, 1 / 64, 1 / 16, 1 / 4)
 """Of the two-ended grids that the search may begin from, beside the default one."""
 
@@ -65,8 +68,44 @@ def run(arguments: argparse.Namespace) -> None:
         for grid in (GRID, *(f"{GRID}:{a},{b}" for a in ENDS for b in ENDS))
     ]
     before = distance(starts[0])
-    times, value = grids.search(distance, starts, arguments.rounds)
+    times, value = search(distance, starts, arguments.rounds)
     if distributed.rank() == 0:
         path = grids.save_optimised(origin.home, origin.sha256, arguments.solver, steps, times)
         print(f"{path}: {arguments.solver}, {arguments.nfe} evaluations: {', '.join(f'{t:.4g}' for t in times)}")
         print(f"RMS distance to the fine solution {value:.4f}; on {GRID} {before:.4f}")
+
+
+def search(
+    distance: Callable[[tuple[float, ...]], float], starts: Sequence[tuple[float, ...]], rounds: int
+) -> tuple[tuple[float, ...], float]:
+    """Pattern search: one inner time after the other moves towards a neighbour, as long as that helps.
+
+    A time stays between its neighbours, so that every grid on the way falls strictly. The search draws nothing.
+
+    Args:
+        distance: of the solver's result on a grid, from what it should be; not a number counts as infinite.
+        starts: grids of equal length.
+        rounds: over all inner times.
+
+    Returns:
+        The best grid and its distance.
+    """
+
+    def measured(times: tuple[float, ...]) -> float:
+        value = distance(times)
+        return value if value == value else float("inf")
+
+    best, times = min((measured(times), times) for times in starts)
+    move = FIRST_MOVE
+    for _ in range(rounds):
+        improved = False
+        for i in range(1, len(times) - 1):
+            for neighbour in (times[i - 1], times[i + 1]):
+                moved = (*times[:i], times[i] + move * (neighbour - times[i]), *times[i + 1 :])
+                value = measured(moved)
+                if value < best:
+                    best, times, improved = value, moved, True
+                    break
+        if not improved:
+            move /= 2
+    return times, best

@@ -6,20 +6,17 @@ image's beside it (.safetensors). When it is interrupted, the same command conti
 
 import argparse
 import math
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fdtrain import distributed
-from fdtrain.diffusion.clocks import time_density
-from fdtrain.diffusion.likelihood import ODE_SOLVER, Estimate, OdeStart, estimate
+from fdtrain.diffusion.likelihood import ODE_SOLVER, OdeStart, estimate
 from fdtrain.diffusion.objective import Bound
 from fdtrain.errors import UserError
-from fdtrain.evaluation import nll, result
-from fdtrain.evaluation.job import Job
+from fdtrain.evaluation import nll
+from fdtrain.evaluation.job import Job, known
 from fdtrain.evaluation.job import add_arguments as add_job_arguments
 from fdtrain.evaluation.load import add_length
 from fdtrain.evaluation.result import BoundEstimate, NllResult, OdeEstimate
@@ -53,28 +50,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     _check(arguments)
-    start = time.perf_counter()
     job = _job(arguments)
     estimates, values = {}, {}
-    methods = [_elbo]
-    if arguments.importance > 1:
-        methods.append(_elbo_importance)
-    if arguments.ode:
-        methods.append(_ode)
+    methods = [_elbo, *([_elbo_importance] if arguments.importance > 1 else []), *([_ode] if arguments.ode else [])]
     for method in methods:
-        for key, (bits, options) in method(job, arguments).items():
-            estimates[key] = _describe(estimate(bits)) | options
+        for key, (bits, options) in method(job).items():
+            estimates[key] = _describe(bits) | options
             values[key] = bits.mean(1)
-    numbers = NllResult.model_validate(
-        {**job.settings, **estimates, "seconds": time.perf_counter() - start, "device": str(arguments.device)}
-    )
-    if distributed.rank() == 0:
-        _show(numbers)
-        job.write(numbers)
-        for path in job.paths:
-            option = "--json" if path == arguments.json else "the run's results"
-            result.write_values(values, path.with_suffix(".safetensors"), option)
-        job.stored.discard()
+    job.finish(estimates, values=values, show=_show)
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -98,7 +81,6 @@ def _job(arguments: argparse.Namespace) -> Job:
     if arguments.importance > 1 and bound.discrete:
         raise UserError("--importance weighs uniform dequantisations; this model's decoder is discrete. Leave it out.")
     job.settings |= {
-        "kind": "nll",
         "images": job.count,
         "bound": bound.describe(),
         "dequantisation": bound.dequantisation,
@@ -107,68 +89,72 @@ def _job(arguments: argparse.Namespace) -> Job:
     return job
 
 
-def _over_images(job: Job, name: str, method: Callable, chunk: int, columns: int, options: dict, **more: Any) -> Tensor:
-    """A ``method`` of nll.py over all images and processes; ``options`` define its values, as the settings do."""
-    dtype = torch.float64 if job.arguments.float64 else torch.float32
-    common = {"seed": job.seed, "batch": job.batch, "dtype": dtype}
+def _over_images(job: Job, name: str, method: Callable, columns: int, chunk: int, **options: Any) -> Tensor:
+    """A ``method`` of a likelihood over all images and processes; ``options`` define its values, as the settings do."""
 
     def compute(images: range) -> Tensor:
-        found = method(job.model, job.split, images, **options, **more, **common)
+        found = method(images, **options)
         # The ODE's values come with the evaluations that they took.
         return torch.cat([found[0].flatten(1), found[1][:, None]], 1) if isinstance(found, tuple) else found
 
     # Parts that another solver has left are not continued.
-    solver = {"solver": ODE_SOLVER} if method is nll.ode else {}
-    return job.over_images(name, compute, chunk, columns, job.count, method=name, **options, **solver)
+    return job.over_images(name, compute, job.count, columns, chunk, solver=ODE_SOLVER, **options)
 
 
-def _elbo(job: Job, arguments: argparse.Namespace) -> dict[str, tuple[Tensor, dict]]:
-    draws, spec, options = arguments.draws, job.spec, {"draws": arguments.draws}
-    density = nll.time_density_of(spec.bound.interval, spec.scale)
-    chunk, described = arguments.batch // draws, options | {"evaluations": draws}
-    found = {"elbo": (_over_images(job, "ELBO", nll.elbo, chunk, draws, options, density=density), described)}
+Estimates = dict[str, tuple[Tensor, dict[str, Any]]]
+"""By name in the result: bits/dim ``(images, draws)``, and what else the result says of them."""
+
+
+def _elbo(job: Job) -> Estimates:
+    draws, own = job.arguments.draws, job.likelihood
+    described, shape = {"draws": draws, "evaluations": draws}, (draws, job.batch // draws)
+    found = {"elbo": (_over_images(job, "ELBO", own.elbo, *shape, draws=draws), described)}
     if nll.also_closed(job.model):
-        closed = {"density": time_density("asinh", spec.scale), "bound": Bound(spec.levels)}
-        bits = _over_images(job, "ELBO, closed interval", nll.elbo, chunk, draws, options, **closed)
+        closed = nll.Likelihood(job.model, job.split, job.seed, job.batch, own.dtype, bound=Bound(job.spec.levels))
+        bits = _over_images(job, "ELBO, closed interval", closed.elbo, *shape, draws=draws)
         found["elbo_closed"] = (bits, described)
     return found
 
 
-def _elbo_importance(job: Job, arguments: argparse.Namespace) -> dict[str, tuple[Tensor, dict]]:
-    draws, K = arguments.draws, arguments.importance
-    options, density = (
-        {"draws": draws, "dequantisations": K},
-        nll.time_density_of(job.spec.bound.interval, job.spec.scale),
-    )
-    method, chunk = nll.elbo_importance, arguments.batch // draws
-    bound, plain = _over_images(job, f"ELBO, K = {K}", method, chunk, 2, options, density=density).unbind(1)
-    gain = estimate((plain - bound)[:, None])
-    options |= {"evaluations": draws * K, "gain": gain.mean, "error_gain": _describe(gain)["error_images"]}
+def _elbo_importance(job: Job) -> Estimates:
+    draws, K = job.arguments.draws, job.arguments.importance
+    options = {"draws": draws, "dequantisations": K}
+    method, chunk = job.likelihood.elbo_importance, job.batch // draws
+    values = _over_images(job, f"ELBO, K = {K}", method, 2, chunk, **options)
+    bound, plain = values.unbind(1)
+    gain = _describe((plain - bound)[:, None])
+    options |= {"evaluations": draws * K, "gain": gain["bits_per_dim"], "error_gain": gain["error_images"]}
     return {"elbo_importance": (bound[:, None], options)}
 
 
-def _ode(job: Job, arguments: argparse.Namespace) -> dict[str, tuple[Tensor, dict]]:
-    K, dims = arguments.importance, job.spec.dims
+def _ode(job: Job) -> Estimates:
+    arguments, K, dims = job.arguments, job.arguments.importance, job.spec.dims
     exact = arguments.trace == "exact" or (arguments.trace == "auto" and dims <= nll.EXACT_TRACE_DIMS)
     options = {"dequantisations": K, "tolerance": arguments.tolerance, "exact": exact}
     probes = nll.probes(exact, K)
     # Smaller than a batch where there are few images, so that several processes have something to share.
-    chunk = min(arguments.batch, max(1, job.count // 16))
-    values = _over_images(job, "ODE", nll.ode, chunk, K * probes + 1, options)
-    nats = values[:, :-1].view(job.count, K, probes)
+    chunk = min(job.batch, max(1, job.count // 16))
+    values = _over_images(job, "ODE", job.likelihood.ode, K * probes + 1, chunk, **options)
+    nats, evaluations = values[:, :-1].view(job.count, K, probes), values[:, -1].mean().item()
     del options["exact"]
     options |= {
         "solver": ODE_SOLVER,
         "dequantisation": OdeStart(job.spec.bound).dequantisation,
         "trace": "exact" if exact else "Hutchinson, Rademacher",
         "probes": None if exact else probes,
-        "nfe": values[:, -1].mean().item() / K,
-        "evaluations": values[:, -1].mean().item(),
+        "nfe": evaluations / K,
+        "evaluations": evaluations,
     }
     found = {"ode": (job.spec.bound.bits_per_dim(nats.mean(2), dims), options)}
     if K > 1:
         found["ode_importance"] = (nll.ode_bits(nats, job.spec), options)
     return found
+
+
+def _describe(bits: Tensor) -> dict[str, float | None]:
+    e = estimate(bits)
+    errors = {"error_draws": known(e.error_draws), "error_images": known(e.error_images)}
+    return {"bits_per_dim": e.mean, **errors}
 
 
 def _show(numbers: NllResult) -> None:
@@ -197,8 +183,3 @@ def _definition(value: BoundEstimate | OdeEstimate) -> str:
         parts.append(f"{value.dequantisation} dequantisation")
         parts.append(f"{value.solver} at {value.tolerance:g}, {value.nfe:.0f} evaluations, {value.trace} trace")
     return "; ".join(parts)
-
-
-def _describe(e: Estimate) -> dict[str, float | None]:
-    errors = {"error_draws": e.error_draws, "error_images": e.error_images}
-    return {"bits_per_dim": e.mean, **{k: None if math.isnan(v) else v for k, v in errors.items()}}

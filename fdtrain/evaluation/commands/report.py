@@ -11,7 +11,6 @@ from fdtrain import distributed
 from fdtrain.console import phase
 from fdtrain.errors import UserError
 from fdtrain.evaluation import compared, report, result, run_folder, side_by_side
-from fdtrain.evaluation.run_folder import RunImages
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,12 +36,9 @@ def run(arguments: argparse.Namespace) -> None:
             variants = compared.of_runs([run_folder.read(folder) for folder in arguments.runs])
             names = [variant.name for variant in variants]
             title = " and ".join(names) if len(names) == 2 else f"{names[0]} and {len(names) - 1} others"
-            rows = compared.rows(variants, names[0])
-            page = side_by_side.SideBySide(title, "", names[0], variants, rows, data=arguments.data)
-            content = page.html(page.plots())
+            content = side_by_side.SideBySide(title, "", names[0], variants, data=arguments.data).html()
         else:
-            folder = run_folder.read(first)
-            content = report.of_run(folder, RunImages(folder, arguments.data), path)
+            content = report.of_run(run_folder.read(first), arguments.data)
     option = "--out" if arguments.out else None
     result.write_file(path, lambda temporary: temporary.write_text(content, encoding="utf-8"), option)
     print(path)
