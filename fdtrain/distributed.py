@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch._C._distributed_c10d import Store
+from torch._C._distributed_c10d import ErrorType, Store
 from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 from fdtrain.errors import LostPeer, Preempted, UserError
@@ -26,6 +26,10 @@ PATIENCE = 600.0
 """Seconds that a rank waits for another in a call of theirs, unless a run says otherwise."""
 OWN_FILES = 256
 """That a rank may have open beside the connections of all others to its store."""
+NCCL = {"TORCH_NCCL_RETHROW_CUDA_ERRORS": "0", "TORCH_NCCL_DUMP_ON_TIMEOUT": "0"}
+"""What torch's watchdog of NCCL is told, where nobody has told it otherwise: to note errors and not to end the process
+at once, which :mod:`fdtrain.resilience.heartbeat` does when it knows whose fault it is; and to ask the store for none.
+Its monitor still ends a process some minutes after the watchdog has stopped."""
 
 
 def world_size() -> int:
@@ -144,6 +148,8 @@ def connect(patience: float = PATIENCE, store: Store | None = None) -> torch.dev
         torch.cuda.set_device(mine)
         # From which DeepSpeed takes it.
         os.environ["LOCAL_RANK"] = str(mine.index)
+        for name, value in NCCL.items():
+            os.environ.setdefault(name, value)
     elif "OMP_NUM_THREADS" not in os.environ:
         # Processes that each take all cores get in each other's way.
         processes = int(os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or 1)
@@ -162,39 +168,35 @@ def connect(patience: float = PATIENCE, store: Store | None = None) -> torch.dev
 
 
 @contextmanager
-def connected(again: str) -> Iterator[None]:
-    """Around everything that talks to other ranks: a connection that breaks raises LostPeer.
+def connected(patience: float, store: Store) -> Iterator[torch.device]:
+    """:func:`connect`, and leave the group where all ranks come to the end together.
 
-    Where all ranks come to the end together, their group ends too.
-
-    Args:
-        again: a sentence that says how to go on.
+    A thread of the group that is still busy when the interpreter ends would bring the process down with it. After an
+    error nothing is left: that waits for the others, and for the device.
     """
+    mine = connect(patience, store)
     try:
-        yield
-        _leave_group()
+        yield mine
     except Preempted:
-        _leave_group()
-        raise
-    except RuntimeError as error:
-        if is_lost_connection(error):
-            raise LostPeer(
-                f"the connection to another process of this run was lost ({str(error).splitlines()[0]}); "
-                f"its own output says why. {again}"
-            ) from error
-        raise
-
-
-def _leave_group() -> None:
-    """Join the group's threads: one that is still busy when the interpreter ends brings the process down with it."""
-    if dist.is_initialized():
         dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()
 
 
 def is_lost_connection(error: BaseException | None) -> bool:
     """Whether an error of a call between ranks means that another is gone or does not answer."""
-    kinds = (dist.DistBackendError, dist.DistStoreError, dist.DistNetworkError)
+    if isinstance(error, dist.DistBackendError):
+        # Of NCCL, where this rank's own GPU has failed.
+        return "unhandled cuda error" not in str(error)
+    kinds = (dist.DistStoreError, dist.DistNetworkError)
     return isinstance(error, kinds) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+
+
+def failed_on_device() -> bool:
+    """Whether a call between ranks has failed that only the device waits for, and will for ever, while the main
+    program waits for the device: NCCL's watchdog has noted it."""
+    groups = [group for group, (backend, _) in list(dist.distributed_c10d._world.pg_map.items()) if backend == "nccl"]
+    return any(group._get_backend(torch.device("cuda")).get_error() != ErrorType.SUCCESS for group in groups)
 
 
 def all_reduce_sum(x: Tensor) -> Tensor:

@@ -129,19 +129,21 @@ def exit_code(main: Callable[[], None]) -> int:
 
     One line is enough, from the rank that knows most; when it ends, the launcher ends the others. An error
     that all ranks meet is told by rank 0; a rank that is still there some seconds later has one of its own;
-    and one that only lost a peer speaks last, if nobody has said why, and does not return.
+    and one that only lost a peer speaks last, if nobody has said why. A rank that fails does not return.
     """
     log_to_console()
-    rank, local_rank = (int(os.environ.get(name, "0")) for name in ("RANK", "LOCAL_RANK"))
+    rank, local_rank, world_size = (
+        int(os.environ.get(*of)) for of in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"))
+    )
     try:
         main()
         return 0
     except (UserError, NotSaved) as error:
         code = NOT_SAVED_CODE if isinstance(error, NotSaved) else EXIT_CODE
-        message, patience = error, 0 if rank == 0 else 4 if local_rank == 0 else 8
+        message, patience = str(error), 0 if rank == 0 else 4 if local_rank == 0 else 8
     except LostPeer as error:
         speaks = error.named and str(error)
-        message, code, patience = error, LOST_PEER_CODE, 0 if speaks else HOLD_BACK_SECONDS
+        message, code, patience = str(error), LOST_PEER_CODE, 0 if speaks else HOLD_BACK_SECONDS
     except Preempted as news:
         if rank == 0:
             print(f"fdtrain: {news}", file=sys.stderr, flush=True)
@@ -149,17 +151,17 @@ def exit_code(main: Callable[[], None]) -> int:
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("fdtrain"):
             raise
-        print(f"fdtrain: error: {missing(error.name or str(error))}", file=sys.stderr, flush=True)
-        return EXIT_CODE
+        message, code, patience = missing(error.name or str(error)), EXIT_CODE, 0
     except Exception:
         # The texts of other libraries' errors may hold URLs.
         print(masked(traceback.format_exc()), file=sys.stderr, flush=True)
-        return BUG_CODE
+        message, code, patience = "", BUG_CODE, 0
     time.sleep(patience)
     who = f" (rank {rank})" if rank else ""
-    if str(message):
+    if message:
         print(f"fdtrain: error{who}: {message}", file=sys.stderr, flush=True)
-    if isinstance(message, LostPeer):
-        # The interpreter's end would not outlive threads of the process group that still wait for the lost one.
+    if world_size > 1:
+        # The interpreter's end waits for threads of the process group that wait for the others, or for the device.
+        sys.stdout.flush()
         os._exit(code)
     return code

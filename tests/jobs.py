@@ -5,14 +5,14 @@ import time
 from collections.abc import Callable
 
 import psutil
-from conftest import ROOT, environment, free_port
+from conftest import ROOT, environment, free_port, launched
 
 
-def start(command: list[str]) -> subprocess.Popen:
+def start(command: list[str], **variables: str) -> subprocess.Popen:
     """A job in a process group of its own."""
-    pipe = subprocess.PIPE
+    pipe, all_variables = subprocess.PIPE, environment() | variables
     return subprocess.Popen(
-        command, cwd=ROOT, env=environment(), stdout=pipe, stderr=pipe, text=True, start_new_session=True
+        command, cwd=ROOT, env=all_variables, stdout=pipe, stderr=pipe, text=True, start_new_session=True
     )
 
 
@@ -46,21 +46,11 @@ def ranks_of(job: subprocess.Popen) -> list[psutil.Process]:
 
 
 class Group:
-    """Processes without a launcher that would end them."""
+    """Processes without a launcher that would end them; of ``count`` all, or the ``ranks`` that come."""
 
-    def __init__(self, count: int, command: list[str]):
-        where = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-        self.jobs = [
-            subprocess.Popen(
-                command,
-                cwd=ROOT,
-                env={**environment(), **where, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            for rank in range(count)
-        ]
+    def __init__(self, count: int, command: list[str], ranks: list[int] | None = None):
+        port = free_port()
+        self.jobs = [start(command, **launched(rank, count, port)) for rank in ranks or range(count)]
 
     def __enter__(self) -> list[subprocess.Popen]:
         return self.jobs

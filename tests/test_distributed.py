@@ -1,10 +1,16 @@
 """How the processes of a launch meet."""
 
+import os
 import resource
 import socket
+import subprocess
+import sys
 
 import pytest
 import torch
+import torch.distributed as dist
+from conftest import ROOT, environment
+from torch._C._distributed_c10d import ErrorType
 
 from fdtrain import distributed
 from fdtrain.capacity.layout import run_layout
@@ -55,6 +61,61 @@ def test_the_gpu_of_a_rank(monkeypatch, local_rank, visible, shown, index):
     else:
         with pytest.raises(UserError, match=rf"GPU {local_rank} of .* where {visible} are visible"):
             distributed.device()
+
+
+def test_the_watchdog_of_nccl_is_told_to_note_errors_unless_it_is_told_otherwise(monkeypatch):
+    joined = []
+    monkeypatch.setattr(distributed, "device", lambda: torch.device("cuda", 1))
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+    monkeypatch.setattr(dist, "init_process_group", lambda backend, **_: joined.append(backend))
+    for name in distributed.NCCL:
+        # The one is to be forgotten after the test, the other is the user's.
+        monkeypatch.setenv(name, "1")
+    monkeypatch.delenv("TORCH_NCCL_RETHROW_CUDA_ERRORS")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    distributed.connect(store=dist.HashStore())
+    assert joined == ["nccl"]
+    assert [os.environ[f"TORCH_NCCL_{name}"] for name in ("RETHROW_CUDA_ERRORS", "DUMP_ON_TIMEOUT")] == ["0", "1"]
+
+
+class Noted:
+    """A group of NCCL, and the backend of it, whose watchdog has noted something."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def _get_backend(self, device):
+        assert device.type == "cuda"
+        return self
+
+    def get_error(self):
+        return self.error
+
+
+@pytest.mark.parametrize(("noted", "failed"), [([0, 0], False), ([0, 1], True), ([2, 0], True)])
+def test_what_the_watchdog_of_any_group_has_noted(monkeypatch, noted, failed):
+    monkeypatch.setitem(dist.distributed_c10d._world.pg_map, object(), ("gloo", None))
+    for value in noted:
+        monkeypatch.setitem(dist.distributed_c10d._world.pg_map, Noted(ErrorType(value)), ("nccl", None))
+    assert distributed.failed_on_device() == failed
+
+
+@pytest.mark.skipif(not distributed.on_gpu(), reason="needs a GPU")
+def test_a_watchdog_of_nccl_that_has_noted_nothing():
+    program = (
+        "from fdtrain import distributed\n"
+        "import torch\n"
+        "torch.distributed.all_reduce(torch.ones(1, device=distributed.connect()))\n"
+        "assert not distributed.failed_on_device()\n"
+    )
+    variables = environment() | {"DS_ACCELERATOR": "cuda"}
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=variables, check=True, timeout=300)
+
+
+def test_a_gpu_of_its_own_that_fails_is_no_other_rank_s_fault():
+    own = "NCCL error in: ProcessGroupNCCL.cpp:3690, unhandled cuda error, NCCL version 2.30.7"
+    assert not distributed.is_lost_connection(dist.DistBackendError(own))
+    assert distributed.is_lost_connection(dist.DistBackendError("NCCL error: remote process exited"))
 
 
 def test_a_run_on_the_cpu_of_a_machine_with_gpus(monkeypatch):

@@ -16,11 +16,10 @@ from models import DIGITS, filled
 from PIL import Image
 from safetensors.torch import save_file
 
-from fdtrain import distributed
 from fdtrain.commands import entry
 from fdtrain.data.split import Split
-from fdtrain.errors import LostPeer, UserError
-from fdtrain.evaluation import label_features, process, result
+from fdtrain.errors import UserError
+from fdtrain.evaluation import label_features, result
 from fdtrain.evaluation.commands import fid as command
 from fdtrain.evaluation.samples import Sampler
 from fdtrain.networks.model import Model
@@ -427,12 +426,6 @@ def test_sets_that_cannot_be_measured(call, features, digits, tmp_path):
     message = fid(call, features, digits, "--samples", tmp_path / "mixed", "--json", tmp_path / "r.json", rc=2)
     assert "2.png is 9x9 with 1 channels, but 0.png is 8x8" in message
     assert not (tmp_path / "r.json").exists()
-
-
-def test_a_lost_process_of_a_tool_is_told_how_to_go_on():
-    message = r"another process .* was lost .*\. The same command goes on where it was\.$"
-    with pytest.raises(LostPeer, match=message), distributed.connected(process.AGAIN):
-        raise RuntimeError("gloo: connection closed by peer")
 
 
 def test_a_grid_is_optimised_saved_with_the_model_and_used(call, digits, tmp_path):

@@ -1,13 +1,15 @@
 """Signs of life between the ranks: which one is dead, stopped or cut off, reported by every other that must end for it.
 
-A broken connection does not name who broke it, and a stopped process breaks none. So each rank leaves a sign every
-second or two in the store by which the ranks meet, which is run by rank 0's process (or by the agent of torchrun on
-its host). Rank 0 watches all, the others watch rank 0 and listen for its verdict: the work grows with the number of
-ranks, not with its square. Whoever cannot reach the store has lost rank 0's host.
+A broken connection does not name who broke it, and a stopped process breaks none; on GPUs the main program may wait for
+either in the device, for ever. So each rank leaves a sign every second or two in the store by which the ranks meet,
+which is run by rank 0's process (or by the agent of torchrun on its host). Rank 0 watches all, the others watch rank 0
+and listen for its verdict: the work grows with the number of ranks, not with its square. Whoever cannot reach the store
+has lost rank 0's host.
 
 The verdict on the signs is :mod:`fdtrain.resilience.verdict`'s; here they are written, read and acted upon.
 """
 
+import itertools
 import os
 import platform
 import signal
@@ -54,18 +56,19 @@ def process_group(
     Raises:
         LostPeer: another rank is lost.
     """
-    with distributed.connected(again):
-        store = distributed.open_store(joining or collective)
-        with Heartbeat(heartbeat, collective, again, joining) as beat:
-            beat.meet(store)
-            yield distributed.connect(collective, store), beat
+    store = distributed.open_store(joining or collective)
+    with Heartbeat(heartbeat, collective, again, joining) as beat:
+        beat.meet(store)
+        with distributed.connected(collective, store) as device:
+            yield device, beat
 
 
 class Heartbeat:
     """A context around what the ranks do together, on every rank. With one rank it does nothing.
 
-    Inside, a rank that finds another lost ends its process with one line that names it, for it may hang in a call
-    that cannot be interrupted. An error of a connection that reaches the context becomes a LostPeer with the name.
+    Inside, a rank that finds another lost ends its process with one line that names it, from a thread, for the main
+    program may hang in a call that cannot be interrupted, such as one that waits for a GPU. An error of a connection
+    that reaches the context becomes a LostPeer with the name.
 
     Args: as of :func:`process_group`.
     """
@@ -117,48 +120,40 @@ class Heartbeat:
         others = range(1, distributed.world_size()) if distributed.rank() == 0 else [0]
         self._observed: dict[int, Observation | None] = dict.fromkeys(others)
         self._keys = [*(f"{PLACE}/{rank}" for rank in others), self._verdict_key]
-        for key in self._keys:
-            # Reading a key that is not there would wait for it.
-            self._store.compare_set(key, "", NOTHING)
-        self._leave_sign(0)
         self._last_reply = time.monotonic()
         self._threads = [threading.Thread(target=work, daemon=True) for work in (self._beat, self._judge)]
         for thread in self._threads:
             thread.start()
 
-    def _sign(self, count: int = 0) -> Sign:
-        return Sign(self._name, count, self._progress, self._state)
-
-    def _leave_sign(self, count: int) -> None:
-        sign = self._sign(count)
-        self._store.set(self._key, sign.encode())
-        self._written = sign.state
-
     def _beat(self) -> None:
         """Leave signs and look for those of others. A thread of its own, for a call to the store may hang."""
-        count = 0
-        while True:
-            ended = self._end.is_set()
-            count += 1
-            try:
-                self._leave_sign(count)
-                if distributed.rank() == 0 and self._verdict:
-                    self._store.set(self._verdict_key, self._verdict.encode())
-                *signs, verdict = (value.decode() for value in self._store.multi_get(self._keys))
-            except RuntimeError:
-                # The connection does not come back. What follows from that is for _judge.
-                self._broken = True
-                return
-            now = self._last_reply = time.monotonic()
-            for rank, sign in zip(self._observed, signs, strict=True):
-                if sign != NOTHING:
-                    self._observed[rank] = observe(self._observed[rank], Sign.decode(sign), now)
-            if verdict != NOTHING:
-                self._verdict = self._verdict or Verdict.decode(verdict)
-            if ended:
-                return
-            self._wake.wait(self.limits.interval)
-            self._wake.clear()
+        try:
+            for key in self._keys:
+                # Reading a key that is not there would wait for it.
+                self._store.compare_set(key, "", NOTHING)
+            for count in itertools.count():
+                ended = self._end.is_set()
+                self._exchange(Sign(self._name, count, self._progress, self._state))
+                if ended:
+                    return
+                self._wake.wait(self.limits.interval)
+                self._wake.clear()
+        except RuntimeError:
+            # The connection does not come back. What follows from that is for _judge.
+            self._broken = True
+
+    def _exchange(self, own: Sign) -> None:
+        self._store.set(self._key, own.encode())
+        self._written = own.state
+        if distributed.rank() == 0 and self._verdict:
+            self._store.set(self._verdict_key, self._verdict.encode())
+        *signs, verdict = (value.decode() for value in self._store.multi_get(self._keys))
+        now = self._last_reply = time.monotonic()
+        for rank, sign in zip(self._observed, signs, strict=True):
+            if sign != NOTHING:
+                self._observed[rank] = observe(self._observed[rank], Sign.decode(sign), now)
+        if verdict != NOTHING:
+            self._verdict = self._verdict or Verdict.decode(verdict)
 
     def _judge(self) -> None:
         before = time.monotonic()
@@ -171,7 +166,9 @@ class Heartbeat:
                     rank: observed and replace(observed, since=now) for rank, observed in self._observed.items()
                 }
             before = now
-            own = Observation(self._sign(), now, self._disconnected)
+            if self._state == RankState.WORKING and distributed.failed_on_device():
+                self._disconnect()
+            own = Observation(Sign(self._name, 0, self._progress, self._state), now, self._disconnected)
             ranks = {**self._observed, distributed.rank(): own}
             own_verdict = judge(distributed.rank(), ranks, self._last_reply, self._broken, now, self.limits)
             if verdict := self._verdict or own_verdict:
@@ -205,12 +202,14 @@ class Heartbeat:
         if not self._reporting.acquire(blocking=False):
             # _decide was quicker, and ends this process.
             threading.Event().wait()
-        self._disconnected, self._state = time.monotonic(), RankState.DISCONNECTED
-        self._wake.set()
-        if not self._decided.wait(self.limits.heartbeat + 8 * self.limits.interval):
-            return LostPeer(f"the connection to another process of this run was lost. {self.again}")
+        self._disconnect()
+        self._decided.wait()
         assert self._verdict is not None
         return LostPeer(self._message(self._verdict), named=True)
+
+    def _disconnect(self) -> None:
+        self._disconnected, self._state = self._disconnected or time.monotonic(), RankState.DISCONNECTED
+        self._wake.set()
 
     def _leave(self, state: RankState) -> None:
         self._reporting.acquire(blocking=False)

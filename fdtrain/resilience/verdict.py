@@ -101,8 +101,8 @@ class Loss(StrEnum):
     """A rank has never come."""
     LATE = "late"
     """A rank is alive, and the others have waited for it as long as they may."""
-    NETWORK = "network"
-    """All are alive and equally far, and yet a call between them has failed."""
+    UNKNOWN = "unknown"
+    """All are alive and equally far, and yet a call between them has failed; or nobody is left who could tell."""
 
 
 @dataclass(frozen=True)
@@ -132,8 +132,8 @@ class Verdict:
             "never came. See what became of the others.",
             Loss.LATE: f"{who} held up the others for longer than training.collective_timeout_s "
             f"({self.seconds:g} s), though alive.",
-            Loss.NETWORK: "a connection between ranks broke, though all processes are alive: "
-            "the network failed for a moment.",
+            Loss.UNKNOWN: "the connection to another process of this run was lost, and none is known to have ended: "
+            "the network failed for a moment, or a GPU does not answer.",
         }[self.loss]
 
 
@@ -174,7 +174,10 @@ def judge(
         late = [r for r, observed in sorted(present.items()) if observed.sign.progress == least]
         if len(late) < len(present):
             return Verdict(Loss.LATE, _names(ranks, late), limits.collective)
-        return Verdict(Loss.NETWORK)
+        return Verdict(Loss.UNKNOWN)
+    if now - disconnected > limits.heartbeat + 8 * limits.interval:
+        # Rank 0 would have told, and has ended.
+        return Verdict(Loss.UNKNOWN)
     return None
 
 

@@ -1,11 +1,10 @@
 """What one rank tells, every rank learns after the same step."""
 
 import json
-import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, environment, free_port
+from jobs import Group
 
 from fdtrain.resilience.consensus import Consensus
 
@@ -39,18 +38,8 @@ print(json.dumps(heard))
 
 def test_two_processes_hear_the_same_after_the_same_step():
     """From the main program, a signal's handler and a thread."""
-    where = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    jobs = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROGRAM],
-            cwd=ROOT,
-            env={**environment(), **where, "RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    heard = [json.loads(job.communicate(timeout=180)[0]) for job in jobs]
+    with Group(2, [sys.executable, "-c", PROGRAM]) as jobs:
+        heard = [json.loads(job.communicate(timeout=180)[0]) for job in jobs]
     assert heard[0] == heard[1] == [[], [], ["bad", "stop"], ["stop"], ["saved"], []]
 
 

@@ -2,17 +2,17 @@
 
 import os
 import signal
-import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, environment, free_port
 from jobs import Group, message, wait_for_step
 
-# Three ranks that sum a number over and over. The one of argv[2] does to itself what argv[1] says, at the moment of
-# argv[3]: before it has joined the process group, right after, or in the middle of the work.
+# Three ranks that sum a number over and over. The one of argv[2] does to itself what argv[1] says,
+# at the moment of argv[3]: before it has joined the process group, right after, in the middle of the work, or there
+# with the main program of the others in a stand-in for a GPU's stream. What fails in a stream, as a call between ranks
+# does there, is seen by a watchdog alone; the stream never comes to an end, and neither does who waits for it.
 PROGRAM = """
-import os, signal, sys, time
+import os, platform, queue, signal, sys, threading, time
 import torch
 import torch.distributed as dist
 from fdtrain import distributed
@@ -20,6 +20,8 @@ from fdtrain.errors import UserError, exit_code
 from fdtrain.resilience.heartbeat import process_group
 
 what, who, when = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+if what != "wrong":
+    platform.node = lambda host=f"node{os.environ['RANK']}": host
 # As where only some hosts of a torchrun have seen their ranks fail.
 os.environ["TORCHELASTIC_RESTART_COUNT"] = os.environ["RANK"]
 join = dist.init_process_group
@@ -29,6 +31,8 @@ def fall(moment):
         return
     if what == "wrong":
         raise UserError("the sample is broken")
+    if what == "broken":
+        raise RuntimeError("CUDA error: uncorrectable ECC error encountered")
     if what == "stuck":
         time.sleep(60)
     if what in ("SIGKILL", "SIGSTOP"):
@@ -46,16 +50,39 @@ def init_process_group(*arguments, **options):
         # As in the import of a large package: no call of the group's would fail.
         time.sleep(60)
 
+failed = threading.Event()
+
+def stream(launched, ended):
+    for _ in iter(launched.get, None):
+        try:
+            distributed.all_reduce_sum(torch.ones(1))
+        except RuntimeError:
+            failed.set()
+        # Not a daemon: as a process group of NCCL, it would outlive the interpreter.
+        while failed.is_set():
+            time.sleep(1)
+        ended.put(None)
+
 def main():
     dist.init_process_group = init_process_group
+    distributed.failed_on_device = failed.is_set
+    launched, ended = queue.Queue(), queue.Queue()
+    if when == "stream":
+        threading.Thread(target=stream, args=(launched, ended)).start()
     with process_group(3, 4 if what == "stuck" else 60) as (_, heartbeat):
         for step in range(400):
             # Busy machines have read its name by then too.
             if step == 150:
                 fall("working")
+                fall("stream")
             heartbeat.tick()
-            distributed.all_reduce_sum(torch.ones(1))
+            if when == "stream":
+                launched.put(step)
+                ended.get()
+            else:
+                distributed.all_reduce_sum(torch.ones(1))
             time.sleep(0.01)
+    launched.put(None)
 
 sys.exit(exit_code(main))
 """
@@ -71,6 +98,10 @@ sys.exit(exit_code(main))
         ("SIGKILL", 0, "joining"),
         ("SIGKILL", 0, "joined"),
         ("SIGSTOP", 1, "joined"),
+        ("SIGKILL", 0, "stream"),
+        ("SIGKILL", 1, "stream"),
+        ("SIGSTOP", 1, "stream"),
+        ("stuck", 1, "stream"),
     ],
 )
 def test_the_others_end_and_name_it(what, who, when):
@@ -82,7 +113,8 @@ def test_the_others_end_and_name_it(what, who, when):
             said = message(jobs[rank], 40)
             expected = "held up the others for longer" if what == "stuck" else "Killed, stopped or cut off"
             # Rank 0 may be gone before it has told its name.
-            assert (f"rank {who} (process {jobs[who].pid} on " if when == "working" else f"rank {who}") in said
+            named = f"rank {who} (process {jobs[who].pid} on node{who})"
+            assert (named if when in ("working", "stream") else f"rank {who}") in said
             assert expected in said
             assert "Launch again with --resume auto." in said
         if what == "SIGSTOP":
@@ -102,6 +134,15 @@ def test_an_error_of_a_rank_s_own_is_left_to_it_to_tell():
             assert (jobs[rank].returncode, [line for line in said.splitlines() if "fdtrain: error" in line]) == (1, [])
 
 
+def test_a_rank_whose_gpu_fails_ends_without_waiting_for_it():
+    """The others wait in their streams, which nothing tells that there is nothing to wait for."""
+    with Group(3, [sys.executable, "-c", PROGRAM, "broken", "1", "stream"]) as jobs:
+        assert jobs[1].wait(60) == 1
+        assert "CUDA error: uncorrectable ECC error encountered" in jobs[1].stderr.read()
+        for rank in (0, 2):
+            assert f"rank 1 (process {jobs[1].pid} on node1) ended with an error" in message(jobs[rank], 40)
+
+
 @pytest.mark.parametrize(
     ("rank", "limits"), [(0, "60, 1"), (0, "60, 600_000, joining=1"), (1, "60, 600_000, joining=1")]
 )
@@ -112,10 +153,7 @@ def test_a_rank_whose_peer_never_comes(rank, limits):
         "from fdtrain.resilience.heartbeat import process_group\n"
         f"sys.exit(errors.exit_code(process_group({limits}).__enter__))"
     )
-    where = {"WORLD_SIZE": "2", "RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    with subprocess.Popen(
-        [sys.executable, "-c", program], cwd=ROOT, env={**environment(), **where}, stderr=subprocess.PIPE, text=True
-    ) as job:
+    with Group(2, [sys.executable, "-c", program], [rank]) as (job,):
         said = message(job, 120)
         assert "processes of this run have not all come together" in said
         assert "within 1 s" in said

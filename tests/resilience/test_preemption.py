@@ -24,6 +24,8 @@ CHOSEN = [
     ("deepspeed", SIGTERM, "group", 1, 1, None),
     ("torchrun", SIGTERM, "group", 1, 1, None),
     ("torchrun", SIGTERM, "process", 2, 1, 1),
+    # Ctrl-C: everything in the terminal's group at once, then the launcher rank after rank.
+    ("deepspeed", SIGINT, "group", 2, 2, 1),
     # A closed ssh connection.
     ("python", SIGHUP, "group", 1, 1, 1),
     ("deepspeed", SIGHUP, "group", 2, 1, 1),

@@ -7,8 +7,8 @@ import sys
 import time
 
 from checkpoints import assert_same
-from conftest import ROOT, environment, free_port
-from jobs import end, ranks_of, start, wait_for_step
+from conftest import ROOT, environment
+from jobs import Group, end, ranks_of, start, wait_for_step
 
 SETTINGS = ("training.steps=60", "checkpoint.every=50", "monitor.evaluate_every=20")
 
@@ -35,18 +35,6 @@ def test_one_rank_s_warning_stops_all_after_the_same_step(launch, undisturbed):
     assert_same(launch.checkpoint(60), undisturbed.checkpoint(60))
 
 
-def test_a_whole_group_is_signalled_and_the_launcher_adds_to_it(launch):
-    """As Ctrl-C does it: everything in the terminal's group at once, DeepSpeed's launcher then rank after rank."""
-    job = start(launch.command(*SETTINGS, processes=2))
-    wait_for_step(launch, 3, job)
-    os.killpg(job.pid, signal.SIGINT)
-    error = end(job)
-    assert job.returncode != 0
-    assert "stopped as asked after step" in error
-    assert "is killed by signal" not in error  # what torch says of a reading process that died
-    assert len(list((launch.run_folder() / "checkpoints").glob("step_*"))) == 1
-
-
 def test_a_second_signal_ends_a_process_at_once_even_in_a_call_that_hangs(launch):
     """Rank 0 alone waits for rank 1, which never comes."""
     program = (
@@ -62,34 +50,18 @@ def test_a_second_signal_ends_a_process_at_once_even_in_a_call_that_hangs(launch
         "        time.sleep(60)\n"
         "    dist.barrier()\n"
     )
-    where = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    jobs = [
-        subprocess.Popen(
-            [sys.executable, "-c", program],
-            cwd=ROOT,
-            env={**environment(), **where, "RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        assert jobs[0].stdout.readline() == "ready\n"
+    with Group(2, [sys.executable, "-c", program]) as (job, _):
+        assert job.stdout.readline() == "ready\n"
         for _ in range(3):  # one wish, told three times
-            jobs[0].send_signal(signal.SIGTERM)
+            job.send_signal(signal.SIGTERM)
             time.sleep(0.1)
-        assert jobs[0].stdout.readline() == "asked\n"
-        assert jobs[0].stderr.readline() == "fdtrain: SIGTERM: what it does\n"
+        assert job.stdout.readline() == "asked\n"
+        assert job.stderr.readline() == "fdtrain: SIGTERM: what it does\n"
         time.sleep(2.1)
-        assert jobs[0].poll() is None
-        jobs[0].send_signal(signal.SIGTERM)
-        assert jobs[0].wait(60) == 128 + signal.SIGTERM
-        assert jobs[0].stdout.read() == ""
-    finally:
-        for job in jobs:
-            job.kill()
-            job.communicate()
+        assert job.poll() is None
+        job.send_signal(signal.SIGTERM)
+        assert job.wait(60) == 128 + signal.SIGTERM
+        assert job.stdout.read() == ""
 
 
 def test_during_a_long_first_step_the_console_says_what_a_signal_does(launch):

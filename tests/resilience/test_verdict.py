@@ -60,14 +60,15 @@ def verdict(rank, *ranks, last_reply=0.5, broken=False):
         (0, [observed(0), observed(1, progress=6), observed(2, disconnected=13)], {}, Loss.LATE, [1]),
         (0, [observed(0, progress=6), observed(1), observed(2, disconnected=13)], {}, Loss.LATE, [0]),
         (0, [observed(0), observed(1, progress=6), observed(2, disconnected=11)], {}, None, []),
-        (0, [observed(0, disconnected=13), observed(1), observed(2)], {}, Loss.NETWORK, []),
-        (1, [observed(0), observed(1, progress=6, disconnected=50)], {}, None, []),
+        (0, [observed(0, disconnected=13), observed(1), observed(2)], {}, Loss.UNKNOWN, []),
+        (1, [observed(0), observed(1, progress=6, disconnected=75)], {}, None, []),
+        (1, [observed(0), observed(1, progress=6, disconnected=77)], {}, Loss.UNKNOWN, []),
         # Who has ended well is not waited for.
         (
             0,
             [observed(0), observed(1, progress=1, state=RankState.DONE), observed(2, disconnected=13)],
             {},
-            Loss.NETWORK,
+            Loss.UNKNOWN,
             [],
         ),
     ],
