@@ -130,8 +130,7 @@ def open_store(timeout: float, serve: bool = True) -> TCPStore:
             ) from error
         raise LostPeer(
             f"the {world_size()} processes of this run have not all come together at {host} within {timeout:g} s "
-            f"({str(error).splitlines()[0]}). See what became of the others, and launch again.",
-            named=True,
+            f"({str(error).splitlines()[0]}). See what became of the others, and launch again."
         ) from error
 
 

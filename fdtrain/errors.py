@@ -49,15 +49,7 @@ class UserError(Exception):
 
 
 class LostPeer(Exception):
-    """Another process of the run has ended, and this one cannot go on without it.
-
-    Args:
-        named: the message says all there is to say, and is empty if the other process does; else it may.
-    """
-
-    def __init__(self, message: str, named: bool = False):
-        super().__init__(message)
-        self.named = named
+    """Another process of the run has not come, and this one cannot go on without it."""
 
 
 class Preempted(Exception):
@@ -92,8 +84,6 @@ def missing(module: str) -> str:
 
 EXIT_CODE = 2
 LOST_PEER_CODE = BUG_CODE = 1
-HOLD_BACK_SECONDS = 12
-"""That a rank which only lost a peer leaves to that peer to say why."""
 NOT_SAVED_CODE = 74
 """Of a run whose last checkpoint could not be written (EX_IOERR of sysexits.h)."""
 PREEMPTED_CODE = 75
@@ -121,6 +111,12 @@ def log_to_console() -> None:
     logger.setLevel(logging.WARNING if rank else logging.INFO)
 
 
+def tell_error(message: str) -> None:
+    rank = os.environ.get("RANK", "0")
+    who = f" (rank {rank})" if rank != "0" else ""
+    print(f"fdtrain: error{who}: {message}", file=sys.stderr, flush=True)
+
+
 def exit_code(main: Callable[[], None]) -> int:
     """Run ``main``; a :class:`UserError` becomes one line on stderr and exit code 2. Bugs keep their trace.
 
@@ -128,8 +124,8 @@ def exit_code(main: Callable[[], None]) -> int:
     last checkpoint 74.
 
     One line is enough, from the rank that knows most; when it ends, the launcher ends the others. An error
-    that all ranks meet is told by rank 0; a rank that is still there some seconds later has one of its own;
-    and one that only lost a peer speaks last, if nobody has said why. A rank that fails does not return.
+    that all ranks meet is told by rank 0; a rank that is still there some seconds later has one of its own.
+    A rank of several that fails does not return.
     """
     log_to_console()
     rank, local_rank, world_size = (
@@ -142,8 +138,7 @@ def exit_code(main: Callable[[], None]) -> int:
         code = NOT_SAVED_CODE if isinstance(error, NotSaved) else EXIT_CODE
         message, patience = str(error), 0 if rank == 0 else 4 if local_rank == 0 else 8
     except LostPeer as error:
-        speaks = error.named and str(error)
-        message, code, patience = str(error), LOST_PEER_CODE, 0 if speaks else HOLD_BACK_SECONDS
+        message, code, patience = str(error), LOST_PEER_CODE, 0
     except Preempted as news:
         if rank == 0:
             print(f"fdtrain: {news}", file=sys.stderr, flush=True)
@@ -157,9 +152,8 @@ def exit_code(main: Callable[[], None]) -> int:
         print(masked(traceback.format_exc()), file=sys.stderr, flush=True)
         message, code, patience = "", BUG_CODE, 0
     time.sleep(patience)
-    who = f" (rank {rank})" if rank else ""
     if message:
-        print(f"fdtrain: error{who}: {message}", file=sys.stderr, flush=True)
+        tell_error(message)
     if world_size > 1:
         # The interpreter's end waits for threads of the process group that wait for the others, or for the device.
         sys.stdout.flush()

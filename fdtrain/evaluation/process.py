@@ -30,7 +30,7 @@ def process_group(name: str | None) -> Iterator[torch.device]:
 
     Raises:
         UserError: that device is not available.
-        LostPeer: another process is lost.
+        LostPeer: the first process has not come.
     """
     if distributed.world_size() == 1:
         yield open_device(name or ("cuda" if distributed.on_gpu() else "cpu"))

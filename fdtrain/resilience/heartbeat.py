@@ -13,7 +13,6 @@ import itertools
 import os
 import platform
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -26,7 +25,7 @@ import torch
 from torch._C._distributed_c10d import Store
 
 from fdtrain import distributed
-from fdtrain.errors import HOLD_BACK_SECONDS, LOST_PEER_CODE, LostPeer, Preempted
+from fdtrain.errors import LOST_PEER_CODE, Preempted, tell_error
 from fdtrain.resilience.signals import SIGNALS
 from fdtrain.resilience.verdict import Limits, Loss, Observation, RankState, Sign, Verdict, judge, observe
 
@@ -36,6 +35,8 @@ PLACE = "fdtrain"
 restarts: on a host that learns of another's failure before it sees its own ranks end, that stays behind."""
 NOTHING = "-"
 """In the store, where nothing has been written yet."""
+HOLD_BACK_SECONDS = 12
+"""That a rank leaves to one that has an error of its own, to say it."""
 
 
 @contextmanager
@@ -54,7 +55,7 @@ def process_group(
         joining: seconds within which all must have come; None: ``collective``.
 
     Raises:
-        LostPeer: another rank is lost.
+        LostPeer: rank 0 has not come. Of a rank that is lost later the heartbeat tells, and ends the process.
     """
     store = distributed.open_store(joining or collective)
     with Heartbeat(heartbeat, collective, again, joining) as beat:
@@ -67,8 +68,8 @@ class Heartbeat:
     """A context around what the ranks do together, on every rank. With one rank it does nothing.
 
     Inside, a rank that finds another lost ends its process with one line that names it, from a thread, for the main
-    program may hang in a call that cannot be interrupted, such as one that waits for a GPU. An error of a connection
-    that reaches the context becomes a LostPeer with the name.
+    program may hang in a call that cannot be interrupted, such as one that waits for a GPU. It does the same when an
+    error of a connection reaches the context.
 
     Args: as of :func:`process_group`.
     """
@@ -77,8 +78,9 @@ class Heartbeat:
         self.limits, self.again = Limits(heartbeat, collective, joining or collective), again
         self._name = f"rank {distributed.rank()} (process {os.getpid()} on {platform.node()})"
         self._progress, self._state = 0, RankState.WORKING
-        self._end, self._decided, self._wake = threading.Event(), threading.Event(), threading.Event()
-        self._reporting = threading.Lock()
+        self._end, self._wake = threading.Event(), threading.Event()
+        self._ending = threading.Lock()
+        """Held by whatever ends this process, or its membership."""
         self._written: RankState | None = None
         self._broken = False
         self._verdict: Verdict | None = None
@@ -108,11 +110,14 @@ class Heartbeat:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if distributed.world_size() == 1:
             return
-        try:
-            if distributed.is_lost_connection(error):
-                raise self._diagnose() from error
-        finally:
-            self._leave(RankState.DONE if error is None or isinstance(error, Preempted) else RankState.FAILED)
+        if distributed.is_lost_connection(error):
+            # A launcher ends all ranks by signals when it sees one gone.
+            for number in SIGNALS:
+                signal.signal(number, signal.SIG_IGN)
+            self._disconnect()
+            # Whose fault it is, _judge finds out, and ends this process.
+            threading.Event().wait()
+        self._leave(RankState.DONE if error is None or isinstance(error, Preempted) else RankState.FAILED)
 
     def _begin(self) -> None:
         self._store = distributed.open_store(self.limits.heartbeat, serve=False)
@@ -176,43 +181,24 @@ class Heartbeat:
                 return
 
     def _decide(self, verdict: Verdict) -> None:
-        self._verdict = verdict
-        self._decided.set()
-        if not self._reporting.acquire(blocking=False):
-            # The main program waits for this in _diagnose, or is leaving with an error of its own.
+        """End this process, unless it is leaving with an error of its own."""
+        if not self._ending.acquire(blocking=False):
             return
+        self._verdict = verdict
         self._pass_on(RankState.FAILED)
-        if text := self._message(verdict):
-            print(f"fdtrain: error (rank {distributed.rank()}): {text}", file=sys.stderr, flush=True)
-        else:
-            # Whoever ends first gives a launcher its exit code: that is for the rank that knows why.
+        if verdict.loss == Loss.FAILED and any(name.endswith(f" on {platform.node()})") for name in verdict.names):
+            # It says why where this process would. Whoever ends first gives a launcher its exit code, too.
             time.sleep(HOLD_BACK_SECONDS)
+        else:
+            tell_error(f"{verdict} {self.again}")
         os._exit(LOST_PEER_CODE)
-
-    def _message(self, verdict: Verdict) -> str:
-        """Nothing of a rank that has ended by an error of its own on this host, where its output is to be seen."""
-        here = any(name.endswith(f" on {platform.node()})") for name in verdict.names)
-        return "" if verdict.loss == Loss.FAILED and here else f"{verdict} {self.again}"
-
-    def _diagnose(self) -> LostPeer:
-        """Who is to blame for a broken connection; waits until that is clear."""
-        # The launcher ends all ranks when it sees one gone. It grants them half a minute.
-        for number in SIGNALS:
-            signal.signal(number, signal.SIG_IGN)
-        if not self._reporting.acquire(blocking=False):
-            # _decide was quicker, and ends this process.
-            threading.Event().wait()
-        self._disconnect()
-        self._decided.wait()
-        assert self._verdict is not None
-        return LostPeer(self._message(self._verdict), named=True)
 
     def _disconnect(self) -> None:
         self._disconnected, self._state = self._disconnected or time.monotonic(), RankState.DISCONNECTED
         self._wake.set()
 
     def _leave(self, state: RankState) -> None:
-        self._reporting.acquire(blocking=False)
+        self._ending.acquire(blocking=False)
         self._pass_on(state)
         self._end.set()
         self._wake.set()
