@@ -26,10 +26,11 @@ PATIENCE = 600.0
 """Seconds that a rank waits for another in a call of theirs, unless a run says otherwise."""
 OWN_FILES = 256
 """That a rank may have open beside the connections of all others to its store."""
-NCCL = {"TORCH_NCCL_RETHROW_CUDA_ERRORS": "0", "TORCH_NCCL_DUMP_ON_TIMEOUT": "0"}
-"""What torch's watchdog of NCCL is told, where nobody has told it otherwise: to note errors and not to end the process
-at once, which :mod:`fdtrain.resilience.heartbeat` does when it knows whose fault it is; and to ask the store for none.
-Its monitor still ends a process some minutes after the watchdog has stopped."""
+NCCL = dict.fromkeys(
+    ("TORCH_NCCL_ASYNC_ERROR_HANDLING", "TORCH_NCCL_RETHROW_CUDA_ERRORS", "TORCH_NCCL_DUMP_ON_TIMEOUT"), "0"
+)
+"""Where nobody has set them otherwise: torch's watchdogs of NCCL (one up to torch 2.14, another since) note errors, and
+end no process before :mod:`fdtrain.resilience.heartbeat` can say whose fault it is."""
 
 
 def world_size() -> int:
@@ -184,11 +185,11 @@ def connected(patience: float, store: Store) -> Iterator[torch.device]:
 
 def is_lost_connection(error: BaseException | None) -> bool:
     """Whether an error of a call between ranks means that another is gone or does not answer."""
-    if isinstance(error, dist.DistBackendError):
-        # Of NCCL, where this rank's own GPU has failed.
-        return "unhandled cuda error" not in str(error)
-    kinds = (dist.DistStoreError, dist.DistNetworkError)
-    return isinstance(error, kinds) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+    text, kinds = str(error), (dist.DistBackendError, dist.DistStoreError, dist.DistNetworkError)
+    if "unhandled cuda error" in text:
+        # NCCL's words where this rank's own GPU has failed.
+        return False
+    return isinstance(error, kinds) or (isinstance(error, RuntimeError) and ("gloo" in text or "NCCL" in text))
 
 
 def failed_on_device() -> bool:

@@ -69,13 +69,13 @@ def test_the_watchdog_of_nccl_is_told_to_note_errors_unless_it_is_told_otherwise
     monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
     monkeypatch.setattr(dist, "init_process_group", lambda backend, **_: joined.append(backend))
     for name in distributed.NCCL:
-        # The one is to be forgotten after the test, the other is the user's.
+        # The first is to be forgotten after the test, the others are the user's.
         monkeypatch.setenv(name, "1")
-    monkeypatch.delenv("TORCH_NCCL_RETHROW_CUDA_ERRORS")
+    monkeypatch.delenv("TORCH_NCCL_ASYNC_ERROR_HANDLING")
     monkeypatch.setenv("LOCAL_RANK", "1")
     distributed.connect(store=dist.HashStore())
     assert joined == ["nccl"]
-    assert [os.environ[f"TORCH_NCCL_{name}"] for name in ("RETHROW_CUDA_ERRORS", "DUMP_ON_TIMEOUT")] == ["0", "1"]
+    assert [os.environ[name] for name in distributed.NCCL] == ["0", "1", "1"]
 
 
 class Noted:
@@ -112,10 +112,11 @@ def test_a_watchdog_of_nccl_that_has_noted_nothing():
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=variables, check=True, timeout=300)
 
 
-def test_a_gpu_of_its_own_that_fails_is_no_other_rank_s_fault():
-    own = "NCCL error in: ProcessGroupNCCL.cpp:3690, unhandled cuda error, NCCL version 2.30.7"
-    assert not distributed.is_lost_connection(dist.DistBackendError(own))
-    assert distributed.is_lost_connection(dist.DistBackendError("NCCL error: remote process exited"))
+@pytest.mark.parametrize("kind", [dist.DistBackendError, RuntimeError])
+def test_a_gpu_of_its_own_that_fails_is_no_other_rank_s_fault(kind):
+    """Groups of NCCL up to torch 2.14, and later ones."""
+    assert not distributed.is_lost_connection(kind("NCCL error: unhandled cuda error (run with NCCL_DEBUG=INFO)"))
+    assert distributed.is_lost_connection(kind("NCCL operation timed out"))
 
 
 def test_a_run_on_the_cpu_of_a_machine_with_gpus(monkeypatch):

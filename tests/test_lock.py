@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, environment
-from jobs import wait_for_step
+from jobs import start, wait_for_step
 
 from fdtrain import lock
 from fdtrain.errors import UserError
@@ -32,14 +32,7 @@ with held(Path(sys.argv[1]), beat=0.1, stale=0.6):
 @pytest.fixture
 def holder(tmp_path):
     """A living process that holds the lock."""
-    job = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(tmp_path)],
-        cwd=ROOT,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    job = start([sys.executable, "-c", HOLD, str(tmp_path)])
     assert job.stdout.readline() == "held\n"
     yield job
     job.kill()
@@ -113,10 +106,14 @@ def test_a_lock_of_another_machine_is_watched(tmp_path, monkeypatch):
         assert time.monotonic() - begin > 0.3
 
 
-@pytest.mark.parametrize("content", ["", "{", "[1]", '{"pid": "x"}'])
-def test_a_damaged_lock_counts_by_its_age_alone(tmp_path, content):
+OWN = {key: value for key, value in lock._describe().items() if key != "pid"}
+NAMELESS = [json.dumps(OWN | pid) for pid in ({}, {"pid": "4"}, {"pid": None}, {"pid": True})]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", '{"pid": "x"}', *NAMELESS])
+def test_a_lock_that_names_no_process_counts_by_its_age_alone(tmp_path, content):
     (tmp_path / lock.FILE).write_text(content)
-    with lock.held(tmp_path, beat=0.1, stale=0.3):
+    with lock.held(tmp_path, beat=0.05, stale=0.1):
         assert json.loads((tmp_path / lock.FILE).read_text())["pid"] == os.getpid()
 
 
@@ -133,14 +130,6 @@ def test_what_is_no_file_in_the_lock_s_place_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot be written \(Not a directory\)"), lock.held(tmp_path / "file"):
         pass
-
-
-def test_a_lock_without_a_process_counts_by_its_age_alone(tmp_path):
-    content = lock._describe()
-    for pid in ({}, {"pid": "4"}, {"pid": None}, {"pid": True}):
-        (tmp_path / lock.FILE).write_text(json.dumps({k: v for k, v in content.items() if k != "pid"} | pid))
-        with lock.held(tmp_path, beat=0.05, stale=0.1):
-            assert json.loads((tmp_path / lock.FILE).read_text())["pid"] == os.getpid()
 
 
 @pytest.mark.parametrize("replace", [None, Path.touch, Path.mkdir])
@@ -252,12 +241,7 @@ def test_of_many_that_take_over_at_once_one_has_it(tmp_path):
 
 def test_a_second_job_is_refused_and_the_first_goes_on(launch):
     """Two launches of the same configuration: the second says who is there, with exit code 2, and changes nothing."""
-    first = subprocess.Popen(
-        launch.command("training.steps=100000", "checkpoint.every=100000", processes=0),
-        cwd=ROOT,
-        env=environment(),
-        stderr=subprocess.PIPE,
-    )
+    first = start(launch.command("training.steps=100000", "checkpoint.every=100000", processes=0))
     try:
         wait_for_step(launch, 2, first)
         written = (launch.run_folder() / "config.yaml").stat().st_mtime_ns
@@ -301,9 +285,7 @@ def test_a_signal_ends_a_job_that_waits_for_a_lock(launch):
     launch.run_folder().mkdir(parents=True)
     (launch.run_folder() / lock.FILE).write_text('{"host": "elsewhere", "pid": 7}')
     os.utime(launch.run_folder() / lock.FILE, (time.time() + 3600,) * 2)
-    with subprocess.Popen(
-        launch.command(processes=0), cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True
-    ) as job:
+    with start(launch.command(processes=0)) as job:
         while "watching for up to 60 s whether it is alive" not in (line := job.stderr.readline()):
             assert line, job.wait()
         job.terminate()

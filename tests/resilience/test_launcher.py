@@ -32,15 +32,7 @@ with launcher.watched(time.sleep), launcher.watched(launcher.end):
     ids=["torchrun", "DeepSpeed", "by hand"],
 )
 def test_a_process_ends_with_its_launcher_alone(variables, ends):
-    job = subprocess.Popen(
-        [sys.executable, "-c", PARENT, CHILD],
-        cwd=ROOT,
-        env={**environment(), "RANK": "0", **variables},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        start_new_session=True,
-    )
+    job = start([sys.executable, "-c", PARENT, CHILD], **variables)
     child = psutil.Process(int(job.stdout.readline()))
     job.kill()
     job.wait()
