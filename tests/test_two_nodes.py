@@ -54,7 +54,7 @@ def test_deepspeed_on_two_hosts_cut_and_launched_again(launch, undisturbed, host
     said = [job.communicate(timeout=300)[1] for job in jobs]
     assert [job.returncode for job in jobs] == [1, 1]
     for mine, other in ((0, 1), (1, 0)):
-        who = rf"fdtrain: error \(rank {mine}\)" if mine else "fdtrain: error(| \\(rank 0\\))"
+        who = r"fdtrain: error \(rank 1\)" if mine else "fdtrain: error"
         assert re.search(rf"{who}: lost rank {other} \(process \d+ on ", said[mine]), said[mine]
     assert not (launch.run_folder() / "checkpoints" / "step_00000060").exists()
     hosts.mend()

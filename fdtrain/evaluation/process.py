@@ -73,4 +73,5 @@ def check_same(request: dict[str, Any]) -> None:
 
 def wait_for_all(device: torch.device) -> None:
     """Return when every process of the launch has called this function."""
-    distributed.all_reduce_sum(torch.zeros(1, device=device))
+    # Read, for on a GPU the call itself returns at once.
+    distributed.all_reduce_sum(torch.zeros(1, device=device)).item()

@@ -93,8 +93,6 @@ sys.exit(exit_code(main))
     [
         ("SIGKILL", 0, "working"),
         ("SIGSTOP", 0, "working"),
-        ("SIGSTOP", 1, "working"),
-        ("stuck", 1, "working"),
         ("SIGKILL", 0, "joining"),
         ("SIGKILL", 0, "joined"),
         ("SIGSTOP", 1, "joined"),
