@@ -34,6 +34,12 @@ class PackRequest(BaseModel):
     bad_images: bool = False
 
 
+def _compared(request: PackRequest) -> dict[str, Any]:
+    """What defines the shards."""
+    left_out = {"images": True, "bad_images": True, "description": {"preparation"}}
+    return request.model_dump(mode="json", exclude=left_out)
+
+
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
     """Hold the folder of a data set, made if need be, against other processes.
@@ -57,7 +63,7 @@ class ShardStore(PartialStore[Shard]):
     DURABLE = False
 
     def __init__(self, folder: Path, request: PackRequest):
-        arguments = request.model_dump(mode="json", exclude={"images", "bad_images"})
+        arguments = _compared(request)
         super().__init__(folder / ".packing", arguments, folder / "packing.json")
         self.shards = folder
 
@@ -66,7 +72,7 @@ class ShardStore(PartialStore[Shard]):
         return PackRequest.model_validate(super().stored_request())
 
     def stored_request(self) -> dict[str, Any]:
-        return self.begun().model_dump(mode="json")
+        return _compared(self.begun())
 
     def read(self, name: str) -> Shard | None:
         """The record of a shard, if the shard exists in full length, and its index was not emptied by a crash."""

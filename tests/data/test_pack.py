@@ -6,6 +6,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from itertools import chain
 from pathlib import Path
@@ -33,18 +34,6 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def tool(*arguments: object) -> int:
     return main(["pack", *map(str, arguments), "--no-config"])
-
-
-def started(*arguments: object) -> subprocess.Popen:
-    """The same in a process of its own."""
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "tools" / "pack.py"), *map(str, arguments), "--no-config"],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stderr=subprocess.PIPE,
-        text=True,
-        # Jobs that a shell runs in the background are born ignoring interrupts, this test's children too.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -96,10 +85,12 @@ def test_packing_again_changes_nothing(tmp_path, cifar):
 def test_a_killed_pack_goes_on_with_other_workers(tmp_path):
     files = {f"{'ab'[i % 2]}/{i}.png": data for i, data in enumerate(pictures(200, 128))}
     folder = image_folder(tmp_path / "in", files)
-    options = ["--encoding", "png", "--shard-images", 4, "--name", "some"]
-    tool("images", folder, tmp_path / "whole", *options, "--workers", 1)
+    options = ["--encoding", "png", "--shard-images", 4, "--name", "some", "--no-config", "--workers"]
+    tool("images", folder, tmp_path / "whole", *options, 1)
     out = tmp_path / "killed"
-    process = started("images", folder, out, *options, "--workers", 2)
+    command = [sys.executable, ROOT / "tools" / "pack.py", "images", folder, out, *options, 2]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(list(map(str, command)), env=environment, stderr=subprocess.DEVNULL)
     limit = time.monotonic() + 60
     while len(list(out.glob(".packing/*.tar.json"))) < 5:
         assert process.poll() is None
@@ -116,7 +107,7 @@ def test_a_killed_pack_goes_on_with_other_workers(tmp_path):
     assert 5 <= len(records) < 50
     assert not (out / "dataset.json").exists()
     inodes = {name: (out / name).stat().st_ino for name in records}
-    tool("images", tmp_path / "in", out, *options, "--workers", 1)
+    tool("images", tmp_path / "in", out, *options, 1)
     assert {name: (out / name).stat().st_ino for name in records} == inodes
     assert contents(out) == contents(tmp_path / "whole")
 
@@ -132,16 +123,20 @@ def alive(pid: int) -> bool:
         return False
 
 
-def test_an_interrupt_says_how_to_go_on(tmp_path):
+def test_an_interrupt_says_how_to_go_on(tmp_path, capsys):
+    """It reaches the whole group of a terminal; the parent alone answers it."""
     folder = image_folder(tmp_path / "in", {f"{i}.png": data for i, data in enumerate(pictures(100, 128))})
     arguments = ["images", folder, tmp_path / "out", "--shard-images", 2, "--workers", 2, "--encoding", "png"]
-    process = started(*arguments)
-    while not list((tmp_path / "out").glob(".packing/*.tar.json")):
-        assert process.poll() is None
-        time.sleep(0.005)
-    process.send_signal(signal.SIGINT)
-    errors = process.communicate(timeout=180)[1]
-    assert process.returncode == 2
+
+    def interrupt() -> None:
+        while not list((tmp_path / "out").glob(".packing/*.tar.json")):
+            time.sleep(0.005)
+        for process in (*children(os.getpid()), os.getpid()):
+            os.kill(process, signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    assert tool(*arguments) == 2
+    errors = capsys.readouterr().err
     assert "interrupted. The same command goes on" in errors
     assert "Traceback" not in errors
     tool(*arguments)
