@@ -16,14 +16,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
+from tqdm.auto import tqdm
 
+from fdtrain import distributed
 from fdtrain.data.loader import Batch
 from fdtrain.diffusion.likelihood import Estimate, estimate, standard_errors
 from fdtrain.diffusion.objective import quantise
 from fdtrain.diffusion.solvers import DEFAULT
+from fdtrain.diffusion.solvers.stepper import Stepper
 from fdtrain.errors import UserError, excerpt
-from fdtrain.evaluation import nll, samples
+from fdtrain.evaluation import nll, pictures, samples
 from fdtrain.evaluation.load import ModelOrigin, open_model
 from fdtrain.evaluation.process import open_device
 from fdtrain.evaluation.samples import Sampler
@@ -34,12 +38,12 @@ Label = int | str | Sequence[int | str] | Tensor | None
 """Classes by number or name: one for all images, or one for each."""
 
 
-def load(path: str | Path, device: str | torch.device | None = None, ema_length: float | None = None) -> "TrainedModel":
+def load(path: str | Path, device: str | torch.device = "cpu", ema_length: float | None = None) -> "TrainedModel":
     """Load the averaged weights of a run (its newest checkpoint), a checkpoint or an export.
 
     Args:
         path: its folder.
-        device: as torch names it; None: the CPU.
+        device: as torch names it, or "auto": the GPU where there is one.
         ema_length: relative length of the average, of a run with ``ema.lengths``; None: the average of ``ema.decay``.
 
     Raises:
@@ -47,7 +51,25 @@ def load(path: str | Path, device: str | torch.device | None = None, ema_length:
             device is not available.
     """
     model, origin = open_model(path, ema_length)
-    return TrainedModel(model, origin).to(device or "cpu")
+    return TrainedModel(model, origin).to(device)
+
+
+def grid(images: Tensor | np.ndarray, levels: int = 256, columns: int | None = None) -> Image.Image:
+    """A picture of images side by side, magnified where they are small.
+
+    Args:
+        images: levels ``(N, C, H, W)`` uint8, grey or RGB.
+        levels: of their data set; :meth:`TrainedModel.grid` knows those of its own.
+        columns: None: about as many as rows.
+
+    Raises:
+        UserError: they are no such images.
+    """
+    given = _levels(images, levels)
+    if given.dim() != 4 or given.shape[1] not in (1, 3):
+        raise UserError(f"images: shape {tuple(given.shape)}; (N, C, H, W) with C = 1 or 3 is needed.")
+    _check(0, **({} if columns is None else {"columns": columns}))
+    return pictures.to_image(pictures.sheet(samples.to_pixels(given, levels), columns))
 
 
 @dataclass(frozen=True)
@@ -92,11 +114,13 @@ class TrainedModel:
         return next(self.module.parameters()).device
 
     def to(self, device: str | torch.device) -> "TrainedModel":
-        """Move the weights to a device, in place.
+        """Move the weights to a device, in place; "auto" is the GPU where there is one.
 
         Raises:
             UserError: it is not available.
         """
+        if device == "auto":
+            device = "cuda" if distributed.on_gpu() else "cpu"
         self.module.to(open_device(device, "device"))
         return self
 
@@ -111,6 +135,7 @@ class TrainedModel:
         solver: str = DEFAULT,
         grid: str | Sequence[float] | None = None,
         batch: int = 64,
+        progress: bool = False,
     ) -> Tensor:
         """Draw images: levels ``(count, C, H, W)`` uint8, on the CPU.
 
@@ -123,6 +148,7 @@ class TrainedModel:
             grid: name of a spacing of the times, times that fall from 1 to 0, or "optimised", as the command
                 ``evaluate grid`` has found them; None: the default.
             batch: images that are computed together.
+            progress: show a bar of the evaluations of the network, each of one batch.
 
         Raises:
             UserError: the model cannot be sampled so, or its output is not finite.
@@ -133,12 +159,14 @@ class TrainedModel:
         labels = sampler.labels(range(count), self.spec)
         if label is not None:
             labels = self._labels(label, count).tolist()
-        times, parts = sampler.times(self.spec), []
-        for first in range(0, count, batch):
-            part = slice(first, first + batch)
-            own = labels and labels[part]
-            x = samples.solve(self.module, range(count)[part], own, times, solver, seed, guidance)
-            parts.append(quantise(x, self.spec.levels).cpu())
+        times, parts, begins = sampler.times(self.spec), [], range(0, count, batch)
+        total = len(begins) * len(Stepper(solver, times, self.spec.bound.interval).times)
+        with tqdm(total=total, desc="sampling", disable=not progress) as bar:
+            for first in begins:
+                part = slice(first, first + batch)
+                how = times, solver, seed, guidance, lambda *_: bar.update()
+                x = samples.solve(self.module, range(count)[part], labels and labels[part], *how)
+                parts.append(quantise(x, self.spec.levels).cpu())
         return torch.cat(parts)
 
     def bits_per_dim(
@@ -228,6 +256,10 @@ class TrainedModel:
         """Levels as pixels from 0 to 255, for showing and saving; the same where there are 256 levels."""
         return samples.to_pixels(images, self.spec.levels)
 
+    def grid(self, images: Tensor | np.ndarray, columns: int | None = None) -> Image.Image:
+        """A picture of levels side by side: :func:`fdtrain.grid`."""
+        return grid(images, self.spec.levels, columns)
+
     def _labels(self, label: Label, count: int) -> Tensor:
         """Numbers of the classes of ``count`` images, ``(count,)`` int64."""
         spec, names = self.spec, self.spec.classes
@@ -248,13 +280,9 @@ class TrainedModel:
         return torch.tensor(numbers)
 
     def _images(self, images: Tensor | np.ndarray, label: Label) -> "_InMemory":
-        levels, spec = torch.as_tensor(images).cpu(), self.spec
-        if levels.dtype != torch.uint8:
-            raise UserError(f"images: levels of type uint8 are needed, these are {levels.dtype}.")
-        if levels.dim() != 4 or tuple(levels.shape[1:]) != spec.shape or not len(levels):
+        levels, spec = _levels(images, self.spec.levels), self.spec
+        if tuple(levels.shape[1:]) != spec.shape:
             raise UserError(f"images: shape {tuple(levels.shape)}, this model needs (N, C, H, W) = (N, *{spec.shape}).")
-        if (highest := int(levels.max())) >= spec.levels:
-            raise UserError(f"images: level {highest}, this model's are 0 to {spec.levels - 1}.")
         labelled = spec.classes or label is not None
         return _InMemory(levels, self._labels(label, len(levels)) if labelled else torch.full((len(levels),), -1))
 
@@ -272,6 +300,16 @@ class _InMemory:
     def batch(self, images: range) -> Batch:
         part = slice(images.start, images.stop)
         return self.levels[part], self.labels[part]
+
+
+def _levels(images: Tensor | np.ndarray, count: int) -> Tensor:
+    """Images of ``count`` levels on the CPU. Raises UserError: they have other values, or there are none."""
+    levels = torch.as_tensor(images).cpu()
+    if levels.dtype != torch.uint8 or not levels.numel():
+        raise UserError(f"images: levels of type uint8 are needed, these are {levels.numel()} of {levels.dtype}.")
+    if (highest := int(levels.max())) >= count:
+        raise UserError(f"images: level {highest}, where {count} levels are 0 to {count - 1}.")
+    return levels
 
 
 def _check(seed: int, **counts: int) -> None:

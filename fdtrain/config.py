@@ -264,8 +264,10 @@ class DiffusionConfig(Section):
         return self
 
 
-ConfigFiles = str | Path | Sequence[str | Path]
-"""One file or several, each laid over those before it."""
+Layer = str | Path | Mapping[str, Any]
+"""A name that comes with fdtrain, a file, or its content, whose keys may be dotted: ``{"training.steps": 200}``."""
+ConfigFiles = Layer | Sequence[Layer]
+"""One or several, each laid over those before it."""
 
 MAX_MISTAKES = 8
 """The mistakes that one message names."""
@@ -490,7 +492,7 @@ CANNOT_READ = "--config: cannot read"
 
 
 def load_config(path: ConfigFiles, overrides: list[str] | None = None, origin: str = "--set") -> Config:
-    """Read a YAML configuration and apply ``section.key=value`` overrides (values are YAML too), given by ``origin``.
+    """Read a configuration and apply ``section.key=value`` overrides (values are YAML too), given by ``origin``.
 
     Of several files each is laid over those before it, key by key: a preset over the configuration of a data set.
 
@@ -498,12 +500,10 @@ def load_config(path: ConfigFiles, overrides: list[str] | None = None, origin: s
         UserError: no such file, not YAML, unknown key, wrong type or impossible combination; the message
             is one line that names the key.
     """
-    paths = [path] if isinstance(path, str | Path) else path
+    layers = [path] if isinstance(path, str | Path | Mapping) else path
     content: dict[str, Any] = {}
-    for file in paths:
-        found = shipped.find(file, CANNOT_READ)
-        layer = read_mapping(found, CANNOT_READ, "sections such as 'data:' and 'training:'")
-        content = _laid_over(content, layer)
+    for layer in layers:
+        content = _laid_over(content, _nested(layer) if isinstance(layer, Mapping) else _read(layer))
     for override in overrides or []:
         _apply(content, override)
     try:
@@ -511,8 +511,25 @@ def load_config(path: ConfigFiles, overrides: list[str] | None = None, origin: s
     except ValidationError as error:
         mistakes = [_explain(e) for e in error.errors()]
         more = [f"and {len(mistakes) - MAX_MISTAKES} more"] if mistakes[MAX_MISTAKES:] else []
-        where = _where(error, ", ".join(map(str, paths)), overrides or [], origin)
+        names = ["the mapping" if isinstance(layer, Mapping) else str(layer) for layer in layers]
+        where = _where(error, ", ".join(names), overrides or [], origin)
         raise UserError("; ".join(mistakes[:MAX_MISTAKES] + more) + f" (in {where}).") from error
+
+
+def _read(file: str | Path) -> dict[str, Any]:
+    return read_mapping(shipped.find(file, CANNOT_READ), CANNOT_READ, "sections such as 'data:' and 'training:'")
+
+
+def _nested(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Sections within sections, as YAML has them, of keys that may be dotted, and paths as texts."""
+    nested: dict[str, Any] = {}
+    for key, value in content.items():
+        value = _nested(value) if isinstance(value, Mapping) else value
+        value = os.fspath(value) if isinstance(value, os.PathLike) else value
+        for part in reversed(str(key).split(".")):
+            value = {part: value}
+        nested = _laid_over(nested, value)
+    return nested
 
 
 def _where(error: ValidationError, files: str, overrides: list[str], origin: str) -> str:

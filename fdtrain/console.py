@@ -56,6 +56,11 @@ def _leads_to(stream, number: int) -> bool:
         return False
 
 
+def watched() -> bool:
+    """Whether stderr is read by a person while it is written: at a terminal, or in a notebook."""
+    return sys.stderr.isatty() or type(sys.stderr).__module__.startswith("ipykernel.")
+
+
 @contextmanager
 def phase(what: str) -> Iterator[None]:
     """Around work without a progress bar: log what it is every few seconds. Of phases within one another the inner one

@@ -22,6 +22,8 @@ from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsa
 from fdtrain.errors import LostPeer, Preempted, UserError
 
 Value = TypeVar("Value")
+ALONE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+"""What a launcher would tell a process without others."""
 PATIENCE = 600.0
 """Seconds that a rank waits for another in a call of theirs, unless a run says otherwise."""
 OWN_FILES = 256
@@ -101,8 +103,7 @@ def open_store(timeout: float, serve: bool = True) -> TCPStore:
     _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
     # The usual limit of 1,024 is for programs that cannot count further.
     resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
-    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
-    for name, value in alone.items():
+    for name, value in ALONE.items():
         os.environ.setdefault(name, value)
     os.environ.setdefault("MASTER_PORT", "0" if world_size() == 1 else "29500")
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
@@ -181,6 +182,32 @@ def connected(patience: float, store: Store) -> Iterator[torch.device]:
         dist.destroy_process_group()
         raise
     dist.destroy_process_group()
+
+
+@contextmanager
+def visiting() -> Iterator[None]:
+    """Around the run of a process that goes on afterwards: its process group ends, and the variables of a launch go.
+
+    Raises:
+        UserError: the process is one of several, or has a process group already.
+    """
+    if world_size() > 1:
+        raise UserError(f"this is one process of {world_size()}, and in Python one trains alone. Use fdtrain train.")
+    if dist.is_initialized():
+        raise UserError(
+            "torch.distributed is in use in this process, by another run or by your own program. Wait until that run "
+            "ends, or call torch.distributed.destroy_process_group() first."
+        )
+    before = {name: os.environ.get(name) for name in (*ALONE, "MASTER_PORT")}
+    try:
+        yield
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 def is_lost_connection(error: BaseException | None) -> bool:

@@ -104,6 +104,24 @@ def test_the_optimised_grid_of_an_export(folder):
     assert torch.equal(found, model.sample(2, solver="ode", grid=times))
 
 
+def test_progress_counts_every_evaluation(folder, capsys):
+    model = fdtrain.load(folder, device="auto")
+    for solver in ("ode", "sde", "heun_edm"):
+        shown = model.sample(5, steps=3, solver=solver, batch=2, progress=True)
+        assert torch.equal(shown, model.sample(5, steps=3, solver=solver))
+        assert "100%" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_picture_of_images():
+    images = torch.arange(17, dtype=torch.uint8)[:, None, None, None].expand(17, 1, 8, 8)
+    picture = np.asarray(fdtrain.grid(images, levels=17, columns=17))
+    # Lines of two pixels between images, which are magnified alike.
+    side = picture.shape[0] - 4
+    assert picture.shape == (side + 4, 17 * (side + 2) + 2)
+    assert picture[side // 2, side // 2 :: side + 2].tolist() == [round(255 * i / 16) for i in range(17)]
+    assert fdtrain.grid(images.numpy().repeat(3, 1)).mode == "RGB"
+
+
 def test_samples_by_label(guided):
     each = guided.sample(12, steps=2)
     assert torch.equal(each, guided.sample(12, steps=2, label=[i % 10 for i in range(12)]))
@@ -174,6 +192,8 @@ def test_what_it_shows(folder, guided):
     assert "10 classes" in repr(guided)
     assert model.to("cpu") is model
     assert model.device == torch.device("cpu")
+    images = model.sample(6, steps=2)
+    assert model.grid(images, columns=3) == fdtrain.grid(model.pixels(images), columns=3)
 
 
 IMAGES = torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
@@ -196,10 +216,14 @@ IMAGES = torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
         (lambda m, g: g.sample(1, label=10), "label 10: this model has classes 0 to 9: digit 0"),
         (lambda m, g: g.sample(1, label="ten"), "label 'ten': this model has classes"),
         (lambda m, g: g.sample(3, label=[1, 2]), "2 labels for 3 images"),
-        (lambda m, g: m.bits_per_dim(IMAGES.float()), "levels of type uint8 are needed, these are torch.float32"),
+        (lambda m, g: m.bits_per_dim(IMAGES.float()), "uint8 are needed, these are 128 of torch.float32"),
         (lambda m, g: m.bits_per_dim(IMAGES[0]), r"shape \(1, 8, 8\), this model needs"),
         (lambda m, g: m.bits_per_dim(IMAGES[:, :, :4]), r"shape \(2, 1, 4, 8\)"),
-        (lambda m, g: m.bits_per_dim(IMAGES + 17), "level 17, this model's are 0 to 16"),
+        (lambda m, g: m.bits_per_dim(IMAGES + 17), "level 17, where 17 levels are 0 to 16"),
+        (lambda m, g: m.grid(IMAGES + 17), "level 17, where 17 levels are 0 to 16"),
+        (lambda m, g: m.grid(IMAGES[:0]), "these are 0 of torch.uint8"),
+        (lambda m, g: fdtrain.grid(IMAGES[0]), r"shape \(1, 8, 8\); \(N, C, H, W\)"),
+        (lambda m, g: fdtrain.grid(IMAGES, columns=0), "columns must be at least 1"),
         (lambda m, g: m.bits_per_dim(IMAGES, draws=0), "draws must be at least 1"),
         (lambda m, g: m.log_prob(IMAGES, label=3), "trained without labels"),
         (lambda m, g: m.log_prob(IMAGES, tolerance=1e-9), "tolerance must be at least 3.1e-05"),

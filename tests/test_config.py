@@ -112,6 +112,13 @@ def test_networks(write):
     assert load_config(write(MINIMAL), ["network={name: dit, size: XL}"]).network.size == "XL"
 
 
+def test_a_mapping_is_laid_over_a_file(write):
+    layer = {"training.steps": 7, "network": {"channels": 8}, "network.blocks": 2, "output": Path("a") / "b"}
+    config = load_config([write(MINIMAL), layer])
+    assert (config.training.steps, config.network.channels, config.network.blocks) == (7, 8, 2)
+    assert (config.output, config.data) == (Path("a/b"), load_config(write(MINIMAL)).data)
+
+
 def test_overrides(write):
     config = load_config(
         write(MINIMAL), ["training.lr=1e-4", "network.multipliers=[1, 2]", "name=y", "data.test_split=null"]

@@ -15,7 +15,11 @@ from fdtrain.config import load_config
 from fdtrain.export.write import export
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-HERE = {'"cuda"': '"cpu"', "range(2000)": "range(20)"}
+HERE = {
+    '"cuda"': '"cpu"',
+    "range(2000)": "range(20)",
+    '"training.steps": 200': '"training.steps": 2, "monitor": {"evaluate_every": None, "sample_every": None}',
+}
 """What is replaced: a device that a machine may lack, and what takes long."""
 
 

@@ -25,7 +25,8 @@ def test_every_page_for_users_is_in_the_navigation():
         return [page for inner in (entry.values() if isinstance(entry, dict) else entry) for page in pages(inner)]
 
     listed = pages(yaml.load((ROOT / "mkdocs.yml").read_text(), Loader)["nav"])
-    assert sorted(listed) == sorted(path.name for path in DOCS.glob("*.md"))
+    notebooks = [path.with_suffix(".md").name for path in DOCS.glob("*.ipynb")]
+    assert sorted(listed) == sorted([path.name for path in DOCS.glob("*.md")] + notebooks)
 
 
 def test_pages_for_users_are_short():
@@ -41,6 +42,9 @@ def test_the_site_builds_without_a_warning(tmp_path):
     assert built.returncode == 0, built.stderr
     assert "FullDiffusion" in (tmp_path / "site" / "index.html").read_text()
     assert "perturb" in (tmp_path / "site" / "reference" / "index.html").read_text()
+    tour = (tmp_path / "site" / "tour" / "index.html").read_text()
+    assert "A tour of fdtrain" in tour
+    assert tour.count('src="data:image/png;base64,') >= 5
     # Every equation is drawn, and no page asks another server for anything.
     method = (tmp_path / "site" / "method" / "index.html").read_text()
     equations = re.findall(r'<div class="equation".*?<title>(.+?)</title><path d="M[^"]+"/></svg></div>', method)

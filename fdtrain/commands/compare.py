@@ -16,7 +16,6 @@ from pathlib import Path
 import torch
 
 from fdtrain import distributed
-from fdtrain.comparison.compare import compare, compare_finished
 from fdtrain.comparison.definition import load_comparison
 from fdtrain.errors import UserError, check_at_least
 from fdtrain.evaluation import process
@@ -33,6 +32,9 @@ def run(arguments: argparse.Namespace) -> None:
     if distributed.world_size() > 1:
         raise UserError("start fdtrain compare without a launcher: it launches its runs itself; see --processes.")
     check_at_least(arguments, 1, "jobs", "processes")
+    # Draws curves: --help needs no matplotlib.
+    from fdtrain.comparison.compare import compare, compare_finished
+
     comparison = load_comparison(arguments.comparison)
     try:
         with _terminated_as_interrupted(), process.process_group(None) as device:

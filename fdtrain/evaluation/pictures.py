@@ -46,11 +46,16 @@ def grid(images: Tensor, columns: int, zoom: int = 1) -> Tensor:
 
 def save_png(pixels: Tensor, to: Path | BinaryIO, about: dict[str, Any] | None = None) -> None:
     """Write ``(C, H, W)`` uint8, one channel or three; ``about`` says in the file what it shows."""
-    array = np.ascontiguousarray(pixels.permute(1, 2, 0).numpy())
     text = PngInfo()
     if about is not None:
         text.add_text(ABOUT, json.dumps(about))
-    Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(to, "png", pnginfo=text)
+    to_image(pixels).save(to, "png", pnginfo=text)
+
+
+def to_image(pixels: Tensor) -> Image.Image:
+    """``(C, H, W)`` uint8, one channel or three."""
+    array = np.ascontiguousarray(pixels.permute(1, 2, 0).numpy())
+    return Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
 
 
 def described(picture: Image.Image) -> dict[str, Any]:

@@ -52,6 +52,29 @@ def handled(stop: Callable[[], None], effect: str) -> Iterator[None]:
         os.close(writer)
 
 
+@contextmanager
+def interruptible(stop: Callable[[], None], effect: str) -> Iterator[None]:
+    """:func:`handled` in a program that is not ours: Ctrl-C alone, whose second one is that program's again.
+
+    Nothing off the main thread, which Ctrl-C does not reach.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def ask(number: int, frame: object) -> None:
+        signal.signal(number, before)
+        logger.warning("%s: %s", signal.Signals(number).name, effect)
+        stop()
+
+    signal.signal(signal.SIGINT, ask)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 BEFORE_TRAINING = "nothing has been trained yet that could be saved; ending"
 
 

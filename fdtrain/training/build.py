@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
@@ -65,8 +65,12 @@ class Launch(NamedTuple):
     heartbeat: Heartbeat
 
 
+Signals = Callable[[Callable[[], None], str], AbstractContextManager[None]]
+"""Who answers signals while a run trains: of :mod:`fdtrain.resilience.signals`."""
+
+
 @contextmanager
-def launched(plan: Plan) -> Iterator[Launch]:
+def launched(plan: Plan, signals: Signals = handled) -> Iterator[Launch]:
     """Around a run: the process group joined, signals answered, the run's folder locked."""
     training = plan.config.training
     with process_group(training.heartbeat_timeout_s, training.collective_timeout_s) as (device, heartbeat):
@@ -83,7 +87,7 @@ def launched(plan: Plan) -> Iterator[Launch]:
             # While it is waited for, a signal ends this process: the context around this one answers it.
             _held_for_all(plan.config.folder, gone),
             watched(stop),
-            handled(stop, effect),
+            signals(stop, effect),
             training_memory(plan.config, plan.layout),
         ):
             yield Launch(device, consensus, heartbeat)
@@ -99,9 +103,9 @@ def _held_for_all(folder: Path, gone: Callable[[], None]) -> Iterator[None]:
         yield
 
 
-def carry_out(plan: Plan) -> None:
+def carry_out(plan: Plan, signals: Signals = handled) -> None:
     """Build, resume if there is what to resume from, and train to the last step."""
-    with launched(plan) as launch:
+    with launched(plan, signals) as launch:
         _check_shards(plan)
         build(plan, launch, checkpoint_to_resume(plan)).train()
 

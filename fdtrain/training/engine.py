@@ -255,6 +255,8 @@ def _limit_waiting(seconds: float) -> None:
     """DeepSpeed makes groups of its own, in which a call would wait for a rank as long as torch does unasked: half an
     hour on a CPU, ten minutes on GPUs."""
     deepspeed.init_distributed(verbose=False)
+    # It remembers the groups of an earlier run in this process, which have ended.
+    deepspeed.utils.groups._release_process_group_references()
     timeout = timedelta(seconds=seconds)
     deepspeed.comm.comm.cdb.new_group = partial(torch.distributed.new_group, timeout=timeout)
 

@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
+from fdtrain.console import watched
 from fdtrain.training.dashboard import Dashboard
 from fdtrain.training.log_file import LogFile
 
@@ -45,8 +46,7 @@ class Monitor:
         self._follow_from(start)
         self._write()
         # A bar for people; whole lines where the output goes to a file.
-        hidden = not sys.stderr.isatty()
-        self.bar = tqdm(total=self.steps, initial=start, unit="step", dynamic_ncols=True, disable=hidden)
+        self.bar = tqdm(total=self.steps, initial=start, unit="step", dynamic_ncols=True, disable=not watched())
 
     def rewind(self, step: int) -> None:
         """The run goes back to ``step``: forget what was logged of later ones, which will be done again."""

@@ -126,7 +126,7 @@ def prepare(files: ConfigFiles, overrides: list[str], resume: bool, profile: str
     if existing and not resume:
         raise UserError(
             f"{config.folder} already holds a run ({existing[0].name}). "
-            "Add --resume auto to go on with it, or choose another 'name'."
+            "Add --resume auto to go on with it (in Python resume=True), or choose another 'name'."
         )
     _check_some_fit(existing, plan)
     if config.training.init_from is not None and not existing:

@@ -117,7 +117,10 @@ class Trainer:
                 elif not stop:
                     self.save(done)
             if stop:
-                raise Preempted(f"stopped as asked after step {done}; saved {self.writer.last}. --resume auto goes on.")
+                raise Preempted(
+                    f"stopped as asked after step {done}; saved {self.writer.last}. "
+                    "--resume auto goes on, in Python resume=True."
+                )
 
     def steps(self) -> Iterator[int]:
         """Train, yielding the number of steps done after each."""

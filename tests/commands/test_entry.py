@@ -41,6 +41,15 @@ def test_help_of_each_command(name, capsys):
     assert f"fdtrain {name} " in shown.split("\n\n", 1)[1]
 
 
+def test_help_needs_none_of_the_extras():
+    absent = sorted({module for modules in EXTRAS.values() for module in modules})
+    program = f"import sys; sys.modules.update(dict.fromkeys({absent}))\nfrom fdtrain.commands import entry\n"
+    for name in entry.COMMANDS:
+        program += f"try: assert entry.main([{name!r}, '--help'])\nexcept SystemExit: pass\n"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment(), capture_output=True, text=True)
+    assert done.stdout.count("usage: fdtrain ") == len(entry.COMMANDS), done.stderr
+
+
 @pytest.mark.parametrize("name", evaluate.COMMANDS)
 def test_help_of_each_evaluation(name, capsys):
     """After DeepSpeed's own argument too, which its launcher puts first."""

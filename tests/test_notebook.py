@@ -1,0 +1,23 @@
+"""docs/tour.ipynb, executed, shows what is stored in it: text where there was text, pictures where there were some."""
+
+import json
+import subprocess
+import sys
+
+from conftest import ROOT, environment
+
+TOUR = ROOT / "docs" / "tour.ipynb"
+
+
+def shown(path) -> list[list[str]]:
+    cells = json.loads(path.read_text())["cells"]
+    return [[max(output.get("data", ["text"])) for output in cell.get("outputs", [])] for cell in cells]
+
+
+def test_the_tour(tmp_path):
+    command = [sys.executable, ROOT / "tools" / "notebook.py", TOUR, "--to", tmp_path / "tour.ipynb"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert shown(tmp_path / "tour.ipynb") == shown(TOUR)
+    # GitHub shows it at once.
+    assert TOUR.stat().st_size < 300_000
