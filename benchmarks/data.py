@@ -1,6 +1,6 @@
 """The data path's figures in one run: ``python benchmarks/data.py`` (docs/data.md says what they mean).
 
-* images/s of one worker process on 32x32 npy, png and (adopted) jpg, and on Fashion-MNIST where it is installed, and
+* images/s of one worker process on adopted 32x32 npy, png and jpg, and on Fashion-MNIST where it is installed, and
   microseconds of processor per image, worker and main process together, beside webdataset, mosaicml-streaming (if it
   is installed) and a map-style folder of files, each as people write it; and webdataset, the folder and one
   memory-mapped npy at their best: a lean decode without numpy's and Pillow's detection, into one array a batch. All
@@ -99,16 +99,12 @@ def make(folder: Path, encoding: str, pictures: np.ndarray) -> None:
     """The same images as shards, as loose files and, if it is installed, in mosaicml-streaming's format."""
     for name in ("shards", "files"):
         (folder / name).mkdir(parents=True)
-    images, size, _, channels = pictures.shape
-    data = [encode(image, encoding) for image in pictures]
+    images, data = len(pictures), [encode(image, encoding) for image in pictures]
     shards = []
     for start in range(0, images, SHARD):
         part = ((f"{i:08d}", encoding, data[i]) for i in range(start, min(start + SHARD, images)))
         shards.append(write_shard(folder / "shards" / f"train-{start // SHARD:06d}.tar", part))
-    if encoding == "jpg":
-        adopt({"train": [str(folder / "shards" / shard.file) for shard in shards]}, folder / "shards", "benchmark")
-    else:
-        describe(folder / "shards", shards, size, channels, encoding)
+    adopt({"train": [str(folder / "shards" / shard.file) for shard in shards]}, folder / "shards", "benchmark")
     for i, content in enumerate(data):
         (folder / "files" / f"{i:08d}.{encoding}").write_bytes(content)
     if encoding == "npy":

@@ -24,6 +24,7 @@ from fdtrain.capacity.target import Target, target
 from fdtrain.console import phase
 from fdtrain.data.adopt import LIST, adopt
 from fdtrain.data.dataset import DatasetDescription
+from fdtrain.data.fetch import is_remote, shown
 from fdtrain.data.pack import pack
 from fdtrain.data.sources.arrays import ArrayChoice, arrays
 from fdtrain.data.sources.celeba import celeba64
@@ -34,7 +35,7 @@ from fdtrain.data.sources.idx import idx
 from fdtrain.data.sources.imagenet import imagenet32_old, imagenet_new
 from fdtrain.data.sources.images import images
 from fdtrain.data.sources.rows import Choice
-from fdtrain.data.sources.shard_lists import local_folder, shard_lists
+from fdtrain.data.sources.shard_lists import shard_lists
 from fdtrain.data.sources.shards import shard_source
 from fdtrain.data.sources.source import SPLIT_NAMES, Source
 from fdtrain.data.writer import ENCODINGS
@@ -223,7 +224,10 @@ def _shards(arguments: argparse.Namespace) -> Source | None:
         raise UserError(f"the shards have splits of their own ({', '.join(a.input)}). Leave out --holdout.")
     if a.size and (a.output is None or a.levels != 256):
         raise UserError("--size packs the images anew: give a folder for them with --output, and no --levels.")
-    a.output = a.output or local_folder(a.input["train"][0])
+    first = a.input["train"][0]
+    if a.output is None and is_remote(first):
+        raise UserError(f"{shown(first)} is remote. Give a folder for dataset.json with --output.")
+    a.output = a.output or Path(first).parent
     if not a.size:
         return None
     return shard_source(a.input, a.holdout, _name(a), a.size, a.channels, a.image, a.labels, a.workers)

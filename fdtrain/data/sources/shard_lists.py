@@ -105,14 +105,3 @@ def _split(place: str) -> str:
         if found:
             return found.pop()
     return ""
-
-
-def local_folder(place: str) -> Path:
-    """The folder of a shard on this machine.
-
-    Raises:
-        UserError: it is elsewhere.
-    """
-    if is_remote(place):
-        raise UserError(f"{shown(place)} is remote. Give a folder for dataset.json with --output.")
-    return Path(place).parent
