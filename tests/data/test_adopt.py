@@ -501,6 +501,7 @@ def test_names_of_shards(tmp_path, monkeypatch, names, train, test, expected):
         (["val/0.tar", "test/1.tar"], ["."], [], "which shards are to train on"),
         (["train-val.tar", "test.tar"], ["."], [], "train-val.tar: which split"),
         ([], ["pipe:cat 0.tar"], [], "commands .pipe:. cannot be adopted"),
+        ([], ["pipe:touch executed.txt"], [], "commands .pipe:. cannot be adopted"),
         ([], ["https://host/*.tar"], [], "servers are not searched"),
         ([], ["https://host/shards/"], [], "servers are not searched"),
         ([], ["https://host/0.tar?${NO_SUCH_VARIABLE}"], [], "the environment does not have"),
@@ -513,6 +514,7 @@ def test_names_that_are_refused(tmp_path, monkeypatch, names, train, test, compl
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=complaint):
         shard_lists(train, test)
+    assert not Path("executed.txt").exists()
 
 
 @pytest.mark.parametrize("mode", ["w:gz", "w:bz2", "w:xz"])

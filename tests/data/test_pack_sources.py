@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -54,6 +55,10 @@ def test_cifar10(tmp_path, encoding):
     description = pack(cifar10(tmp_path / "cifar-10-python.tar.gz"), out, encoding, shard_images=4)
     for split, (expected, labels) in splits.items():
         same(out, split, expected, labels)
+    shutil.unpack_archive(tmp_path / "cifar-10-python.tar.gz", tmp_path, filter="data")
+    assert (
+        pack(cifar10(tmp_path / "cifar-10-batches-py"), tmp_path / "folder", encoding, 4).splits == description.splits
+    )
     assert description == read_description(out)
     assert (description.name, description.classes, description.levels) == ("cifar10", pub.CIFAR_CLASSES, 256)
     assert (description.shape, description.encoding) == ((3, 32, 32), encoding)
@@ -68,16 +73,6 @@ def test_cifar100(tmp_path):
     assert (description.name, description.classes[7]) == ("cifar100", "fine 7")
 
 
-def test_cifar10_unpacked_folder(tmp_path):
-    import tarfile
-
-    splits = pub.cifar10(tmp_path / "cifar-10-python.tar.gz")
-    with tarfile.open(tmp_path / "cifar-10-python.tar.gz") as tar:
-        tar.extractall(tmp_path, filter="data")
-    pack(cifar10(tmp_path / "cifar-10-batches-py"), tmp_path / "out")
-    same(tmp_path / "out", "train", *splits["train"])
-
-
 @pytest.mark.parametrize("npz", [False, True])
 @pytest.mark.parametrize("size", [32, 64])
 def test_imagenet_new(tmp_path, size, npz):
@@ -86,18 +81,13 @@ def test_imagenet_new(tmp_path, size, npz):
     description = pack(imagenet_new(sorted(tmp_path.glob("*.zip")), size), out, shard_images=3)
     for split, (expected, labels) in splits.items():
         same(out, split, expected, labels)
+    for path in tmp_path.glob("*.zip"):
+        shutil.unpack_archive(path, tmp_path / "batches")
+    folder = pack(imagenet_new([tmp_path / "batches"], size), tmp_path / "folder", shard_images=3)
+    assert folder.splits == description.splits
     assert description.name == f"imagenet{size}-new"
     assert len(description.classes) == 1000
     assert description.classes[0] == "1"
-
-
-def test_imagenet_new_unpacked_folder(tmp_path):
-    splits = pub.imagenet_new(tmp_path, 32)
-    for path in tmp_path.glob("*.zip"):
-        with zipfile.ZipFile(path) as archive:
-            archive.extractall(tmp_path / "batches")
-    pack(imagenet_new([tmp_path / "batches"], 32), tmp_path / "out")
-    same(tmp_path / "out", "train", *splits["train"])
 
 
 def test_imagenet32_old(tmp_path):
