@@ -3,6 +3,10 @@
 #     deepspeed fdtrain/main.py --config configs/imagenet32.yaml --resume auto
 FROM python:3.11-slim-bookworm
 
+# Triton, through which torch.compile makes kernels for GPUs, needs a C compiler: any.
+# hadolint ignore=DL3008
+RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
+
 RUN useradd --create-home --uid 1000 trainer && install -d -o trainer /fdtrain /fdtrain/data /fdtrain/runs
 WORKDIR /fdtrain
 

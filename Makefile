@@ -5,6 +5,7 @@
 # make signals  every launcher, signal, target, number of ranks and workers
 # make cluster  jobs of SLURM, runs over ssh, data in a store that speaks S3, on two hosts made on this machine
 # make fuzz     thousands of damaged files and server answers, different ones each time (CASES=20000 for more)
+# make gpu      what a first GPU is to show, in pieces of at most eight minutes, each done once: some 25 minutes of one
 # make docs     the documentation as a site, in site/
 # make lint     style, the direction of imports, types
 # make clean    what demo and test made, the environment included
@@ -34,7 +35,7 @@ READY := .venv/ready
 CASES ?= 2000
 
 .DEFAULT_GOAL := help
-.PHONY: help demo fashion docs test signals chaos cluster fuzz lint clean environment
+.PHONY: help demo fashion docs test signals chaos cluster fuzz gpu lint clean environment
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -93,6 +94,9 @@ cluster: $(READY)
 
 fuzz: $(READY)
 	FDTRAIN_FUZZ_CASES=$(CASES) python -m pytest tests/hostile
+
+gpu: $(READY)
+	python benchmarks/first_gpu.py
 
 lint: $(READY)
 	ruff check .

@@ -43,6 +43,7 @@ class Variant:
     precision: str
     tf32: bool = False
     compiled: bool = False
+    layout: torch.memory_format = torch.contiguous_format
     minutes: float = 0.5
     """That it may take, compiler included."""
 
@@ -52,6 +53,7 @@ VARIANTS = (
     Variant("TF32", "fp32", tf32=True),
     Variant("bf16", "bf16"),
     Variant("bf16, compiled", "bf16", compiled=True, minutes=2.0),
+    Variant("bf16, compiled, channels last", "bf16", compiled=True, layout=torch.channels_last, minutes=2.0),
 )
 
 
@@ -74,7 +76,7 @@ def measure(
     """The median step of the bare loop; half as many images wherever they do not fit."""
     set_tf32(variant.tf32)
     try:
-        loop = bare_loop(spec, images, device, variant.precision, variant.compiled)
+        loop = bare_loop(spec, images, device, variant.precision, variant.compiled, layout=variant.layout)
         times = take_turns({"loop": loop}, rounds=steps, steps=1, device=device)["loop"]
         loop.close()
     except torch.OutOfMemoryError:
@@ -145,34 +147,35 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=8.0, help="to end within")
     parser.add_argument("--images", type=int, default=256, help="of a step; fewer where they do not fit")
+    names = [variant.name for variant in VARIANTS]
+    parser.add_argument("--variants", nargs="+", choices=names, default=names[:-1], help="and then no overhead")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("benchmarks/gpu.py: no GPU here, so nothing is measured.")
     end = time.monotonic() + 60 * arguments.minutes
     device = distributed.connect()
-    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.benchmark = True
     rates = {}
     for variant in VARIANTS[:3]:
         set_tf32(variant.tf32)
         rates[variant.name] = matrix_rate(device, variant.precision)
     rows, notes = [], []
     # The fastest way first: it is what the aims are about.
-    for variant in reversed(VARIANTS):
+    chosen = [variant for variant in VARIANTS if variant.name in arguments.variants]
+    for variant in reversed(chosen):
         for name in CONFIGURATIONS:
             if time.monotonic() + 60 * variant.minutes > end:
                 notes.append(f"Left out for time: `{name}`, {variant.name}.")
                 continue
             config = load_config(f"configs/{name}.yaml")
             spec = model_spec(config, published(config).description())
-            rate = rates[variant.name.removesuffix(", compiled")]
+            rate = rates[variant.name.partition(", compiled")[0]]
             rows.append(measure(name, spec, variant, rate, arguments.images, 10, device))
             print(rows[-1], flush=True)
-    if time.monotonic() + 60 < end:
-        notes.append(overhead(device))
-    else:
-        notes.append("Left out for time: the trainer's overhead.")
-    order = [variant.name for variant in VARIANTS]
-    rows.sort(key=lambda row: (CONFIGURATIONS.index(row.network), order.index(row.variant)))
+    if arguments.variants == names[:-1]:
+        in_time = time.monotonic() + 60 < end
+        notes.append(overhead(device) if in_time else "Left out for time: the trainer's overhead.")
+    rows.sort(key=lambda row: (CONFIGURATIONS.index(row.network), names.index(row.variant)))
     section = table(torch.cuda.get_device_name(device), rates, rows, notes)
     append(PAGE, section)
     print(section)

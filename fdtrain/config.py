@@ -5,6 +5,7 @@ all ranks and accumulation steps, so a configuration means the same on any numbe
 """
 
 import difflib
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -269,6 +270,8 @@ Layer = str | Path | Mapping[str, Any]
 ConfigFiles = Layer | Sequence[Layer]
 """One or several, each laid over those before it."""
 
+MOST_LANES = 1024
+"""Unless a configuration names more."""
 MAX_MISTAKES = 8
 """The mistakes that one message names."""
 OFFLOAD_STAGE = {"none": 0, "optimizer": 1, "weights": 3}
@@ -281,7 +284,12 @@ class TrainingConfig(Section):
     micro_batch: int | None = Field(
         default=None, ge=1, description="images of one rank in one pass; null: all of its images"
     )
-    lanes: int = Field(default=64, ge=1, description="parts of the global batch; docs/determinism.md")
+    lanes: int = Field(
+        default_factory=lambda given: math.gcd(given.get("global_batch", 1), MOST_LANES),
+        ge=1,
+        description="parts of the global batch, which at most so many processes share: by default the largest power of "
+        "two, up to 1024, that divides it; a run that is resumed keeps its own; docs/determinism.md",
+    )
     init_from: Path | None = Field(
         default=None,
         description="run, checkpoint or export whose averaged weights a new run starts from; docs/training.md",

@@ -1,5 +1,6 @@
 """That the benchmarks which need a GPU say so, that their code has run, and the bytes between two processes."""
 
+import json
 import subprocess
 import sys
 
@@ -15,6 +16,36 @@ def gpu(monkeypatch):
     import gpu
 
     return gpu
+
+
+def test_the_pieces_of_a_first_gpu_are_done_once_each(monkeypatch, tmp_path, capfd):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import first_gpu
+
+    log, mark = tmp_path / "metrics.jsonl", tmp_path / "mark"
+    window = {"step": 7, "train/images_per_second": 90.0, "train/bits_per_dim": 3.5, "train/data_wait": 0.01}
+    lines = [window | {"train/memory_gib": 2.0}, {"step": 7, "test/bits_per_dim": 3}]
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    once = [sys.executable, "-c", f"open({str(mark)!r}, 'x'); print('first'); print('4 passed')"]
+    wanted = [
+        first_gpu.Piece("good", [[sys.executable, "-c", ""], once], 1, first_gpu.last_line),
+        first_gpu.Piece("bad", [[sys.executable, "-c", "raise SystemExit(3)"], once], 1, first_gpu.last_line),
+        first_gpu.Piece("long", [[sys.executable, "-c", "import time; time.sleep(60)"]], 0.02, first_gpu.last_line),
+        first_gpu.Piece("run", [[sys.executable, "-c", ""]], 1, lambda output: first_gpu.trained(log)),
+    ]
+    for _ in range(2):
+        assert not first_gpu.carry_out(wanted, tmp_path)
+    told = capfd.readouterr().out
+    assert told.count("good: up to 1 minutes") == told.count("run: up to 1 minutes") == 1
+    assert told.count("bad: not done") == told.count("long: not done") == 2
+    rows = first_gpu.table(wanted, tmp_path, "Some GPU").splitlines()[5:]
+    assert [row.split(" | ")[3] for row in rows] == [
+        "4 passed |",
+        "not done |",
+        "not done |",
+        "step 7: 3.5000 bits/dim, 90 images/s, nan% of the matrix rate, 1.0% waited for data, 2.0 GiB |",
+    ]
+    assert first_gpu.carry_out([wanted[0], wanted[3]], tmp_path)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -231,10 +231,16 @@ def test_accumulation(settings, world_size, passes):
     assert run_layout(training, world_size).passes == passes
 
 
+@pytest.mark.parametrize(("batch", "lanes"), [(128, 128), (4096, 1024), (96, 32), (7, 1)])
+def test_lanes_leave_room_for_processes(batch, lanes):
+    training = Config.model_validate({**MINIMAL, "training": {"steps": 1, "global_batch": batch}}).training
+    assert training.lanes == lanes
+
+
 @pytest.mark.parametrize(
     ("settings", "world_size", "part"),
     [
-        ({}, 3, r"64 lanes cannot be shared by 3 processes; launch a number out of 1, 2, 4, 8"),
+        ({"lanes": 64}, 3, r"64 lanes cannot be shared by 3 processes; launch a number out of 1, 2, 4, 8"),
         ({"micro_batch": 48}, 1, "128 images of a step, which is no multiple of micro_batch 48"),
     ],
 )

@@ -48,6 +48,8 @@ def _table(fields: dict[str, FieldInfo]) -> list[str]:
 
 
 def _default(field: FieldInfo) -> str:
+    if field.default_factory is not None:
+        return ""
     if field.default is PydanticUndefined:
         return "required"
     return "`null`" if field.default is None else f"`{_yaml(field.default)}`"

@@ -62,8 +62,6 @@ FEW_STEPS, MANY_EPOCHS = 1000, 200
 """The fewest steps, and the passes through the images that are enough unless they are fewer steps."""
 FEW_IMAGES = 100_000
 """A network that trains on fewer has dropout."""
-MOST_GPUS = 64
-"""As many lanes as a run for GPUs has; a power of two of GPUs can share them."""
 WATCHING = 0.05
 """Largest share of the work for held-out bits/dim, and as much for samples."""
 INTERVALS = 8
@@ -81,9 +79,9 @@ HEAD = """\
 
 
 def here() -> Target:
-    """The devices of this machine: its GPUs, as many as can share the lanes, or its CPU."""
+    """The devices of this machine: its GPUs, a power of two of them, which can share the lanes; or its CPU."""
     there = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    return Target("cuda", min(MOST_GPUS, 1 << there.bit_length() - 1)) if there else Target("cpu")
+    return Target("cuda", 1 << there.bit_length() - 1) if there else Target("cpu")
 
 
 def write_first_config(folder: Path, description: DatasetDescription, target: Target) -> list[str]:
@@ -167,7 +165,6 @@ def first_settings(description: DatasetDescription, path: str, target: Target) -
         "training": {
             "steps": steps,
             "global_batch": batch,
-            "lanes": min(batch, 16 if target.device == "cpu" else MOST_GPUS),
             "precision": PRECISION[target.device],
             "lr": row.lr,
             "warmup_steps": steps // 20,

@@ -29,6 +29,8 @@ from fdtrain.evaluation.frechet import ClassScores, FeatureMoments, Gaussian
 from fdtrain.evaluation.image_sets import PixelSet
 from fdtrain.evaluation.result import split_identity, write_file
 
+FEATURES_AT_ONCE = 64
+"""Images whose features are computed in one pass: at the sizes of Inception's they take more memory than to sample."""
 FIRST_FEATURES = 10_000
 """The number of first images of a set whose features are stored, for the distances that moments do not give."""
 UNREADABLE = (OSError, SafetensorError, KeyError, ValueError, TypeError, RuntimeError, EOFError, MemoryError)
@@ -79,7 +81,7 @@ def measure(
         scores = ClassScores(classes, count, device)
     for chunk in own_chunks(range(count), batch):
         pixels = images.batch(chunk).to(device)
-        features = network.run(pixels)
+        features = torch.cat([network.run(part) for part in pixels.split(FEATURES_AT_ONCE)])
         moments.add(features)
         if chunk.start < len(first_features):
             first_features[chunk.start : chunk.stop] = features[: len(first_features) - chunk.start]

@@ -38,7 +38,7 @@ from fdtrain.resilience.launcher import watched
 from fdtrain.resilience.signals import handled
 from fdtrain.training import callbacks, hardware, init_from
 from fdtrain.training.batch_noise import BatchNoise, DrawnSteps, PassInputs
-from fdtrain.training.compilation import compile_network, worthwhile
+from fdtrain.training.compilation import compile_networks, worthwhile
 from fdtrain.training.dashboard import dashboard
 from fdtrain.training.ema import Average
 from fdtrain.training.engine import Engine
@@ -130,6 +130,8 @@ def build(plan: Plan, launch: Launch, checkpoint: Path | None = None) -> Trainer
     config, spec, device = plan.config, plan.spec, launch.device
     training = config.training
     hardware.set_tf32(training.tf32)
+    # Every pass has the same shape: the first of them times the algorithms that there are for it.
+    torch.backends.cudnn.benchmark = True
     if device.type == "cpu":
         hardware.keep_freed_memory()
     torch.manual_seed(torch_seed(config.seed, Purpose.INIT))
@@ -145,7 +147,8 @@ def build(plan: Plan, launch: Launch, checkpoint: Path | None = None) -> Trainer
     shown = dashboard(config, plan.description.name, parameters, plan.features and plan.features.identity.name)
     monitor = Monitor(config.folder, training.steps, plan.layout.rank == 0, shown)
     utilisation = _measure(plan, device, monitor)
-    compiled = _compile(plan, model, utilisation.flops_per_image, device, monitor)
+    averaged = Model(spec).eval().requires_grad_(False)
+    compiled = _compile(plan, model, averaged, utilisation.flops_per_image, device, monitor)
     profiler = Profiler(config.folder / "profile", plan.traced, device, Stopwatch())
     run_ = Run(config.folder, plan.layout, monitor, launch.consensus, launch.heartbeat, profiler, utilisation)
     noise = BatchNoise.of(config, spec)
@@ -163,7 +166,7 @@ def build(plan: Plan, launch: Launch, checkpoint: Path | None = None) -> Trainer
         monitor.say(f"Muon steps {len(engine.matrices)} matrices, {count:,} of the parameters; AdamW the rest")
     for line in started.lines() if started else []:
         monitor.say(line)
-    trainer = Trainer(config, run_, state, Model(spec), noise, partial(own_batches, plan), _callbacks(plan, monitor))
+    trainer = Trainer(config, run_, state, averaged, noise, partial(own_batches, plan), _callbacks(plan, monitor))
     if checkpoint is not None:
         trainer.resume(checkpoint)
     return trainer
@@ -195,15 +198,17 @@ def _measure(plan: Plan, device: torch.device, monitor: Monitor) -> Utilisation:
     return Utilisation(flops(plan.spec).training(), plan.layout.world_size, whole)
 
 
-def _compile(plan: Plan, model: Model, flops_per_image: int, device: torch.device, monitor: Monitor) -> bool:
-    """Whether the network is compiled now."""
+def _compile(
+    plan: Plan, model: Model, averaged: Model, flops_per_image: int, device: torch.device, monitor: Monitor
+) -> bool:
+    """Whether the networks are compiled now."""
     training = plan.config.training
     if not worthwhile(training, plan.layout, flops_per_image, device):
         if training.compile is True:
             monitor.say("fdtrain: warning: training.compile has no effect at training.zero_stage 3")
         return False
     monitor.say("compiling the network")
-    failure = compile_network(model, training, plan.layout, device)
+    failure = compile_networks(model, averaged, training, plan.layout, device)
     if failure:
         monitor.say(f"fdtrain: warning: torch.compile failed, so the network is not compiled: {failure}")
     return failure is None
@@ -262,8 +267,8 @@ def checkpoint_to_resume(plan: Plan) -> Path | None:
 
 def _callbacks(plan: Plan, monitor: Monitor) -> list[Callback]:
     config, settings, found = plan.config, plan.config.monitor, []
-    # What fits in training should fit here too.
-    batch = min(callbacks.MOST_AT_ONCE, plan.layout.micro_batch)
+    # What fits in training fits here too, and is the shape that is compiled.
+    batch = plan.layout.micro_batch
     sampler = callbacks.monitor_sampler(settings, plan.spec)
     if settings.evaluate_every and config.data.test_split is not None:
         split = Split(plan.data, config.data.test_split, _cache(plan))

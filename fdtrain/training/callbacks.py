@@ -23,9 +23,6 @@ from fdtrain.training.monitor import Monitor
 
 REFERENCE_IMAGES = 10_000
 """Most images of the split that samples are compared with while training, spread over it."""
-FRECHET_BATCH = 64
-MOST_AT_ONCE = 256
-"""Images that are evaluated in one pass; fewer where training takes fewer."""
 
 
 def held_out_bits(split: Split, draws: int, batch: int, monitor: Monitor):
@@ -62,7 +59,7 @@ def frechet(
     split: Split, network: FeatureNetwork, sampler: Sampler, count: int, batch: int, seed: int, monitor: Monitor
 ):
     """A report that measures how far samples are from the training images, on the same draws each time."""
-    reference, at_once = None, min(batch, FRECHET_BATCH)
+    reference = None
 
     def report(step: int, model: Model) -> None:
         nonlocal reference
@@ -70,8 +67,8 @@ def frechet(
         drawn = image_sets.of_model(model, sampler, seed, count)
         if reference is None:
             images = image_sets.spread(image_sets.of_split(split), REFERENCE_IMAGES)
-            reference = measure(network, images, images.count, at_once, device).moments
-        found = measure(network, drawn, drawn.count, at_once, device).moments
+            reference = measure(network, images, images.count, batch, device).moments
+        found = measure(network, drawn, drawn.count, batch, device).moments
         value = frechet_distance(found, reference)
         monitor.log(step, {network.identity.name: value}, prefix="frechet")
         size = f"{drawn.count} images, {sampler.nfe} evaluations, EMA"

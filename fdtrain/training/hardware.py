@@ -5,7 +5,7 @@ import platform
 import re
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -116,27 +116,30 @@ def matrix_rate(device: torch.device, precision: str) -> float:
 
 def _best_rate(device: torch.device, precision: str) -> float:
     end, side = time.perf_counter() + SECONDS, SMALLEST
-    seconds = _product(device, precision, side)
-    while seconds < LONG_ENOUGH and side < LARGEST:
+    product = _product(device, precision, side)
+    while (seconds := min(product() for _ in range(3))) < LONG_ENOUGH and side < LARGEST:
         side *= 2
-        seconds = _product(device, precision, side)
+        product = _product(device, precision, side)
     while time.perf_counter() < end:
-        seconds = min(seconds, _product(device, precision, side))
+        seconds = min(seconds, product())
     return 2 * side**3 / seconds
 
 
-def _product(device: torch.device, precision: str, side: int, repeats: int = 3) -> float:
-    """Seconds of one product, the best of a few in a row."""
-    a = torch.ones(side, side, dtype=DTYPES[precision], device=device)
-    b, out = torch.ones_like(a), torch.empty_like(a)
-    clock, times = time.perf_counter if device.type == "cuda" else time.thread_time, []
-    for _ in range(repeats):
+def _product(device: torch.device, precision: str, side: int) -> Callable[[], float]:
+    """Takes one product, in so many seconds. The matrices are random: those of one number take a GPU less power, and
+    so let it have a higher clock than training does."""
+    own, clock = torch.Generator(device), time.perf_counter if device.type == "cuda" else time.thread_time
+    a, b = (torch.randn(side, side, device=device, generator=own).to(DTYPES[precision]) for _ in range(2))
+    out = torch.empty_like(a)
+
+    def seconds() -> float:
         begin = clock()
         torch.mm(a, b, out=out)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        times.append(clock() - begin)
-    return min(times)
+        return clock() - begin
+
+    return seconds
 
 
 def lacks_units(device: torch.device, precision: str, rate: float) -> str | None:

@@ -1,6 +1,7 @@
 """Everything about a run that can be known, and be wrong, before any process group exists or DeepSpeed is imported."""
 
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -99,6 +100,9 @@ def prepare(files: ConfigFiles, overrides: list[str], resume: bool, profile: str
     """
     distributed.check_launcher()
     config = load_config(files, overrides)
+    if resume and "lanes" not in config.training.model_fields_set:
+        # The default may be another than when the run began.
+        config = load_config(files, [*overrides, *_recorded_lanes(config.folder)])
     layout = run_layout(config.training, distributed.world_size(), distributed.rank())
     traced = parse_steps(profile, config.training.steps)
     check_precision(config.training, distributed.device())
@@ -132,6 +136,14 @@ def prepare(files: ConfigFiles, overrides: list[str], resume: bool, profile: str
     if config.training.init_from is not None and not existing:
         init_from.read(config.training.init_from, spec)
     return plan
+
+
+def _recorded_lanes(folder: Path) -> list[str]:
+    """A run's own lanes, as an override."""
+    for path in store.committed(folder):
+        with suppress(UserError, KeyError):
+            return [f"training.lanes={store.read_state(path).run['training.lanes']}"]
+    return []
 
 
 def _no_held_out(split: str, description: DatasetDescription) -> str:

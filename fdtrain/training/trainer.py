@@ -1,5 +1,6 @@
 """The loop: batch, loss, step, average, callbacks, checkpoint."""
 
+import gc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from fdtrain.lock import GONE
 from fdtrain.networks.model import Model
 from fdtrain.randomness import Purpose, torch_seed
 from fdtrain.training.batch_noise import BatchNoise, PassInputs
+from fdtrain.training.compilation import as_compiled
 from fdtrain.training.hardware import exact_float32, memory_gib
 from fdtrain.training.memory import evaluation_memory
 from fdtrain.training.run import Run
@@ -28,6 +30,8 @@ from fdtrain.training.state import TrainState, rollback_target
 STOP = "stop"
 """The flag that asks all ranks to save and end."""
 FLAGS = (STOP, WRITING, FAILED, GONE)
+COLLECT_EVERY = 100
+"""Steps between collections of Python's garbage: the same ones on every rank, or each would wait for all others'."""
 
 
 class Diverged(Exception):
@@ -52,7 +56,7 @@ class Trainer:
 
     Args:
         config: the run's.
-        shown: on the CPU; what callbacks are given, with the averaged weights.
+        shown: on the CPU, for evaluation alone; what callbacks are given, with the averaged weights.
         batches: this rank's of some draws, from a step on.
         callbacks: run at their intervals and after the last step.
     """
@@ -68,7 +72,7 @@ class Trainer:
         callbacks: list[Callback],
     ):
         self.config, self.run, self.state = config, run, state
-        self.engine, self.layout, self.shown = state.engine, run.layout, shown.eval().requires_grad_(False)
+        self.engine, self.layout, self.shown = state.engine, run.layout, shown
         self.draws, self.batches, self.callbacks = draws, batches, callbacks
         keep = Retention(config.checkpoint.keep_last, config.checkpoint.keep_every, config.checkpoint.max_failures)
         self.writer = CheckpointWriter(run.folder, keep, run.consensus, run.monitor.say)
@@ -128,18 +132,27 @@ class Trainer:
         draws = self.draws.redrawn(self.state.rollbacks)
         batches = self.batches(draws, self.start)
         run.profiler.watch.restart()
-        for step in range(self.start, last):
-            done = step + 1
-            with run.profiler.step(done):
-                with run.profiler.watch.wait():
-                    passes = next(batches)
-                run.heartbeat.tick()
-                self.state.sums.add_broken(batches.broken_now)
-                self._step(step, passes, draws.at(step)[1])
-            run.monitor.progress()
-            if done % self.config.monitor.log_every == 0 or done == last:
-                self._log(done)
-            yield done
+        # What there is by now stays, and is not looked through again.
+        gc.freeze()
+        gc.disable()
+        try:
+            for step in range(self.start, last):
+                done = step + 1
+                with run.profiler.step(done):
+                    with run.profiler.watch.wait():
+                        passes = next(batches)
+                    run.heartbeat.tick()
+                    self.state.sums.add_broken(batches.broken_now)
+                    self._step(step, passes, draws.at(step)[1])
+                run.monitor.progress()
+                if done % self.config.monitor.log_every == 0 or done == last:
+                    self._log(done)
+                if done % COLLECT_EVERY == 0:
+                    gc.collect()
+                yield done
+        finally:
+            gc.enable()
+            gc.unfreeze()
 
     def _step(self, step: int, passes: list[PassInputs], bound: Bound) -> None:
         """One optimiser step over this rank's images of it, and the bound of these."""
@@ -170,7 +183,7 @@ class Trainer:
         due = [callback for callback in self.callbacks if done % callback.every == 0 or last]
         if due:
             averaged = self.state.averages[0].in_model(self.shown, self.engine.device)
-            with evaluation_memory(self.layout.micro_batch), averaged, exact_float32():
+            with evaluation_memory(self.layout.micro_batch), averaged, exact_float32(), as_compiled(self.shown):
                 for callback in due:
                     callback.report(done, self.shown)
 

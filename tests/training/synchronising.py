@@ -48,8 +48,12 @@ def step_counted(self, step, *arguments):
     if step < 2:
         return true_step(self, step, *arguments)
     within.append(step)
+    if self.engine.device.type == "cuda":
+        torch.cuda.set_sync_debug_mode("error")
     with Counted():
         true_step(self, step, *arguments)
+    if self.engine.device.type == "cuda":
+        torch.cuda.set_sync_debug_mode("default")
     within.clear()
 
 

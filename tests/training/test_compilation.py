@@ -12,8 +12,12 @@ from torch import nn
 from fdtrain import distributed
 from fdtrain.capacity.layout import run_layout
 from fdtrain.config import TrainingConfig
+from fdtrain.data.split import Split
+from fdtrain.evaluation import samples
+from fdtrain.evaluation.nll import Likelihood
 from fdtrain.networks.model import Model
-from fdtrain.training.compilation import compile_network, worthwhile
+from fdtrain.training.compilation import as_compiled, compile_networks, worthwhile
+from fdtrain.training.hardware import exact_float32
 
 CPU = torch.device("cpu")
 TRAINING = TrainingConfig(steps=1, global_batch=4, lanes=2, micro_batch=2, precision="fp32")
@@ -49,11 +53,9 @@ def test_compiled_is_what_eager_is(backend, checkpointing, labelled):
     for weight in model.parameters():
         nn.init.normal_(weight, std=0.1)
     names = list(model.state_dict())
-    average = copy.deepcopy(model)
+    average = copy.deepcopy(model).eval().requires_grad_(False)
     expected = field_and_gradients(model)
-    assert compile_network(model, TRAINING, LAYOUT, CPU) is None
-    assert model.network._compiled_call_impl is not None
-    assert average.network._compiled_call_impl is None
+    assert compile_networks(model, average, TRAINING, LAYOUT, CPU) is None
     assert list(model.state_dict()) == names
     assert all(weight.grad is None for weight in model.parameters())
     with torch._dynamo.config.patch(error_on_recompile=True):
@@ -64,6 +66,30 @@ def test_compiled_is_what_eager_is(backend, checkpointing, labelled):
     assert copy.deepcopy(model).network._compiled_call_impl is None
 
 
+def test_evaluation_and_sampling_run_what_was_compiled_for_them(monkeypatch, digits):
+    """In passes of the training's size; the rest of the images without, as a compilation of their own would be."""
+    calls, original = [], nn.Module.compile
+
+    def counting(graph, inputs):
+        def run(*inputs):
+            calls.append(len(inputs))
+            return graph(*inputs)
+
+        return run
+
+    monkeypatch.setattr(distributed, "all_reduce_sum", lambda x: x)
+    monkeypatch.setattr(nn.Module, "compile", functools.partialmethod(original, backend=counting))
+    split, shown = Split(str(digits), "test"), Model(DIGITS).eval().requires_grad_(False)
+    assert compile_networks(Model(DIGITS), shown, TRAINING, LAYOUT, CPU) is None
+    calls.clear()
+    with as_compiled(shown), exact_float32():
+        Likelihood(shown, split, batch=2).elbo(range(5), draws=1)
+        assert len(calls) == 2
+        samples.denoising_paths(shown, range(3), None, [1.0, 0.5, 0.0], "ode1", batch=2)
+        assert len(calls) == 4
+    torch.compiler.reset()
+
+
 def broken(graph, inputs):
     raise RuntimeError("no compiler\nhere")
 
@@ -71,8 +97,9 @@ def broken(graph, inputs):
 def test_a_compiler_that_fails_leaves_the_network_as_it_was(backend):
     backend(broken)
     model = Model(DIGITS)
-    assert "no compiler" in compile_network(model, TRAINING, LAYOUT, CPU)
-    assert model.network._compiled_call_impl is None
+    shown = Model(DIGITS)
+    assert "no compiler" in compile_networks(model, shown, TRAINING, LAYOUT, CPU)
+    assert model.network._compiled_call_impl is shown.network._compiled_call_impl is None
     field_and_gradients(model)
 
 
@@ -80,7 +107,7 @@ def test_where_one_process_fails_none_is_compiled(backend, monkeypatch):
     backend("eager")
     monkeypatch.setattr(distributed, "all_reduce_sum", lambda x: x + 1)
     model = Model(DIGITS)
-    assert compile_network(model, TRAINING, LAYOUT, CPU) == "failed on 1 of 1 processes"
+    assert compile_networks(model, Model(DIGITS), TRAINING, LAYOUT, CPU) == "failed on 1 of 1 processes"
     assert model.network._compiled_call_impl is None
 
 
@@ -93,7 +120,7 @@ def test_a_pass_that_does_not_fit_is_no_failure_of_the_compiler(backend):
 
     backend(full)
     with pytest.raises(torch.OutOfMemoryError):
-        compile_network(Model(DIGITS), TRAINING, LAYOUT, CPU)
+        compile_networks(Model(DIGITS), Model(DIGITS), TRAINING, LAYOUT, CPU)
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,12 @@ import time
 
 import pytest
 import torch
+import yaml
 from checkpoints import assert_same, tensors
 from conftest import ROOT, environment
 
 from fdtrain.checkpoint.fragments import AVERAGE, WEIGHT
+from fdtrain.training.plan import prepare
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +52,16 @@ def test_the_loss_curve_does_not_depend_on_the_division_of_work(launch, referenc
     assert losses.keys() == reference.keys() == set(range(1, 7))
     for step, value in reference.items():
         assert losses[step] == pytest.approx(value, rel=1e-5)
+
+
+def test_a_run_keeps_the_lanes_that_it_began_with(launch):
+    """Where its configuration leaves them to a default, which may have become another."""
+    launch("training.lanes=4", "training.steps=1", processes=0)
+    content = yaml.safe_load(launch.config.read_text())
+    del content["training"]["lanes"]
+    launch.config.write_text(yaml.safe_dump(content))
+    assert prepare(str(launch.config), [], resume=True).config.training.lanes == 4
+    assert prepare(str(launch.config), ["name=new"], resume=True).config.training.lanes == 32
 
 
 def test_class_labels_flips_and_other_times_train(launch):
