@@ -10,7 +10,6 @@ import os
 import posixpath
 import re
 from array import array
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,7 +53,7 @@ from fdtrain.data.sources.shards import (
 )
 from fdtrain.data.sources.source import BadSample
 from fdtrain.data.workers import run, stopped
-from fdtrain.data.writer import MANY, REPORTED
+from fdtrain.data.writer import MANY, Problems
 from fdtrain.errors import UserError, excerpt
 from fdtrain.partial import PartialStore
 
@@ -141,7 +140,7 @@ def adopt(
                 problems.update(found)
                 shown_bar.update()
         headers = {} if problems.counts else dict(zip(places, store.load(), strict=True))
-        problems.tell(images, fit)
+        _tell(problems, images, fit)
         if holdout:
             splits = held_out({place: headers[place]["samples"] for place in splits["train"]}, holdout)
         for split, shards in splits.items():
@@ -235,43 +234,24 @@ def _version(place: str) -> bytes:
     return b"%d %d" % (status.st_size, status.st_mtime_ns)
 
 
-class Problems:
-    """Images that cannot be adopted: their number by kind, and the first of each."""
-
-    def __init__(self):
-        self.counts = Counter[str]()
-        self.first: dict[str, list[str]] = {}
-
-    def add(self, kind: str, *texts: str, count: int = 1) -> None:
-        self.counts[kind] += count
-        first = self.first.setdefault(kind, [])
-        first += texts[: REPORTED - len(first)]
-
-    def update(self, others: "Problems") -> None:
-        for kind, count in others.counts.items():
-            self.add(kind, *others.first[kind], count=count)
-
-    def tell(self, images: int, fit: Fit) -> None:
-        """Raises UserError if there are any, among so many images."""
-        lines = []
-        if count := self.counts["bad"]:
-            first = self.first["bad"]
-            lines += [f"{count} of {images} images cannot be used. The first {len(first)}:"] if count > 1 else []
-            lines += first
-        anew = "Pack them anew: fdtrain pack adopt ..."
-        if count := self.counts["wrong size"]:
-            lines.append(
-                f"{count} of {images} images need a crop or a resize to be {fit.size}x{fit.size} as the first one "
-                f"(such as {self.first['wrong size'][0]}), and adopting changes no image. {anew} --size PIXELS "
-                "--output FOLDER."
-            )
-        if count := self.counts["changed"]:
-            lines.append(
-                f"{count} of {images} images would not be read as the packer packs them (such as "
-                f"{self.first['changed'][0]}). {anew} --size {fit.size} --output FOLDER."
-            )
-        if lines:
-            raise UserError(lines)
+def _tell(problems: Problems, images: int, fit: Fit) -> None:
+    """Raises UserError if there are any, among so many images."""
+    lines = problems.told(f"{problems.counts['bad']} of {images} images cannot be used")
+    anew = "Pack them anew: fdtrain pack adopt ..."
+    if count := problems.counts["wrong size"]:
+        *_, first = problems.first["wrong size"][0]
+        lines.append(
+            f"{count} of {images} images need a crop or a resize to be {fit.size}x{fit.size} as the first one (such as "
+            f"{first}), and adopting changes no image. {anew} --size PIXELS --output FOLDER."
+        )
+    if count := problems.counts["changed"]:
+        *_, first = problems.first["changed"][0]
+        lines.append(
+            f"{count} of {images} images would not be read as the packer packs them (such as {first}). {anew} "
+            f"--size {fit.size} --output FOLDER."
+        )
+    if lines:
+        raise UserError(lines)
 
 
 def check_shard(
@@ -299,14 +279,14 @@ def check_shard(
                     raise BadSample(f"{sample.where} has level {level}, not 0 to {levels - 1}. Correct --levels.")
                 sound.append(sample)
             except WrongSize as error:
-                problems.add("wrong size", str(error).partition(", expected")[0])
+                problems.add(name, count, str(error).partition(", expected")[0], "wrong size")
             except BadSample as error:
-                problems.add("bad", str(error))
+                problems.add(name, count, str(error))
                 if problems.counts["bad"] >= MANY:
                     break
             except Broken as error:
                 assert isinstance(sample, FoundSample)
-                problems.add("changed", f"{sample.where}: {error}")
+                problems.add(name, count, f"{sample.where}: {error}", "changed")
         if not problems.counts:
             file.seek(0)
             digest = hashlib.file_digest(file, "sha256").hexdigest()

@@ -16,7 +16,7 @@ from fdtrain.data.dataset import FILE, VERSION, DatasetDescription, check_length
 from fdtrain.data.shard_store import PackRequest, ShardStore, alone
 from fdtrain.data.sources.source import Part, Source
 from fdtrain.data.workers import progress, run
-from fdtrain.data.writer import ENCODINGS, MANY, REPORTED, BadImages, SampleFormat, ShardRange, layout, write_part
+from fdtrain.data.writer import ENCODINGS, MANY, Problems, SampleFormat, ShardRange, layout, write_part
 from fdtrain.errors import UserError
 from fdtrain.files import NAME
 
@@ -178,23 +178,13 @@ def _write_shards(source: Source, request: PackRequest, store: ShardStore, worke
         """Images in finished shards."""
         return sum(len(cuts[file].images) for file in store.finished() if file in cuts)
 
-    found: list[BadImages] = []
+    problems = Problems()
     with progress(sum(map(sum, request.images.values())), done, f"packing {described.name}", bar):
-        for bad in run(write_part, tasks, workers):
-            found.append(bad)
-            if sum(bad.count for bad in found) >= MANY:
+        for found in run(write_part, tasks, workers):
+            problems.update(found)
+            if problems.counts["bad"] >= MANY:
                 break
-    if any(bad.count for bad in found):
+    if count := problems.counts["bad"]:
         store.store_request(images=request.images, bad_images=True)
-        raise UserError(_report(found, source))
-
-
-def _report(results: list[BadImages], source: Source) -> list[str]:
-    """The number of bad images, and a line for each of the first ones."""
-    count = sum(bad.count for bad in results)
-    first = sorted(image for bad in results for image in bad.first)[:REPORTED]
-    if count == 1:
-        return [first[0].problem]
-    much = f"{count} images" if count < MANY else f"{MANY} images or more (the packer went no further)"
-    shown = f"The first {len(first)}:" if count > len(first) else "They are:"
-    return [f"{much} of {source.source} cannot be packed. {shown}", *(image.problem for image in first)]
+        much = f"{count} images" if count < MANY else f"{MANY} images or more (the packer went no further)"
+        raise UserError(problems.told(f"{much} of {source.source} cannot be packed"))

@@ -4,8 +4,8 @@ import io
 import math
 import os
 from array import array
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
 
@@ -59,41 +59,47 @@ def layout(split: str, counts: list[int], shard_images: int) -> list[list[ShardR
     return cuts
 
 
-class BadImage(NamedTuple):
-    """An image that cannot be packed: its shard, its number in the split, and the problem."""
+class Problems:
+    """Images that cannot be used: their number by kind, and the first of each by their places."""
 
-    file: str
-    number: int
-    problem: str
+    def __init__(self) -> None:
+        self.counts = Counter[str]()
+        self.first: dict[str, list[tuple[str, int, str]]] = {}
+
+    def add(self, file: str, number: int, problem: str, kind: str = "bad") -> None:
+        """The problem of one image of a shard."""
+        self._add(kind, 1, [(file, number, problem)])
+
+    def update(self, others: "Problems") -> None:
+        for kind, count in others.counts.items():
+            self._add(kind, count, others.first[kind])
+
+    def _add(self, kind: str, count: int, first: list[tuple[str, int, str]]) -> None:
+        self.counts[kind] += count
+        self.first[kind] = sorted([*self.first.get(kind, []), *first])[:REPORTED]
+
+    def told(self, what: str) -> list[str]:
+        """A line for each of the first bad images, after one that says of how many; none if there are none."""
+        count, lines = self.counts["bad"], [problem for *_, problem in self.first.get("bad", [])]
+        shown = f"The first {len(lines)}:" if count > len(lines) else "They are:"
+        return [*([f"{what}. {shown}"] if count > 1 else []), *lines]
 
 
-@dataclass(frozen=True)
-class BadImages:
-    """The number of images of a part that cannot be packed, and the first of them."""
-
-    count: int
-    first: list[BadImage]
-
-
-def write_part(part: Part, cuts: list[ShardRange], store: ShardStore, form: SampleFormat) -> BadImages:
+def write_part(part: Part, cuts: list[ShardRange], store: ShardStore, form: SampleFormat) -> Problems:
     """Write some of the shards of a part, except those with a bad image; all images are checked."""
-    read = part.open()
-    count, first = 0, []
+    read, problems = part.open(), Problems()
     for cut in cuts:
-        if stopped() or count >= MANY:
+        if stopped() or problems.counts["bad"] >= MANY:
             break
-        bad = _write_shard(read, cut, store, form)
-        count += len(bad)
-        first += bad[: REPORTED - len(first)]
-    return BadImages(count, first)
+        _write_shard(read, cut, store, form, problems)
+    return problems
 
 
 def _write_shard(
-    read: Callable[[int], Sample], cut: ShardRange, store: ShardStore, form: SampleFormat
-) -> list[BadImage]:
+    read: Callable[[int], Sample], cut: ShardRange, store: ShardStore, form: SampleFormat, problems: Problems
+) -> None:
     """Write to a temporary path, its index, rename, record. The same samples give the same bytes."""
-    bad: list[BadImage] = []
-    samples = array("q")
+    samples, bad = array("q"), False
     path = store.shards / cut.file
     # A process that outlives its killed parent by a moment must not write into the same file.
     temporary = store.folder / f"{cut.file}.{os.getpid()}"
@@ -106,10 +112,10 @@ def _write_shard(
                         image, label = read(index)
                         _check(image, label, form, f"image {number} of {cut.file}")
                     except BadSample as error:
-                        bad.append(BadImage(cut.file, number, str(error)))
-                        if len(bad) >= MANY:
+                        bad = True
+                        problems.add(cut.file, number, str(error))
+                        if problems.counts["bad"] >= MANY:
                             break
-                        continue
                     if bad:
                         continue
                     if label >= 0:
@@ -117,7 +123,7 @@ def _write_shard(
                     place = tar.add(b"%08d.%b" % (number, suffix), *encode(image, form.encoding))
                     samples.extend((kind, label, *place))
                 if bad:
-                    return bad
+                    return
                 digest = tar.close()
                 os.fsync(file.fileno())
             shard = Shard(file=cut.file, images=len(cut.images), bytes=tar.size, sha256=digest)
@@ -126,7 +132,6 @@ def _write_shard(
         finally:
             temporary.unlink(missing_ok=True)
     store.save(shard)
-    return bad
 
 
 def _check(image: np.ndarray, label: int, form: SampleFormat, where: str) -> None:
