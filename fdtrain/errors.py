@@ -156,6 +156,6 @@ def exit_code(main: Callable[[], None]) -> int:
         tell_error(message)
     if world_size > 1:
         # The interpreter's end waits for threads of the process group that wait for the others, or for the device.
-        sys.stdout.flush()
+        lose_what_fails("stdout")
         os._exit(code)
     return code

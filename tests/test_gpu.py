@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import sys
 
 import pytest
 import torch
@@ -90,3 +91,14 @@ def test_a_device_has_a_rate():
     """No card multiplies float32 as slowly as 1 TFLOP/s, nor has any 100,000."""
     for precision in ("fp32", "bf16"):
         assert 1e12 < hardware.matrix_rate(GPU, precision) < 1e17
+
+
+def test_a_watchdog_of_nccl_that_has_noted_nothing():
+    program = (
+        "from fdtrain import distributed\n"
+        "import torch\n"
+        "torch.distributed.all_reduce(torch.ones(1, device=distributed.connect()))\n"
+        "assert not distributed.failed_on_device()\n"
+    )
+    variables = environment() | {"DS_ACCELERATOR": "cuda"}
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=variables, check=True, timeout=300)

@@ -76,16 +76,10 @@ def launched(plan: Plan, signals: Signals = handled) -> Iterator[Launch]:
     with process_group(training.heartbeat_timeout_s, training.collective_timeout_s) as (device, heartbeat):
         consensus = Consensus(FLAGS, training.collective_timeout_s)
         effect = f"stopping after {'this' if plan.layout.world_size == 1 else 'the next'} step; again: at once"
-
-        def stop() -> None:
-            consensus.raise_flag(STOP)
-
-        def gone() -> None:
-            consensus.raise_flag(lock.GONE)
-
+        stop = partial(consensus.raise_flag, STOP)
         with (
             # While it is waited for, a signal ends this process: the context around this one answers it.
-            _held_for_all(plan.config.folder, gone),
+            _held_for_all(plan.config.folder, partial(consensus.raise_flag, lock.GONE)),
             watched(stop),
             signals(stop, effect),
             training_memory(plan.config, plan.layout),

@@ -7,6 +7,8 @@ import sys
 import pytest
 from jobs import Group, message, wait_for_step
 
+from fdtrain.checkpoint import soundness, store
+
 # Three ranks that sum a number over and over. The one of argv[2] does to itself what argv[1] says,
 # at the moment of argv[3]: before it has joined the process group, right after, in the middle of the work, or there
 # with the main program of the others in a stand-in for a GPU's stream. What fails in a stream, as a call between ranks
@@ -166,10 +168,13 @@ def test_ranks_that_end_well_say_nothing():
 
 
 def test_a_whole_run_with_a_rank_that_stops(launch):
-    """Rank 1 of a training run stands still: rank 0 names it, and ends."""
-    command = launch.command("training.steps=100000", "training.heartbeat_timeout_s=4", "data.workers=1", processes=0)
-    with Group(2, command) as jobs:
-        wait_for_step(launch, 2, jobs[0])
+    """Rank 1 of a training run stands still: rank 0 names it, and ends; the last checkpoint is as it was."""
+    settings = ("training.steps=100000", "training.heartbeat_timeout_s=4", "data.workers=1", "checkpoint.every=2")
+    with Group(2, launch.command(*settings, processes=0)) as jobs:
+        wait_for_step(launch, 6, jobs[0])
         os.kill(jobs[1].pid, signal.SIGSTOP)
         said = message(jobs[0], 120)
         assert f"lost rank 1 (process {jobs[1].pid} on " in said
+    saved = store.committed(launch.run_folder())
+    assert saved
+    assert not any(map(soundness.fault, saved))
