@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from fdtrain import distributed
-from fdtrain.data.loader import Batch
+from fdtrain.data.split import Batch
 from fdtrain.diffusion.likelihood import Estimate, estimate, standard_errors
 from fdtrain.diffusion.objective import quantise
 from fdtrain.diffusion.solvers import DEFAULT

@@ -7,10 +7,12 @@ import numpy as np
 import torch
 
 from fdtrain.data.cache import Cache, open_cache
-from fdtrain.data.loader import Batch
 from fdtrain.data.mixture import DataSets, open_data
 from fdtrain.data.shards import ChainedShards, ShardReader
 from fdtrain.errors import UserError
+
+Batch = tuple[torch.Tensor, torch.Tensor]
+"""Images ``(n, C, H, W)`` uint8 and labels ``(n,)`` int64, -1 for none."""
 
 
 class Images(Protocol):

@@ -116,6 +116,7 @@ def _write_shard(
                         problems.add(cut.file, number, str(error))
                         if problems.counts["bad"] >= MANY:
                             break
+                        continue
                     if bad:
                         continue
                     if label >= 0:

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from fdtrain.data import tar
 from fdtrain.data.sources.source import BadSample
@@ -241,7 +241,8 @@ def stream(member: Member, most: int = MAX_STREAM) -> Iterator[IO[bytes]]:
         )
     try:
         if member.kind in ("file", "gzip"):
-            with open(member.path, "rb") if member.kind == "file" else gzip.open(member.path) as file:
+            opener: Any = gzip.open if member.kind == "gzip" else open
+            with opener(member.path, "rb") as file:
                 yield file
         elif member.kind in ("stored", "deflated"):
             with zipfile.ZipFile(member.path) as archive, archive.open(_info(archive, member)) as file:

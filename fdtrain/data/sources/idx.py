@@ -34,17 +34,17 @@ def idx(folder: Path, name: str, subset: str | None = None, classes: list[str] |
     Raises:
         UserError: no such files, images and labels of other counts, headers that do not fit their files.
     """
-    splits = {}
+    splits: dict[str, Pair] = {}
     for split, (images, labels) in _files(folder, subset).items():
-        pair = splits[split] = Pair(_described(images, 3), _described(labels, 1))
-        count, height, width = pair.images.shape
-        if pair.labels.shape != (count,):
-            (labelled,) = pair.labels.shape
+        pictures, labelled = _described(images, 3), _described(labels, 1)
+        count, height, width = pictures.shape
+        if labelled.shape != (count,):
             raise UserError(
-                f"{labels} has {labelled} labels for the {count} images of {images.name}. Fetch both again."
+                f"{labels} has {labelled.shape[0]} labels for the {count} images of {images.name}. Fetch both again."
             )
         if height != width:
             raise UserError(f"{images}: images of {height}x{width} pixels; only square ones can be packed.")
+        splits[split] = Pair(pictures, labelled)
     return array_source(splits, name, folder, folder.name, ArrayChoice(classes=classes), STRETCH)
 
 

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fdtrain.data.sources import labels
 from fdtrain.data.sources.archive import Member, advice, members, read
@@ -18,6 +18,10 @@ class _Listing(NamedTuple):
 
     members: list[Member]
     classes: list[str] | list[int] | None
+
+    def chosen(self, numbers: Sequence[int]) -> "_Listing":
+        classes: Any = None if self.classes is None else [self.classes[i] for i in numbers]
+        return _Listing([self.members[i] for i in numbers], classes)
 
 
 def images(
@@ -163,21 +167,15 @@ def _shuffled(listing: _Listing) -> _Listing:
     # randomness imports torch, which takes seconds that every worker process would repeat.
     from fdtrain.randomness import Purpose, stream
 
-    order = stream(0, Purpose.SPLIT).permutation(len(listing.members)).tolist()
-    classes = None if listing.classes is None else [listing.classes[i] for i in order]
-    return _Listing([listing.members[i] for i in order], classes)
+    return listing.chosen(stream(0, Purpose.SPLIT).permutation(len(listing.members)).tolist())
 
 
 def _held_out(listing: _Listing, holdout: int, path: Path) -> dict[str, _Listing]:
-    rest = len(listing.members) - holdout
-    if rest < 1:
-        count = len(listing.members)
+    count = len(listing.members)
+    if holdout >= count:
         raise UserError(f"{path} holds {count} images: {holdout} cannot be held out. {hold_out_fewer(count)}")
-    cut = {"train": slice(0, rest), "test": slice(rest, None)}
-    return {
-        split: _Listing(listing.members[part], None if listing.classes is None else listing.classes[part])
-        for split, part in cut.items()
-    }
+    rest = count - holdout
+    return {"train": listing.chosen(range(rest)), "test": listing.chosen(range(rest, count))}
 
 
 def _classes(listings: dict[str, _Listing], path: Path) -> list[str]:

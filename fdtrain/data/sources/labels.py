@@ -70,16 +70,11 @@ def _beside(images: Sequence[Member], by_name: dict[str, Member]) -> list[int] |
                 if beside is not None and number == NONE:
                     number = _label(beside, extension)
         labels.append(number)
-    if all(number == NONE for number in labels):
-        return None
-    if NONE in labels:
+    labelled = [image for image, number in zip(images, labels, strict=True) if number != NONE]
+    if labelled and NONE in labels:
         without = images[labels.index(NONE)]
-        raise UserError(f"{without} has no label, {images[_first(labels)]} has one. Label all images, or none.")
-    return labels
-
-
-def _first(labels: Sequence[int]) -> int:
-    return next(i for i, number in enumerate(labels) if number != NONE)
+        raise UserError(f"{without} has no label, {labelled[0]} has one. Label all images, or none.")
+    return labels if labelled else None
 
 
 def _label(file: Member, extension: str) -> int:
@@ -91,7 +86,7 @@ def _label(file: Member, extension: str) -> int:
         raise UserError(
             f"{file} holds no whole number as a label. Correct it, or remove such files and give each class a folder."
         ) from error
-    if isinstance(number, bool) or number < NONE:
+    if number < NONE:
         raise UserError(f"{file}: label {number}, expected a number from 0. Correct it.")
     return number
 

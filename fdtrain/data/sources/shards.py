@@ -309,12 +309,12 @@ def shard_source(
     wanted, like = first_sample(((Path(place), place) for place in places), image, labels)
     fit = Fit(size, channels or like.channels, picture=None)
     results = run(shard_labels, [(Path(place), wanted) for place in places], workers)
-    counts, labels = {}, {}
-    for path, count, names in tqdm(results, "listing", len(places), unit=" shards"):
-        counts[path], labels[path] = count, names
+    counts, names = dict[Path, int](), dict[Path, set[str]]()
+    for path, count, found in tqdm(results, "listing", len(places), unit=" shards"):
+        counts[path], names[path] = count, found
     if holdout:
         splits = held_out({place: counts[Path(place)] for place in splits["train"]}, holdout)
-    classes = class_list({split: [labels[Path(p)] for p in shards] for split, shards in splits.items()})
+    classes = class_list({split: [names[Path(p)] for p in shards] for split, shards in splits.items()})
     return Source(
         name=name,
         source=f"{describe(splits)}, {method(size)}",

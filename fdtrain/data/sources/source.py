@@ -4,7 +4,7 @@ import hashlib
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -97,13 +97,13 @@ def numbered(largest: int, where: str) -> list[str]:
     return [str(i) for i in range(largest + 1)]
 
 
-def class_names(labels: Mapping[str, set[int] | set[str]], where: str) -> list[str]:
-    """The classes by number, from the labels of every split: those of numbers are numbers, names are sorted.
+def class_names(labels: Mapping[str, set[Any]], where: str) -> list[str]:
+    """The classes by number, from the labels of every split, all numbers or all names: names are sorted.
 
     Raises:
         UserError: too many; names that the train images lack.
     """
-    every = set().union(*labels.values())
+    every = set[Any]().union(*labels.values())
     if numbers := [label for label in every if isinstance(label, int)]:
         return numbered(max(numbers), where)
     if lacking := sorted(every - labels["train"]):
