@@ -79,7 +79,7 @@ setup(
         "braceexpand>=0.1.7,<0.2",
         "fsspec[http]>=2025.3",
         "pyyaml>=6,<7",
-        "pydantic>=2.10,<3",
+        "pydantic>=2.12,<3",
         "safetensors>=0.5,<1",
         "numpy>=2,<3",
         "pillow>=11",

@@ -32,24 +32,32 @@ from fdtrain.evaluation.load import ModelOrigin, open_model
 from fdtrain.evaluation.process import open_device
 from fdtrain.evaluation.samples import Sampler
 from fdtrain.networks.model import Model, ModelSpec
+from fdtrain.plugins import execute
 from fdtrain.randomness import check_seed
 
 Label = int | str | Sequence[int | str] | Tensor | None
 """Classes by number or name: one for all images, or one for each."""
 
 
-def load(path: str | Path, device: str | torch.device = "cpu", ema_length: float | None = None) -> "TrainedModel":
+def load(
+    path: str | Path,
+    device: str | torch.device = "cpu",
+    ema_length: float | None = None,
+    allow_code: Sequence[str | Path] = (),
+) -> "TrainedModel":
     """Load the averaged weights of a run (its newest checkpoint), a checkpoint or an export.
 
     Args:
         path: its folder.
         device: as torch names it, or "auto": the GPU where there is one.
         ema_length: relative length of the average, of a run with ``ema.lengths``; None: the average of ``ema.decay``.
+        allow_code: files that are executed, for a network, predictor or solver that is in them (docs/extending.md).
 
     Raises:
-        UserError: there is no model in the folder, its files are damaged, it has no average of that length, or the
-            device is not available.
+        UserError: there is no model in the folder, its files are damaged, it has no average of that length, it needs
+            code that is not allowed, or the device is not available.
     """
+    execute(allow_code)
     model, origin = open_model(path, ema_length)
     return TrainedModel(model, origin).to(device)
 

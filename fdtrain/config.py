@@ -5,9 +5,11 @@ all ranks and accumulation steps, so a configuration means the same on any numbe
 """
 
 import difflib
+import inspect
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args
@@ -24,13 +26,39 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import core_schema
 
-from fdtrain import shipped
+from fdtrain import plugins, shipped
 from fdtrain.credentials import masked_values
+from fdtrain.diffusion.clocks import DENSITIES
+from fdtrain.diffusion.objective import DECODERS
+from fdtrain.diffusion.predictors import INPUTS, PREDICTORS, TIMES
+from fdtrain.diffusion.solvers import DEFAULT, SOLVERS
+from fdtrain.diffusion.time_sampling import DRAWS
+from fdtrain.diffusion.weighting import WEIGHTINGS
 from fdtrain.errors import UserError, excerpt
 from fdtrain.files import NAME
+from fdtrain.networks import model
+from fdtrain.networks.dit import SIZES
+from fdtrain.networks.embeddings import TIME_EMBEDDINGS
 from fdtrain.randomness import SEEDS
-from fdtrain.strict_yaml import parse, read_mapping, shown
+from fdtrain.strict_yaml import flattened, parse, read_mapping, shown
+
+
+@dataclass(frozen=True, eq=False)
+class OneOf:
+    """A name out of the table that the code chooses from; plugins add to some."""
+
+    table: Collection[str]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], Any]) -> Any:
+        return core_schema.no_info_after_validator_function(self.check, handler(source))
+
+    def check(self, name: str) -> str:
+        if name not in self.table:
+            *names, last = map(repr, self.table)
+            raise ValueError(f"input should be {', '.join(names)} or {last}, not {shown(name)}")
+        return name
 
 
 class Section(BaseModel):
@@ -158,7 +186,7 @@ class DDPMppConfig(NetworkConfig):
     blocks: int = Field(default=4, ge=1, description="residual blocks of each level")
     attention: tuple[int, ...] = Field(default=(16,), description="resolutions (pixels) followed by self-attention")
     dropout: float = Field(default=0.0, ge=0, lt=1, description="share of activations dropped in the residual blocks")
-    time_embedding: Literal["positional", "fourier"] = Field(
+    time_embedding: Annotated[str, OneOf(TIME_EMBEDDINGS)] = Field(
         default="positional", description="sines of the time, or of a finite log-SNR too"
     )
 
@@ -181,21 +209,44 @@ class VDMConfig(NetworkConfig):
 
 class DiTConfig(NetworkConfig):
     name: Literal["dit"] = Field(default="dit", description="the transformer of Peebles & Xie 2023")
-    size: Literal["S", "B", "L", "XL"] = Field(default="S", description="size in the paper")
+    size: Annotated[str, OneOf(SIZES)] = Field(default="S", description="size in the paper")
     patch: int = Field(default=2, ge=1, description="side of a token, pixels")
 
 
-NETWORKS: dict[str, type[NetworkConfig]] = {"ddpmpp": DDPMppConfig, "vdm": VDMConfig, "dit": DiTConfig}
+class OwnNetworkConfig(NetworkConfig):
+    name: str = Field(description="as a file of `plugins` registers it; docs/extending.md")
+    options: dict[str, Any] = Field(default={}, description="keyword arguments of its class")
+
+    @model_validator(mode="after")
+    def _fitting(self) -> "OwnNetworkConfig":
+        _check_options(model.NETWORKS[self.name], self.options, **dict.fromkeys(model.ARGUMENTS))
+        return self
+
+
+def _check_options(maker: Callable[..., Any], options: dict[str, Any], *given: Any, **named: Any) -> None:
+    """Raise ValueError if something of the user's own cannot be made with what it is given and these options."""
+    try:
+        inspect.signature(maker).bind(*given, **named, **options)
+    except TypeError as error:
+        raise ValueError(f"options: {str(error).removeprefix('inspect.Signature.bind() ')}") from error
+
+
+OWN = "own"
+NETWORKS: dict[str, type[NetworkConfig]] = {
+    "ddpmpp": DDPMppConfig,
+    "vdm": VDMConfig,
+    "dit": DiTConfig,
+    OWN: OwnNetworkConfig,
+}
+"""The section of each network; one for all of the user's own."""
 
 
 def _network_name(value: Any) -> str:
-    """The name of the network that a section configures; ddpmpp if it gives none or is no section."""
+    """The key in :data:`NETWORKS` of a section; ddpmpp if it gives no name or is no section."""
     name = value.get("name", "ddpmpp") if isinstance(value, dict) else getattr(value, "name", "ddpmpp")
-    return name if isinstance(name, str) else repr(name)
-
-
-ClockName = Literal["linear_vp", "sub_vp", "zero_snr_vp", "cosine", "flow", "vdm"]
-"""The times of other formulations, by which networks are asked too."""
+    if not isinstance(name, str):
+        return repr(name)
+    return OWN if plugins.file_of("network", name) else name
 
 
 LEARNED_TIMES = ("adaptive_base", "adaptive_bins", "adaptive_floor", "adaptive_update_every")
@@ -203,40 +254,38 @@ LEARNED_TIMES = ("adaptive_base", "adaptive_bins", "adaptive_floor", "adaptive_u
 
 
 class DiffusionConfig(Section):
-    predictor: Literal["plain", "bounded", "alpha", "eps", "x0", "v", "flow", "score", "edm"] = Field(
+    predictor: Annotated[str, OneOf(PREDICTORS)] = Field(
         default="bounded", description="from network to field F; docs/method.md, sections 2 and 9"
     )
     scale: float | None = Field(default=None, gt=0, le=1, description="`s` of `bounded` and `asinh`; null: 1 / levels")
     interval: tuple[float, float] | None = Field(
         default=None, description="`[t_min, t_max]` in [0, 1]; null: that of `time_density`, or of `network_time`"
     )
-    network_input: Literal["vp", "ve", "flow", "edm", "sub_vp"] | None = Field(
+    network_input: Annotated[str, OneOf(INPUTS)] | None = Field(
         default=None, description="rescaling of x_t that the network is given; null: the predictor's own"
     )
-    network_time: (
-        Literal["t", "asinh", "log_sigma", ClockName, "score_sde_vp", "score_sde_sub_vp", "score_sde_ve", "edm"] | None
-    ) = Field(default="asinh", description="time that the network is given; null: the predictor's own, mostly t")
+    network_time: Annotated[str, OneOf(TIMES)] | None = Field(
+        default="asinh", description="time that the network is given; null: the predictor's own, mostly t"
+    )
     network_skip: bool = Field(
         default=False, description="add the image that the network is given to its output, as VDM's network does"
     )
-    time_sampling: Literal["stratified", "lattice", "iid"] = Field(
+    time_sampling: Annotated[str, OneOf(DRAWS)] = Field(
         default="stratified", description="draws of the times; docs/method.md, section 4"
     )
     strata: int | None = Field(
         default=None, ge=1, description="of stratified times, a divisor of the global batch; null: one for each image"
     )
-    time_density: Literal[
-        "uniform", "asinh", "angle", "log_time", "log_snr", "edm", "logit_normal", "ve", ClockName, "soft_truncation"
-    ] = Field(
+    time_density: Annotated[str, OneOf(DENSITIES)] = Field(
         default="asinh", description="density of the times, cut to the interval; docs/method.md, sections 4 and 9"
     )
     soft_truncation_k: float = Field(
         default=1.0, ge=0, description="Soft Truncation's smallest time has a density ~ tau^-k"
     )
-    weighting: Literal["bound", "eps", "x0", "v", "flow", "edm", "min_snr"] = Field(
+    weighting: Annotated[str, OneOf(WEIGHTINGS)] = Field(
         default="bound", description="of the training loss; docs/method.md, section 9"
     )
-    decoder: Literal["gaussian", "discrete"] = Field(
+    decoder: Annotated[str, OneOf(DECODERS)] = Field(
         default="gaussian",
         description="at the end of a truncated interval: of dequantised images, or of levels (trains on bin centres)",
     )
@@ -422,6 +471,17 @@ class CheckpointConfig(Section):
     )
 
 
+class CallbackConfig(Section):
+    name: Annotated[str, OneOf(plugins.CALLBACKS)]
+    every: int = Field(ge=1, description="steps")
+    options: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _fitting(self) -> "CallbackConfig":
+        _check_options(plugins.CALLBACKS[self.name], self.options, None)
+        return self
+
+
 class MonitorConfig(Section):
     log_every: int = Field(default=50, ge=1, description="steps averaged into one line of the log")
     evaluate_every: int | None = Field(default=None, ge=1, description="steps between bits/dim on the held-out split")
@@ -429,20 +489,7 @@ class MonitorConfig(Section):
     sample_every: int | None = Field(default=None, ge=1, description="steps between sample grids")
     sample_images: int = Field(default=64, ge=1, description="images of a grid")
     sample_steps: int = Field(default=50, ge=1, description="steps of the solver")
-    sample_solver: Literal[
-        "sde",
-        "ode",
-        "sde1",
-        "sde2",
-        "ode1",
-        "ode2",
-        "ddim",
-        "ancestral",
-        "heun_edm",
-        "dpmpp2m",
-        "dpmpp2m_sde",
-        "unipc2",
-    ] = Field(default="ode", description="see docs/sampling.md")
+    sample_solver: Annotated[str, OneOf(SOLVERS)] = Field(default=DEFAULT, description="see docs/sampling.md")
     sample_grid: str | tuple[float, ...] | None = Field(
         default=None, description="grid of times: a name or `sample_steps + 1` times; null: `two_ended`"
     )
@@ -453,6 +500,11 @@ class MonitorConfig(Section):
     frechet_features: str | None = Field(
         default=None, description="feature network, as for `fdtrain evaluate fid`; null: the cached Inception"
     )
+    callbacks: tuple[CallbackConfig, ...] = Field(
+        default=(),
+        exclude_if=lambda value: not value,
+        description="those of `plugins`: `[{name, every, options}, ...]`; docs/extending.md",
+    )
 
 
 class Config(Section):
@@ -461,9 +513,18 @@ class Config(Section):
     name: str = Field(pattern=NAME, description="name of the run and of its folder")
     output: Path = Field(default=Path("runs"), description="folder of all runs")
     seed: int = Field(default=0, ge=0, lt=SEEDS, description="seed of all random numbers of the run")
+    plugins: tuple[str, ...] = Field(
+        default=(),
+        # Earlier versions have none, and records of runs are compared.
+        exclude_if=lambda value: not value,
+        description="Python files of your own, executed where `--allow-code` names them; docs/extending.md",
+    )
     data: DataConfig
     network: Annotated[
-        Annotated[DDPMppConfig, Tag("ddpmpp")] | Annotated[VDMConfig, Tag("vdm")] | Annotated[DiTConfig, Tag("dit")],
+        Annotated[DDPMppConfig, Tag("ddpmpp")]
+        | Annotated[VDMConfig, Tag("vdm")]
+        | Annotated[DiTConfig, Tag("dit")]
+        | Annotated[OwnNetworkConfig, Tag(OWN)],
         Discriminator(_network_name),
     ] = DDPMppConfig()
     diffusion: DiffusionConfig = DiffusionConfig()
@@ -471,6 +532,15 @@ class Config(Section):
     ema: EmaConfig = EmaConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     monitor: MonitorConfig = MonitorConfig()
+
+    @field_validator("plugins")
+    @classmethod
+    def _allowed(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        if lacking := [path for path in value if Path(path).name not in model.CODE]:
+            files = [Path(file) for file in info.context or ()]
+            who = ", ".join(map(str, files)) or "the configuration"
+            raise model.NotAllowed(who, lacking, [file.parent for file in files])
+        return value
 
     @model_validator(mode="after")
     def _even_strata(self) -> "Config":
@@ -481,6 +551,25 @@ class Config(Section):
                 f"diffusion.strata {strata} does not divide training.global_batch {batch}; set it to {nearest}"
             )
         return self
+
+    @model_validator(mode="after")
+    def _recorded(self) -> "Config":
+        """A run records the files that ``plugins`` names."""
+        used = {
+            ("network", self.network.name),
+            ("predictor", self.diffusion.predictor),
+            ("density", self.diffusion.time_density),
+            ("solver", self.monitor.sample_solver),
+            *(("callback", callback.name) for callback in self.monitor.callbacks),
+        }
+        if lacking := plugins.code_of(*used).keys() - self.code.keys():
+            raise ValueError(f"it uses what is in {', '.join(sorted(lacking))}; name that in plugins: [...]")
+        return self
+
+    @property
+    def code(self) -> dict[str, str]:
+        """SHA-256 of the files of ``plugins``, by name: what is executed is the file of that name that is allowed."""
+        return {Path(path).name: model.CODE[Path(path).name] for path in self.plugins}
 
     @property
     def folder(self) -> Path:
@@ -505,8 +594,8 @@ def load_config(path: ConfigFiles, overrides: list[str] | None = None, origin: s
     Of several files each is laid over those before it, key by key: a preset over the configuration of a data set.
 
     Raises:
-        UserError: no such file, not YAML, unknown key, wrong type or impossible combination; the message
-            is one line that names the key.
+        UserError: no such file, not YAML, unknown key, wrong type, impossible combination, or a plugin that is not
+            allowed; the message is one line that names the key.
     """
     layers = [path] if isinstance(path, str | Path | Mapping) else path
     content: dict[str, Any] = {}
@@ -515,7 +604,7 @@ def load_config(path: ConfigFiles, overrides: list[str] | None = None, origin: s
     for override in overrides or []:
         _apply(content, override)
     try:
-        return Config.model_validate(content)
+        return Config.model_validate(content, context=[layer for layer in layers if not isinstance(layer, Mapping)])
     except ValidationError as error:
         mistakes = [_explain(e) for e in error.errors()]
         more = [f"and {len(mistakes) - MAX_MISTAKES} more"] if mistakes[MAX_MISTAKES:] else []
@@ -570,6 +659,11 @@ def dump_config(config: Config) -> str:
     return yaml.safe_dump(masked_values(config.model_dump(mode="json")), sort_keys=False)
 
 
+def settings_of(config: Config) -> dict[str, Any]:
+    """The resolved configuration by dotted keys, as YAML has it."""
+    return flattened(parse(dump_config(config)))
+
+
 def _apply(content: dict[str, Any], override: str) -> None:
     key, equals, value = override.partition("=")
     if not equals or not key:
@@ -601,7 +695,7 @@ def _explain(error: Mapping[str, Any]) -> str:
     if error["type"] == "value_error":
         return f"{name or 'configuration'}: {error['ctx']['error']}"
     if error["type"] == "union_tag_invalid":
-        *names, last = (f"'{network}'" for network in NETWORKS)
+        *names, last = map(repr, model.NETWORKS)
         return f"network.name: input should be {', '.join(names)} or {last}, not {shown(error['ctx']['tag'])}"
     wanted = f"{name}: {error['msg'][0].lower()}{error['msg'][1:]}, not {shown(error['input'])}"
     is_text = error["type"] in ("string_type", "path_type") and isinstance(error["input"], bool | int | float)
@@ -636,7 +730,9 @@ def _section_name(place: list[str]) -> str:
 def _suggest(place: list[str], sections: dict[str, type[BaseModel]]) -> str:
     """The network whose key it is, or the nearest valid key: in the same section, else anywhere."""
     *section, key = place
-    owners = [name for name, network in NETWORKS.items() if key in network.model_fields]
+    owners = [name for name, network in NETWORKS.items() if name != OWN and key in network.model_fields]
+    if section == ["network"] and sections["network"] is OwnNetworkConfig:
+        return f": what is the network's own belongs to network.options: {{{key}: ...}}"
     if section == ["network"] and owners:
         mine = sections["network"].model_fields["name"].default
         return f" of '{mine}': it belongs to network.name {' and '.join(owners)}"

@@ -30,11 +30,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="never",
         help="auto: go on from the newest complete checkpoint of the run's folder, or start if there is none",
     )
+    add_allow_code(parser)
     parser.add_argument(
         "--profile", metavar="FIRST:LAST", help="trace these steps into the run's folder profile/, such as 10:13"
     )
     # Given by DeepSpeed's launcher; the environment says the same.
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
+
+
+def add_allow_code(parser: argparse.ArgumentParser) -> None:
+    """The option of the commands that execute what the user names: entry.py does so, and here :func:`train`."""
+    parser.add_argument(
+        "--allow-code",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="execute this file, in which networks and others of your own are (docs/extending.md); may be repeated",
+    )
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -53,7 +65,8 @@ def train(arguments: argparse.Namespace) -> None:
     with watched(leave_before_training), handled(leave_before_training, BEFORE_TRAINING):
         from fdtrain.training.plan import prepare
 
-        plan = prepare(arguments.config, arguments.set, resume=arguments.resume == "auto", profile=arguments.profile)
+        resume = arguments.resume == "auto"
+        plan = prepare(arguments.config, arguments.set, resume, arguments.profile, arguments.allow_code)
         # Imports DeepSpeed, which takes seconds: a mistake in the configuration is told before that.
         from fdtrain.training.build import carry_out
 

@@ -56,10 +56,10 @@ def test_the_python_of_a_page_runs(page, workplace, monkeypatch):
 def commands(page: Path) -> list[tuple[str, str, list[str]]]:
     """The lines of a page that run fdtrain, with or without a launcher; the command and its arguments."""
     text = page.read_text().replace("\\\n", " ")
-    fenced, indented = r"^```(?:sh)?\n(?:.*?)^```", r"^(?: {4}\S.*\n)+"
+    fenced, indented = r"^```(\w*)\n(.*?)^```", r"^((?: {4}\S.*\n)+)"
     found = []
-    for block in re.findall(f"{fenced}|{indented}", text, re.DOTALL | re.MULTILINE):
-        for line in block.splitlines():
+    for language, in_fence, apart in re.findall(f"{fenced}|{indented}", text, re.DOTALL | re.MULTILINE):
+        for line in (apart if language not in ("", "sh") else in_fence or apart).splitlines():
             if re.match(r" *([A-Z_]+=\S+ )*(fdtrain|python|deepspeed|torchrun) ", line):
                 words = shlex.split(line, comments=True)
                 found += [(line.strip(), *command) for command in [_command(words)] if command]

@@ -204,7 +204,7 @@ def test_sample_guided(run, tmp_path):
         (["export", "{run}", "/dev/null/e"], "cannot write into /dev/null/e"),
         (["sample", "{run}", "--out", "/dev/null/x.png", "--images", "1", "--steps", "1"], "--out: cannot write"),
         (["sample", "{run}", "--out", "foo.JPG"], "--out: .jpg files are not written. Give a .png or .npz file"),
-        (["sample", "{run}", "--out", "x", "--solver", "ddpm"], "invalid choice: 'ddpm'"),
+        (["sample", "{run}", "--out", "x", "--solver", "ddpm"], "--solver: there is no 'ddpm'; there are sde"),
         (["sample", "{run}", "--out", "x", "--images", "0"], "--images must be at least 1"),
         (["evaluate", "nll", "{run}", "--data", "/nowhere"], "no folder /nowhere"),
         (["evaluate", "nll", "{run}", "--data", "{digits}", "--split", "x"], "has no split 'x'"),

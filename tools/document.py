@@ -1,13 +1,13 @@
 """Write the table of every configuration key: ``python tools/document.py > docs/configuration.md``."""
 
-from typing import Any
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import interpreter  # noqa: F401
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from fdtrain.config import NETWORKS, Config
+from fdtrain.config import NETWORKS, OWN, Config, OneOf
 
 HEAD = """# Configuration
 
@@ -28,7 +28,7 @@ def document() -> str:
         if name == "network":
             lines.append("\n## network\n\n`name` chooses one of these: docs/networks.md.")
             for title, section in NETWORKS.items():
-                lines += [f"\n### {title}\n", *_table(section.model_fields)]
+                lines += [f"\n### {'your own' if title == OWN else title}\n", *_table(section.model_fields)]
         elif section := _section(field):
             lines += [f"\n## {name}\n", *_table(section.model_fields)]
     return "\n".join(lines) + "\n"
@@ -62,16 +62,16 @@ def _yaml(value: object) -> str:
 
 
 def _description(field: FieldInfo) -> str:
-    kind = field.annotation
-    choices: tuple[Any, ...] = getattr(kind, "__args__", ())
-    if type(None) in choices and hasattr(choices[0], "__args__"):
-        kind = choices[0]
-        choices = kind.__args__
-    description = field.description or ""
-    if getattr(kind, "__origin__", None) is not tuple and all(isinstance(c, str | int) for c in choices):
-        listed = ", ".join(f"`{_yaml(choice)}`" for choice in choices)
-        description = f"{listed}; {description}" if description and listed else listed or description
-    return description
+    listed = ", ".join(f"`{_yaml(choice)}`" for choice in _choices(field))
+    return "; ".join(filter(None, (listed, field.description)))
+
+
+def _choices(field: FieldInfo) -> list[Any]:
+    """What a key may be, where that is a list."""
+    kinds = [field.annotation, *get_args(field.annotation)]
+    tables = [*field.metadata, *(get_args(kind)[1] for kind in kinds if get_origin(kind) is Annotated)]
+    named = [name for table in tables if isinstance(table, OneOf) for name in table.table]
+    return named or list(get_args(field.annotation) if get_origin(field.annotation) is Literal else ())
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from fdtrain.diffusion.formulation import formulation_interval
 from fdtrain.errors import UserError
 from fdtrain.networks.embeddings import all_octaves
 from fdtrain.networks.model import ModelSpec
+from fdtrain.plugins import code_of
 
 
 def model_spec(config: Config, description: DatasetDescription) -> ModelSpec:
@@ -20,6 +21,7 @@ def model_spec(config: Config, description: DatasetDescription) -> ModelSpec:
     # How it is trained, or said elsewhere in the specification.
     others = {"name", "class_conditional", "label_dropout", "checkpointing"}
     options = network.model_dump(mode="json", exclude=others)
+    options |= options.pop("options", {})
     if options["fourier_features"] == "all":
         options["fourier_features"] = list(all_octaves(description.levels))
     return ModelSpec(
@@ -33,6 +35,7 @@ def model_spec(config: Config, description: DatasetDescription) -> ModelSpec:
         dataset=description.name,
         classes=description.classes if network.class_conditional else [],
         null_class=network.label_dropout > 0,
+        code=code_of(("network", network.name), ("predictor", config.diffusion.predictor)),
         **_formulation(config.diffusion, config.scale(description.levels)),
     )
 

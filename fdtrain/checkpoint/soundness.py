@@ -27,7 +27,7 @@ from fdtrain.checkpoint.store import (
     step_of,
 )
 from fdtrain.errors import UserError
-from fdtrain.networks.model import Model, ModelSpec
+from fdtrain.networks.model import Model, ModelSpec, NotAllowed
 from fdtrain.strict_yaml import shown
 
 
@@ -41,6 +41,9 @@ def fault(checkpoint: Path, together: bool = False) -> str | None:
 
     Args:
         together: every rank calls this, reads its share of the parts, and gets the same answer.
+
+    Raises:
+        NotAllowed: it cannot be told without code that is not allowed.
     """
     for check in (_ill_described, _unlike_described, _changed):
         problem = _problem(check, checkpoint, together)
@@ -59,6 +62,8 @@ def _problem(check: Callable[[Path, Manifest, range], str | None], checkpoint: P
         return check(checkpoint, manifest, parts)
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
+    except NotAllowed:
+        raise
     except UserError as error:
         return str(error)
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -19,12 +19,14 @@ from fdtrain import distributed
 from fdtrain.comparison.definition import load_comparison
 from fdtrain.errors import UserError, check_at_least
 from fdtrain.evaluation import process
+from fdtrain.main import add_allow_code
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("comparison", type=Path, help="YAML file; see configs/comparisons/")
     parser.add_argument("--jobs", type=int, help="runs side by side; default: as many as the devices or cores allow")
     parser.add_argument("--processes", type=int, default=1, help="of each run (default: 1)")
+    add_allow_code(parser)
     parser.add_argument("--finished", action="store_true", help="start nothing; the table of what is finished so far")
 
 

@@ -66,6 +66,9 @@ def _run(name: str, arguments: list[str], prog: str | None) -> None:
     # Where somebody waits for it.
     with phase(f"loading fdtrain {name}") if sys.stderr.isatty() else nullcontext():
         command, parsed = parse(name, arguments, prog)
+        # Training does so in the processes of the run.
+        if name != "train" and getattr(parsed, "allow_code", None):
+            import_module("fdtrain.plugins").execute(parsed.allow_code)
     try:
         command.run(parsed)
         sys.stdout.flush()

@@ -9,6 +9,7 @@ import argparse
 from importlib import import_module
 
 from fdtrain.evaluation import process
+from fdtrain.main import add_allow_code
 
 COMMANDS = {
     "nll": "bits/dim of a whole split, by the bound and by the ODE",
@@ -31,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             chosen = _module(name)
             command.description = chosen.__doc__
             chosen.add_arguments(command)
+            add_allow_code(command)
 
 
 def run(arguments: argparse.Namespace) -> None:

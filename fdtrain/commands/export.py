@@ -18,11 +18,13 @@ from fdtrain.errors import UserError
 from fdtrain.evaluation.load import add_length
 from fdtrain.export import hub
 from fdtrain.export.write import FORMATS, UNKNOWN, export
+from fdtrain.main import add_allow_code
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="a run (its newest checkpoint), a checkpoint, or an export")
     add_length(parser)
+    add_allow_code(parser)
     parser.add_argument("folder", help="a new folder, or an earlier export, which is replaced")
     parser.add_argument("--format", choices=FORMATS, default="safetensors", help="default: safetensors")
     parser.add_argument(

@@ -17,6 +17,7 @@ from fdtrain.config import Config, load_config
 from fdtrain.console import phase
 from fdtrain.errors import UserError
 from fdtrain.evaluation.wording import duration
+from fdtrain.main import add_allow_code
 
 GIB, MIB = 2**30, 2**20
 GPU, CORE = 989.0, 0.1
@@ -25,6 +26,7 @@ GPU, CORE = 989.0, 0.1
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", type=Path, help="a YAML configuration, or a run's config.yaml")
+    add_allow_code(parser)
     parser.add_argument(
         "--for",
         dest="target",

@@ -27,6 +27,7 @@ from fdtrain.evaluation.load import add_length, open_model
 from fdtrain.evaluation.sample_files import Output
 from fdtrain.evaluation.samples import Sampler, add_sampling_arguments
 from fdtrain.evaluation.stored_rows import RowStore
+from fdtrain.main import add_allow_code
 from fdtrain.networks.model import Model
 from fdtrain.randomness import check_seed
 
@@ -38,6 +39,7 @@ OTHER_FILES = {".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".svg"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="a run (its newest checkpoint), a checkpoint, or an export")
     add_length(parser)
+    add_allow_code(parser)
     parser.add_argument("--out", type=Path, required=True, help="a .png or .npz file, or a folder")
     parser.add_argument("--shards", action="store_true", help="the folder becomes a packed data set")
     parser.add_argument("--images", type=int, default=64)

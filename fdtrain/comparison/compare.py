@@ -12,7 +12,7 @@ import yaml
 
 from fdtrain import files, lock
 from fdtrain.capacity.layout import run_layout
-from fdtrain.comparison.definition import Comparison, SolverAndGrid, run_name
+from fdtrain.comparison.definition import Comparison, run_name
 from fdtrain.comparison.runs import PlannedRun, planned_run
 from fdtrain.comparison.schedule import Schedule
 from fdtrain.config import Config
@@ -27,6 +27,7 @@ from fdtrain.evaluation import label_features, result, run_folder, side_by_side
 from fdtrain.evaluation.compared import ComparedVariant
 from fdtrain.evaluation.feature_networks import open_features
 from fdtrain.evaluation.result import TrainingNoise
+from fdtrain.plugins import code_of
 from fdtrain.strict_yaml import flattened
 from fdtrain.training.plan import model_spec, prepare
 
@@ -116,10 +117,6 @@ def check(comparison: Comparison, processes: int) -> None:
         raise UserError("evaluation.nfe must be at least 1.")
     if evaluation.gradients > evaluation.batches:
         raise UserError("evaluation.gradients must not be above evaluation.batches.")
-    try:
-        SolverAndGrid(solver=evaluation.solver).sampler(1)
-    except ValueError as error:
-        raise UserError(f"evaluation.solver: {error}.") from error
     (first, reference), *_ = comparison.configs.items()
     data = _description(reference)
     for name, config in comparison.configs.items():
@@ -171,7 +168,8 @@ def test_split(comparison: Comparison) -> Split:
 
 def _settings_of(config: Config) -> dict[str, Any]:
     """What a variant is, without what each run sets."""
-    return masked_values(config.model_dump(mode="json", exclude={"name", "output", "seed"}))
+    settings = masked_values(config.model_dump(mode="json", exclude={"name", "output", "seed"}))
+    return settings | ({"code": config.code} if config.code else {})
 
 
 def _record(comparison: Comparison) -> dict[str, Any]:
@@ -233,7 +231,9 @@ def _settings(comparison: Comparison, split: Split, features: str) -> dict[str, 
     evaluation = comparison.definition.evaluation.model_dump(mode="json")
     ode_images = min(evaluation["ode_images"], len(split))
     ode = {"ode_images": ode_images, "ode_solver": ODE_SOLVER}
-    return {**evaluation, **ode, "images": len(split), "features": features}
+    solvers = {evaluation["solver"], *(sampler.solver for sampler in comparison.samplers.values())}
+    code = code_of(*(("solver", solver) for solver in solvers))
+    return {**evaluation, **ode, "images": len(split), "features": features, **({"code": code} if code else {})}
 
 
 def steps_of_variants(comparison: Comparison, slots: int, processes: int) -> tuple[dict[str, int], dict[str, str]]:
@@ -282,9 +282,8 @@ def _stored_steps(path: Path) -> dict[str, int]:
 
 def _calibration(comparison: Comparison, variant: str) -> PlannedRun:
     config = comparison.configs[variant]
-    monitor = config.monitor.model_copy(
-        update={"log_every": CALIBRATION_WINDOW, "evaluate_every": None, "sample_every": None, "frechet_every": None}
-    )
+    unwatched = dict.fromkeys(("evaluate_every", "sample_every", "frechet_every")) | {"callbacks": ()}
+    monitor = config.monitor.model_copy(update={"log_every": CALIBRATION_WINDOW, **unwatched})
     changed = {"name": f"{variant}-speed", "output": comparison.folder / "runs", "monitor": monitor}
     training = config.training.model_copy(update={"steps": CALIBRATION_STEPS})
     config = config.model_copy(update={**changed, "training": training})

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError, model_validator
 
 from fdtrain import shipped
-from fdtrain.config import Config, Section, load_config
+from fdtrain.config import Config, OneOf, Section, load_config
 from fdtrain.diffusion.solvers import DEFAULT, GRID, SOLVERS
 from fdtrain.errors import UserError, excerpt
 from fdtrain.evaluation.nll import TOLERANCE
@@ -21,17 +21,11 @@ from fdtrain.strict_yaml import flattened, read_mapping, shown
 class SolverAndGrid(Section):
     """A solver and its grid."""
 
-    solver: str
+    solver: Annotated[str, OneOf(SOLVERS)]
     grid: str = GRID
 
     def sampler(self, nfe: int) -> Sampler:
-        """With so many evaluations, or one less where a step takes two.
-
-        Raises:
-            ValueError: there is no such solver.
-        """
-        if self.solver not in SOLVERS:
-            raise ValueError(f"there is no '{self.solver}'; there are {', '.join(SOLVERS)}")
+        """With so many evaluations, or one less where a step takes two."""
         return Sampler.within(self.solver, self.grid, nfe)
 
 
@@ -56,7 +50,7 @@ class Evaluation(Section):
     ode_tolerance: float = Field(default=TOLERANCE, gt=0)
     nfe: tuple[int, ...] = Field(default=(10, 20, 50), min_length=1)
     """Evaluations per sample at which the Frechet distance is measured."""
-    solver: str = DEFAULT
+    solver: Annotated[str, OneOf(SOLVERS)] = DEFAULT
     samples: int = Field(default=500, ge=2)
     """Images of each Frechet distance, and of the variance by time."""
     strata: int = Field(default=16, ge=2)
@@ -166,5 +160,5 @@ def _explain(error: Any) -> str:
     if error["type"] == "missing":
         return f"{name} is missing"
     if error["type"] == "value_error":
-        return str(error["ctx"]["error"])
+        return ": ".join(filter(None, (name, str(error["ctx"]["error"]))))
     return f"{name}: {error['msg'][0].lower()}{error['msg'][1:]}, not {shown(error['input'])}"

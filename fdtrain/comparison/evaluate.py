@@ -1,4 +1,5 @@
-"""Evaluate one run of a comparison: ``python -m fdtrain.comparison.evaluate RUN SETTINGS``, SETTINGS as JSON.
+"""Evaluate one run of a comparison: ``python -m fdtrain.comparison.evaluate RUN SETTINGS [--allow-code FILE ...]``,
+SETTINGS as JSON.
 
 One process for all that is measured, so that libraries are imported once. What is finished is not computed again.
 """
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 
-from fdtrain import files
+from fdtrain import files, plugins
 from fdtrain.comparison import noise
 from fdtrain.comparison.definition import SolverAndGrid
 from fdtrain.comparison.runs import OF_LIKELIHOODS, SETTINGS, record, recorded, result_files, step_of
@@ -125,6 +126,7 @@ def _distances(model: Model, split: Split, settings: dict[str, Any], device: tor
 
 def main() -> None:
     run, settings = Path(sys.argv[1]), json.loads(sys.argv[2])
+    plugins.execute(sys.argv[4::2])
     with process.process_group(None) as device:
         evaluate(run, settings, device)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import fdtrain
-from fdtrain import files
+from fdtrain import files, plugins
 from fdtrain.checkpoint import soundness, store
 from fdtrain.comparison.definition import Comparison, run_name
 from fdtrain.config import Config, dump_config
@@ -82,10 +82,10 @@ class PlannedRun:
         if not self.trained():
             self._set_unusable_aside()
             script = [str(MAIN), "--config", str(self.config_file), "--resume", "auto"]
-            commands.append([*_launcher(processes), *script])
+            commands.append([*_launcher(processes), *script, *plugins.as_options()])
         if self.settings is not None and not self.evaluated():
             module = [sys.executable, "-m", "fdtrain.comparison.evaluate", str(self.folder)]
-            commands.append([*module, json.dumps(self.settings)])
+            commands.append([*module, json.dumps(self.settings), *plugins.as_options()])
         return commands
 
     def _set_unusable_aside(self) -> None:

@@ -20,6 +20,7 @@ from fdtrain.diffusion.solvers import DEFAULT, GRID, SOLVERS, sample, time_grid
 from fdtrain.errors import UserError, check_at_least
 from fdtrain.evaluation import grids
 from fdtrain.networks.model import Model, ModelSpec
+from fdtrain.plugins import code_of
 from fdtrain.randomness import Purpose, normal
 
 STEPS = 50
@@ -28,7 +29,7 @@ PATH_IMAGES = 8
 
 
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--solver", choices=SOLVERS, default=DEFAULT, help=f"default: {DEFAULT}")
+    parser.add_argument("--solver", default=DEFAULT, help=f"one of {', '.join(SOLVERS)} (default: {DEFAULT})")
     parser.add_argument("--grid", help=grids.HELP)
     length = parser.add_mutually_exclusive_group()
     length.add_argument(
@@ -67,6 +68,7 @@ class Sampler:
             UserError: the model cannot be sampled so.
         """
         check_at_least(arguments, 1, "steps", "nfe", "batch")
+        check_solver(arguments.solver, "--solver")
         solver, guidance, steps = arguments.solver, arguments.guidance, arguments.steps
         if arguments.nfe:
             per_step = evaluations(solver, 1, guidance)
@@ -94,8 +96,7 @@ class Sampler:
         Raises:
             UserError: the model cannot be sampled so.
         """
-        if solver not in SOLVERS:
-            raise UserError(f"{prefix}solver: there is no {solver!r}; there are {', '.join(SOLVERS)}.")
+        check_solver(solver, f"{prefix}solver")
         if not math.isfinite(guidance):
             raise UserError(f"{prefix}guidance must be finite.")
         if guidance != 1 and not spec.null_class:
@@ -139,8 +140,10 @@ class Sampler:
         return evaluations(self.solver, self.steps, self.guidance)
 
     def describe(self) -> dict[str, Any]:
+        """As results and finished parts have it; a solver of the user's own with its code."""
+        code = [f" of {file}, SHA-256 {sha[:12]}" for file, sha in code_of(("solver", self.solver)).items()]
         return {
-            "solver": self.solver,
+            "solver": "".join([self.solver, *code]),
             "grid": list(self.grid) if isinstance(self.grid, tuple) else self.grid,
             "steps": self.steps,
             "nfe": self.nfe,
@@ -166,6 +169,11 @@ class Sampler:
             UserError: the model's output is not finite.
         """
         return quantise(self.solve(model, images, seed), model.spec.levels).cpu()
+
+
+def check_solver(name: str, option: str) -> None:
+    if name not in SOLVERS:
+        raise UserError(f"{option}: there is no {name!r}; there are {', '.join(SOLVERS)}.")
 
 
 def evaluations(solver: str, steps: int, guidance: float) -> int:

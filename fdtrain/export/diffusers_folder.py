@@ -9,13 +9,13 @@ import importlib.util
 import json
 import sys
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
 
 import diffusers
 from safetensors.torch import save_file
 
+from fdtrain.errors import UserError
 from fdtrain.export import agreement
 from fdtrain.export.bundle import bundle
 from fdtrain.networks.model import NETWORKS, Model, ModelSpec
@@ -32,14 +32,20 @@ images = pipeline(batch_size=16, num_inference_steps=20).images
 
 
 def write(model: Model, folder: Path) -> float:
-    """Write the pipeline, and return the largest difference of its field."""
+    """Write the pipeline, and return the largest difference of its field.
+
+    Raises:
+        UserError: the network or the predictor is the user's own.
+    """
     spec = model.spec
+    if spec.code:
+        raise UserError(f"--format diffusers: it cannot carry {', '.join(spec.code)}. Take onnx or torch_export.")
     field = _write_code(folder / "field", "field", field_code(spec))
     scheduler = _write_code(folder / "scheduler", "scheduler", scheduler_code())
     pipeline = _write_code(folder, "pipeline", _template("pipeline"))
     # A configuration's names are attributes of the model in Diffusers, as its parts are.
     renamed = {"network": "network_name", "predictor": "predictor_name"}
-    config = {renamed.get(name, name): value for name, value in asdict(spec).items()}
+    config = {renamed.get(name, name): value for name, value in spec.content().items()}
     _write_json(folder / "field" / "config.json", {"_class_name": "FdtrainField", **config})
     save_file(model.state_dict(), folder / "field" / WEIGHTS, {"format": "pt"})
     grids = {"levels": spec.levels, "dims": spec.dims, "interval": spec.interval}

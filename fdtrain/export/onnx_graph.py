@@ -4,7 +4,6 @@ import json
 import logging
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +44,7 @@ def write(model: Model, folder: Path, opset: int | None = None) -> float:
         raise UserError(f"--opset {opset}: it must be {OLDEST_OPSET} to {newest}; the default is {OPSET}.")
     _export(model, folder / FILE, opset)
     onnx.checker.check_model(folder / FILE)
-    (folder / DESCRIPTION).write_text(json.dumps(asdict(model.spec), indent=1) + "\n")
+    (folder / DESCRIPTION).write_text(json.dumps(model.spec.content(), indent=1) + "\n")
     (folder / SAMPLER).write_text(sampler(), encoding="utf-8")
     session = onnxruntime.InferenceSession(folder / FILE, providers=["CPUExecutionProvider"])
 

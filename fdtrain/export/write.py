@@ -13,7 +13,7 @@ from fdtrain.evaluation import grids
 from fdtrain.evaluation.load import ModelOrigin, open_model
 from fdtrain.export import agreement, card
 from fdtrain.export.folder import VERSION, new_folder, write_record
-from fdtrain.networks.model import Model
+from fdtrain.networks.model import CODE_FOLDER, Model
 
 FORMATS = {
     "safetensors": "weights",
@@ -96,6 +96,9 @@ def write(
             shutil.copyfile(origin.home / grids.FILE, folder / grids.FILE)
         labels = ", labels (N,) int64" if model.spec.classes else ""
         loading = writer.LOADING.replace("INTERVAL", card.interval(model.spec)).replace("FOLDER", destination.name)
+        if form == "safetensors" and model.spec.code:
+            copies = ", ".join(f'"{destination.name}/{CODE_FOLDER}/{name}"' for name in model.spec.code)
+            loading = loading.replace('")', f'", allow_code=[{copies}])  # executes them: read them first', 1)
         loading = loading.replace("; LABELS", labels).replace("LABELS", labels)
         name = destination.resolve().name
         (folder / "README.md").write_text(card.text(model, origin, record, loading, name, licence), encoding="utf-8")

@@ -1,6 +1,9 @@
 """The model: a network and the predictor that turns its output into the field ``F``; what rebuilds it; its weights."""
 
 import json
+import re
+import shlex
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -12,15 +15,38 @@ from torch import Tensor, nn
 
 from fdtrain.diffusion.interval import Interval
 from fdtrain.diffusion.objective import Bound
-from fdtrain.diffusion.predictors import TIMES, Field, make_predictor
+from fdtrain.diffusion.predictors import PREDICTORS, TIMES, Field, make_predictor
 from fdtrain.errors import UserError, excerpt
+from fdtrain.files import NAME
 from fdtrain.networks.ddpmpp import DDPMpp
 from fdtrain.networks.dit import DiT
 from fdtrain.networks.embeddings import PixelFeatures
 from fdtrain.networks.vdm import VDM
 
 NETWORKS: dict[str, type[nn.Module]] = {"ddpmpp": DDPMpp, "vdm": VDM, "dit": DiT}
+ARGUMENTS = ("image_channels", "image_size", "levels", "classes", "input_channels", "checkpointing")
+"""What every network is made with, besides its own options."""
 VERSION = 1
+CODE: dict[str, str] = {}
+"""The user's own files that this process has executed (plugins.py): SHA-256 by name."""
+CODE_FOLDER = "plugins"
+"""Of a run and of an export: copies of such files."""
+
+
+class NotAllowed(UserError):
+    """``who`` needs files of code that the user has not allowed; there may be copies in one of ``folders``."""
+
+    def __init__(self, who: object, files: list[str], folders: Sequence[Path]):
+        options = []
+        for file in files:
+            copies = (folder / CODE_FOLDER / Path(file).name for folder in folders)
+            found = next((copy for copy in copies if copy.is_file()), file)
+            options.append(f"--allow-code {shlex.quote(excerpt(found))}")
+        other = any(Path(file).name in CODE for file in files)
+        why = "is of other code than was allowed" if other else "needs code, which is executed only if you allow it"
+        super().__init__(
+            f"{who} {why}. Read it; if you trust it, give {' '.join(options)} (in Python: allow_code=[...])."
+        )
 
 
 @dataclass(frozen=True)
@@ -31,8 +57,9 @@ class ModelSpec:
     (``fourier_features``, ``fourier_fading``; those of older models do not fade); ``classes`` are the names of the
     labels it was trained with, empty for an unconditional network; ``null_class`` says that one more label,
     after theirs, stands for none (classifier-free guidance, Ho & Salimans 2022); ``interval``, ``decoder``,
-    ``network_input``, ``network_time`` and ``network_skip`` are of the configuration's section ``diffusion``; the rest
-    describes the images.
+    ``network_input``, ``network_time`` and ``network_skip`` are of the configuration's section ``diffusion``; ``code``
+    are the files of the user's own that network and predictor are in, by name, with their SHA-256; the rest describes
+    the images.
     """
 
     network: str
@@ -51,6 +78,7 @@ class ModelSpec:
     network_time: str | None = None
     network_skip: bool = False
     version: int = VERSION
+    code: dict[str, str] = field(default_factory=dict)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -72,17 +100,27 @@ class ModelSpec:
         return len(self.classes)
 
     def save(self, path: Path) -> None:
-        path.write_text(json.dumps(asdict(self), indent=1) + "\n")
+        path.write_text(json.dumps(self.content(), indent=1) + "\n")
+
+    def content(self) -> dict[str, Any]:
+        """As :meth:`load` reads it; without ``code`` where there is none, as earlier versions have it."""
+        return {name: value for name, value in asdict(self).items() if name != "code" or value}
 
     @staticmethod
     def load(path: Path) -> "ModelSpec":
-        """Raises UserError when the file is missing, of another version or not a model's."""
+        """Raises UserError when the file is missing, of another version or not a model's, and :class:`NotAllowed`."""
         try:
             content = json.loads(path.read_text())
             if content.get("version") != VERSION:
                 raise UserError(f"{path}: version {content.get('version')}, this fdtrain reads {VERSION}.")
-            if content["network"] not in NETWORKS:
-                raise UserError(f"{path}: no network {content['network']!r}; there are {', '.join(NETWORKS)}.")
+            code = content.get("code", {})
+            if unnamed := [name for name in code if not re.fullmatch(NAME, name)]:
+                raise ValueError(f"code of {excerpt(unnamed[0])!r}")
+            if lacking := [name for name, sha256 in code.items() if CODE.get(name) != sha256]:
+                raise NotAllowed(path, lacking, path.parents[:3])
+            for key, table in (("network", NETWORKS), ("predictor", PREDICTORS)):
+                if content[key] not in table:
+                    raise UserError(f"{path}: no {key} {content[key]!r}; there are {', '.join(table)}.")
             if (time := content.get("network_time")) not in (None, *TIMES):
                 raise UserError(
                     f"{path}: no network_time {excerpt(time)!r}; there are {', '.join(TIMES)}. If an earlier fdtrain "

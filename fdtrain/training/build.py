@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import torch
 
-from fdtrain import distributed, files, lock
+from fdtrain import distributed, files, lock, plugins
 from fdtrain.capacity.cost import flops
 from fdtrain.checkpoint import soundness, store
 from fdtrain.config import dump_config
@@ -49,7 +49,7 @@ from fdtrain.training.plan import Plan
 from fdtrain.training.profile import Profiler
 from fdtrain.training.run import Run, writing
 from fdtrain.training.state import TrainState
-from fdtrain.training.trainer import FLAGS, STOP, Callback, Trainer
+from fdtrain.training.trainer import FLAGS, STOP, Trainer
 from fdtrain.training.utilisation import Utilisation
 
 logger = logging.getLogger(__name__)
@@ -160,7 +160,7 @@ def build(plan: Plan, launch: Launch, checkpoint: Path | None = None) -> Trainer
         monitor.say(f"Muon steps {len(engine.matrices)} matrices, {count:,} of the parameters; AdamW the rest")
     for line in started.lines() if started else []:
         monitor.say(line)
-    trainer = Trainer(config, run_, state, averaged, noise, partial(own_batches, plan), _callbacks(plan, monitor))
+    trainer = Trainer(config, run_, state, averaged, noise, partial(own_batches, plan), _reports(plan, monitor))
     if checkpoint is not None:
         trainer.resume(checkpoint)
     return trainer
@@ -259,29 +259,20 @@ def checkpoint_to_resume(plan: Plan) -> Path | None:
     return path
 
 
-def _callbacks(plan: Plan, monitor: Monitor) -> list[Callback]:
-    config, settings, found = plan.config, plan.config.monitor, []
+def _reports(plan: Plan, monitor: Monitor) -> list[tuple[int, callbacks.Report]]:
+    def split(name: str) -> Split:
+        return Split(plan.data, name, _cache(plan))
+
     # What fits in training fits here too, and is the shape that is compiled.
     batch = plan.layout.micro_batch
-    sampler = callbacks.monitor_sampler(settings, plan.spec)
-    if settings.evaluate_every and config.data.test_split is not None:
-        split = Split(plan.data, config.data.test_split, _cache(plan))
-        report = callbacks.held_out_bits(split, settings.evaluate_draws, batch, monitor)
-        found.append(Callback(settings.evaluate_every, report))
-    if settings.frechet_every and plan.features is not None:
-        train = Split(plan.data, config.data.train_split, _cache(plan))
-        report = callbacks.frechet(train, plan.features, sampler, settings.frechet_images, batch, config.seed, monitor)
-        found.append(Callback(settings.frechet_every, report))
-    if settings.sample_every:
-        folder = config.folder / "samples"
-        report = callbacks.sample_sheet(sampler, settings.sample_images, batch, config.seed, folder, monitor)
-        found.append(Callback(settings.sample_every, report))
-    return found
+    return callbacks.reports(callbacks.Watched(plan.config, plan.spec, split, plan.features, batch, monitor))
 
 
 def _write_run_files(plan: Plan, device: torch.device, code: str | None, started: init_from.Report | None) -> None:
     """Write what describes the run into its folder; every rank raises UserError if it cannot."""
     folder = plan.config.folder
+    if plan.config.code != distributed.broadcast(plan.config.code):
+        raise UserError(f"the files of plugins are not the same on every host: {', '.join(plan.config.code)}.")
     environment = {
         "fdtrain": version("fdtrain"),
         "python": platform.python_version(),
@@ -293,6 +284,7 @@ def _write_run_files(plan: Plan, device: torch.device, code: str | None, started
         "processes": plan.layout.world_size,
         "commit": code,
         "command": masked_values(sys.argv),
+        **({"plugins": plan.config.code} if plan.config.code else {}),
     }
     with distributed.told_to_all(), writing(folder):
         if plan.layout.rank == 0:
@@ -300,6 +292,7 @@ def _write_run_files(plan: Plan, device: torch.device, code: str | None, started
             files.write_text(folder / "config.yaml", dump_config(plan.config))
             write_description(folder, plan.description)
             (folder / "samples").mkdir(exist_ok=True)
+            plugins.save_copies(plan.config.code, folder)
             files.write_text(folder / "environment.json", json.dumps(environment, indent=1) + "\n")
             if started is not None:
                 files.write_text(folder / init_from.FILE, json.dumps(asdict(started), indent=1) + "\n")

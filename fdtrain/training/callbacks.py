@@ -4,14 +4,15 @@ The ranks share the work. Nothing here touches the training stream: the draws ha
 the averaged model is not the one that trains.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fdtrain import distributed
-from fdtrain.config import MonitorConfig as Settings
+from fdtrain.config import Config, MonitorConfig, settings_of
 from fdtrain.data.split import Split
 from fdtrain.diffusion.likelihood import estimate
-from fdtrain.diffusion.solvers import GRID
-from fdtrain.errors import UserError
 from fdtrain.evaluation import image_sets, pictures, samples
 from fdtrain.evaluation.feature_networks import FeatureNetwork
 from fdtrain.evaluation.frechet import frechet_distance
@@ -19,14 +20,56 @@ from fdtrain.evaluation.measure import measure
 from fdtrain.evaluation.nll import Likelihood
 from fdtrain.evaluation.samples import Sampler
 from fdtrain.networks.model import Model, ModelSpec
+from fdtrain.plugins import CALLBACKS
 from fdtrain.training.monitor import Monitor
 
 REFERENCE_IMAGES = 10_000
 """Most images of the split that samples are compared with while training, spread over it."""
 
 
-def held_out_bits(split: Split, draws: int, batch: int, monitor: Monitor):
-    """A report that evaluates the bound over the whole split."""
+Report = Callable[[int, Model], None]
+"""What is done after a step, with the averaged model, on every rank together."""
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A run under way, as what makes its reports sees it.
+
+    ``split`` opens a split of its data, ``batch`` is the number of images that fit in one pass, and ``features`` are
+    those of ``monitor.frechet_features`` where distances are measured.
+    """
+
+    config: Config
+    spec: ModelSpec
+    split: Callable[[str], Split]
+    features: FeatureNetwork | None
+    batch: int
+    monitor: Monitor
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The configuration by dotted keys, without credentials."""
+        return settings_of(self.config)
+
+
+def reports(run: Watched) -> list[tuple[int, Report]]:
+    """What a configuration asks for, with the steps between."""
+    settings = run.config.monitor
+    due = [
+        ("bits_per_dim", settings.evaluate_every, {}),
+        ("frechet", settings.frechet_every, {}),
+        ("samples", settings.sample_every, {}),
+        # Last, to see what those have logged.
+        *((own.name, own.every, own.options) for own in settings.callbacks),
+    ]
+    return [(every, CALLBACKS[name](run, **options)) for name, every, options in due if every]
+
+
+def held_out_bits(run: Watched) -> Report:
+    """A report that evaluates the bound over the whole held-out split."""
+    assert run.config.data.test_split is not None
+    split, draws = run.split(run.config.data.test_split), run.config.monitor.evaluate_draws
+    batch, monitor = run.batch, run.monitor
 
     def report(step: int, model: Model) -> None:
         device = next(model.parameters()).device
@@ -41,30 +84,23 @@ def held_out_bits(split: Split, draws: int, batch: int, monitor: Monitor):
     return report
 
 
-def monitor_sampler(settings: Settings, spec: ModelSpec) -> Sampler:
-    """How samples of a model are drawn while training.
-
-    Raises:
-        UserError: its grid is wrong.
-    """
-    sampler = Sampler(settings.sample_solver, settings.sample_grid or GRID, settings.sample_steps)
-    try:
-        sampler.times(spec)
-    except ValueError as error:
-        raise UserError(f"monitor.sample_grid: {error}.") from error
-    return sampler
+def monitor_sampler(settings: MonitorConfig, spec: ModelSpec) -> Sampler:
+    """How samples of a model are drawn while training. Raises UserError if it cannot be sampled so."""
+    how = settings.sample_solver, settings.sample_grid, settings.sample_steps
+    return Sampler.checked(spec, Path(), "", *how, prefix="monitor.sample_")
 
 
-def frechet(
-    split: Split, network: FeatureNetwork, sampler: Sampler, count: int, batch: int, seed: int, monitor: Monitor
-):
+def frechet(run: Watched) -> Report:
     """A report that measures how far samples are from the training images, on the same draws each time."""
-    reference = None
+    assert run.features is not None
+    split, network, monitor = run.split(run.config.data.train_split), run.features, run.monitor
+    sampler, count = monitor_sampler(run.config.monitor, run.spec), run.config.monitor.frechet_images
+    reference, batch = None, run.batch
 
     def report(step: int, model: Model) -> None:
         nonlocal reference
         device = next(model.parameters()).device
-        drawn = image_sets.of_model(model, sampler, seed, count)
+        drawn = image_sets.of_model(model, sampler, run.config.seed, count)
         if reference is None:
             images = image_sets.spread(image_sets.of_split(split), REFERENCE_IMAGES)
             reference = measure(network, images, images.count, batch, device).moments
@@ -77,8 +113,10 @@ def frechet(
     return report
 
 
-def sample_sheet(sampler: Sampler, count: int, batch: int, seed: int, folder: Path, monitor: Monitor):
+def sample_sheet(run: Watched) -> Report:
     """A report that samples a sheet and its denoising path, as PNG and in TensorBoard."""
+    sampler, count = monitor_sampler(run.config.monitor, run.spec), run.config.monitor.sample_images
+    batch, seed, folder, monitor = run.batch, run.config.seed, run.config.folder / "samples", run.monitor
 
     def report(step: int, model: Model) -> None:
         device, spec = next(model.parameters()).device, model.spec
@@ -98,3 +136,6 @@ def sample_sheet(sampler: Sampler, count: int, batch: int, seed: int, folder: Pa
         monitor.image(step, "denoising_path", denoising)
 
     return report
+
+
+CALLBACKS.update(bits_per_dim=held_out_bits, frechet=frechet, samples=sample_sheet)

@@ -6,6 +6,7 @@ images = run.model.sample(16)
 """
 
 import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -43,7 +44,7 @@ class TrainedRun:
         return load(self.folder, "auto")
 
 
-def train(config: Layer, *over: Layer, resume: bool = False) -> TrainedRun:
+def train(config: Layer, *over: Layer, resume: bool = False, allow_code: Sequence[str | Path] = ()) -> TrainedRun:
     """Train in this process as ``fdtrain train`` does: the same numbers, files, log and messages.
 
     Ctrl-C, or a notebook's button, saves after the step at hand and raises KeyboardInterrupt; a second one does so at
@@ -54,6 +55,7 @@ def train(config: Layer, *over: Layer, resume: bool = False) -> TrainedRun:
         over: is laid over it, such as ``{"name": "short", "training.steps": 200}``.
         resume: go on from the newest checkpoint of the run's folder, or begin where there is none. Of a finished run
             nothing is left to do.
+        allow_code: files that are executed, of those that ``plugins`` names (docs/extending.md).
 
     Raises:
         UserError: the configuration, the data or the folder is wrong, training failed, its last checkpoint could not
@@ -62,7 +64,7 @@ def train(config: Layer, *over: Layer, resume: bool = False) -> TrainedRun:
     """
     try:
         with distributed.visiting():
-            plan = prepare([config, *over], [], resume)
+            plan = prepare([config, *over], [], resume, allow_code=allow_code)
             # Imports DeepSpeed, which takes seconds: a mistake in the configuration is told before that.
             from fdtrain.training.build import carry_out
 

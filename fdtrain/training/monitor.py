@@ -29,6 +29,8 @@ class Monitor:
     def __init__(self, folder: Path, steps: int, first: bool, dashboard: Dashboard | None = None):
         self.folder, self.steps, self.first, self.behind = folder, steps, first, False
         self.dashboard = dashboard
+        self.newest: dict[str, float] = {}
+        """The last value of each metric that was logged, on rank 0."""
 
     def begin(self, start: int) -> None:
         """Open the log, without what it has of steps after ``start``; before this only :meth:`say` may be called.
@@ -101,7 +103,9 @@ class Monitor:
     def log(self, step: int, metrics: dict[str, float], prefix: str = "train") -> None:
         """Write metrics of ``step`` to metrics.jsonl under ``prefix``, and to TensorBoard in its groups."""
         if self.first:
-            self.lines.add(step, {f"{prefix}/{name}": value for name, value in metrics.items()})
+            named = {f"{prefix}/{name}": value for name, value in metrics.items()}
+            self.newest |= named
+            self.lines.add(step, named)
             self.flush()
 
     def show(self, step: int, metrics: dict[str, float]) -> None:

@@ -1,6 +1,7 @@
 """Everything about a run that can be known, and be wrong, before any process group exists or DeepSpeed is imported."""
 
 import tempfile
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,19 +10,18 @@ from typing import Any
 
 import torch
 
-from fdtrain import distributed
+from fdtrain import distributed, plugins
 from fdtrain.capacity.layout import RunLayout, run_layout
 from fdtrain.capacity.spec import model_spec
 from fdtrain.checkpoint import soundness, store
-from fdtrain.config import Config, ConfigFiles, dump_config, load_config
+from fdtrain.config import Config, ConfigFiles, load_config, settings_of
 from fdtrain.data.dataset import DatasetDescription, fingerprint
 from fdtrain.data.mixture import DataSets, open_data
 from fdtrain.data.shards import ChainedShards, PlacedShards
 from fdtrain.errors import UserError, excerpt
 from fdtrain.evaluation.feature_networks import FeatureNetwork, open_features
 from fdtrain.networks.model import Model, ModelSpec
-from fdtrain.strict_yaml import flattened, parse
-from fdtrain.training import init_from
+from fdtrain.training import callbacks, init_from
 from fdtrain.training.hardware import check_precision
 from fdtrain.training.profile import parse_steps
 
@@ -72,7 +72,7 @@ class Plan:
     @property
     def settings(self) -> dict[str, Any]:
         """The configuration by dotted keys, as a checkpoint has it."""
-        return flattened(parse(dump_config(self.config)))
+        return settings_of(self.config)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -87,18 +87,29 @@ class Plan:
             ],
             "data.weights": config.data.weights,
             **{key: value for key, value in self.settings.items() if key in FIXED},
+            **{f"plugins.{name}": sha256 for name, sha256 in config.code.items()},
             # An average that began later, or of another length, would not be the one of its name. None may end.
             **({"ema.lengths": list(config.ema.lengths)} if config.ema.lengths else {}),
         }
 
 
-def prepare(files: ConfigFiles, overrides: list[str], resume: bool, profile: str | None = None) -> Plan:
+def prepare(
+    files: ConfigFiles,
+    overrides: list[str],
+    resume: bool,
+    profile: str | None = None,
+    allow_code: Sequence[str | Path] = (),
+) -> Plan:
     """Read and check configuration, data set, model, output folder, and the checkpoint to resume from.
+
+    Args:
+        allow_code: files that are executed before the configuration is read (plugins.py).
 
     Raises:
         UserError: whatever is wrong, on every rank alike.
     """
     distributed.check_launcher()
+    plugins.execute(allow_code)
     config = load_config(files, overrides)
     if resume and "lanes" not in config.training.model_fields_set:
         # The default may be another than when the run began.
@@ -119,6 +130,7 @@ def prepare(files: ConfigFiles, overrides: list[str], resume: bool, profile: str
     spec = model_spec(config, data.description)
     with torch.device("meta"):
         Model(spec)
+    callbacks.monitor_sampler(config.monitor, spec)
     features = None
     if config.monitor.frechet_every:
         device = distributed.device()

@@ -2,7 +2,6 @@
 
 import gc
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -43,14 +42,6 @@ class Diverged(Exception):
         """The last of them."""
 
 
-@dataclass(frozen=True)
-class Callback:
-    """Something to do every so many steps, on every rank together: ``report(step, averaged model)``."""
-
-    every: int
-    report: Callable[[int, Model], None]
-
-
 class Trainer:
     """Joins the parts of a run; see :meth:`train`.
 
@@ -58,7 +49,7 @@ class Trainer:
         config: the run's.
         shown: on the CPU, for evaluation alone; what callbacks are given, with the averaged weights.
         batches: this rank's of some draws, from a step on.
-        callbacks: run at their intervals and after the last step.
+        callbacks: numbers of steps, and what is run every so many and after the last, with the averaged model.
     """
 
     def __init__(
@@ -69,7 +60,7 @@ class Trainer:
         shown: Model,
         draws: BatchNoise,
         batches: Callable[[BatchNoise, int], Batches[list[PassInputs]]],
-        callbacks: list[Callback],
+        callbacks: list[tuple[int, Callable[[int, Model], None]]],
     ):
         self.config, self.run, self.state = config, run, state
         self.engine, self.layout, self.shown = state.engine, run.layout, shown
@@ -180,12 +171,12 @@ class Trainer:
         return loss.train.mean() / spec.dims
 
     def _call_back(self, done: int, last: bool) -> None:
-        due = [callback for callback in self.callbacks if done % callback.every == 0 or last]
+        due = [report for every, report in self.callbacks if done % every == 0 or last]
         if due:
             averaged = self.state.averages[0].in_model(self.shown, self.engine.device)
             with evaluation_memory(self.layout.micro_batch), averaged, exact_float32(), as_compiled(self.shown):
-                for callback in due:
-                    callback.report(done, self.shown)
+                for report in due:
+                    report(done, self.shown)
 
     def _log(self, done: int) -> None:
         """Write the means since the last line, and begin anew."""

@@ -1,10 +1,12 @@
 """Evaluations of a run under way."""
 
+from functools import partial
+
 import pytest
 import torch
 from models import DIGITS, filled
 
-from fdtrain.config import MonitorConfig
+from fdtrain.config import Config
 from fdtrain.data.split import Split
 from fdtrain.evaluation import label_features
 from fdtrain.evaluation.feature_networks import open_features
@@ -43,14 +45,15 @@ def test_features_that_cannot_be_had_are_told_before_training(launch, features):
 def test_passes_are_no_larger_than_they_are_told(digits, features, tmp_path):
     model, seen = filled(DIGITS), []
     model.network.register_forward_pre_hook(lambda network, given: seen.append(len(given[0])))
-    split, monitor = Split(digits, "test"), Monitor(tmp_path, 1, first=False)
-    sampler = callbacks.monitor_sampler(MonitorConfig(sample_steps=1), DIGITS)
+    monitor = {"evaluate_every": 1, "sample_every": 1, "frechet_every": 1, "sample_steps": 1}
+    monitor |= {"evaluate_draws": 2, "sample_images": 7, "frechet_images": 7}
+    content = {"name": "x", "output": tmp_path, "data": {"path": str(digits)}, "training": {"steps": 1}}
+    config = Config.model_validate({**content, "monitor": monitor})
     network = open_features(features, torch.device("cpu"))
-    for evaluation in (
-        callbacks.held_out_bits(split, 2, 3, monitor),
-        callbacks.sample_sheet(sampler, 7, 3, 0, tmp_path, monitor),
-        callbacks.frechet(split, network, sampler, 7, 3, 0, monitor),
-    ):
+    (tmp_path / "x" / "samples").mkdir(parents=True)
+    split = partial(Split, digits)
+    run = callbacks.Watched(config, DIGITS, split, network, 3, Monitor(tmp_path, 1, first=False))
+    for every, report in callbacks.reports(run):
         seen.clear()
-        evaluation(1, model)
+        report(every, model)
         assert max(seen) <= 3

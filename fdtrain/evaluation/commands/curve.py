@@ -17,7 +17,7 @@ from fdtrain.errors import UserError, check_at_least
 from fdtrain.evaluation import feature_networks, figures, nll
 from fdtrain.evaluation.job import Job, Shown
 from fdtrain.evaluation.job import add_arguments as add_job_arguments
-from fdtrain.evaluation.samples import Sampler
+from fdtrain.evaluation.samples import Sampler, check_solver
 from fdtrain.randomness import check_seed
 
 
@@ -51,8 +51,7 @@ def _check(arguments: argparse.Namespace) -> None:
     if min(arguments.nfe) < 1:
         raise UserError("--nfe must be at least 1.")
     for name in arguments.solvers:
-        if name not in SOLVERS:
-            raise UserError(f"--solvers: there is no {name!r}; there are {', '.join(SOLVERS)}.")
+        check_solver(name, "--solvers")
     for name in arguments.grids:
         try:
             parse_grid(name)

@@ -14,7 +14,7 @@ from fdtrain.diffusion.solvers import GRID, SOLVERS, time_grid
 from fdtrain.errors import UserError, check_at_least
 from fdtrain.evaluation import grids
 from fdtrain.evaluation.load import open_model
-from fdtrain.evaluation.samples import Sampler
+from fdtrain.evaluation.samples import Sampler, check_solver
 from fdtrain.randomness import check_seed
 
 FIRST_MOVE = 0.5
@@ -25,8 +25,7 @@ ENDS = (1 / 256, 1 / 64, 1 / 16, 1 / 4)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="a run (its newest checkpoint), a checkpoint, or an export")
-    known = [name for name, solver in SOLVERS.items() if not solver.stochastic]
-    parser.add_argument("--solver", choices=known, default="ode", help="default: ode")
+    parser.add_argument("--solver", default="ode", help="a deterministic one (default: ode)")
     parser.add_argument("--nfe", type=int, default=10, help="evaluations per image (default: 10)")
     parser.add_argument("--images", type=int, default=256, help="that the distance is taken over (default: 256)")
     parser.add_argument("--reference", type=int, default=100, help="evaluations of the fine solution (default: 100)")
@@ -37,6 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    check_solver(arguments.solver, "--solver")
+    if SOLVERS[arguments.solver].stochastic:
+        raise UserError(f"--solver: {arguments.solver} draws noise; the search is for a deterministic one.")
     per_step = SOLVERS[arguments.solver].evaluations_per_step
     check_at_least(arguments, 1, "nfe", "images", "reference", "rounds", "batch")
     check_seed(arguments.seed, "--seed")
