@@ -7,6 +7,7 @@ torchrun do; without one there is a single process.
 import errno
 import os
 import platform
+import re
 import resource
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,6 +34,9 @@ NCCL = dict.fromkeys(
 )
 """Where nobody has set them otherwise: torch's watchdogs of NCCL (one up to torch 2.14, another since) note errors, and
 end no process before :mod:`fdtrain.resilience.heartbeat` can say whose fault it is."""
+CONNECTION = re.compile("gloo|NCCL (?:operation|communicator|Async)")
+OWN_FAULT = re.compile("unhandled cuda error|invalid usage|invalid argument")
+"""In what NCCL says of this rank: its GPU has failed, or is another rank's too."""
 
 
 def world_size() -> int:
@@ -212,11 +216,9 @@ def visiting() -> Iterator[None]:
 
 def is_lost_connection(error: BaseException | None) -> bool:
     """Whether an error of a call between ranks means that another is gone or does not answer."""
-    text, kinds = str(error), (dist.DistBackendError, dist.DistStoreError, dist.DistNetworkError)
-    if "unhandled cuda error" in text:
-        # NCCL's words where this rank's own GPU has failed.
-        return False
-    return isinstance(error, kinds) or (isinstance(error, RuntimeError) and ("gloo" in text or "NCCL" in text))
+    kinds = (dist.DistBackendError, dist.DistStoreError, dist.DistNetworkError)
+    lost = isinstance(error, kinds) or (isinstance(error, RuntimeError) and bool(CONNECTION.search(str(error))))
+    return lost and not OWN_FAULT.search(str(error))
 
 
 def failed_on_device() -> bool:

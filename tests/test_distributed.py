@@ -98,10 +98,13 @@ def test_what_the_watchdog_of_any_group_has_noted(monkeypatch, noted, failed):
 
 
 @pytest.mark.parametrize("kind", [dist.DistBackendError, RuntimeError])
-def test_a_gpu_of_its_own_that_fails_is_no_other_rank_s_fault(kind):
+def test_what_nccl_says_of_another_rank_and_of_this_one(kind):
     """Groups of NCCL up to torch 2.14, and later ones."""
-    assert not distributed.is_lost_connection(kind("NCCL error: unhandled cuda error (run with NCCL_DEBUG=INFO)"))
     assert distributed.is_lost_connection(kind("NCCL operation timed out"))
+    assert distributed.is_lost_connection(kind("NCCL Async Error: remote process exited or there was a network error"))
+    assert not distributed.is_lost_connection(kind("NCCL Async Error: unhandled cuda error (run with NCCL_DEBUG=INFO)"))
+    assert not distributed.is_lost_connection(kind("NCCL error: invalid usage, Duplicate GPU detected"))
+    assert not distributed.is_lost_connection(RuntimeError("Distributed package doesn't have NCCL built in"))
 
 
 def test_a_run_on_the_cpu_of_a_machine_with_gpus(monkeypatch):
