@@ -1,12 +1,16 @@
 """Training in this process, for notebooks and scripts: ``fdtrain.train`` (docs/api.md).
 
-run = fdtrain.train("digits", {"name": "short", "training.steps": 200})
-pyplot.plot(*run.metrics["train/bits_per_dim"])
-images = run.model.sample(16)
+    run = fdtrain.train("digits", {"name": "short", "training.steps": 200})
+    pyplot.plot(*run.metrics["train/bits_per_dim"])
+    images = run.model.sample(16)
+
+The process goes on afterwards as it was before.
 """
 
+import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -65,8 +69,10 @@ def train(config: Layer, *over: Layer, resume: bool = False, allow_code: Sequenc
     try:
         with distributed.visiting():
             plan = prepare([config, *over], [], resume, allow_code=allow_code)
-            # Imports DeepSpeed, which takes seconds: a mistake in the configuration is told before that.
-            from fdtrain.training.build import carry_out
+            # Imports DeepSpeed, which takes seconds: a mistake in the configuration is told before that. It looks for
+            # libraries with a compiler, whose errors it hides if they go to the process's own stream, not a notebook's.
+            with redirect_stderr(sys.__stderr__ or sys.stderr):
+                from fdtrain.training.build import carry_out
 
             carry_out(plan, interruptible)
     except ModuleNotFoundError as error:
