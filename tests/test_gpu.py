@@ -1,6 +1,5 @@
 """What only a GPU can show: ``make gpu``, or ``python -m pytest -m gpu``."""
 
-import re
 import subprocess
 import sys
 
@@ -71,10 +70,9 @@ def test_compiled_at_bf16(train, launch):
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_the_host_waits_for_nothing_of_a_step(train, stage):
-    """Any wait is an error there, beside what the test of the same name counts on a CPU."""
+    """Any wait ends the run there."""
     settings = ["ema.lengths=[0.1]", "ema.snapshot_every=100", "monitor.log_every=100"]
-    output = train("cuda", *settings, f"training.zero_stage={stage}", script="tests/training/synchronising.py")
-    assert "synchronize" not in " ".join(re.findall("^waits: (.+)$", output, re.MULTILINE))
+    train("cuda", *settings, f"training.zero_stage={stage}", script="tests/training/synchronising.py")
 
 
 def test_samples_and_likelihoods_are_a_cpus_to_rounding(digits):

@@ -60,7 +60,8 @@ class Engine:
     def __init__(self, model: Model, training: TrainingConfig, layout: RunLayout):
         self.model, self.training, self.stage = model, training, layout.zero_stage
         self.shapes = {name: p.shape for name, p in model.named_parameters()}
-        self.device = next(model.parameters()).device
+        self.parameters = list(model.parameters())
+        self.device = self.parameters[0].device
         self.memory_format = memory_format(self.device, training.precision)
         self.guard = GradGuard(training.skip_grad_norm_ratio, self.device)
         self.matrices = set(inner_matrices(model)) if training.optimizer == "muon" else set()
@@ -77,9 +78,11 @@ class Engine:
                 # Whether the gradient is finite is for the guard, on the device: ZeRO would have the host wait for it.
                 zero: Any = sys.modules[type(self.engine.optimizer).__module__]
                 zero.is_invalid_grad_norm = lambda norm: False
-        elif layout.world_size == 1:
-            # DeepSpeed would copy every gradient into a bucket and back for nobody.
-            self.engine.enable_backward_allreduce = False
+        else:
+            # The engine's own would look through all modules for their parameters.
+            self.engine.zero_grad = self.optimizer.zero_grad
+            # Alone, DeepSpeed would copy every gradient into a bucket and back for nobody.
+            self.engine.enable_backward_allreduce = layout.world_size > 1
         self.stepped = list(stepped_ranges(self.engine.optimizer, model, self.stage))
         # At stage 0 every rank steps everything, but saves no more than its share of it.
         self.saved = self.stepped if self.stage else shared(self.stepped)
@@ -113,7 +116,7 @@ class Engine:
             if scaler is not None:
                 scaler.unscale_(self.optimizer)
             clip = self.training.grad_clip or float("inf")
-            self.norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), clip)
+            self.norm = torch.nn.utils.clip_grad_norm_(self.parameters, clip)
         self.engine.step()
         if self.stage and last:
             self.norm = torch.as_tensor(self.engine.get_global_grad_norm(), device=self.guard.device)

@@ -2,6 +2,7 @@
 
 import gc
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -31,6 +32,18 @@ STOP = "stop"
 FLAGS = (STOP, WRITING, FAILED, GONE)
 COLLECT_EVERY = 100
 """Steps between collections of Python's garbage: the same ones on every rank, or each would wait for all others'."""
+
+
+@contextmanager
+def collecting_when_asked() -> Iterator[None]:
+    """Python's garbage is collected by :func:`gc.collect` alone, which passes over what there is by now."""
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.unfreeze()
 
 
 class Diverged(Exception):
@@ -86,7 +99,7 @@ class Trainer:
         """
         self.run.begin(self.start, self.config.training.steps)
         try:
-            with lost_workers_reported():
+            with lost_workers_reported(), collecting_when_asked():
                 while True:
                     try:
                         self._train()
@@ -111,6 +124,8 @@ class Trainer:
                     self.save_last(done)
                 elif not stop:
                     self.save(done)
+            if done % COLLECT_EVERY == 0:
+                gc.collect()
             if stop:
                 raise Preempted(
                     f"stopped as asked after step {done}; saved {self.writer.last}. "
@@ -123,27 +138,18 @@ class Trainer:
         draws = self.draws.redrawn(self.state.rollbacks)
         batches = self.batches(draws, self.start)
         run.profiler.watch.restart()
-        # What there is by now stays, and is not looked through again.
-        gc.freeze()
-        gc.disable()
-        try:
-            for step in range(self.start, last):
-                done = step + 1
-                with run.profiler.step(done):
-                    with run.profiler.watch.wait():
-                        passes = next(batches)
-                    run.heartbeat.tick()
-                    self.state.sums.add_broken(batches.broken_now)
-                    self._step(step, passes, draws.at(step)[1])
-                run.monitor.progress()
-                if done % self.config.monitor.log_every == 0 or done == last:
-                    self._log(done)
-                if done % COLLECT_EVERY == 0:
-                    gc.collect()
-                yield done
-        finally:
-            gc.enable()
-            gc.unfreeze()
+        for step in range(self.start, last):
+            done = step + 1
+            with run.profiler.step(done):
+                with run.profiler.watch.wait():
+                    passes = next(batches)
+                run.heartbeat.tick()
+                self.state.sums.add_broken(batches.broken_now)
+                self._step(step, passes, draws.at(step)[1])
+            run.monitor.progress()
+            if done % self.config.monitor.log_every == 0 or done == last:
+                self._log(done)
+            yield done
 
     def _step(self, step: int, passes: list[PassInputs], bound: Bound) -> None:
         """One optimiser step over this rank's images of it, and the bound of these."""
