@@ -131,7 +131,7 @@ def test_overrides(write):
         ("training.precision=int8", ["training.precision", "'fp32'", "'int8'"]),
         ("training.zero_stage=7", ["training.zero_stage", "7"]),
         ("training.lanes=7", ["global_batch 128 is not divisible by lanes 7", "set lanes to 4"]),
-        ("training.micro_batch=5", ["micro_batch 5", "multiple of global_batch / lanes = 2"]),
+        ("training={steps: 1, lanes: 64, micro_batch: 5}", ["micro_batch 5", "multiple of global_batch / lanes = 2"]),
         ("training.betas=[0.9, 1.0]", ["training.betas", "[0, 1)"]),
         ("network.multipliers=[]", ["network.multipliers", "at least 1"]),
         ("network.name=unet", ["network.name", "'ddpmpp', 'vdm' or 'dit'", "'unet'"]),

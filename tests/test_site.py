@@ -30,7 +30,7 @@ def test_every_page_for_users_is_in_the_navigation():
 
 
 def test_pages_for_users_are_short():
-    others = ("configuration.md", "architecture.md", "reference.md")
+    others = ("configuration.md", "extending.md", "architecture.md", "reference.md")
     pages = [ROOT / "README.md", *(page for page in DOCS.glob("*.md") if page.name not in others)]
     assert sum(len(page.read_text().splitlines()) for page in pages) <= 1700
 
