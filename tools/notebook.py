@@ -43,10 +43,12 @@ def shell(command: str) -> None:
 def run(source: str, name: str, names: dict[str, Any]) -> list[dict[str, Any]]:
     """What a cell shows: text, figures, and the value of its last line."""
     code = ast.parse(re.sub(r"^!(.*)$", lambda line: f"shell({line[1]!r})", source, flags=re.MULTILINE))
-    last = code.body.pop() if isinstance(code.body[-1], ast.Expr) and not source.endswith(";") else None
+    last = None if source.endswith(";") else code.body[-1]
+    if isinstance(last, ast.Expr):
+        code.body.pop()
     with redirect_stdout(Screen()) as screen, redirect_stderr(screen):
         exec(compile(code, name, "exec"), names)
-        value = eval(compile(ast.Expression(last.value), name, "eval"), names) if last else None
+        value = eval(compile(ast.Expression(last.value), name, "eval"), names) if isinstance(last, ast.Expr) else None
     outputs: list[dict[str, Any]] = []
     if text := screen.text():
         outputs.append({"output_type": "stream", "name": "stdout", "text": text.splitlines(keepends=True)})
@@ -65,7 +67,7 @@ def _displayed(text: str, picture: bytes | None) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("notebook", type=Path)
     parser.add_argument("--to", type=Path, help="the file to write (default: the same)")
     arguments = parser.parse_args()

@@ -137,7 +137,9 @@ def publish(temporary: Path, parts: int) -> Path:
     Raises:
         OSError: the disk is full, broken, or not the same one for every rank.
     """
-    entries = {name: manifest_entry(temporary / name) for name in (MODEL_FILE, CONFIG_FILE, STATE_FILE)}
+    entries: dict[str, dict[str, Any]] = {
+        name: manifest_entry(temporary / name) for name in (MODEL_FILE, CONFIG_FILE, STATE_FILE)
+    }
 
     def fragments() -> Iterator[tuple[int, list[Place]]]:
         for part in range(parts):

@@ -212,7 +212,7 @@ def _begun(loader: DataLoader) -> Iterator:
             time.sleep(0.001)
         if begun.all():
             return items
-        processes = items._workers
+        processes = _workers(items)
         # The loader asks them to end, which a stuck one cannot, and forgets them.
         del items
         for process in processes:
@@ -221,6 +221,10 @@ def _begun(loader: DataLoader) -> Iterator:
     raise UserError(
         f"the reading processes did not begin in {STARTS} attempts. Set data.workers to 0, or use Python 3.12."
     )
+
+
+def _workers(items: Iterator) -> list:
+    return getattr(items, "_workers", [])
 
 
 def _begin(begun: np.ndarray, worker: int) -> None:
@@ -255,12 +259,12 @@ class Batches(Iterator[Batch]):
             collate_fn=_unchanged,
         )
         with signals_blocked():
-            self._items = _begun(loader)
+            self._items: Iterator = _begun(loader)
 
     @property
     def worker_ids(self) -> list[int]:
         """Process ids of the workers."""
-        return [worker.pid for worker in getattr(self._items, "_workers", [])]
+        return [worker.pid for worker in _workers(self._items)]
 
     def __next__(self) -> Batch:
         step, problems = next(self._items)

@@ -190,7 +190,7 @@ def solve(
     solver: str = DEFAULT,
     seed: int = 0,
     guidance: float = 1.0,
-    observe: Callable[[float, Tensor, Tensor], None] | None = None,
+    observe: Callable[[float, Tensor, Tensor], object] | None = None,
 ) -> Tensor:
     """The images with the given numbers before they are rounded to levels, ``(n, C, H, W)`` on the model's device.
 

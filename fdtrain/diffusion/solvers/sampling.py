@@ -25,7 +25,7 @@ def sample(
     times: Sequence[float],
     solver: str | Solver = DEFAULT,
     noise: Callable[[int], Tensor] | None = None,
-    observe: Callable[[float, Tensor, Tensor], None] | None = None,
+    observe: Callable[[float, Tensor, Tensor], object] | None = None,
     interval: Interval = CLOSED,
 ) -> Tensor:
     """Solve the reverse equation from ``x`` at ``times[0] = 1`` to ``times[-1] = 0``.
