@@ -54,7 +54,7 @@ def write(run: Path, series: str, step: int, fragments: list[Fragment], parts: i
         cut = [(len(f.tensor) * rank // parts, len(f.tensor) * (rank + 1) // parts) for f in fragments]
         mine = [replace(f, start=a, tensor=f.tensor[a:b].clone()) for f, (a, b) in zip(fragments, cut, strict=True)]
         store.record_digest(temporary / name, write_part(temporary / name, mine))
-    return (store.commit if series == store.CHECKPOINTS else store.publish)(temporary, names)
+    return (store.commit if series == store.CHECKPOINTS else store.publish)(temporary, parts)
 
 
 def walk(run: Path, steps: int = 32, every: int = 4, parts: int = 1, lengths: tuple[float, ...] = LENGTHS) -> Walk:

@@ -16,11 +16,10 @@ from models import DIGITS, filled
 from PIL import Image
 from safetensors.torch import save_file
 
-from fdtrain.commands import entry
 from fdtrain.data.split import Split
 from fdtrain.errors import UserError
 from fdtrain.evaluation import label_features, result
-from fdtrain.evaluation.commands import fid as command
+from fdtrain.evaluation.commands import fid as distances
 from fdtrain.evaluation.samples import Sampler
 from fdtrain.networks.model import Model
 
@@ -51,29 +50,12 @@ def features(digits, tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def call(capsys):
-    """A command in this process: what it printed, and on a mistake its one line."""
-
-    def call(tool, *arguments, rc=0):
-        assert entry.run(tool, [*map(str, arguments)]) == rc, capsys.readouterr()
-        out, error = capsys.readouterr()
-        return error if rc else out
-
-    return call
-
-
-def launch(launcher, tool, *arguments, rc=0):
+def launched(*arguments):
     """The command on two processes."""
-    binary, port = Path(sys.executable).parent, str(free_port())
-    begin = {
-        "deepspeed": [str(binary / "deepspeed"), "--num_accelerators", "2", "--master_port", port],
-        "torchrun": [str(binary / "torchrun"), "--nproc_per_node", "2", "--master_port", port],
-    }[launcher]
-    command = [*begin, f"tools/{tool}.py", *map(str, arguments)]
-    result = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=240)
-    assert (result.returncode == 0) == (rc == 0), result.stdout + result.stderr
-    return result.stdout + result.stderr
+    begin = [str(Path(sys.executable).parent / "torchrun"), "--nproc_per_node", "2", "--master_port", str(free_port())]
+    words = [*begin, "tools/evaluate.py", *map(str, arguments)]
+    result = subprocess.run(words, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=240)
+    assert result.returncode == 0, result.stdout + result.stderr
 
 
 def images_of(path):
@@ -81,12 +63,12 @@ def images_of(path):
         return content["arr_0"]
 
 
-def test_every_form_holds_the_same_images(call, model, tmp_path):
+def test_every_form_holds_the_same_images(command, model, tmp_path):
     common = [model, "--images", 10, "--steps", 3, "--batch", 4]
-    out = call("sample", *common, "--out", tmp_path / "a.npz")
+    out = command("sample", *common, "--out", tmp_path / "a.npz")
     assert "a.npz: 10 images, ode, 3 evaluations each" in out
-    call("sample", *common, "--out", tmp_path / "png")
-    call("sample", *common, "--out", tmp_path / "shards", "--shards")
+    command("sample", *common, "--out", tmp_path / "png")
+    command("sample", *common, "--out", tmp_path / "shards", "--shards")
     images = images_of(tmp_path / "a.npz")
     assert (images.shape, images.dtype) == ((10, 8, 8, 1), np.uint8)
     assert len(np.unique(images, axis=0)) == 10
@@ -104,17 +86,8 @@ def test_every_form_holds_the_same_images(call, model, tmp_path):
     assert not list(tmp_path.rglob("*.sampling"))
 
 
-def test_two_processes_sample_the_same_pictures(call, model, tmp_path):
-    """Through DeepSpeed's launcher, bit for bit."""
-    common = [model, "--images", 50, "--steps", 3, "--batch", 8]
-    call("sample", *common, "--out", tmp_path / "one.npz")
-    launch("deepspeed", "sample", *common, "--out", tmp_path / "two.npz")
-    assert np.array_equal(images_of(tmp_path / "one.npz"), images_of(tmp_path / "two.npz"))
-
-
-def test_an_interrupted_command_goes_on(call, model, tmp_path, monkeypatch):
-    common = [model, "--images", 20, "--steps", 3, "--out", tmp_path / "a.npz"]
-    drawn, draw = [], Sampler.draw
+def interrupted(drawn, draw):
+    """Draws twice, and is interrupted."""
 
     def interrupted(self, model, images, seed):
         if len(drawn) == 2:
@@ -122,77 +95,76 @@ def test_an_interrupted_command_goes_on(call, model, tmp_path, monkeypatch):
         drawn.append(images)
         return draw(self, model, images, seed)
 
-    monkeypatch.setattr(Sampler, "draw", interrupted)
-    assert "The same command goes on" in call("sample", *common, "--batch", 8, rc=2)
+    return interrupted
+
+
+def test_an_interrupted_command_goes_on(command, model, tmp_path, monkeypatch):
+    common = [model, "--images", 20, "--steps", 3, "--out", tmp_path / "a.npz"]
+    drawn, draw = [], Sampler.draw
+    monkeypatch.setattr(Sampler, "draw", interrupted(drawn, draw))
+    assert "The same command goes on" in command("sample", *common, "--batch", 8, rc=2)
     assert not (tmp_path / "a.npz").exists()
-    assert "unfinished samples of seed 0, not 1. Repeat that" in call("sample", *common, "--seed", 1, rc=2)
+    assert "unfinished samples of seed 0, not 1. Repeat that" in command("sample", *common, "--seed", 1, rc=2)
     monkeypatch.setattr(Sampler, "draw", lambda self, *rest: drawn.append(rest[1]) or draw(self, *rest))
-    call("sample", *common, "--batch", 3)
+    command("sample", *common, "--batch", 3)
     # Another batch size: what there was stays.
     assert sorted(i for images in drawn for i in images) == list(range(20))
-    call("sample", *common[:-1], tmp_path / "b.npz", "--batch", 20)
+    command("sample", *common[:-1], tmp_path / "b.npz", "--batch", 20)
     a, b = (images_of(tmp_path / f"{name}.npz").astype(int) for name in "ab")
     assert np.abs(a - b).max() <= 16  # a level: batches round differently
 
 
-def test_a_damaged_partial_result_is_sampled_again(call, model, tmp_path, monkeypatch, caplog):
+def test_a_damaged_partial_result_is_sampled_again(command, model, tmp_path, monkeypatch, caplog):
     common = [model, "--images", 9, "--steps", 2, "--batch", 3]
-    call("sample", *common, "--out", tmp_path / "whole.npz")
+    command("sample", *common, "--out", tmp_path / "whole.npz")
     drawn, draw = [], Sampler.draw
-
-    def interrupted(self, model, images, seed):
-        if len(drawn) == 2:
-            raise KeyboardInterrupt
-        drawn.append(images)
-        return draw(self, model, images, seed)
-
-    monkeypatch.setattr(Sampler, "draw", interrupted)
-    call("sample", *common, "--out", tmp_path / "a.npz", rc=2)
+    monkeypatch.setattr(Sampler, "draw", interrupted(drawn, draw))
+    command("sample", *common, "--out", tmp_path / "a.npz", rc=2)
     part, _ = sorted((tmp_path / ".a.npz.sampling").glob("*.npy"))
     part.write_bytes(part.read_bytes()[:-1])
     again = []
     monkeypatch.setattr(Sampler, "draw", lambda self, *rest: again.append(rest[1]) or draw(self, *rest))
-    call("sample", *common, "--out", tmp_path / "a.npz")
+    command("sample", *common, "--out", tmp_path / "a.npz")
     assert again == [range(0, 3), range(6, 9)]
     assert f"{part} is damaged; it is removed and computed again" in caplog.messages
     assert np.array_equal(images_of(tmp_path / "a.npz"), images_of(tmp_path / "whole.npz"))
 
 
-def test_what_is_complete_is_not_sampled_again(call, model, tmp_path, monkeypatch):
+def test_what_is_complete_is_not_sampled_again(command, model, tmp_path, monkeypatch):
     common = [model, "--images", 4, "--steps", 2, "--out", tmp_path / "a"]
-    call("sample", *common)
+    command("sample", *common)
     monkeypatch.setattr(Sampler, "draw", None)
     # As a kill leaves it while the parts are removed.
     (tmp_path / "a" / ".sampling").mkdir()
     (tmp_path / "a" / ".sampling" / "request.json").touch()
-    assert "complete already" in call("sample", *common)
+    assert "complete already" in command("sample", *common)
     assert not (tmp_path / "a" / ".sampling").exists()
-    message = call("sample", *common, "--solver", "ode2", rc=2)
+    message = command("sample", *common, "--solver", "ode2", rc=2)
     assert "holds samples of solver ode, not ode2. Choose another --out, or remove it" in message
-    assert "form png, not shards" in call("sample", *common, "--shards", rc=2)
+    assert "form png, not shards" in command("sample", *common, "--shards", rc=2)
     (tmp_path / "a" / "000002.png").unlink()
-    assert "was changed since it was written" in call("sample", *common, rc=2)
+    assert "was changed since it was written" in command("sample", *common, rc=2)
 
 
-def test_a_kill_while_finishing_loses_nothing(call, model, tmp_path, monkeypatch):
+def test_a_kill_while_finishing_loses_nothing(command, model, tmp_path, monkeypatch):
     common = [model, "--images", 4, "--steps", 2, "--out", tmp_path / "a", "--shards"]
     monkeypatch.setattr(result, "write", lambda *a: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    assert "cannot write" in call("sample", *common, rc=2)
+    assert "cannot write" in command("sample", *common, rc=2)
     monkeypatch.undo()
     monkeypatch.setattr(Sampler, "draw", None)
-    call("sample", *common)
+    command("sample", *common)
     assert len(Split(tmp_path / "a", "samples")) == 4
 
 
-def test_other_files_are_not_overwritten(call, model, tmp_path):
+def test_other_files_are_not_overwritten(command, model, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    assert "holds something else already" in call("sample", model, "--steps", 2, "--out", tmp_path, rc=2)
+    assert "holds something else already" in command("sample", model, "--steps", 2, "--out", tmp_path, rc=2)
     (tmp_path / "a.npz").write_text("mine")
-    assert "holds something else already" in call("sample", model, "--steps", 2, "--out", tmp_path / "a.npz", rc=2)
+    assert "holds something else already" in command("sample", model, "--steps", 2, "--out", tmp_path / "a.npz", rc=2)
     assert (tmp_path / "a.npz").read_text() == "mine"
 
 
-def test_a_model_that_diverged_leaves_what_was_sampled(call, tmp_path, monkeypatch):
+def test_a_model_that_diverged_leaves_what_was_sampled(command, tmp_path, monkeypatch):
     folder, calls = export(tmp_path / "model"), []
     original = Model.forward
 
@@ -202,7 +174,7 @@ def test_a_model_that_diverged_leaves_what_was_sampled(call, tmp_path, monkeypat
 
     monkeypatch.setattr(Model, "forward", diverging)
     common = [folder, "--images", 9, "--steps", 2, "--batch", 3, "--out", tmp_path / "a.npz"]
-    assert "output is not finite" in call("sample", *common, rc=2)
+    assert "output is not finite" in command("sample", *common, rc=2)
     assert len(list((tmp_path / ".a.npz.sampling").glob("*.npy"))) == 2
 
 
@@ -221,20 +193,20 @@ def test_a_model_that_diverged_leaves_what_was_sampled(call, tmp_path, monkeypat
         (["--shards"], "must be a folder"),
     ],
 )
-def test_options(call, model, tmp_path, arguments, part):
+def test_options(command, model, tmp_path, arguments, part):
     common = [model, "--out", tmp_path / "x.png", "--images", "2", *arguments]
-    assert part in call("sample", *common, rc=2 if part else 0)
+    assert part in command("sample", *common, rc=2 if part else 0)
 
 
-def fid(call, features, digits, *arguments, rc=0):
-    return call("evaluate", "fid", "--data", digits, "--split", "test", "--features", features, *arguments, rc=rc)
+def fid(command, features, digits, *arguments, rc=0):
+    return command("evaluate", "fid", "--data", digits, "--split", "test", "--features", features, *arguments, rc=rc)
 
 
-def test_distances_on_one_process_and_on_two(call, model, features, digits, tmp_path):
+def test_distances_on_one_process_and_on_two(command, model, features, digits, tmp_path):
     common = ["--images", 70, "--sets", 3, "--steps", 3, "--batch", 16]
-    out = fid(call, features, digits, model, *common, "--json", tmp_path / "one.json")
+    out = fid(command, features, digits, model, *common, "--json", tmp_path / "one.json")
     more = [model, "--data", digits, "--split", "test", "--features", features]
-    launch("torchrun", "evaluate", "fid", *more, *common, "--json", tmp_path / "two.json")
+    launched("fid", *more, *common, "--json", tmp_path / "two.json")
     one, two = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two"))
     for key in ("seconds", "model"):
         one.pop(key)
@@ -252,38 +224,44 @@ def test_distances_on_one_process_and_on_two(call, model, features, digits, tmp_
     assert one["spread"] == pytest.approx(np.std(one["values"], ddof=1))
 
 
-def test_the_images_themselves_are_at_no_distance(call, model, features, digits, tmp_path):
+def test_distances_on_times_of_ones_own(command, model, features, digits, tmp_path):
+    options = ["--images", 4, "--sets", 1, "--grid", "1,0.5,0", "--json", tmp_path / "r.json"]
+    fid(command, features, digits, model, *options)
+    assert result.read(tmp_path / "r.json").grid == [1.0, 0.5, 0.0]
+
+
+def test_the_images_themselves_are_at_no_distance(command, model, features, digits, tmp_path):
     """The split as a set of samples, from a .npz: distance 0, precision and recall 1."""
     levels, _ = Split(digits, "test").batch(range(300))
     pixels = (levels.float() * (255 / 16)).round().byte().permute(0, 2, 3, 1).numpy()
     np.savez(tmp_path / "a.npz", pixels)
     path = tmp_path / "r.json"
-    fid(call, features, digits, "--samples", tmp_path / "a.npz", "--json", path)
+    fid(command, features, digits, "--samples", tmp_path / "a.npz", "--json", path)
     result = json.loads(path.read_text())
     assert result["value"] < 1e-6
     assert (result["precision"], result["recall"], result["spread"]) == (1, 1, None)
     assert result["weights_sha256"] is None
 
 
-def test_stored_samples_measure_as_those_drawn(call, model, features, digits, tmp_path):
+def test_stored_samples_measure_as_those_drawn(command, model, features, digits, tmp_path):
     how = ["--images", 40, "--steps", 3, "--batch", 16]
     for seed in (5, 6):
-        call("sample", model, *how, "--seed", seed, "--out", tmp_path / str(seed))
+        command("sample", model, *how, "--seed", seed, "--out", tmp_path / str(seed))
     sets = [tmp_path / "5", tmp_path / "6"]
     drawn = [model, *how, "--seed", 5, "--sets", 2]
-    fid(call, features, digits, *drawn, "--json", tmp_path / "a.json")
-    fid(call, features, digits, "--samples", *sets, "--json", tmp_path / "b.json")
+    fid(command, features, digits, *drawn, "--json", tmp_path / "a.json")
+    fid(command, features, digits, "--samples", *sets, "--json", tmp_path / "b.json")
     a, b = (json.loads((tmp_path / f"{name}.json").read_text()) for name in "ab")
     assert a["values"] == pytest.approx(b["values"], rel=1e-6)
     for key in ("solver", "nfe", "grid", "guidance", "seeds", "weights_sha256", "images"):
         assert a[key] == b[key], key
-    message = fid(call, features, digits, "--samples", *sets, "--images", 41, rc=2)
+    message = fid(command, features, digits, "--samples", *sets, "--images", 41, rc=2)
     assert "holds 40 images, 41 are asked for. Finish it, or lower --images" in message
-    assert "the same seed" in fid(call, features, digits, "--samples", sets[0], sets[0], rc=2)
+    assert "the same seed" in fid(command, features, digits, "--samples", sets[0], sets[0], rc=2)
 
 
-def test_an_interrupted_evaluation_goes_on(call, model, features, digits, tmp_path, monkeypatch):
-    compare, count = command._compare, []
+def test_an_interrupted_evaluation_goes_on(command, model, features, digits, tmp_path, monkeypatch):
+    compare, count = distances._compare, []
 
     def stops(*arguments):
         count.append(1)
@@ -293,13 +271,13 @@ def test_an_interrupted_evaluation_goes_on(call, model, features, digits, tmp_pa
 
     path = tmp_path / "r.json"
     common = [model, "--images", 20, "--steps", 2, "--json", path]
-    monkeypatch.setattr(command, "_compare", stops)
+    monkeypatch.setattr(distances, "_compare", stops)
     with pytest.raises(KeyboardInterrupt):
-        fid(call, features, digits, *common)
+        fid(command, features, digits, *common)
     partly = json.loads(path.read_text())
     assert partly["unfinished"]
     assert len(partly["values"]) == 2
-    fid(call, features, digits, *common)
+    fid(command, features, digits, *common)
     whole = json.loads(path.read_text())
     assert len(count) == 4
     assert whole["values"][:2] == partly["values"]
@@ -307,7 +285,7 @@ def test_an_interrupted_evaluation_goes_on(call, model, features, digits, tmp_pa
 
 
 @pytest.mark.parametrize("name", ["x/../../../victim/settings", "org/digits", ".hidden", "a" * 300, "\u202e数字"])
-def test_results_are_in_the_run_whatever_the_features_are_called(call, features, digits, tmp_path, name):
+def test_results_are_in_the_run_whatever_the_features_are_called(command, features, digits, tmp_path, name):
     """A name from a file of somebody else chooses no path: neither outside the run nor where no report looks."""
     checkpoint_of(tmp_path / "run", filled(DIGITS), 1)
     victim = tmp_path / "victim" / "settings.json"
@@ -316,7 +294,7 @@ def test_results_are_in_the_run_whatever_the_features_are_called(call, features,
     shutil.copytree(features, tmp_path / "features")
     described = json.loads((features / "features.json").read_text())
     (tmp_path / "features" / "features.json").write_text(json.dumps(described | {"name": name}))
-    out = fid(call, tmp_path / "features", digits, tmp_path / "run", "--images", 4, "--steps", 1, "--sets", 1)
+    out = fid(command, tmp_path / "features", digits, tmp_path / "run", "--images", 4, "--steps", 1, "--sets", 1)
     assert victim.read_text() == "mine"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["features", "run", "victim"]
     [path] = (tmp_path / "run" / "evaluation").iterdir()
@@ -327,28 +305,28 @@ def test_results_are_in_the_run_whatever_the_features_are_called(call, features,
     assert "\u202e" not in out
 
 
-def test_statistics_are_kept_and_checked(call, model, features, digits, tmp_path):
+def test_statistics_are_kept_and_checked(command, model, features, digits, tmp_path):
     kept = ["--reference", tmp_path / "r.safetensors"]
     common = [model, "--images", 20, "--sets", 1, "--steps", 2, *kept]
-    first = fid(call, features, digits, *common)
-    assert fid(call, features, digits, *common) == first
-    assert "flip False, not True" in fid(call, features, digits, *common, "--flip", rc=2)
+    first = fid(command, features, digits, *common)
+    assert fid(command, features, digits, *common) == first
+    assert "flip False, not True" in fid(command, features, digits, *common, "--flip", rc=2)
 
 
-def test_statistics_of_another_program_take_the_place_of_the_data(call, model, features, digits, tmp_path):
+def test_statistics_of_another_program_take_the_place_of_the_data(command, model, features, digits, tmp_path):
     ours, theirs, path = tmp_path / "ours.npz", tmp_path / "theirs.npz", tmp_path / "r.json"
     drawn = [model, "--images", 20, "--sets", 1, "--steps", 2, "--json", path]
-    fid(call, features, digits, *drawn, "--reference", ours)
+    fid(command, features, digits, *drawn, "--reference", ours)
     expected = json.loads(path.read_text())
     with np.load(ours) as content:
         np.savez(theirs, mu=content["mu"], sigma=content["sigma"])
-    out = call("evaluate", "fid", *drawn, "--features", features, "--reference", theirs)
+    out = command("evaluate", "fid", *drawn, "--features", features, "--reference", theirs)
     assert "against the statistics in theirs.npz (SHA-256 " in out
     found = json.loads(path.read_text())
     assert found["value"] == pytest.approx(expected["value"], rel=1e-9)
     assert (found["kid"], found["precision"], found["reference"]["file"]) == (None, None, "theirs.npz")
     assert expected["kid"] is not None
-    message = fid(call, features, digits, *drawn, "--reference", theirs, rc=2)
+    message = fid(command, features, digits, *drawn, "--reference", theirs, rc=2)
     assert f"--data: {theirs} has statistics of images of its own. Leave it out." in message
 
 
@@ -365,22 +343,22 @@ def test_statistics_of_another_program_take_the_place_of_the_data(call, model, f
         (["/nowhere"], "no folder /nowhere"),
     ],
 )
-def test_mistakes(call, model, features, digits, arguments, part):
-    assert part in fid(call, features, digits, *(a.format(model=model) for a in arguments), rc=2)
+def test_mistakes(command, model, features, digits, arguments, part):
+    assert part in fid(command, features, digits, *(a.format(model=model) for a in arguments), rc=2)
 
 
-def curve(call, model, digits, path, *options, rc=0):
+def curve(command, model, digits, path, *options, rc=0):
     common = [model, "--data", digits, "--images", 6, "--strata", 2, "--reference", 4, "--nfe", 2, "--json", path]
-    return call("evaluate", "curve", *common, "--solvers", "sde", "heun_edm", *options, rc=rc)
+    return command("evaluate", "curve", *common, "--solvers", "sde", "heun_edm", *options, rc=rc)
 
 
-def test_a_curve_by_named_features(call, model, features, digits, tmp_path):
+def test_a_curve_by_named_features(command, model, features, digits, tmp_path):
     """Its distance is the one that fid gives to the same samples; without features it is of the pixels."""
-    curve(call, model, digits, tmp_path / "a.json", "--features", features)
-    curve(call, model, digits, tmp_path / "b.json")
+    curve(command, model, digits, tmp_path / "a.json", "--features", features)
+    curve(command, model, digits, tmp_path / "b.json")
     named, plain = (json.loads((tmp_path / f"{name}.json").read_text()) for name in "ab")
     same = ["--images", 6, "--sets", 1, "--nfe", 2, "--solver", "sde"]
-    fid(call, features, digits, model, *same, "--json", tmp_path / "fid.json")
+    fid(command, features, digits, model, *same, "--json", tmp_path / "fid.json")
     one = json.loads((tmp_path / "fid.json").read_text())
     point = named["points"][0]
     assert point["distance_by_seed"][0] == pytest.approx(one["value"], rel=1e-6)
@@ -391,11 +369,11 @@ def test_a_curve_by_named_features(call, model, features, digits, tmp_path):
     assert plain["points"][0]["distance"] != named["points"][0]["distance"]
     assert [point["rms"] for point in plain["points"]] == [point["rms"] for point in named["points"]]
     assert "cannot read /nowhere.pt" in curve(
-        call, model, digits, tmp_path / "c.json", "--features", "/nowhere.pt", rc=2
+        command, model, digits, tmp_path / "c.json", "--features", "/nowhere.pt", rc=2
     )
 
 
-def test_a_curve_of_a_model_that_diverges_keeps_what_it_has(call, digits, tmp_path, monkeypatch):
+def test_a_curve_of_a_model_that_diverges_keeps_what_it_has(command, digits, tmp_path, monkeypatch):
     folder, draws = export(tmp_path / "model"), []
     solve = Sampler.solve
 
@@ -408,55 +386,57 @@ def test_a_curve_of_a_model_that_diverges_keeps_what_it_has(call, digits, tmp_pa
 
     with monkeypatch.context() as patch:
         patch.setattr(Sampler, "solve", diverging)
-        message = curve(call, folder, digits, tmp_path / "a.json", rc=2)
+        message = curve(command, folder, digits, tmp_path / "a.json", rc=2)
     assert "output is not finite" in message
     assert list((tmp_path / ".partial").iterdir())
     draws.clear()
     monkeypatch.setattr(Sampler, "solve", lambda self, *rest: draws.append(self.solver) or solve(self, *rest))
-    curve(call, folder, digits, tmp_path / "a.json")
+    curve(command, folder, digits, tmp_path / "a.json")
     # The references' 4 evaluations were kept; what is drawn now are the points, each seed in three parts.
     assert draws == ["sde"] * 9 + ["heun_edm"] * 9
     assert not (tmp_path / ".partial").exists()
 
 
-def test_sets_that_cannot_be_measured(call, features, digits, tmp_path):
+def test_sets_that_cannot_be_measured(command, features, digits, tmp_path):
     (tmp_path / "mixed").mkdir()
     for i, size in enumerate((8, 8, 9)):
         Image.new("L", (size, size)).save(tmp_path / "mixed" / f"{i}.png")
-    message = fid(call, features, digits, "--samples", tmp_path / "mixed", "--json", tmp_path / "r.json", rc=2)
+    message = fid(command, features, digits, "--samples", tmp_path / "mixed", "--json", tmp_path / "r.json", rc=2)
     assert "2.png is 9x9 with 1 channels, but 0.png is 8x8" in message
     assert not (tmp_path / "r.json").exists()
 
 
-def test_a_grid_is_optimised_saved_with_the_model_and_used(call, digits, tmp_path):
+def test_a_grid_is_optimised_saved_with_the_model_and_used(command, digits, tmp_path):
     folder = export(tmp_path / "model")
     options = ["--nfe", 3, "--images", 6, "--reference", 12, "--rounds", 2]
-    out = call("evaluate", "grid", folder, *options)
+    out = command("evaluate", "grid", folder, *options)
     first = (folder / "grids.json").read_text()
     found, own = map(float, re.search(r"solution ([\d.]+); on two_ended ([\d.]+)", out).groups())
     assert found < own
     (folder / "grids.json").unlink()
-    call("evaluate", "grid", folder, *options)
+    command("evaluate", "grid", folder, *options)
     assert (folder / "grids.json").read_text() == first
     common = ["sample", folder, "--images", 4, "--out", tmp_path / "a.npz", "--solver", "ode", "--grid", "optimised"]
-    call(*common, "--nfe", 3)
+    command(*common, "--nfe", 3)
     ((by_setting,),) = [list(json.loads(first).values())]
     record = json.loads((tmp_path / "a.npz.json").read_text())
     assert record["grid"] == by_setting["ode, 3 steps"]
-    assert "none for these weights, ode and 4 steps" in call(*common, "--nfe", 4, rc=2)
-    assert "a grid has two steps or more" in call("evaluate", "grid", folder, "--nfe", 1, rc=2)
+    assert "none for these weights, ode and 4 steps" in command(*common, "--nfe", 4, rc=2)
+    assert "a grid has two steps or more" in command("evaluate", "grid", folder, "--nfe", 1, rc=2)
 
 
 @pytest.mark.parametrize("solver", ["sde", "ode", "unipc2", "heun_edm"])
-def test_a_users_times_with_every_kind_of_solver(call, model, tmp_path, solver):
+def test_a_users_times_with_every_kind_of_solver(command, model, tmp_path, solver):
     """From the command line as from a file; one image by itself is that of a set."""
     out = [tmp_path / "a.npz", tmp_path / "b.npz", tmp_path / "c.npz"]
     (tmp_path / "times.txt").write_text("1 0.6 0.2 0")
     common = ["sample", model, "--solver", solver]
-    call(*common, "--grid", "1,0.6,0.2,0", "--images", 5, "--out", out[0])
-    call(*common, "--grid", tmp_path / "times.txt", "--images", 5, "--batch", 2, "--out", out[1])
-    call(*common, "--grid", "1,0.6,0.2,0", "--images", 2, "--out", out[2])
+    command(*common, "--grid", "1,0.6,0.2,0", "--images", 5, "--out", out[0])
+    command(*common, "--grid", tmp_path / "times.txt", "--images", 5, "--batch", 2, "--out", out[1])
+    command(*common, "--grid", "1,0.6,0.2,0", "--images", 2, "--out", out[2])
     a, b, c = (np.load(path)["arr_0"].astype(int) for path in out)
     assert abs(a - b).max() <= 15  # one of 17 levels
     assert abs(a[:2] - c).max() <= 15
-    assert "4 times are 3 steps, not 5" in call(*common, "--grid", "1,0.6,0.2,0", "--steps", 5, "--out", "x.png", rc=2)
+    assert "4 times are 3 steps, not 5" in command(
+        *common, "--grid", "1,0.6,0.2,0", "--steps", 5, "--out", "x.png", rc=2
+    )

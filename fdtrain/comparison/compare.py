@@ -338,7 +338,7 @@ def _written(
         **{key: settings[key] for key in ("images", "draws", "ode_images", "samples")},
         "variants": page.rows,
     }
-    result.write(content, comparison.folder / RESULT, "output")
+    result.write(content, comparison.folder / RESULT)
     return side_by_side.write(page, comparison.folder)
 
 

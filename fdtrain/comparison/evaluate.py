@@ -61,7 +61,7 @@ def evaluate(run: Path, settings: dict[str, Any], device: torch.device) -> None:
             # The bound is computed again with it; two draws are the least.
             _nll(device, *common, "--draws", "2", "--images", str(ode_images), *ode)
     if not keep_noise:
-        result.write(training_noise(run, config, data, settings, device), noise_file, "the run's results")
+        result.write(training_noise(run, config, data, settings, device), noise_file)
     for path in files_of_results.values():
         if (step := step_of(path)) != steps:
             raise UserError(f"{path} is of step {step}, not {steps}: no later checkpoint is sound.")

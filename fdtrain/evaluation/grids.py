@@ -2,12 +2,12 @@
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from fdtrain.diffusion.solvers import GRID, PUBLISHED, check_falling, parse_grid
 from fdtrain.errors import UserError
-from fdtrain.files import write_text
+from fdtrain.evaluation import result
 
 FILE = "grids.json"
 """Of a run, an export or a checkpoint: ``{weights_sha256: {"SOLVER, N steps": times}}``."""
@@ -24,33 +24,30 @@ def read_grid(text: str | Sequence[float], option: str = "--grid") -> str | tupl
     Raises:
         UserError: there is no such grid, or the times do not fall from 1 to 0.
     """
-    if not isinstance(text, str):
-        times = tuple(float(t) for t in text)
-        _checked(lambda: check_falling(times), option)
-        return times
-    words = text
-    if os.sep in text or Path(text).is_file():
-        try:
-            words = Path(text).read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{option}: cannot read {text} ({getattr(error, 'strerror', None) or error}).") from error
-    elif ":" in text or "," not in text:
-        if text != OPTIMISED:
-            _checked(lambda: parse_grid(text), option)
-        return text
     try:
-        times = tuple(float(word) for word in words.strip().strip("[]").replace(",", " ").split())
+        if not isinstance(text, str):
+            times = tuple(float(t) for t in text)
+        elif os.sep in text or Path(text).is_file():
+            times = _times(Path(text).read_text(), text)
+        elif "," in text and ":" not in text:
+            times = _times(text, text)
+        else:
+            if text != OPTIMISED:
+                parse_grid(text)
+            return text
+        check_falling(times)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{option}: cannot read {text} ({getattr(error, 'strerror', None) or error}).") from error
     except ValueError as error:
-        raise UserError(f"{option}: {text} must hold times, numbers that fall from 1 to 0.") from error
-    _checked(lambda: check_falling(times), option)
+        raise UserError(f"{option}: {error}.") from error
     return times
 
 
-def _checked(check: Callable[[], object], option: str) -> None:
+def _times(words: str, source: str) -> tuple[float, ...]:
     try:
-        check()
+        return tuple(float(word) for word in words.strip().strip("[]").replace(",", " ").split())
     except ValueError as error:
-        raise UserError(f"{option}: {error}.") from error
+        raise ValueError(f"{source} must hold times, numbers that fall from 1 to 0") from error
 
 
 def load_optimised(folder: Path, weights_sha256: str, solver: str, steps: int) -> tuple[float, ...]:
@@ -77,10 +74,7 @@ def save_optimised(folder: Path, weights_sha256: str, solver: str, steps: int, t
     path = folder / FILE
     grids = _read(path)
     grids.setdefault(weights_sha256, {})[_key(solver, steps)] = list(times)
-    try:
-        write_text(path, json.dumps(grids, indent=1) + "\n")
-    except OSError as error:
-        raise UserError(f"cannot write {path} ({error.strerror}).") from error
+    result.write(grids, path)
     return path
 
 

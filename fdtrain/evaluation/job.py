@@ -19,7 +19,7 @@ from fdtrain.evaluation.frechet import Gaussian, frechet_distance
 from fdtrain.evaluation.image_sets import PixelSet
 from fdtrain.evaluation.load import open_model
 from fdtrain.evaluation.measure import measure
-from fdtrain.evaluation.result import RESULTS, Result, split_identity
+from fdtrain.evaluation.result import RESULTS, split_identity
 from fdtrain.evaluation.run_data import open_split
 from fdtrain.evaluation.samples import Sampler, to_pixels
 from fdtrain.evaluation.stored_rows import StoredValues
@@ -134,7 +134,9 @@ class Job:
         show(found)
         drawn, pictures = plots(found) if plots else {}, {}
         for path in self.paths:
-            self._write(found, path, values)
+            result.write(found, path)
+            if values:
+                result.write_values(values, path.with_suffix(".safetensors"))
             pictures = {name: path.with_name(f"{path.stem}_{name}.png") for name in drawn}
             for name, plot in drawn.items():
                 plot.save(pictures[name])
@@ -142,12 +144,6 @@ class Job:
                 print(f"{path}: {', '.join(p.name for p in pictures.values())}")
         self.stored.discard()
         return (self.origin.run, self.origin.step or 0, pictures) if pictures and self.origin.run else None
-
-    def _write(self, found: Result, path: Path, values: dict[str, Tensor] | None) -> None:
-        option = "--json" if path == self.arguments.json else "the run's results"
-        result.write(found, path, option)
-        if values:
-            result.write_values(values, path.with_suffix(".safetensors"), option)
 
 
 def known(error: float) -> float | None:

@@ -155,8 +155,8 @@ def save(network: Classifier, description: ClassifierDescription, folder: Path) 
     Raises:
         UserError: the folder cannot be written.
     """
-    write_values(network.state_dict(), folder / WEIGHTS, "features")
-    write(description.model_dump(), folder / DESCRIPTION, "features")
+    write_values(network.state_dict(), folder / WEIGHTS)
+    write(description.model_dump(), folder / DESCRIPTION)
 
 
 def load(folder: Path) -> tuple[Classifier, ClassifierDescription, str]:

@@ -123,7 +123,7 @@ def save(measured: Measured, about: dict[str, Any], path: Path) -> None:
         else:
             save_file(arrays, temporary, {"about": text})
 
-    write_file(path, write_to, "--reference")
+    write_file(path, write_to)
 
 
 def load(path: Path, wanted: dict[str, Any], device: torch.device) -> Measured:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib
 from markupsafe import Markup
@@ -112,7 +112,7 @@ class Plot:
         """
         write_file(path, partial(self._render, format="png"))
 
-    def _render(self, to: Path | io.StringIO, **how: object) -> None:
+    def _render(self, to: Path | io.StringIO, **how: Any) -> None:
         with matplotlib.rc_context(LOOK):
             for text in self.figure.findobj(Text):
                 # SVG cannot have control characters.
@@ -178,7 +178,7 @@ def _draw(axes: Axes, line: Line, number: int) -> None:
 
 def _drawn(axes: Axes, of: int) -> list[float]:
     """The values along an axis (0: x, 1: y) of all lines, in order."""
-    return sorted(float(value) for line in axes.get_lines() for value in line.get_data()[of])
+    return sorted(value for line in axes.get_lines() for value in line.get_xydata()[:, of].tolist())
 
 
 def steps_axis(axes: Axes, first: float = 0.95, log: bool = False) -> None:

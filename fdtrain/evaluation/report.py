@@ -72,16 +72,6 @@ def _cards(run: RunFolder) -> list[Card]:
         sets = counted(max(1, len(result.values)), "set")
         note = f"{sets} of {counted(result.images, 'sample')}, NFE {short(result.nfe)}"
         cards.append(Card(short(result.name), with_error(result.value, result.spread, 3), note))
-    known = facts(run)
-    if run.parameters and run.spec:
-        cards.append(Card("parameters", f"{run.parameters / 1e6:.3g} M", f"{run.parameters:,}, {run.spec.network}"))
-    if known["steps"]:
-        time = f"{known['time of training steps']} of training steps" if run.hours else "time not recorded"
-        note = f"{known['images seen'] or 'unknown'} images seen; {time}"
-        cards.append(Card("steps", known["steps"], note))
-    if known["images/s"]:
-        note = f"median while training; {known['processes and device'] or 'hardware not recorded'}"
-        cards.append(Card("images/s", known["images/s"], note))
     return cards
 
 
@@ -96,10 +86,8 @@ def facts(run: RunFolder) -> dict[str, str | None]:
     if spec:
         options = ", ".join(f"{key} {short(value)}" for key, value in spec.network_options.items())
         found["network"] = f"{spec.network}: {options}"
-    packages = ("fdtrain", "torch", "deepspeed", "python")
     speed = run.images_per_second
-    return {
-        **found,
+    found |= {
         "parameters": f"{run.parameters:,}" if run.parameters else None,
         "GFLOP to train on one image": run.last("train/gflop_per_image", ".3g"),
         "TFLOP/s of a device": run.last("train/tflops_per_device", ".3g"),
@@ -108,14 +96,14 @@ def facts(run: RunFolder) -> dict[str, str | None]:
         # Evaluation, samples and checkpoints come on top.
         "time of training steps": duration(run.hours) if run.hours else None,
         "images/s": f"{speed:,.0f}" if speed else None,
-        "processes and device": f"{short(environment.processes)} x {short(environment.device)}"
-        if environment
-        else None,
-        "versions": ", ".join(f"{name} {short(getattr(environment, name))}" for name in packages)
-        if environment
-        else None,
-        "commit": short(environment.commit) if environment else None,
+        **dict.fromkeys(("processes and device", "versions", "commit")),
     }
+    if environment:
+        packages = ("fdtrain", "torch", "deepspeed", "python")
+        found["processes and device"] = f"{short(environment.processes)} x {short(environment.device)}"
+        found["versions"] = ", ".join(f"{name} {short(getattr(environment, name))}" for name in packages)
+        found["commit"] = short(environment.commit)
+    return found
 
 
 def samples(runs: dict[str, RunFolder], data: str | None) -> Section:
@@ -172,16 +160,9 @@ def _bits(run: RunFolder) -> Section:
 
 
 def _method(result: NllResult, value: BoundEstimate | OdeEstimate) -> str:
-    closed = value is result.elbo_closed
-    parts = ["closed interval" if closed else short(result.bound)]
-    parts += [f"dequantisation {short(_dequantisation(result, value))}", short(result.dtype)]
-    if isinstance(value, BoundEstimate):
-        parts.append(f"{counted(value.draws, 'draw')} per image")
-    if value.dequantisations > 1:
-        parts.append(f"K = {value.dequantisations}")
-    if isinstance(value, OdeEstimate):
-        parts.append(f"tolerance {value.tolerance}, NFE {value.nfe:.0f}, {short(value.trace)} trace")
-    return "; ".join(parts)
+    bound = "closed interval" if value is result.elbo_closed else short(result.bound)
+    own = [] if isinstance(value, OdeEstimate) else [f"{short(result.dequantisation)} dequantisation"]
+    return "; ".join([bound, short(result.dtype), *own, *value.how])
 
 
 def _dequantisation(result: NllResult, value: BoundEstimate | OdeEstimate) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor
 from fdtrain import files
 from fdtrain.data.split import Split
 from fdtrain.errors import UserError, excerpt
-from fdtrain.evaluation.wording import counted
+from fdtrain.evaluation.wording import counted, short
 
 VERSION = 1
 """Of the format. A file that does not name its version is of the first."""
@@ -77,6 +77,15 @@ class BoundEstimate(LikelihoodEstimate):
     gain: float | None = None
     error_gain: float | None = None
 
+    @property
+    def how(self) -> list[str]:
+        """Clauses on what it was computed with."""
+        parts = [f"{counted(self.draws, 'draw')} per image", *_repeated(self.dequantisations)]
+        if self.gain is not None:
+            error = "" if self.error_gain is None else f" +- {self.error_gain:.4f}"
+            parts.append(f"{self.gain:.4f}{error} below the plain bound of the same draws")
+        return parts
+
 
 class OdeEstimate(LikelihoodEstimate):
     """The likelihood by the probability-flow ODE; ``nfe`` is the mean number of evaluations per dequantisation.
@@ -91,6 +100,16 @@ class OdeEstimate(LikelihoodEstimate):
     trace: str
     probes: int | None
     nfe: float
+
+    @property
+    def how(self) -> list[str]:
+        """Clauses on what it was computed with."""
+        solved = f"{short(self.solver)} at {self.tolerance:g}, NFE {self.nfe:.0f}, {short(self.trace)} trace"
+        return [f"{short(self.dequantisation)} dequantisation", *_repeated(self.dequantisations), solved]
+
+
+def _repeated(dequantisations: int) -> list[str]:
+    return [f"K = {dequantisations}"] if dequantisations > 1 else []
 
 
 class SplitIdentity(_Content):
@@ -360,10 +379,10 @@ def split_identity(split: Split) -> dict[str, Any]:
     }
 
 
-def write(result: Result | dict[str, Any], path: Path, option: str) -> None:
-    """Write a result, or another record; ``option`` is what chose the path, for the message of :func:`write_file`."""
+def write(result: Result | dict[str, Any], path: Path) -> None:
+    """Write a result, or another record, as :func:`write_file` does."""
     content = result.model_dump(by_alias=True, exclude_unset=True) if isinstance(result, Result) else result
-    write_file(path, lambda temporary: temporary.write_text(json.dumps(content, indent=1) + "\n"), option)
+    write_file(path, lambda temporary: temporary.write_text(json.dumps(content, indent=1) + "\n"))
 
 
 def read(path: Path) -> Result | None:
@@ -395,20 +414,19 @@ def invalid(error: ValidationError) -> str:
     return f"{'.'.join(map(str, first['loc'])) or 'content'}: {first['msg']}"
 
 
-def write_values(values: dict[str, Tensor], path: Path, option: str) -> None:
-    """Write values of each image as safetensors, as :func:`write` does."""
+def write_values(values: dict[str, Tensor], path: Path) -> None:
+    """Write values of each image as safetensors, as :func:`write_file` does."""
     tensors = {name: value.contiguous() for name, value in values.items()}
-    write_file(path, lambda temporary: save_file(tensors, temporary), option)
+    write_file(path, lambda temporary: save_file(tensors, temporary))
 
 
-def write_file(path: Path, write_to: Callable[[Path], Any], option: str | None = None) -> None:
+def write_file(path: Path, write_to: Callable[[Path], Any]) -> None:
     """:func:`fdtrain.files.write_atomically` of a file that the user asked for.
 
     Raises:
-        UserError: it cannot be written; ``option`` names in the message what chose the path.
+        UserError: it cannot be written.
     """
     try:
         files.write_atomically(path, write_to)
     except (OSError, SafetensorError) as error:
-        chosen, reason = f"{option}: " if option else "", getattr(error, "strerror", None) or error
-        raise UserError(f"{chosen}cannot write {path} ({reason}).") from error
+        raise UserError(f"cannot write {path} ({getattr(error, 'strerror', None) or error}).") from error

@@ -111,7 +111,7 @@ class Output:
             )
             if self.form != "sheet":
                 sum_ = digest(to_pixels(levels, spec.levels) for _, levels in parts.load_all())
-                result.write({**parts.request, **metadata, "pixels_sha256": sum_}, self.record, "--out")
+                result.write({**parts.request, **metadata, "pixels_sha256": sum_}, self.record)
         except OSError as error:
             raise UserError(f"--out: cannot write {self.path} ({error.strerror or error}).") from error
         shutil.rmtree(parts.folder, ignore_errors=True)

@@ -203,7 +203,7 @@ def write(side_by_side: SideBySide, folder: Path) -> list[Path]:
     }
     paths = [folder / f"{NAME}{ending}" for ending in contents]
     for path, content in zip(paths, contents.values()):
-        write_file(path, lambda temporary, content=content: temporary.write_text(content, encoding="utf-8"), "output")
+        write_file(path, lambda temporary, content=content: temporary.write_text(content, encoding="utf-8"))
     return paths
 
 

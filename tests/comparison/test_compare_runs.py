@@ -60,7 +60,7 @@ def whole(launch):
     return job.returncode, *output, folder
 
 
-def test_a_comparison_that_is_killed_continues_to_the_same_table(launch, whole):
+def test_a_comparison_that_is_killed_continues_to_the_same_table(launch, whole, command):
     code, _, errors, reference = whole
     assert code == 1, errors
     assert "2 of the runs failed" in errors
@@ -92,22 +92,20 @@ def test_a_comparison_that_is_killed_continues_to_the_same_table(launch, whole):
     _, errors = again.communicate(timeout=600)
     assert again.returncode == 0, errors
     assert numbers(folder) == numbers(reference)
-    check_damaged_checkpoints_are_trained_again(path, folder, reference)
+    check_damaged_checkpoints_are_trained_again(path, folder, reference, command)
     check_table(reference)
-    check_the_table_of_what_is_finished(path, folder)
+    check_the_table_of_what_is_finished(path, folder, command)
     check_another_tolerance_leaves_the_rest(path, folder)
-    check_another_comparison_is_refused(path)
+    check_another_comparison_is_refused(path, command)
 
 
-def check_damaged_checkpoints_are_trained_again(path, folder, reference):
+def check_damaged_checkpoints_are_trained_again(path, folder, reference, command):
     """From the one before, or from the start; meanwhile they are in no table."""
     last = folder / "runs" / "v-seed0" / "checkpoints" / "step_00000040" / "part_00000.safetensors"
     every = list((folder / "runs" / "bounded-seed1" / "checkpoints").glob("step_*/part_00000.safetensors"))
     for part in (last, *every):
         os.truncate(part, 1000)
-    job = start(path, "--finished")
-    _, errors = job.communicate(timeout=120)
-    assert job.returncode == 0, errors
+    command("compare", path, "--finished")
     assert [row["seeds"] for row in json.loads((folder / "comparison.json").read_text())["variants"]] == [[0], [1]]
     job = start(path)
     _, errors = job.communicate(timeout=600)
@@ -144,14 +142,12 @@ def check_table(folder):
     assert "the gradient was unusable" in page
 
 
-def check_the_table_of_what_is_finished(path, folder):
+def check_the_table_of_what_is_finished(path, folder, command):
     """Without one of the runs, and without starting it again."""
     log = folder / "runs" / "v-seed1" / "metrics.jsonl"
     before = log.read_bytes()
     (folder / "runs" / "v-seed1" / "evaluation" / "noise.json").unlink()
-    job = start(path, "--finished")
-    _, errors = job.communicate(timeout=120)
-    assert job.returncode == 0, errors
+    command("compare", path, "--finished")
     assert [row["seeds"] for row in json.loads((folder / "comparison.json").read_text())["variants"]] == [[0, 1], [0]]
     assert "| 1 of 2 |" in (folder / "comparison.md").read_text()
     assert log.read_bytes() == before
@@ -172,11 +168,9 @@ def check_another_tolerance_leaves_the_rest(path, folder):
     assert json.loads((results / "nll_test_first4.json").read_text())["ode"] != json.loads(ode)["ode"]
 
 
-def check_another_comparison_is_refused(path):
+def check_another_comparison_is_refused(path, command):
     content = yaml.safe_load(path.read_text())
     path.write_text(yaml.safe_dump(content | {"steps": 41}))
-    job = start(path)
-    _, errors = job.communicate(timeout=120)
-    assert job.returncode == 2
+    errors = command("compare", path, rc=2)
     assert "holds the results of another comparison: it differs in steps" in errors
     assert "Traceback" not in errors

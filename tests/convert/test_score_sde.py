@@ -22,65 +22,90 @@ CHANNELS, MULTIPLIERS, BLOCKS, SIZE = 8, (1, 2, 2), 2, 16
 
 
 class Published:
-    """The state of DDPM++: names and shapes of its modules in the order in which it calls them."""
+    """DDPM++ as published: its prediction of the noise in float64, from parameters that are named by the number of the
+    module in the order of the calls. Each is drawn when it is first needed, so that the same lines say what a
+    checkpoint holds and what is computed of it."""
 
     def __init__(self, attention=(8,), seed=0):
-        self.attention, self.state = attention, OrderedDict()
+        self.attention = attention
+        self.state = OrderedDict({"module.sigmas": torch.ones(10, dtype=torch.float64)})
         self.generator = torch.Generator().manual_seed(seed)
-        self.count = 0
-        self._build()
+        self.noise(torch.zeros(1, 3, SIZE, SIZE), torch.ones(1))
 
-    def add(self, **shapes):
-        for name, shape in shapes.items():
+    def take(self, name, *shape):
+        name = f"module.all_modules.{self.module}.{name}"
+        if name not in self.state:
             scale = 0.3 if len(shape) == 1 else 1.5 / math.sqrt(math.prod(shape[1:]))
-            value = torch.randn(shape, generator=self.generator) * scale
-            self.state[f"module.all_modules.{self.count}.{name.replace('__', '.')}"] = value
-        self.count += 1
+            self.state[name] = torch.randn(shape, generator=self.generator) * scale
+        return self.state[name].double()
 
-    def residual(self, inputs, outputs, resampled=False):
-        shapes = {"GroupNorm_0__weight": [inputs], "GroupNorm_0__bias": [inputs]}
-        shapes |= {"Conv_0__weight": [outputs, inputs, 3, 3], "Conv_0__bias": [outputs]}
-        shapes |= {"Dense_0__weight": [outputs, 4 * CHANNELS], "Dense_0__bias": [outputs]}
-        shapes |= {"GroupNorm_1__weight": [outputs], "GroupNorm_1__bias": [outputs]}
-        shapes |= {"Conv_1__weight": [outputs, outputs, 3, 3], "Conv_1__bias": [outputs]}
-        if resampled or inputs != outputs:
-            shapes |= {"Conv_2__weight": [outputs, inputs, 1, 1], "Conv_2__bias": [outputs]}
-        self.add(**shapes)
+    def layer(self, name, *shape):
+        """Weight and bias of outputs and inputs."""
+        return self.take(f"{name}weight", *shape), self.take(f"{name}bias", shape[0])
 
-    def attend(self, width, size):
-        if size in (None, *self.attention):
-            shapes = {"GroupNorm_0__weight": [width], "GroupNorm_0__bias": [width]}
-            for i in range(4):
-                shapes |= {f"NIN_{i}__W": [width, width], f"NIN_{i}__b": [width]}
-            self.add(**shapes)
+    def norm(self, name, h):
+        return nnf.group_norm(h, min(h.shape[1] // 4, 32), *self.layer(name, h.shape[1]), eps=1e-6)
 
-    def _build(self):
-        self.state["module.sigmas"] = torch.ones(10, dtype=torch.float64)
-        self.add(weight=[4 * CHANNELS, CHANNELS], bias=[4 * CHANNELS])
-        self.add(weight=[4 * CHANNELS, 4 * CHANNELS], bias=[4 * CHANNELS])
-        self.add(weight=[CHANNELS, 3, 3, 3], bias=[CHANNELS])
-        width, skips = CHANNELS, [CHANNELS]
+    def residual(self, x, outputs, resample=None):
+        self.module += 1
+        inputs = x.shape[1]
+        h = nnf.silu(self.norm("GroupNorm_0.", x))
+        if resample == "down":
+            h, x = (y.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).mean((3, 5)) for y in (h, x))
+        elif resample == "up":
+            h, x = (y.repeat_interleave(2, 2).repeat_interleave(2, 3) for y in (h, x))
+        h = nnf.conv2d(h, *self.layer("Conv_0.", outputs, inputs, 3, 3), padding=1)
+        condition = nnf.linear(nnf.silu(self.embedding), *self.layer("Dense_0.", outputs, 4 * CHANNELS))
+        h = nnf.silu(self.norm("GroupNorm_1.", h + condition[:, :, None, None]))
+        h = nnf.conv2d(h, *self.layer("Conv_1.", outputs, outputs, 3, 3), padding=1)
+        if resample or inputs != outputs:
+            x = nnf.conv2d(x, *self.layer("Conv_2.", outputs, inputs, 1, 1))
+        return (x + h) / math.sqrt(2)
+
+    def attend(self, x, always=False):
+        if x.shape[-1] not in self.attention and not always:
+            return x
+        self.module += 1
+        width = x.shape[1]
+        h = self.norm("GroupNorm_0.", x).flatten(2)
+
+        def product(i, h):
+            weight, bias = self.take(f"NIN_{i}.W", width, width), self.take(f"NIN_{i}.b", width)
+            return torch.einsum("bip,io->bop", h, weight) + bias[:, None]
+
+        q, k, v = (product(i, h) for i in range(3))
+        weights = (torch.einsum("bcp,bcq->bpq", q, k) / math.sqrt(width)).softmax(-1)
+        return (x + product(3, torch.einsum("bpq,bcq->bcp", weights, v)).view_as(x)) / math.sqrt(2)
+
+    def plain(self, *shape):
+        self.module += 1
+        return self.layer("", *shape)
+
+    def noise(self, x, tau):
+        self.module = -1
+        frequencies = torch.exp(-math.log(10000) * torch.arange(CHANNELS // 2).double() / (CHANNELS // 2 - 1))
+        angles = 999 * tau[:, None] * frequencies
+        hidden = nnf.linear(torch.cat([angles.sin(), angles.cos()], 1), *self.plain(4 * CHANNELS, CHANNELS))
+        self.embedding = nnf.linear(nnf.silu(hidden), *self.plain(4 * CHANNELS, 4 * CHANNELS))
+        h = nnf.conv2d(x.double(), *self.plain(CHANNELS, 3, 3, 3), padding=1)
+        skips = [h]
         for level, multiplier in enumerate(MULTIPLIERS):
             for _ in range(BLOCKS):
-                self.residual(width, multiplier * CHANNELS)
-                width = multiplier * CHANNELS
-                self.attend(width, SIZE >> level)
-                skips.append(width)
+                h = self.attend(self.residual(h, multiplier * CHANNELS))
+                skips.append(h)
             if level < len(MULTIPLIERS) - 1:
-                self.residual(width, width, resampled=True)
-                skips.append(width)
-        self.residual(width, width)
-        self.attend(width, None)
-        self.residual(width, width)
+                h = self.residual(h, h.shape[1], "down")
+                skips.append(h)
+        h = self.residual(self.attend(self.residual(h, h.shape[1]), always=True), h.shape[1])
         for level, multiplier in reversed(list(enumerate(MULTIPLIERS))):
             for _ in range(BLOCKS + 1):
-                self.residual(width + skips.pop(), multiplier * CHANNELS)
-                width = multiplier * CHANNELS
-            self.attend(width, SIZE >> level)
+                h = self.residual(torch.cat([h, skips.pop()], 1), multiplier * CHANNELS)
+            h = self.attend(h)
             if level:
-                self.residual(width, width, resampled=True)
-        self.add(weight=[width], bias=[width])
-        self.add(weight=[3, width, 3, 3], bias=[3])
+                h = self.residual(h, h.shape[1], "up")
+        self.module += 1
+        h = nnf.silu(self.norm("", h))
+        return nnf.conv2d(h, *self.plain(3, h.shape[1], 3, 3), padding=1)
 
     def checkpoint(self, shadow_seed=1):
         """As published, with other numbers in the average than in the model."""
@@ -89,68 +114,6 @@ class Published:
         optimizer = {"state": moments, "param_groups": [{"lr": 2e-4, "betas": (0.9, 0.999), "params": [0, 1]}]}
         ema = {"decay": 0.9999, "num_updates": 5, "shadow_params": averages}
         return {"optimizer": optimizer, "model": self.state, "ema": ema, "step": 5}
-
-
-def noise(state, x, tau, attention=(8,)):
-    """The published network's prediction of the noise, from the parameters alone, in float64."""
-    values = [value.double() for name, value in state.items() if not name.endswith("sigmas")]
-    rest = iter(values)
-
-    def take():
-        return next(rest)
-
-    def norm(h):
-        channels = h.shape[1]
-        return nnf.group_norm(h, min(channels // 4, 32), take(), take(), eps=1e-6)
-
-    def residual(x, outputs, resample=None):
-        h = nnf.silu(norm(x))
-        if resample == "down":
-            h, x = (y.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).mean((3, 5)) for y in (h, x))
-        elif resample == "up":
-            h, x = (y.repeat_interleave(2, 2).repeat_interleave(2, 3) for y in (h, x))
-        changed = resample or x.shape[1] != outputs
-        h = nnf.conv2d(h, take(), take(), padding=1)
-        h = h + nnf.linear(nnf.silu(embedding), take(), take())[:, :, None, None]
-        h = nnf.conv2d(nnf.silu(norm(h)), take(), take(), padding=1)
-        return ((nnf.conv2d(x, take(), take()) if changed else x) + h) / math.sqrt(2)
-
-    def attend(x, always=False):
-        if x.shape[-1] not in attention and not always:
-            return x
-        h = norm(x).flatten(2)
-
-        def product(h):
-            weight, bias = take(), take()
-            return torch.einsum("bip,io->bop", h, weight) + bias[:, None]
-
-        q, k, v = product(h), product(h), product(h)
-        weights = (torch.einsum("bcp,bcq->bpq", q, k) / math.sqrt(x.shape[1])).softmax(-1)
-        return (x + product(torch.einsum("bpq,bcq->bcp", weights, v)).view_as(x)) / math.sqrt(2)
-
-    frequencies = torch.exp(-math.log(10000) * torch.arange(CHANNELS // 2).double() / (CHANNELS // 2 - 1))
-    angles = 999 * tau[:, None] * frequencies
-    embedding = nnf.linear(torch.cat([angles.sin(), angles.cos()], 1), take(), take())
-    embedding = nnf.linear(nnf.silu(embedding), take(), take())
-    h = nnf.conv2d(x.double(), take(), take(), padding=1)
-    skips = [h]
-    for level, multiplier in enumerate(MULTIPLIERS):
-        for _ in range(BLOCKS):
-            h = attend(residual(h, multiplier * CHANNELS))
-            skips.append(h)
-        if level < len(MULTIPLIERS) - 1:
-            h = residual(h, h.shape[1], "down")
-            skips.append(h)
-    h = residual(attend(residual(h, h.shape[1]), always=True), h.shape[1])
-    for level, multiplier in reversed(list(enumerate(MULTIPLIERS))):
-        for _ in range(BLOCKS + 1):
-            h = residual(torch.cat([h, skips.pop()], 1), multiplier * CHANNELS)
-        h = attend(h)
-        if level:
-            h = residual(h, h.shape[1], "up")
-    h = nnf.conv2d(nnf.silu(norm(h)), take(), take(), padding=1)
-    assert not list(rest)
-    return h
 
 
 @pytest.fixture
@@ -189,13 +152,10 @@ def noised(sde):
 )
 @torch.no_grad()
 def test_the_noise_is_the_published_networks(write, sde, weights, attention):
-    content = Published(attention).checkpoint()
-    model = fdtrain.load(convert(write(content), "--sde", sde, "--weights", weights))
-    state = content["model"]
-    if weights == "ema":
-        state = dict(zip(list(state)[1:], content["ema"]["shadow_params"], strict=True))
+    published = Published(attention)
+    model = fdtrain.load(convert(write(published.checkpoint()), "--sde", sde, "--weights", weights))
     z, x, t = noised(sde)
-    expected = noise(state, z, TAU, attention)
+    expected = (Published(attention, 1) if weights == "ema" else published).noise(z, TAU)
     assert expected.std() > 0.1
     found = eps_hat(model.field(x.float(), t), x.float(), t)
     torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-5)

@@ -102,22 +102,16 @@ def test_a_network_described_beside_its_file(scripted):
     assert network.identity.input == "8x8 bicubic antialiased, mean [0.5, 0.25, 0.0], std [0.5, 0.5, 1.0]"
 
 
-@pytest.mark.parametrize(
-    ("content", "part"),
-    [
+def test_a_description_that_does_not_say(scripted):
+    for content, part in (
         ("{", "net.json: content: "),
         ('{"name": "net", "size": 8, "mean": [0, 0, 0]}', "std: Field required"),
         ('{"name": "a/b", "size": 8, "mean": [0, 0, 0], "std": [1, 1, 1]}', "name: String should match"),
         ('{"name": "net", "size": 8, "mean": [0, 0, 0], "std": [1, 1, 1], "crop": 2}', "crop: Extra inputs"),
-    ],
-)
-def test_a_description_that_does_not_say(scripted, content, part):
-    scripted.with_suffix(".json").write_text(content)
-    with pytest.raises(UserError, match=part):
-        open_features(scripted, CPU)
-
-
-def test_a_network_without_a_description(scripted):
+    ):
+        scripted.with_suffix(".json").write_text(content)
+        with pytest.raises(UserError, match=part):
+            open_features(scripted, CPU)
     scripted.with_suffix(".json").unlink()
     with pytest.raises(UserError, match=r"no net\.json beside it"):
         open_features(scripted, CPU)

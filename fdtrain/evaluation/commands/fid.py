@@ -90,21 +90,21 @@ def run(arguments: argparse.Namespace) -> None:
     }
     process.check_same(definition)
     path = origin.result_file("frechet", network.identity.name) if origin else None
-    outputs = [(p, option) for p, option in ((path, "the run's results"), (arguments.json, "--json")) if p]
-    done = distributed.broadcast(_finished(outputs[0][0], definition) if outputs and distributed.rank() == 0 else [])
+    outputs = [output for output in (path, arguments.json) if output]
+    done = distributed.broadcast(_finished(outputs[0], definition) if outputs and distributed.rank() == 0 else [])
 
     def record() -> FrechetResult:
         """Of the sets that are done so far, written to all outputs."""
         more = {"seconds": time.perf_counter() - start, "unfinished": len(done) < len(sets)}
         found = FrechetResult.model_validate(definition | _summary(done) | more)
-        for file, option in outputs:
-            result.write(found, file, option)
+        for output in outputs:
+            result.write(found, output)
         return found
 
     for s in sets[len(done) :]:
         with _bar(count, f"set {len(done) + 1} of {len(sets)}") as bar:
-            how = {"scored": True, "progress": bar.update}
-            measured = measure.measure(network, s, count, arguments.batch, arguments.device, **how)
+            shared = network, s, count, arguments.batch, arguments.device
+            measured = measure.measure(*shared, scored=True, progress=bar.update)
         # The other ranks continue with the next set.
         done.append(_compare(measured, target) if distributed.rank() == 0 else {})
         if distributed.rank() == 0 and len(done) < len(sets):

@@ -19,8 +19,7 @@ from fdtrain.evaluation import nll
 from fdtrain.evaluation.job import Job, known
 from fdtrain.evaluation.job import add_arguments as add_job_arguments
 from fdtrain.evaluation.load import add_length
-from fdtrain.evaluation.result import BoundEstimate, NllResult, OdeEstimate
-from fdtrain.evaluation.wording import counted
+from fdtrain.evaluation.result import NllResult
 from fdtrain.randomness import check_seed
 
 
@@ -161,25 +160,7 @@ def _show(numbers: NllResult) -> None:
     print(f"{numbers.coverage} of {numbers.split_text}, {numbers.levels} levels, {numbers.dtype}")
     print(f"bound: {numbers.bound}; dequantisation: {numbers.dequantisation}")
     for title, value in numbers.estimates():
-        print(f"{title} {value.bits_per_dim:.4f} bits/dim  ({_definition(value)})")
-
-
-def _definition(value: BoundEstimate | OdeEstimate) -> str:
-    """The standard errors of an estimate, and what it was computed with."""
-    parts = []
-    if value.error_draws is not None:
-        parts.append(f"over draws {value.error_draws:.4f}")
-    if value.error_images is not None:
-        parts.append(f"over images {value.error_images:.4f}")
-    parts = [f"standard error {', '.join(parts)}"] if parts else []
-    if isinstance(value, BoundEstimate):
-        parts.append(f"{counted(value.draws, 'draw')} per image")
-        if value.gain is not None:
-            error = "" if value.error_gain is None else f" +- {value.error_gain:.4f}"
-            parts.append(f"{value.gain:.4f}{error} below the plain bound of the same draws")
-    if value.dequantisations > 1:
-        parts.append(f"{value.dequantisations} dequantisations")
-    if isinstance(value, OdeEstimate):
-        parts.append(f"{value.dequantisation} dequantisation")
-        parts.append(f"{value.solver} at {value.tolerance:g}, {value.nfe:.0f} evaluations, {value.trace} trace")
-    return "; ".join(parts)
+        errors = {"over draws": value.error_draws, "over images": value.error_images}
+        there = ", ".join(f"{what} {error:.4f}" for what, error in errors.items() if error is not None)
+        how = "; ".join([*([f"standard error {there}"] if there else []), *value.how])
+        print(f"{title} {value.bits_per_dim:.4f} bits/dim  ({how})")

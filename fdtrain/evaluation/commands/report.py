@@ -39,6 +39,5 @@ def run(arguments: argparse.Namespace) -> None:
             content = side_by_side.SideBySide(title, "", names[0], variants, data=arguments.data).html()
         else:
             content = report.of_run(run_folder.read(first), arguments.data)
-    option = "--out" if arguments.out else None
-    result.write_file(path, lambda temporary: temporary.write_text(content, encoding="utf-8"), option)
+    result.write_file(path, lambda temporary: temporary.write_text(content, encoding="utf-8"))
     print(path)
