@@ -41,17 +41,16 @@ def run(arguments: argparse.Namespace) -> None:
     try:
         with _terminated_as_interrupted(), process.process_group(None) as device:
             jobs = arguments.jobs or max(1, _devices() // arguments.processes)
+            failures: dict[str, str] = {}
             if arguments.finished:
-                compared = compare_finished(comparison)
+                files = compare_finished(comparison)
             else:
-                compared = compare(comparison, jobs, arguments.processes, device)
+                files, failures = compare(comparison, jobs, arguments.processes, device)
     except KeyboardInterrupt:
         raise UserError(f"interrupted. {process.AGAIN}") from None
-    for path in compared.files:
-        print(path)
-    if compared.failures:
-        count = len(compared.failures)
-        print(f"fdtrain: {count} of the runs failed; the table says why.", file=sys.stderr)
+    print(*files, sep="\n")
+    if failures:
+        print(f"fdtrain: {len(failures)} of the runs failed; the table says why.", file=sys.stderr)
         sys.exit(1)
 
 

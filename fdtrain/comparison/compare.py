@@ -4,7 +4,6 @@ import json
 import statistics
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,16 +38,11 @@ CALIBRATION_STEPS, CALIBRATION_WINDOW = 60, 10
 """Of equal seconds: the steps by which a variant's speed is measured, and those of one line of the log."""
 
 
-@dataclass(frozen=True)
-class Compared:
-    """The files of the result, and the reasons of the runs that failed, by name."""
-
-    files: list[Path]
-    failures: dict[str, str]
-
-
-def compare(comparison: Comparison, slots: int, processes: int, device: Any) -> Compared:
+def compare(comparison: Comparison, slots: int, processes: int, device: Any) -> tuple[list[Path], dict[str, str]]:
     """Train and evaluate every run that is not finished, then read all of them.
+
+    Returns:
+        The files of the result, and the reasons of the runs that failed, by name.
 
     Raises:
         UserError: whatever can be known to be wrong before any training.
@@ -78,10 +72,10 @@ def compare(comparison: Comparison, slots: int, processes: int, device: Any) -> 
             raise UserError(f"output: cannot write into {folder} ({error.strerror}).") from error
         failures |= Schedule(runs, slots, processes).work()
         written = _written(comparison, runs, failures, split, settings, time.perf_counter() - begin)
-    return Compared(written, failures)
+    return written, failures
 
 
-def compare_finished(comparison: Comparison) -> Compared:
+def compare_finished(comparison: Comparison) -> list[Path]:
     """The table of the runs that are finished. None is started; the comparison itself may be at work meanwhile.
 
     Raises:
@@ -96,7 +90,7 @@ def compare_finished(comparison: Comparison) -> Compared:
     runs = [run for run in planned_runs(comparison, steps, settings) if run.finished()]
     if not runs:
         raise UserError(f"{folder}: no run is finished yet.")
-    return Compared(_written(comparison, runs, {}, split, settings, time.perf_counter() - begin), {})
+    return _written(comparison, runs, {}, split, settings, time.perf_counter() - begin)
 
 
 def planned_runs(comparison: Comparison, steps: dict[str, int], settings: dict[str, Any]) -> list[PlannedRun]:

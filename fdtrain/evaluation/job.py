@@ -108,9 +108,8 @@ class Job:
         data, levels = moments(image_sets.of_split(self.split)), self.spec.levels
 
         def distance(x: Tensor) -> float:
-            return frechet_distance(
-                moments(image_sets.in_memory("samples", to_pixels(quantise(x, levels), levels))), data
-            )
+            pixels = to_pixels(quantise(x, levels), levels)
+            return frechet_distance(moments(image_sets.in_memory("samples", pixels)), data)
 
         return distance
 

@@ -119,7 +119,7 @@ def save(measured: Measured, about: dict[str, Any], path: Path) -> None:
     def write_to(temporary: Path) -> None:
         if path.suffix == ".npz":
             with temporary.open("wb") as file:
-                np.savez(file, **arrays, about=np.array(text))
+                np.savez(file, about=np.array(text), mu=arrays["mu"], sigma=arrays["sigma"], kept=arrays["kept"])
         else:
             save_file(arrays, temporary, {"about": text})
 

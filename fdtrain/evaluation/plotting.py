@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib
+import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -32,7 +33,7 @@ VARIABLES = {colour: f"plot-{i}" for i, colour in enumerate(COLOURS)} | {TEXT: "
 """The CSS variables by the colours that stand for them in a drawing."""
 SVG = "http://www.w3.org/2000/svg"
 XLINK = "http://www.w3.org/1999/xlink"
-LOOK = {
+LOOK: dict[Any, Any] = {
     "figure.figsize": (6.4, 4.0),
     "figure.dpi": 150,
     "figure.constrained_layout.use": True,
@@ -178,7 +179,7 @@ def _draw(axes: Axes, line: Line, number: int) -> None:
 
 def _drawn(axes: Axes, of: int) -> list[float]:
     """The values along an axis (0: x, 1: y) of all lines, in order."""
-    return sorted(value for line in axes.get_lines() for value in line.get_xydata()[:, of].tolist())
+    return sorted(value for line in axes.get_lines() for value in np.asarray(line.get_xydata())[:, of].tolist())
 
 
 def steps_axis(axes: Axes, first: float = 0.95, log: bool = False) -> None:
