@@ -198,4 +198,5 @@ def test_a_wheel_in_an_empty_environment_and_beside_its_packages(wheel, tmp_path
     assert (tmp_path / "x.png").is_file()
     assert json.loads((tmp_path / "nll.json").read_text())["images"] == 2
     where = [programs / "python", "-c", "import fdtrain; print(fdtrain.__file__)"]
-    assert subprocess.run(where, cwd=tmp_path, capture_output=True, text=True).stdout.startswith(str(tmp_path))
+    found = subprocess.run(where, cwd=tmp_path, env={}, capture_output=True, text=True)
+    assert found.stdout.startswith(str(tmp_path))
