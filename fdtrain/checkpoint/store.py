@@ -216,16 +216,12 @@ def step_of(checkpoint: Path) -> int:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a checkpoint's manifest lists: an entry of each file, and the index of the parts' fragments, which earlier
-    versions did not write."""
+    """What a checkpoint's manifest lists: an entry of each file, the number of the parts among them, and the index of
+    their fragments, which earlier versions did not write."""
 
     files: dict[str, dict[str, Any]]
+    parts: int
     index: Index | None
-
-    @property
-    def parts(self) -> int:
-        """Their number."""
-        return sum(bool(PART.fullmatch(name)) for name in self.files)
 
 
 _INDEX = TypeAdapter(dict[str, list[tuple[NonNegativeInt, PositiveInt, NonNegativeInt, PositiveInt]]])
@@ -249,19 +245,19 @@ def read_manifest(checkpoint: Path) -> Manifest:
             raise ValueError(f"it lists {name!r}")
         if not isinstance(entry, dict):
             raise ValueError(f"it has no entry of {name}")
-    manifest = Manifest(entries, None)
-    if any(part_name(part) not in entries for part in range(manifest.parts)):
+    parts = sum(bool(PART.fullmatch(name)) for name in entries)
+    if any(part_name(part) not in entries for part in range(parts)):
         raise UserError(NOT_ALL)
     if "fragments" not in content:
-        return manifest
+        return Manifest(entries, parts, None)
     try:
         read = _INDEX.validate_python(content["fragments"])
     except ValidationError as error:
         raise UserError(f"{MANIFEST} has no index of fragments: {error.errors()[0]['msg']}") from None
     index = {name: [Run(*run) for run in runs] for name, runs in read.items()}
-    if any(run.part + run.count > manifest.parts for runs in index.values() for run in runs):
+    if any(run.part + run.count > parts for runs in index.values() for run in runs):
         raise UserError(f"{MANIFEST} has an index of more parts than it lists")
-    return Manifest(entries, index)
+    return Manifest(entries, parts, index)
 
 
 def open_parts(checkpoint: Path) -> FragmentReader:
