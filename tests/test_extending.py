@@ -5,6 +5,8 @@ import hashlib
 import json
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import ROOT, fork
+from conftest import ROOT, environment, fork
 from models import DIGITS
 
 import fdtrain
@@ -49,13 +51,13 @@ def _apart():
         yield
 
 
-def train(folder: Path, data: Path, *settings: str, allowed: list[Path] | None = None, rc: int = 0, **options) -> str:
+def train(folder: Path, data: Path, *settings, allowed: list[Path] | None = None, rc=0, start=fork, **options) -> str:
     allowed = [folder / name for name in NAMES] if allowed is None else allowed
     words = [word for path in allowed for word in ("--allow-code", str(path))]
     command = ["fdtrain/main.py", "--config", str(folder / "mine.yaml"), "--resume", "auto", *words]
     short = [f"training.{key}={value}" for key, value in SHORT.items()]
     places = ["monitor.log_every=1", f"output={folder / 'runs'}", f"data.path={data}"]
-    result = fork([*command, "--set", *places, *short, *settings], folder, **options)
+    result = start([*command, "--set", *places, *short, *settings], folder, **options)
     assert result.returncode == rc, result.stdout + result.stderr
     return result.stderr
 
@@ -232,6 +234,11 @@ def test_a_file_that_cannot_be_used_is_told_in_one_line(text, message, tmp_path)
     assert {family: set(table) for family, table in plugins.FAMILIES.items()} == before
 
 
+def fresh(command: list[str], folder: Path) -> subprocess.CompletedProcess:
+    """As a user does, to an end at which packages write what they hold."""
+    return subprocess.run([sys.executable, *command], cwd=ROOT, env=environment(), capture_output=True, text=True)
+
+
 @pytest.mark.parametrize("package", ["wandb", "mlflow"])
 def test_logging_elsewhere_without_a_network(package, folder, digits, tmp_path, monkeypatch):
     pytest.importorskip(package)
@@ -240,7 +247,7 @@ def test_logging_elsewhere_without_a_network(package, folder, digits, tmp_path, 
     callbacks = json.dumps([{"name": package, "every": 2, "options": given}])
     file = f"log_to_{package}.py"
     settings = [f"name={package}", f"plugins={json.dumps([*MODEL, file])}", f"monitor.callbacks={callbacks}"]
-    train(folder, digits, *settings, allowed=[folder / name for name in (*MODEL, file)])
+    train(folder, digits, *settings, allowed=[folder / name for name in (*MODEL, file)], start=fresh)
     if package == "wandb":
         (written,) = (folder / "runs" / "wandb").glob("wandb/offline-run-*/*.wandb")
         assert b"train/bits_per_dim" in written.read_bytes()
