@@ -22,17 +22,24 @@ class _Parts(nn.Module):
         self.parts = nn.ParameterList(nn.Parameter(f.tensor, requires_grad=False) for f in fragments)
 
 
-class _PowerEMA(EMA):
-    """Of a profile of checkpoint/profiles.py.
+class _PartsEMA(EMA):
+    """Exponential, or of a profile of checkpoint/profiles.py.
 
-    ema-pytorch's own are not used: ``KarrasEMA`` counts one step too many, so that its profile is not the one of its
-    length; ``PostHocEMA`` stores float16, whose rounding the synthesis multiplies by coefficients of several units.
+    ema-pytorch's own of these are not used: ``KarrasEMA`` counts one step too many, so that its profile is not the one
+    of its length; ``PostHocEMA`` stores float16, whose rounding the synthesis multiplies by coefficients of several
+    units.
     """
 
-    exponent: float
+    exponent: float | None = None
 
     def get_current_decay(self) -> float:
-        return decay(self.exponent, int(self.step))
+        return super().get_current_decay() if self.exponent is None else decay(self.exponent, int(self.step))
+
+    @torch.no_grad()
+    def update_moving_average(self, ma_model: nn.Module, current_model: nn.Module, current_decay: None = None) -> None:
+        # The base class looks at every name first, which takes more time than a small network's average.
+        averages, weights = (list(model.parameters()) for model in (ma_model, current_model))
+        torch._foreach_lerp_(averages, weights, 1.0 - self.get_current_decay())
 
 
 class Average:
@@ -51,7 +58,7 @@ class Average:
         self, weights: list[Fragment], length: float | None = None, beta: float = 0.0, warmup_power: float = 1.0
     ):
         self.weights, self.kind = weights, AVERAGE if length is None else power_average(length)
-        self.ema = (EMA if length is None else _PowerEMA)(
+        self.ema = _PartsEMA(
             _Parts(weights),
             beta=beta,
             power=warmup_power,
@@ -59,9 +66,8 @@ class Average:
             update_after_step=0,
             update_every=1,
             include_online_model=False,
-            use_foreach=True,
         )
-        if isinstance(self.ema, _PowerEMA) and length is not None:
+        if length is not None:
             self.ema.exponent = exponent_of(length)
 
     def update(self) -> None:
