@@ -9,13 +9,15 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from conftest import ROOT, environment, fork
-from models import DIGITS
+from models import DIGITS, filled
+from safetensors.torch import save_file
 
 import fdtrain
 from fdtrain import plugins
@@ -23,6 +25,7 @@ from fdtrain.config import dump_config, load_config
 from fdtrain.diffusion.predictors import PREDICTORS
 from fdtrain.errors import UserError
 from fdtrain.evaluation.samples import Sampler
+from fdtrain.export.write import export
 from fdtrain.networks.model import CODE
 from fdtrain.training import callbacks as builtin  # noqa: F401
 
@@ -123,6 +126,36 @@ def test_a_run_resumes_with_its_copies_and_not_with_other_code(folder, run, digi
         assert message in said
         assert said.count("\n") == 1
     assert "step 6/6" in train(folder, digits, "training.steps=6", allowed=copies(run, NAMES))
+
+
+BRANCHING = """
+from fdtrain.plugins import network
+from torch import nn
+
+@network("branching")
+class Branching(nn.Linear):
+    def __init__(self, image_channels, image_size, levels, classes, input_channels, checkpointing):
+        super().__init__(image_size, image_size)
+
+    def forward(self, x, t, label=None):
+        return super().forward(x) if x.sum() > 0 else x
+"""
+
+
+@pytest.mark.parametrize("form", ["onnx", "torch_export"])
+def test_a_network_without_a_graph_is_told_in_one_line(form, tmp_path):
+    (tmp_path / "own.py").write_text(BRANCHING)
+    with apart():
+        plugins.execute([tmp_path / "own.py"])
+        (name, sha256), *_ = CODE.items()
+        model = filled(replace(DIGITS, network="branching", network_options={}, code={name: sha256}))
+        (tmp_path / "model").mkdir()
+        save_file(model.state_dict(), tmp_path / "model" / "model.safetensors")
+        model.spec.save(tmp_path / "model" / "config.json")
+        with pytest.raises(UserError, match=rf"code \(own\.py\) has no form {form}: ") as error:
+            export(tmp_path / "model", tmp_path / "e", form)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "e").exists()
 
 
 def test_an_export_has_the_files_and_executes_none(run, tmp_path, command):

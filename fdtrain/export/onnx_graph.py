@@ -78,6 +78,7 @@ def _export(model: Model, path: Path, opset: int) -> None:
                 custom_translation_table={
                     torch.ops.aten.special_erfinv.default: _erfinv(model),
                     torch.ops.aten.acos.default: _acos,
+                    torch.ops.aten.asinh.default: _asinh,
                 },
                 verbose=False,
             )
@@ -107,6 +108,14 @@ def _acos(x):
     for _ in range(2):
         angle = op.Add(angle, op.Div(op.Sub(op.Cos(angle), x), op.Sin(angle)))
     return angle
+
+
+def _asinh(x):
+    """Of times, none below zero; onnxruntime has it in float32 alone."""
+    op: Any = onnxscript.opset18
+    wide = op.Cast(x, to=onnx.TensorProto.DOUBLE)
+    one = op.Constant(value=onnx.numpy_helper.from_array(np.array(1.0)))
+    return op.CastLike(op.Log(op.Add(wide, op.Sqrt(op.Add(op.Mul(wide, wide), one)))), x)
 
 
 def sampler() -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fdtrain import __version__
-from fdtrain.errors import EXTRAS, UserError, missing
+from fdtrain.errors import EXTRAS, UserError, excerpt, missing
 from fdtrain.evaluation import grids
 from fdtrain.evaluation.load import ModelOrigin, open_model
 from fdtrain.export import agreement, card
@@ -80,7 +80,14 @@ def write(
     writer, destination = _writer(form), Path(destination)
     options = {"opset": opset} if form == "onnx" else {}
     with new_folder(destination) as folder:
-        difference = writer.write(model, folder, **options)
+        try:
+            difference = writer.write(model, folder, **options)
+        except Exception as error:
+            if isinstance(error, UserError | OSError) or not model.spec.code:
+                raise
+            # What is in a user's network cannot be foreseen.
+            names = ", ".join(model.spec.code)
+            raise UserError(f"the model's code ({names}) has no form {form}: {excerpt(error)}.") from error
         record = {
             "version": VERSION,
             "format": form,

@@ -44,7 +44,14 @@ def formulated(predictor, density, stated=None, **options):
 
 SPECS = {
     # Among them every predictor, with and without labels.
-    "ddpmpp": replace(DIGITS, network_options=OPTIONS["ddpmpp"], predictor="bounded", classes=NAMES, null_class=True),
+    "ddpmpp": replace(
+        DIGITS,
+        network_options=OPTIONS["ddpmpp"],
+        predictor="bounded",
+        network_time="asinh",
+        classes=NAMES,
+        null_class=True,
+    ),
     "vdm": replace(DIGITS, network="vdm", network_options=OPTIONS["vdm"], predictor="alpha"),
     "dit": replace(DIGITS, network="dit", network_options=OPTIONS["dit"], classes=NAMES),
     # Other formulations, on their intervals.
@@ -410,7 +417,7 @@ def test_a_diffusers_folder_edited_by_hand(exported, hub, tmp_path):
     rewrite(network / "field" / "config.json", '"network_name": "ddpmpp"', '"network_name": "vdm"')
     rewrite(interval / "scheduler" / "scheduler_config.json", "    1.0\n", "    0.9\n")
     (time / "field" / "checksums.json").unlink()
-    rewrite(time / "field" / "config.json", '"network_time": null', '"network_time": "noon"')
+    rewrite(time / "field" / "config.json", '"network_time": "asinh"', '"network_time": "noon"')
     done = diffusers(LOAD, hub, *folders)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
