@@ -56,17 +56,17 @@ def part_name(rank: int) -> str:
 
 
 class Run(NamedTuple):
-    """``count`` fragments of ``size`` elements each, one after the other from element ``start`` on: the first is in the
+    """``pieces`` fragments of ``size`` elements each, one after another from element ``start`` on: the first is in the
     part number ``part``, each other in the next part. So ZeRO cuts a parameter."""
 
     start: int
     size: int
     part: int
-    count: int
+    pieces: int
 
     @property
     def end(self) -> int:
-        return self.start + self.size * self.count
+        return self.start + self.size * self.pieces
 
 
 Place = tuple[str, int, int]
@@ -82,8 +82,8 @@ def index_of(parts: Iterable[tuple[int, Iterable[Place]]]) -> Index:
         for name, start, size in sorted(fragment for fragment in fragments if fragment[2]):
             runs = index.setdefault(name, [])
             last = runs[-1] if runs else None
-            if last is not None and (start, size, part) == (last.end, last.size, last.part + last.count):
-                runs[-1] = last._replace(count=last.count + 1)
+            if last is not None and (start, size, part) == (last.end, last.size, last.part + last.pieces):
+                runs[-1] = last._replace(pieces=last.pieces + 1)
             else:
                 runs.append(Run(start, size, part, 1))
     for runs in index.values():
@@ -96,7 +96,7 @@ def index_within(index: Index, parts: range) -> Index:
     found: Index = {}
     for name, runs in index.items():
         for run in runs:
-            first, last = max(run.part, parts.start), min(run.part + run.count, parts.stop)
+            first, last = max(run.part, parts.start), min(run.part + run.pieces, parts.stop)
             if first < last:
                 start = run.start + (first - run.part) * run.size
                 found.setdefault(name, []).append(Run(start, run.size, first, last - first))

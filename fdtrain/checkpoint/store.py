@@ -255,7 +255,7 @@ def read_manifest(checkpoint: Path) -> Manifest:
     except ValidationError as error:
         raise UserError(f"{MANIFEST} has no index of fragments: {error.errors()[0]['msg']}") from None
     index = {name: [Run(*run) for run in runs] for name, runs in read.items()}
-    if any(run.part + run.count > parts for runs in index.values() for run in runs):
+    if any(run.part + run.pieces > parts for runs in index.values() for run in runs):
         raise UserError(f"{MANIFEST} has an index of more parts than it lists")
     return Manifest(entries, parts, index)
 

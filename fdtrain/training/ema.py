@@ -39,7 +39,7 @@ class _PartsEMA(EMA):
     def update_moving_average(self, ma_model: nn.Module, current_model: nn.Module, current_decay: None = None) -> None:
         # The base class looks at every name first, which takes more time than a small network's average.
         averages, weights = (list(model.parameters()) for model in (ma_model, current_model))
-        torch._foreach_lerp_(averages, weights, 1.0 - self.get_current_decay())
+        torch._foreach_lerp_(averages, weights, 1.0 - self.get_current_decay())  # pyright: ignore
 
 
 class Average:
@@ -68,7 +68,7 @@ class Average:
             include_online_model=False,
         )
         if length is not None:
-            self.ema.exponent = exponent_of(length)
+            self.ema.exponent = exponent_of(length)  # pyright: ignore[reportArgumentType]
 
     def update(self) -> None:
         """Once per optimiser step."""
