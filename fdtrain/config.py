@@ -244,9 +244,9 @@ NETWORKS: dict[str, type[NetworkConfig]] = {
 def _network_name(value: Any) -> str:
     """The key in :data:`NETWORKS` of a section; ddpmpp if it gives no name or is no section."""
     name = value.get("name", "ddpmpp") if isinstance(value, dict) else getattr(value, "name", "ddpmpp")
-    if not isinstance(name, str):
-        return repr(name)
-    return OWN if plugins.file_of("network", name) else name
+    if isinstance(name, str) and plugins.file_of("network", name):
+        return OWN
+    return name if isinstance(name, str) and name != OWN else repr(name)
 
 
 LEARNED_TIMES = ("adaptive_base", "adaptive_bins", "adaptive_floor", "adaptive_update_every")

@@ -48,7 +48,8 @@ def _explained(what: str, ways: list[str]) -> Iterator[None]:
 def _less_training(config: Config, layout: RunLayout) -> list[str]:
     images, ways = layout.micro_batch, []
     if images > layout.lane_images:
-        ways.append(f"set training.micro_batch to a multiple of {layout.lane_images} below {images}")
+        multiple = f"to a multiple of {layout.lane_images} " if layout.lane_images > 1 else ""
+        ways.append(f"set training.micro_batch {multiple}below {images}")
     elif images > 1:
         ways.append("raise training.lanes, which allows a smaller training.micro_batch")
     if not config.network.checkpointing:

@@ -9,7 +9,8 @@ from fdtrain.training.memory import evaluation_memory, training_memory
 
 
 def config(**training):
-    return Config.model_validate({"name": "x", "data": {"path": "d"}, "training": {"steps": 1, **training}})
+    training = {"steps": 1, "lanes": 64, **training}
+    return Config.model_validate({"name": "x", "data": {"path": "d"}, "training": training})
 
 
 def layout():
@@ -22,6 +23,10 @@ def test_an_allocation_that_the_cpu_refuses():
     message = str(error.value)
     assert "128 images does not fit the memory of this machine, which was asked for 4194304.0 GiB more" in message
     assert "training.micro_batch to a multiple of 2 below 128" in message
+    one = config(lanes=128)
+    below = pytest.raises(UserError, match=r"set training\.micro_batch below 128, or")
+    with below, training_memory(one, run_layout(one.training, 1)):
+        torch.empty(2**50)
     assert "network.checkpointing to true" in message
     assert "\n" not in message
 
