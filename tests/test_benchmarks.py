@@ -77,10 +77,10 @@ def test_a_measurement_and_its_table(gpu, tmp_path):
 def test_fewer_images_where_they_do_not_fit(gpu, monkeypatch):
     original = gpu.bare_loop
 
-    def small(spec, images, *rest):
+    def small(spec, images, *rest, **options):
         if images > 2:
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return original(spec, images, *rest)
+        return original(spec, images, *rest, **options)
 
     monkeypatch.setattr(gpu, "bare_loop", small)
     row = gpu.measure("tiny", DIGITS, gpu.VARIANTS[2], 1e12, images=8, steps=1, device=torch.device("cpu"))
