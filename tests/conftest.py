@@ -27,7 +27,7 @@ for number, usual in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signal.de
         signal.signal(number, usual)
 
 
-FIRST = ("chaos", "test_runs", "comparison", "two_nodes", "resilience", "training", "test_tools")
+FIRST = ("chaos", "test_notebook", "test_runs", "comparison", "two_nodes", "resilience", "training", "test_tools")
 """Parts of paths: what begins last, and takes minutes, is what all others wait for at the end."""
 
 
