@@ -126,6 +126,8 @@ def fork(command: list[str], folder: Path, timeout: float = 240, processes: int 
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["fdtrain.training.build"])
     files = [(folder / f"stdout{rank}.txt", folder / f"stderr{rank}.txt") for rank in range(processes)]
+    for file in (file for of_rank in files for file in of_rank):
+        file.write_text("")  # A rank may be ended before it opens them.
     kept, os.environ["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS"), "1"
     port, ranks = free_port(), []
     try:
