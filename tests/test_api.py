@@ -55,12 +55,18 @@ def test_importing_it_imports_nothing():
     assert out.split() == [fdtrain.__version__, "fdtrain"]
 
 
-@pytest.mark.parametrize(("set_by_user", "policy"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
-def test_threads_that_wait_leave_the_cores_to_others_unless_the_user_says_otherwise(set_by_user, policy):
-    script = "import fdtrain, os; print(os.environ['OMP_WAIT_POLICY'])"
-    variables = {name: value for name, value in environment().items() if name != "OMP_WAIT_POLICY"} | set_by_user
+@pytest.mark.parametrize(
+    ("set_by_user", "waiting"),
+    [({}, "PASSIVE 3000"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE None"), ({"GOMP_SPINCOUNT": "5"}, "PASSIVE 5")],
+)
+def test_threads_that_wait_leave_the_cores_to_others_unless_the_user_says_otherwise(set_by_user, waiting):
+    script = "import fdtrain, os; print(os.environ['OMP_WAIT_POLICY'], os.environ.get('GOMP_SPINCOUNT'))"
+    inherited = {
+        name: value for name, value in environment().items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    }
+    variables = inherited | set_by_user
     out = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=variables, capture_output=True, text=True)
-    assert out.stdout.strip() == policy
+    assert out.stdout.strip() == waiting
 
 
 def test_a_model_needs_only_the_base_packages(folder):
