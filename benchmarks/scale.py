@@ -332,7 +332,7 @@ def files(world: int) -> dict[str, str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--ranks", type=int, nargs="*", default=[64, 256, 1024], help="for which files are measured")
-    parser.add_argument("--connected", type=int, nargs="*", default=[64, 256], help="the same for sockets")
+    parser.add_argument("--connected", type=int, nargs="*", default=[64, 256, 1024], help="the same for sockets")
     arguments = parser.parse_args()
     if arguments.ranks:
         print_table(files, arguments.ranks)
