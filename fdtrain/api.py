@@ -128,7 +128,7 @@ class TrainedModel:
             UserError: it is not available.
         """
         if device == "auto":
-            device = "cuda" if distributed.on_gpu() else "cpu"
+            device = distributed.device()
         self.module.to(open_device(device, "device"))
         return self
 

@@ -128,9 +128,10 @@ def trouble(checkpoint: Path) -> str | None:
 
 
 def newest(candidates: list[Path], together: bool = False) -> tuple[Path | None, list[str]]:
-    """The first checkpoint that is sound, and what is wrong with those before it. ``together``: as in :func:`fault`."""
+    """The first checkpoint that is sound, and what is wrong with those before it. ``together``: as in :func:`fault`, of
+    the same candidates on every rank."""
     faults = []
-    for path in distributed.broadcast(candidates) if together else candidates:
+    for path in candidates:
         problem = fault(path, together)
         if problem is None:
             return path, faults

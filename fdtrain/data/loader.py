@@ -203,10 +203,12 @@ def _begun(loader: DataLoader) -> Iterator:
     Raises:
         UserError: they do not begin.
     """
-    begun = np.frombuffer(mmap.mmap(-1, max(1, loader.num_workers)), np.uint8)
+    if not loader.num_workers:
+        return iter(loader)
+    begun = np.frombuffer(mmap.mmap(-1, loader.num_workers), np.uint8)
     loader.worker_init_fn = partial(_begin, begun)
     for _ in range(STARTS):
-        begun[:] = loader.num_workers == 0
+        begun[:] = 0
         items, deadline = iter(loader), time.monotonic() + START_SECONDS
         while not begun.all() and time.monotonic() < deadline:
             time.sleep(0.001)

@@ -236,7 +236,8 @@ def checkpoint_to_resume(plan: Plan) -> Path | None:
     folder = plan.config.folder
     if not plan.resume:
         return None
-    path, faults = soundness.newest(store.committed(folder), together=True)
+    candidates = distributed.found_by_first(partial(store.committed, folder))
+    path, faults = soundness.newest(candidates, together=True)
     if path is None:
         if faults:
             raise UserError(

@@ -118,10 +118,13 @@ def rollback_target(folder: Path, stalled: int | None) -> Path | None:
     """The newest sound and scheduled checkpoint of a run folder that a run in trouble may go back to, made the newest
     of all: what came later would outrank it when the run resumes. One of step ``stalled`` or later, after which no
     step succeeded, serves if there is no earlier one. Every rank must call it."""
-    # A run that was not interrupted would not have the others.
-    usable = [p for p in store.committed(folder) if soundness.trouble(p) is None and store.read_state(p).scheduled]
-    earlier = [path for path in usable if stalled is None or store.step_of(path) < stalled]
-    path = soundness.newest(earlier, together=True)[0] or soundness.newest(usable, together=True)[0]
+
+    def candidates() -> list[Path]:
+        # A run that was not interrupted would not have the others.
+        usable = [p for p in store.committed(folder) if soundness.trouble(p) is None and store.read_state(p).scheduled]
+        return sorted(usable, key=lambda path: stalled is not None and store.step_of(path) >= stalled)
+
+    path, _ = soundness.newest(distributed.found_by_first(candidates), together=True)
     if path is not None and distributed.rank() == 0:
         retention.roll_back_to(path)
     return path
