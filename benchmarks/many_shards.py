@@ -37,13 +37,13 @@ def describe(folder: Path, count: int) -> None:
 
 
 def resident(kind: str) -> float:
-    """Megabytes: VmRSS now, VmHWM at most."""
+    """Megabytes: VmRSS now, RssAnon of them not shared with other processes, VmHWM at most."""
     status = Path("/proc/self/status").read_text().partition(f"{kind}:")[2].split()
     return int(status[0]) / 1e3
 
 
 def use(folder: Path, count: int) -> None:
-    before, begin = resident("VmRSS"), time.process_time()
+    before, own, begin = resident("VmRSS"), resident("RssAnon"), time.process_time()
     # As a store has it: whether a local shard is there is asked for each of some thousands.
     data = locate(folder.as_uri())
     placed = data.split("train")
@@ -58,7 +58,8 @@ def use(folder: Path, count: int) -> None:
         names = [placed[shard].shard.file for shard in np.unique(rows[:, 0]).tolist()]
         took = time.process_time() - begin
         print(f"step {step:>12,}: {len(rows)} samples of {len(names)} shards found in {took:.2f} s", flush=True)
-    print(f"memory: {resident('VmRSS') - before:.0f} MB more, at most {resident('VmHWM') - before:.0f} MB more")
+    shared = f"{resident('RssAnon') - own:.0f} of them not shared with other processes"
+    print(f"memory: {resident('VmRSS') - before:.0f} MB more, {shared}; at most {resident('VmHWM') - before:.0f} MB more")
 
 
 def main() -> None:

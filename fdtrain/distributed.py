@@ -52,6 +52,11 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
+def local_size() -> int:
+    """Processes of this launch on this host; 1 if the launcher does not say (DeepSpeed's and torchrun do)."""
+    return int(os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or 1)
+
+
 def on_gpu() -> bool:
     """Whether the processes compute on GPUs: where there are any, unless DS_ACCELERATOR says cpu."""
     return torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR", "cuda") == "cuda"
@@ -157,8 +162,7 @@ def connect(patience: float = PATIENCE, store: Store | None = None) -> torch.dev
             os.environ.setdefault(name, value)
     elif "OMP_NUM_THREADS" not in os.environ:
         # Processes that each take all cores get in each other's way.
-        processes = int(os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or 1)
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // processes))
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_size()))
     # Gloo would connect every rank with every other, of which a ring needs two: a thousand sockets a rank, and a
     # million in all.
     os.environ.setdefault("TORCH_GLOO_LAZY_INIT", "1")

@@ -11,14 +11,10 @@ they end with the process that has them, however it ends. A shard that is being 
 waits to be read only for one that is read now.
 """
 
-import atexit
 import fcntl
 import hashlib
 import os
 import re
-import shutil
-import stat
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +22,7 @@ from pathlib import Path
 
 from fdtrain.data.dataset import Shard
 from fdtrain.data.fetch import Mismatch, fetch
+from fdtrain.data.host import temporary_folder, try_lock
 from fdtrain.errors import UserError
 
 AHEAD_SECONDS = 3600.0
@@ -156,7 +153,7 @@ class Cache:
         """Try to lock for the duration of the block; gives whether that succeeded at once."""
         lock = self._open_lock(name)
         try:
-            yield _try_lock(lock)
+            yield try_lock(lock)
         finally:
             os.close(lock)
 
@@ -166,65 +163,6 @@ def open_cache(folder: Path | None, cap_gib: float | None, seconds: float, remot
     if not remote:
         return None
     return Cache(folder or temporary_folder(), None if cap_gib is None else int(cap_gib * 2**30), seconds)
-
-
-def temporary_folder() -> Path:
-    """A folder that the processes of this launch on this node share, removed when the last of them ends.
-
-    Folders of killed launches are removed too.
-    """
-    for old in Path(tempfile.gettempdir()).glob(f"fdtrain-{os.getuid()}-*"):
-        _remove_unused(old)
-    # Ranks are children of one launcher.
-    folder = Path(tempfile.gettempdir()) / f"fdtrain-{os.getuid()}-{os.getppid()}"
-    while (used := _use(folder)) is None:
-        continue
-    owner = os.getpid()
-
-    def release() -> None:
-        if os.getpid() == owner:
-            os.close(used)
-            _remove_unused(folder)
-
-    atexit.register(release)
-    return folder
-
-
-def _use(folder: Path) -> int | None:
-    """Make the folder, and hold it: a descriptor; None if another process has removed it meanwhile."""
-    folder.mkdir(mode=0o700, exist_ok=True)
-    try:
-        status = folder.lstat()
-        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
-            raise UserError(f"{folder} is another user's. Set data.cache to a folder of your own.")
-        used = os.open(folder / "used.lock", os.O_RDWR | os.O_CREAT)
-    except FileNotFoundError:
-        return None
-    fcntl.flock(used, fcntl.LOCK_SH)
-    if os.fstat(used).st_nlink:
-        return used
-    os.close(used)
-    return None
-
-
-def _remove_unused(folder: Path) -> None:
-    try:
-        lock = os.open(folder / "used.lock", os.O_RDWR)
-    except OSError:
-        return
-    try:
-        if _try_lock(lock):
-            shutil.rmtree(folder, ignore_errors=True)
-    finally:
-        os.close(lock)
-
-
-def _try_lock(lock: int) -> bool:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
-    except BlockingIOError:
-        return False
 
 
 def _is_complete(path: Path, shard: Shard) -> bool:

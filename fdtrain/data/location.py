@@ -26,6 +26,7 @@ from fdtrain.data.dataset import (
     split_query,
 )
 from fdtrain.data.fetch import is_remote, shown
+from fdtrain.data.host import made_once
 from fdtrain.data.members import MemberReader
 from fdtrain.data.shard_table import ShardTable
 from fdtrain.data.shards import PlacedShards
@@ -135,9 +136,11 @@ def locate(path: str | Path, allow_pipe: bool = False, seconds: float = 60.0, ch
 
 
 def _description(base: str, seconds: float) -> DatasetDescription:
-    if is_remote(base):
-        return parse_description(read_text(join(base, FILE), seconds), base, seconds)
-    return read_description(base)
+    if not is_remote(base):
+        return read_description(base)
+    file = join(base, FILE)
+    copy = made_once(file, lambda path: path.write_text(read_text(file, seconds), encoding="utf-8"), seconds)
+    return parse_description(copy.read_text(encoding="utf-8"), base, seconds)
 
 
 def _check_remote(path: str, places: Iterable[str]) -> None:

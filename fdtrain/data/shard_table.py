@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from fdtrain.credentials import masked
+from fdtrain.data.host import made_once
 from fdtrain.data.text import read_file
 from fdtrain.errors import UserError, excerpt
 from fdtrain.files import write_atomically
@@ -193,20 +194,22 @@ def read(parts: Sequence[TablePart], place: Any, seconds: float, where: str) -> 
     """
     if any(part.shards * part.row.itemsize > MAX_PART_BYTES for part in parts) or len(parts) * PART > 1 << 24:
         raise UserError(f"{where} names absurdly long lists of shards. Pack the data set again.")
-    widths = [max(getattr(part, name) for part in parts) for name in ("name_bytes", "place_bytes")]
-    rows, end = np.empty(0, _row(*widths)), 0
-    for part in parts:
-        data = read_file(place(part.file), seconds, part.shards * part.row.itemsize)
-        if hashlib.sha256(data).hexdigest() != part.sha256:
-            raise UserError(
-                f"{where} describes another {part.file} than there is: changed or cut short. "
-                "Restore it or pack the data set again."
-            )
-        if not end:
-            # Only now: nothing is allocated for what a description merely claims.
-            rows = np.empty(sum(part.shards for part in parts), rows.dtype)
-        rows[end : end + part.shards] = np.frombuffer(data, part.row)
-        end += part.shards
+    row = _row(*(max(getattr(part, name) for part in parts) for name in ("name_bytes", "place_bytes")))
+
+    def write(path: Path) -> None:
+        with path.open("wb") as file:
+            for part in parts:
+                data = read_file(place(part.file), seconds, part.shards * part.row.itemsize)
+                if hashlib.sha256(data).hexdigest() != part.sha256:
+                    raise UserError(
+                        f"{where} describes another {part.file} than there is: changed or cut short. "
+                        "Restore it or pack the data set again."
+                    )
+                file.write(np.frombuffer(data, part.row).astype(row).tobytes())
+
+    # The processes of a host share the memory too.
+    path = made_once(f"shards {[part.sha256 for part in parts]}", write, seconds)
+    rows = np.asarray(np.memmap(path, row, "r"))
     if rows["images"].min() < 0 or rows["bytes"].min() < 0:
         raise UserError(f"{where} lists shards of less than no images or bytes. Pack the data set again.")
     return ShardTable(rows, where)

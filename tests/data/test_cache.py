@@ -1,11 +1,7 @@
 """The cache: one fetch for all, a cap that is kept, nothing evicted under a reader, whatever dies meanwhile."""
 
-import fcntl
 import multiprocessing
 import os
-import shutil
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -15,7 +11,7 @@ from flaky import Flaky
 from packed import pack
 
 from fdtrain.data import cache as module
-from fdtrain.data.cache import Cache, open_cache, temporary_folder
+from fdtrain.data.cache import Cache, open_cache
 from fdtrain.data.location import locate
 from fdtrain.data.prefetch import Prefetcher
 from fdtrain.data.shards import OpenShard, ShardReader
@@ -278,57 +274,3 @@ def test_prefetch_leaves_alone_what_someone_fetches(served, shards, tmp_path):
 
 def test_local_shards_need_no_cache(tmp_path):
     assert open_cache(None, None, 1, False) is None
-
-
-SCRIPT = "from fdtrain.data.cache import temporary_folder; import sys; print(temporary_folder(), flush=True); input()"
-
-
-def test_temporary_folder_is_shared_by_a_launch_and_removed_by_the_last(tmp_path, monkeypatch):
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    root = Path(module.__file__).parents[2]
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", SCRIPT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=root, text=True
-        )
-        for _ in range(2)
-    ]
-    folders = {rank.stdout.readline().strip() for rank in ranks}
-    assert len(folders) == 1
-    folder = Path(folders.pop())
-    assert folder.parent == tmp_path
-    (folder / "shard.tar").touch()
-    ranks[0].communicate("\n")
-    assert folder.exists()
-    ranks[1].communicate("\n")
-    assert not folder.exists()
-
-
-@pytest.mark.parametrize("removed_before", ["open", "flock"])
-def test_a_temporary_folder_that_another_start_removes_is_made_again(tmp_path, monkeypatch, removed_before):
-    """As unused, between its making and its lock: a lock on a deleted file would protect nothing."""
-    monkeypatch.setattr(module.tempfile, "gettempdir", lambda: str(tmp_path))
-    patched, removed = {"open": module.os, "flock": module.fcntl}[removed_before], []
-    original = getattr(patched, removed_before)
-
-    def removing(*arguments, **options):
-        if not removed:
-            removed.append(True)
-            shutil.rmtree(tmp_path / f"fdtrain-{os.getuid()}-{os.getppid()}")
-        return original(*arguments, **options)
-
-    monkeypatch.setattr(patched, removed_before, removing)
-    own = temporary_folder()
-    monkeypatch.undo()
-    assert removed
-    with (own / "used.lock").open() as lock, pytest.raises(BlockingIOError):
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-def test_what_a_killed_launch_left_is_removed(tmp_path, monkeypatch):
-    monkeypatch.setattr(module.tempfile, "gettempdir", lambda: str(tmp_path))
-    left = tmp_path / f"fdtrain-{os.getuid()}-1"
-    left.mkdir()
-    (left / "used.lock").touch()
-    own = temporary_folder()
-    assert not left.exists()
-    assert own.exists()

@@ -1,0 +1,115 @@
+"""What the processes of a launch on one host share: a temporary folder, and files that one of them makes for all."""
+
+import atexit
+import fcntl
+import hashlib
+import os
+import shutil
+import stat
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from fdtrain import distributed, files
+from fdtrain.errors import UserError
+
+INTERVAL = 0.02
+"""Seconds between two looks for what another process makes."""
+_held: set[tuple[Path, int]] = set()
+"""The folders that are held, and by which process: a child that was forked holds its own."""
+
+
+def made_once(name: str, make: Callable[[Path], Any], seconds: float) -> Path:
+    """A file that the first process of a host makes, and the others there wait for. All of them ask for it. Where the
+    launcher does not say how many there are, each makes its own.
+
+    Args:
+        name: fixes the content, within this launch.
+        make: writes the file to the path that it is given.
+        seconds: how long that may take.
+
+    Raises:
+        UserError: what ``make`` raised, in all processes; the file cannot be written; the first process has not come.
+    """
+    path = temporary_folder() / hashlib.sha256(name.encode()).hexdigest()
+    failed, end = path.with_suffix(".failed"), time.monotonic() + seconds + distributed.PATIENCE
+    if distributed.local_rank() == 0 or distributed.local_size() == 1:
+        try:
+            files.write_atomically(path, make, durable=False)
+        except (OSError, UserError) as error:
+            cannot = f"cannot write into {path.parent} ({{}}). Make room there, or set TMPDIR to another folder."
+            told = error if isinstance(error, UserError) else UserError(cannot.format(error.strerror))
+            with suppress(OSError):
+                files.write_text(failed, str(told))
+            raise told from error
+    while not path.exists():
+        if failed.exists():
+            raise UserError(failed.read_text())
+        if time.monotonic() > end:
+            raise UserError(f"the first process of this host has not made {path} in time. See what became of it.")
+        time.sleep(INTERVAL)
+    return path
+
+
+def temporary_folder() -> Path:
+    """A folder that the processes of this launch on this node share, removed when the last of them ends.
+
+    Folders of killed launches are removed too.
+    """
+    for old in Path(tempfile.gettempdir()).glob(f"fdtrain-{os.getuid()}-*"):
+        _remove_unused(old)
+    # Ranks are children of one launcher.
+    folder, owner = Path(tempfile.gettempdir()) / f"fdtrain-{os.getuid()}-{os.getppid()}", os.getpid()
+    if (folder, owner) in _held:
+        return folder
+    while (used := _use(folder)) is None:
+        continue
+    _held.add((folder, owner))
+
+    def release() -> None:
+        if os.getpid() == owner:
+            os.close(used)
+            _remove_unused(folder)
+
+    atexit.register(release)
+    return folder
+
+
+def _use(folder: Path) -> int | None:
+    """Make the folder, and hold it: a descriptor; None if another process has removed it meanwhile."""
+    folder.mkdir(mode=0o700, exist_ok=True)
+    try:
+        status = folder.lstat()
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
+            raise UserError(f"{folder} is another user's. Set data.cache to a folder of your own.")
+        used = os.open(folder / "used.lock", os.O_RDWR | os.O_CREAT)
+    except FileNotFoundError:
+        return None
+    fcntl.flock(used, fcntl.LOCK_SH)
+    if os.fstat(used).st_nlink:
+        return used
+    os.close(used)
+    return None
+
+
+def _remove_unused(folder: Path) -> None:
+    try:
+        lock = os.open(folder / "used.lock", os.O_RDWR)
+    except OSError:
+        return
+    try:
+        if try_lock(lock):
+            shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        os.close(lock)
+
+
+def try_lock(lock: int) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except BlockingIOError:
+        return False
