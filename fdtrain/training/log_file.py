@@ -1,43 +1,38 @@
-"""``metrics.jsonl``: a line for each interval that is logged, whole and once, whatever the disk does."""
+"""A file that grows by whole records, each once, whatever the disk does: ``metrics.jsonl`` and TensorBoard's events."""
 
-import json
 from pathlib import Path
 
 
 class LogFile:
-    """Appends lines to a file; those that cannot be written wait in memory for the next :meth:`write`.
+    """What is written waits in memory until :meth:`flush` has brought it to the disk.
 
     Args:
         path: of the file, which need not exist.
+        size: its bytes that stay.
     """
 
-    def __init__(self, path: Path):
-        self.path = path
-        self.waiting: list[tuple[int, bytes]] = []
-        self.size = 0
-        """Bytes of the file that are whole lines of this run."""
-        self._last: int | None = None
+    def __init__(self, path: Path, size: int = 0):
+        self.path, self.size, self.waiting = path, size, bytearray()
 
-    def cut(self, step: int) -> None:
-        """Forget what is of steps after ``step``: of the file, and what a crash has left by half, at the next write."""
-        self._last = step
-        self.waiting = [line for line in self.waiting if line[0] <= step]
+    def __len__(self) -> int:
+        """Bytes, those that wait among them."""
+        return self.size + len(self.waiting)
 
-    def add(self, step: int, values: dict[str, float]) -> None:
-        self.waiting.append((step, json.dumps({"step": step, **values}).encode() + b"\n"))
+    def write(self, record: bytes) -> None:
+        self.waiting += record
 
-    def write(self) -> None:
-        """Append what waits. Raises OSError: it waits on."""
-        with self.path.open("a+b", buffering=0) as file:
-            if self._last is not None:
-                file.seek(0)
-                self.size = _size_up_to(self._last, file.read())
-                self._last = None
+    def cut(self, length: int) -> None:
+        """Forget what is beyond so many bytes: of the file at the next :meth:`flush`."""
+        del self.waiting[max(0, length - self.size) :]
+        self.size = min(self.size, length)
+
+    def flush(self) -> None:
+        """Raises OSError: what waits waits on."""
+        with self.path.open("ab", buffering=0) as file:
             # What a write that failed has left, unless the file was replaced.
             self.size = min(self.size, file.seek(0, 2))
             file.truncate(self.size)
-            data = b"".join(line for _, line in self.waiting)
-            rest = memoryview(data)
+            rest = memoryview(bytes(self.waiting))
             try:
                 while rest:
                     rest = rest[file.write(rest) :]
@@ -45,22 +40,5 @@ class LogFile:
                 file.truncate(self.size)
                 raise
         # A file server may say only when the file is closed that there was no room.
-        self.size += len(data)
+        self.size = len(self)
         self.waiting.clear()
-
-
-def _size_up_to(step: int, content: bytes) -> int:
-    """Bytes of a log up to its last whole line of a step up to ``step``."""
-    size = end = 0
-    for line in content.splitlines(keepends=True):
-        end += len(line)
-        size = end if line.endswith(b"\n") and step_of(line) <= step else size
-    return size
-
-
-def step_of(line: bytes) -> float:
-    """Infinite of a line that is not whole."""
-    try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
-        return float("inf")

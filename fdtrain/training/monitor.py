@@ -1,9 +1,10 @@
 """What a run tells: the console, TensorBoard, metrics.jsonl. Rank 0 alone writes."""
 
+import json
 import math
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from torch import Tensor
@@ -43,8 +44,11 @@ class Monitor:
         # Imported by the rank that writes alone: TensorBoard takes time and memory.
         from fdtrain.training.board import Board
 
-        self.lines = LogFile(self.folder / "metrics.jsonl")
-        self.board = Board(self.folder / "tensorboard", self.lines.path, self.dashboard)
+        path = self.folder / "metrics.jsonl"
+        path.touch()
+        self.lengths = _lengths(path.read_bytes())
+        self.lines = LogFile(path, self.lengths[-1][1])
+        self.board = Board(self.folder / "tensorboard", self.dashboard)
         self._follow_from(start)
         self._write()
         # A bar for people; whole lines where the output goes to a file.
@@ -58,14 +62,15 @@ class Monitor:
             self.bar.n = step
 
     def _follow_from(self, step: int) -> None:
-        self.lines.cut(step)
+        while self.lengths[-1][0] > step:
+            self.lengths.pop()
+        self.lines.cut(self.lengths[-1][1])
         self.board.begin(step)
 
     def succeed(self) -> None:
         """The run has come to its last step."""
         if self.first:
-            with self.tolerant():
-                self.board.succeed(self.steps)
+            self.board.succeed(self.steps)
 
     @contextmanager
     def tolerant(self) -> Iterator[None]:
@@ -93,8 +98,8 @@ class Monitor:
         self.behind = False
 
     def _write(self) -> None:
-        self.lines.write()
-        self.board.follow()
+        self.lines.flush()
+        self.board.file.flush()
 
     def progress(self) -> None:
         if self.first:
@@ -105,7 +110,9 @@ class Monitor:
         if self.first:
             named = {f"{prefix}/{name}": value for name, value in metrics.items()}
             self.newest |= named
-            self.lines.add(step, named)
+            self.lines.write(json.dumps({"step": step, **named}).encode() + b"\n")
+            self.lengths.append((step, len(self.lines)))
+            self.board.log(step, named)
             self.flush()
 
     def show(self, step: int, metrics: dict[str, float]) -> None:
@@ -137,15 +144,23 @@ class Monitor:
     def image(self, step: int, name: str, pixels: Tensor) -> None:
         """An image ``(C, H, W)`` uint8 for TensorBoard."""
         if self.first:
-            with self.tolerant():
-                self.board.image(name, pixels, step)
+            self.board.image(name, pixels, step)
 
     def close(self) -> None:
         if self.first:
             self.bar.close()
-            # The second time waits for what the first has given to TensorBoard.
             self.flush()
-            self.flush()
-            self.board.close()
             if self.behind:
-                self.say(f"fdtrain: warning: the log of {len(self.lines.waiting)} intervals is lost.")
+                lost = self.lines.waiting.count(b"\n")
+                self.say(f"fdtrain: warning: the log of {lost} intervals is lost.")
+
+
+def _lengths(content: bytes) -> list[tuple[float, int]]:
+    """Of a log: the step of each whole line with the bytes up to its end, after those of none."""
+    lengths, end = [(-math.inf, 0)], 0
+    for line in content.splitlines(keepends=True):
+        end += len(line)
+        with suppress(ValueError, KeyError, TypeError):
+            if line.endswith(b"\n"):
+                lengths.append((json.loads(line)["step"], end))
+    return lengths

@@ -13,7 +13,6 @@ from tensorboard.plugins.custom_scalar.custom_scalars_plugin import CustomScalar
 from tensorboard.plugins.hparams import api_pb2
 from tensorboard.plugins.hparams.backend_context import Context
 from tensorboard.plugins.hparams.list_session_groups import Handler
-from tensorboard.summary.writer import event_file_writer
 from tensorboard.util.tensor_util import make_ndarray
 
 from fdtrain.config import NETWORKS, OWN, Config
@@ -73,12 +72,6 @@ def run(folder, start, stop, shown, value=None):
     if stop == 4:
         monitor.succeed()
     return monitor
-
-
-@pytest.fixture(autouse=True)
-def files_in_order(monkeypatch):
-    """TensorBoard reads those of one second by the number of their writer, which is text: 10 would come before 9."""
-    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(100))
 
 
 @pytest.fixture
