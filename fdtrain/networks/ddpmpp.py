@@ -6,30 +6,23 @@ untrained network is the standard normal, exactly.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor, nn
 
 from fdtrain.networks.embeddings import TIME_EMBEDDINGS
-from fdtrain.networks.layers import GLOROT, Attention, ResidualBlock, conv, dense, group_norm, in_turn
+from fdtrain.networks.layers import GLOROT, Attention, ResidualBlock, conv, dense, group_norm, with_skips
 
 
 class DDPMpp(nn.Module):
     """The U-Net.
 
-    Args:
-        image_channels: C of the images.
-        image_size: H = W of the images, divisible by 2 once per multiplier after the first.
-        levels: values a pixel takes, which sets the times that the embedding tells apart.
-        classes: number of class labels; 0 for an unconditional network.
+    Args: besides those of every network (:data:`fdtrain.networks.model.ARGUMENTS`):
         channels: width at full resolution.
         multipliers: width of each level, in units of ``channels``; the resolution halves from level to level.
         blocks: residual blocks of a level on the way down (one more on the way up).
         attention: resolutions, in pixels, at which the blocks are followed by self-attention.
         dropout: within the residual blocks.
         time_embedding: ``"positional"`` (DDPM++) or ``"fourier"`` (NCSN++).
-        input_channels: of the input, where :class:`PixelFeatures` are joined to the image; None: C.
-        checkpointing: recompute each stage's activations instead of keeping them.
 
     Raises:
         ValueError: the images cannot be halved once per level.
@@ -110,14 +103,4 @@ class DDPMpp(nn.Module):
         if self.embed_label is not None:
             embedding = embedding + self.embed_label(label)
         h = self.input(x)
-        skipped = [h]
-        for stage in self.down:
-            h = self._in_turn(stage, embedding, h)
-            skipped.append(h)
-        h = self._in_turn(self.middle, embedding, h)
-        for stage in self.up:
-            h = self._in_turn(stage, embedding, h, skipped.pop())
-        return self.output(h)
-
-    def _in_turn(self, stage: Any, embedding: Tensor, *inputs: Tensor) -> Tensor:
-        return in_turn(stage, embedding, *inputs, checkpointing=self.checkpointing)
+        return self.output(with_skips(self.down, [self.middle], self.up, h, embedding, self.checkpointing))

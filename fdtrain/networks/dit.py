@@ -12,9 +12,8 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 
-from fdtrain.networks import recompute
 from fdtrain.networks.embeddings import positional
-from fdtrain.networks.layers import GLOROT, dense
+from fdtrain.networks.layers import GLOROT, call, dense
 
 SIZES: dict[str, tuple[int, int, int]] = {
     "S": (12, 384, 6),
@@ -76,15 +75,9 @@ class Block(nn.Module):
 class DiT(nn.Module):
     """The transformer.
 
-    Args:
-        image_channels: C of the images.
-        image_size: H = W of the images, a multiple of ``patch``.
-        levels: values a pixel takes.
-        classes: number of class labels; 0 for an unconditional network.
+    Args: besides those of every network (:data:`fdtrain.networks.model.ARGUMENTS`):
         size: one of :data:`SIZES`.
         patch: pixels of a token's side.
-        input_channels: of the input, where :class:`PixelFeatures` are joined to the image; None: C.
-        checkpointing: recompute each block's activations instead of keeping them.
 
     Raises:
         ValueError: the images cannot be cut into patches.
@@ -126,7 +119,7 @@ class DiT(nn.Module):
         h = nnf.pixel_unshuffle(x, self.patch).flatten(2).transpose(1, 2)
         h = self.input(h) + self.position
         for block in self.blocks:
-            h = recompute.call(block, h, condition, recompute=self.checkpointing)
+            h = call(block, h, condition, checkpointing=self.checkpointing)
         shift, scale = self.modulation(condition)
         h = self.output(self.norm(h) * (1 + scale) + shift)
         side = x.shape[-1] // self.patch

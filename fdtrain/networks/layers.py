@@ -7,8 +7,7 @@ from typing import Any, TypeVar
 import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
-
-from fdtrain.networks import recompute
+from torch.utils.checkpoint import checkpoint
 
 
 class GroupNorm(nn.GroupNorm):
@@ -167,13 +166,35 @@ class Attention(nn.Module):
         return h / math.sqrt(2) if self.rescale else h
 
 
-def in_turn(modules: Iterable[Any], condition: Tensor, *inputs: Tensor, checkpointing: bool) -> Tensor:
-    """Blocks in turn, on inputs joined by channel; with ``checkpointing`` they are computed again for the gradient."""
+def call(block: Callable[..., Tensor], *inputs: Tensor, checkpointing: bool) -> Tensor:
+    """``block(*inputs)``; with ``checkpointing`` (Chen et al. 2016) what it would save for the gradient is computed
+    again, dropout included."""
+    if checkpointing and torch.is_grad_enabled():
+        return checkpoint(block, *inputs, use_reentrant=False)
+    return block(*inputs)
 
-    def joined(condition: Tensor, *inputs: Tensor) -> Tensor:
-        h = torch.cat(inputs, 1) if inputs[1:] else inputs[0]
-        for module in modules:
-            h = module(h, condition)
-        return h
 
-    return recompute.call(joined, condition, *inputs, recompute=checkpointing)
+def with_skips(
+    down: Iterable[Any], middle: Iterable[Any], up: Iterable[Any], h: Tensor, condition: Tensor, checkpointing: bool
+) -> Tensor:
+    """A network with skip connections, from stages of blocks ``(h, condition)``: what goes into the first stage of
+    ``down`` and what each gives is joined by channel to what a stage of ``up`` gets, the last first."""
+
+    def run(stage: Iterable[Any], *inputs: Tensor) -> Tensor:
+        def joined(condition: Tensor, *inputs: Tensor) -> Tensor:
+            h = torch.cat(inputs, 1) if inputs[1:] else inputs[0]
+            for block in stage:
+                h = block(h, condition)
+            return h
+
+        return call(joined, condition, *inputs, checkpointing=checkpointing)
+
+    skipped = [h]
+    for stage in down:
+        h = run(stage, h)
+        skipped.append(h)
+    for stage in middle:
+        h = run(stage, h)
+    for stage in up:
+        h = run(stage, h, skipped.pop())
+    return h

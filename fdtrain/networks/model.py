@@ -25,7 +25,9 @@ from fdtrain.networks.vdm import VDM
 
 NETWORKS: dict[str, type[nn.Module]] = {"ddpmpp": DDPMpp, "vdm": VDM, "dit": DiT}
 ARGUMENTS = ("image_channels", "image_size", "levels", "classes", "input_channels", "checkpointing")
-"""What every network is made with, besides its own options."""
+"""What every network is made with, besides its own options: channels and side of the images, values that a pixel takes,
+labels (0: unconditional), channels of its input, which :class:`PixelFeatures` are joined to (None: the image's), and
+whether it recomputes activations in the backward pass instead of keeping them."""
 VERSION = 1
 CODE: dict[str, str] = {}
 """The user's own files that this process has executed (plugins.py): SHA-256 by name."""

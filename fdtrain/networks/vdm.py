@@ -11,7 +11,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from fdtrain.networks.embeddings import positional
-from fdtrain.networks.layers import Attention, ResidualBlock, conv, dense, group_norm, in_turn, initialised
+from fdtrain.networks.layers import Attention, ResidualBlock, conv, dense, group_norm, initialised, with_skips
 
 LECUN = partial(nn.init.kaiming_normal_, nonlinearity="linear")
 """Initial weights: normal, of variance 1 / inputs."""
@@ -20,16 +20,10 @@ LECUN = partial(nn.init.kaiming_normal_, nonlinearity="linear")
 class VDM(nn.Module):
     """The network.
 
-    Args:
-        image_channels: C of the images.
-        image_size: H = W of the images; any.
-        levels: values a pixel takes.
-        classes: number of class labels; 0 for an unconditional network.
+    Args: besides those of every network (:data:`fdtrain.networks.model.ARGUMENTS`):
         channels: width. Published: 128 for CIFAR-10, 256 for ImageNet.
         blocks: residual blocks on the way in; one more on the way out. Published: 32, for ImageNet-64 64.
         dropout: within the residual blocks.
-        input_channels: of the input, where :class:`PixelFeatures` are joined to the image; None: C.
-        checkpointing: recompute each block's activations instead of keeping them.
     """
 
     def __init__(
@@ -66,16 +60,5 @@ class VDM(nn.Module):
         condition = self.embed(positional(t, self.channels, self.levels))
         if self.embed_label is not None:
             condition = condition + self.embed_label(label)
-        h = self.input(x)
-        skipped = [h]
-        for block in self.inward:
-            h = self._in_turn(block, condition, h)
-            skipped.append(h)
-        for block in self.middle:
-            h = self._in_turn(block, condition, h)
-        for block in self.outward:
-            h = self._in_turn(block, condition, h, skipped.pop())
-        return self.output(h)
-
-    def _in_turn(self, block: nn.Module, condition: Tensor, *inputs: Tensor) -> Tensor:
-        return in_turn([block], condition, *inputs, checkpointing=self.checkpointing)
+        inward, middle, outward = ([[block] for block in blocks] for blocks in (self.inward, self.middle, self.outward))
+        return self.output(with_skips(inward, middle, outward, self.input(x), condition, self.checkpointing))
