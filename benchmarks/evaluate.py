@@ -1,12 +1,10 @@
 """Figures of sampling and Frechet distances (docs/lab/performance.md), on a trained run of the digits.
 
-    python benchmarks/evaluate.py distance runs/digits data/digits export/digits-features --seeds 0 1 2
     python benchmarks/evaluate.py moments data/digits export/digits-features
     python benchmarks/evaluate.py processes runs/digits data/digits export/digits-features
 
-distance: the second-order SDE solver at 50 evaluations against Euler-Maruyama on the linear-beta VP-SDE cut at 1e-3, at
-1,000, both on the same model and from the same first noise. moments: features with their statistics over the feature
-network alone, in turn. processes: images/s of drawing and measuring on two processes over one, a thread each.
+moments: features with their statistics over the feature network alone, in turn. processes: images/s of drawing and
+measuring on two processes over one, a thread each.
 """
 
 import argparse
@@ -18,58 +16,16 @@ import time
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from fdtrain import distributed
 from fdtrain.data.split import Split
-from fdtrain.diffusion.objective import quantise
-from fdtrain.diffusion.solvers import euler_maruyama
 from fdtrain.evaluation import image_sets, process
 from fdtrain.evaluation.feature_networks import open_features
-from fdtrain.evaluation.frechet import frechet_distance
 from fdtrain.evaluation.load import load_model
 from fdtrain.evaluation.measure import measure
-from fdtrain.evaluation.samples import Sampler, to_pixels
-from fdtrain.networks.model import Model
-from fdtrain.randomness import Purpose, normal
+from fdtrain.evaluation.samples import Sampler
 
 CPU = torch.device("cpu")
-
-
-@torch.no_grad()
-def truncated(model: Model, images: range, seed: int, steps: int) -> Tensor:
-    """Euler-Maruyama's pixels."""
-
-    def noise(step: int) -> Tensor:
-        return normal(model.spec.shape, CPU, seed, Purpose.SAMPLE, [(image, step + 1) for image in images])
-
-    x = euler_maruyama(model.field(), noise(-1), steps, noise, t_min=1e-3)
-    return to_pixels(quantise(x, model.spec.levels), model.spec.levels)
-
-
-def distance(arguments: argparse.Namespace) -> None:
-    model = load_model(arguments.run)
-    network = open_features(arguments.features, CPU)
-    split = image_sets.of_split(Split(arguments.data, "train"))
-    reference = measure(network, split, split.count, 256, CPU).moments
-    sampler, count = Sampler("sde2", arguments.grid, arguments.steps), arguments.images
-    found: dict[str, list[float]] = {}
-    for seed in arguments.seeds:
-        ours = image_sets.of_model(model, sampler, seed, count)
-        theirs = image_sets.PixelSet(
-            "truncated", count, model.spec.shape, lambda i, s=seed: truncated(model, i, s, arguments.truncated), {}
-        )
-        for name, images in (
-            (f"sde2, {arguments.grid} grid, {sampler.nfe} evaluations", ours),
-            (f"Euler-Maruyama cut at 1e-3, {arguments.truncated} evaluations", theirs),
-        ):
-            value = frechet_distance(measure(network, images, count, 256, CPU).moments, reference)
-            found.setdefault(name, []).append(value)
-            print(f"seed {seed}: {name}: {value:.4f}", flush=True)
-    print(f"{network.title} of {count} images to {split.count} of {split.name}, mean and standard deviation over seeds")
-    for name, values in found.items():
-        spread = statistics.stdev(values) if len(values) > 1 else float("nan")
-        print(f"{name}: {statistics.mean(values):.4f} +- {spread:.4f}")
 
 
 def moments(arguments: argparse.Namespace) -> None:
@@ -133,19 +89,15 @@ def worker(arguments: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
-    for name, work in (("distance", distance), ("moments", moments), ("processes", processes), ("worker", worker)):
+    for name, work in (("moments", moments), ("processes", processes), ("worker", worker)):
         command = commands.add_parser(name)
         command.set_defaults(work=work)
         if name != "moments":
             command.add_argument("run", help="a trained run, checkpoint or export")
         command.add_argument("data", help="the packed digits")
         command.add_argument("features", help="folder of features")
-        command.add_argument("--images", type=int, default=500 if name == "distance" else 1024)
+        command.add_argument("--images", type=int, default=1024)
         command.add_argument("--rounds", type=int, default=3)
-        command.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-        command.add_argument("--steps", type=int, default=50)
-        command.add_argument("--truncated", type=int, default=1000)
-        command.add_argument("--grid", default="two_ended")
     arguments = parser.parse_args()
     arguments.work(arguments)
 

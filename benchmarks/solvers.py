@@ -27,7 +27,7 @@ import torch
 
 from fdtrain.data.split import Split
 from fdtrain.diffusion.objective import quantise
-from fdtrain.diffusion.solvers import GRID, SOLVERS, euler_maruyama, sample, time_grid
+from fdtrain.diffusion.solvers import GRID, SOLVERS, sample, time_grid
 from fdtrain.evaluation import feature_networks, image_sets
 from fdtrain.evaluation.frechet import FeatureMoments, Gaussian, frechet_distance
 from fdtrain.evaluation.grids import OPTIMISED, load_optimised
@@ -38,7 +38,7 @@ from fdtrain.networks.model import Model
 from fdtrain.randomness import Purpose, normal
 
 sys.path.append(str(Path(__file__).parent.parent / "tests"))
-from spectrum import mean_kl
+from spectrum import euler_maruyama, mean_kl
 
 NFE = (5, 8, 10, 15, 20, 30, 50)
 BATCH = 100

@@ -19,7 +19,7 @@ from fdtrain.credentials import masked_values
 from fdtrain.data.dataset import DatasetDescription
 from fdtrain.data.mixture import open_data
 from fdtrain.data.split import Split
-from fdtrain.diffusion.likelihood import ODE_SOLVER, OdeStart
+from fdtrain.diffusion.likelihood import ODE_SOLVER
 from fdtrain.diffusion.objective import Bound
 from fdtrain.errors import UserError
 from fdtrain.evaluation import label_features, result, run_folder, side_by_side
@@ -343,5 +343,5 @@ def _described(bound: Bound) -> dict[str, Any]:
         "interval": (interval.t_min, interval.t_max),
         "decoder": bound.decoder if interval.t_min else "none",
         "dequantisation": bound.dequantisation,
-        "ode_dequantisation": OdeStart(bound).dequantisation,
+        "ode_dequantisation": bound.ode_dequantisation,
     }

@@ -37,22 +37,6 @@ class Clock(TimeDensity, Protocol):
 
 
 @dataclass(frozen=True)
-class Uniform:
-    """``q(t) = 1`` on [0, 1]."""
-
-    interval: Interval | None = CLOSED
-
-    def quantile(self, u: Tensor) -> Tensor:
-        return u
-
-    def cdf(self, t: Tensor) -> Tensor:
-        return t
-
-    def pdf(self, t: Tensor) -> Tensor:
-        return torch.ones_like(t)
-
-
-@dataclass(frozen=True)
 class Asinh:
     """``q(t) = 1 / (asinh(1/s) sqrt(t^2 + s^2))`` on [0, 1]: log-uniform above ``s``, uniform below it."""
 
@@ -85,6 +69,7 @@ class Formula:
     interval: Interval | None
 
 
+UNIFORM = Formula(lambda u: u, lambda t: t, torch.ones_like, CLOSED)
 ANGLE = Formula(
     lambda u: torch.sin(0.5 * math.pi * u),
     lambda t: 2 / math.pi * torch.atan2(t, alpha(t)),
@@ -377,7 +362,7 @@ CLOCKS: dict[str, Clock] = {
 """The time of a published process, by its name."""
 
 DENSITIES: dict[str, Callable[[float], Clock]] = {
-    "uniform": lambda scale: Uniform(),
+    "uniform": lambda scale: UNIFORM,
     "asinh": Asinh,
     "angle": lambda scale: ANGLE,
     "log_time": lambda scale: LOG_TIME,

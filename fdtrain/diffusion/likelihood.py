@@ -109,35 +109,19 @@ def divergence(F: Tensor, x: Tensor, probes: Tensor | None = None) -> Tensor:
     return total
 
 
-@dataclass(frozen=True)
-class OdeStart:
-    """Where the ODE starts from a discrete image: dequantised as the model's bound says.
+def ode_start(bound: Bound, levels_image: Tensor, u: Tensor) -> tuple[Tensor, float]:
+    """``x`` at ``t_min`` from a discrete image, dequantised by uniform ``u`` as the model's bound says, and the entropy
+    of that, nats per dimension.
 
-    Uniformly, the image is taken for ``x`` at ``t_min`` as it is (score_sde; on the closed interval it is that). At bin
-    centres, by truncated-normal noise, ``x = alpha x_k + t_min eps`` (i-DODE, Zheng et al. 2023): then ``log P(x_k) >=
-    E[log p(x)] + entropy``.
+    Uniformly, the image is taken for ``x`` at ``t_min`` as it is (score_sde; on the closed interval it is that); its
+    entropy, 0 here, is what :meth:`Bound.bits_per_dim` counts. At bin centres, by truncated-normal noise, ``x = alpha
+    x_k + t_min eps`` (i-DODE, Zheng et al. 2023): then ``log P(x_k) >= E[log p(x)] + entropy``.
     """
-
-    bound: Bound
-
-    @property
-    def dequantisation(self) -> str:
-        return "truncated normal" if self.bound.discrete else "uniform"
-
-    def images(self, levels_image: Tensor, u: Tensor) -> Tensor:
-        """``x`` at ``t_min``, from uniform ``u``."""
-        x0, t_min = self.bound.images(levels_image, u), self.bound.interval.t_min
-        if not self.bound.discrete:
-            return x0
-        return math.sqrt((1 - t_min) * (1 + t_min)) * x0 + t_min * truncated_normal(u, self.bound.levels, t_min)
-
-    def entropy(self, dims: int) -> float:
-        """Of the dequantisation, nats; 0 of the uniform one, which :meth:`Bound.bits_per_dim` counts."""
-        return (
-            dims * truncated_normal_entropy(self.bound.levels, self.bound.interval.t_min)
-            if self.bound.discrete
-            else 0.0
-        )
+    x0, t_min, levels = bound.images(levels_image, u), bound.interval.t_min, bound.levels
+    if not bound.discrete:
+        return x0, 0.0
+    x = math.sqrt((1 - t_min) * (1 + t_min)) * x0 + t_min * truncated_normal(u, levels, t_min)
+    return x, truncated_normal_entropy(levels, t_min)
 
 
 @dataclass(frozen=True)
@@ -192,7 +176,7 @@ def ode_nll(
 
     Args:
         field: ``F(x, t)``, or ``F(x, t, label)`` with labels, differentiable in ``x``; of some of the images at a time.
-        x0: dequantised images in [-1, 1], or ``x`` at ``t_min`` (:class:`OdeStart`); float64 gives a float64 answer.
+        x0: dequantised images in [-1, 1], or ``x`` at ``t_min`` (:func:`ode_start`); float64 gives a float64 answer.
         tolerance: of the error of a step: of ``x`` the root mean square in units of ``sqrt(t^2 + scale^2)``, and of the
             log-density nats per dimension, for every probe by itself.
         probes: of :func:`divergence`, ``(B, probes, ...)``; None: exact.

@@ -74,6 +74,11 @@ class Bound:
         """Of the images that it is computed on."""
         return "none (bin centres)" if self.discrete else "uniform"
 
+    @property
+    def ode_dequantisation(self) -> str:
+        """Of those that the ODE's likelihood is computed on."""
+        return "truncated normal" if self.discrete else "uniform"
+
     def describe(self) -> str:
         """Interval and decoder, for a table."""
         if self.interval == CLOSED:

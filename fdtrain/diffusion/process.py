@@ -14,11 +14,6 @@ def alpha(t: Tensor) -> Tensor:
     return torch.sqrt((1 - t) * (1 + t))
 
 
-def log_snr(t: Tensor) -> Tensor:
-    """``lambda = log(alpha^2 / sigma^2)``: +inf at ``t = 0``, -inf at ``t = 1``. For reports; nothing trains on it."""
-    return torch.log1p(-t * t) - 2 * torch.log(t)
-
-
 def per_image(t: Tensor, x: Tensor) -> Tensor:
     """Shape ``(B,)`` values so that they multiply images ``x``, in the type of ``x``."""
     return t.to(x.dtype).view(-1, *[1] * (x.dim() - 1))

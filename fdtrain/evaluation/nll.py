@@ -10,7 +10,7 @@ from torch import Tensor
 from fdtrain.data.split import Images, Split
 from fdtrain.diffusion.clocks import TimeDensity, time_density
 from fdtrain.diffusion.interval import CLOSED, Interval
-from fdtrain.diffusion.likelihood import OdeStart, crossed_importance_bound, importance_bound, ode_nll
+from fdtrain.diffusion.likelihood import crossed_importance_bound, importance_bound, ode_nll, ode_start
 from fdtrain.diffusion.objective import Bound
 from fdtrain.errors import UserError
 from fdtrain.networks.model import Model, ModelSpec
@@ -153,7 +153,7 @@ class Likelihood:
         Raises:
             UserError: the model's output is not finite.
         """
-        spec, start, count = self.spec, OdeStart(self.bound), probes(exact, dequantisations)
+        spec, count = self.spec, probes(exact, dequantisations)
         device, values, evaluations = next(self.model.parameters()).device, [], []
         for chunk in _chunks(images, self.batch):
             levels, label = self.split.batch(chunk)
@@ -163,15 +163,15 @@ class Likelihood:
             own = label.to(device) if spec.classes else None
             nats, nfe = [], torch.zeros(len(chunk), dtype=torch.float64)
             for k in range(dequantisations):
-                x = start.images(levels, self._uniform(chunk, k)).to(device)
+                x, entropy = ode_start(self.bound, levels, self._uniform(chunk, k))
                 try:
-                    found = ode_nll(self.model, x, tolerance, drawn, own, self.bound.interval, spec.scale)
+                    found = ode_nll(self.model, x.to(device), tolerance, drawn, own, self.bound.interval, spec.scale)
                 except FloatingPointError as error:
                     raise UserError(
                         f"images {chunk.start} to {chunk.stop - 1}: {error}: its weights are broken, "
                         "or the precision too low; try --float64."
                     ) from error
-                nats.append(_finite(found.nll.double().cpu() - start.entropy(spec.dims), chunk))
+                nats.append(_finite(found.nll.double().cpu() - spec.dims * entropy, chunk))
                 nfe += found.nfe.cpu()
             values.append(torch.stack(nats, 1))
             evaluations.append(nfe)

@@ -17,7 +17,7 @@ from fdtrain.diffusion.decoders import (
 )
 from fdtrain.diffusion.formulation import formulation_interval
 from fdtrain.diffusion.interval import CLOSED, Interval
-from fdtrain.diffusion.likelihood import OdeStart, ode_nll
+from fdtrain.diffusion.likelihood import ode_nll, ode_start
 from fdtrain.diffusion.objective import Bound, normal_nll, residual
 from fdtrain.diffusion.predictors import INPUTS, PREDICTORS, TIMES, eps_hat, make_predictor, score, v_hat, x0_hat
 from fdtrain.diffusion.process import alpha, per_image, perturb, velocity
@@ -259,10 +259,10 @@ def test_truncated_normal_ode_likelihood_of_levels():
     """-log P of one dimension's levels, by dequantising: above the true probability of a bin, and near to it."""
     data, levels = gaussian(0.1, 0.09), 5
     bound = Bound(levels, Interval(0.05, 0.9999), "discrete")
-    start, k = OdeStart(bound), torch.tensor([[2]], dtype=torch.uint8).repeat(400, 1)
+    k = torch.tensor([[2]], dtype=torch.uint8).repeat(400, 1)
     u = ((torch.arange(400, dtype=torch.float64) + 0.5) / 400)[:, None]
-    x = start.images(k, u)
-    nll = ode_nll(data.field, x, 1e-5, interval=bound.interval).nll.mean().item() - start.entropy(1)
+    x, entropy = ode_start(bound, k, u)
+    nll = ode_nll(data.field, x, 1e-5, interval=bound.interval).nll.mean().item() - entropy
     a = math.sqrt(1 - 0.05**2)
     law = stats.norm(a * 0.1, math.sqrt(a * a * 0.09 + 0.05**2))
     centre = bin_centres(levels)[2].item()

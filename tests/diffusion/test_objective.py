@@ -4,7 +4,7 @@ import pytest
 import torch
 from densities import gaussian, three_modes
 
-from fdtrain.diffusion.clocks import Asinh, Uniform
+from fdtrain.diffusion.clocks import UNIFORM, Asinh
 from fdtrain.diffusion.objective import (
     Bound,
     bits_per_dim,
@@ -17,7 +17,7 @@ from fdtrain.diffusion.objective import (
 N = 400_000
 
 
-@pytest.mark.parametrize("density", [Uniform(), Asinh(0.03)], ids=str)
+@pytest.mark.parametrize("density", [UNIFORM, Asinh(0.03)], ids=["uniform", "asinh"])
 @pytest.mark.parametrize("data", [gaussian(d=3), three_modes(2)], ids=["gaussian", "mixture"])
 def test_bound_equals_the_entropy_for_the_exact_field(data, density):
     """method.md, section 3: for F* the mean NELBO is the entropy, within the standard error."""
@@ -31,12 +31,6 @@ def test_bound_equals_the_entropy_for_the_exact_field(data, density):
     error = difference.std().item() / math.sqrt(N)
     assert error < 0.02
     assert abs(difference.mean().item()) < 3 * error
-
-
-def test_gaussian_entropy():
-    data, generator = gaussian(0.7, 0.04), torch.Generator().manual_seed(0)
-    x0 = data.sample(N, generator)
-    assert data.nll(x0).mean().item() == pytest.approx(0.5 * math.log(2 * math.pi * math.e * 0.04), abs=0.01)
 
 
 def test_a_wrong_field_costs_nats():

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from fdtrain.diffusion.process import alpha, log_snr, perturb, velocity
+from fdtrain.diffusion.process import alpha, perturb, velocity
 
 ENDS = torch.tensor([0.0, 1.0], dtype=torch.float64)
 
@@ -31,9 +31,3 @@ def test_image_at_zero_and_noise_at_one():
     v = velocity(x0, eps, ENDS)
     assert torch.equal(v[0], eps[0])
     assert torch.equal(v[1], -x0[1])
-
-
-def test_log_snr_is_infinite_only_at_the_ends():
-    assert log_snr(ENDS).tolist() == [math.inf, -math.inf]
-    t = torch.tensor([0.6], dtype=torch.float64)
-    assert log_snr(t).item() == pytest.approx(math.log(0.64 / 0.36))

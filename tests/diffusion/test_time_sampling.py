@@ -1,30 +1,10 @@
 import numpy as np
 import pytest
 import torch
-from scipy import integrate, stats
+from scipy import stats
 
-from fdtrain.diffusion.clocks import Asinh, Uniform, time_density
+from fdtrain.diffusion.clocks import UNIFORM, Asinh
 from fdtrain.diffusion.time_sampling import draw_uniform
-
-DENSITIES = [Uniform(), Asinh(0.03), Asinh(1 / 256), Asinh(1.0)]
-
-
-@pytest.mark.parametrize("density", DENSITIES, ids=str)
-def test_density_is_one_of_the_closed_interval(density):
-    u = torch.tensor([0.0, 1.0], dtype=torch.float64)
-    assert density.quantile(u).tolist() == [0.0, 1.0]
-    total, _ = integrate.quad(lambda t: density.pdf(torch.tensor(t, dtype=torch.float64)).item(), 0, 1)
-    assert total == pytest.approx(1, abs=1e-8)
-
-
-@pytest.mark.parametrize("density", DENSITIES, ids=str)
-def test_quantile_inverts_the_distribution_function(density):
-    u = torch.linspace(0, 1, 1001, dtype=torch.float64)
-    t = density.quantile(u)
-    assert t.max() <= 1
-    torch.testing.assert_close(density.cdf(t), u, rtol=1e-12, atol=1e-14)
-    slope = torch.autograd.functional.jacobian(lambda v: density.cdf(v).sum(), t)
-    torch.testing.assert_close(slope, density.pdf(t), rtol=1e-10, atol=0)
 
 
 def test_no_draw_lies_beyond_one():
@@ -37,7 +17,7 @@ def test_no_draw_lies_beyond_one():
 def test_uniform_time_rarely_visits_the_fine_scales_and_asinh_does():
     """method.md: uniform t spends 1% of its draws on t < 0.01."""
     t = torch.tensor(0.01, dtype=torch.float64)
-    assert Uniform().cdf(t).item() == pytest.approx(0.01)
+    assert UNIFORM.cdf(t).item() == pytest.approx(0.01)
     assert Asinh(1 / 256).cdf(t).item() > 0.25
 
 
@@ -82,11 +62,6 @@ def test_variance_of_the_batch_mean():
         assert variances["iid", batch] == pytest.approx(iid / batch, rel=0.15)
         assert variances["stratified", batch] == pytest.approx((np.e**2 - 1) / 24 / batch**3, rel=0.15)
         assert variances[4, batch] == pytest.approx((np.e**2 - 1) / 24 / batch / 4**2, rel=0.15)
-
-
-def test_density_by_name():
-    assert time_density("uniform", 0.1) == Uniform()
-    assert time_density("asinh", 0.1) == Asinh(0.1)
 
 
 def _batch(kind, batch, generator, strata=None):

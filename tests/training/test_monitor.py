@@ -10,7 +10,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from fdtrain.diffusion.clocks import Uniform
+from fdtrain.diffusion.clocks import UNIFORM
 from fdtrain.evaluation.pictures import save_png
 from fdtrain.training.board import show_pictures
 from fdtrain.training.log_file import LogFile
@@ -19,7 +19,7 @@ from fdtrain.training.monitor import Monitor
 
 
 def test_window_means():
-    window = MetricSums(torch.device("cpu"), Uniform())
+    window = MetricSums(torch.device("cpu"), UNIFORM)
     u = torch.tensor([0.0, 0.05, 0.95, 0.999999], dtype=torch.float64)
     window.add_images(torch.tensor([1.0, 2.0, 3.0, 6.0]), torch.tensor([1.0, 3.0, -2.0, -4.0]), u)
     window.add_step(torch.tensor(2.0), torch.tensor(0.0))
@@ -106,7 +106,7 @@ def test_stopwatch_leaves_out_pauses():
 
 
 def test_images_without_a_finite_bound_are_left_out_of_the_means():
-    window = MetricSums(torch.device("cpu"), Uniform())
+    window = MetricSums(torch.device("cpu"), UNIFORM)
     u = torch.tensor([0.05, 0.15], dtype=torch.float64)
     window.add_images(torch.tensor([1.0, float("nan")]), torch.tensor([2.0, float("nan")]), u)
     metrics = window.read()

@@ -8,7 +8,7 @@ import torch
 from fdtrain.diffusion.clocks import CLOCKS, Clock
 from fdtrain.diffusion.solvers.grids import GRID, PUBLISHED, check_falling, check_grid, parse_grid, time_grid
 from fdtrain.diffusion.solvers.named import DEFAULT, SOLVERS, Solver
-from fdtrain.diffusion.solvers.sampling import euler_maruyama, sample
+from fdtrain.diffusion.solvers.sampling import sample
 
 __all__ = [
     "DEFAULT",
@@ -18,7 +18,6 @@ __all__ = [
     "Solver",
     "check_falling",
     "check_grid",
-    "euler_maruyama",
     "parse_grid",
     "sample",
     "time_grid",

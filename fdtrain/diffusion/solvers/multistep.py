@@ -81,41 +81,21 @@ ODE_DATA = Equation(
 )
 
 
-@dataclass(frozen=True)
-class Multistep:
-    """A member of the family: ``p`` evaluations predict, ``c`` correct (0: no corrector; 1: the new one alone).
+def multistep(equation: Equation, variable: Variable, p: int, c: int, times: Sequence[float]) -> list[Step]:
+    """The steps of a grid that falls from 1 to 0, by a member of the family: ``p`` evaluations predict, ``c`` correct
+    (0: no corrector; 1: the new one alone).
 
     The first steps take as many as there are. The last one, to ``t = 0``, evaluates nothing and is not corrected.
     """
-
-    equation: Equation
-    variable: Variable
-    p: int
-    c: int = 0
-
-    @property
-    def form(self) -> str:
-        return self.equation.form
-
-    @property
-    def stochastic(self) -> bool:
-        return self.equation.noise is not None
-
-    def steps(self, times: Sequence[float]) -> list[Step]:
-        """The steps of a grid that falls from 1 to 0."""
-        return [self._step(times[i::-1], t) for i, (_, t) in enumerate(pairwise(times))]
-
-    def _step(self, past: Sequence[float], t: float) -> Step:
-        """From ``past[0]`` to ``t``; ``past`` holds the times of all evaluations, the newest first."""
-        s, equation = past[0], self.equation
-        return Step(
-            s,
-            t,
-            equation.linear(s, t),
-            equation.noise(s, t) if equation.noise else 0.0,
-            integrals(equation, self.variable, past[: self.p], s, t),
-            integrals(equation, self.variable, [t, *past][: self.c], s, t) if self.c and t > 0 else (),
-        )
+    steps = []
+    for i, (s, t) in enumerate(pairwise(times)):
+        # The times of all evaluations, the newest first.
+        past = times[i::-1]
+        predictor = integrals(equation, variable, past[:p], s, t)
+        corrector = integrals(equation, variable, [t, *past][:c], s, t) if c and t > 0 else ()
+        noise = equation.noise(s, t) if equation.noise else 0.0
+        steps.append(Step(s, t, equation.linear(s, t), noise, predictor, corrector))
+    return steps
 
 
 def integrals(equation: Equation, variable: Variable, nodes: Sequence[float], s: float, t: float) -> list[float]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -13,8 +14,8 @@ from fdtrain.diffusion.solvers.multistep import (
     SDE_DATA,
     SDE_F,
     Equation,
-    Multistep,
     Variable,
+    multistep,
     scaled_angle,
 )
 from fdtrain.diffusion.solvers.step import Step, prediction
@@ -40,8 +41,8 @@ class Solver:
 
 
 def member(equation: Equation, variable: Variable, p: int, c: int = 0) -> Solver:
-    """Of the family: :class:`Multistep`."""
-    return Solver(Multistep(equation, variable, p, c).steps, equation.form, equation.noise is not None)
+    """Of the family: :func:`multistep`."""
+    return Solver(partial(multistep, equation, variable, p, c), equation.form, equation.noise is not None)
 
 
 SOLVERS = {

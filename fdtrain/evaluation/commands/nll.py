@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fdtrain.diffusion.likelihood import ODE_SOLVER, OdeStart, estimate
+from fdtrain.diffusion.likelihood import ODE_SOLVER, estimate
 from fdtrain.diffusion.objective import Bound
 from fdtrain.errors import UserError
 from fdtrain.evaluation import nll
@@ -138,7 +138,7 @@ def _ode(job: Job) -> Estimates:
     del options["exact"]
     options |= {
         "solver": ODE_SOLVER,
-        "dequantisation": OdeStart(job.spec.bound).dequantisation,
+        "dequantisation": job.spec.bound.ode_dequantisation,
         "trace": "exact" if exact else "Hutchinson, Rademacher",
         "probes": None if exact else probes,
         "nfe": evaluations / K,
