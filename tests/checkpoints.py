@@ -1,5 +1,6 @@
 """What lies in a checkpoint, for comparison; checkpoints without a run."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -38,19 +39,31 @@ def assert_close(a: Path, b: Path, atol: float) -> None:
         torch.testing.assert_close(first[key], second[key], rtol=0, atol=atol, msg=lambda m, key=key: f"{key}: {m}")
 
 
-def checkpoint_of(run, model, parts, kind=AVERAGE, step=7):
-    """A checkpoint whose average is cut over so many parts."""
-    temporary = run / "checkpoints" / store.temporary_name(step)
+def write_checkpoint(
+    folder: Path, step: int, parts: list[list[Fragment]], spec: ModelSpec, series: str = store.CHECKPOINTS, **state
+) -> Path:
+    """A checkpoint, or a snapshot of averages, of a part a rank; ``state`` are what of its description is not zero."""
+    temporary = folder / series / store.temporary_name(step)
     temporary.mkdir(parents=True)
-    for rank in range(parts):
-        fragments = []
-        for name, weight in model.named_parameters():
-            flat = weight.detach().flatten()
-            start, stop = (len(flat) * r // parts for r in (rank, rank + 1))
-            fragments.append(Fragment(kind, name, start, flat[start:stop].clone()))
+    for rank, fragments in enumerate(parts):
         part = temporary / part_name(rank)
         store.record_digest(part, write_part(part, fragments))
-    counters = store.Counters(0.0, {}, (0.0, 0.0))
-    state = store.State(step, 0, parts, 0, [0.0], 0, 0, counters, {}, None)
-    store.describe(temporary, model.spec, "", state)
-    return store.publish(temporary, parts)
+    counts = {"images": 0, "world_size": len(parts), "zero_stage": 0, "window": [0.0], "skips": 0, "rollbacks": 0}
+    rest = {"counters": store.Counters(0.0, {}, (0.0, 0.0)), "run": {}, "code": None}
+    store.describe(temporary, spec, "name: run\n", store.State(**{"step": step, **counts, **rest, **state}))
+    return (store.commit if series == store.CHECKPOINTS else store.publish)(temporary, len(parts))
+
+
+def shared(fragments: list[Fragment], parts: int) -> list[list[Fragment]]:
+    """Each cut into so many."""
+    cuts = [[len(f.tensor) * rank // parts for rank in range(parts + 1)] for f in fragments]
+    return [
+        [replace(f, start=at[k], tensor=f.tensor[at[k] : at[k + 1]].clone()) for f, at in zip(fragments, cuts)]
+        for k in range(parts)
+    ]
+
+
+def checkpoint_of(run, model, parts, kind=AVERAGE, step=7):
+    """A checkpoint whose average is cut over so many parts."""
+    whole = [Fragment(kind, name, 0, weight.detach().flatten()) for name, weight in model.named_parameters()]
+    return write_checkpoint(run, step, shared(whole, parts), model.spec)

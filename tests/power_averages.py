@@ -4,13 +4,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from checkpoints import shared, write_checkpoint
 from models import DIGITS
 from torch import Tensor
 
 from fdtrain.checkpoint import store
-from fdtrain.checkpoint.fragments import AVERAGE, WEIGHT, Fragment, part_name, write_part
+from fdtrain.checkpoint.fragments import AVERAGE, WEIGHT, Fragment
 from fdtrain.checkpoint.profiles import decay, exponent_of, fit
-from fdtrain.networks.model import Model, ModelSpec
+from fdtrain.networks.model import Model
 from fdtrain.training.ema import Average
 
 LENGTHS = (0.05, 0.1)
@@ -44,19 +45,6 @@ class Walk:
     snapshots: list[int]
 
 
-def write(run: Path, series: str, step: int, fragments: list[Fragment], parts: int, spec: ModelSpec = DIGITS) -> Path:
-    temporary = run / series / store.temporary_name(step)
-    temporary.mkdir(parents=True)
-    counters = store.Counters(0.0, {}, (0.0, 0.0))
-    store.describe(temporary, spec, "", store.State(step, 0, parts, 0, [0.0], 0, 0, counters, {}, None))
-    names = [part_name(rank) for rank in range(parts)]
-    for rank, name in enumerate(names):
-        cut = [(len(f.tensor) * rank // parts, len(f.tensor) * (rank + 1) // parts) for f in fragments]
-        mine = [replace(f, start=a, tensor=f.tensor[a:b].clone()) for f, (a, b) in zip(fragments, cut, strict=True)]
-        store.record_digest(temporary / name, write_part(temporary / name, mine))
-    return (store.commit if series == store.CHECKPOINTS else store.publish)(temporary, parts)
-
-
 def walk(run: Path, steps: int = 32, every: int = 4, parts: int = 1, lengths: tuple[float, ...] = LENGTHS) -> Walk:
     generator = torch.Generator().manual_seed(0)
     shapes = {name: p.numel() for name, p in Model(DIGITS).named_parameters()}
@@ -71,9 +59,9 @@ def walk(run: Path, steps: int = 32, every: int = 4, parts: int = 1, lengths: tu
             average.update()
         fragments = [fragment for average in averages for fragment in average.fragments]
         if step % every == 0 and lengths:
-            write(run, store.AVERAGES, step, fragments, parts)
+            write_checkpoint(run, step, shared(fragments, parts), DIGITS, store.AVERAGES)
             snapshots.append(step)
     own = [replace(w, kind=AVERAGE) for w in weights]
-    write(run, store.CHECKPOINTS, steps, weights + own + fragments, parts)
+    write_checkpoint(run, steps, shared(weights + own + fragments, parts), DIGITS)
     (run / "config.yaml").write_text("name: walk\n")
     return Walk(run, history, sorted({*snapshots, steps}))

@@ -5,6 +5,7 @@ import json
 import shutil
 from dataclasses import replace
 
+import checkpoints
 import pytest
 import torch
 
@@ -16,9 +17,7 @@ from fdtrain.checkpoint.fragments import (
     WEIGHT,
     Fragment,
     part_name,
-    write_part,
 )
-from fdtrain.checkpoint.store import Counters, State
 from fdtrain.errors import UserError
 from fdtrain.evaluation.load import find_model, load_model
 from fdtrain.networks.model import Model, ModelSpec
@@ -39,23 +38,13 @@ SETTINGS = {"dataset": "digits", "seed": 0}
 FILES = ("part_00000.safetensors", "part_00001.safetensors", "model.json", "config.yaml", "state.json", "MANIFEST.json")
 
 
-COUNTERS = Counters(0.0, {}, (0.0, 0.0))
-
-
 def write_checkpoint(run, step: int, skips: int = 0, value: float = 1.0, change=lambda pieces: None):
     """As a run of two ranks would; ``value`` is one element of the average. ``change`` what is written."""
-    temporary = run / "checkpoints" / store.temporary_name(step)
-    temporary.mkdir(parents=True)
-    store.describe(
-        temporary, SPEC, "name: run\n", State(step, 32 * step, 2, 1, [0.0], skips, 0, COUNTERS, SETTINGS, None)
-    )
     pieces = [Fragment(AVERAGE, n, 0, p.detach().flatten()) for n, p in Model(SPEC).named_parameters()]
     pieces[0].tensor[0] = value
     change(pieces)
-    for rank, fragments in enumerate((pieces[::2], pieces[1::2])):
-        part = temporary / part_name(rank)
-        store.record_digest(part, write_part(part, fragments))
-    return store.commit(temporary, 2)
+    state = {"skips": skips, "run": SETTINGS}
+    return checkpoints.write_checkpoint(run, step, [pieces[::2], pieces[1::2]], SPEC, **state)
 
 
 def newest_sound(run):
@@ -147,7 +136,7 @@ def test_a_part_that_never_comes_into_sight_ends_the_commit(run, monkeypatch):
     monkeypatch.setattr(store, "VISIBILITY_TIMEOUT_SECONDS", 0.2)
     temporary = run / "checkpoints" / store.temporary_name(15)
     temporary.mkdir()
-    store.describe(temporary, SPEC, "", State(15, 0, 1, 1, [0.0], 0, 0, COUNTERS, SETTINGS, None))
+    store.describe(temporary, SPEC, "", store.read_state(store.committed(run)[0]))
     with pytest.raises(OSError, match="not on a file system that all hosts share"):
         store.commit(temporary, 1)
     assert store.newest_step(run).name == "step_00000010"

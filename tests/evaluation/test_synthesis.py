@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from checkpoints import write_checkpoint
 from models import DIGITS, flat_features, saved
-from power_averages import direct_average, error_bound, walk, write
+from power_averages import direct_average, error_bound, walk
 
 import fdtrain
 from fdtrain.checkpoint import retention, store
@@ -75,7 +76,7 @@ def test_neither_the_number_of_parts_nor_later_snapshots_matter(run, tmp_path):
         for n in (0.05, 0.1)
         for name, p in weights(Model(DIGITS)).items()
     ]
-    write(tmp_path, store.AVERAGES, 36, noise, 1)
+    write_checkpoint(tmp_path, 36, [noise], DIGITS, store.AVERAGES)
     first, second = load_model(run.folder, 0.15), load_model(tmp_path, 0.15)
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
     # A run that goes on from step 32 has none of them.
@@ -125,11 +126,11 @@ def test_a_torn_snapshot_is_named(copied):
 def test_snapshots_of_another_model_or_of_impossible_lengths(copied):
     shutil.rmtree(copied / "averages" / "step_00000008")
     other = replace(DIGITS, levels=5)
-    write(copied, store.AVERAGES, 8, of_length(0.1, other), 1, other)
+    write_checkpoint(copied, 8, [of_length(0.1, other)], other, store.AVERAGES)
     with pytest.raises(UserError, match="step_00000008 cannot be used: it is of another model: levels 5 against 17"):
         load_model(copied, 0.1)
     shutil.rmtree(copied / "averages" / "step_00000008")
-    write(copied, store.AVERAGES, 8, of_length(0.0, DIGITS), 1)
+    write_checkpoint(copied, 8, [of_length(0.0, DIGITS)], DIGITS, store.AVERAGES)
     with pytest.raises(UserError, match=r"holds averages of impossible lengths \(\[0.0\]\)"):
         load_model(copied, 0.1)
 
