@@ -1,5 +1,7 @@
 """The one exception a user is meant to read, and how entry points show it."""
 
+import atexit
+import gc
 import logging
 import os
 import sys
@@ -128,6 +130,8 @@ def exit_code(main: Callable[[], None]) -> int:
     A rank of several that fails does not return.
     """
     log_to_console()
+    # At the interpreter's end all of torch would be searched for garbage, which takes a second.
+    atexit.register(gc.freeze)
     rank, local_rank, world_size = (
         int(os.environ.get(*of)) for of in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"))
     )

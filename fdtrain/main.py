@@ -1,7 +1,10 @@
 """Entry of ``deepspeed fdtrain/main.py --config configs/digits.yaml``: parse, build, run."""
 
 import argparse
+import gc
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 if not __package__:
@@ -55,6 +58,18 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+@contextmanager
+def importing() -> Iterator[None]:
+    """What is imported is no garbage: it is not searched for any, here or later, nor by reading processes, which would
+    copy it."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
 def train(arguments: argparse.Namespace) -> None:
     """Check everything that can be checked at once, then build the run's parts and train."""
     from fdtrain.resilience.launcher import watched
@@ -63,12 +78,14 @@ def train(arguments: argparse.Namespace) -> None:
     # DeepSpeed's; a tool's is its result.
     lose_what_fails("stdout")
     with watched(leave_before_training), handled(leave_before_training, BEFORE_TRAINING):
-        from fdtrain.training.plan import prepare
+        with importing():
+            from fdtrain.training.plan import prepare
 
         resume = arguments.resume == "auto"
         plan = prepare(arguments.config, arguments.set, resume, arguments.profile, arguments.allow_code)
         # Imports DeepSpeed, which takes seconds: a mistake in the configuration is told before that.
-        from fdtrain.training.build import carry_out
+        with importing():
+            from fdtrain.training.build import carry_out
 
         carry_out(plan)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from fdtrain.console import phase
 from fdtrain.errors import exit_code
+from fdtrain.main import importing
 from fdtrain.version import ShowVersion
 
 COMMANDS = {
@@ -86,7 +87,8 @@ def parse(name: str, arguments: list[str], prog: str | None = None) -> tuple[Any
         SystemExit: they cannot be parsed.
     """
     # Imported now: the others may need packages that are not installed.
-    command = import_module(f"fdtrain.commands.{name}")
+    with importing():
+        command = import_module(f"fdtrain.commands.{name}")
     style = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog, description=command.__doc__, formatter_class=style)
     if name != "train":  # Which has it from main.py.

@@ -29,6 +29,7 @@ if not distributed.on_gpu():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 import deepspeed
+from deepspeed.runtime import compiler
 from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
 from deepspeed.runtime.zero.utils import ZERO_SUPPORTED_OPTIMIZERS
 
@@ -38,6 +39,12 @@ warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distribu
 # A C++ extension that DeepSpeed would compile at start-up, for inference alone.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 ZERO_SUPPORTED_OPTIMIZERS.append(Muon)
+# ZeRO asks whether the optimizer is DeepSpeed's Muon. That one is compiled when it is imported, and the compiler alone
+# takes two seconds to import, on every rank.
+kept, compiler.compile = compiler.compile, lambda: compiler.dummy_decorator
+import deepspeed.runtime.zero.muon.original_muon  # noqa: E402
+
+compiler.compile = kept
 
 REDUCE_TO_OWNERS = 16
 """Ranks up to which ZeRO 1 and 2 reduce each piece of the gradient to the rank that owns it, which moves the fewest
