@@ -45,7 +45,7 @@ from fdtrain.data.mixture import lane_order, open_data
 from fdtrain.data.pack import pack, pack_digits
 from fdtrain.data.shards import ShardReader
 from fdtrain.data.sources.idx import idx
-from fdtrain.data.sources.source import Sample, Source
+from fdtrain.data.sources.source import Part, Sample, Source
 
 BATCH, LANES, WINDOW, SHARD = 128, 64, 1024, 1000
 PIXELS = {1: "l8", 3: "rgb8"}
@@ -338,29 +338,21 @@ def resident_mib(process: int) -> float:
 
 @dataclass(frozen=True)
 class Pool:
-    """A part of any length whose reading costs nothing: the same 1,000 images again and again."""
+    """Any number of images whose reading costs nothing: the same 1,000 again and again."""
 
     images: np.ndarray
     length: int
     resident: list[float] = field(default_factory=list)
 
-    def count(self) -> int:
-        return self.length
-
-    def open(self) -> Callable[[int], Sample]:
-        return self._read
-
-    def _read(self, index: int) -> Sample:
+    def read(self, index: int) -> Sample:
         if index % 1000 == 0:
             self.resident.append(resident_mib(os.getpid()))
         return self.images[index % len(self.images)], 3
 
-    def identity(self) -> str:
-        return str(self.length)
-
 
 def pack_fdtrain(pool: Pool, encoding: str, folder: Path) -> None:
-    pack(Source("benchmark", "made", 32, 3, [str(i) for i in range(10)], {"train": [pool]}), folder, encoding, SHARD)
+    part = Part(str(pool.length), pool.length, lambda: pool.read)
+    pack(Source("benchmark", "made", 32, 3, [str(i) for i in range(10)], {"train": [part]}), folder, encoding, SHARD)
 
 
 def pack_tarfile(pool: Pool, encoding: str, folder: Path) -> None:

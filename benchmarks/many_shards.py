@@ -59,7 +59,9 @@ def use(folder: Path, count: int) -> None:
         took = time.process_time() - begin
         print(f"step {step:>12,}: {len(rows)} samples of {len(names)} shards found in {took:.2f} s", flush=True)
     shared = f"{resident('RssAnon') - own:.0f} of them not shared with other processes"
-    print(f"memory: {resident('VmRSS') - before:.0f} MB more, {shared}; at most {resident('VmHWM') - before:.0f} MB more")
+    print(
+        f"memory: {resident('VmRSS') - before:.0f} MB more, {shared}; at most {resident('VmHWM') - before:.0f} MB more"
+    )
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ from bare_loop import bare_loop
 
 from fdtrain import distributed
 from fdtrain.data.pack import pack
-from fdtrain.data.sources.digits import Digits
+from fdtrain.data.sources.digits import in_memory
 from fdtrain.data.sources.source import Source
 from fdtrain.networks import layers
 from fdtrain.networks.model import Model, parameter_count
@@ -41,7 +41,7 @@ from fdtrain.training.trainer import FLAGS
 def random_images(folder, images=2000):
     """Pack images whose contents do not matter."""
     random = np.random.default_rng(0)
-    part = Digits(random.integers(0, 256, (images, 32, 32, 3), dtype=np.uint8), random.integers(0, 10, images))
+    part = in_memory(random.integers(0, 256, (images, 32, 32, 3), dtype=np.uint8), random.integers(0, 10, images))
     source = Source("random", "random numbers", 32, 3, [str(i) for i in range(10)], {"train": [part]})
     pack(source, folder)
     return folder

@@ -38,7 +38,7 @@ from fdtrain.data.location import PackedData, locate, without_credentials
 from fdtrain.data.members import NO_LABEL, json_field
 from fdtrain.data.shard_index import NamedLabels
 from fdtrain.data.shard_store import alone
-from fdtrain.data.sources.picture import Fit, WrongSize, exactly
+from fdtrain.data.sources.picture import Fit, WrongSize, decode, exactly
 from fdtrain.data.sources.shard_lists import shard_lists
 from fdtrain.data.sources.shards import (
     FoundSample,
@@ -49,7 +49,6 @@ from fdtrain.data.sources.shards import (
     found_samples,
     held_out,
     mapped,
-    pixels,
 )
 from fdtrain.data.sources.source import BadSample
 from fdtrain.data.workers import run, stopped
@@ -173,11 +172,8 @@ def is_shards(path: str) -> bool:
 
 def scanned(path: str) -> PackedData:
     """Shards as they are, of which :func:`is_shards` is true. They are checked once: the result is kept in the user's
-    cache, and holds until one of them changes. Of several processes one checks, and the others wait for it.
-
-    Raises:
-        UserError: as :func:`adopt`.
-    """
+    cache, and holds until one of them changes. Of several processes one checks, and the others wait for it. Raises
+    UserError: as :func:`adopt`."""
     splits = shard_lists([path], [])
     places = [os.path.realpath(place) for shards in splits.values() for place in shards if not is_remote(place)]
     if len(places) < sum(map(len, splits.values())):
@@ -257,10 +253,8 @@ def _tell(problems: Problems, images: int, fit: Fit) -> None:
 def check_shard(
     store: IndexStore, number: int, place: str, wanted: Wanted, fit: Fit, levels: int
 ) -> tuple[int, Problems]:
-    """Check every sample of a shard, and store its index if they are sound, unless this process is to stop.
-
-    Returns: the number of images that were checked.
-    """
+    """Check every sample of a shard, and store its index if they are sound, unless this process is to stop. Returns the
+    number of images that were checked."""
     version, problems, sound, count = _version(place), Problems(), list[FoundSample](), 0
     decoder, out = ImageDecoder(fit.size, fit.channels), np.empty(fit.size * fit.size * fit.channels, np.uint8)
     name = shown(place)
@@ -271,7 +265,7 @@ def check_shard(
             try:
                 if isinstance(sample, BadSample):
                     raise sample
-                packed = pixels(data[sample.bytes], sample, fit)
+                packed = decode(data[sample.bytes], sample.where, fit)
                 decoder.read(file.fileno(), sample.suffix.rpartition(".")[2], sample.offset, sample.size, out)
                 if not np.array_equal(out, packed.reshape(-1)):
                     raise Broken("turned by EXIF, or stored in other colours")

@@ -43,14 +43,8 @@ class Broken(Exception):
 
 
 def opened(data: bytes, kind: type, check: Callable[[int, int], None]) -> ImageFile.ImageFile:
-    """A picture of this kind, of which the header is read.
-
-    Args:
-        check: refuses a width and height in pixels.
-
-    Raises:
-        Broken: it is none; animated; of more than eight bits a channel.
-    """
+    """A picture of this kind, of which the header is read; ``check`` refuses a width and height in pixels. Raises
+    Broken: it is none; animated; of more than eight bits a channel."""
     if kind is WEBP:
         # Its decoder allocates the whole picture when it is made.
         check(*webp_size(data))
@@ -69,12 +63,16 @@ def opened(data: bytes, kind: type, check: Callable[[int, int], None]) -> ImageF
     return picture
 
 
-def webp_size(data: bytes) -> tuple[int, int]:
-    """Width and height of a WebP picture by its first chunk (RFC 9649).
+def array(data: bytes) -> np.ndarray:
+    """What a file of numpy holds. Raises Broken: no plain array, or not exactly."""
+    try:
+        return npy.array(data)
+    except ValueError as error:
+        raise Broken(f"not an npy array ({excerpt(error)})") from error
 
-    Raises:
-        Broken: it has none.
-    """
+
+def webp_size(data: bytes) -> tuple[int, int]:
+    """Width and height of a WebP picture by its first chunk (RFC 9649). Raises Broken: it has none."""
     kind, size = data[12:16], (0, 0)
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP" and len(data) >= 30:
         if kind == b"VP8 " and data[23:26] == b"\x9d\x01\x2a":
@@ -105,11 +103,8 @@ class ImageDecoder:
         self._png = _PNG_SIGNATURE + b"\0\0\0\x0d" + header + crc32(header).to_bytes(4, "big")
 
     def read(self, file: int, extension: str, offset: int, size: int, out: np.ndarray) -> None:
-        """The image at ``offset`` of an open file into ``out`` ``(H W C,)`` uint8.
-
-        Raises:
-            Broken: not an image, not of this shape, or absurdly long.
-        """
+        """The image at ``offset`` of an open file into ``out`` ``(H W C,)`` uint8. Raises Broken: not an image, not of
+        this shape, or absurdly long."""
         if extension == "npy":
             expected = len(self._header) + self.dims
             if size == expected == os.preadv(file, [self._buffer, out.data], offset) and self._buffer == self._header:
@@ -123,10 +118,7 @@ class ImageDecoder:
                 self._picture(data, PICTURES[extension], out)
 
     def _array(self, data: bytes, out: np.ndarray) -> None:
-        try:
-            values = npy.array(data)
-        except ValueError as error:
-            raise Broken(f"not an npy array ({excerpt(error)})") from error
+        values = array(data)
         if values.dtype != np.uint8:
             raise Broken(f"array of {excerpt(values.dtype)}, expected uint8")
         self._check((*values.shape, 1) if values.ndim == 2 else values.shape)

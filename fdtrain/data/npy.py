@@ -11,11 +11,8 @@ _READERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.r
 
 
 def header(file: IO[bytes], size: int) -> tuple[tuple[int, ...], np.dtype, bytes]:
-    """Shape, type, and the bytes that were read after the header, of a ``.npy`` file of so many bytes.
-
-    Raises:
-        ValueError: not a plain array in C order that fills the file exactly.
-    """
+    """Shape, type, and the bytes that were read after the header, of a ``.npy`` file of so many bytes. Raises
+    ValueError: not a plain array in C order that fills the file exactly."""
     head = io.BytesIO(file.read(LONGEST_HEADER))
     try:
         version = np.lib.format.read_magic(head)

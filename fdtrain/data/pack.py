@@ -35,12 +35,8 @@ def pack(
     What another request began is replaced if it has finished no shard, or cannot be finished for its bad images.
 
     Args:
-        source: to pack.
-        folder: for shards and ``dataset.json``.
         encoding: ``npy`` (uint8, read fastest) or ``png`` (a half to a third of the bytes).
         shard_images: of a shard, about: no shard spans two parts of the source.
-        workers: processes; 1: this one.
-        bar: show progress.
         again: replace what another request has packed in the folder.
 
     Raises:
@@ -108,10 +104,8 @@ def _check_folder(store: ShardStore, again: bool) -> None:
     begun = None
     with suppress(OSError, ValueError):
         begun = store.begun()
-    # Shards that somebody has deleted since are not there to be protected.
-    present = any((store.shards / file).exists() for file in store.finished())
     replaced = begun and (again or (begun.bad_images and not complete))
-    if (complete or present) and not replaced:
+    if (complete or store.finished()) and not replaced:
         raise UserError(
             f"{store.shards} was packed from another source or with other settings, see {store.request_file.name}. "
             "Repeat those, replace it with --again, or choose another folder."

@@ -29,14 +29,14 @@ LONGEST_EXTENSION = 1 << 16
 MAX_PADDING = 1 << 26
 """Bytes of zeros after the end, of which a compressed archive could have any number."""
 
-_FILE, _OLD_FILE, _CONTIGUOUS = b"0", b"\0", b"7"
-_LINK, _SYMBOLIC_LINK, _FOLDER = b"1", b"2", b"5"
-_WITHOUT_DATA = (_LINK, _SYMBOLIC_LINK, b"3", b"4", _FOLDER, b"6")
+FILE, LINK, SYMBOLIC_LINK, FOLDER = b"0", b"1", b"2", b"5"
+"""Kinds of members. The target of a symbolic link is as seen from its folder, of another from the archive's root."""
+_OLD_FILE, _CONTIGUOUS = b"\0", b"7"
+_WITHOUT_DATA = (LINK, SYMBOLIC_LINK, b"3", b"4", FOLDER, b"6")
 """Links, devices, folders and FIFOs."""
 _LONG_NAME, _LONG_LINK, _PAX, _PAX_SOLARIS, _PAX_GLOBAL = b"L", b"K", b"x", b"X", b"g"
 _META = re.compile(rb"__[^/]*__(/|$)")
 """What webdataset's reader skips too."""
-_ENDS_NUMBER = (0, ord(" "))
 _LARGEST_OCTAL = 8**11 - 1
 _OPENERS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
 _CHUNK = 1 << 20
@@ -52,25 +52,8 @@ class Entry(NamedTuple):
     name: bytes
     offset: int
     size: int
-    kind: bytes = _FILE
+    kind: bytes = FILE
     target: bytes = b""
-
-    @property
-    def is_file(self) -> bool:
-        return self.kind == _FILE
-
-    @property
-    def is_folder(self) -> bool:
-        return self.kind == _FOLDER
-
-    @property
-    def is_link(self) -> bool:
-        return self.kind in (_LINK, _SYMBOLIC_LINK)
-
-    @property
-    def is_symbolic(self) -> bool:
-        """Whether the link's target is as seen from its folder."""
-        return self.kind == _SYMBOLIC_LINK
 
 
 class Inflated:
@@ -90,34 +73,24 @@ class Inflated:
 def members(data: mmap.mmap | Inflated) -> Iterator[tuple[bytes, int, int]]:
     """Name, offset and size (bytes) of every file in the archive, in order.
 
-    Links, folders, and what webdataset takes for metadata (``__meta__/...``) are skipped.
-
-    Raises:
-        BadTar: the archive is damaged or ambiguous.
-    """
+    Links, folders, and what webdataset takes for metadata (``__meta__/...``) are skipped. Raises BadTar: the archive is
+    damaged or ambiguous."""
     for name, offset, size, kind, _ in scan(data):
-        if kind == _FILE and not (name.startswith(b"__") and _META.match(name)):
+        if kind == FILE and not (name.startswith(b"__") and _META.match(name)):
             yield name, offset, size
 
 
 def scan(data: mmap.mmap | Inflated) -> Iterator[Entry]:
     """Every member, in order; a file of whatever kind has the usual one. Errors as of :func:`members`."""
     end, position = len(data), 0
-    # The second part of the last plain file's header, and its sum: that of most others is the same.
-    tail, tail_sum = b"", 0
     while True:
         header = data[position : position + BLOCK]
         if len(header) < BLOCK:
             raise BadTar("cut short: no end-of-archive block")
-        if header[156:] == tail and (size := _plain_size(header, tail_sum)) is not None:
-            entry = Entry(header[:100].partition(b"\0")[0], position + BLOCK, size)
-        elif not any(header):
+        if header == bytes(BLOCK):
             _check_end(data, position)
             return
-        else:
-            entry = _read_headers(data, header, position)
-            if header[156:157] == _FILE and header[257:262] == b"ustar" and not header[345]:
-                tail, tail_sum = header[156:], sum(header[156:])
+        entry = _read_headers(data, header, position)
         position = entry.offset + -(-entry.size // BLOCK) * BLOCK
         if position > end:
             raise BadTar("cut short: a member runs past the end of the file")
@@ -142,18 +115,6 @@ def _check_end(data: mmap.mmap | Inflated, position: int) -> None:
             return
         if start - position > MAX_PADDING:
             raise BadTar(f"more than {MAX_PADDING} bytes of zeros after its end")
-
-
-def _plain_size(header: bytes, tail_sum: int) -> int | None:
-    """The size in the header of a plain file; None: the header needs the full checks."""
-    digits = header[124:135]
-    try:
-        # Adler's sum modulo 65521 is the quickest there is; the header's own field counts as spaces in it.
-        if digits.isdigit() and adler32(header[:148]) & 0xFFFF == (int(header[148:154], 8) - tail_sum - 255) % 65521:
-            return int(digits, 8) if header[135] in _ENDS_NUMBER else None
-    except ValueError:
-        return None
-    return None
 
 
 def _read_headers(data: mmap.mmap | Inflated, header: bytes, position: int) -> Entry:
@@ -199,8 +160,8 @@ def _read_headers(data: mmap.mmap | Inflated, header: bytes, position: int) -> E
         raise BadTar(f"two sizes for one member, at byte {position}")
     size = length if size is None else size
     if kind == _OLD_FILE and name.endswith(b"/"):
-        kind = _FOLDER
-    if kind in (_FILE, _OLD_FILE, _CONTIGUOUS):
+        kind = FOLDER
+    if kind in (FILE, _OLD_FILE, _CONTIGUOUS):
         if name.endswith(b"/"):
             raise BadTar(f"a file with the name of a folder, at byte {position}")
         return Entry(name, offset, size)
@@ -244,16 +205,14 @@ def _records(content: bytes, offset: int) -> dict[bytes, bytes]:
 
 def _check_sum(header: bytes, position: int) -> None:
     rest = header[:148] + b" " * 8 + header[156:]
-    # Old writers added up signed bytes.
-    if _sum_field(header) not in (sum(rest), sum(rest) - 256 * sum(byte > 127 for byte in rest)):
-        raise BadTar(f"no tar header at byte {position}")
-
-
-def _sum_field(header: bytes) -> int:
     try:
-        return int(header[148:156].partition(b"\0")[0], 8)
+        told = int(header[148:156].partition(b"\0")[0], 8)
     except ValueError:
-        return -1
+        told = -1
+    # Adler's is the quickest of all sums, modulo 65521. Old writers added up signed bytes.
+    same = adler32(rest) & 0xFFFF == (told + 1) % 65521 or told == sum(rest) - 256 * sum(byte > 127 for byte in rest)
+    if told < 0 or not same:
+        raise BadTar(f"no tar header at byte {position}")
 
 
 def _octal(field: bytes, position: int) -> int:
@@ -287,11 +246,8 @@ def compressed(path: Path) -> bool:
 
 @contextmanager
 def opened(path: Path) -> Iterator[mmap.mmap | Inflated]:
-    """The bytes of an archive, compressed or not.
-
-    Raises:
-        OSError, ValueError: it cannot be opened, or is empty; and as the decompressors, here and within.
-    """
+    """The bytes of an archive, compressed or not. Raises OSError, ValueError: it cannot be opened, or is empty; and as
+    the decompressors, here and within."""
     with path.open("rb") as file:
         if (opener := _opener(file)) is not None:
             with opener(file) as content:
@@ -311,12 +267,9 @@ class TarWriter:
     """Writes a tar of small files as it grows; nothing of it depends on when or where it is made.
 
     ``tarfile`` takes some 30 us to make the header of each member: with two members to an image that is most of the
-    time that writing small images takes. The bytes here are those of its USTAR format, members of
-    mode 0444 and time 0, owned by "bigdata" as webdataset's own writer has it.
-
-    Args:
-        file: to write to; errors of it are raised by :meth:`add` and :meth:`close`.
-    """
+    time that writing small images takes. The bytes here are those of its USTAR format, members of mode
+    0444 and time 0, owned by "bigdata" as webdataset's own writer has it. Errors of the file are raised by :meth:`add`
+    and :meth:`close`."""
 
     def __init__(self, file: BinaryIO):
         self.file, self.size = file, 0
@@ -327,10 +280,8 @@ class TarWriter:
         self._by_size: dict[int, tuple[bytes, int]] = {}
 
     def add(self, name: bytes, *data: bytes) -> tuple[int, int]:
-        """Append a file whose bytes are those of ``data`` in turn. Names have at most 100 bytes.
-
-        Returns: where its bytes begin, and how many they are.
-        """
+        """Append a file whose bytes are those of ``data`` in turn. Names have at most 100 bytes. Returns where its
+        bytes begin, and how many they are."""
         size = sum(map(len, data))
         padding = -size % BLOCK
         offset = self.size + self._pending + BLOCK

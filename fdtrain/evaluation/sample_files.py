@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fdtrain import files
 from fdtrain.data.pack import pack
-from fdtrain.data.sources.source import Sample, Source
+from fdtrain.data.sources.source import Part, Sample, Source
 from fdtrain.errors import UserError
 from fdtrain.evaluation import image_sets, pictures, result
 from fdtrain.evaluation.samples import to_pixels
@@ -161,28 +161,15 @@ def _npz(path: Path, parts: RowStore, spec: ModelSpec, labels) -> None:
     files.write_atomically(path, write_to)
 
 
-@dataclass(frozen=True)
-class _Stored:
-    """Parts as a part of a source that can be packed."""
+def _samples(parts: RowStore, labels: Labels | None) -> Iterator[Sample]:
+    for part, levels in parts.load_all():
+        yield from zip(levels.permute(0, 2, 3, 1).numpy(), (labels and labels(part)) or [-1] * len(part))
 
-    parts: RowStore
-    labels: Labels | None
 
-    def count(self) -> int:
-        return self.parts.count
-
-    def open(self) -> Callable[[int], Sample]:
-        """Reads in order."""
-        stream = self._samples()
-        return lambda index: next(stream)
-
-    def _samples(self) -> Iterator[Sample]:
-        for part, levels in self.parts.load_all():
-            labels = (self.labels and self.labels(part)) or [-1] * len(part)
-            yield from zip(levels.permute(0, 2, 3, 1).numpy(), labels)
-
-    def identity(self) -> str:
-        return json.dumps(self.parts.request)
+def _read(parts: RowStore, labels: Labels | None) -> Callable[[int], Sample]:
+    """Reads in order."""
+    stream = _samples(parts, labels)
+    return lambda index: next(stream)
 
 
 def _shards(path: Path, parts: RowStore, spec: ModelSpec, labels) -> None:
@@ -193,7 +180,7 @@ def _shards(path: Path, parts: RowStore, spec: ModelSpec, labels) -> None:
         size=spec.size,
         channels=spec.channels,
         classes=spec.classes,
-        splits={SPLIT: [_Stored(parts, labels)]},
+        splits={SPLIT: [Part(json.dumps(asked), parts.count, partial(_read, parts, labels))]},
         levels=spec.levels,
     )
     pack(source, path)

@@ -1,18 +1,20 @@
 """Existing shards adopted without a copy: every image is the file's own, or refused as the packer would read it."""
 
+import bz2
+import gzip
 import io
 import json
+import lzma
 import os
 import re
 import tarfile
 import time
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from flaky import Flaky
-from packed import npy, picture, raw_png, write_tar
+from packed import npy, picture, write_tar
 from PIL import Image, PngImagePlugin
 from webdataset import tariterators
 
@@ -178,21 +180,17 @@ def anew(train, size, test=(), holdout=0, labels=None, **options):
         (lambda n: {"a.cls": b"1", "b.cls": b"2"}, "several labels .a.cls, b.cls.. Choose one with --labels"),
         (lambda n: {"cls": b"%d.0" % n}, "'cls' holds 0.0, no whole number"),
         (lambda n: {"json": b'{"label": "1.5e3"}'}, "'json' holds 1.5e3, no whole number"),
+        (lambda n: {"cls": b"1"}, "--labels cls:x: only JSON has fields"),
     ],
 )
 def test_bad_labels(tmp_path, label, complaint):
+    labels = "cls:x" if complaint.startswith("--labels") else None
     path = shard(tmp_path / "0.tar", range(4), label=label)
     with pytest.raises(UserError, match=complaint):
-        adopted(tmp_path / "set", path)
+        adopted(tmp_path / "set", path, labels=labels)
     with pytest.raises(UserError, match=complaint):
-        pack(anew([path], SIZE), tmp_path / "new")
+        pack(anew([path], SIZE, labels=labels), tmp_path / "new")
     assert not (tmp_path / "set" / "dataset.json").exists()
-
-
-def test_only_json_has_fields(tmp_path):
-    path = shard(tmp_path / "0.tar", range(4))
-    with pytest.raises(UserError, match="--labels cls:x: only JSON has fields"):
-        adopted(tmp_path / "set", path, labels="cls:x")
 
 
 def file_of(mode: str, kind: str = "png", size=(SIZE, SIZE), **options) -> bytes:
@@ -210,22 +208,14 @@ def exif(orientation: int) -> Image.Exif:
     return tags
 
 
-def frames(kind: str) -> bytes:
-    file = io.BytesIO()
-    first, second = (Image.fromarray(pixels(n)) for n in (1, 2))
-    first.save(file, kind, save_all=True, append_images=[second], duration=50)
-    return file.getvalue()
-
-
 def long_text() -> PngImagePlugin.PngInfo:
     text = PngImagePlugin.PngInfo()
     text.add_text("parameters", "of a generator" * 200_000, zip=True)
     return text
 
 
-DEEP = raw_png(SIZE, SIZE, (b"IDAT", zlib.compress(bytes(SIZE * (6 * SIZE + 1)))), bits=16)
-"""Of 16 bits a channel, in colours, which Pillow opens as 8."""
 GOOD = [("0.png", encoded(0, "png"))]
+COMPRESSORS = (gzip.compress, bz2.compress, lzma.compress)
 ANEW = rf"1 of 2 images would not be read as the packer packs them.* --size {SIZE} "
 CROP = rf"1 of 2 images need a crop or a resize to be {SIZE}x{SIZE}.* adopting changes no image.* --size PIXELS"
 
@@ -234,22 +224,15 @@ CROP = rf"1 of 2 images need a crop or a resize to be {SIZE}x{SIZE}.* adopting c
     ("members", "complaint"),
     [
         # Packed anew only.
-        ([("1.jpg", file_of("CMYK", "jpeg"))], ANEW),
         ([("1.jpg", file_of("RGB", "jpeg", exif=exif(3)))], ANEW),
         ([("1.png", file_of("RGB", exif=exif(6)))], ANEW),
         ([("1.webp", file_of("RGB", "webp", lossless=True, exif=exif(2)))], ANEW),
-        ([("1.png", file_of("P"))], ANEW),
         ([("1.png", file_of("L"))], ANEW),
-        ([("1.png", file_of("RGB", size=(9, 9)))], CROP),
-        ([("1.webp", file_of("RGB", "webp", size=(8, 6)))], CROP),
         ([("1.jpg", file_of("RGB", "jpeg", size=(8, 6), exif=exif(6)))], CROP),
         ([("1.npy", npy(pixels(1, 9)))], CROP),
         ([("1.png", file_of("RGB") + bytes(2_000_000))], ANEW),
         ([("1.npy", npy(pixels(1).transpose(2, 0, 1).copy()))], ANEW),
-        # Not at all.
-        ([("1.webp", frames("webp"))], "sample '1' is animated"),
-        ([("1.png", DEEP)], "is of 16 bits"),
-        ([("1.webp", file_of("RGBA", "webp", lossless=True))], "has transparency"),
+        # Not at all. Other kinds of pictures: test_picture.py.
         ([("1.jpg", file_of("RGB", "jpeg")[:200])], "is a broken image|is not"),
         ([("1.png", b"")], "is not an image"),
         ([("1.npy", npy(pixels(1).astype(np.uint16)))], "array of uint16 .* images are uint8"),
@@ -287,7 +270,7 @@ def test_names_with_dots(tmp_path):
     """webdataset ends a name at its first dot; files are packed by their whole names."""
     files = [(f"photo.{n:02d}.{s}", d) for n in range(3) for s, d in (("png", encoded(n, "png")), ("cls", b"%d" % n))]
     write_tar(tmp_path / "0.tar", files)
-    with pytest.raises(UserError, match=r"'photo' has several images \(00.png.*fdtrain pack images SHARD.tar"):
+    with pytest.raises(UserError, match=r"'photo' has several images \(00.png"):
         adopted(tmp_path / "set", tmp_path / "0.tar")
     pack(images(tmp_path / "0.tar", None, 0, "some", None, None, 10), tmp_path / "new")
     found, labels = Split(tmp_path / "new", "train").batch(range(3))
@@ -343,12 +326,6 @@ def test_paths_of_shards_that_cannot_be_read(tmp_path, monkeypatch):
         open_data([tmp_path / "pipes.txt"], [1.0])
 
 
-def test_a_list_with_a_byte_order_mark(tmp_path):
-    shard(tmp_path / "0.tar", range(3))
-    (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbf0.tar\r\n")
-    assert adopted(tmp_path / "set", tmp_path / "list.txt").images("train") == 3
-
-
 def test_pictures_that_are_stored_as_they_are_packed(tmp_path):
     """What a grey, upright or plainly coloured picture has beside its pixels changes nothing."""
     members = [
@@ -393,15 +370,6 @@ def test_mixed_sizes_are_counted_and_packed_anew(tmp_path):
         np.testing.assert_array_equal(images[i].permute(1, 2, 0).numpy(), own_pixels(members[i][1]))
     left = Image.open(io.BytesIO(members[2][1])).crop((5, 0, 15, 10)).resize((8, 8), Image.Resampling.LANCZOS)
     np.testing.assert_array_equal(images[2].permute(1, 2, 0).numpy(), np.asarray(left))
-
-
-def test_many_bad_images_are_counted_and_some_named(tmp_path):
-    write_tar(tmp_path / "0.tar", [*GOOD, *((f"{i}.png", b"x") for i in range(1, 60))])
-    with pytest.raises(UserError) as error:
-        adopted(tmp_path / "set", tmp_path / "0.tar")
-    lines = str(error.value).splitlines()
-    assert lines[0] == "59 of 60 images cannot be used. The first 20:"
-    assert len(lines) == 21
 
 
 def test_the_image_is_chosen_among_several(tmp_path):
@@ -451,84 +419,53 @@ def test_a_data_set_above_its_shards_can_be_moved(tmp_path):
     same(tmp_path / "moved", "train", tmp_path / "moved" / "deep" / "0.tar")
 
 
-def test_other_tars_in_the_folder_are_left_alone(tmp_path):
-    tars = [shard(tmp_path / f"{i}.tar", range(3 * i, 3 * i + 3)) for i in range(3)]
-    adopted(tmp_path, *tars[:2])
-    same(tmp_path, "train", *tars[:2])
+PLACES = [
+    ("0.tar 1.tar", ".", "", "train: 0.tar 1.tar"),
+    ("0.tar 1.tar 2.tar", "{2..1}.tar", "0.tar", "train: 2.tar 1.tar; test: 0.tar"),
+    ("a/0.tar b/0.tar", "*/0.tar", "", "train: a/0.tar b/0.tar"),
+    ("a/0.tar b/0.tar", "a b/*", "", "train: a/0.tar b/0.tar"),
+    ("a/0.tar v/0.tar", "a", "v", "train: a/0.tar; test: v/0.tar"),
+    ("x/train/0.tar x/val/0.tar", "x", "", "train: x/train/0.tar; valid: x/val/0.tar"),
+    ("i-train-0.tar i-validation-0.tar", ".", "", "train: i-train-0.tar; valid: i-validation-0.tar"),
+    ("train0.tar test0.tar", "*.tar", "", "train: train0.tar; test: test0.tar"),
+    ("train0.tar x.tar", ".", "", "train: train0.tar x.tar"),
+    ("val/0.tar", "val", "", "train: val/0.tar"),
+    ("{0..1}.tar", "{0..1}.tar", "", "train: {0..1}.tar"),
+    ("", "0.tar", "", "no file 0.tar"),
+    ("", "*.tar", "", "no file"),
+    ("0.tar", "{0..1}.tar", "", "no file 1.tar"),
+    ("0.tar", "{0..1.tar", "", "has a '{' without its other"),
+    ("a/x.png", "a", "", "holds no shards .* fdtrain pack images"),
+    ("0.tar", "0.tar ./0.tar", "", "named twice, for train and for train"),
+    ("0.tar", "*.tar", "0.tar", "named twice, for train and for test"),
+    ("0.tar test.tar", ".", "", "which shards are to train on"),
+    ("val/0.tar test/1.tar", ".", "", "which shards are to train on"),
+    ("train-val.tar test.tar", ".", "", "train-val.tar: which split"),
+    ("", "pipe:true", "", "commands .pipe:. cannot be adopted"),
+    ("", "https://host/*.tar", "", "servers are not searched"),
+    ("", "https://host/shards/", "", "servers are not searched"),
+    ("", "https://host/0.tar?${NO_SUCH_VARIABLE}", "", "the environment does not have"),
+]
 
 
-@pytest.mark.parametrize(
-    ("names", "train", "test", "expected"),
-    [
-        (["0.tar", "1.tar"], ["."], [], {"train": ["0.tar", "1.tar"]}),
-        (["0.tar", "1.tar", "2.tar"], ["{2..1}.tar"], ["0.tar"], {"train": ["2.tar", "1.tar"], "test": ["0.tar"]}),
-        (["a/0.tar", "b/0.tar"], ["*/0.tar"], [], {"train": ["a/0.tar", "b/0.tar"]}),
-        (["a/0.tar", "b/0.tar"], ["a", "b/*"], [], {"train": ["a/0.tar", "b/0.tar"]}),
-        (["a/0.tar", "v/0.tar"], ["a"], ["v"], {"train": ["a/0.tar"], "test": ["v/0.tar"]}),
-        (["x/train/0.tar", "x/val/0.tar"], ["x"], [], {"train": ["x/train/0.tar"], "valid": ["x/val/0.tar"]}),
-        (
-            ["i-train-0.tar", "i-validation-0.tar"],
-            ["."],
-            [],
-            {"train": ["i-train-0.tar"], "valid": ["i-validation-0.tar"]},
-        ),
-        (["train0.tar", "test0.tar"], ["*.tar"], [], {"train": ["train0.tar"], "test": ["test0.tar"]}),
-        (["train0.tar", "x.tar"], ["."], [], {"train": ["train0.tar", "x.tar"]}),
-        (["val/0.tar"], ["val"], [], {"train": ["val/0.tar"]}),
-        (["{0..1}.tar"], ["{0..1}.tar"], [], {"train": ["{0..1}.tar"]}),
-    ],
-)
-def test_names_of_shards(tmp_path, monkeypatch, names, train, test, expected):
-    for name in names:
+@pytest.mark.parametrize(("files", "train", "test", "expected"), PLACES)
+def test_names_of_shards(tmp_path, monkeypatch, files, train, test, expected):
+    for name in files.split():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes(b"")
+        (tmp_path / name).touch()
     monkeypatch.chdir(tmp_path)
-    found = shard_lists(train, test)
-    assert {split: [os.path.normpath(place) for place in places] for split, places in found.items()} == expected
-
-
-@pytest.mark.parametrize(
-    ("names", "train", "test", "complaint"),
-    [
-        ([], ["0.tar"], [], "no file 0.tar"),
-        ([], ["*.tar"], [], "no file"),
-        (["0.tar"], ["{0..1}.tar"], [], "no file 1.tar"),
-        (["0.tar"], ["{0..1.tar"], [], "has a '{' without a '}'"),
-        (["a/x.png"], ["a"], [], "holds no shards .* fdtrain pack images"),
-        (["0.tar"], ["0.tar", "./0.tar"], [], "named twice, for train and for train"),
-        (["0.tar"], ["*.tar"], ["0.tar"], "named twice, for train and for test"),
-        (["0.tar", "test.tar"], ["."], [], "which shards are to train on"),
-        (["val/0.tar", "test/1.tar"], ["."], [], "which shards are to train on"),
-        (["train-val.tar", "test.tar"], ["."], [], "train-val.tar: which split"),
-        ([], ["pipe:cat 0.tar"], [], "commands .pipe:. cannot be adopted"),
-        ([], ["pipe:touch executed.txt"], [], "commands .pipe:. cannot be adopted"),
-        ([], ["https://host/*.tar"], [], "servers are not searched"),
-        ([], ["https://host/shards/"], [], "servers are not searched"),
-        ([], ["https://host/0.tar?${NO_SUCH_VARIABLE}"], [], "the environment does not have"),
-    ],
-)
-def test_names_that_are_refused(tmp_path, monkeypatch, names, train, test, complaint):
-    for name in names:
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes(b"")
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=complaint):
-        shard_lists(train, test)
-    assert not Path("executed.txt").exists()
-
-
-@pytest.mark.parametrize("mode", ["w:gz", "w:bz2", "w:xz"])
-@pytest.mark.parametrize("name", ["0.tar", "0.tar.gz"])
-def test_a_compressed_shard(tmp_path, mode, name):
-    write_tar(tmp_path / name, GOOD, mode=mode)
-    for make in (lambda: adopted(tmp_path / "set", tmp_path / name), lambda: anew([tmp_path / name], SIZE)):
-        with pytest.raises(UserError, match=r"is compressed: no sample in it can be read in place. Decompress it"):
-            make()
+    if not expected.startswith("train: "):
+        with pytest.raises(UserError, match=expected):
+            shard_lists(train.split(), test.split())
+        return
+    found = shard_lists(train.split(), test.split())
+    assert "; ".join(f"{split}: {' '.join(map(os.path.normpath, of))}" for split, of in found.items()) == expected
 
 
 @pytest.mark.parametrize(
     ("damage", "complaint"),
     [
+        *((compress, "is compressed: no sample in it can be read in place") for compress in COMPRESSORS),
         (lambda data: b"", "is empty .0 bytes.. Fetch or make it again"),
         (lambda data: data[:1500], "cut short"),
         (lambda data: 2 * data, "goes on after its end at byte .*: several archives in one file"),
@@ -572,13 +509,6 @@ def test_a_holdout_is_of_whole_shards(tmp_path):
     assert (new.images("train"), new.images("test")) == (9, 6)
     with pytest.raises(UserError, match=r"takes whole shards, and would leave none\. Hold out about"):
         adopted(tmp_path / "most", *tars, holdout=13)
-
-
-def test_classes_of_held_out_images(tmp_path):
-    train = shard(tmp_path / "0.tar", range(3), label=lambda n: {"cls": b"cat"})
-    test = shard(tmp_path / "1.tar", range(3, 6), label=lambda n: {"cls": b"dog"})
-    with pytest.raises(UserError, match="classes that the train images lack: dog"):
-        adopted(tmp_path / "set", train, test=[test])
 
 
 def test_a_data_set_is_not_replaced(tmp_path):
@@ -633,14 +563,6 @@ def test_presigned_urls(tmp_path, capsys, monkeypatch):
     assert "SECRET" not in str(error.value)
     assert "9.tar" in str(error.value)
     assert "SECRET" not in "".join(capsys.readouterr())
-
-
-def test_presigned_urls_of_one_name(tmp_path):
-    tars = [shard(tmp_path / "in" / part / "0.tar", range(i, i + 3)) for i, part in ((0, "train"), (3, "test"))]
-    with served(tmp_path / "in") as url:
-        adopted(tmp_path / "set", f"{url}/train/0.tar?a=1", f"{url}/test/0.tar?a=2")
-        same(tmp_path / "set" / "shards.txt", "train", tars[0])
-        same(tmp_path / "set" / "shards.txt", "test", tars[1])
 
 
 @pytest.mark.parametrize("place", ["/etc/passwd", "file:///etc/passwd", "local:///etc/passwd"])

@@ -105,21 +105,6 @@ def test_skipped_files_are_counted(tmp_path):
     assert "3 files are of other kinds and were skipped (2 .gif, 1 no extension)" in notes[0]
 
 
-def test_a_folder_that_cannot_be_read(tmp_path, monkeypatch):
-    image_folder(tmp_path / "in", {"cat/a.png": FILES[0], "dog/b.png": FILES[1]})
-    listdir = os.listdir
-
-    def refused(folder):
-        if Path(folder).name == "cat":
-            raise PermissionError(13, "Permission denied")
-        return listdir(folder)
-
-    # Permissions do not bind the superuser, whom tests may run as.
-    monkeypatch.setattr(archive.os, "listdir", refused)
-    with pytest.raises(UserError, match=r"in/cat cannot be read \(Permission denied\). Make it readable"):
-        image_source(tmp_path / "in")
-
-
 @pytest.mark.parametrize(
     ("name", "target", "message"),
     [
@@ -220,36 +205,13 @@ def test_a_rotated_picture_is_cropped_upright(tmp_path):
     assert found["train"] == by_content(np.rot90(wide, -1)[5:25][None], [-1])
 
 
-def damaged_tars() -> dict[str, tuple[bytes, str]]:
-    """Tars that would lose images if what cannot be read were taken for their end. Others: test_tar.py."""
-    whole = tar_bytes((f"{i}.png", data) for i, data in enumerate(FILES))
-    second = 512 + -(-len(FILES[0]) // 512) * 512
-    return {
-        "garbage header": (whole[:second] + b"\xa5" * 512 + whole[second + 512 :], "no tar header at byte"),
-        "cut short": (whole[: second + 700], "cut short"),
-        "a second archive behind": (whole + tar_bytes([("more.png", FILES[0])]), "several archives in one file"),
-        "a fifo": (tar_bytes([("x.png", b"", tarfile.FIFOTYPE, "")]), "neither a plain file, a folder nor a link"),
-    }
-
-
 @pytest.mark.parametrize("compress", [False, True])
-@pytest.mark.parametrize("what", damaged_tars())
-def test_damaged_tars_lose_nothing_silently(tmp_path, what, compress):
-    data, message = damaged_tars()[what]
-    path = tmp_path / "in.tar"
-    path.write_bytes(gzip.compress(data) if compress else data)
-    with pytest.raises(UserError, match=rf"in\.tar cannot be read as a folder, zip or tar .*{message}"):
-        members(path)
-
-
-@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_long_and_foreign_names(tmp_path, form):
-    # Two components, each short enough for USTAR's fields.
-    names = [f"{'a' * 60}/{'b' * 60}{i}.png" for i in range(2)] + ["ä/é.png"]
-    (tmp_path / "in.tar").write_bytes(tar_bytes(zip(names, FILES), form))
-    found = members(tmp_path / "in.tar")
-    assert [member.name for member in found] == names
-    assert [archive.read(member) for member in found] == FILES[:3]
+def test_a_tar_that_goes_on_after_its_end(tmp_path, compress):
+    """What else a damaged tar may be: test_tar.py."""
+    data = 2 * tar_bytes([("a.png", FILES[0])])
+    (tmp_path / "in.tar").write_bytes(gzip.compress(data) if compress else data)
+    with pytest.raises(UserError, match=r"in\.tar cannot be read .*several archives in one file"):
+        members(tmp_path / "in.tar")
 
 
 @pytest.mark.parametrize("compress", [False, True])
@@ -284,19 +246,6 @@ def test_two_files_of_one_name(tmp_path, made):
     (tmp_path / "in").write_bytes(made(("a.png", data) for data in FILES[:2]))
     with pytest.raises(UserError, match=r"holds 'a.png' 2 times"):
         members(tmp_path / "in")
-
-
-@pytest.mark.parametrize("field", ["file_size", "compress_size"])
-@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
-def test_zip64_sizes_beyond_any_memory(tmp_path, field, compression):
-    with zipfile.ZipFile(tmp_path / "in.zip", "w", compression) as content:
-        content.writestr("a.png", FILES[0])
-        setattr(content.filelist[0], field, 1 << 62)
-    [member] = members(tmp_path / "in.zip")
-    with pytest.raises(UserError, match="claims 4611686018427387904 bytes, more than any image"):
-        archive.read(member)
-    with pytest.raises(UserError, match=r"in\.zip, member 'a\.png'"), archive.stream(member) as file:
-        file.read()
 
 
 @pytest.mark.parametrize("container", ["tar", "folder"])

@@ -7,10 +7,11 @@ import zlib
 import numpy as np
 import published as pub
 import pytest
-from packed import raw_png
+from packed import raw_png, write_tar
 from PIL import Image
 from test_pack_sources import image_folder, unpacked
 
+from fdtrain.data.adopt import adopt
 from fdtrain.data.pack import pack
 from fdtrain.data.sources.images import images
 from fdtrain.data.sources.picture import Fit, decode, exactly, fit_like
@@ -61,6 +62,11 @@ def source(folder, data: bytes):
     return images(folder, None, 0, "some", None, 3, 10)
 
 
+def shards(folder, data: bytes) -> dict[str, list[str]]:
+    """The same as a shard."""
+    return {"train": [str(write_tar(folder / "0.tar", [("0.png", saved(RGB)), ("1.png", data)]))]}
+
+
 def stored(folder) -> set[bytes]:
     return {image.tobytes() for image in unpacked(folder, "train")[0]}
 
@@ -68,6 +74,8 @@ def stored(folder) -> set[bytes]:
 @pytest.mark.parametrize("what", CONVERTED)
 def test_pictures_that_are_converted(tmp_path, what):
     pack(source(tmp_path / "in", CONVERTED[what]), tmp_path / "out")
+    with pytest.raises(UserError, match="1 of 2 images would not be read as the packer"):
+        adopt(shards(tmp_path, CONVERTED[what]), tmp_path / "adopted", "some")
     expected = Image.open(io.BytesIO(CONVERTED[what])).convert("RGB")
     assert stored(tmp_path / "out") == {np.asarray(RGB).tobytes(), np.asarray(expected).tobytes()}
 
@@ -78,6 +86,8 @@ def test_pictures_that_are_refused(tmp_path, what):
     with pytest.raises(UserError, match=rf"[01]\.png.*({message})"):
         pack(source(tmp_path / "in", data), tmp_path / "out")
     assert not (tmp_path / "out" / "dataset.json").exists()
+    with pytest.raises(UserError, match=rf"sample '1'.*({message})|1 of 2 images need a crop"):
+        adopt(shards(tmp_path, data), tmp_path / "adopted", "some")
 
 
 HALF = np.zeros((4, 4, 4), np.uint8)

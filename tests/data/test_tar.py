@@ -32,19 +32,6 @@ def test_finds_every_member(tmp_path, members, format):
     assert scan(tmp_path / "a.tar") == members
 
 
-def test_a_member_that_looks_like_a_header_is_not_one(tmp_path):
-    write_tar(tmp_path / "inner.tar", [("inside.npy", b"x" * 700)])
-    outer = [("a.bin", (tmp_path / "inner.tar").read_bytes()), ("b.npy", b"y")]
-    write_tar(tmp_path / "outer.tar", outer)
-    assert scan(tmp_path / "outer.tar") == outer
-
-
-def test_names_over_100_bytes_in_ustar(tmp_path):
-    members = [("d" * 90 + "/" + "n" * 60 + ".npy", b"x"), ("e.npy", b"y")]
-    write_tar(tmp_path / "a.tar", members)
-    assert scan(tmp_path / "a.tar") == members
-
-
 def test_links_and_folders_are_passed_over(tmp_path):
     kinds = (("d", tarfile.DIRTYPE), ("l.npy", tarfile.SYMTYPE), ("h.npy", tarfile.LNKTYPE))
     write_tar(tmp_path / "a.tar", [*((name, b"", kind, "/etc/passwd") for name, kind in kinds), ("a.npy", b"abc")])
@@ -64,13 +51,6 @@ def test_cut_short(tmp_path, length):
 def test_not_a_tar(tmp_path, noise):
     (tmp_path / "a.tar").write_bytes(noise)
     with pytest.raises(tar.BadTar, match="no tar header at byte 0"):
-        scan(tmp_path / "a.tar")
-
-
-@pytest.mark.parametrize("size", [2**40, 2**60, 2**80])
-def test_a_size_beyond_the_file(tmp_path, size):
-    (tmp_path / "a.tar").write_bytes(header(size=b"\x80" + size.to_bytes(11, "big")) + END)
-    with pytest.raises(tar.BadTar, match="past the end"):
         scan(tmp_path / "a.tar")
 
 

@@ -75,13 +75,16 @@ class Member(NamedTuple):
         return str(self.path) if self.kind in ("file", "gzip") else f"{self.path}, member '{self.name}'"
 
 
-def members(path: Path) -> list[Member]:
-    """The files in a folder (by name), zip or tar (as stored), without hidden ones. Links are resolved.
+def single(path: Path, kind: str = "file") -> Member:
+    """A file by itself."""
+    size = _status(path).st_size
+    return Member(path, path.name, size, kind, stored=size)
 
-    Raises:
-        UserError: no such file, not an archive, or a broken one; a folder that cannot be read or is reached twice; a
-            link to nothing; two files of one name; anything that is neither file nor folder.
-    """
+
+def members(path: Path) -> list[Member]:
+    """The files in a folder (by name), zip or tar (as stored), without hidden ones. Links are resolved. Raises
+    UserError: no such file, not an archive, or a broken one; a folder that cannot be read or is reached twice; a link
+    to nothing; two files of one name; anything that is neither file nor folder."""
     try:
         if path.is_dir():
             files = _folder(path)
@@ -164,11 +167,11 @@ def _tar(path: Path) -> list[Member]:
     with tar.opened(path) as data:
         for entry in tar.scan(data):
             name = posixpath.normpath(os.fsdecode(entry.name))
-            if _hidden(name) or entry.is_folder:
+            if _hidden(name) or entry.kind == tar.FOLDER:
                 continue
-            if entry.is_link:
+            if entry.kind in (tar.LINK, tar.SYMBOLIC_LINK):
                 links[len(files)] = entry
-            elif not entry.is_file:
+            elif entry.kind != tar.FILE:
                 raise ValueError(f"'{name}' is neither a plain file, a folder nor a link")
             files.append(Member(path, name, entry.size, kind, entry.offset, entry.size))
     if links:
@@ -177,11 +180,11 @@ def _tar(path: Path) -> list[Member]:
 
 
 def _resolve(path: Path, files: list[Member], links: dict[int, tar.Entry]) -> None:
-    """Replace each link by its target: a path from the archive's root, or from the folder of a symbolic link."""
+    """Replace each link by its target."""
     places = {member.name: number for number, member in enumerate(files)}
     targets = {}
     for number, link in links.items():
-        beside = posixpath.dirname(files[number].name) if link.is_symbolic else ""
+        beside = posixpath.dirname(files[number].name) if link.kind == tar.SYMBOLIC_LINK else ""
         targets[number] = places.get(posixpath.normpath(posixpath.join(beside, os.fsdecode(link.target))))
     for number, link in links.items():
         target: int | None = number
@@ -198,12 +201,8 @@ def _resolve(path: Path, files: list[Member], links: dict[int, tar.Entry]) -> No
 
 
 def read(member: Member) -> bytes:
-    """All bytes of a file.
-
-    Raises:
-        BadSample: too large (refused before it is read or inflated), or damaged.
-        UserError: in a compressed tar.
-    """
+    """All bytes of a file. Raises BadSample: too large (refused before it is read or inflated), or damaged. UserError:
+    in a compressed tar."""
     if max(member.size, member.stored) > MAX_READ:
         raise BadSample(f"{member} claims {max(member.size, member.stored)} bytes, more than any image. Remove it.")
     if member.kind == "compressed-tar":
@@ -230,11 +229,8 @@ def read(member: Member) -> bytes:
 
 @contextmanager
 def stream(member: Member, most: int = MAX_STREAM) -> Iterator[IO[bytes]]:
-    """Open a large file of at most ``most`` bytes, which is read as needed, or at once from a tar.
-
-    Raises:
-        UserError: too large, or damaged.
-    """
+    """Open a large file of at most ``most`` bytes, which is read as needed, or at once from a tar. Raises UserError:
+    too large, or damaged."""
     if max(member.size, member.stored) > most:
         raise UserError(
             f"{member} claims {max(member.size, member.stored)} bytes, more than any published batch. Fetch it again."

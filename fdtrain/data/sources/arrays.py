@@ -6,8 +6,8 @@ The names in use say what an array is: ``arr_0`` and ``arr_1`` (ADM, EDM), ``tra
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fdtrain.data.sources.picture import Fit, channels_last, decode, fit_like, method
-from fdtrain.data.sources.source import SPLIT_NAMES, Sample, Source, even, numbered
+from fdtrain.data.sources.source import SPLIT_NAMES, Part, Sample, Source, even, numbered
 from fdtrain.data.sources.stored_arrays import StoredArray, stored_arrays
 from fdtrain.errors import UserError
 
@@ -50,55 +50,12 @@ class Pair(NamedTuple):
     labels: StoredArray | None
 
 
-@dataclass(frozen=True)
-class ArrayPart:
-    """A range of the images of one array, read one by one, with their labels."""
-
-    images: StoredArray
-    stretch: range
-    labels: np.ndarray | None
-    fit: Fit
-
-    def count(self) -> int:
-        return len(self.stretch)
-
-    def open(self) -> Callable[[int], Sample]:
-        return _Reader(self)
-
-    def identity(self) -> str:
-        member = self.images.member
-        labels = None if self.labels is None else hashlib.sha256(self.labels.tobytes()).hexdigest()
-        return repr((member.name, member.size, self.images.shape, self.stretch, labels, self.fit))
-
-
-class _Reader:
-    """Samples in order; going back begins anew."""
-
-    def __init__(self, part: ArrayPart):
-        self.part, self.next = part, 0
-        self.unchanged = part.fit.same(part.images.like)
-        self.entries: Iterator[np.ndarray] = part.images.entries(part.stretch)
-
-    def __call__(self, index: int) -> Sample:
-        part = self.part
-        if index < self.next:
-            self.entries, self.next = part.images.entries(part.stretch), 0
-        pixels = next(islice(self.entries, index - self.next, None))
-        self.next = index + 1
-        if self.unchanged:
-            image = channels_last(pixels)
-        else:
-            image = decode(pixels, f"{part.images}, image {part.stretch[index]}", part.fit)
-        return image, -1 if part.labels is None else int(part.labels[index])
-
-
 def arrays(path: Path, test: Path | None, name: str, choice: ArrayChoice) -> Source:
     """Every split of a file, images in the order they are stored in.
 
     Args:
         path: a ``.npz`` file, or the ``.npy`` file of the images, with its labels beside it or without any.
         test: likewise, the images of the split test.
-        name: the name of the data set.
 
     Raises:
         UserError: arrays that are missing, ambiguous or of other shapes and types than images and labels have.
@@ -115,16 +72,8 @@ def arrays(path: Path, test: Path | None, name: str, choice: ArrayChoice) -> Sou
 def array_source(
     splits: Mapping[str, Pair], name: str, path: Path, source: str, choice: ArrayChoice, stretch: int
 ) -> Source:
-    """The images and labels of every split.
-
-    Args:
-        path: their place, for messages.
-        source: their description.
-        stretch: the images of a part, at least.
-
-    Raises:
-        UserError: other shapes and types than images and labels have, or other ones in each split.
-    """
+    """The images and labels of every split, in parts of at least ``stretch`` images. ``path`` is their place, for
+    messages. Raises UserError: other shapes and types than images and labels have, or other ones in each split."""
     fits = {split: _fit(pair.images, choice) for split, pair in splits.items()}
     if len(set(fits.values())) > 1:
         shapes = ", ".join(f"{split} {pair.images.shape}" for split, pair in splits.items())
@@ -148,18 +97,37 @@ def array_source(
     )
 
 
-def _parts(images: StoredArray, labels: np.ndarray | None, fit: Fit, stretch: int) -> list[ArrayPart]:
+def _parts(images: StoredArray, labels: np.ndarray | None, fit: Fit, stretch: int) -> list[Part]:
     count = images.shape[0]
     stretches = even(count, max(stretch, count // PARTS))
-    return [ArrayPart(images, s, None if labels is None else labels[s.start : s.stop], fit) for s in stretches]
+    return [_part(images, s, None if labels is None else labels[s.start : s.stop], fit) for s in stretches]
+
+
+def _part(images: StoredArray, stretch: range, labels: np.ndarray | None, fit: Fit) -> Part:
+    """A range of the images of one array, with their labels."""
+    member, digest = images.member, None if labels is None else hashlib.sha256(labels.tobytes()).hexdigest()
+    identity = repr((member.name, member.size, images.shape, stretch, digest, fit))
+    return Part(identity, len(stretch), partial(_open, images, stretch, labels, fit))
+
+
+def _open(images: StoredArray, stretch: range, labels: np.ndarray | None, fit: Fit) -> Callable[[int], Sample]:
+    """Reads one after another; going back begins anew."""
+    entries, following, unchanged = images.entries(stretch), 0, fit.same(images.like)
+
+    def read(index: int) -> Sample:
+        nonlocal entries, following
+        if index < following:
+            entries, following = images.entries(stretch), 0
+        pixels = next(islice(entries, index - following, None))
+        following = index + 1
+        image = channels_last(pixels) if unchanged else decode(pixels, f"{images}, image {stretch[index]}", fit)
+        return image, -1 if labels is None else int(labels[index])
+
+    return read
 
 
 def _splits(path: Path, choice: ArrayChoice) -> dict[str, Pair]:
-    """The images and labels of each split.
-
-    Raises:
-        UserError: several arrays could be either, or none is.
-    """
+    """The images and labels of each split. Raises UserError: several arrays could be either, or none is."""
     found = stored_arrays(path)
     if path.suffix == ".npy":
         found |= _labels_beside(path)

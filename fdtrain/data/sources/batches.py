@@ -2,76 +2,96 @@
 
 import io
 import zipfile
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import IO, Any
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
 from fdtrain.data import npy
 from fdtrain.data.sources import pickled
-from fdtrain.data.sources.archive import MAX_STREAM, Member, stream
-from fdtrain.data.sources.source import Sample
+from fdtrain.data.sources.archive import MAX_STREAM, Member, members, stream
+from fdtrain.data.sources.source import Part, Sample
 from fdtrain.errors import UserError
 
 
-@dataclass(frozen=True)
-class BatchFile:
-    """One file with ``data``, rows of 3 size^2 uint8 (red plane, green plane, blue plane), and labels under ``key``.
+class Batch(NamedTuple):
+    """What a file holds: ``data``, rows of 3 size^2 uint8 (red, green, blue plane), and labels under ``key``.
 
     ``first_label`` is the number of the first class in the source: 0 for CIFAR, 1 for ImageNet.
     """
 
-    member: Member
     size: int
     first_label: int
     classes: int
     key: str = "labels"
 
-    def count(self) -> int:
-        return len(self._load()[0])
 
-    def open(self) -> Callable[[int], Sample]:
-        data, labels = self._load()
-        planes = data.reshape(-1, 3, self.size, self.size)
-        return lambda index: (planes[index].transpose(1, 2, 0), int(labels[index]))
+def batch_files(paths: Iterable[Path], names: Sequence[str], advice: str) -> dict[str, Member]:
+    """The files of these names, or with ``.npz`` behind, in archives or folders. Raises UserError: one is missing, or
+    there twice."""
+    found: dict[str, Member] = {}
+    for path in paths:
+        for member in members(path):
+            name = PurePosixPath(member.name).name.removesuffix(".npz")
+            if name in found and name in names:
+                raise UserError(f"{member} and {found[name]} are the same batch. Give each batch once.")
+            found[name] = member
+    if missing := [name for name in names if name not in found]:
+        raise UserError(f"{', '.join(map(str, paths))}: no {', '.join(missing)}. {advice}")
+    return {name: found[name] for name in names}
 
-    def identity(self) -> str:
-        return repr((self.member.name, self.member.size, self.size, self.first_label, self.classes))
 
-    def _load(self) -> tuple[np.ndarray, np.ndarray]:
-        """Data ``(n, 3 size^2)`` uint8 and labels ``(n,)`` from 0."""
-        where = str(self.member)
-        with stream(self.member) as file:
-            if self.member.name.endswith(".npz"):
-                content = _npz(file, where)
-            else:
-                content = pickled.arrays(pickled.load(file, where), where)
-        data, labels = content.get("data"), content.get(self.key)
-        if not isinstance(data, np.ndarray) or labels is None:
-            raise UserError(f"{where} has no 'data' and '{self.key}'. Is it the published file?")
-        if data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3 * self.size**2:
-            raise UserError(
-                f"{where}: data of shape {data.shape} and type {data.dtype}, expected rows of "
-                f"{3 * self.size**2} uint8 ({self.size}x{self.size}). Is it the published file of this size?"
-            )
-        return data, self._labels(labels, len(data), where)
+def batch_part(member: Member, batch: Batch) -> Part:
+    """The images of one file, which has to be read for their number."""
+    identity = repr((member.name, member.size, *batch[:3]))
+    return Part(identity, partial(_count, member, batch), partial(_open, member, batch))
 
-    def _labels(self, labels: Any, images: int, where: str) -> np.ndarray:
-        # Checked before the conversion to an array: a small pickle of nested lists can stand for an endless one.
-        if isinstance(labels, np.ndarray):
-            integers = labels.ndim == 1 and labels.dtype.kind in "iu"
-        else:
-            integers = isinstance(labels, list) and all(type(label) is int and 0 <= label < 1 << 31 for label in labels)
-        if not integers or len(labels) != images:
-            raise UserError(f"{where}: labels that are not {images} whole numbers. Is it the published file?")
-        labels = np.asarray(labels, dtype=np.int64) - self.first_label
-        if images and not 0 <= labels.min() <= labels.max() < self.classes:
-            raise UserError(
-                f"{where}: labels {labels.min() + self.first_label} to {labels.max() + self.first_label}, expected "
-                f"{self.first_label} to {self.first_label + self.classes - 1}. Is it the published file?"
-            )
-        return labels
+
+def _count(member: Member, batch: Batch) -> int:
+    return len(_load(member, batch)[0])
+
+
+def _open(member: Member, batch: Batch) -> Callable[[int], Sample]:
+    data, labels = _load(member, batch)
+    planes = data.reshape(-1, 3, batch.size, batch.size)
+    return lambda index: (planes[index].transpose(1, 2, 0), int(labels[index]))
+
+
+def _load(member: Member, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+    """Data ``(n, 3 size^2)`` uint8 and labels ``(n,)`` from 0."""
+    where, size = str(member), batch.size
+    with stream(member) as file:
+        content = (
+            _npz(file, where) if member.name.endswith(".npz") else pickled.arrays(pickled.load(file, where), where)
+        )
+    data, labels = content.get("data"), content.get(batch.key)
+    if not isinstance(data, np.ndarray) or labels is None:
+        raise UserError(f"{where} has no 'data' and '{batch.key}'. Is it the published file?")
+    if data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3 * size**2:
+        raise UserError(
+            f"{where}: data of shape {data.shape} and type {data.dtype}, expected rows of {3 * size**2} uint8 "
+            f"({size}x{size}). Is it the published file of this size?"
+        )
+    return data, _labels(labels, len(data), batch, where)
+
+
+def _labels(labels: Any, images: int, batch: Batch, where: str) -> np.ndarray:
+    # Checked before the conversion to an array: a small pickle of nested lists can stand for an endless one.
+    if isinstance(labels, np.ndarray):
+        integers = labels.ndim == 1 and labels.dtype.kind in "iu"
+    else:
+        integers = isinstance(labels, list) and all(type(label) is int and 0 <= label < 1 << 31 for label in labels)
+    if not integers or len(labels) != images:
+        raise UserError(f"{where}: labels that are not {images} whole numbers. Is it the published file?")
+    labels, first = np.asarray(labels, dtype=np.int64), batch.first_label
+    if images and not first <= labels.min() <= labels.max() < first + batch.classes:
+        raise UserError(
+            f"{where}: labels {labels.min()} to {labels.max()}, expected {first} to {first + batch.classes - 1}. "
+            "Is it the published file?"
+        )
+    return labels - first
 
 
 def _npz(file: IO[bytes], where: str) -> dict[str, np.ndarray]:

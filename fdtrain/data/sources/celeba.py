@@ -21,11 +21,8 @@ def celeba64(path: Path, share: int) -> Source:
     """Centre crop of 140x140, resized to 64x64 by an antialiased bilinear filter. No labels.
 
     Splits are those of ``list_eval_partition.txt`` where it lies beside the zip; without it, by the number in the
-    file's name, with the same result: train to 162770, valid to 182637, test from there.
-
-    Raises:
-        UserError: not the published archive, or an image that the partition does not place.
-    """
+    file's name, with the same result: train to 162770, valid to 182637, test from there. Raises UserError: not the
+    published archive, or an image that the partition does not place."""
     files = [member for member in members(path) if is_image(member)]
     if not files:
         raise UserError(f"{path} holds no images. Give img_align_celeba.zip as published.")

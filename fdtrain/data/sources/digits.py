@@ -2,28 +2,21 @@
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
-from fdtrain.data.sources.source import Sample, Source
+from fdtrain.data.sources.source import Part, Sample, Source
 
 
-@dataclass(frozen=True)
-class Digits:
-    """One split, small enough to be sent to another process as a whole."""
+def in_memory(images: np.ndarray, labels: np.ndarray) -> Part:
+    """Images that are few enough to be sent to another process as a whole."""
+    identity = hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
+    return Part(identity, len(images), partial(_open, images, labels))
 
-    images: np.ndarray
-    labels: np.ndarray
 
-    def count(self) -> int:
-        return len(self.images)
-
-    def open(self) -> Callable[[int], Sample]:
-        return lambda index: (self.images[index], int(self.labels[index]))
-
-    def identity(self) -> str:
-        return hashlib.sha256(self.images.tobytes() + self.labels.tobytes()).hexdigest()
+def _open(images: np.ndarray, labels: np.ndarray) -> Callable[[int], Sample]:
+    return lambda index: (images[index], int(labels[index]))
 
 
 def digits() -> Source:
@@ -47,6 +40,6 @@ def digits() -> Source:
         channels=1,
         levels=17,
         classes=[str(i) for i in range(10)],
-        splits={"train": [Digits(images[:1497], labels[:1497])], "test": [Digits(images[1497:], labels[1497:])]},
+        splits={"train": [in_memory(images[:1497], labels[:1497])], "test": [in_memory(images[1497:], labels[1497:])]},
         published={"train": 1497, "test": 300},
     )

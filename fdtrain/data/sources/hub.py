@@ -36,15 +36,16 @@ def hub(place: str, name: str, choice: Choice, share: int, online: bool = False)
 
     Args:
         place: a folder (of files as the hub has them, or of ``save_to_disk``), a parquet file, or a name on the hub.
-        name: of the packed data set.
-        share: about the number of images of a part.
         online: fetch from the hub what the library's cache lacks.
 
     Raises:
         UserError: the library is missing, or cannot open it; files are missing, or do not belong together; as
             :func:`row_source`.
     """
-    _import_library()
+    try:
+        import datasets  # noqa: F401
+    except ImportError as error:
+        raise UserError("this needs the library datasets. Install it: pip install 'fdtrain[hub]'.") from error
     folder = Path(place) if os.path.isdir(place) else None
     if folder is not None:
         # Refuses what is no plain file, and would be waited for.
@@ -60,13 +61,6 @@ def hub(place: str, name: str, choice: Choice, share: int, online: bool = False)
         splits[ours] = rows
     source = os.path.basename(os.path.abspath(place)) if os.path.exists(place) else place
     return row_source(splits, name, source, choice, share, paths)
-
-
-def _import_library() -> None:
-    try:
-        import datasets  # noqa: F401
-    except ImportError as error:
-        raise UserError("this needs the library datasets. Install it: pip install 'fdtrain[hub]'.") from error
 
 
 @contextmanager

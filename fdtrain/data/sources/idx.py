@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fdtrain.data.sources.archive import Member, stream
+from fdtrain.data.sources.archive import single, stream
 from fdtrain.data.sources.arrays import ArrayChoice, Pair, array_source
 from fdtrain.data.sources.source import Source
 from fdtrain.data.sources.stored_arrays import StoredArray
@@ -85,8 +85,9 @@ def _files(folder: Path, subset: str | None) -> dict[str, tuple[Path, Path]]:
 
 def _described(path: Path, dimensions: int) -> StoredArray:
     """Read the header, and check its dimensions against the file's length before any value is read."""
-    stored, zipped = path.stat().st_size, path.suffix == ".gz"
-    member = Member(path, path.name, stored, "gzip" if zipped else "file", stored=stored)
+    zipped = path.suffix == ".gz"
+    member = single(path, "gzip" if zipped else "file")
+    stored = member.stored
     with stream(member) as file:
         magic, sizes = file.read(4), file.read(4 * dimensions)
     if magic != bytes([0, 0, UNSIGNED_BYTE, dimensions]):

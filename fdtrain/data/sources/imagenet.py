@@ -6,38 +6,29 @@ labels, resized by another filter and easier: one method has 3.69 bits/dim on th
 et al. 2023).
 """
 
-import re
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-from fdtrain.data.sources.archive import Member, members
-from fdtrain.data.sources.batches import BatchFile
+from fdtrain.data.sources.archive import members
+from fdtrain.data.sources.batches import Batch, batch_files, batch_part
 from fdtrain.data.sources.picture import exactly, image_parts, is_image
 from fdtrain.data.sources.source import Source
 from fdtrain.errors import UserError
 
 CLASSES = 1000
+TRAIN, VALID = [f"train_data_batch_{i}" for i in range(1, 11)], ["val_data"]
 
 
 def imagenet_new(paths: Sequence[Path], size: int) -> Source:
-    """The zips of batches (pickled or npz), or folders they unpack to, of 32x32 or 64x64 images.
-
-    Classes are named as the source numbers them, "1" to "1000" (its map_clsloc.txt), and labelled 0 to 999.
-
-    Raises:
-        UserError: batches are missing, doubled, or these are the files of the old version.
-    """
-    batches: dict[str, Member] = {}
-    for path in paths:
-        for member in members(path):
-            name = PurePosixPath(member.name).name.removesuffix(".npz")
-            if not re.fullmatch(r"train_data_batch_\d+|val_data", name):
-                continue
-            if name in batches:
-                raise UserError(f"{member} and {batches[name]} are the same batch. Give each batch once.")
-            batches[name] = member
-    _check_batches(batches, paths)
-    train = sorted(batches.keys() - {"val_data"}, key=lambda name: int(name.rpartition("_")[2]))
+    """The zips of batches (pickled or npz), or folders they unpack to, of 32x32 or 64x64 images. UserError: as of
+    :func:`batch_files`."""
+    files = batch_files(
+        paths,
+        [*TRAIN, *VALID],
+        "Give the train and val zips as published; train_32x32.tar and valid_32x32.tar are the old version, packed by "
+        "imagenet32-old.",
+    )
+    batch = Batch(size, 1, CLASSES)
     return Source(
         name=f"imagenet{size}-new",
         source=f"{', '.join(path.name for path in paths)} (Chrabaszcz et al. 2017)",
@@ -45,29 +36,15 @@ def imagenet_new(paths: Sequence[Path], size: int) -> Source:
         channels=3,
         classes=[str(i) for i in range(1, CLASSES + 1)],
         splits={
-            "train": [BatchFile(batches[name], size, 1, CLASSES) for name in train],
-            "valid": [BatchFile(batches["val_data"], size, 1, CLASSES)],
+            split: [batch_part(files[name], batch) for name in names]
+            for split, names in (("train", TRAIN), ("valid", VALID))
         },
         published={"train": 1_281_167, "valid": 50_000},
     )
 
 
-def _check_batches(batches: dict[str, Member], paths: Sequence[Path]) -> None:
-    missing = [name for name in [*(f"train_data_batch_{i}" for i in range(1, 11)), "val_data"] if name not in batches]
-    if missing:
-        given = ", ".join(str(path) for path in paths)
-        raise UserError(
-            f"{given} lack {', '.join(missing)}. Give the train and val zips as published; "
-            "train_32x32.tar and valid_32x32.tar are the old version, packed by imagenet32-old."
-        )
-
-
 def imagenet32_old(train: Path, valid: Path, share: int) -> Source:
-    """The two tars of PNGs, in the order they are stored in.
-
-    Raises:
-        UserError: a tar holds no images, or is broken.
-    """
+    """The two tars of PNGs, in the order they are stored in. Raises UserError: a tar holds no images, or is broken."""
     splits = {}
     for split, path in (("train", train), ("valid", valid)):
         files = [member for member in members(path) if is_image(member)]

@@ -41,11 +41,8 @@ def images(
 
     Args:
         train, test: folder, zip or tar; a test set is optional.
-        holdout: the number of images to hold out for testing.
-        name: the name of the data set.
         resize: side in pixels that the largest centred square is resized to (Lanczos); ``None``: all agree.
         channels: 1 or 3; ``None``: as the first image.
-        share: about the number of images of a part.
         background: what shows through transparent pixels; ``None``: transparency is an error.
 
     Raises:
@@ -103,7 +100,7 @@ def _list(path: Path, classes: set[str] | None = None) -> tuple[dict[str, _Listi
             kinds = [written[i] for i in chosen]
             kinds = None if kinds[0] == labels.NONE else kinds
         listings[split] = _Listing(images, kinds)
-    return listings, _skipped(files, pictures, path)
+    return listings, _skipped(files, path)
 
 
 def _folders(listing: _Listing) -> set[str]:
@@ -123,11 +120,8 @@ def _wrapper(pictures: Sequence[Member]) -> str:
 
 
 def _splits(names: Sequence[str], path: Path) -> dict[str, list[int]]:
-    """Images by split: folders ``train`` and ``test`` or ``val`` side by side are splits and no classes.
-
-    Raises:
-        UserError: folders of splits lie beside others, or one of them is missing or there twice.
-    """
+    """Images by split: folders ``train`` and ``test`` or ``val`` side by side are splits and no classes. Raises
+    UserError: folders of splits lie beside others, or one of them is missing or there twice."""
     folders = [name.partition("/")[0] if "/" in name else "" for name in names]
     named: dict[str, list[str]] = {}
     for folder in sorted(set(folders)):
@@ -152,10 +146,9 @@ def _splits(names: Sequence[str], path: Path) -> dict[str, list[int]]:
     return chosen
 
 
-def _skipped(files: Sequence[Member], pictures: Sequence[Member], path: Path) -> list[str]:
+def _skipped(files: Sequence[Member], path: Path) -> list[str]:
     """How many files of which kinds are neither images nor labels."""
-    keys = labels.keys(pictures)
-    others = [file for file in files if not is_image(file) and not labels.used(file, keys)]
+    others = [file for file in files if not is_image(file) and not labels.used(file)]
     if not others:
         return []
     kinds = Counter(PurePosixPath(file.name).suffix.lower() or "no extension" for file in others)

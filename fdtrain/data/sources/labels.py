@@ -12,16 +12,9 @@ NONE = -1
 
 
 def written(images: Sequence[Member], files: Sequence[Member], wrapper: str) -> list[int] | None:
-    """The label that the files give to each image (-1: none); ``None`` if no file gives labels.
-
-    Args:
-        images: the images to label.
-        files: all files.
-        wrapper: the ``"folder/"`` that contains everything, or an empty text.
-
-    Raises:
-        UserError: a label cannot be read, or only some of the images have one.
-    """
+    """The label that the files give to each image (-1: none); ``None`` if no file gives labels. ``wrapper`` is the
+    ``"folder/"`` that contains everything, or empty. Raises UserError: a label cannot be read, or only some of the
+    images have one."""
     by_name = {file.name: file for file in files}
     for prefix in ("", wrapper):
         if (listing := by_name.get(prefix + LISTING)) is not None:
@@ -29,15 +22,9 @@ def written(images: Sequence[Member], files: Sequence[Member], wrapper: str) -> 
     return _beside(images, by_name)
 
 
-def used(file: Member, images_by_key: set[str]) -> bool:
+def used(file: Member) -> bool:
     """Whether a file that is no image could contain labels of images."""
-    name = file.name.rpartition("/")[2]
-    stem, _, extension = file.name.rpartition(".")
-    return name == LISTING or (extension in LONGEST_LABEL and stem in images_by_key)
-
-
-def keys(images: Sequence[Member]) -> set[str]:
-    return {key for image in images for key in _keys(image.name)}
+    return file.name.rpartition(".")[2] in LONGEST_LABEL
 
 
 def _listed(names: Sequence[str], listing: Member) -> list[int]:
@@ -98,11 +85,8 @@ def _keys(name: str) -> tuple[str, str]:
 
 
 def by_folder(names: Sequence[str], known: set[str], where: str) -> list[str] | None:
-    """The first folder of each image. One that contains all is a wrapper and no class, unless it is ``known``.
-
-    Raises:
-        UserError: an image lies beside the folders of the others.
-    """
+    """The first folder of each image. One that contains all is a wrapper and no class, unless it is ``known``. Raises
+    UserError: an image lies beside the folders of the others."""
     parts = [name.split("/")[:-1] for name in names]
     while all(folders and folders[0] == parts[0][0] for folders in parts) and parts[0][0] not in known:
         parts = [folders[1:] for folders in parts]

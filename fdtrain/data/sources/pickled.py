@@ -12,11 +12,8 @@ from fdtrain.errors import UserError
 
 
 def load(file: IO[bytes], where: str) -> Any:
-    """Dicts, lists, numbers, strings and numpy arrays of numbers. Text of Python 2 becomes bytes.
-
-    Raises:
-        UserError: the pickle is broken or asks for anything else; nothing of it has run.
-    """
+    """Dicts, lists, numbers, strings and numpy arrays of numbers. Text of Python 2 becomes bytes. Raises UserError: the
+    pickle is broken or asks for anything else; nothing of it has run."""
     try:
         content = _Unpickler(file, encoding="bytes").load()
         # A zip checks its sum at the end.
@@ -97,11 +94,7 @@ _STAND_INS = {
 
 
 def arrays(content: Any, where: str) -> dict[str, Any]:
-    """The dict of a batch file, with text keys and finished arrays.
-
-    Raises:
-        UserError: it is not a dict.
-    """
+    """The dict of a batch file, with text keys and finished arrays. Raises UserError: it is not a dict."""
     if not isinstance(content, dict):
         raise UserError(f"{where} holds a {type(content).__name__}, expected a dict. Fetch it again.")
     return {

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
-from fdtrain.data.decode import BMP, JPEG, PNG, WEBP, Broken, opened
+from fdtrain.data.decode import BMP, JPEG, PNG, WEBP, Broken, array, opened
 from fdtrain.data.sources.archive import Member, read
-from fdtrain.data.sources.source import BadSample, Sample, even
+from fdtrain.data.sources.source import BadSample, Part, Sample, even
 from fdtrain.errors import UserError, excerpt
 
 STARTS = {PNG: b"\x89PNG", JPEG: b"\xff\xd8\xff", WEBP: b"RIFF", BMP: b"BM"}
@@ -77,12 +78,9 @@ def method(size: int) -> str:
 def fit_like(
     data: bytes | np.ndarray, where: str, resize: int | None, channels: int | None, background: Colour | None = None
 ) -> Fit:
-    """How to fit pictures that are like this one: of its size if no other is asked for, and of its channels.
-
-    Raises:
-        UserError: it is not an image, or not square though no resize is asked for; or the background has a colour, but
-            the images are to be grey.
-    """
+    """How to fit pictures that are like this one: of its size if no other is asked for, and of its channels. Raises
+    UserError: it is not an image, or not square though no resize is asked for; or the background has a colour, but the
+    images are to be grey."""
     size, found = upright_shape(data, where)
     grey_background = background is None or len(set(background)) == 1
     if channels == 1 and not grey_background:
@@ -96,11 +94,7 @@ def fit_like(
 
 
 def upright_shape(data: bytes | np.ndarray, where: str) -> tuple[tuple[int, int], int]:
-    """((width, height), channels) of a picture by its header.
-
-    Raises:
-        BadSample: it is not an image.
-    """
+    """((width, height), channels) of a picture by its header. Raises BadSample: it is not an image."""
     picture = _open(data, where)
     try:
         return _upright_size(picture, _orientation(picture)), 1 if picture.mode in GREY else 3
@@ -114,12 +108,8 @@ def fit_like_first(
     channels: int | None,
     background: Colour | None = None,
 ) -> Fit:
-    """As :func:`fit_like`, by the first picture that can be opened, of names and how each is read.
-
-    Raises:
-        BadSample: none can be opened; the error of the first one.
-        UserError: as :func:`fit_like`.
-    """
+    """As :func:`fit_like`, by the first picture that can be opened, of names and how each is read. Raises BadSample:
+    none can be opened; the error of the first one. UserError: as :func:`fit_like`."""
     first: BadSample | None = None
     for where, read_it in pictures:
         try:
@@ -130,14 +120,9 @@ def fit_like_first(
 
 
 def decode(data: bytes | np.ndarray, where: str, fit: Fit) -> np.ndarray:
-    """An image to ``(size, size, channels)`` uint8, a file turned upright as its EXIF orientation says.
-
-    Args:
-        data: a file, or pixels of uint8: ``(H, W)``, ``(H, W, 1 or 3)`` or ``(1 or 3, H, W)``.
-
-    Raises:
-        BadSample: not an image of a known format, broken, absurdly large, or not what ``fit`` takes.
-    """
+    """An image to ``(size, size, channels)`` uint8, a file turned upright as its EXIF orientation says. ``data`` is a
+    file, of numpy or a picture's, or pixels of uint8: ``(H, W)``, ``(H, W, 1 or 3)`` or ``(1 or 3, H, W)``. Raises
+    BadSample: not an image of a known format, broken, absurdly large, or not what ``fit`` takes."""
     if isinstance(data, np.ndarray) and fit.same(data):
         return channels_last(data)
     picture = _open(data, where)
@@ -166,6 +151,8 @@ def _broken(where: str, error: Exception) -> BadSample:
 def _open(data: bytes | np.ndarray, where: str) -> Image.Image:
     """Read a file's header alone. Pictures that eight bits a channel or one frame would not represent are refused."""
     try:
+        if isinstance(data, bytes) and data.startswith(np.lib.format.MAGIC_PREFIX):
+            data = array(data)
         if isinstance(data, np.ndarray):
             return _from_array(data)
         kind = next((kind for kind, start in STARTS.items() if data.startswith(start)), None)
@@ -254,35 +241,19 @@ def _size(size: tuple[int, int]) -> str:
     return f"{size[0]}x{size[1]}"
 
 
-@dataclass(frozen=True)
-class ImageFiles:
-    """Consecutive image files with their labels."""
-
-    members: tuple[Member, ...]
-    labels: tuple[int, ...]
-    fit: Fit
-
-    def count(self) -> int:
-        return len(self.members)
-
-    def open(self) -> Callable[[int], Sample]:
-        return self._read
-
-    def _read(self, index: int) -> Sample:
-        member = self.members[index]
-        return decode(read(member), str(member), self.fit), self.labels[index]
-
-    def identity(self) -> str:
-        return repr(([(member.name, member.size) for member in self.members], self.labels, self.fit))
-
-
-def image_parts(members: Sequence[Member], labels: Sequence[int] | None, fit: Fit, share: int) -> list[ImageFiles]:
+def image_parts(members: Sequence[Member], labels: Sequence[int] | None, fit: Fit, share: int) -> list[Part]:
     """Image files in parts of about ``share``, in the order given."""
     labels = [-1] * len(members) if labels is None else labels
-    return [
-        ImageFiles(tuple(members[run.start : run.stop]), tuple(labels[run.start : run.stop]), fit)
-        for run in even(len(members), share)
-    ]
+    return [_image_files(members[r.start : r.stop], labels[r.start : r.stop], fit) for r in even(len(members), share)]
+
+
+def _image_files(members: Sequence[Member], labels: Sequence[int], fit: Fit) -> Part:
+    identity = repr(([(member.name, member.size) for member in members], tuple(labels), fit))
+    return Part(identity, len(members), partial(_open_files, members, labels, fit))
+
+
+def _open_files(members: Sequence[Member], labels: Sequence[int], fit: Fit) -> Callable[[int], Sample]:
+    return lambda index: (decode(read(members[index]), str(members[index]), fit), labels[index])
 
 
 def is_image(member: Member) -> bool:

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -10,9 +9,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from fdtrain.data.sources.archive import MAX_READ
+from fdtrain.data.sources.archive import read, single
 from fdtrain.data.sources.picture import Fit, decode, fit_like_first, method
-from fdtrain.data.sources.source import BadSample, Sample, Source, even, numbered
+from fdtrain.data.sources.source import BadSample, Part, Sample, Source, even, numbered
 from fdtrain.errors import UserError, excerpt
 
 if TYPE_CHECKING:
@@ -53,26 +52,22 @@ class Table:
         self._start = 0
         self._rows: pa.Table | None = None
 
-    def value(self, row: int, column: str) -> "pa.Scalar":
+    def value(self, row: int, column: str) -> Any:
         """Rows are read fastest in order."""
         if self._rows is None or not self._start <= row < self._start + len(self._rows):
             self._start, self._rows = row, self.data[row : row + BATCH]
         assert self._rows is not None
-        return self._rows.column(column)[row - self._start]
+        return self._rows.column(column)[row - self._start].as_py()
 
     def image(self, row: int, column: str, paths: bool) -> bytes | np.ndarray:
-        """The image of a row, encoded or as an array of uint8.
-
-        Raises:
-            BadSample: there is none, it is in a file of its own, or the array is not one of pixels.
-        """
-        scalar, where = self.value(row, column), f"{self.where}, row {row}"
-        if _is_null(scalar):
+        """The image of a row, encoded or as an array of uint8. Raises BadSample: there is none, it is in a file of its
+        own, or the array is not one of pixels."""
+        value, where = self.value(row, column), f"{self.where}, row {row}"
+        if _is_null(value):
             raise BadSample(f"{where}: no image (null). Pack the other rows alone by --null-images skip.")
-        value = scalar.as_py()
         if isinstance(value, dict):
             if value.get("bytes") is None and paths:
-                return _file(value["path"], where)
+                return read(single(Path(value["path"])))
             value = value.get("bytes")
         if isinstance(value, bytes):
             return value
@@ -87,62 +82,46 @@ class Table:
         return pixels.astype(np.uint8)
 
 
-@dataclass(frozen=True)
-class RowPart:
-    """Some rows of a split.
+class Columns(NamedTuple):
+    """What rows consist of.
 
     Args:
         numbers: of classes that are texts; None: labels are numbers.
         paths: images may be files of their own, whose paths are in the table.
     """
 
-    data: "Dataset"
-    where: str
-    rows: Sequence[int]
     image: str
     label: str | None
     numbers: Mapping[str, int] | None
-    fit: Fit
     paths: bool
 
-    def count(self) -> int:
-        return len(self.rows)
 
-    def open(self) -> Callable[[int], Sample]:
-        table = Table(self.data, [self.image, *([self.label] if self.label else [])], self.where)
+def _part(data: "Dataset", where: str, rows: Sequence[int], columns: Columns, fit: Fit) -> Part:
+    """Some rows of a split."""
+    files = [Path(file["filename"]) for file in data.cache_files]
+    sizes = [(file.name, file.stat().st_size) for file in files if file.exists()]
+    identity = repr((where, len(data), sizes, rows, *columns[:3], fit))
+    return Part(identity, len(rows), partial(_open, data, where, rows, columns, fit))
 
-        def read(index: int) -> Sample:
-            row = self.rows[index]
-            where = f"{self.where}, row {row}"
-            label = -1
-            if self.label:
-                label = _number(table.value(row, self.label).as_py(), self.numbers, where)
-            return decode(table.image(row, self.image, self.paths), where, self.fit), label
 
-        return read
+def _open(data: "Dataset", where: str, rows: Sequence[int], columns: Columns, fit: Fit) -> Callable[[int], Sample]:
+    table = Table(data, [column for column in columns[:2] if column], where)
 
-    def identity(self) -> str:
-        files = [Path(file["filename"]) for file in self.data.cache_files]
-        sizes = [(file.name, file.stat().st_size) for file in files if file.exists()]
-        return repr((self.where, len(self.data), sizes, self.rows, self.image, self.label, self.numbers, self.fit))
+    def read(index: int) -> Sample:
+        row, label = rows[index], -1
+        if columns.label:
+            label = _number(table.value(row, columns.label), columns.numbers, f"{where}, row {row}")
+        return decode(table.image(row, columns.image, columns.paths), f"{where}, row {row}", fit), label
+
+    return read
 
 
 def row_source(
     splits: "Mapping[str, Dataset]", name: str, source: str, choice: Choice, share: int, paths: bool
 ) -> Source:
-    """Every split. A negative or absent label means none.
-
-    Args:
-        splits: rows by split.
-        name: of the data set.
-        source: what it is, for messages and its description.
-        share: about the number of images of a part.
-        paths: as of :class:`RowPart`.
-
-    Raises:
-        UserError: columns that are missing, ambiguous or of a type that they cannot be, or that differ between splits;
-            no image that fits.
-    """
+    """Every split. A negative or absent label means none. ``paths`` is as of :class:`Columns`. Raises UserError:
+    columns that are missing, ambiguous or of a type that they cannot be, or that differ between splits; no image that
+    fits."""
     if not any(map(len, splits.values())):
         raise UserError(f"{source}: there are no rows.")
     features = next(iter(splits.values())).features
@@ -166,6 +145,7 @@ def row_source(
             empty = [_is_null(table.value(row, image)) for row in rows[split]]
             nulls += [f"{split}, row {row}" for row in rows[split] if empty[row]]
             rows[split] = tuple(row for row in rows[split] if not empty[row])
+    columns = Columns(image, label, numbers, paths)
     unused = [column for column in features if column not in (image, label)]
     notes = [f"columns that are not packed: {', '.join(unused)}."] if unused else []
     if nulls:
@@ -181,9 +161,7 @@ def row_source(
         classes=classes,
         splits={
             split: [
-                RowPart(
-                    data, f"{source}, {split}", rows[split][cut.start : cut.stop], image, label, numbers, fit, paths
-                )
+                _part(data, f"{source}, {split}", rows[split][cut.start : cut.stop], columns, fit)
                 for cut in even(len(rows[split]), share)
             ]
             for split, data in splits.items()
@@ -275,22 +253,6 @@ def _number(value: Any, numbers: Mapping[str, int] | None, where: str) -> int:
     return max(int(value), -1)
 
 
-def _is_null(scalar: Any) -> bool:
+def _is_null(value: Any) -> bool:
     """Whether a row has no image: neither bytes nor an array nor a path."""
-    import pyarrow as pa
-
-    if scalar.is_valid and pa.types.is_struct(scalar.type):
-        fields = [name for name in ("bytes", "path") if scalar.type.get_field_index(name) >= 0]
-        return not any(scalar[name].is_valid for name in fields)
-    return not scalar.is_valid
-
-
-def _file(path: str, where: str) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            data = file.read(MAX_READ + 1)
-    except OSError as error:
-        raise BadSample(f"{where}: {path} cannot be read ({error.strerror}). Fetch it again.") from error
-    if len(data) > MAX_READ:
-        raise BadSample(f"{where}: {path} is larger than any image. Remove it.")
-    return data
+    return value is None or (isinstance(value, dict) and value.get("bytes") is None and value.get("path") is None)

@@ -20,11 +20,8 @@ TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar
 def shard_lists(train: Sequence[str], test: Sequence[str]) -> dict[str, list[str]]:
     """The places of the shards of every split, in order.
 
-    Without ``test``, folders and names with the word train or test (val, valid, validation, dev) are splits.
-
-    Raises:
-        UserError: nothing is found, a place is named twice, or only some of the names tell a split.
-    """
+    Without ``test``, folders and names with the word train or test (val, valid, validation, dev) are splits. Raises
+    UserError: nothing is found, a place is named twice, or only some of the names tell a split."""
     found = [place for name in train for place in _places(name)]
     held_out = [place for name in test for place in _places(name)]
     splits = {"train": found, "test": held_out} if test else _by_split(found)

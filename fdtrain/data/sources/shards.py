@@ -10,20 +10,18 @@ import re
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 from tqdm import tqdm
 
-from fdtrain.data import npy
 from fdtrain.data.decode import IMAGES
 from fdtrain.data.fetch import is_remote, shown
-from fdtrain.data.members import LABELS, class_name, json_field, longest_name, samples
+from fdtrain.data.members import class_name, json_field, longest_name, samples
 from fdtrain.data.sources.archive import MAX_READ, advice
 from fdtrain.data.sources.picture import Fit, decode, exactly, method, upright_shape
-from fdtrain.data.sources.source import BadSample, Sample, Source, class_names, hold_out_fewer
+from fdtrain.data.sources.source import BadSample, Part, Sample, Source, class_names, hold_out_fewer
 from fdtrain.data.tar import compressed
 from fdtrain.data.workers import run
 from fdtrain.errors import UserError, excerpt
@@ -60,11 +58,8 @@ class FoundSample(NamedTuple):
 
 @contextmanager
 def mapped(path: Path, name: str) -> Iterator[mmap.mmap]:
-    """A tar file for reading; ``name`` stands for it in messages.
-
-    Raises:
-        UserError: no file, or compressed; here or within, no tar.
-    """
+    """A tar file for reading; ``name`` stands for it in messages. Raises UserError: no file, or compressed; here or
+    within, no tar."""
     try:
         with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -82,11 +77,7 @@ def mapped(path: Path, name: str) -> Iterator[mmap.mmap]:
 
 
 def found_samples(data: mmap.mmap, wanted: Wanted, name: str) -> Iterator[FoundSample | BadSample]:
-    """Every sample of a shard, or what is wrong with it.
-
-    Raises:
-        BadTar: it is no tar file, or a damaged one.
-    """
+    """Every sample of a shard, or what is wrong with it. Raises BadTar: it is no tar file, or a damaged one."""
     seen: set[str] = set()
     for sample in samples(data):
         where = f"{name}, sample '{excerpt(sample.key)}'"
@@ -107,7 +98,7 @@ def _sample(data: mmap.mmap, found: dict[str, tuple[int, int]], wanted: Wanted, 
     if not pictures:
         raise BadSample(f"{where} has no image ({wanted.image or ', '.join(IMAGES)}). Remove its members, or add it.")
     if len(pictures) > 1:
-        raise BadSample(f"{where} has several images ({', '.join(pictures)}). Choose one with --image.{_dotted(found)}")
+        raise BadSample(f"{where} has several images ({', '.join(pictures)}). Choose one with --image.")
     if found[pictures[0]][1] > MAX_READ:
         raise BadSample(f"{where}: an image of {found[pictures[0]][1]} bytes. Remove it.")
     label = None
@@ -116,15 +107,6 @@ def _sample(data: mmap.mmap, found: dict[str, tuple[int, int]], wanted: Wanted, 
     elif "cls" in found and not wanted.labels_ignored:
         raise BadSample(f"{where} has a label (cls), the first samples have none. Ask for labels with --labels.")
     return FoundSample(where, pictures[0], *found[pictures[0]], label)
-
-
-def _dotted(found: Iterable[str]) -> str:
-    """A hint, where image and label are of one name with dots: it ends at its first dot, as webdataset has it."""
-    parts = [suffix.rpartition(".") for suffix in found]
-    images, labels = ({stem for stem, _, last in parts if last in kinds} for kinds in (IMAGES, LABELS))
-    if not any(images & labels):
-        return ""
-    return " (A name ends at its first dot. If others are meant: fdtrain pack images SHARD.tar.)"
 
 
 def _label(data: mmap.mmap, found: dict[str, tuple[int, int]], field: str | None, suffix: str, where: str) -> str:
@@ -139,10 +121,7 @@ def _label(data: mmap.mmap, found: dict[str, tuple[int, int]], field: str | None
         raise BadSample(f"{where}: '{suffix}' holds no label ({excerpt(error)}). Correct it.") from error
     if name is None:
         missing = suffix if place is None else f"field '{field}' of {suffix}"
-        raise BadSample(
-            f"{where} has no label ({missing}), others have one. Label all images, or none (--labels '')."
-            f"{_dotted(found)}"
-        )
+        raise BadSample(f"{where} has no label ({missing}), others have one. Label all images, or none (--labels '').")
     if _FRACTION.fullmatch(name):
         raise BadSample(f"{where}: '{suffix}' holds {excerpt(name, 40)}, no whole number. Correct it.")
     if not name.isprintable() or len(name) > 1000:
@@ -153,11 +132,8 @@ def _label(data: mmap.mmap, found: dict[str, tuple[int, int]], field: str | None
 def first_sample(paths: Iterable[tuple[Path, str]], image: str | None, labels: str | None) -> tuple[Wanted, Fit]:
     """What samples consist of, and the size and channels of images, by the first image that can be opened.
 
-    ``labels`` is ``SUFFIX``, ``SUFFIX:FIELD`` for JSON, or '' for none; None: as the first sample has them.
-
-    Raises:
-        UserError: there is no image.
-    """
+    ``labels`` is ``SUFFIX``, ``SUFFIX:FIELD`` for JSON, or '' for none; None: as the first sample has them. Raises
+    UserError: there is no image."""
     image = image and image.lower()
     first: BadSample | None = None
     for path, name in paths:
@@ -166,7 +142,7 @@ def first_sample(paths: Iterable[tuple[Path, str]], image: str | None, labels: s
                 try:
                     where = f"{name}, sample '{excerpt(key)}'"
                     sample = _sample(data, found, Wanted(image, None, labels_ignored=True), where)
-                    size, channels = upright_shape(_picture(data[sample.bytes], sample), sample.where)
+                    size, channels = upright_shape(data[sample.bytes], sample.where)
                 except BadSample as error:
                     first = first or error
                     continue
@@ -192,25 +168,6 @@ def _wanted(data: mmap.mmap, found: dict[str, tuple[int, int]], image: str | Non
     return Wanted(image, named[0] if named else None)
 
 
-def pixels(content: bytes, sample: FoundSample, fit: Fit) -> np.ndarray:
-    """``(size, size, channels)`` uint8, as the packer packs any image.
-
-    Raises:
-        BadSample: as :func:`decode`.
-    """
-    return decode(_picture(content, sample), sample.where, fit)
-
-
-def _picture(content: bytes, sample: FoundSample) -> bytes | np.ndarray:
-    """The file of a picture, or an array."""
-    if not sample.suffix.endswith("npy"):
-        return content
-    try:
-        return npy.array(content)
-    except ValueError as error:
-        raise BadSample(f"{sample.where} is not an npy array ({excerpt(error)}). Remove it.") from error
-
-
 def shard_labels(path: Path, wanted: Wanted) -> tuple[Path, int, set[str]]:
     """The number of samples of a shard, and the names of their classes."""
     with mapped(path, str(path)) as data:
@@ -219,11 +176,8 @@ def shard_labels(path: Path, wanted: Wanted) -> tuple[Path, int, set[str]]:
 
 
 def class_list(labels: dict[str, list[set[str]]]) -> list[str]:
-    """The classes, from the labels of each shard of each split: texts, which may be numbers.
-
-    Raises:
-        UserError: as :func:`class_names`; negative numbers.
-    """
+    """The classes, from the labels of each shard of each split: texts, which may be numbers. Raises UserError: as
+    :func:`class_names`; negative numbers."""
     names = {split: set[str]().union(*shards) for split, shards in labels.items()}
     every = set().union(*names.values())
     if all(map(_NUMBER.fullmatch, every)):
@@ -234,11 +188,8 @@ def class_list(labels: dict[str, list[set[str]]]) -> list[str]:
 
 
 def held_out(counts: dict[str, int], holdout: int) -> dict[str, list[str]]:
-    """Whole shards of at least ``holdout`` images together, the last of a fixed permutation, are held out.
-
-    Raises:
-        UserError: too few shards.
-    """
+    """Whole shards of at least ``holdout`` images together, the last of a fixed permutation, are held out. Raises
+    UserError: too few shards."""
     # randomness imports torch, which takes seconds that every worker process would repeat.
     from fdtrain.randomness import Purpose, stream
 
@@ -256,35 +207,25 @@ def held_out(counts: dict[str, int], holdout: int) -> dict[str, list[str]]:
     return {"train": [p for p in places if p not in chosen], "test": [p for p in places if p in chosen]}
 
 
-@dataclass(frozen=True)
-class ShardPart:
+def _part(path: Path, images: int, wanted: Wanted, classes: Sequence[str], fit: Fit) -> Part:
     """One shard to pack anew."""
+    identity = repr((path.name, path.stat().st_size, images, wanted, tuple(classes), fit))
+    return Part(identity, images, partial(_open, path, wanted, classes, fit))
 
-    path: Path
-    images: int
-    wanted: Wanted
-    classes: tuple[str, ...]
-    fit: Fit
 
-    def count(self) -> int:
-        return self.images
+def _open(path: Path, wanted: Wanted, classes: Sequence[str], fit: Fit) -> Callable[[int], Sample]:
+    with mapped(path, str(path)) as data:
+        found = list(found_samples(data, wanted, str(path)))
+    number, file = {name: index for index, name in enumerate(classes)}, path.open("rb")
 
-    def open(self) -> Callable[[int], Sample]:
-        with mapped(self.path, str(self.path)) as data:
-            found = list(found_samples(data, self.wanted, str(self.path)))
-        number, file = {name: index for index, name in enumerate(self.classes)}, self.path.open("rb")
+    def read(index: int) -> Sample:
+        sample = found[index]
+        if isinstance(sample, BadSample):
+            raise sample
+        content = os.pread(file.fileno(), sample.size, sample.offset)
+        return decode(content, sample.where, fit), -1 if sample.label is None else number[sample.label]
 
-        def read(index: int) -> Sample:
-            sample = found[index]
-            if isinstance(sample, BadSample):
-                raise sample
-            content = os.pread(file.fileno(), sample.size, sample.offset)
-            return pixels(content, sample, self.fit), -1 if sample.label is None else number[sample.label]
-
-        return read
-
-    def identity(self) -> str:
-        return repr((self.path.name, self.path.stat().st_size, self.images, self.wanted, self.classes, self.fit))
+    return read
 
 
 def shard_source(
@@ -297,11 +238,8 @@ def shard_source(
     labels: str | None,
     workers: int,
 ) -> Source:
-    """Shards whose images are cropped to the largest centre square and resized to ``size`` pixels (Lanczos).
-
-    Raises:
-        UserError: one is remote, compressed or no tar; labels that are none.
-    """
+    """Shards whose images are cropped to the largest centre square and resized to ``size`` pixels (Lanczos). Raises
+    UserError: one is remote, compressed or no tar; labels that are none."""
     places = [place for shards in splits.values() for place in shards]
     for place in places:
         if is_remote(place):
@@ -322,7 +260,7 @@ def shard_source(
         channels=fit.channels,
         classes=classes,
         splits={
-            split: [ShardPart(Path(p), counts[Path(p)], wanted, tuple(classes), fit) for p in shards]
+            split: [_part(Path(p), counts[Path(p)], wanted, classes, fit) for p in shards]
             for split, shards in splits.items()
         },
     )

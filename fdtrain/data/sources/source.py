@@ -4,7 +4,7 @@ import hashlib
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -31,28 +31,25 @@ class BadSample(UserError):
     """One sample cannot be packed, though others may. The packer continues, and reports all such samples."""
 
 
-class Part(Protocol):
+@dataclass(frozen=True)
+class Part:
     """A contiguous part of a split that one process reads: a batch file, or some image files.
 
     It refers to images without containing them, so it is cheap to send to another process.
+
+    Args:
+        identity: a text that must be unchanged for a stopped pack to be resumed. It has no absolute paths.
+        images: their number, or what reads the file to tell it.
+        open: its result maps ``0 <= index < count()`` to a sample, and is fastest in order. It raises BadSample if this
+            one sample is broken; both raise UserError if the source is broken or not as published.
     """
 
+    identity: str
+    images: int | Callable[[], int]
+    open: Callable[[], Callable[[int], Sample]]
+
     def count(self) -> int:
-        """The number of its images. May have to read the file."""
-        ...
-
-    def open(self) -> Callable[[int], Sample]:
-        """Open the part. The result maps ``0 <= index < count()`` to a sample, and is fastest in order.
-
-        Raises:
-            BadSample: from the result, when this one sample is broken.
-            UserError: here or from the result, when the source is broken or not as published.
-        """
-        ...
-
-    def identity(self) -> str:
-        """A text that must be unchanged for a stopped pack to be resumed. It has no absolute paths."""
-        ...
+        return self.images if isinstance(self.images, int) else self.images()
 
 
 @dataclass(frozen=True)
@@ -80,16 +77,13 @@ class Source:
         for split, parts in self.splits.items():
             digest.update(split.encode())
             for part in parts:
-                digest.update(part.identity().encode())
+                digest.update(part.identity.encode())
         return digest.hexdigest()
 
 
 def numbered(largest: int, where: str) -> list[str]:
-    """Class names for a source that has only numbers: from 0 to the largest.
-
-    Raises:
-        UserError: the largest is too large, and the list would fill the memory.
-    """
+    """Class names for a source that has only numbers: from 0 to the largest. Raises UserError: the largest is too
+    large, and the list would fill the memory."""
     if largest >= MAX_CLASSES:
         raise UserError(
             f"{where}: label {largest}, but at most {MAX_CLASSES} classes are possible. Correct the labels."
@@ -98,11 +92,8 @@ def numbered(largest: int, where: str) -> list[str]:
 
 
 def class_names(labels: Mapping[str, set[Any]], where: str) -> list[str]:
-    """The classes by number, from the labels of every split, all numbers or all names: names are sorted.
-
-    Raises:
-        UserError: too many; names that the train images lack.
-    """
+    """The classes by number, from the labels of every split, all numbers or all names: names are sorted. Raises
+    UserError: too many; names that the train images lack."""
     every = set[Any]().union(*labels.values())
     if numbers := [label for label in every if isinstance(label, int)]:
         return numbered(max(numbers), where)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from fdtrain.data import npy
-from fdtrain.data.sources.archive import MAX_READ, Member, members, stream
+from fdtrain.data.sources.archive import MAX_READ, Member, members, single, stream
 from fdtrain.errors import UserError
 
 LARGEST = 1 << 44
@@ -36,22 +36,15 @@ class StoredArray:
         return entry.T if self.transposed else entry
 
     def load(self) -> np.ndarray:
-        """All of a small array.
-
-        Raises:
-            UserError: it is large, or damaged.
-        """
+        """All of a small array. Raises UserError: it is large, or damaged."""
         if self.member.size > MAX_READ:
             raise UserError(f"{self} has {self.member.size} bytes, too many for labels. Is it the right array?")
         return next(replace(self, shape=(1, *self.shape)).entries(range(1)))
 
     def entries(self, stretch: range) -> Iterator[np.ndarray]:
         """A range along the first dimension, one by one. The end of the array is read with its last entries, so that
-        the checksum of an archive is verified before those are given.
-
-        Raises:
-            UserError: the file is damaged, ends early, or has changed.
-        """
+        the checksum of an archive is verified before those are given. Raises UserError: the file is damaged, ends
+        early, or has changed."""
         each = math.prod(self.shape[1:]) * self.dtype.itemsize
         start = self.member.size - math.prod(self.shape) * self.dtype.itemsize + stretch.start * each
         with stream(self.member, LARGEST) as file:
@@ -71,16 +64,12 @@ class StoredArray:
 
 
 def stored_arrays(path: Path) -> dict[str, StoredArray]:
-    """The arrays of a ``.npz`` file by name, or that of a ``.npy`` file, named after it.
-
-    Raises:
-        UserError: no such file, or arrays that are not plain.
-    """
+    """The arrays of a ``.npz`` file by name, or that of a ``.npy`` file, named after it. Raises UserError: no such
+    file, or arrays that are not plain."""
     if path.suffix == ".npy":
         if not path.is_file():
             raise UserError(f"no file {path}. Correct the path.")
-        size = path.stat().st_size
-        found = [Member(path, path.name, size, "file", stored=size)]
+        found = [single(path)]
     else:
         found = [member for member in members(path) if member.name.endswith(".npy")] if path.is_file() else []
     if not found:
