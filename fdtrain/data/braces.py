@@ -3,6 +3,7 @@
 The number of names is bounded before any is made, since a list of shards may come from an untrusted source.
 """
 
+import math
 import re
 from collections.abc import Iterable
 
@@ -12,17 +13,14 @@ from fdtrain.errors import UserError
 
 MAX_CHARACTERS = 10**8
 """The characters of all names together: a million names of a hundred characters."""
-MAX_DEPTH = 8
-_RANGE = re.compile(r"\{(-?\d{1,18})\.\.(-?\d{1,18})(?:\.\.-?\d{1,18})?\}")
-_LONG_RANGE = re.compile(r"-?\d{19,}\.\.|\.\.-?\d{19,}")
+LONGEST_NUMBER = 18
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_NUMBERS = re.compile(r"(-?\d+)\.\.(-?\d+)(\.\.-?\d+)?")
 
 
 def expand(patterns: Iterable[str]) -> list[str]:
-    """Every name of every pattern, in order.
-
-    Raises:
-        UserError: unbalanced braces, or too many names; the message is a clause.
-    """
+    """Every name of every pattern, in order. Raises UserError: a brace without its other, braces within braces, or too
+    many names; the message is a clause."""
     names: list[str] = []
     characters = 0
     for pattern in patterns:
@@ -35,29 +33,18 @@ def expand(patterns: Iterable[str]) -> list[str]:
 
 
 def max_names(pattern: str) -> int:
-    """An upper bound on the number of a pattern's names. It is exact unless braces are nested.
+    """An upper bound on the number of a pattern's names."""
+    unescaped = re.sub(r"\\.", "", pattern)
+    if stray := re.search("[{}]", _BRACES.sub("", unescaped)):
+        raise UserError(f"has a '{stray[0]}' without its other, or braces within braces")
+    return math.prod(map(_max_choices, _BRACES.findall(unescaped)))
 
-    Raises:
-        UserError: unbalanced braces, braces within braces too often, or a range beyond 18 digits.
-    """
-    if _LONG_RANGE.search(pattern):
-        raise UserError("has a range of too large numbers")
-    names = 1
-    for first, last in _RANGE.findall(pattern):
-        names *= abs(int(last) - int(first)) + 1
-    alternatives: list[int] = []
-    for character in re.sub(r"\\.", "", pattern):
-        if character == "{":
-            alternatives.append(1)
-            if len(alternatives) > MAX_DEPTH:
-                raise UserError(f"has braces within braces deeper than {MAX_DEPTH}")
-        elif character == "}":
-            if not alternatives:
-                raise UserError("has a '}' without a '{'")
-            names *= alternatives.pop()
-        elif character == "," and alternatives:
-            alternatives[-1] += 1
-    if alternatives:
-        raise UserError("has a '{' without a '}'")
+
+def _max_choices(inside: str) -> int:
+    """Of what stands between two braces."""
+    if numbers := _NUMBERS.fullmatch(inside):
+        if max(map(len, inside.split(".."))) > LONGEST_NUMBER:
+            raise UserError("has a range of too large numbers")
+        return abs(int(numbers[2]) - int(numbers[1])) + 1
     # Letters: {a..z}.
-    return names * 52 ** len(re.findall(r"\{[A-Za-z]\.\.[A-Za-z]", pattern))
+    return max(inside.count(",") + 1, 52 if re.match(r"[A-Za-z]\.\.[A-Za-z]", inside) else 1)

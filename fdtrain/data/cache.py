@@ -14,10 +14,12 @@ waits to be read only for one that is read now.
 import fcntl
 import hashlib
 import os
+import queue
 import re
+import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fdtrain.data.dataset import Shard
@@ -25,6 +27,8 @@ from fdtrain.data.fetch import Mismatch, fetch
 from fdtrain.data.host import temporary_folder, try_lock
 from fdtrain.errors import UserError
 
+THREADS = 4
+"""The shards that one process fetches ahead at a time."""
 AHEAD_SECONDS = 3600.0
 """For so long a shard that was fetched ahead waits to be read. Whoever wanted it may have ended."""
 _PART = re.compile(r"[0-9a-f]{64}\.([0-9]{1,20})\.part")
@@ -49,13 +53,11 @@ class Cache:
         except OSError as error:
             raise self._unwritable(error) from error
         os.close(self._open_lock("room"))
+        self._ahead: queue.SimpleQueue[tuple[Shard, str]] | None = None
 
     def acquire(self, shard: Shard, place: str) -> tuple[Path, int]:
-        """The shard's file, fetched if need be, and a descriptor. Until that is closed the shard is not evicted.
-
-        Raises:
-            UserError: it cannot be fetched or stored.
-        """
+        """The shard's file, fetched if need be, and a descriptor. Until that is closed the shard is not evicted. Raises
+        UserError: it cannot be fetched or stored."""
         path, lock = self._path(shard), self._open_lock(shard.sha256)
         try:
             while True:
@@ -72,6 +74,22 @@ class Cache:
             os.close(lock)
             raise
 
+    def request(self, shards: Iterable[tuple[Shard, str]]) -> None:
+        """Fetch these shards, each with its place, in this order and in the background. Nothing waits for that when the
+        process ends."""
+        if self._ahead is None:
+            self._ahead = queue.SimpleQueue()
+            for _ in range(THREADS):
+                threading.Thread(target=self._fetch_requested, args=(self._ahead,), daemon=True).start()
+        for shard, place in shards:
+            self._ahead.put((shard, place))
+
+    def _fetch_requested(self, ahead: "queue.SimpleQueue[tuple[Shard, str]]") -> None:
+        while True:
+            # The reader of the shard tries again, and reports the error.
+            with suppress(UserError):
+                self.fetch_ahead(*ahead.get())
+
     def fetch_ahead(self, shard: Shard, place: str) -> None:
         """Fetch a shard for later, unless it is cached or in use."""
         with self._try_exclusive(shard.sha256) as locked:
@@ -79,11 +97,8 @@ class Cache:
                 self._fetch(shard, place, ahead=True)
 
     def _fetch(self, shard: Shard, place: str, ahead: bool = False) -> None:
-        """Fetch, verify, and rename into place; the caller holds the shard's lock alone.
-
-        Args:
-            ahead: only if there is room under the cap. What is read now may exceed it where all else is read, too.
-        """
+        """Fetch, verify, and rename into place; the caller holds the shard's lock alone. ``ahead``:
+        only if there is room under the cap, which what is read now may exceed where all else is read, too."""
         part = self.folder / f"{shard.sha256}.{shard.bytes}.part"
 
         def check(path: Path) -> None:
@@ -107,10 +122,8 @@ class Cache:
             part.unlink(missing_ok=True)
 
     def _make_room(self, part: Path, needed: int, ahead: bool) -> bool:
-        """Evict until ``needed`` bytes fit under the cap, and reserve them by the existence of ``part``.
-
-        Returns: whether they fit.
-        """
+        """Evict until ``needed`` bytes fit under the cap, and reserve them by the existence of ``part``. Returns
+        whether they fit."""
         room = self._open_lock("room")
         try:
             fcntl.flock(room, fcntl.LOCK_EX)

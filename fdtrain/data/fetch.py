@@ -97,11 +97,7 @@ def fetch(
 
 
 def fetch_bytes(place: str, seconds: float, max_bytes: int) -> bytes:
-    """A small remote file.
-
-    Raises:
-        UserError: as for :func:`fetch`.
-    """
+    """A small remote file. Raises UserError: as for :func:`fetch`."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "file"
         fetch(place, file, seconds, max_bytes)

@@ -19,7 +19,6 @@ class LaneOrder:
     Args:
         counts: the samples of each shard.
         lanes: the number of lanes that the global batch is divided into.
-        seed: the seed of the run.
         window: the samples shuffled together; a lane reads about this many ahead.
     """
 

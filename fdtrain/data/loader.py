@@ -14,9 +14,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from fdtrain import distributed
+from fdtrain.data.cache import Cache
+from fdtrain.data.fetch import is_remote
 from fdtrain.data.lanes import LaneOrder
 from fdtrain.data.mixture import MixtureOrder
-from fdtrain.data.prefetch import Prefetcher
 from fdtrain.data.shards import ShardReader
 from fdtrain.data.workers import ignore_all_but_parent, signals_blocked
 from fdtrain.errors import UserError
@@ -46,11 +47,8 @@ class Steps(Protocol[Batch]):
     """Of a batch in memory."""
 
     def read(self, step: int, out: np.ndarray) -> list[str] | UserError:
-        """Make the batch of a step in ``out``, ``(nbytes,)`` uint8.
-
-        Returns:
-            A message for each broken sample, which another stands in for; or the error that makes the batch impossible.
-        """
+        """Make the batch of a step in ``out``, ``(nbytes,)`` uint8. Returns a message for each broken sample, which
+        another stands in for; or the error that makes the batch impossible."""
         ...
 
     def views(self, memory: Tensor) -> Batch:
@@ -65,9 +63,6 @@ class LaneDataset:
     by the next sound one of its lane.
 
     Args:
-        reader: reads the shards of the split.
-        order: the order of the samples in every lane.
-        lanes: the lanes to read, in order.
         lane_images: the images of one lane in one step.
         flip: mirror each image with probability one half, by the seed of (step, lane).
         labelled: refuse samples without a label.
@@ -86,7 +81,6 @@ class LaneDataset:
         self.lane_images, self.flip, self.labelled = lane_images, flip, labelled
         self.images, self.epoch = len(lanes) * lane_images, order.images * len(lanes) / order.lanes
         self.nbytes = self.images * (8 + reader.description.dims)
-        self._prefetcher = Prefetcher(reader.cache) if reader.cache else None
         self._error: UserError | None = None
         # By lane, the position up to which its shards are requested.
         self._requested: dict[int, int] = {}
@@ -107,8 +101,8 @@ class LaneDataset:
 
     def _read(self, step: int, images: np.ndarray, labels: np.ndarray) -> list[str]:
         n = self.lane_images
-        if self._prefetcher:
-            self._prefetch(self._prefetcher, step * n)
+        if self.reader.cache:
+            self._fetch_ahead(self.reader.cache, step * n)
         rows = np.concatenate([self.order.samples(lane, step * n, (step + 1) * n) for lane in self.lanes])
         _, labels[:], broken = self.reader.read(rows.tolist(), images)
         for place, problem in broken.items():
@@ -134,7 +128,7 @@ class LaneDataset:
             f"{problem}; nor is any of the {self.order.window} after it sound. Repair the shard or pack it again."
         )
 
-    def _prefetch(self, prefetcher: Prefetcher, position: int) -> None:
+    def _fetch_ahead(self, cache: Cache, position: int) -> None:
         """Request the shards of every lane's window and of the one after it, once a window."""
         lanes = [lane for lane in self.lanes if self._requested.get(lane, 0) <= position]
         if not lanes:
@@ -142,7 +136,8 @@ class LaneDataset:
         reach = self.order.window + self.lane_images
         for begin in (position, position + reach):
             shards = dict.fromkeys(s for lane in lanes for s in self.order.shards(lane, begin, begin + reach))
-            prefetcher.request(self.reader.shards[s] for s in shards)
+            placed = (self.reader.shards[s] for s in shards)
+            cache.request((each.shard, each.place) for each in placed if is_remote(each.place))
         self._requested |= dict.fromkeys(lanes, position + reach)
 
 
@@ -174,11 +169,6 @@ class SharedSlots(Dataset, Generic[Batch]):
         return self.steps.views(memory.copy_(torch.from_numpy(self.slot(step))))
 
 
-def _unchanged(item):
-    """Replaces torch's conversion, which turns arrays into tensors."""
-    return item
-
-
 @contextmanager
 def lost_workers_reported() -> Iterator[None]:
     """Use :class:`Batches` within this context: it turns the death of a reading process into a UserError."""
@@ -198,11 +188,8 @@ def _begun(loader: DataLoader) -> Iterator:
     """The loader's iterator, once all its processes run.
 
     Python 3.11 may fork one while another thread, as one of gloo's that returns a tensor, has the interpreter's list of
-    threads locked: it then waits for ever, before its first line (github.com/python/cpython/issues/112275).
-
-    Raises:
-        UserError: they do not begin.
-    """
+    threads locked: it then waits for ever, before its first line (github.com/python/cpython/issues/112275). Raises
+    UserError: they do not begin."""
     if not loader.num_workers:
         return iter(loader)
     begun = np.frombuffer(mmap.mmap(-1, loader.num_workers), np.uint8)
@@ -258,7 +245,8 @@ class Batches(Iterator[Batch]):
             num_workers=workers,
             prefetch_factor=PREFETCH_STEPS if workers else None,
             multiprocessing_context="fork" if workers else None,
-            collate_fn=_unchanged,
+            # Torch's own turns arrays into tensors.
+            collate_fn=lambda item: item,
         )
         with signals_blocked():
             self._items: Iterator = _begun(loader)

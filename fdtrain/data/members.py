@@ -33,11 +33,8 @@ class Sample(NamedTuple):
 
 
 def samples(data: mmap.mmap) -> Iterator[Sample]:
-    """Every sample of a tar. Hidden files are passed over.
-
-    Raises:
-        BadTar: of :func:`members`; a name that webdataset does not read, or has for itself.
-    """
+    """Every sample of a tar. Hidden files are passed over. Raises BadTar: of :func:`members`; a name that webdataset
+    does not read, or has for itself."""
     # Loaded here: it imports torch, which the packer's processes have no use for.
     from webdataset.tariterators import group_by_keys
 
@@ -92,11 +89,8 @@ class MemberReader:
             self.numbers = {name: number for number, name in enumerate(description.classes)}
 
     def scan(self, data: mmap.mmap) -> "array[int]":
-        """``kind, label, offset, size`` of every sample, one after another, as an index has them.
-
-        Raises:
-            BadTar: no tar; a key with two images or a member twice, as where two samples of one key meet.
-        """
+        """``kind, label, offset, size`` of every sample, one after another, as an index has them. Raises BadTar: no
+        tar; a key with two images or a member twice, as where two samples of one key meet."""
         found = array("q")
         for key, places, repeated in samples(data):
             images = [suffix for suffix in places if suffix in self.images]
@@ -141,11 +135,7 @@ def longest_name(field: str | None) -> int:
 
 
 def label(extension: str, data: bytes) -> int:
-    """The label in a member; -1 if there is none.
-
-    Raises:
-        ValueError: it contains no number.
-    """
+    """The label in a member; -1 if there is none. Raises ValueError: it contains no number."""
     if extension == "cls":
         return int(data)
     value = _field(data, "label", -1)
@@ -155,14 +145,8 @@ def label(extension: str, data: bytes) -> int:
 
 
 def class_name(data: bytes, field: str | None) -> str | None:
-    """The name of the class in a member, or the digits of its number; None if there is none.
-
-    Args:
-        field: of the object in a JSON member; None: the member is a text.
-
-    Raises:
-        ValueError: it is neither a text in UTF-8 nor a whole number.
-    """
+    """The name of the class in a member, or the digits of its number; None if there is none. The member is a text, or
+    has it in a ``field`` of JSON. Raises ValueError: neither a text in UTF-8 nor a whole number."""
     value = data.decode() if field is None else _field(data, field, None)
     if value is None:
         return None

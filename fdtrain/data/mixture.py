@@ -35,11 +35,8 @@ class DataSets:
     description: DatasetDescription
 
     def split(self, name: str) -> list[PlacedShards]:
-        """Each data set's shards of a split, with labels as in the common description.
-
-        Raises:
-            UserError: one has no such split, or not all of its shards.
-        """
+        """Each data set's shards of a split, with labels as in the common description. Raises UserError: one has no
+        such split, or not all of its shards."""
         placed, first = [], 0
         for part in self.parts:
             count = len(part.description.classes)
@@ -54,11 +51,8 @@ class DataSets:
 def open_data(paths: Sequence[str | Path], weights: Sequence[float], **options: Any) -> DataSets:
     """Find data sets and join their descriptions; ``options`` are those of :func:`locate`.
 
-    A path may name shards that nothing describes: :func:`fdtrain.data.adopt.scanned`.
-
-    Raises:
-        UserError: one cannot be found, or their images are not alike.
-    """
+    A path may name shards that nothing describes: :func:`fdtrain.data.adopt.scanned`. Raises UserError: one cannot be
+    found, or their images are not alike."""
     parts = [scanned(str(path)) if is_shards(str(path)) else locate(path, **options) for path in paths]
     descriptions = [part.description for part in parts]
     first = descriptions[0]
@@ -101,11 +95,8 @@ class MixtureOrder:
 
     Positions of a lane come in blocks of ``BLOCK``. In each block, data set ``d`` has a fixed number ``n_d`` of places,
     in a shuffled sequence with a seed of its own. So the position of a lane in each data set is arithmetic, and each
-    data set is read in its own :class:`LaneOrder`, every sample once in an epoch of that data set.
-
-    Raises:
-        ValueError: a weight is too small for a place in a block.
-    """
+    data set is read in its own :class:`LaneOrder`, every sample once in an epoch of that data set. Raises ValueError: a
+    weight is too small for a place in a block."""
 
     def __init__(
         self, counts: Sequence[ArrayLike], weights: Sequence[float], lanes: int, seed: int, window: int = 1024
@@ -128,7 +119,7 @@ class MixtureOrder:
             part = self._block(lane, block)[begin:end]
             out = rows[done : done + len(part)]
             for d, (first, last) in enumerate(self._spans(lane, block, begin, end)):
-                out[part == d] = self._numbered(d, self.orders[d].samples(lane, first, last))
+                out[part == d] = self.orders[d].samples(lane, first, last) + np.array([self._first_shard[d], 0])
             done += len(part)
         return rows
 
@@ -147,10 +138,6 @@ class MixtureOrder:
     @property
     def window(self) -> int:
         return self.orders[0].window
-
-    def _numbered(self, d: int, rows: np.ndarray) -> np.ndarray:
-        """Rows of data set ``d`` with its shards numbered among all."""
-        return rows + np.array([self._first_shard[d], 0])
 
     def _spans(self, lane: int, block: int, begin: int, end: int) -> list[tuple[int, int]]:
         """Positions in each data set's own sequence that places ``begin`` to ``end`` of a block stand for."""
@@ -171,11 +158,8 @@ class MixtureOrder:
 
 
 def quotas(weights: Sequence[float]) -> np.ndarray:
-    """Places of each data set in a block, by largest remainders; they add up to ``BLOCK``.
-
-    Raises:
-        ValueError: a data set would have none.
-    """
+    """Places of each data set in a block, by largest remainders; they add up to ``BLOCK``. Raises ValueError: a data
+    set would have none."""
     exact = np.asarray(weights, dtype=np.float64) / np.sum(weights) * BLOCK
     whole = np.floor(exact).astype(np.int64)
     largest = np.argsort(whole - exact, kind="stable")[: BLOCK - int(whole.sum())]

@@ -90,12 +90,8 @@ def write(path: Path, data: bytes) -> None:
 
 
 def read(path: Path, shard: Shard, file: int, reader: MemberReader) -> Samples | None:
-    """The samples of an open shard; None: it has no index, as those of earlier versions.
-
-    Raises:
-        UserError: the index does not fit the shard.
-        OSError: it cannot be read.
-    """
+    """The samples of an open shard; None: it has no index, as those of earlier versions. Raises UserError: the index
+    does not fit the shard. OSError: it cannot be read."""
     try:
         # Opening a FIFO would wait for its writer.
         with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as index:
@@ -138,7 +134,9 @@ def _samples(data: bytes, shard: Shard, file: int, reader: MemberReader) -> Samp
         found[name] = np.frombuffer(columns, kind, header.samples, start)
         start += found[name].nbytes
     samples = Samples(**found)
-    kinds = _kinds(header, reader)
+    if unknown := [suffix for suffix in header.images if suffix not in reader.images]:
+        raise ValueError(f"images '{unknown[0]}', which are none of the data set")
+    kinds = np.array([reader.images[suffix] for suffix in header.images], np.int64)
     ends = samples.offset + samples.size
     if len(ends) and (
         samples.offset.min() < BLOCK
@@ -156,13 +154,6 @@ def _samples(data: bytes, shard: Shard, file: int, reader: MemberReader) -> Samp
         except BadTar as error:
             raise ValueError(f"other samples: {error}") from error
     return samples._replace(kind=np.append(kinds, -1)[samples.kind], label=_labels(header, samples.label, reader))
-
-
-def _kinds(header: Header, reader: MemberReader) -> np.ndarray:
-    """The format of each suffix."""
-    if unknown := [suffix for suffix in header.images if suffix not in reader.images]:
-        raise ValueError(f"images '{unknown[0]}', which are none of the data set")
-    return np.array([reader.images[suffix] for suffix in header.images], np.int64)
 
 
 def _labels(header: Header, labels: np.ndarray, reader: MemberReader) -> np.ndarray:

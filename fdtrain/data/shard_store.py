@@ -42,11 +42,8 @@ def _compared(request: PackRequest) -> dict[str, Any]:
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Hold the folder of a data set, made if need be, against other processes.
-
-    Raises:
-        UserError: another has it, or it cannot be written.
-    """
+    """Hold the folder of a data set, made if need be, against other processes. Raises UserError: another has it, or it
+    cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -87,10 +84,7 @@ class ShardStore(PartialStore[Shard]):
         return shard if complete and name == f"{shard.file}.json" else None
 
     def refused(self, path: Path, reason: object) -> str:
-        left = [file for file in self.folder.glob(f"*{path.name}.*") if not self.PART.fullmatch(file.name)]
-        rest = f"{left[0] if left else 'Nothing unfinished'} is left of it."
-        advice = "Make room, or the folder writable; then the same command goes on."
-        return f"{path} cannot be written ({reason}). {rest} {advice}"
+        return f"{path} cannot be written ({reason}). Make room, or the folder writable; then the same command goes on."
 
     def save(self, shard: Shard) -> None:
         """Write the record of a shard that is in its place."""
@@ -101,11 +95,8 @@ class ShardStore(PartialStore[Shard]):
         return [name.removesuffix(".json") for name in self.names()]
 
     def shards_of(self, files: Iterable[str]) -> Iterator[Shard]:
-        """The shards of these files, each read when it is asked for.
-
-        Raises:
-            UserError: one was damaged since :meth:`prepare`.
-        """
+        """The shards of these files, each read when it is asked for. Raises UserError: one was damaged since
+        :meth:`prepare`."""
         for file in files:
             shard = self.read(f"{file}.json")
             if shard is None:

@@ -158,11 +158,8 @@ def repeated(splits: Iterable[ShardTable]) -> str | None:
 
 
 def write(folder: Path, split: str, shards: Iterable[Shard]) -> list[dict[str, Any]] | dict[str, Any]:
-    """What stands for a split's shards in ``folder/dataset.json``. Files of rows are written beside it.
-
-    Raises:
-        OSError: one cannot be written.
-    """
+    """What stands for a split's shards in ``folder/dataset.json``. Files of rows are written beside it. Raises OSError:
+    one cannot be written."""
     left = iter(shards)
     first = list(islice(left, INLINE + 1))
     if len(first) <= INLINE:
@@ -187,11 +184,8 @@ def _write_part(folder: Path, file: str, shards: Sequence[Shard]) -> TablePart:
 
 
 def read(parts: Sequence[TablePart], place: Any, seconds: float, where: str) -> ShardTable:
-    """The rows of these files. ``place`` gives the path or URL of a file's name.
-
-    Raises:
-        UserError: one is missing, or not what ``dataset.json`` describes.
-    """
+    """The rows of these files. ``place`` gives the path or URL of a file's name. Raises UserError: one is missing, or
+    not what ``dataset.json`` describes."""
     if any(part.shards * part.row.itemsize > MAX_PART_BYTES for part in parts) or len(parts) * PART > 1 << 24:
         raise UserError(f"{where} names absurdly long lists of shards. Pack the data set again.")
     row = _row(*(max(getattr(part, name) for part in parts) for name in ("name_bytes", "place_bytes")))

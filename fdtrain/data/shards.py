@@ -227,14 +227,8 @@ class ShardReader:
         self, rows: Sequence[tuple[int, int]], out: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
         """Images ``(n, C, H, W)`` uint8 below ``description.levels``, labels ``(n,)`` int64 (-1: none), and for
-        each broken sample its index in ``rows`` with the problem.
-
-        Args:
-            out: an array for the images; None: a new one.
-
-        Raises:
-            UserError: a whole shard is missing or broken.
-        """
+        each broken sample its index in ``rows`` with the problem. ``out`` is an array for the images. Raises UserError:
+        a whole shard is missing or broken."""
         d = self.description
         images = np.empty((len(rows), d.dims), np.uint8)
         labels = np.empty(len(rows), np.int64)

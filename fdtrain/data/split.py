@@ -50,11 +50,8 @@ class Split:
         return int(self._ends[-1])
 
     def batch(self, images: range) -> Batch:
-        """Images ``(n, C, H, W)`` uint8 and labels ``(n,)``.
-
-        Raises:
-            UserError: a sample is broken. A measurement covers the whole split.
-        """
+        """Images ``(n, C, H, W)`` uint8 and labels ``(n,)``. Raises UserError: a sample is broken. A measurement covers
+        the whole split."""
         pixels, labels, broken = self._reader.read([self._place(i) for i in images])
         if broken:
             raise UserError(f"{next(iter(broken.values()))}. Repair it or pack the data set again.")

@@ -31,11 +31,8 @@ _stop: Event | None = None
 def run(function: Callable[..., T], tasks: Iterable[tuple], workers: int) -> Iterator[T]:
     """``function(*task)`` of every task, as they finish, by up to ``workers`` processes (1: in this one).
 
-    An error or an interrupt ends the iteration early: it waits for the running tasks, which see :func:`stopped`.
-
-    Raises:
-        UserError: a process was killed.
-    """
+    An error or an interrupt ends the iteration early: it waits for the running tasks, which see :func:`stopped`. Raises
+    UserError: a process was killed."""
     tasks = list(tasks)
     workers = min(workers, len(tasks))
     if workers <= 1:

@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import threading
 import time
 from pathlib import Path
 
@@ -11,9 +10,8 @@ from flaky import Flaky
 from packed import pack
 
 from fdtrain.data import cache as module
-from fdtrain.data.cache import Cache, open_cache
+from fdtrain.data.cache import Cache
 from fdtrain.data.location import locate
-from fdtrain.data.prefetch import Prefetcher
 from fdtrain.data.shards import OpenShard, ShardReader
 from fdtrain.errors import UserError
 
@@ -52,25 +50,6 @@ def cached(cache: Cache) -> set[str]:
 
 def names(shards, *numbers: int) -> set[str]:
     return {shards[i].shard.sha256 for i in numbers}
-
-
-def test_processes_that_want_the_same_shards_fetch_each_once(served, shards, tmp_path):
-    served[0].faults |= {placed.shard.file: ["slow"] for placed in shards}
-
-    def work() -> None:
-        cache = Cache(tmp_path, None, 30)
-        for placed in shards:
-            use(cache, placed)
-
-    workers = [FORK.Process(target=work) for _ in range(4)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-        assert worker.exitcode == 0
-    assert set(served[0].requests.values()) == {1}
-    assert cached(Cache(tmp_path, None, 1)) == names(shards, 0, 1, 2, 3, 4)
-    assert not list(tmp_path.glob("*.part"))
 
 
 def test_least_recently_used_goes_first(shards, tmp_path):
@@ -133,13 +112,6 @@ def test_what_waits_to_be_read_goes_last(shards, tmp_path):
     aged(2, 2 * module.AHEAD_SECONDS)
     cache.fetch_ahead(shards[3].shard, shards[3].place)
     assert cached(cache) == names(shards, 1, 3, 4)
-
-
-def test_files_of_others_in_the_folder(shards, tmp_path):
-    (tmp_path / "notes.part").write_text("x")
-    cache = Cache(tmp_path, shards[0].shard.bytes, 10)
-    use(cache, shards[0])
-    assert (tmp_path / "notes.part").exists()
 
 
 def test_a_reader_in_another_process_counts_too(shards, tmp_path):
@@ -221,16 +193,6 @@ def test_a_cap_below_what_is_read_at_a_time_is_refused(served, shards, tmp_path)
         ShardReader(shards, description, cache, keep_open=3)
 
 
-def test_reading_through_a_small_cache(shards, tmp_path):
-    description = locate(shards[0].place.rpartition("/")[0]).description
-    reader = ShardReader(shards, description, Cache(tmp_path, 2 * shards[0].shard.bytes, 30), keep_open=2)
-    for i in (0, 4, 1, 3, 0, 2, 4, 1):
-        images, _, broken = reader.read([(i, 2)])
-        assert images[0, 0, 0, 0] == 4 * i + 2
-        assert not broken
-        assert len(list(tmp_path.glob("*.tar"))) <= 2
-
-
 def test_two_jobs_with_caps_of_their_own(served, shards, tmp_path):
     """Readers in two processes, each with room for two shards, over and over: never a wrong or missing file."""
 
@@ -252,25 +214,9 @@ def test_two_jobs_with_caps_of_their_own(served, shards, tmp_path):
 def test_prefetch_fetches_and_leaves_errors_to_the_reader(served, shards, tmp_path):
     served[0].faults[shards[1].shard.file] = [404]
     cache = Cache(tmp_path, None, 30)
-    Prefetcher(cache).request(shards)
+    cache.request((placed.shard, placed.place) for placed in shards)
     end = time.monotonic() + 30
     while cached(cache) != names(shards, 0, 2, 3, 4) and time.monotonic() < end:
         time.sleep(0.01)
     assert cached(cache) == names(shards, 0, 2, 3, 4)
     use(cache, shards[1])
-
-
-def test_prefetch_leaves_alone_what_someone_fetches(served, shards, tmp_path):
-    served[0].faults[shards[0].shard.file] = ["slow"]
-    cache = Cache(tmp_path, None, 30)
-    reader = threading.Thread(target=use, args=(cache, shards[0]))
-    reader.start()
-    while not served[0].requests[shards[0].shard.file]:
-        time.sleep(0.005)
-    cache.fetch_ahead(shards[0].shard, shards[0].place)
-    reader.join()
-    assert served[0].requests[shards[0].shard.file] == 1
-
-
-def test_local_shards_need_no_cache(tmp_path):
-    assert open_cache(None, None, 1, False) is None

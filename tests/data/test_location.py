@@ -104,7 +104,7 @@ def test_a_pattern_must_agree_with_dataset_json(folder):
     [
         ("", "data.path is empty"),
         ("  ", "data.path is empty"),
-        ("set/train-{000..003.tar", "has a '{' without a '}'"),
+        ("set/train-{000..003.tar", "has a '{' without its other"),
         ("x" * 5000 + ".txt", r"cannot read x+\.\.\. \(File name too long\)"),
         ("x" * 5000 + "/{0..3}", r"cannot read x+\.\.\. \(File name too long\)"),
     ],
