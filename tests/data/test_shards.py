@@ -120,7 +120,7 @@ def test_a_shard_that_is_refused_leaves_nothing_open(tmp_path):
     (tmp_path / "set" / "train-000000.tar").write_bytes(b"x" * 5000)
     describe(tmp_path / "set", {"train": {"train-000000.tar": 2}})
     before = len(os.listdir("/proc/self/fd"))
-    with pytest.raises(UserError):
+    with pytest.raises(UserError, match=r"train-000000\.tar cannot be read as a tar file \(no tar header at byte 0\)"):
         reader(tmp_path / "set").read([(0, 0)])
     assert len(os.listdir("/proc/self/fd")) == before
 
@@ -135,18 +135,6 @@ def test_other_members_are_ignored(tmp_path):
     members = [*extra, ("0.npy", npy(image(5))), ("0.cls", b"5"), ("readme", b"x"), (".hidden", b"x"), ("x/.npy", code)]
     pixels, label = read_one(tmp_path / "set", members)
     assert (number(pixels), label) == (5, 5)
-    assert not (tmp_path / "executed").exists()
-
-
-def test_pickled_array_runs_no_code(tmp_path):
-    class Attack:
-        def __reduce__(self):
-            return os.system, (f"touch {tmp_path}/executed",)
-
-    file = io.BytesIO()
-    np.save(file, np.array([Attack()], dtype=object), allow_pickle=True)
-    assert "array of object" in read_one(tmp_path / "set", [("0.npy", file.getvalue()), ("0.cls", b"0")])
-    assert "not an npy array" in read_one(tmp_path / "set", [("0.npy", pickle.dumps(Attack()))])
     assert not (tmp_path / "executed").exists()
 
 
@@ -165,6 +153,7 @@ RIGHT = zlib.compress(b"\0" * (4 * 13))
 @pytest.mark.parametrize(
     ("members", "complaint"),
     [
+        ([("0.png", raw_png(4, 4, (b"zTXt", b"a\0\0" + ZEROS), (b"IDAT", RIGHT)))], "not a picture"),
         ([("0.png", raw_png(60000, 60000, (b"IDAT", ZEROS)))], "60000x60000x3, expected 4x4x3"),
         ([("0.png", raw_png(2**31 - 1, 1, (b"IDAT", RIGHT)))], "expected 4x4x3"),
         ([("0.npy", npy_header(SHAPE % b"99999999, 9999, 3"))], "shape (99999999, 9999, 3) in 81 bytes"),
@@ -223,16 +212,6 @@ def test_palette_and_16_bit_pictures_are_not_taken_for_grey(tmp_path):
         assert told in read_one(tmp_path / "set", [("0.png", file.getvalue())], channels=1)
 
 
-def test_text_bomb_in_a_picture_of_the_right_size(tmp_path):
-    """zTXt is inflated on reading; Pillow stops at a limit."""
-    bomb = raw_png(4, 4, (b"zTXt", b"a\0\0" + ZEROS), (b"IDAT", RIGHT))
-    tracemalloc.start()
-    found = read_one(tmp_path / "set", [("0.png", bomb)])
-    assert tracemalloc.get_traced_memory()[1] < 30_000_000
-    tracemalloc.stop()
-    assert isinstance(found, str)
-
-
 def chunks(png: bytes) -> list[tuple[bytes, bytes]]:
     """Type and content of each."""
     found, position = [], 8
@@ -278,46 +257,9 @@ def test_a_changed_bit_in_the_pixels_of_a_png_is_found(tmp_path):
         data[i] ^= 1
 
 
-def test_more_pixel_data_than_the_header_says_is_not_kept(tmp_path):
-    pixels, _ = read_one(tmp_path / "set", [("0.png", raw_png(4, 4, (b"IDAT", ZEROS)))])
-    assert pixels.shape == (3, 4, 4)
-
-
 def test_level_out_of_range(tmp_path):
     found = read_one(tmp_path / "set", [("0.npy", npy(np.full((4, 4, 3), 17, np.uint8)))], levels=17)
     assert "level 17, but the data set has levels 0 to 16" in found
-
-
-def test_one_bad_sample_does_not_spoil_its_neighbours(tmp_path):
-    (tmp_path / "set").mkdir()
-    members = [*sample(0), ("000001.npy", b"x"), *sample(2)]
-    write_tar(tmp_path / "set" / "train-000000.tar", members)
-    describe(tmp_path / "set", {"train": {"train-000000.tar": 3}})
-    images, labels, broken = reader(tmp_path / "set").read([(0, 2), (0, 1), (0, 0)])
-    assert list(broken) == [1]
-    assert (number(images[0]), number(images[2])) == (2, 0)
-    assert (labels[0], labels[2]) == (2, 0)
-
-
-@pytest.mark.parametrize(
-    ("damage", "complaint"),
-    [
-        (lambda data: data[:700], "cut short"),
-        (lambda data: b"", "empty file"),
-        (lambda data: b"x" * 5000, "cannot be read as a tar file"),
-        (lambda data: data[:1024] + b"z" * 512 + data[1536:], "no tar header at byte 1024"),
-    ],
-)
-def test_broken_shard_is_an_error_in_one_line(tmp_path, damage, complaint):
-    """Even where its length agrees with dataset.json."""
-    pack(tmp_path / "set", (2,))
-    path = tmp_path / "set" / "train-000000.tar"
-    path.write_bytes(damage(path.read_bytes()))
-    describe(tmp_path / "set", {"train": {path.name: 2}})
-    with pytest.raises(UserError, match=complaint) as error:
-        reader(tmp_path / "set").read([(0, 0)])
-    assert path.name in str(error.value)
-    assert "\n" not in str(error.value)
 
 
 def test_shard_cut_short_after_it_was_opened(tmp_path):

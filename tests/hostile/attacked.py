@@ -79,7 +79,8 @@ def _source(source: Source) -> list:
                 except UserError as error:
                     found.append(str(error))
                 else:
-                    found.append([split, digest(pixels), source.classes[label] if label >= 0 else None])
+                    # Labels beyond the classes are refused when it is packed.
+                    found.append([split, digest(pixels), source.classes[label : label + 1] if label >= 0 else None])
     return found
 
 

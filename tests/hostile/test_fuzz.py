@@ -162,8 +162,7 @@ def test_archives(data, place, attacked, reference):
 @given(data=st.data())
 def test_tables(data, place, attacked, reference):
     folder = emptied(place)
-    content, _ = data.draw(make.tables())
-    (folder / "train-00000-of-00001.parquet").write_bytes(content)
+    (folder / "train-00000-of-00001.parquet").write_bytes(data.draw(make.tables()))
     found = told(attacked, target="table", folder=str(folder))
     expected = otherwise(reference, target="table", path=str(folder / "train-00000-of-00001.parquet"))
     if found is None or expected is None:
