@@ -19,7 +19,7 @@ from test_pack_sources import image_folder
 
 from fdtrain.data.pack import pack
 from fdtrain.data.sources import archive, pickled
-from fdtrain.data.sources.batches import Batch, batch_part
+from fdtrain.data.sources.batches import BatchFormat, batch_part
 from fdtrain.data.sources.celeba import celeba64
 from fdtrain.data.sources.cifar import cifar10
 from fdtrain.data.sources.imagenet import imagenet32_old, imagenet_new
@@ -149,12 +149,12 @@ def test_hostile_pickle_programs(tmp_path, what):
     path = tmp_path / "data_batch_1"
     path.write_bytes(PROGRAMS[what])
     with pytest.raises(UserError, match="data_batch_1"):
-        batch_part(archive.members(tmp_path)[0], Batch(32, 0, 10)).count()
+        batch_part(archive.members(tmp_path)[0], BatchFormat(32, 0, 10)).count()
 
 
 def batch(folder: Path, content: dict) -> Part:
     (folder / "data_batch_1").write_bytes(pub.python3_pickle(content))
-    return batch_part(archive.members(folder)[0], Batch(32, 1, 10))
+    return batch_part(archive.members(folder)[0], BatchFormat(32, 1, 10))
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def test_npz_that_lies(tmp_path):
     for data in (npy(objects), npy(np.zeros((1, 3072), np.uint8))[:-5], huge, b"", b"hello"):
         (tmp_path / "in" / "val_data.npz").write_bytes(zip_bytes([("data.npy", data), ("labels.npy", labels)]))
         with pytest.raises(UserError, match=r"val_data.npz is not an npz of plain arrays"):
-            batch_part(archive.members(tmp_path / "in")[0], Batch(32, 1, 10)).count()
+            batch_part(archive.members(tmp_path / "in")[0], BatchFormat(32, 1, 10)).count()
     assert not mark.exists()
 
 
@@ -348,7 +348,7 @@ def test_any_damage_is_one_line(tmp_path, kind):
                 decode(bytes(data), "x", exactly(16, 3))
             else:
                 [member] = archive.members(tmp_path)
-                batch_part(member._replace(name=f"x.{kind}"), Batch(16, 1, 10)).count()
+                batch_part(member._replace(name=f"x.{kind}"), BatchFormat(16, 1, 10)).count()
         except UserError as error:
             messages.append(str(error))
     assert messages

@@ -16,7 +16,7 @@ from fdtrain.data.sources.source import Part, Sample
 from fdtrain.errors import UserError
 
 
-class Batch(NamedTuple):
+class BatchFormat(NamedTuple):
     """What a file holds: ``data``, rows of 3 size^2 uint8 (red, green, blue plane), and labels under ``key``.
 
     ``first_label`` is the number of the first class in the source: 0 for CIFAR, 1 for ImageNet.
@@ -43,23 +43,23 @@ def batch_files(paths: Iterable[Path], names: Sequence[str], advice: str) -> dic
     return {name: found[name] for name in names}
 
 
-def batch_part(member: Member, batch: Batch) -> Part:
+def batch_part(member: Member, batch: BatchFormat) -> Part:
     """The images of one file, which has to be read for their number."""
     identity = repr((member.name, member.size, *batch[:3]))
     return Part(identity, partial(_count, member, batch), partial(_open, member, batch))
 
 
-def _count(member: Member, batch: Batch) -> int:
+def _count(member: Member, batch: BatchFormat) -> int:
     return len(_load(member, batch)[0])
 
 
-def _open(member: Member, batch: Batch) -> Callable[[int], Sample]:
+def _open(member: Member, batch: BatchFormat) -> Callable[[int], Sample]:
     data, labels = _load(member, batch)
     planes = data.reshape(-1, 3, batch.size, batch.size)
     return lambda index: (planes[index].transpose(1, 2, 0), int(labels[index]))
 
 
-def _load(member: Member, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+def _load(member: Member, batch: BatchFormat) -> tuple[np.ndarray, np.ndarray]:
     """Data ``(n, 3 size^2)`` uint8 and labels ``(n,)`` from 0."""
     where, size = str(member), batch.size
     with stream(member) as file:
@@ -77,7 +77,7 @@ def _load(member: Member, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
     return data, _labels(labels, len(data), batch, where)
 
 
-def _labels(labels: Any, images: int, batch: Batch, where: str) -> np.ndarray:
+def _labels(labels: Any, images: int, batch: BatchFormat, where: str) -> np.ndarray:
     # Checked before the conversion to an array: a small pickle of nested lists can stand for an endless one.
     if isinstance(labels, np.ndarray):
         integers = labels.ndim == 1 and labels.dtype.kind in "iu"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from fdtrain.data.sources import pickled
 from fdtrain.data.sources.archive import stream
-from fdtrain.data.sources.batches import Batch, batch_files, batch_part
+from fdtrain.data.sources.batches import BatchFormat, batch_files, batch_part
 from fdtrain.data.sources.source import Source
 from fdtrain.errors import UserError
 
@@ -29,7 +29,7 @@ def _cifar(path: Path, number: int, meta: str, splits: dict[str, list[str]], lab
     if not isinstance(names, list) or not names or not all(isinstance(name, bytes | str) for name in names):
         raise UserError(f"{where} has no '{label}_names'. {wanted}")
     classes = [name.decode("utf-8", "replace") if isinstance(name, bytes) else name for name in names]
-    batch = Batch(32, 0, len(classes), f"{label}s")
+    batch = BatchFormat(32, 0, len(classes), f"{label}s")
     return Source(
         name=f"cifar{number}",
         source=path.name,

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fdtrain.data.sources.archive import members
-from fdtrain.data.sources.batches import Batch, batch_files, batch_part
+from fdtrain.data.sources.batches import BatchFormat, batch_files, batch_part
 from fdtrain.data.sources.picture import exactly, image_parts, is_image
 from fdtrain.data.sources.source import Source
 from fdtrain.errors import UserError
@@ -28,7 +28,7 @@ def imagenet_new(paths: Sequence[Path], size: int) -> Source:
         "Give the train and val zips as published; train_32x32.tar and valid_32x32.tar are the old version, packed by "
         "imagenet32-old.",
     )
-    batch = Batch(size, 1, CLASSES)
+    batch = BatchFormat(size, 1, CLASSES)
     return Source(
         name=f"imagenet{size}-new",
         source=f"{', '.join(path.name for path in paths)} (Chrabaszcz et al. 2017)",
