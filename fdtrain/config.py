@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import yaml
 from pydantic import (
@@ -61,10 +61,22 @@ class OneOf:
         return name
 
 
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
 class Section(BaseModel):
     """A section of the configuration."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    dropped: ClassVar[dict[str, Any]] = {}
+    """Keys of earlier versions, which their recorded configurations have, and the values that mean what is done now."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_dropped(cls, content: Any) -> Any:
+        if not isinstance(content, dict):
+            return content
+        return {key: value for key, value in content.items() if key not in cls.dropped or value != cls.dropped[key]}
 
     @field_validator("*", mode="before")
     @classmethod
@@ -178,7 +190,7 @@ class NetworkConfig(Section):
 class DDPMppConfig(NetworkConfig):
     name: Literal["ddpmpp"] = Field(default="ddpmpp", description="the U-Net of Song et al. 2021")
     channels: int = Field(default=128, ge=8, multiple_of=8, description="width at full resolution")
-    multipliers: tuple[int, ...] = Field(
+    multipliers: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         default=(1, 2, 2, 2),
         min_length=1,
         description="width of each level in units of `channels`; each level halves the resolution",
@@ -189,13 +201,6 @@ class DDPMppConfig(NetworkConfig):
     time_embedding: Annotated[str, OneOf(TIME_EMBEDDINGS)] = Field(
         default="positional", description="sines of the time, or of a finite log-SNR too"
     )
-
-    @field_validator("multipliers")
-    @classmethod
-    def _positive(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        if min(value) < 1:
-            raise ValueError("every multiplier must be at least 1")
-        return value
 
 
 class VDMConfig(NetworkConfig):
@@ -249,11 +254,10 @@ def _network_name(value: Any) -> str:
     return name if isinstance(name, str) and name != OWN else repr(name)
 
 
-LEARNED_TIMES = ("adaptive_base", "adaptive_bins", "adaptive_floor", "adaptive_update_every")
-"""Keys of earlier versions, without effect but at a density that is refused."""
-
-
 class DiffusionConfig(Section):
+    # Of a density that was learned while training.
+    dropped = {"adaptive_base": "asinh", "adaptive_bins": 32, "adaptive_floor": 0.2, "adaptive_update_every": 50}
+
     predictor: Annotated[str, OneOf(PREDICTORS)] = Field(
         default="bounded", description="from network to field F; docs/method.md, sections 2 and 9"
     )
@@ -290,16 +294,6 @@ class DiffusionConfig(Section):
         description="at the end of a truncated interval: of dequantised images, or of levels (trains on bin centres)",
     )
 
-    @model_validator(mode="before")
-    @classmethod
-    def _of_earlier_versions(cls, content: Any) -> Any:
-        """Their recorded configurations have the settings of times that were learned, used or not."""
-        if not isinstance(content, dict):
-            return content
-        if content.get("time_density") == "adaptive":
-            raise ValueError("time_density adaptive, learned while training, is no more; train anew with asinh")
-        return {key: value for key, value in content.items() if key not in LEARNED_TIMES}
-
     @field_validator("interval")
     @classmethod
     def _rising(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
@@ -328,6 +322,8 @@ OFFLOAD_STAGE = {"none": 0, "optimizer": 1, "weights": 3}
 
 
 class TrainingConfig(Section):
+    dropped = {"adam": "fused", "overlap": True}
+
     steps: int = Field(ge=1, description="optimiser steps")
     global_batch: int = Field(default=128, ge=1, description="images of one step over all ranks")
     micro_batch: int | None = Field(
@@ -358,7 +354,6 @@ class TrainingConfig(Section):
     offload: Literal["none", "optimizer", "weights"] = Field(
         default="none", description="to the CPU; optimizer: ZeRO 1 to 3, weights: ZeRO 3"
     )
-    overlap: bool = Field(default=True, description="communicate while computing (GPUs, ZeRO 1 to 3)")
     bucket_mib: int = Field(
         default=32, ge=1, description="gradients or weights that are communicated together, MiB of float32"
     )
@@ -371,7 +366,7 @@ class TrainingConfig(Section):
     decay: Literal["constant", "linear", "cosine"] = Field(
         default="constant", description="decay of the learning rate, to 0 at the last step"
     )
-    betas: tuple[float, float] = Field(default=(0.9, 0.999), description="betas of AdamW")
+    betas: tuple[Share, Share] = Field(default=(0.9, 0.999), description="betas of AdamW")
     eps: float = Field(default=1e-8, gt=0, description="epsilon of AdamW")
     weight_decay: float = Field(default=0.0, ge=0, description="weight decay of AdamW, and of Muon")
     grad_clip: float = Field(default=1.0, ge=0, description="largest gradient norm; 0: no clipping")
@@ -388,23 +383,6 @@ class TrainingConfig(Section):
     collective_timeout_s: float = Field(
         default=600.0, ge=1, description="seconds that a rank waits in one call for another that is alive"
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _of_earlier_versions(cls, content: Any) -> Any:
-        """Their recorded configurations name AdamW's kernels, which are fused always now."""
-        if not isinstance(content, dict) or "adam" not in content:
-            return content
-        if content["adam"] != "fused":
-            raise ValueError(f"adam {shown(content['adam'])} is no more: AdamW is fused, to other digits; remove it")
-        return {key: value for key, value in content.items() if key != "adam"}
-
-    @field_validator("betas")
-    @classmethod
-    def _fractions(cls, value: tuple[float, float]) -> tuple[float, float]:
-        if not all(0 <= beta < 1 for beta in value):
-            raise ValueError("both must lie in [0, 1)")
-        return value
 
     @model_validator(mode="after")
     def _offloadable(self) -> "TrainingConfig":

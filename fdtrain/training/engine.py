@@ -55,13 +55,9 @@ bytes."""
 class Engine:
     """A model under DeepSpeed: mixed precision, gradient reduction, ZeRO, offload, optimiser.
 
-    Weights stay float32; at bf16 and fp16 the network computes under autocast, and gradients are reduced in
-    float32. ``forward`` returns ``F`` in float32. A step whose gradient is not finite changes no weights.
-
-    Args:
-        model: already on its device.
-        training: the configuration's section.
-        layout: of the run, this rank's.
+    The model is on its device. Weights stay float32; at bf16 and fp16 the network computes under autocast, and
+    gradients are reduced in float32. ``forward`` returns ``F`` in float32. A step whose gradient is not finite changes
+    no weights.
     """
 
     def __init__(self, model: Model, training: TrainingConfig, layout: RunLayout):
@@ -278,7 +274,7 @@ def _settings(training: TrainingConfig, layout: RunLayout) -> dict[str, Any]:
     zero = {
         "stage": stage,
         # Between GPUs; on a CPU there is no second stream to reduce in.
-        "overlap_comm": training.overlap and distributed.on_gpu() and several and stage > 0,
+        "overlap_comm": distributed.on_gpu() and several and stage > 0,
         "use_multi_rank_bucket_allreduce": layout.world_size > REDUCE_TO_OWNERS,
         "reduce_bucket_size": elements,
         "allgather_bucket_size": elements,
