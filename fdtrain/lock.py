@@ -222,12 +222,20 @@ def _alive(holder: dict[str, Any]) -> bool | None:
 
 def _start(pid: int) -> dict[str, Any]:
     """A process's start time, boot and PID namespace: numbers are given again after a boot, and in containers."""
+    fields = process_fields(pid)
+    if fields[:1] in ([], ["Z"]):
+        return {}
     try:
-        # After the name, which is in parentheses and may contain anything.
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        if fields[0] == "Z":
-            return {}
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return {"started": int(fields[19]), "boot": boot, "pids": os.readlink("/proc/self/ns/pid")}
     except OSError:
         return {}
+
+
+def process_fields(pid: int) -> list[str]:
+    """State, parent and further fields of a process; nothing if there is none."""
+    try:
+        # After the name, which is in parentheses and may contain anything.
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []

@@ -81,10 +81,8 @@ def test_another_process_of_the_same_number(tmp_path):
         pass
 
 
-def test_a_lock_of_another_machine_is_watched(tmp_path, monkeypatch):
-    """Touched while one looks on: alive. Still for long enough: dead."""
-    with lock.held(tmp_path):
-        pass
+def test_a_lock_of_another_machine_is_watched(tmp_path):
+    """Touched while one looks on: alive."""
     content = lock._describe() | {"host": "elsewhere", "boot": "another", "pid": 17}
     (tmp_path / lock.FILE).write_text(json.dumps(content))
     end = threading.Event()
@@ -101,9 +99,6 @@ def test_a_lock_of_another_machine_is_watched(tmp_path, monkeypatch):
     finally:
         end.set()
         toucher.join()
-    begin = time.monotonic()
-    with lock.held(tmp_path, beat=0.1, stale=0.5):
-        assert time.monotonic() - begin > 0.3
 
 
 OWN = {key: value for key, value in lock._describe().items() if key != "pid"}
@@ -255,20 +250,14 @@ def test_a_second_job_is_refused_and_the_first_goes_on(launch):
         first.communicate()
 
 
-@pytest.mark.parametrize("ahead", [3600, -3600])
+@pytest.mark.parametrize("ahead", [0, 3600, -3600])
 def test_a_lock_of_a_dead_host_is_taken_over_whatever_its_date(tmp_path, ahead):
     (tmp_path / lock.FILE).write_text(json.dumps(lock._describe() | {"host": "elsewhere", "boot": "another"}))
     os.utime(tmp_path / lock.FILE, (time.time() + ahead,) * 2)
-    found = []
-
-    def take():
-        with lock.held(tmp_path, beat=0.05, stale=0.5):
-            found.append(json.loads((tmp_path / lock.FILE).read_text())["pid"])
-
-    taker = threading.Thread(target=take, daemon=True)
-    taker.start()
-    taker.join(60)
-    assert found == [os.getpid()]
+    begin = time.monotonic()
+    with lock.held(tmp_path, beat=0.05, stale=0.5):
+        assert time.monotonic() - begin > (0.3 if ahead >= 0 else 0)
+        assert json.loads((tmp_path / lock.FILE).read_text())["pid"] == os.getpid()
 
 
 def test_a_clock_set_forward_takes_no_lock_from_a_living_host(tmp_path):

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from fdtrain.lock import process_fields
+
 logger = logging.getLogger(__name__)
 
 LAUNCHED = {"TORCHELASTIC_RUN_ID", "CROSS_RANK"}
@@ -75,21 +77,13 @@ def _ancestors() -> list[int]:
     return [parent]
 
 
-def _status(process: int) -> list[str]:
-    """State, parent and further fields of a process; nothing if there is none."""
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return []
-
-
 def _alive(process: int) -> bool:
     # A zombie has ended, though nobody has asked for its code yet.
-    return _status(process)[:1] not in ([], ["Z"], ["X"])
+    return process_fields(process)[:1] not in ([], ["Z"], ["X"])
 
 
 def _parent(process: int) -> int:
-    return int((_status(process)[1:] or [NOBODY])[0])
+    return int((process_fields(process)[1:] or [NOBODY])[0])
 
 
 def _command(process: int) -> list[str]:
