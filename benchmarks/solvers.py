@@ -2,16 +2,12 @@
 
     python benchmarks/solvers.py spectrum
     python benchmarks/solvers.py mixture --data data/fashion_mnist
-    python benchmarks/solvers.py rms runs/digits0 runs/digits1 runs/digits2 --images 200
-    python benchmarks/solvers.py frechet runs/digits0 ... --data data/digits --features export/digits-features
     python benchmarks/solvers.py cost runs/digits0
 
 ``spectrum``: mean KL per dimension of independent Gaussian dimensions with the spectrum of images. ``mixture``:
 the exact field of narrow Gaussians around training images; distance to a fine solution of the ODE, and Frechet distance
-of the pixels to the mixture. ``rms``: distance to a fine solution of the ODE. ``frechet``: Frechet distance to the
-training images. Each line is a solver on the default grid or, with ``--grids``, on these, where ``optimised`` is what
-``fdtrain evaluate grid`` has found; of several models or ``--seeds`` the mean and the standard deviation.
-``cost``: a solver's time beside that of the network's evaluations.
+of the pixels to the mixture. Each line is a solver on the default grid or, with ``--grids``, on these.
+``cost``: a solver's time beside that of the network's evaluations. Of trained models: ``fdtrain evaluate curve``.
 """
 
 import argparse
@@ -19,29 +15,20 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import torch
 
 from fdtrain.data.split import Split
-from fdtrain.diffusion.objective import quantise
 from fdtrain.diffusion.solvers import GRID, SOLVERS, sample, time_grid
-from fdtrain.evaluation import feature_networks, image_sets
 from fdtrain.evaluation.frechet import FeatureMoments, Gaussian, frechet_distance
-from fdtrain.evaluation.grids import OPTIMISED, load_optimised
-from fdtrain.evaluation.load import ModelOrigin, load_model, open_model
-from fdtrain.evaluation.measure import measure
-from fdtrain.evaluation.samples import solve, to_pixels
-from fdtrain.networks.model import Model
-from fdtrain.randomness import Purpose, normal
+from fdtrain.evaluation.load import load_model
 
 sys.path.append(str(Path(__file__).parent.parent / "tests"))
-from spectrum import euler_maruyama, mean_kl
+from spectrum import mean_kl
 
 NFE = (5, 8, 10, 15, 20, 30, 50)
-BATCH = 100
 DIMS = 2500
 """Of images whose largest deviation is about that of the spectrum."""
 
@@ -112,88 +99,6 @@ def mixture(arguments: argparse.Namespace) -> None:
             print(flush=True)
 
 
-def images(model: Model, solver: str, times: Sequence[float], count: int, seed: int) -> torch.Tensor:
-    """Before they are rounded to levels."""
-    spec = model.spec
-    parts = [range(i, min(count, i + BATCH)) for i in range(0, count, BATCH)]
-    labels = [[i % len(spec.classes) for i in part] if spec.classes else None for part in parts]
-    return torch.cat([solve(model, p, label, times, solver, seed) for p, label in zip(parts, labels)])
-
-
-def truncated(model: Model, nfe: int, count: int, seed: int) -> torch.Tensor:
-    """Euler-Maruyama on the linear-beta VP-SDE, cut at 1e-3."""
-    spec, parts = model.spec, []
-    for first in range(0, count, BATCH):
-        part = range(first, min(count, first + BATCH))
-
-        def noise(step: int, part: range = part) -> torch.Tensor:
-            return normal(spec.shape, torch.device("cpu"), seed, Purpose.SAMPLE, [(i, step + 1) for i in part])
-
-        with torch.no_grad():
-            parts.append(euler_maruyama(model.field(None, 1.0), noise(-1), nfe, noise))
-    return torch.cat(parts)
-
-
-def over_models(arguments: argparse.Namespace, value) -> None:
-    """Print ``value(model, seed, solver, times, nfe)`` of every solver, one line each."""
-    models = [open_model(path) for path in arguments.models]
-
-    def times(model: Model, origin: ModelOrigin, solver: str, grid: str, nfe: int) -> Sequence[float]:
-        if solver not in SOLVERS:
-            return ()
-        if grid == OPTIMISED:
-            return load_optimised(origin.home, origin.sha256, solver, steps(solver, nfe))
-        spec = model.spec
-        return time_grid(grid, steps(solver, nfe), spec.levels, spec.dims, spec.bound.interval)
-
-    print(f"{'solver, grid':24}" + "".join(f"{nfe:>16}" for nfe in arguments.nfe), flush=True)
-    for solver in arguments.solvers:
-        for grid in arguments.grids if solver in SOLVERS else [""]:
-            print(f"{solver + ', ' + grid:24}", end="", flush=True)
-            for nfe in arguments.nfe:
-                values = [
-                    value(model, seed, solver, times(model, origin, solver, grid, nfe), nfe)
-                    for model, origin in models
-                    for seed in arguments.seeds
-                ]
-                spread = statistics.stdev(values) if len(values) > 1 else 0.0
-                print(f"{statistics.mean(values):>9.4f} {spread:.4f}", end="", flush=True)
-            print(flush=True)
-
-
-def rms(arguments: argparse.Namespace) -> None:
-    fine = {}
-
-    def value(model: Model, seed: int, solver: str, times: Sequence[float], nfe: int) -> float:
-        if (id(model), seed) not in fine:
-            spec = model.spec
-            exact = time_grid(GRID, arguments.reference, spec.levels, spec.dims, spec.bound.interval)
-            fine[id(model), seed] = images(model, "ode", exact, arguments.images, seed)
-        found = images(model, solver, times, arguments.images, seed)
-        return (found - fine[id(model), seed]).square().mean().sqrt().item()
-
-    arguments.solvers = [name for name in arguments.solvers if not SOLVERS[name].stochastic]
-    over_models(arguments, value)
-
-
-def frechet(arguments: argparse.Namespace) -> None:
-    device = torch.device("cpu")
-    network = feature_networks.open_features(arguments.features, device)
-    data = image_sets.of_split(Split(arguments.data, "train"))
-    reference = measure(network, data, data.count, 256, device).moments
-
-    def value(model: Model, seed: int, solver: str, times: Sequence[float], nfe: int) -> float:
-        found = (
-            truncated(model, nfe, arguments.images, seed)
-            if solver == "euler_maruyama"
-            else images(model, solver, times, arguments.images, seed)
-        )
-        drawn = image_sets.in_memory(solver, to_pixels(quantise(found, model.spec.levels), model.spec.levels))
-        return frechet_distance(measure(network, drawn, drawn.count, 256, device).moments, reference)
-
-    over_models(arguments, value)
-
-
 def cost(arguments: argparse.Namespace) -> None:
     """Of ten evaluations of a batch: the solver with a field that costs nothing, against the network alone."""
     for path in arguments.models:
@@ -241,25 +146,20 @@ def fastest(call, repeats: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    for run in (spectrum, mixture, rms, frechet, cost):
+    for run in (spectrum, mixture, cost):
         command = commands.add_parser(run.__name__)
         command.set_defaults(run=run)
         command.add_argument("--solvers", nargs="+", default=list(SOLVERS))
         command.add_argument("--grids", nargs="+", default=[GRID])
         command.add_argument("--nfe", type=int, nargs="+", default=NFE)
         if run is not spectrum:
-            command.add_argument("--images", type=int, default={frechet: 2000, mixture: 400}.get(run, 100))
-        if run not in (spectrum, mixture):
+            command.add_argument("--images", type=int, default=400 if run is mixture else 100)
+        if run is cost:
             command.add_argument("models", nargs="+")
-            command.add_argument("--seeds", type=int, nargs="+", default=[0])
         if run is mixture:
             command.add_argument("--components", type=int, default=2000)
-        if run in (rms, mixture):
             command.add_argument("--reference", type=int, default=200)
-        if run in (frechet, mixture):
             command.add_argument("--data", required=True)
-        if run is frechet:
-            command.add_argument("--features", required=True)
     arguments = parser.parse_args()
     arguments.run(arguments)
 
