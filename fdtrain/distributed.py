@@ -146,12 +146,8 @@ def open_store(timeout: float, serve: bool = True) -> TCPStore:
 
 
 def connect(patience: float = PATIENCE, store: Store | None = None) -> torch.device:
-    """Join the process group (of one, when started without a launcher) and return this rank's device.
-
-    Args:
-        patience: seconds after which a call that waits for another rank gives it up.
-        store: from :func:`open_store`, if it is open already.
-    """
+    """Join the process group (of one, when started without a launcher), in which a call waits ``patience`` seconds for
+    another rank, and return this rank's device."""
     store = store or open_store(patience)
     mine = device()
     if mine.type == "cuda":

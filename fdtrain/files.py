@@ -29,12 +29,8 @@ def write_atomically(
     A write that fails leaves no file behind.
 
     Args:
-        write_to: writes the content to the path that it is given.
         durable: flush the content and the rename to the disk before returning.
         make_folder: make the folder if there is none; without it that is an error.
-
-    Raises:
-        OSError: the file cannot be written; whatever ``write_to`` raises.
     """
     if make_folder:
         path.parent.mkdir(parents=True, exist_ok=True)

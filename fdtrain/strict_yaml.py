@@ -45,15 +45,8 @@ def parse(text: str) -> Any:
 
 
 def read_mapping(path: str | Path, unreadable: str, holds: str) -> dict[str, Any]:
-    """The mapping at the top of a YAML file.
-
-    Args:
-        unreadable: how the message about a file that cannot be read begins.
-        holds: what the file must hold, for the message about one that holds something else.
-
-    Raises:
-        UserError: it cannot be read, is no YAML, or holds no mapping.
-    """
+    """The mapping at the top of a YAML file. Raises UserError that begins with ``unreadable`` where it cannot be read,
+    or says that it is no YAML, or must hold what it ``holds``."""
     try:
         with open(path, encoding="utf-8") as file:
             content = parse(file.read(MAX_BYTES + 1))

@@ -57,11 +57,8 @@ class Fit:
 
 
 def fit(steps: list[int], lengths: list[float], step: int, length: float) -> Fit:
-    """The combination of profiles nearest in L2 to that of ``length`` at ``step`` (EDM2, algorithm 3).
-
-    Args:
-        steps, lengths: of the profiles that there are.
-    """
+    """The combination of the profiles that there are, of ``steps`` and ``lengths``, nearest in L2 to that of ``length``
+    at ``step`` (EDM2, algorithm 3)."""
     T, g = np.array(steps, dtype=np.float64), np.array([exponent_of(each) for each in lengths])
     target = float(step), exponent_of(length)
     gram, right = inner_product(T[:, None], g[:, None], T, g), inner_product(T, g, *target)

@@ -53,10 +53,7 @@ class CheckpointWriter:
     The consensus costs the step nothing (resilience/consensus.py). A phase that fails anywhere ends the save
     everywhere: what was there before stays, and the run goes on.
 
-    Args:
-        folder: the run's.
-        consensus: knows the flags :data:`WRITING` and :data:`FAILED`, and :data:`fdtrain.lock.GONE`.
-        say: puts a line on the console.
+    The consensus must know the flags :data:`WRITING` and :data:`FAILED`, and :data:`fdtrain.lock.GONE`.
     """
 
     def __init__(self, folder: Path, policy: Retention, consensus: Consensus, say: Callable[[str], None]):

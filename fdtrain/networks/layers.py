@@ -109,14 +109,9 @@ def dense(inputs: int, outputs: int, weights: Weights) -> nn.Linear:
 class ResidualBlock(nn.Module):
     """Two convolutions with a dense layer of the condition added between; the last one starts at zero.
 
-    Args:
-        inputs, outputs: channels.
-        name: of the dense layer among the parameters.
-        condition: makes the dense layer, to so many channels.
-        weights: of the other convolutions.
-        dropout: before the last one.
-        resample: ``"up"``, ``"down"`` or None.
-        rescale: divide the sum with the shortcut by sqrt(2).
+    ``condition`` makes the dense layer, to so many channels, which is called ``name`` among the parameters; ``weights``
+    are of the other convolutions. ``resample`` is ``"up"``, ``"down"`` or None; with ``rescale`` the sum with the
+    shortcut is divided by sqrt(2).
     """
 
     def __init__(

@@ -13,11 +13,7 @@ from fdtrain import distributed
 class Consensus:
     """One tiny maximum over the ranks each step, on the CPU and under way during the step, so nothing waits for it.
 
-    Every rank must make it, and exchange, equally often.
-
-    Args:
-        names: of the flags.
-        patience: seconds that an exchange waits for the other ranks.
+    Every rank must make it, and exchange, equally often, waiting for the others up to ``patience`` seconds.
     """
 
     def __init__(self, names: Iterable[str], patience: float = distributed.PATIENCE):

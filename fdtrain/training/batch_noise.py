@@ -146,12 +146,7 @@ class BatchNoise:
 
 
 class DrawnSteps:
-    """A rank's training batches, pass by pass: images with all that is random about them, drawn where they are read.
-
-    Args:
-        source: of the images.
-        passes: the lanes of each pass.
-    """
+    """A rank's training batches, pass by pass: images with all that is random about them, drawn where they are read."""
 
     def __init__(self, source: LaneDataset, noise: BatchNoise, passes: Sequence[range]):
         self.source, self.noise, self.passes = source, noise, passes

@@ -18,12 +18,8 @@ from fdtrain.training.log_file import LogFile
 
 
 class Board:
-    """An event file. TensorBoard's own writer has a thread, which does not survive a full disk.
-
-    Args:
-        folder: for the file, beside those of earlier processes. Raises OSError.
-        shown: what is shown of the run besides its log.
-    """
+    """An event file, beside those of earlier processes. TensorBoard's own writer has a thread, which does not survive a
+    full disk."""
 
     def __init__(self, folder: Path, shown: Dashboard | None):
         folder.mkdir(exist_ok=True)

@@ -40,13 +40,8 @@ of its table from one run."""
 
 @dataclass(frozen=True)
 class Dashboard:
-    """What is told of a run at its beginning.
-
-    Args:
-        config: the configuration as YAML.
-        hyperparameters: by name.
-        metrics: the tags whose last values stand beside them.
-    """
+    """What is told of a run at its beginning: its ``config`` as YAML, and its hyperparameters, beside which stand the
+    last values of the tags ``metrics``."""
 
     config: str
     hyperparameters: dict[str, float | str]

@@ -19,11 +19,8 @@ SCALARS = ("steps", "bits", "images", "gradient_norm", "updates", "broken")
 
 
 class MetricSums:
-    """Sums over the steps since the last log line, float64 on the device; summed over ranks when read.
-
-    Args:
-        density: of the times, by whose equal parts the integrand is reported.
-    """
+    """Sums over the steps since the last log line, float64 on the device; summed over ranks when read. The integrand is
+    reported by equal parts of the ``density`` of the times."""
 
     def __init__(self, device: torch.device, density: TimeDensity):
         edges = torch.linspace(0, 1, QUANTILES + 1, dtype=torch.float64)[1:-1]

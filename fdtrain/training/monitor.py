@@ -16,15 +16,9 @@ from fdtrain.training.log_file import LogFile
 
 
 class Monitor:
-    """The writer. On ranks other than 0 every call does nothing.
+    """The writer on the ``first`` rank, 0. On others every call does nothing.
 
     A disk that is full or away while training goes on costs nothing of the log: it waits in memory.
-
-    Args:
-        folder: the run's.
-        steps: of the whole run.
-        first: whether this is rank 0.
-        dashboard: what TensorBoard shows of the run besides its log.
     """
 
     def __init__(self, folder: Path, steps: int, first: bool, dashboard: Dashboard | None = None):

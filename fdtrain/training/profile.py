@@ -43,11 +43,8 @@ def parse_steps(text: str | None, steps: int) -> range:
 class Profiler:
     """Around each step; see :meth:`step`. Rank 0 alone does anything.
 
-    Args:
-        folder: for traces.
-        traced: steps, counted from 1, of one trace.
-        device: this rank's.
-        watch: paused while a profiler starts and ends, which takes longer than a step.
+    The steps ``traced``, counted from 1, make one trace in ``folder``. The watch is paused while a profiler starts and
+    ends, which takes longer than a step.
     """
 
     def __init__(self, folder: Path, traced: range, device: torch.device, watch: Stopwatch):

@@ -35,11 +35,7 @@ class HostCopy:
 class TrainState:
     """Weights, moments and averages, the log's unfinished sums, and the counts on which later steps depend.
 
-    Args:
-        averages: the exponential one, then those by powers of time.
-        sums: of the log.
-        settings: what fixes the run's trajectory.
-        code: commit of the program.
+    The first of the averages is the exponential one; ``settings`` are what fixes the run's trajectory.
     """
 
     def __init__(
@@ -75,7 +71,6 @@ class TrainState:
 
         Args:
             series: :data:`store.CHECKPOINTS`, :data:`store.AVERAGES`, or both, in the order in which they are wanted.
-            config: the run's, as YAML.
             scheduled: a checkpoint is due at this step whether or not the process ends.
         """
         layout = self.layout

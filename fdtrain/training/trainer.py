@@ -59,7 +59,6 @@ class Trainer:
     """Joins the parts of a run; see :meth:`train`.
 
     Args:
-        config: the run's.
         shown: on the CPU, for evaluation alone; what callbacks are given, with the averaged weights.
         batches: this rank's of some draws, from a step on.
         callbacks: numbers of steps, and what is run every so many and after the last, with the averaged model.

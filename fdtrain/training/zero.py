@@ -37,11 +37,7 @@ def owners(zero: Any, model: Model, stage: int) -> list[Tensor]:
 
 
 def stepped_ranges(zero: Any, model: Model, stage: int) -> Iterator[SteppedRange]:
-    """What this rank steps: everything at stage 0, else a part that no other rank does.
-
-    Args:
-        zero: DeepSpeed's optimiser.
-    """
+    """What this rank steps, by DeepSpeed's optimiser: everything at stage 0, else a part that no other rank does."""
     parameters: Iterator[tuple[str, Any]] = model.named_parameters()
     for name, p in parameters:
         if stage == 0:
