@@ -1,5 +1,7 @@
 """What lies in a checkpoint, for comparison; checkpoints without a run."""
 
+import hashlib
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -67,3 +69,18 @@ def checkpoint_of(run, model, parts, kind=AVERAGE, step=7):
     """A checkpoint whose average is cut over so many parts."""
     whole = [Fragment(kind, name, 0, weight.detach().flatten()) for name, weight in model.named_parameters()]
     return write_checkpoint(run, step, shared(whole, parts), model.spec)
+
+
+def rewrite(checkpoint, name: str, content: bytes, listed_as: str | None = None) -> None:
+    """Change a file so that its checksum agrees."""
+    (checkpoint / name).write_bytes(content)
+    manifest = json.loads((checkpoint / "MANIFEST.json").read_text())
+    entry = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    manifest["files"][listed_as or name] = entry
+    (checkpoint / "MANIFEST.json").write_text(json.dumps(manifest))
+
+
+def change_state(checkpoint, change) -> None:
+    state = json.loads((checkpoint / "state.json").read_text())
+    change(state)
+    rewrite(checkpoint, "state.json", json.dumps(state).encode())

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from fdtrain.checkpoint.fragments import (
     WEIGHT,
@@ -99,13 +99,9 @@ def test_a_missing_part_is_told(tmp_path):
         parts.read(WEIGHT, "other", 0, 1)
 
 
-def test_a_file_that_is_no_part_is_told(tmp_path):
-    (tmp_path / part_name(0)).write_bytes(b"not a part")
-    with pytest.raises(UserError, match=r"cannot read .*part_00000"):
-        read_all(tmp_path)
-
-
-def test_a_part_with_keys_of_another_kind_is_told(tmp_path):
-    save_file({"weight": torch.zeros(3)}, tmp_path / part_name(0))
+@pytest.mark.parametrize("content", [b"not a part", save({"weight": torch.zeros(3)})])
+def test_a_file_that_is_no_part_is_told(tmp_path, content):
+    """Or has keys of another kind."""
+    (tmp_path / part_name(0)).write_bytes(content)
     with pytest.raises(UserError, match=r"cannot read .*part_00000"):
         read_all(tmp_path)

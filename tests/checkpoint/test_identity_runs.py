@@ -3,8 +3,8 @@
 import json
 
 import pytest
+from checkpoints import change_state
 from test_bad_input import error_of
-from test_store import change_state
 
 from fdtrain.checkpoint import store
 from fdtrain.data.pack import pack_digits

@@ -78,9 +78,6 @@ CLOSED_FORMS = {
     "angle": lambda t: 2 / (math.pi * np.sqrt(1 - t**2)),
     "log_time": lambda t: 1 / t,
     "log_snr": lambda t: 2 / (t * (1 - t**2)),
-    "ve": lambda t: 1 / (math.log(5000) * t * (1 - t**2)),
-    "vdm": lambda t: 2 / (18.3 * t * (1 - t**2)),
-    "flow": lambda t: 1 / (np.sqrt(1 - t**2) * (t + np.sqrt(1 - t**2)) ** 2),
     "edm": lambda t: stats.norm.pdf(np.log(t / np.sqrt(1 - t**2)), -1.2, 1.2) / (t * (1 - t**2)),
 }
 
@@ -97,22 +94,6 @@ def test_logit_normal_times_are_the_flow_of_a_logistic_normal():
     u = torch.linspace(0.01, 0.99, 50, dtype=torch.float64)
     tau = torch.sigmoid(torch.special.ndtri(u))
     torch.testing.assert_close(DENSITIES["logit_normal"](0.1).quantile(u), CLOCKS["flow"].quantile(tau))
-
-
-@pytest.mark.parametrize(
-    ("name", "ends"),
-    [
-        ("linear_vp", (0.0010005, 0.9999784)),
-        ("flow", (1.00010e-4, 1.0)),
-        ("cosine", (0.0031410, 0.99999992)),
-        ("ve", (0.0199960, 0.99995000)),
-        ("vdm", (0.0012940, 0.9966480)),
-        ("edm", (0.0020000, 0.9999219)),
-    ],
-)
-def test_intervals_of_the_sources(name, ends):
-    interval = DENSITIES[name](0.1).interval
-    assert (interval.t_min, interval.t_max) == pytest.approx(ends, rel=1e-4)
 
 
 def test_soft_truncation_begins_where_the_paper_says():

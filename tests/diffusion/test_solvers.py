@@ -7,8 +7,8 @@ from densities import gaussian
 from spectrum import euler_maruyama
 
 from fdtrain.diffusion.interval import Interval
-from fdtrain.diffusion.predictors import eps_hat, x0_hat
-from fdtrain.diffusion.solvers import GRID, SOLVERS, sample, time_grid
+from fdtrain.diffusion.predictors import x0_hat
+from fdtrain.diffusion.solvers import sample, time_grid
 from fdtrain.diffusion.solvers.stepper import Stepper
 
 MEAN, VARIANCE = 0.7, 0.04
@@ -94,28 +94,6 @@ def test_order_inside(solver, order):
         assert math.log2(coarse / fine) == pytest.approx(order, abs=0.35)
 
 
-def test_divergence_of_dpm_solver_on_the_closed_interval():
-    """Half the log-SNR is infinite at both ends, which costs a logarithm: KL falls some ten times, not sixteen."""
-    values = [
-        divergence(*propagate(lambda x, noise, n=n: sample(FIELD, x, angle(n), "dpmpp2m"), n)) for n in (200, 400, 800)
-    ]
-    assert values[0] == pytest.approx(5.79e-6, rel=5e-3)
-    for coarse, fine in itertools.pairwise(values):
-        assert 8 < coarse / fine < 16
-
-
-@pytest.mark.parametrize("solver", ["dpmpp2m", "ddim"])
-def test_ddim_and_the_first_and_last_step_of_dpm_solver(solver):
-    """``alpha_t x0_hat + t eps_hat``, of the first and the last evaluation."""
-    x = torch.tensor([[-1.5], [0.2]], dtype=torch.float64)
-    expected = x
-    for s, t in ((1.0, 0.6), (0.6, 0.0)):
-        time = torch.full((2,), s, dtype=torch.float64)
-        F = FIELD(expected, time)
-        expected = math.sqrt(1 - t * t) * x0_hat(F, expected, time) + t * eps_hat(F, expected, time)
-    torch.testing.assert_close(sample(FIELD, x, [1.0, 0.6, 0.0], solver), expected)
-
-
 def test_ancestral_steps_draw_from_the_posterior():
     """DDPM's ``q(x_t | x_s, x0_hat)`` (Ho et al. 2020, equation 7), written with its own alphas and betas."""
     x, z = torch.tensor([[-1.5], [0.2]], dtype=torch.float64), torch.tensor([[0.7], [-1.1]], dtype=torch.float64)
@@ -155,32 +133,6 @@ def test_heun_in_sigma_is_edms_algorithm():
         z = z + (following - sigma) * d
     out = sample(FIELD, x, times, "heun_edm", interval=interval)
     torch.testing.assert_close(out, z, rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize("solver", SOLVERS)
-@pytest.mark.parametrize("steps", [1, 2, 10])
-def test_from_exactly_one_to_exactly_zero(solver, steps):
-    """Both ends are visited as they are, and everything on the way is finite."""
-    times = []
-
-    def field(x, t):
-        times.append(t[0].item())
-        return FIELD(x.double(), t).float()
-
-    out = sample(field, torch.randn(4, 1), time_grid(GRID, steps), solver, lambda i: torch.randn(4, 1))
-    assert times[0] == 1.0
-    assert min(times) > 0
-    assert torch.isfinite(out).all()
-
-
-@pytest.mark.parametrize("solver", ["sde1", "sde2"])
-def test_one_step_from_one_forgets_the_noise(solver):
-    """At s = 1, c = 0: x_1 does not enter the mean, and at t = 0 what is added is N(0, 1)."""
-    constant = torch.full((1, 1), 0.3)
-    z = torch.tensor([[0.8]])
-    for start in (-5.0, 5.0):
-        out = sample(lambda x, t: constant, torch.tensor([[start]]), [1.0, 0.0], solver, lambda i: z)
-        assert out.item() == pytest.approx(-0.3 + 0.8)
 
 
 @pytest.mark.parametrize("times", [[1.0], [0.999, 0.0], [1.0, 1e-5], [1.0, 0.5, 0.5, 0.0]])

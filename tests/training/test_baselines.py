@@ -13,7 +13,6 @@ from fdtrain.config import load_config
 from fdtrain.data.split import Split
 from fdtrain.diffusion.clocks import SoftTruncation, time_density
 from fdtrain.diffusion.objective import Bound
-from fdtrain.diffusion.predictors import eps_hat, v_hat
 from fdtrain.diffusion.process import alpha
 from fdtrain.diffusion.solvers import GRID, time_grid
 from fdtrain.diffusion.weighting import WEIGHTINGS
@@ -146,17 +145,6 @@ def test_a_preset_s_numbers_are_those_of_its_source(preset, digits):
         # Sines of 1000 times what they are given (positional), or of this itself and faster ones (fourier).
         factor = 1 if spec.network_options["time_embedding"] == "fourier" else 1000
         assert (factor * times).tolist() == pytest.approx(seen, rel=1e-4, abs=1e-8)
-
-
-@pytest.mark.parametrize("preset", ["vdm", "idode"])
-def test_an_untrained_network_predicts_the_noisy_image_itself(preset, digits):
-    """As noise (VDM) and as velocity (i-DODE): their networks add their input to their output."""
-    config = load_config([DEMO, ROOT / "configs" / "baselines" / f"{preset}.yaml"], SMALL)
-    spec = model_spec(config, Split(str(digits), "test").description)
-    x, t = torch.randn(3, *spec.shape), torch.tensor([0.01, 0.3, 0.9], dtype=torch.float64)
-    F = Model(spec)(x, t)
-    predicted = eps_hat(F, x, t) if preset == "vdm" else v_hat(F, t)
-    torch.testing.assert_close(predicted, x, rtol=1e-4, atol=1e-4)
 
 
 def test_the_preset_of_the_default_is_the_default():

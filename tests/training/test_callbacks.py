@@ -6,8 +6,9 @@ import pytest
 import torch
 from models import DIGITS, filled
 
-from fdtrain.config import Config
+from fdtrain.config import Config, MonitorConfig
 from fdtrain.data.split import Split
+from fdtrain.errors import UserError
 from fdtrain.evaluation import label_features
 from fdtrain.evaluation.feature_networks import open_features
 from fdtrain.training import callbacks
@@ -40,6 +41,11 @@ def test_features_that_cannot_be_had_are_told_before_training(launch, features):
     message = launch("monitor.frechet_every=3", "monitor.frechet_features=/nowhere.pt", processes=0, rc=2).stderr
     assert "fdtrain: error: features: cannot read /nowhere.pt" in message
     assert not (launch.run_folder() / "metrics.jsonl").exists()
+
+
+def test_a_wrong_grid_of_samples_is_refused_by_its_key():
+    with pytest.raises(UserError, match=r"monitor\.sample_grid: there is no grid 'sine'; take two_ended, which serves"):
+        callbacks.monitor_sampler(MonitorConfig(sample_grid="sine"), DIGITS)
 
 
 def test_passes_are_no_larger_than_they_are_told(digits, features, tmp_path):

@@ -130,23 +130,15 @@ def cut(folder):
     file.write_bytes(file.read_bytes()[:-4])
 
 
-def change(folder):
-    file = folder / "model.safetensors"
-    content = bytearray(file.read_bytes())
-    content[-1] ^= 1
-    file.write_bytes(content)
-
-
 @pytest.mark.parametrize(
     ("harm", "part"),
     [
         (shutil.rmtree, "no folder "),
         (cut, "model.safetensors was changed since it was exported"),
-        (change, "model.safetensors was changed since it was exported"),
         (lambda folder: (folder / "config.json").unlink(), "is an export in another form"),
         (lambda folder: (cut(folder), (folder / "export.json").unlink()), "cannot read weights from "),
     ],
-    ids=["absent", "cut", "changed", "incomplete", "cut, without checksums"],
+    ids=["absent", "cut", "incomplete", "cut, without checksums"],
 )
 def test_damaged_files(tmp_path, harm, part):
     source, folder = saved(filled(SPEC), tmp_path / "source"), tmp_path / "export"

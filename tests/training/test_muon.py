@@ -1,6 +1,5 @@
 """Muon by itself against its definition, and in runs."""
 
-import json
 import math
 import re
 from dataclasses import replace
@@ -8,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from checkpoints import change_state
 from models import DIGITS
 from test_bad_input import error_of
 
-from fdtrain.checkpoint import store
 from fdtrain.networks.model import Model, inner_matrices
 from fdtrain.training.matrix_exchange import MatrixExchange, Piece
 from fdtrain.training.muon import Muon, orthogonal
@@ -95,14 +94,7 @@ def test_a_checkpoint_is_of_its_optimiser(launch):
     assert "training.optimizer 'muon' against 'adamw'. Restore them, or give the run another name." in message
     result = launch("name=other", "training.steps=2", processes=0)
     assert "Muon steps" not in result.stderr
-    state = launch.checkpoint(2, "other") / "state.json"
-    content = json.loads(state.read_text())
-    del content["run"]["training.optimizer"]
-    state.write_text(json.dumps(content))
-    manifest = state.with_name(store.MANIFEST)
-    listed = json.loads(manifest.read_text())
-    listed["files"][state.name] = store.manifest_entry(state)
-    manifest.write_text(json.dumps(listed))
+    change_state(launch.checkpoint(2, "other"), lambda state: state["run"].pop("training.optimizer"))
     message = error_of(launch("name=other", "training.optimizer=muon", processes=0, resume=True, rc=2))
     assert "training.optimizer 'adamw' against 'muon'" in message
     launch("name=other", processes=0, resume=True)
