@@ -28,7 +28,7 @@ from fdtrain.config import load_config
 from fdtrain.networks.model import ModelSpec
 from fdtrain.training.hardware import matrix_rate, set_tf32
 from fdtrain.training.plan import model_spec, prepare
-from fdtrain.training.utilisation import Utilisation
+from fdtrain.training.run import Utilisation
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "lab" / "performance.md"
 CONFIGURATIONS = ("cifar10", "cifar10_vdm", "imagenet64_dit")

@@ -47,10 +47,9 @@ from fdtrain.training.metrics import MetricSums, Stopwatch
 from fdtrain.training.monitor import Monitor
 from fdtrain.training.plan import Plan
 from fdtrain.training.profile import Profiler
-from fdtrain.training.run import Run, writing
+from fdtrain.training.run import Run, Utilisation, writing
 from fdtrain.training.state import TrainState
 from fdtrain.training.trainer import FLAGS, STOP, Trainer
-from fdtrain.training.utilisation import Utilisation
 
 logger = logging.getLogger(__name__)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fdtrain import distributed
 from fdtrain.checkpoint import retention, store
 from fdtrain.checkpoint.writer import FAILED, WRITING, CheckpointWriter, Retention, Snapshot
 from fdtrain.config import Config, dump_config
@@ -23,7 +24,7 @@ from fdtrain.training.batch_noise import BatchNoise, PassInputs
 from fdtrain.training.compilation import as_compiled
 from fdtrain.training.hardware import exact_float32, memory_gib
 from fdtrain.training.memory import evaluation_memory
-from fdtrain.training.run import Run
+from fdtrain.training.run import Run, writing
 from fdtrain.training.schedule import learning_rate
 from fdtrain.training.state import TrainState, rollback_target
 
@@ -92,11 +93,15 @@ class Trainer:
         """Train to the last step.
 
         Raises:
-            UserError: a sample cannot be used, too many steps had to be skipped, or too many checkpoints failed.
+            UserError: the log cannot be begun, a sample cannot be used, too many steps had to be skipped, or too many
+                checkpoints failed.
             Preempted: the run was asked to stop, and is saved.
             NotSaved: the last checkpoint could not be written.
         """
-        self.run.begin(self.start, self.config.training.steps)
+        with distributed.told_to_all(), writing(self.run.folder):
+            self.run.monitor.begin(self.start)
+        if self.start:
+            self.run.monitor.say(f"resuming after step {self.start} of {self.config.training.steps}")
         try:
             with lost_workers_reported(), collecting_when_asked():
                 while True:

@@ -9,7 +9,7 @@ from fdtrain.errors import UserError
 from fdtrain.training.metrics import Stopwatch
 from fdtrain.training.monitor import Monitor
 from fdtrain.training.profile import Profiler, alone, parse_steps
-from fdtrain.training.utilisation import Utilisation
+from fdtrain.training.run import Utilisation
 
 
 def test_steps_to_trace():
