@@ -67,11 +67,6 @@ def test_a_python_without_the_packages(script):
     assert "`make environment` (or `make demo`) makes" in error_of(result)
 
 
-def test_a_world_size_that_does_not_divide_the_lanes(launch):
-    result = launch("training.lanes=1", "training.global_batch=32", processes=2, rc=2)
-    assert "training.lanes: 1 lanes cannot be shared by 2 processes; launch a number out of 1" in error_of(result)
-
-
 def test_restarts_that_would_meet_the_dead(launch, monkeypatch):
     """What torchrun sets for its processes."""
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
