@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from pydantic import NonNegativeInt, PositiveInt
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -59,10 +60,10 @@ class Run(NamedTuple):
     """``pieces`` fragments of ``size`` elements each, one after another from element ``start`` on: the first is in the
     part number ``part``, each other in the next part. So ZeRO cuts a parameter."""
 
-    start: int
-    size: int
-    part: int
-    pieces: int
+    start: NonNegativeInt
+    size: PositiveInt
+    part: NonNegativeInt
+    pieces: PositiveInt
 
     @property
     def end(self) -> int:

@@ -19,25 +19,21 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, Field, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
+from pydantic import AliasChoices, Field, TypeAdapter, ValidationError
 
 from fdtrain import files
-from fdtrain.checkpoint.fragments import PART, FragmentReader, Index, Place, Run, fragments_of, index_of, part_name
-from fdtrain.errors import UserError
+from fdtrain.checkpoint.fragments import PART, FragmentReader, Index, Place, fragments_of, index_of, part_name
+from fdtrain.errors import UserError, excerpt
 from fdtrain.networks.model import ModelSpec
 from fdtrain.strict_yaml import flattened, read_mapping
 
 VERSION = 1
-MANIFEST, LATEST, MODEL_FILE, CONFIG_FILE, STATE_FILE = (
-    "MANIFEST.json",
-    "latest",
-    "model.json",
-    "config.yaml",
-    "state.json",
-)
+MANIFEST, LATEST = "MANIFEST.json", "latest"
+DESCRIPTION = MODEL_FILE, CONFIG_FILE, STATE_FILE = "model.json", "config.yaml", "state.json"
 
 NOT_ALL = f"{MANIFEST} does not list all files"
 
@@ -111,7 +107,7 @@ def describe(temporary: Path, spec: ModelSpec, config: str, state: State) -> Non
     spec.save(temporary / MODEL_FILE)
     (temporary / CONFIG_FILE).write_text(config)
     (temporary / STATE_FILE).write_text(json.dumps(asdict(state), indent=1) + "\n")
-    for name in (MODEL_FILE, CONFIG_FILE, STATE_FILE):
+    for name in DESCRIPTION:
         files.sync(temporary / name)
 
 
@@ -137,9 +133,7 @@ def publish(temporary: Path, parts: int) -> Path:
     Raises:
         OSError: the disk is full, broken, or not the same one for every rank.
     """
-    entries: dict[str, dict[str, Any]] = {
-        name: manifest_entry(temporary / name) for name in (MODEL_FILE, CONFIG_FILE, STATE_FILE)
-    }
+    entries: dict[str, dict[str, Any]] = {name: manifest_entry(temporary / name) for name in DESCRIPTION}
 
     def fragments() -> Iterator[tuple[int, list[Place]]]:
         for part in range(parts):
@@ -216,48 +210,42 @@ def step_of(checkpoint: Path) -> int:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a checkpoint's manifest lists: an entry of each file, the number of the parts among them, and the index of
-    their fragments, which earlier versions did not write."""
+    """What a checkpoint's manifest lists: an entry of each file, and the index of the fragments in its parts, which
+    earlier versions did not write."""
 
-    files: dict[str, dict[str, Any]]
-    parts: int
-    index: Index | None
+    version: Literal[1]
+    files: dict[Annotated[str, Field(pattern=rf"^({'|'.join(map(re.escape, DESCRIPTION))}|{PART.pattern})$")], dict]
+    index: Annotated[Index | None, Field(validation_alias="fragments")] = None
+
+    @cached_property
+    def parts(self) -> int:
+        """The number of them."""
+        return sum(bool(PART.fullmatch(name)) for name in self.files)
 
 
-_INDEX = TypeAdapter(dict[str, list[tuple[NonNegativeInt, PositiveInt, NonNegativeInt, PositiveInt]]])
+_MANIFEST = TypeAdapter(Manifest)
 
 
 def read_manifest(checkpoint: Path) -> Manifest:
     """
     Raises:
-        OSError, ValueError, UserError: it cannot be read, is of another version, or lists what is no checkpoint's.
+        OSError, UserError: it cannot be read, is of another version, or lists what is no checkpoint's.
     """
     try:
-        content = json.loads((checkpoint / MANIFEST).read_text())
-    except RecursionError as error:
-        raise ValueError(error) from None
-    if not isinstance(content, dict) or not isinstance(entries := content.get("files"), dict):
-        raise ValueError("it lists no files")
-    if content.get("version") != VERSION:
-        raise UserError(f"its version is {content.get('version')}, this fdtrain reads {VERSION}")
-    for name, entry in entries.items():
-        if name not in (MODEL_FILE, CONFIG_FILE, STATE_FILE) and not PART.fullmatch(name):
-            raise ValueError(f"it lists {name!r}")
-        if not isinstance(entry, dict):
-            raise ValueError(f"it has no entry of {name}")
-    parts = sum(bool(PART.fullmatch(name)) for name in entries)
-    if any(part_name(part) not in entries for part in range(parts)):
-        raise UserError(NOT_ALL)
-    if "fragments" not in content:
-        return Manifest(entries, parts, None)
-    try:
-        read = _INDEX.validate_python(content["fragments"])
+        manifest = _MANIFEST.validate_json((checkpoint / MANIFEST).read_bytes())
     except ValidationError as error:
-        raise UserError(f"{MANIFEST} has no index of fragments: {error.errors()[0]['msg']}") from None
-    index = {name: [Run(*run) for run in runs] for name, runs in read.items()}
-    if any(run.part + run.pieces > parts for runs in index.values() for run in runs):
+        raise UserError(f"{MANIFEST} cannot be read ({_first(error)})") from None
+    if any(part_name(part) not in manifest.files for part in range(manifest.parts)):
+        raise UserError(NOT_ALL)
+    if any(run.part + run.pieces > manifest.parts for runs in (manifest.index or {}).values() for run in runs):
         raise UserError(f"{MANIFEST} has an index of more parts than it lists")
-    return Manifest(entries, parts, index)
+    return manifest
+
+
+def _first(error: ValidationError) -> str:
+    """The first of its mistakes: where, and what."""
+    first = error.errors()[0]
+    return excerpt(f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": "))
 
 
 def open_parts(checkpoint: Path) -> FragmentReader:
@@ -274,7 +262,7 @@ def open_parts(checkpoint: Path) -> FragmentReader:
             parts = range(manifest.parts)
             index = index_of((part, fragments_of(checkpoint / part_name(part))) for part in parts)
         return FragmentReader(checkpoint, index)
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise UserError(f"{checkpoint / MANIFEST} cannot be read ({error}). Resume from another checkpoint.") from None
 
 
@@ -294,8 +282,7 @@ def read_state(checkpoint: Path) -> State:
     try:
         return _STATE.validate_json((checkpoint / STATE_FILE).read_bytes())
     except ValidationError as error:
-        first = error.errors()[0]
-        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": ")
+        reason = _first(error)
     except OSError as error:
         reason = error.strerror
     raise UserError(f"{checkpoint / STATE_FILE} cannot be read ({reason}). Resume from another checkpoint.")
