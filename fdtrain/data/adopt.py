@@ -233,19 +233,16 @@ def _version(place: str) -> bytes:
 def _tell(problems: Problems, images: int, fit: Fit) -> None:
     """Raises UserError if there are any, among so many images."""
     lines = problems.told(f"{problems.counts['bad']} of {images} images cannot be used")
-    anew = "Pack them anew: fdtrain pack adopt ..."
-    if count := problems.counts["wrong size"]:
-        *_, first = problems.first["wrong size"][0]
-        lines.append(
-            f"{count} of {images} images need a crop or a resize to be {fit.size}x{fit.size} as the first one (such as "
-            f"{first}), and adopting changes no image. {anew} --size PIXELS --output FOLDER."
-        )
-    if count := problems.counts["changed"]:
-        *_, first = problems.first["changed"][0]
-        lines.append(
-            f"{count} of {images} images would not be read as the packer packs them (such as {first}). {anew} "
-            f"--size {fit.size} --output FOLDER."
-        )
+    for kind, what, size in (
+        ("wrong size", f"need a crop or a resize to be {fit.size}x{fit.size} as the first one", "PIXELS"),
+        ("changed", "would not be read as the packer packs them", fit.size),
+    ):
+        if count := problems.counts[kind]:
+            *_, first = problems.first[kind][0]
+            lines.append(
+                f"{count} of {images} images {what} (such as {first}), and adopting changes no image. Pack them anew: "
+                f"fdtrain pack adopt ... --size {size} --output FOLDER."
+            )
     if lines:
         raise UserError(lines)
 

@@ -15,7 +15,7 @@ from fdtrain.data import shard_table
 from fdtrain.data.dataset import FILE, VERSION, DatasetDescription, check_length, read_description, write_description
 from fdtrain.data.shard_store import PackRequest, ShardStore, alone
 from fdtrain.data.sources.source import Part, Source
-from fdtrain.data.workers import progress, run
+from fdtrain.data.workers import run
 from fdtrain.data.writer import ENCODINGS, MANY, Problems, SampleFormat, ShardRange, layout, write_part
 from fdtrain.errors import UserError
 from fdtrain.files import NAME
@@ -155,26 +155,21 @@ def _cuts(plan: dict[str, list[list[ShardRange]]]) -> dict[str, ShardRange]:
 
 def _write_shards(source: Source, request: PackRequest, store: ShardStore, workers: int, bar: bool) -> None:
     """Write every shard that is not finished yet. UserError names all images that cannot be packed."""
-    plan = _plan(request)
-    cuts, finished = _cuts(plan), set(store.finished())
-    described = request.description
+    finished, described = set(store.finished()), request.description
     form = SampleFormat(
         (described.size, described.size, described.channels), len(described.classes), described.encoding
     )
     tasks = []
-    for split, parts in plan.items():
+    for split, parts in _plan(request).items():
         for part, wanted in zip(source.splits[split], parts, strict=True):
             left = [cut for cut in wanted if cut.file not in finished]
             if left:
                 tasks.append((part, left, store, form))
-
-    def done() -> int:
-        """Images in finished shards."""
-        return sum(len(cuts[file].images) for file in store.finished() if file in cuts)
-
-    problems = Problems()
-    with progress(sum(map(sum, request.images.values())), done, f"packing {described.name}", bar):
-        for found in run(write_part, tasks, workers):
+    problems, total = Problems(), sum(map(sum, request.images.values()))
+    done, what = total - sum(len(cut.images) for _, left, *_ in tasks for cut in left), f"packing {described.name}"
+    with tqdm(desc=what, total=total, initial=done, unit=" images", disable=not bar) as shown:
+        for count, found in run(write_part, tasks, workers):
+            shown.update(count)
             problems.update(found)
             if problems.counts["bad"] >= MANY:
                 break

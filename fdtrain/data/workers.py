@@ -1,4 +1,4 @@
-"""Worker processes that end with their parent: a pool for tasks, the signals of readers, and a progress bar."""
+"""Worker processes that end with their parent: a pool for tasks, and the signals of readers."""
 
 import ctypes
 import multiprocessing
@@ -6,15 +6,12 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing.synchronize import Event
 from typing import TypeVar
-
-from tqdm import tqdm
 
 from fdtrain.errors import UserError
 
@@ -118,30 +115,3 @@ def _wait_for_parent() -> None:
     while parent is not None and signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent.pid:
         continue
     os._exit(0)
-
-
-@contextmanager
-def progress(total: int, done: Callable[[], int], what: str, show: bool) -> Iterator[None]:
-    """A progress bar that calls ``done`` for the number of finished images at most twice a second."""
-    if not show:
-        yield
-        return
-    end = threading.Event()
-    with tqdm(total=total, initial=done(), desc=what, unit=" images", unit_scale=True) as bar:
-
-        def follow() -> None:
-            pause = 0.5
-            while not end.wait(pause):
-                begin = time.monotonic()
-                bar.update(done() - bar.n)
-                # Of a million shards it takes seconds.
-                pause = max(0.5, 20 * (time.monotonic() - begin))
-
-        follower = threading.Thread(target=follow, daemon=True)
-        follower.start()
-        try:
-            yield
-        finally:
-            end.set()
-            follower.join()
-            bar.update(done() - bar.n)

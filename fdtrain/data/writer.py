@@ -85,14 +85,14 @@ class Problems:
         return [*([f"{what}. {shown}"] if count > 1 else []), *lines]
 
 
-def write_part(part: Part, cuts: list[ShardRange], store: ShardStore, form: SampleFormat) -> Problems:
-    """Write some of the shards of a part, except those with a bad image; all images are checked."""
+def write_part(part: Part, cuts: list[ShardRange], store: ShardStore, form: SampleFormat) -> tuple[int, Problems]:
+    """Write some of the shards of a part, except those with a bad image; all images are checked. Their number."""
     read, problems = part.open(), Problems()
     for cut in cuts:
         if stopped() or problems.counts["bad"] >= MANY:
             break
         _write_shard(read, cut, store, form, problems)
-    return problems
+    return sum(len(cut.images) for cut in cuts), problems
 
 
 def _write_shard(
