@@ -15,7 +15,6 @@ import argparse
 import io
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import ImageColor
@@ -78,8 +77,8 @@ def _packed(source: Source, arguments: argparse.Namespace) -> DatasetDescription
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     sources = parser.add_subparsers(title="sources", required=True, metavar="SOURCE")
 
-    def add(name: str, read, what: str, aliases: Sequence[str] = ()) -> argparse.ArgumentParser:
-        source = sources.add_parser(name, aliases=aliases, help=what, description=what)
+    def add(name: str, read, what: str) -> argparse.ArgumentParser:
+        source = sources.add_parser(name, help=what, description=what)
         source.set_defaults(read=read)
         return source
 
@@ -106,7 +105,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_images(add)
     _add_tables(add)
     _add_arrays(add)
-    for source in dict.fromkeys(sources.choices.values()):
+    for source in sources.choices.values():
         source.add_argument("output", type=Path, help="folder for the shards and dataset.json")
         _add_output(source, shard_images=100 if source is sources.choices["digits"] else 1000)
     _add_adopt(add)
@@ -151,7 +150,6 @@ def _add_tables(add) -> None:
             a.online,
         ),
         "a data set of the Hugging Face hub, or a folder of parquet or of save_to_disk",
-        aliases=("parquet", "arrow"),
     )
     source.add_argument("input", help="the folder or parquet file, or the data set's name (USER/NAME)")
     source.add_argument("--online", action="store_true", help="fetch it from the hub, if it was not fetched before")

@@ -5,6 +5,7 @@ length is checked before it is read.
 """
 
 import io
+import math
 import os
 import struct
 from collections.abc import Callable
@@ -64,11 +65,13 @@ def opened(data: bytes, kind: type, check: Callable[[int, int], None]) -> ImageF
 
 
 def array(data: bytes) -> np.ndarray:
-    """What a file of numpy holds. Raises Broken: no plain array, or not exactly."""
+    """What a file of numpy holds: a view. Raises Broken: no plain array, or not exactly."""
     try:
-        return npy.array(data)
+        shape, dtype = npy.header(io.BytesIO(data), len(data))
     except ValueError as error:
         raise Broken(f"not an npy array ({excerpt(error)})") from error
+    count = math.prod(shape)
+    return np.frombuffer(data, dtype, count, len(data) - count * dtype.itemsize).reshape(shape)
 
 
 def webp_size(data: bytes) -> tuple[int, int]:

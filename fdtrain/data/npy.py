@@ -10,9 +10,9 @@ LONGEST_HEADER = 1 << 14
 _READERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
-def header(file: IO[bytes], size: int) -> tuple[tuple[int, ...], np.dtype, bytes]:
-    """Shape, type, and the bytes that were read after the header, of a ``.npy`` file of so many bytes. Raises
-    ValueError: not a plain array in C order that fills the file exactly."""
+def header(file: IO[bytes], size: int) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and type of a ``.npy`` file of so many bytes. Raises ValueError: not a plain array in C order that fills
+    the file exactly."""
     head = io.BytesIO(file.read(LONGEST_HEADER))
     try:
         version = np.lib.format.read_magic(head)
@@ -25,11 +25,4 @@ def header(file: IO[bytes], size: int) -> tuple[tuple[int, ...], np.dtype, bytes
         raise ValueError(f"array of {dtype} of shape {shape} in {size} bytes")
     if fortran and len(shape) > 1:
         raise ValueError("an array in Fortran order; save numpy.ascontiguousarray of it")
-    return shape, dtype, head.read()
-
-
-def array(data: bytes) -> np.ndarray:
-    """The array of a whole file: a view. ValueError as of :func:`header`."""
-    shape, dtype, _ = header(io.BytesIO(data), len(data))
-    count = math.prod(shape)
-    return np.frombuffer(data, dtype, count, len(data) - count * dtype.itemsize).reshape(shape)
+    return shape, dtype

@@ -350,26 +350,6 @@ def test_a_grey_set(tmp_path):
     write_tar(tmp_path / "1.tar", [("0.png", file_of("L")), ("1.png", file_of("RGB"))])
     with pytest.raises(UserError, match=r"'1' has colours, but the data set is grey.*--channels 3"):
         adopted(tmp_path / "mixed", tmp_path / "1.tar")
-    with pytest.raises(UserError, match="1 of 2 images would not be read as the packer"):
-        adopted(tmp_path / "mixed", tmp_path / "1.tar", channels=3)
-    pack(anew([tmp_path / "1.tar"], SIZE, channels=3), tmp_path / "new")
-    assert Split(tmp_path / "new", "train").description.channels == 3
-
-
-def test_mixed_sizes_are_counted_and_packed_anew(tmp_path):
-    sizes = [(12, 9), (8, 8), (20, 10), (8, 8), (9, 12)]
-    members = [(f"{i}.png", file_of("RGB", size=size)) for i, size in enumerate(sizes)]
-    (tmp_path / "a").mkdir()
-    write_tar(tmp_path / "a" / "0.tar", members)
-    with pytest.raises(UserError, match=r"5 of 5 images need a crop .* 9x9 as the first one .*'0' has 12x9 pixels"):
-        adopted(tmp_path / "set", tmp_path / "a")
-    description = pack(anew([tmp_path / "a"], SIZE), tmp_path / "new")
-    assert (description.size, description.images("train")) == (8, 5)
-    images, _ = Split(tmp_path / "new", "train").batch(range(5))
-    for i in (1, 3):
-        np.testing.assert_array_equal(images[i].permute(1, 2, 0).numpy(), own_pixels(members[i][1]))
-    left = Image.open(io.BytesIO(members[2][1])).crop((5, 0, 15, 10)).resize((8, 8), Image.Resampling.LANCZOS)
-    np.testing.assert_array_equal(images[2].permute(1, 2, 0).numpy(), np.asarray(left))
 
 
 def test_the_image_is_chosen_among_several(tmp_path):

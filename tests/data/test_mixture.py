@@ -70,12 +70,6 @@ def test_weights_hold_over_every_block():
     assert (np.diff(order.samples(0, 0, 100)[:, 0]) != 0).sum() > 20
 
 
-def test_one_data_set_is_no_mixture():
-    np.testing.assert_array_equal(
-        lane_order([[5, 6]], [1.0], 2, 7, 4).samples(1, 0, 30), lane_order([[5, 6]], [0.3], 2, 7, 4).samples(1, 0, 30)
-    )
-
-
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_of_a_mixture(tmp_path, workers):
     pack(tmp_path / "a", (5, 4))

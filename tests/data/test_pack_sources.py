@@ -195,14 +195,6 @@ def test_images_resized(tmp_path):
     assert "Lanczos to 10x10" in description.source
 
 
-def test_grey_images(tmp_path):
-    pictures = pub.random_images(5, 8, channels=1)
-    folder = image_folder(tmp_path / "in", {f"{i}.png": pub.encoded(p) for i, p in enumerate(pictures)})
-    description = pack(image_source(folder), tmp_path / "out", encoding="png")
-    assert description.channels == 1
-    assert by_content(*unpacked(tmp_path / "out", "train")) == by_content(pictures, [-1] * 5)
-
-
 def test_digits_are_what_they_were(digits):
     from sklearn.datasets import load_digits
 

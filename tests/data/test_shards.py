@@ -48,16 +48,20 @@ def test_reads_any_sample_in_any_order(tmp_path, encoding, channels):
     assert not broken
 
 
-def test_jpeg_and_label_in_json(tmp_path):
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        ([], -1),
+        ([("a.json", b'{"label": 4, "x": []}')], 4),
+        ([("a.json", b'{"label": 4}'), ("a.cls", b"5")], 5),
+        ([("a.cls", b"5"), ("a.json", b'{"label": 4}')], 5),
+    ],
+)
+def test_jpeg_and_labels(tmp_path, labels, expected):
     flat = np.full((4, 4, 3), 77, np.uint8)
-    members = [("a.jpg", picture(flat, "jpeg", quality=100)), ("a.json", json.dumps({"label": 4, "x": []}).encode())]
-    pixels, label = read_one(tmp_path / "set", members)
+    pixels, label = read_one(tmp_path / "set", [("a.jpg", picture(flat, "jpeg", quality=100)), *labels])
     assert abs(pixels.astype(int) - 77).max() <= 2
-    assert label == 4
-
-
-def test_no_label_is_minus_one(tmp_path):
-    assert read_one(tmp_path / "set", [("a.npy", npy(image(0)))])[1] == -1
+    assert label == expected
 
 
 def test_arrays_of_different_headers_and_grey_without_a_channel_axis(tmp_path):
@@ -90,12 +94,6 @@ def test_keys_that_come_twice_in_a_row(tmp_path, members, complaint):
         read_one(tmp_path / "set", members)
     assert "train-000000.tar" in str(error.value)
     assert str(error.value).isprintable()
-
-
-def test_a_label_in_cls_comes_before_one_in_json(tmp_path):
-    members = [("0.json", b'{"label": 3}'), ("0.npy", npy(image(0))), ("0.cls", b"5")]
-    for order in (members, members[::-1]):
-        assert read_one(tmp_path / "set", order)[1] == 5
 
 
 @pytest.mark.parametrize("bytes_", [0, 2048])

@@ -2,14 +2,14 @@
 
 import io
 import zipfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from fdtrain.data import npy
+from fdtrain.data.decode import array
 from fdtrain.data.sources import pickled
 from fdtrain.data.sources.archive import MAX_STREAM, Member, members, stream
 from fdtrain.data.sources.source import Part, Sample
@@ -28,7 +28,7 @@ class BatchFormat(NamedTuple):
     key: str = "labels"
 
 
-def batch_files(paths: Iterable[Path], names: Sequence[str], advice: str) -> dict[str, Member]:
+def batch_files(paths: Sequence[Path], names: Sequence[str], advice: str) -> dict[str, Member]:
     """The files of these names, or with ``.npz`` behind, in archives or folders. Raises UserError: one is missing, or
     there twice."""
     found: dict[str, Member] = {}
@@ -101,6 +101,6 @@ def _npz(file: IO[bytes], where: str) -> dict[str, np.ndarray]:
             found = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
             if (largest := max((info.file_size for info in found.values()), default=0)) > MAX_STREAM:
                 raise ValueError(f"an array of {largest} bytes")
-            return {key: npy.array(archive.read(found[key])) for key in ("data", "labels") if key in found}
+            return {key: array(archive.read(found[key])) for key in ("data", "labels") if key in found}
     except Exception as error:  # Damaged or hostile, it fails in many ways.
         raise UserError(f"{where} is not an npz of plain arrays ({error}). Fetch it again.") from error

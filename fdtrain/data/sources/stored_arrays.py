@@ -80,7 +80,7 @@ def stored_arrays(path: Path) -> dict[str, StoredArray]:
 def _described(member: Member) -> StoredArray:
     with stream(member, LARGEST) as file:
         try:
-            shape, dtype, _ = npy.header(file, member.size)
+            shape, dtype = npy.header(file, member.size)
         except Exception as error:  # Damaged or hostile, it fails in many ways.
             raise UserError(f"{member} is not a plain array ({error}). Fetch or save it again.") from error
     return StoredArray(member, shape, dtype)
