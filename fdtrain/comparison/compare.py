@@ -189,19 +189,24 @@ def check_folder(comparison: Comparison) -> None:
     folder = comparison.folder
     try:
         stored = yaml.safe_load((folder / RECORD).read_text())
-        stored = {"variants": dict(stored["variants"]), **stored}
+        stored |= {"variants": {name: flattened(settings) for name, settings in stored["variants"].items()}}
     except FileNotFoundError:
         if folder.is_dir() and any(path.name != lock.FILE for path in folder.iterdir()):
             raise UserError(
                 f"{folder} holds something else than a comparison. Choose another name or output."
             ) from None
         return
-    except (OSError, yaml.YAMLError, TypeError, ValueError, KeyError) as error:
+    except (OSError, yaml.YAMLError, TypeError, ValueError, KeyError, AttributeError) as error:
         raise UserError(f"{folder / RECORD} cannot be read ({type(error).__name__}). Choose another name.") from error
     ours = json.loads(json.dumps(_record(comparison)))
     changed = [key for key in ("steps", "seconds", "features") if stored.get(key) != ours[key]]
     both = {name: stored["variants"][name] for name in ours["variants"] if name in stored["variants"]}
-    changed += [f"variant '{name}'" for name, settings in both.items() if settings != ours["variants"][name]]
+    # Earlier versions have recorded more.
+    changed += [
+        f"variant '{name}'"
+        for name, before in both.items()
+        if not flattened(ours["variants"][name]).items() <= before.items()
+    ]
     if changed or not both:
         what = f"it differs in {', '.join(changed)}" if changed else "no variant is in both"
         raise UserError(f"{folder} holds the results of another comparison: {what}. Choose another name or output.")

@@ -170,6 +170,10 @@ def test_a_folder_of_another_comparison(content, tmp_path):
     first.folder.mkdir(parents=True)
     compare.write_record(first)
     compare.check_folder(load(content | {"seeds": [0, 1, 2]}, tmp_path))  # More seeds may come later.
+    record = first.folder / compare.RECORD
+    record.write_text(record.read_text().replace("    training:\n", "    training:\n      overlap: true\n"))
+    assert "overlap" in record.read_text()
+    compare.check_folder(first)  # As earlier versions have recorded it.
     for change, part in (
         ({"steps": 5}, "steps, variant 'a', variant 'b'"),
         ({"set": {"training": {"lr": 0.1}}}, "variant 'a', variant 'b'"),
