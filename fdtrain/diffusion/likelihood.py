@@ -127,11 +127,10 @@ def ode_start(bound: Bound, levels_image: Tensor, u: Tensor) -> tuple[Tensor, fl
 @dataclass(frozen=True)
 class OdeLikelihood:
     """``nll``: ``-log p(x0)`` in nats by each estimate of the divergence, ``(B, probes)``; ``nfe``: evaluations of the
-    field for each image, ``(B,)``; ``latent``: ``x_1``."""
+    field for each image, ``(B,)``."""
 
     nll: Tensor
     nfe: Tensor
-    latent: Tensor
 
 
 ODE_SOLVER = "Bogacki-Shampine in u"
@@ -208,5 +207,4 @@ def ode_nll(
 
     start = torch.cat([x0.flatten(1), x0.new_zeros(len(x0), columns)], 1)
     end, nfe = bogacki_shampine(derivative, start, place.of(interval.t_min), place.of(interval.t_max), size)
-    latent = end[:, :dims].reshape_as(x0)
-    return OdeLikelihood(normal_nll(latent)[:, None] - dims * end[:, dims:], nfe, latent)
+    return OdeLikelihood(normal_nll(end[:, :dims])[:, None] - dims * end[:, dims:], nfe)

@@ -147,32 +147,6 @@ def test_coefficients_at_the_ends_of_the_interval(name, s, t):
             assert (equation.linear(s, t) * s) ** 2 + equation.noise(s, t) ** 2 == pytest.approx(t * t, rel=1e-12)
 
 
-@pytest.mark.parametrize("name", EQUATIONS)
-@pytest.mark.parametrize("variable", [np.sin, phi])
-@pytest.mark.parametrize("nodes", [1, 2, 3, 4])
-@pytest.mark.parametrize("corrector", [False, True])
-def test_order_of_one_step(name, variable, nodes, corrector):
-    """Of a smooth function through ``n`` evaluations, the integral's error falls as ``h^(n + 1)``."""
-    equation = EQUATIONS[name]
-
-    def smooth(phi):
-        return np.cos(2 * phi + 0.3) + 0.2 * phi
-
-    def error(h):
-        phis = 0.8 + h * np.array([0.0, 1.0, 2.2, 3.1])
-        times = np.sin([0.8 - 0.9 * h, *phis]) if corrector else np.sin(phis)
-        s, t = math.sin(0.8), math.sin(0.8 - 0.9 * h)
-        weights = integrals(equation, variable, times[:nodes].tolist(), s, t)
-        at, w = np.polynomial.legendre.leggauss(40)
-        phi = 0.8 - 0.45 * h * (1 - at)
-        exact = 0.45 * h * (w @ (equation.weight(t, phi) * smooth(phi)))
-        return abs(np.dot(weights, smooth(np.arcsin(times[:nodes]))) - exact)
-
-    errors = [error(h) for h in (0.08, 0.04, 0.02)]
-    slope = math.log2(errors[1] / errors[2])
-    assert slope == pytest.approx(nodes + 1, abs=0.25)
-
-
 @pytest.mark.parametrize("equation", [ODE_F, ODE_DATA])
 @pytest.mark.parametrize(("p", "c", "order"), [(1, 0, 1), (2, 0, 2), (1, 2, 2), (2, 3, 3)])
 def test_order_of_the_family_from_one_end_to_the_other(equation, p, c, order):
