@@ -22,8 +22,7 @@ from bare_loop import bare_loop
 from step import lone_trainer, random_images, take_turns
 
 from fdtrain import distributed
-from fdtrain.capacity.cost import flops
-from fdtrain.capacity.estimate import published
+from fdtrain.capacity.estimate import flops, published
 from fdtrain.config import load_config
 from fdtrain.networks.model import ModelSpec
 from fdtrain.training.hardware import matrix_rate, set_tf32
@@ -168,7 +167,7 @@ def main() -> None:
                 notes.append(f"Left out for time: `{name}`, {variant.name}.")
                 continue
             config = load_config(f"configs/{name}.yaml")
-            spec = model_spec(config, published(config).description())
+            spec = model_spec(config, published(config))
             rate = rates[variant.name.partition(", compiled")[0]]
             rows.append(measure(name, spec, variant, rate, arguments.images, 10, device))
             print(rows[-1], flush=True)

@@ -96,7 +96,7 @@ class Files:
         self.folder, self.world = folder, world
         batch = [f"training.global_batch={IMAGES_PER_RANK * world}", f"training.lanes={world}"]
         self.config = load_config("configs/cifar10.yaml", ["network.channels=512", *batch, "training.micro_batch=null"])
-        self.spec = model_spec(self.config, published(self.config).description())
+        self.spec = model_spec(self.config, published(self.config))
         with torch.device("meta"):
             self.sizes = {name: p.numel() for name, p in Model(self.spec).named_parameters()}
 

@@ -71,7 +71,7 @@ def worker(arguments: argparse.Namespace) -> None:
         "training.micro_batch=null",
     ]
     config = load_config(arguments.config, [*arguments.set, *batches])
-    spec = model_spec(config, published(config).description())
+    spec = model_spec(config, published(config))
     device = distributed.connect()
     x = torch.rand(arguments.images, *spec.shape, device=device)
     t = torch.rand(arguments.images, dtype=torch.float64, device=device)

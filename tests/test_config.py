@@ -75,7 +75,7 @@ ON_ONE_MACHINE = ("digits", "fashion_mnist", "fashion_mnist_gpu", "template")
 @pytest.mark.parametrize("path", [p for p in CONFIGS if p.stem not in ON_ONE_MACHINE], ids=lambda p: p.stem)
 def test_the_comment_is_what_the_plan_says(path):
     config = load_config(path)
-    spec = model_spec(config, published(config).description())
+    spec = model_spec(config, published(config))
     assert Forecast(config, spec, 8, tflops=989, utilisation=0.35).summary() in path.read_text()
 
 

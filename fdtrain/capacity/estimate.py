@@ -1,4 +1,4 @@
-"""Estimates the memory of a rank, the work and the time of a run before it exists."""
+"""The operations, the memory of a rank and the time of a run before it exists: nothing is computed or allocated."""
 
 import posixpath
 from dataclasses import dataclass
@@ -7,13 +7,100 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as nnf
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
 
-from fdtrain.capacity.cost import Activations, Flops, activations, flops
 from fdtrain.capacity.layout import run_layout, zero_stage
 from fdtrain.config import Config
 from fdtrain.data.dataset import FILE, VERSION, DatasetDescription, read_description
+from fdtrain.data.shard_table import Shard, ShardTable
 from fdtrain.errors import UserError
 from fdtrain.networks.model import Model, ModelSpec, inner_matrices, parameter_count
+
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Operations for one image, in matrix products and convolutions. A multiply-add counts as two."""
+
+    forward: int
+    backward: int
+
+    def training(self, checkpointing: bool = False) -> int:
+        """Operations of a training step. Checkpointing repeats the forward pass, except for the ends of the network."""
+        return self.forward * (2 if checkpointing else 1) + self.backward
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Bytes saved for the backward pass: those per image, and the half-precision copies of the weights."""
+
+    per_image: int
+    fixed: int
+
+    def bytes(self, images: int) -> int:
+        """The bytes of one pass over this number of images."""
+        return self.per_image * images + self.fixed
+
+
+def flops(spec: ModelSpec) -> Flops:
+    """Counted by ``torch.utils.flop_counter`` on the meta device."""
+    with torch.device("meta"):
+        model = Model(spec)
+        with FlopCounterMode(display=False) as counter:
+            out = model(*_inputs(spec, 1))
+            forward = counter.get_total_flops()
+            out.sum().backward()
+    return Flops(forward, counter.get_total_flops() - forward)
+
+
+def activations(spec: ModelSpec, precision: str = "bf16", checkpointing: bool = False) -> Activations:
+    """What eager autograd saves, with the casts that CUDA's autocast makes.
+
+    ``torch.compile`` saves less; the allocator's gaps and the workspaces of convolutions come on top.
+    """
+    one, two = (_saved_bytes(spec, images, precision, checkpointing) for images in (1, 2))
+    return Activations(per_image=two - one, fixed=2 * one - two)
+
+
+def _saved_bytes(spec: ModelSpec, images: int, precision: str, checkpointing: bool) -> int:
+    saved: dict[int, torch.UntypedStorage] = {}
+
+    def pack(x: Tensor) -> Tensor:
+        # The reference keeps any other storage from getting the same address.
+        saved[x.untyped_storage()._cdata] = x.untyped_storage()
+        return x
+
+    dtype = AUTOCAST.get(precision, torch.bfloat16)
+    with FakeTensorMode():
+        model = Model(spec, checkpointing)
+        inputs = _inputs(spec, images)
+        with (
+            torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x),
+            torch.autocast("cpu", dtype, enabled=precision in AUTOCAST),
+            _FullPrecisionNorms(),
+        ):
+            model(*inputs)
+        weights = {p.untyped_storage()._cdata for p in model.parameters()}
+        return sum(storage.nbytes() for key, storage in saved.items() if key not in weights)
+
+
+class _FullPrecisionNorms(TorchFunctionMode):
+    """Normalise in float32, which autocast does on CUDA and not on the CPU."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func in (nnf.group_norm, nnf.layer_norm):
+            args = (args[0].float(), *args[1:])
+        return func(*args, **(kwargs or {}))
+
+
+def _inputs(spec: ModelSpec, images: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    label = torch.zeros(images, dtype=torch.int64) if spec.classes else None
+    return torch.empty(images, *spec.shape), torch.empty(images, dtype=torch.float64), label
 
 
 class KnownDataset(NamedTuple):
@@ -24,13 +111,22 @@ class KnownDataset(NamedTuple):
     channels: int
     levels: int
     classes: int
-    train_images: int
+    images: int
 
-    def description(self) -> DatasetDescription:
-        """The description of the packed data set, without shards."""
-        image = {key: value for key, value in self._asdict().items() if key != "train_images"}
-        image["classes"] = [str(i) for i in range(self.classes)]
-        return DatasetDescription(version=VERSION, source="", encoding="png", splits={}, **image)
+    def description(self, split: str = "train") -> DatasetDescription:
+        """Of the packed data set with its images in one shard."""
+        shard = Shard(file="0.tar", images=self.images, bytes=0, sha256="0" * 64)
+        return DatasetDescription(
+            version=VERSION,
+            name=self.name,
+            source="",
+            size=self.size,
+            channels=self.channels,
+            levels=self.levels,
+            classes=[str(i) for i in range(self.classes)],
+            encoding="png",
+            splits={split: ShardTable.of([shard])},
+        )
 
 
 # By the folders of configs/.
@@ -45,64 +141,47 @@ DATASETS = {
 }
 
 
-def packed(config: Config, config_file: Path) -> KnownDataset | None:
-    """The packed data set that a configuration trains on, as its folder describes it, or a run's beside its record.
-
-    None where neither folder has a description.
-
-    Raises:
-        UserError: the description is damaged, or lacks the split to train on.
-    """
-    own = Path(config.data.paths[0]) if len(config.data.paths) == 1 else None
-    folder = next((folder for folder in (own, config_file.parent) if folder and (folder / FILE).is_file()), None)
-    if folder is None:
-        return None
-    found, split = read_description(folder), config.data.train_split
-    if split not in found.splits:
-        raise UserError(f"data.train_split: {folder} has no split '{split}' (it has: {', '.join(found.splits)}).")
-    return KnownDataset(found.name, found.size, found.channels, found.levels, len(found.classes), found.images(split))
-
-
-def published(config: Config) -> KnownDataset:
-    """The data set that a configuration trains on, by the name of its folder.
+def images_of(config: Config, config_file: Path) -> DatasetDescription:
+    """The data set that a configuration trains on: as its folder describes it, or a run's beside its record, or the
+    published one that has the name of its folder.
 
     Raises:
-        UserError: not one of :data:`DATASETS`.
+        UserError: there is none, or its description is damaged, or lacks the split to train on.
     """
-    name = posixpath.basename(config.data.paths[0].rstrip("/"))
+    path, split = config.data.paths[0], config.data.train_split
+    folders = [config_file.parent] if len(config.data.paths) > 1 else [Path(path), config_file.parent]
+    if folder := next((folder for folder in folders if (folder / FILE).is_file()), None):
+        found = read_description(folder)
+        if split not in found.splits:
+            raise UserError(f"data.train_split: {folder} has no split '{split}' (it has: {', '.join(found.splits)}).")
+        return found
+    return published(config)
+
+
+def published(config: Config) -> DatasetDescription:
+    """The published data set that has the name of a configuration's folder. Raises UserError: there is none."""
+    path = config.data.paths[0]
+    name = posixpath.basename(path.rstrip("/"))
     if name not in DATASETS:
         raise UserError(
-            f"data.path: {config.data.paths[0]} is no packed data set, and {name!r} none that was published "
-            f"({', '.join(DATASETS)}). Pack it, name a published one by --dataset, or give --size, --channels, "
-            "--levels and --classes."
+            f"data.path: {path} is no packed data set, and {name!r} none that was published. Pack it, or name a "
+            f"published one by --set data.path=NAME: {', '.join(DATASETS)}."
         )
-    return DATASETS[name]
+    return DATASETS[name].description(config.data.train_split)
 
 
-class StateMemory(NamedTuple):
-    """Bytes in the memory of a rank that do not depend on the batch."""
+def state_memory(parameters: int, zero_stage: int, gpus: int, averages: int = 1, muons: int = 0) -> tuple[int, ...]:
+    """Bytes of a rank that do not depend on the batch: float32 weights, gradients, Adam's two moments and the averages
+    (Rajbhandari et al. 2020). Of the parameters that Muon steps, ``muons`` of them, there is one moment.
 
-    weights: int
-    gradients: int
-    optimiser: int
-    average: int
-
-
-def state_memory(parameters: int, zero_stage: int, gpus: int, averages: int = 1, muons: int = 0) -> StateMemory:
-    """Memory of float32 weights, gradients, Adam's two moments and the averages (Rajbhandari et al. 2020).
-
-    Of the parameters that Muon steps, ``muons`` of them, there is one moment.
     The averages are always shared among the ranks, the optimiser's state from stage 1, gradients from 2, weights
     at 3. From stage 1 on DeepSpeed has a second copy of the weights that a rank updates.
     """
-    whole, share = 4 * parameters, -(-4 * parameters // gpus)
-    one_moment = 4 * muons
-    return StateMemory(
-        weights=share if zero_stage == 3 else whole,
-        gradients=share if zero_stage >= 2 else whole,
-        optimiser=3 * share - one_moment // gpus if zero_stage else 2 * whole - one_moment,
-        average=averages * share,
-    )
+    whole, share, one_moment = 4 * parameters, -(-4 * parameters // gpus), 4 * muons
+    weights = share if zero_stage == 3 else whole
+    gradients = share if zero_stage >= 2 else whole
+    optimiser = 3 * share - one_moment // gpus if zero_stage else 2 * whole - one_moment
+    return weights, gradients, optimiser, averages * share
 
 
 @dataclass(frozen=True)
@@ -157,7 +236,7 @@ class Forecast:
         return run_layout(self.config.training, self.devices).micro_batch
 
     def memory(self, stage: int) -> tuple[int, ...]:
-        """Bytes held on each device at a ZeRO stage: those of StateMemory, and the activations of a pass."""
+        """Bytes held on each device at a ZeRO stage: those of :func:`state_memory`, and the activations of a pass."""
         muons = 0
         if self.config.training.optimizer == "muon":
             with torch.device("meta"):

@@ -70,13 +70,6 @@ SAMPLE_IMAGES, SAMPLE_STEPS = 36, 10
 HELD_OUT_DRAWS = 500
 """Draws of all held-out images together: one draw of each of twenty says nothing yet."""
 
-HEAD = """\
-# A first configuration for {path}: {images} images of {size}x{size}, {channels}, on {target}.
-# {what}. What it takes: {plan}
-# Change what you like: configs/template.yaml explains every choice, docs/configuration.md lists every key.
-# A longer run is a better one, and a resumed one may be longer (training.steps).{labels}
-"""
-
 
 def here() -> Target:
     """The devices of this machine: its GPUs, a power of two of them, which can share the lanes; or its CPU."""
@@ -102,30 +95,23 @@ def write_first_config(folder: Path, description: DatasetDescription, target: Ta
     plan = f"{_program()} plan {shlex.quote(str(file))} --for {target}"
     settings = first_settings(description, str(folder), target)
     config = Config.model_validate(settings)
-    what = (
-        f"{parameters(model_spec(config, description)) / 1e6:.2g} M parameters, {config.training.steps:,} steps of "
-        f"{config.training.global_batch} images"
-    )
-    labels = ""
-    if description.classes:
-        labels = (
-            f"\n# Its {len(description.classes)} classes are given to the network by network.class_conditional: true."
-        )
-    head = HEAD.format(
-        path=folder,
-        images=f"{description.images(config.data.train_split):,}",
-        size=description.size,
-        channels={1: "grey", 3: "RGB"}.get(description.channels, f"{description.channels} channels"),
-        target=target,
-        what=what,
-        plan=plan,
-        labels=labels,
-    )
+    weights, images = parameters(model_spec(config, description)), description.images(config.data.train_split)
+    colours = {1: "grey", 3: "RGB"}.get(description.channels, f"{description.channels} channels")
+    training, size = config.training, description.size
+    what = f"{weights / 1e6:.2g} M parameters, {training.steps:,} steps of {training.global_batch} images"
+    head = [
+        f"A first configuration for {folder}: {images:,} images of {size}x{size}, {colours}, on {target}.",
+        f"{what}. What it takes: {plan}",
+        "Change what you like: configs/template.yaml explains every choice, docs/configuration.md lists every key.",
+        "A longer run is a better one, and a resumed one may be longer (training.steps).",
+    ]
+    if classes := len(description.classes):
+        head.append(f"Its {classes} classes are given to the network by network.class_conditional: true.")
     try:
-        write_text(file, head + _yaml(settings))
+        write_text(file, "".join(f"# {line}\n" for line in head) + _yaml(settings))
     except OSError as error:
         raise UserError(f"cannot write {file} ({error.strerror}). The data set itself is complete.") from error
-    notes = [f"note: {note}" for note in _notes(description.size, config, target)]
+    notes = [f"note: {note}" for note in _notes(size, config, target)]
     return [f"{file}: {what}, for {target}", *notes, "What it takes:", f"    {plan}", "To train:", train]
 
 
@@ -137,7 +123,8 @@ def first_settings(description: DatasetDescription, path: str, target: Target) -
     images = description.images(train)
     batch = max(row.batch, target.devices)
     steps = min(row.steps, max(FEW_STEPS, MANY_EPOCHS * images // batch))
-    multipliers = row.multipliers[: _halvings(size) + 1]
+    halvings = (size & -size).bit_length() - 1
+    multipliers = row.multipliers[: halvings + 1]
     sides = [size // 2**level for level in range(len(multipliers))]
     # A training step of an image is three forward passes.
     monitor = {"log_every": steps // 100, "sample_every": _interval(steps, batch, SAMPLE_IMAGES * SAMPLE_STEPS / 3)}
@@ -194,11 +181,6 @@ def _notes(size: int, config: Config, target: Target) -> Iterator[str]:
     elif levels < wanted and size // 2 ** (levels - 1) > ATTENTION:
         better = size // 2 ** (wanted - 1) * 2 ** (wanted - 1)
         yield f"{size} pixels can be halved only {levels - 1} times; --size {better} gives a better network."
-
-
-def _halvings(size: int) -> int:
-    """How often a side can be halved."""
-    return (size & -size).bit_length() - 1
 
 
 def _interval(steps: int, batch: int, cost: float) -> int:

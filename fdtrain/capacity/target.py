@@ -16,11 +16,7 @@ class Target(NamedTuple):
 
 
 def target(text: str) -> Target:
-    """Read from the command line.
-
-    Raises:
-        ArgumentTypeError: it is neither cpu nor cuda[:N].
-    """
+    """Read from the command line. Raises ArgumentTypeError: it is neither cpu nor cuda[:N]."""
     found = re.fullmatch(r"(cpu|cuda)|cuda:([1-9][0-9]{0,5})", text)
     if not found:
         raise argparse.ArgumentTypeError(f"{text!r}: give cpu, cuda (one GPU), or cuda:N for N of them")

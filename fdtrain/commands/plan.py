@@ -10,11 +10,12 @@ import argparse
 import os
 from pathlib import Path
 
-from fdtrain.capacity.estimate import DATASETS, Forecast, KnownDataset, packed, published
+from fdtrain.capacity.estimate import Forecast, images_of
 from fdtrain.capacity.spec import model_spec
 from fdtrain.capacity.target import Target, target
-from fdtrain.config import Config, load_config
+from fdtrain.config import load_config
 from fdtrain.console import phase
+from fdtrain.data.dataset import DatasetDescription
 from fdtrain.errors import UserError
 from fdtrain.evaluation.wording import duration
 from fdtrain.main import add_allow_code
@@ -49,54 +50,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SECTION.KEY=VALUE",
         help="override any keys; the configuration's file comes before it",
     )
-    parser.add_argument(
-        "--dataset", choices=DATASETS, help="default: the one at data.path, or the published one of its name"
-    )
-    for name in ("size", "channels", "levels", "classes"):
-        parser.add_argument(f"--{name}", type=int, help="of the images, in place of the data set's")
 
 
 def run(arguments: argparse.Namespace) -> None:
     on: Target = arguments.target
-    if arguments.tflops is None:
-        arguments.tflops = GPU if on.device == "cuda" else CORE * len(os.sched_getaffinity(0))
-    _check(arguments)
+    tflops = arguments.tflops
+    if tflops is None:
+        tflops = GPU if on.device == "cuda" else CORE * len(os.sched_getaffinity(0))
+    if not 0 < arguments.utilisation <= 1:
+        raise UserError(f"--utilisation {arguments.utilisation}: give a share above 0 and up to 1.")
+    if not 0 < tflops < float("inf"):
+        raise UserError(f"--tflops {tflops}: give the peak of a device, such as 989.")
     config = load_config(arguments.config, arguments.set)
-    images = _images(arguments, config)
-    spec = model_spec(config, images.description())
-    forecast = Forecast(config, spec, on.devices, arguments.tflops, arguments.utilisation)
+    data = images_of(config, arguments.config)
+    spec = model_spec(config, data)
+    forecast = Forecast(config, spec, on.devices, tflops, arguments.utilisation)
     with phase("counting operations and memory"):
-        lines = [str(arguments.config), *_work(forecast, images, on), *_memory(forecast, on)]
+        lines = [
+            str(arguments.config),
+            *_work(forecast, data, on),
+            *_memory(forecast, on),
+        ]
         if on.device == "cuda":
             lines += ["", forecast.summary()]
     print("\n".join(lines))
 
 
-def _check(arguments: argparse.Namespace) -> None:
-    if not 0 < arguments.utilisation <= 1:
-        raise UserError(f"--utilisation {arguments.utilisation}: give a share above 0 and up to 1.")
-    bounds = {"size": (1, 4096), "channels": (1, 4), "levels": (2, 256), "classes": (0, 2**20)}
-    for name, (least, most) in bounds.items():
-        value = getattr(arguments, name)
-        if value is not None and not least <= value <= most:
-            raise UserError(f"--{name} {value}: give {least} to {most}.")
-    if not 0 < arguments.tflops < float("inf"):
-        raise UserError(f"--tflops {arguments.tflops}: give the peak of a device, such as 989.")
-
-
-def _images(arguments: argparse.Namespace, config: Config) -> KnownDataset:
-    given = {name: getattr(arguments, name) for name in ("size", "channels", "levels", "classes")}
-    given = {name: value for name, value in given.items() if value is not None}
-    if len(given) == 4:
-        return KnownDataset("given", train_images=0, **given)
-    known = DATASETS[arguments.dataset] if arguments.dataset else packed(config, arguments.config) or published(config)
-    return known._replace(**given)
-
-
-def _work(forecast: Forecast, images: KnownDataset, on: Target) -> list[str]:
+def _work(forecast: Forecast, data: DatasetDescription, on: Target) -> list[str]:
     config, spec, counted, hours = forecast.config, forecast.spec, forecast.flops, forecast.device_hours
-    seen = forecast.images
-    epochs = f", {seen / images.train_images:,.0f} epochs" if images.train_images else ""
+    seen, epochs = forecast.images, forecast.images / max(1, data.images(config.data.train_split))
     again = " + forward again, by checkpointing" if config.network.checkpointing else ""
     whole = f"{forecast.hours_text} GPU hours" if on.device == "cuda" else duration(hours)
     shared = f": {duration(hours / on.devices)} on {on.devices} GPUs" if on.devices > 1 else ""
@@ -105,7 +87,8 @@ def _work(forecast: Forecast, images: KnownDataset, on: Target) -> list[str]:
         f"work         {forecast.flops_per_image / 1e9:.1f} GFLOP per image: "
         f"forward {counted.forward / 1e9:.1f} + backward {counted.backward / 1e9:.1f}{again}",
         f"run          {config.training.steps:,} steps of global batch {config.training.global_batch}: "
-        f"{f'{seen / 1e6:.1f} M' if seen >= 1e6 else f'{seen:,}'} images{epochs}",
+        f"{f'{seen / 1e6:.1f} M' if seen >= 1e6 else f'{seen:,}'} images, "
+        f"{epochs:,.0f} epochs",
         f"time         {whole} at {forecast.utilisation:.0%} of {forecast.tflops:g} TFLOP/s{shared}",
     ]
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 
 from fdtrain import distributed, files, lock, plugins
-from fdtrain.capacity.cost import flops
+from fdtrain.capacity.estimate import flops
 from fdtrain.checkpoint import soundness, store
 from fdtrain.config import dump_config
 from fdtrain.credentials import masked_values

@@ -10,8 +10,7 @@ import torch
 from conftest import fork
 from PIL import Image
 
-from fdtrain.capacity.cost import flops
-from fdtrain.capacity.estimate import KnownDataset
+from fdtrain.capacity.estimate import KnownDataset, flops
 from fdtrain.capacity.first_config import TABLE, first_settings, here, write_first_config
 from fdtrain.capacity.layout import run_layout
 from fdtrain.capacity.spec import model_spec
@@ -75,12 +74,6 @@ def test_few_images_train_shorter_but_a_thousand_steps():
     assert (
         chosen(data(32, images=50_000), GPU).network.dropout > 0 == chosen(data(32, images=10**6), GPU).network.dropout
     )
-
-
-def test_without_held_out_images_nothing_is_evaluated():
-    config = chosen(data(32, test=0), CPU)
-    assert config.data.test_split is None
-    assert config.monitor.evaluate_every is None
 
 
 @pytest.mark.parametrize(
@@ -149,13 +142,6 @@ def test_a_file_of_the_user_stays(photographs, tmp_path, pack):
     said = pack(*arguments)
     assert "train.yaml is there already, and stays as it is" in said
     assert (mine / "train.yaml").read_text() == "name: edited\n"
-
-
-def test_several_gpus_are_launched_and_written_for_where_there_are_none(digits, tmp_path):
-    said = write_first_config(tmp_path, read_description(digits), Target("cuda", 4))
-    assert said[-1].strip() == f"python -m fdtrain train --processes 4 --config {tmp_path}/train.yaml"
-    assert said[-3].endswith("--for cuda:4")
-    assert load_config(tmp_path / "train.yaml").training.precision == "bf16"
 
 
 def test_what_is_here(monkeypatch):
