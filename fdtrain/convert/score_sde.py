@@ -9,7 +9,7 @@ given ``999 tau``, and at sub-VP the image ``z``, not rescaled. The specificatio
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,16 +20,8 @@ from fdtrain.networks.ddpmpp import DDPMpp
 from fdtrain.networks.layers import Attention, ResidualBlock
 from fdtrain.networks.model import Model, ModelSpec
 
-
-class Sde(NamedTuple):
-    """A process: its clock, and which time and image the network is given."""
-
-    clock: str
-    network_time: str
-    network_input: str | None = None
-
-
-SDES = {"vp": Sde("linear_vp", "score_sde_vp"), "subvp": Sde("sub_vp", "score_sde_sub_vp", "sub_vp")}
+SDES = {"vp": ("linear_vp", "score_sde_vp", None), "subvp": ("sub_vp", "score_sde_sub_vp", "sub_vp")}
+"""Of a process: its clock, and which time and image the network is given."""
 WEIGHTS = ("ema", "model")
 LEVELS = 256
 
@@ -49,15 +41,10 @@ Module = dict[str, Tensor]
 """The parameters of one of the checkpoint's modules, by name."""
 
 
-class Checkpoint(NamedTuple):
-    """The modules of a checkpoint in order, and the step that it was saved after, if it says so."""
+def read(path: Path, weights: str = "ema") -> tuple[list[Module], int | None]:
+    """The modules of a checkpoint in order, and the step that it was saved after, if it says so.
 
-    modules: list[Module]
-    step: int | None
-
-
-def read(path: Path, weights: str = "ema") -> Checkpoint:
-    """Read the averaged weights (``ema``) or those that were trained (``model``). No pickled code is run.
+    They have the averaged weights (``ema``) or those that were trained (``model``). No pickled code is run.
 
     Raises:
         UserError: the file cannot be read, or holds something else.
@@ -79,7 +66,7 @@ def read(path: Path, weights: str = "ema") -> Checkpoint:
     if weights == "ema":
         named = _averaged(content.get("ema"), named, path)
     step = content.get("step")
-    return Checkpoint(_modules(named, path), step if isinstance(step, int) else None)
+    return _modules(named, path), step if isinstance(step, int) else None
 
 
 def _averaged(ema: Any, trained: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
