@@ -13,6 +13,7 @@ import statistics
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -43,7 +44,7 @@ def moments(arguments: argparse.Namespace) -> None:
     for _ in range(arguments.rounds + 1):
         for name, work in (
             ("network alone", alone),
-            ("with statistics", lambda: measure(network, images, images.count, 256, CPU)),
+            ("with statistics", lambda: measure(network, images, 256, CPU)),
         ):
             begin = time.process_time()
             work()
@@ -77,10 +78,10 @@ def worker(arguments: argparse.Namespace) -> None:
         model = load_model(arguments.run)
         network = open_features(arguments.features, place)
         drawn = image_sets.of_model(model.to(place), Sampler(steps=20), 0, arguments.images)
-        measure(network, drawn, 64 * distributed.world_size(), 64, place)
+        measure(network, replace(drawn, count=64 * distributed.world_size()), 64, place)
         process.wait_for_all(place)
         begin = time.perf_counter()
-        measure(network, drawn, arguments.images, 64, place)
+        measure(network, drawn, 64, place)
         seconds = time.perf_counter() - begin
     if distributed.rank() == 0:
         print(arguments.images / seconds)

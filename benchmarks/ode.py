@@ -21,7 +21,7 @@ from torch import Tensor
 from fdtrain.data.split import Split
 from fdtrain.diffusion.likelihood import ode_nll
 from fdtrain.diffusion.objective import dequantise
-from fdtrain.evaluation import nll
+from fdtrain.evaluation.likelihood import Likelihood
 from fdtrain.evaluation.load import load_model
 
 sys.path.append(str(Path(__file__).parent.parent / "tests"))
@@ -86,7 +86,7 @@ def run(arguments: argparse.Namespace) -> None:
     split = Split(arguments.data, "test")
 
     def solve(tolerance: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        likelihood = nll.Likelihood(model.to(dtype), split, batch=arguments.images, dtype=dtype)
+        likelihood = Likelihood(model.to(dtype), split, batch=arguments.images, dtype=dtype)
         nats, nfe = likelihood.ode(range(arguments.images), tolerance, exact=False)
         return nats[:, 0, 0], nfe
 

@@ -27,10 +27,11 @@ from fdtrain.diffusion.objective import quantise
 from fdtrain.diffusion.solvers import DEFAULT
 from fdtrain.diffusion.solvers.stepper import Stepper
 from fdtrain.errors import UserError, excerpt
-from fdtrain.evaluation import nll, pictures, samples
+from fdtrain.evaluation import pictures
+from fdtrain.evaluation.likelihood import EXACT_TRACE_DIMS, TOLERANCE, Likelihood, finest_tolerance, ode_bits
 from fdtrain.evaluation.load import ModelOrigin, open_model
 from fdtrain.evaluation.process import open_device
-from fdtrain.evaluation.samples import Sampler
+from fdtrain.evaluation.samples import Sampler, to_pixels
 from fdtrain.networks.model import Model, ModelSpec
 from fdtrain.plugins import execute
 from fdtrain.randomness import check_seed
@@ -77,7 +78,7 @@ def grid(images: Tensor | np.ndarray, levels: int = 256, columns: int | None = N
     if given.dim() != 4 or given.shape[1] not in (1, 3):
         raise UserError(f"images: shape {tuple(given.shape)}; (N, C, H, W) with C = 1 or 3 is needed.")
     _check(0, **({} if columns is None else {"columns": columns}))
-    return pictures.to_image(pictures.sheet(samples.to_pixels(given, levels), columns))
+    return pictures.to_image(pictures.sheet(to_pixels(given, levels), columns))
 
 
 @dataclass(frozen=True)
@@ -162,18 +163,15 @@ class TrainedModel:
             UserError: the model cannot be sampled so, or its output is not finite.
         """
         _check(seed, count=count, batch=batch)
-        home = self.origin.home, self.origin.sha256
-        sampler = Sampler.checked(self.spec, *home, solver=solver, grid=grid, steps=steps, guidance=guidance)
-        labels = sampler.labels(range(count), self.spec)
-        if label is not None:
-            labels = self._labels(label, count).tolist()
+        sampler = Sampler.checked(self.spec, self.origin, solver, grid, steps, guidance=guidance)
+        labels = None if label is None else self._labels(label, count).tolist()
         times, parts, begins = sampler.times(self.spec), [], range(0, count, batch)
         total = len(begins) * len(Stepper(solver, times, self.spec.bound.interval).times)
         with tqdm(total=total, desc="sampling", disable=not progress) as bar:
             for first in begins:
                 part = slice(first, first + batch)
-                how = times, solver, seed, guidance, lambda *_: bar.update()
-                x = samples.solve(self.module, range(count)[part], labels and labels[part], *how)
+                own = labels and labels[part]
+                x = sampler.solve(self.module, range(count)[part], seed, own, lambda *_: bar.update())
                 parts.append(quantise(x, self.spec.levels).cpu())
         return torch.cat(parts)
 
@@ -199,7 +197,7 @@ class TrainedModel:
         """
         _check(seed, draws=draws, batch=batch)
         given = self._images(images, label)
-        values = nll.Likelihood(self.module, given, seed, batch).elbo(range(len(given)), draws)
+        values = Likelihood(self.module, given, seed, batch).elbo(range(len(given)), draws)
         return BitsPerDim(values.mean(1), standard_errors(values), estimate(values))
 
     def log_prob(
@@ -208,7 +206,7 @@ class TrainedModel:
         *,
         label: Label = None,
         dequantisations: int = 1,
-        tolerance: float = nll.TOLERANCE,
+        tolerance: float = TOLERANCE,
         exact: bool | None = None,
         seed: int = 0,
         batch: int = 256,
@@ -230,14 +228,14 @@ class TrainedModel:
             UserError: the images or labels are not the model's, or its output is not finite.
         """
         _check(seed, dequantisations=dequantisations, batch=batch)
-        if not (finest := nll.finest_tolerance(torch.float32)) <= tolerance < math.inf:
+        if not (finest := finest_tolerance(torch.float32)) <= tolerance < math.inf:
             raise UserError(f"tolerance must be at least {finest:.1e} in float32.")
         given, spec = self._images(images, label), self.spec
         if exact is None:
-            exact = spec.dims <= nll.EXACT_TRACE_DIMS
-        likelihood = nll.Likelihood(self.module, given, seed, batch)
+            exact = spec.dims <= EXACT_TRACE_DIMS
+        likelihood = Likelihood(self.module, given, seed, batch)
         nats, _ = likelihood.ode(range(len(given)), tolerance, dequantisations, exact)
-        return -nll.ode_bits(nats, spec)[:, 0] * spec.dims * math.log(2)
+        return -ode_bits(nats, spec)[:, 0] * spec.dims * math.log(2)
 
     def field(self, x: Tensor, t: Tensor | float, *, label: Label = None, guidance: float = 1.0) -> Tensor:
         """The field ``F(x, t)``, from which score, noise and image are predicted (docs/method.md, section 2).
@@ -262,7 +260,7 @@ class TrainedModel:
 
     def pixels(self, images: Tensor) -> Tensor:
         """Levels as pixels from 0 to 255, for showing and saving; the same where there are 256 levels."""
-        return samples.to_pixels(images, self.spec.levels)
+        return to_pixels(images, self.spec.levels)
 
     def grid(self, images: Tensor | np.ndarray, columns: int | None = None) -> Image.Image:
         """A picture of levels side by side: :func:`fdtrain.grid`."""

@@ -1,5 +1,6 @@
 """Small models of the digits, for tests that train nothing."""
 
+import argparse
 from pathlib import Path
 
 import torch
@@ -42,3 +43,12 @@ def saved(model: Model, folder: Path) -> Path:
     model.spec.save(folder / "config.json")
     save_file(model.state_dict(), folder / "model.safetensors")
     return folder
+
+
+def evaluate(command, *words):
+    """What a module of fdtrain/evaluation/ returns, as ``fdtrain evaluate`` runs it on a CPU."""
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    arguments = parser.parse_args([str(word) for word in words])
+    arguments.device = torch.device("cpu")
+    return command.run(arguments)

@@ -14,8 +14,8 @@ from models import DIGITS, filled, saved
 import fdtrain
 from fdtrain.data.split import Split
 from fdtrain.diffusion.objective import dequantise, normal_nll
-from fdtrain.evaluation import grids, nll
-from fdtrain.evaluation.samples import Sampler
+from fdtrain.evaluation.likelihood import Likelihood
+from fdtrain.evaluation.samples import Sampler, save_optimised
 from fdtrain.networks.model import Model
 from fdtrain.randomness import Purpose, stream
 
@@ -105,7 +105,7 @@ def test_samples_are_those_of_the_command(folder):
 def test_the_optimised_grid_of_an_export(folder):
     model = fdtrain.load(folder)
     times = (1.0, 0.4, 0.0)
-    grids.save_optimised(folder, model.origin.sha256, "ode", 2, times)
+    save_optimised(folder, model.origin.sha256, "ode", 2, times)
     found = model.sample(2, solver="ode", grid="optimised", steps=2)
     assert torch.equal(found, model.sample(2, solver="ode", grid=times))
 
@@ -141,7 +141,7 @@ def test_bits_per_dim_are_those_of_the_command(folder, digits):
     model, split = fdtrain.load(folder), Split(digits, "test")
     images, _ = split.batch(range(6))
     found = model.bits_per_dim(images, draws=8, seed=2)
-    values = nll.Likelihood(model.module, split, seed=2).elbo(range(6), 8)
+    values = Likelihood(model.module, split, seed=2).elbo(range(6), 8)
     assert torch.equal(found.values, values.mean(1))
     assert found.mean == pytest.approx(values.mean().item())
     assert (found.errors > 0).all()

@@ -10,8 +10,8 @@ from models import DIGITS, filled
 
 from fdtrain import distributed
 from fdtrain.data.split import Split
-from fdtrain.evaluation import samples
-from fdtrain.evaluation.nll import Likelihood
+from fdtrain.evaluation.likelihood import Likelihood
+from fdtrain.evaluation.samples import Sampler
 from fdtrain.randomness import Purpose, normal
 from fdtrain.training import hardware
 from fdtrain.training.batch_noise import BatchNoise
@@ -79,7 +79,7 @@ def test_samples_and_likelihoods_are_a_cpus_to_rounding(digits):
     found = []
     for device in (CPU, GPU):
         model, split = filled(DIGITS).to(device), Split(str(digits), "test")
-        x = samples.solve(model, range(8), None, [1.0, 0.7, 0.3, 0.0], "sde", seed=3)
+        x = Sampler("sde", (1.0, 0.7, 0.3, 0.0), 3).solve(model, range(8), seed=3)
         found.append((x.cpu(), Likelihood(model, split).elbo(range(8), 4)))
     torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-4, atol=1e-4)

@@ -40,7 +40,8 @@ def run(arguments: argparse.Namespace) -> None:
     comparison = load_comparison(arguments.comparison)
     try:
         with _terminated_as_interrupted(), process.process_group(None) as device:
-            jobs = arguments.jobs or max(1, _devices() // arguments.processes)
+            devices = torch.cuda.device_count() if distributed.on_gpu() else len(os.sched_getaffinity(0))
+            jobs = arguments.jobs or max(1, devices // arguments.processes)
             failures: dict[str, str] = {}
             if arguments.finished:
                 files = compare_finished(comparison)
@@ -62,9 +63,3 @@ def _terminated_as_interrupted() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _devices() -> int:
-    if distributed.on_gpu():
-        return torch.cuda.device_count()
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -81,11 +81,7 @@ def _run(name: str, arguments: list[str], prog: str | None) -> None:
 
 
 def parse(name: str, arguments: list[str], prog: str | None = None) -> tuple[Any, argparse.Namespace]:
-    """The module of a command, and the arguments that are given to it.
-
-    Raises:
-        SystemExit: they cannot be parsed.
-    """
+    """The module of a command, and the arguments that are given to it. Raises SystemExit: they cannot be parsed."""
     # Imported now: the others may need packages that are not installed.
     with importing():
         command = import_module(f"fdtrain.commands.{name}")

@@ -20,7 +20,9 @@ COMMANDS = {
     "ema": "bits/dim and distances of averages of several lengths",
     "report": "one self-contained HTML page of a run",
 }
-"""By name, the line that ``fdtrain evaluate --help`` shows. The command is evaluation/commands/NAME.py."""
+"""By name, the line that ``fdtrain evaluate --help`` shows."""
+MODULES = {name: name for name in COMMANDS} | {"features": "label_features"}
+"""Of evaluation/: ``add_arguments(parser)``, and ``run(arguments)``, which may return what TensorBoard is to show."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,4 +52,4 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _module(name: str):
     # Imported when it is chosen: the others may need packages that are not installed.
-    return import_module(f"fdtrain.evaluation.commands.{name}")
+    return import_module(f"fdtrain.evaluation.{MODULES[name]}")

@@ -12,6 +12,7 @@ to the Hugging Face hub, --dry-run says what it would upload.
 """
 
 import argparse
+from pathlib import Path
 
 from fdtrain.console import phase
 from fdtrain.errors import UserError
@@ -25,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="a run (its newest checkpoint), a checkpoint, or an export")
     add_length(parser)
     add_allow_code(parser)
-    parser.add_argument("folder", help="a new folder, or an earlier export, which is replaced")
+    parser.add_argument("folder", type=Path, help="a new folder, or an earlier export, which is replaced")
     parser.add_argument("--format", choices=FORMATS, default="safetensors", help="default: safetensors")
     parser.add_argument(
         "--licence", default=UNKNOWN, help="for the model card, such as apache-2.0 (default: %(default)s)"
@@ -39,15 +40,16 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.dry_run and not arguments.push:
         raise UserError("--dry-run: of what? Name a repository with --push.")
     how = arguments.format, arguments.licence, arguments.opset, arguments.ema_length
-    with phase(f"exporting to {arguments.folder}, and comparing with the model"):
-        done = export(arguments.model, arguments.folder, *how)
-    print(f"exported to {done.folder}; largest difference to the model {done.largest_difference:.1e}")
-    if arguments.push:
-        upload = hub.check(done.folder, arguments.push)
-        for name, size in upload.files.items():
+    folder, repository = arguments.folder, arguments.push
+    with phase(f"exporting to {folder}, and comparing with the model"):
+        difference = export(arguments.model, folder, *how)
+    print(f"exported to {folder}; largest difference to the model {difference:.1e}")
+    if repository:
+        sizes = hub.check(folder, repository)
+        for name, size in sizes.items():
             print(f"  {name}  {size:,} bytes")
-        much = f"{len(upload.files)} files, {sum(upload.files.values()):,} bytes"
+        much = f"{len(sizes)} files, {sum(sizes.values()):,} bytes"
         if arguments.dry_run:
-            print(f"would be uploaded to {upload.repository}: {much}")
+            print(f"would be uploaded to {repository}: {much}")
         else:
-            print(f"uploaded to {hub.push(done.folder, upload)}: {much}")
+            print(f"uploaded to {hub.push(folder, repository, list(sizes))}: {much}")

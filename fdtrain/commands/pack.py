@@ -22,7 +22,6 @@ from PIL import ImageColor
 from fdtrain.capacity.target import Target, target
 from fdtrain.console import phase
 from fdtrain.data.adopt import LIST, adopt
-from fdtrain.data.dataset import DatasetDescription
 from fdtrain.data.fetch import is_remote, shown
 from fdtrain.data.pack import pack
 from fdtrain.data.sources.arrays import ArrayChoice, arrays
@@ -45,33 +44,36 @@ def run(arguments: argparse.Namespace) -> None:
     # Names of files may be of any bytes.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
+    a = arguments
     try:
         with phase("looking through the source"):
-            source: Source | None = arguments.read(arguments)
-        description = _adopted(arguments) if source is None else _packed(source, arguments)
+            source: Source | None = a.read(a)
+        if source is not None:
+            description = pack(source, a.output, a.encoding, a.shard_images, a.workers, bar=True, again=a.again)
+        else:
+            how = _name(a), a.holdout, a.channels, a.levels, a.image, a.labels, a.workers
+            description = adopt(a.input, a.output, *how, bar=True)
     except KeyboardInterrupt:
         raise UserError("interrupted. The same command goes on from the finished shards.") from None
     for split, shards in description.splits.items():
         count = description.images(split)
         plural = "" if len(shards) == 1 else "s"
-        print(f"{arguments.output}: {excerpt(description.name)}: {split}: {count} images, {len(shards)} shard{plural}")
+        print(f"{a.output}: {excerpt(description.name)}: {split}: {count} images, {len(shards)} shard{plural}")
         if source and source.published.get(split, count) != count:
             print(f"note: {source.published[split]} images were published as '{split}'. Is the source complete?")
-    for note in source.notes if source else _notes(arguments.output):
+    notes = source.notes if source else []
+    if source is None and (private := a.output / LIST).exists():
+        notes = [f"the URLs with their credentials are in {private}: give that to data.path, and keep it private."]
+    for note in notes:
         print(f"note: {note}")
-    if arguments.no_config:
+    if a.no_config:
         return
-    with phase(f"choosing a first configuration, {arguments.output}/train.yaml"):
+    with phase(f"choosing a first configuration, {a.output}/train.yaml"):
         # Loaded here: it imports torch, which the worker processes have no use for.
         from fdtrain.capacity.first_config import here, write_first_config
 
-        lines = write_first_config(arguments.output, description, arguments.target or here())
+        lines = write_first_config(a.output, description, a.target or here())
     print(*lines, sep="\n")
-
-
-def _packed(source: Source, arguments: argparse.Namespace) -> DatasetDescription:
-    a = arguments
-    return pack(source, a.output, a.encoding, a.shard_images, a.workers, bar=True, again=a.again)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -229,17 +231,6 @@ def _shards(arguments: argparse.Namespace) -> Source | None:
     if not a.size:
         return None
     return shard_source(a.input, a.holdout, _name(a), a.size, a.channels, a.image, a.labels, a.workers)
-
-
-def _adopted(arguments: argparse.Namespace) -> DatasetDescription:
-    a = arguments
-    return adopt(a.input, a.output, _name(a), a.holdout, a.channels, a.levels, a.image, a.labels, a.workers, bar=True)
-
-
-def _notes(folder: Path) -> list[str]:
-    if not (folder / LIST).exists():
-        return []
-    return [f"the URLs with their credentials are in {folder / LIST}: give that to data.path, and keep it private."]
 
 
 def _names(text: str | None) -> list[str] | None:

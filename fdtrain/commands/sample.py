@@ -64,7 +64,7 @@ def _run(arguments: argparse.Namespace) -> None:
     with process.process_group(arguments.device) as place:
         model, origin = open_model(arguments.model, arguments.ema_length, shared=True)
         spec = model.spec
-        sampler = Sampler.of(arguments, spec, origin.home, origin.sha256)
+        sampler = Sampler.of(arguments, model.spec, origin)
         request = {
             "images": arguments.images,
             "seed": arguments.seed,

@@ -12,8 +12,7 @@ import yaml
 from fdtrain import files, lock
 from fdtrain.capacity.layout import run_layout
 from fdtrain.comparison.definition import Comparison, run_name
-from fdtrain.comparison.runs import PlannedRun, planned_run
-from fdtrain.comparison.schedule import Schedule
+from fdtrain.comparison.runs import PlannedRun, Schedule, planned_run
 from fdtrain.config import Config
 from fdtrain.credentials import masked_values
 from fdtrain.data.dataset import DatasetDescription
@@ -22,7 +21,7 @@ from fdtrain.data.split import Split
 from fdtrain.diffusion.likelihood import ODE_SOLVER
 from fdtrain.diffusion.objective import Bound
 from fdtrain.errors import UserError
-from fdtrain.evaluation import label_features, result, run_folder, side_by_side
+from fdtrain.evaluation import label_features, report, result, run_folder
 from fdtrain.evaluation.compared import ComparedVariant
 from fdtrain.evaluation.feature_networks import open_features
 from fdtrain.evaluation.result import TrainingNoise
@@ -286,7 +285,7 @@ def _calibration(comparison: Comparison, variant: str) -> PlannedRun:
     changed = {"name": f"{variant}-speed", "output": comparison.folder / "runs", "monitor": monitor}
     training = config.training.model_copy(update={"steps": CALIBRATION_STEPS})
     config = config.model_copy(update={**changed, "training": training})
-    return PlannedRun(variant, config.seed, config, comparison.folder / "configs" / f"{config.name}.yaml", None)
+    return PlannedRun(variant, config.seed, config, None)
 
 
 def _written(
@@ -316,7 +315,7 @@ def _written(
     seeds, identity = ", ".join(map(str, definition.seeds)), result.split_identity(split)
     noise = [noise for run in finished.values() for noise in run.of_kind(TrainingNoise).values()]
     device = noise[0].device if noise else "unknown"
-    page = side_by_side.SideBySide(
+    page = report.SideBySide(
         f"Comparison: {definition.name}",
         f"{len(variants)} variants, seeds {seeds}, {budget} each, on {identity['dataset']} ({device}).",
         reference,
@@ -338,7 +337,7 @@ def _written(
         "variants": page.rows,
     }
     result.write(content, comparison.folder / RESULT)
-    return side_by_side.write(page, comparison.folder)
+    return report.write(page, comparison.folder)
 
 
 def _described(bound: Bound) -> dict[str, Any]:

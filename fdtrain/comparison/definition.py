@@ -11,7 +11,7 @@ from fdtrain import shipped
 from fdtrain.config import Config, OneOf, Section, load_config
 from fdtrain.diffusion.solvers import DEFAULT, GRID, SOLVERS
 from fdtrain.errors import UserError, excerpt
-from fdtrain.evaluation.nll import TOLERANCE
+from fdtrain.evaluation.likelihood import TOLERANCE
 from fdtrain.evaluation.samples import Sampler
 from fdtrain.files import NAME
 from fdtrain.randomness import SEEDS

@@ -1,7 +1,7 @@
 """Evaluate one run of a comparison: ``python -m fdtrain.comparison.evaluate RUN SETTINGS [--allow-code FILE ...]``,
 SETTINGS as JSON.
 
-One process for all that is measured, so that libraries are imported once. What is finished is not computed again.
+One process for all that is measured, so that libraries are imported once.
 """
 
 import argparse
@@ -17,13 +17,12 @@ import torch
 from fdtrain import files, plugins
 from fdtrain.comparison import noise
 from fdtrain.comparison.definition import SolverAndGrid
-from fdtrain.comparison.runs import OF_LIKELIHOODS, SETTINGS, record, recorded, result_files, step_of
+from fdtrain.comparison.runs import SETTINGS, record, result_files, step_of
 from fdtrain.config import Config, load_config
 from fdtrain.data.split import Split
 from fdtrain.diffusion.weighting import WEIGHTINGS
 from fdtrain.errors import UserError, exit_code
-from fdtrain.evaluation import image_sets, process, result
-from fdtrain.evaluation.commands import nll
+from fdtrain.evaluation import image_sets, nll, process, result
 from fdtrain.evaluation.feature_networks import open_features
 from fdtrain.evaluation.frechet import frechet_distance
 from fdtrain.evaluation.load import FOLDER, open_model
@@ -45,8 +44,6 @@ def evaluate(run: Path, settings: dict[str, Any], device: torch.device) -> None:
     assert config.data.test_split is not None
     data = config.data.paths[0]
     files_of_results, steps = result_files(run, config, settings), config.training.steps
-    noise_file = files_of_results["noise"]
-    keep_noise = step_of(noise_file) == steps and recorded(run, settings, OF_LIKELIHOODS)
     # From here on the results may be of both settings, until all are there.
     (run / FOLDER / SETTINGS).unlink(missing_ok=True)
     images, ode_images = settings["images"], settings["ode_images"]
@@ -60,8 +57,7 @@ def evaluate(run: Path, settings: dict[str, Any], device: torch.device) -> None:
         if ode_images:
             # The bound is computed again with it; two draws are the least.
             _nll(device, *common, "--draws", "2", "--images", str(ode_images), *ode)
-    if not keep_noise:
-        result.write(training_noise(run, config, data, settings, device), noise_file)
+    result.write(training_noise(run, config, data, settings, device), files_of_results["noise"])
     for path in files_of_results.values():
         if (step := step_of(path)) != steps:
             raise UserError(f"{path} is of step {step}, not {steps}: no later checkpoint is sound.")
@@ -104,13 +100,13 @@ def training_noise(
 def _distances(model: Model, split: Split, settings: dict[str, Any], device: torch.device) -> dict[str, Any]:
     """Frechet distances of samples to the split at each number of evaluations; all variants draw the same noise."""
     network, count = open_features(settings["features"], device), settings["samples"]
-    target = measure(network, image_sets.of_split(split), len(split), BATCH, device).moments
+    target = measure(network, image_sets.of_split(split), BATCH, device).moments
 
     def points(named: SolverAndGrid) -> dict[str, Any]:
         samplers = {nfe: named.sampler(nfe) for nfe in settings["nfe"]}
         points = []
         for nfe, sampler in samplers.items():
-            moments = measure(network, image_sets.of_model(model, sampler, 0, count), count, BATCH, device).moments
+            moments = measure(network, image_sets.of_model(model, sampler, 0, count), BATCH, device).moments
             points.append({"nfe": nfe, "distance": frechet_distance(moments, target)})
         grid = next(iter(samplers.values())).describe()["grid"]
         return {"solver": named.solver, "grid": grid, "points": points}

@@ -213,9 +213,8 @@ def comma_separated(rows: list[Row]) -> str:
     """One row for each variant, every number in a column of its own; empty where there is none."""
     numbers = [_columns(row) for row in rows]
     text = io.StringIO()
-    writer = csv.DictWriter(
-        text, list(dict.fromkeys(key for row in numbers for key in row)), restval="", lineterminator="\n"
-    )
+    names = dict.fromkeys(key for row in numbers for key in row)
+    writer = csv.DictWriter(text, list(names), restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows(numbers)
     return text.getvalue()

@@ -1,19 +1,210 @@
-"""The plots of results and of logs: of one run's, and of several runs' in the same axes."""
+"""Plots of results and of logs, of one run or of several in the same axes: SVG for a page, PNG as a file.
 
+With matplotlib's renderers alone: no display is needed.
+"""
+
+import base64
+import io
 import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from fdtrain.evaluation import plotting
-from fdtrain.evaluation.plotting import COLOURS, Level, Line, Plot, evaluations_axis, steps_axis, time_axis
-from fdtrain.evaluation.result import CurvePoint, CurveResult, EmaResult, Strata
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from fdtrain.errors import printable
+from fdtrain.evaluation.compared import Row
+from fdtrain.evaluation.result import CurvePoint, CurveResult, EmaResult, Strata, write_file
 from fdtrain.evaluation.run_folder import RunFolder
 from fdtrain.evaluation.wording import counted, short
 
+COLOURS = ("#2563a8", "#c2521d", "#2f7d4f", "#8a3f8f", "#9a7b12", "#4d5966")
+STYLES = ("-", "--", ":")
+TEXT, GRID = "#1c2127", "#c9ced4"
+LOOK: dict[Any, Any] = {
+    "figure.figsize": (6.4, 4.0),
+    "figure.dpi": 150,
+    "figure.constrained_layout.use": True,
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), TEXT),
+    # Names come from files: a dollar sign in one begins no formula.
+    "text.parse_math": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 10,
+    **dict.fromkeys(("axes.grid", "axes.axisbelow"), True),
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
+    "grid.color": GRID,
+    **dict.fromkeys(("grid.alpha", "grid.linewidth"), 0.6),
+    **dict.fromkeys(("legend.fontsize", "legend.title_fontsize"), 8),
+    "svg.fonttype": "none",
+    "svg.hashsalt": "fdtrain",
+}
+"""matplotlib's settings of every plot."""
 Runs = dict[str, list[RunFolder]]
 """Runs that differ by their seed alone, by the names of their lines; one run alone may have none."""
 EVALUATIONS = "evaluations of the network per image"
 LENGTH = "relative length of the average"
+
+
+@dataclass(frozen=True)
+class Line:
+    """Points ``(x, y)`` with a name.
+
+    ``band`` are the lower and the upper ``y`` of each, where there is an error; ``number`` is that of its colour, which
+    is by default its place among the lines.
+    """
+
+    name: str
+    points: Sequence[tuple[float, float]]
+    band: Sequence[tuple[float, float]] | None = None
+    number: int | None = None
+
+
+class Level(NamedTuple):
+    """A horizontal line; ``number`` is that of its colour."""
+
+    value: float
+    name: str
+    number: int
+    style: str = "-"
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A figure with its caption."""
+
+    figure: Figure
+    caption: str
+
+    @property
+    def source(self) -> str:
+        """As an image of an HTML page, which shows its texts and runs nothing in it."""
+        file = io.BytesIO()
+        self._render(file, format="svg", transparent=True, metadata={"Date": None})
+        return f"data:image/svg+xml;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+    def save(self, path: Path) -> None:
+        """Write it as PNG. Raises UserError: it cannot be written."""
+        write_file(path, partial(self._render, format="png"))
+
+    def _render(self, to: Path | io.BytesIO, **how: Any) -> None:
+        with matplotlib.rc_context(LOOK):
+            for text in self.figure.findobj(Text):
+                # SVG cannot have control characters.
+                text.set_text(printable(text.get_text()))
+            self.figure.savefig(to, **how)
+
+
+def plot(
+    title: str,
+    x: str,
+    y: str,
+    lines: list[Line],
+    caption: str,
+    scale: Callable[[Axes], object] = lambda axes: None,
+    levels: Sequence[Level] = (),
+    legend: str | None = None,
+) -> Plot:
+    """Lines with their bands, each in a colour or dashes of its own; few points are marked.
+
+    Args:
+        x, y: what is on the axes.
+        scale: one of the functions below, which suits an axis to the lines.
+        legend: its title. Without one a single line needs none.
+    """
+    with matplotlib.rc_context(LOOK):
+        figure = Figure()
+        FigureCanvasAgg(figure)
+        axes = figure.add_subplot()
+        axes.set(title=title, xlabel=x, ylabel=y)
+        for place, line in enumerate(lines):
+            _draw(axes, line, place if line.number is None else line.number)
+        scale(axes)
+        for value, name, number, style in levels:
+            axes.axhline(value, color=COLOURS[number], linestyle=style, label=name)
+        names = len(axes.get_legend_handles_labels()[1])
+        if len(COLOURS) >= names >= (1 if legend else 2):
+            axes.legend(title=legend)
+        elif names > len(COLOURS):
+            figure.set_size_inches(8.4, 4.4)
+            figure.legend(loc="outside right upper", title=legend)
+    return Plot(figure, caption)
+
+
+def _draw(axes: Axes, line: Line, number: int) -> None:
+    colour, style = COLOURS[number % len(COLOURS)], STYLES[number // len(COLOURS) % len(STYLES)]
+    at, values = zip(*line.points)
+    axes.plot(at, values, style, color=colour, marker="o" if len(at) < 40 else None, ms=3.5, label=line.name)
+    if line.band:
+        lower, upper = zip(*line.band)
+        axes.fill_between(at, lower, upper, color=colour, alpha=0.2, linewidth=0)
+        if len(at) == 1:
+            axes.vlines(at, lower, upper, color=colour, alpha=0.5)
+
+
+def _drawn(axes: Axes, of: int) -> list[float]:
+    """The values along an axis (0: x, 1: y) of all lines, in order."""
+    return sorted(value for line in axes.get_lines() for value in np.asarray(line.get_xydata())[:, of].tolist())
+
+
+def steps_axis(axes: Axes, first: float = 0.95, log: bool = False) -> None:
+    """Training steps.
+
+    Args:
+        first: the share of the values, from below, that fixes the upper end of a linear axis: a run's first steps would
+            otherwise take all the height.
+        log: the other axis is logarithmic.
+    """
+    values = _drawn(axes, 1)
+    if log and values[0] > 0:
+        log_values(axes)
+    else:
+        low, high = values[0], values[int(first * (len(values) - 1))]
+        room = 0.08 * (high - low) or 0.05 * abs(high) or 1.0
+        axes.set_ylim(low - room, high + room)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+
+
+def evaluations_axis(axes: Axes) -> None:
+    """Numbers of evaluations, with ticks at those that there are; both axes are logarithmic."""
+    axes.set_xscale("log")
+    counts = sorted({int(count) for count in _drawn(axes, 0)})
+    axes.set_xticks(counts, [str(count) for count in counts])
+    axes.xaxis.set_minor_locator(NullLocator())
+    log_values(axes)
+
+
+def log_values(axes: Axes) -> None:
+    """A logarithmic axis with plain numbers at 1, 2, 5, 10, so that a range within one decade has ticks too; at powers
+    of ten alone over more than three decades."""
+    values = [value for value in _drawn(axes, 1) if value > 0]
+    wide = bool(values) and values[-1] >= 1000 * values[0]
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator() if wide else LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def time_axis(axes: Axes, log: bool = False) -> None:
+    """The time ``t``: linear below the end of the first stratum, twice its middle, and logarithmic above, as the times
+    are spread; ``log``: the other axis is logarithmic."""
+    if log:
+        log_values(axes)
+    end = 2 * _drawn(axes, 0)[0]
+    axes.set_xscale("symlog", linthresh=end)
+    axes.set_xlim(0, 1)
+    ticks = [t for t in (0.001, 0.01, 0.1, 1.0) if t > end]
+    axes.set_xticks([0.0, *ticks], ["0", *(f"{t:g}" for t in ticks)])
+    axes.xaxis.set_minor_locator(NullLocator())
 
 
 def curves(found: CurveResult) -> dict[str, Plot]:
@@ -21,10 +212,10 @@ def curves(found: CurveResult) -> dict[str, Plot]:
     on = f"{counted(found.images, 'image')}, {short(found.split)} split, step {short(found.step)}."
     title = f"{found.distance} to {found.split}, {found.images:,} samples"
     caption = f"{found.distance} of samples to the data, against evaluations of the network. {on}"
-    plots = {"quality": quality({"": found.points}, "distance", title, caption)}
+    plots = {"quality": quality(found.points, "distance", title, caption)}
     if any(point.rms is not None for point in found.points):
         plots["ode"] = quality(
-            {"": found.points},
+            found.points,
             "rms",
             "RMS distance to the fine ODE solution, pixels in -1..1",
             "Deterministic solvers: root mean square distance to a fine solution of the ODE "
@@ -33,30 +224,23 @@ def curves(found: CurveResult) -> dict[str, Plot]:
     return plots | by_time(found.strata, on)
 
 
-def quality(points: dict[str, list[CurvePoint]], key: str, title: str, caption: str) -> Plot:
+def quality(points: list[CurvePoint], key: str, title: str, caption: str) -> Plot:
     """``key`` of each point (distance or rms) against the number of evaluations, one line for each solver and grid.
 
     The bands reach from the least to the most over the seeds, where there are several.
-
-    Args:
-        points: by the name of their run, which is part of a line's name; it may be empty.
     """
-    found: dict[str, list[tuple[int, float, float, float]]] = {}
-    sets = 0
-    for run, each in points.items():
-        for point in sorted(each, key=lambda point: (point.solver, str(point.grid), point.nfe)):
-            if (value := getattr(point, key)) is not None:
-                seeds = getattr(point, f"{key}_by_seed") or [value]
-                name = f"{run}: {point.solver}" if run else f"{point.solver}, {point.grid}"
-                found.setdefault(name, []).append((point.nfe, value, min(seeds), max(seeds)))
-                sets = max(sets, len(seeds))
+    found: dict[str, list[tuple[int, float, list[float]]]] = {}
+    for point in sorted(points, key=lambda point: (point.solver, str(point.grid), point.nfe)):
+        if (value := getattr(point, key)) is not None:
+            seeds = getattr(point, f"{key}_by_seed") or [value]
+            found.setdefault(f"{point.solver}, {point.grid}", []).append((point.nfe, value, seeds))
+    lines = [
+        Line(name, [(nfe, value) for nfe, value, _ in line], [(min(seeds), max(seeds)) for *_, seeds in line])
+        for name, line in found.items()
+    ]
+    sets = max((len(seeds) for line in found.values() for *_, seeds in line), default=0)
     legend = f"bands: least to most of {sets} seeds" if sets > 1 else None
-    return plotting.plot(title, EVALUATIONS, "distance", _banded(found), caption, evaluations_axis, legend=legend)
-
-
-def _banded(found: dict[str, list[tuple[int, float, float, float]]]) -> list[Line]:
-    """Lines of (evaluations, value, lower and upper end of its band)."""
-    return [Line(name, [point[:2] for point in line], [point[2:] for point in line]) for name, line in found.items()]
+    return plot(title, EVALUATIONS, "distance", lines, caption, evaluations_axis, legend=legend)
 
 
 def averages(found: EmaResult) -> dict[str, Plot]:
@@ -73,7 +257,7 @@ def averages(found: EmaResult) -> dict[str, Plot]:
     def against(y: str, title: str, lines: list[Line], value: float | None, what: str) -> Plot:
         level = Level(value or 0.0, "the average of ema.decay", 1, "--")
         caption = f"{what} against the relative length of the average of the weights. {title}."
-        return plotting.plot(title, LENGTH, y, lines, caption, levels=[level])
+        return plot(title, LENGTH, y, lines, caption, levels=[level])
 
     plots = {"bits_per_dim": against("bits/dim", on, lines, own.bits_per_dim, "Bits/dim")}
     if found.distance:
@@ -100,23 +284,11 @@ def by_time(strata: Strata, on: str) -> dict[str, Plot]:
         "The bound's integral by time, with two standard errors over images. Its mean over the time quantile, and the "
         f"standard normal's part, make the bound. {on}"
     )
-    plots = {"integrand": plotting.plot(title, "t", unit, integral, caption, time_axis)}
+    plots = {"integrand": plot(title, "t", unit, integral, caption, time_axis)}
     title = "Variance of one image's loss by time"
     caption = f"Variance of one image's estimate by time, and what strata save of it. {on}"
     in_logs = partial(time_axis, log=True)
-    return plots | {"variance": plotting.plot(title, "t", "(bits/dim)²", variance, caption, in_logs, means)}
-
-
-def histogram(values: list[float], mean: float, caption: str) -> Plot:
-    """How many images have how many bits/dim."""
-
-    def draw(axes) -> None:
-        bins = min(40, max(5, round(len(values) ** 0.5)))
-        axes.hist(values, bins=bins, color=COLOURS[0], alpha=0.7, linewidth=0)
-        axes.axvline(mean, color=COLOURS[1], label=f"mean {mean:.4f}")
-        axes.legend()
-
-    return plotting.plot("Bits/dim of single images", "bits/dim", "images", [], caption, draw)
+    return plots | {"variance": plot(title, "t", "(bits/dim)²", variance, caption, in_logs, means)}
 
 
 METRICS = {
@@ -142,12 +314,12 @@ def training(runs: Runs) -> dict[str, Plot]:
     if lines := _held_out(runs):
         bands = "" if mean else " with two standard errors over images"
         caption = f"Bits/dim of held-out images by the averaged weights{bands}{mean}."
-        plots["held_out"] = plotting.plot("Bits/dim of held-out images", "step", "bits/dim", lines, caption, scale)
+        plots["held_out"] = plot("Bits/dim of held-out images", "step", "bits/dim", lines, caption, scale)
     # Earlier versions logged it as the loss, which it is.
     batches = {n: _series(seeds, "train/bits_per_dim") or _series(seeds, "train/loss") for n, seeds in runs.items()}
     if lines := _lines(batches):
         caption = f"Bits/dim of training batches{mean}."
-        plots["training"] = plotting.plot("Bits/dim of training batches", "step", "bits/dim", lines, caption, scale)
+        plots["training"] = plot("Bits/dim of training batches", "step", "bits/dim", lines, caption, scale)
     keys = {key for seeds in runs.values() for run in seeds for line in run.metrics for key in line}
     caption = "Frechet distance of a few samples to the training images while training: it shows the trend alone."
     drawn = {
@@ -159,7 +331,7 @@ def training(runs: Runs) -> dict[str, Plot]:
         if lines := _lines({name or title: _series(seeds, key) for name, seeds in runs.items()}):
             scale = partial(steps_axis, first=1.0, log=key.startswith("frechet/") or key == "train/gradient_norm")
             name = key.removeprefix("train/").replace("/", "_")
-            plots[name] = plotting.plot(title, "step", unit, lines, caption, scale)
+            plots[name] = plot(title, "step", unit, lines, caption, scale)
     return plots
 
 
@@ -179,31 +351,33 @@ def _lines(points: dict[str, list[tuple[float, float]]]) -> list[Line]:
 
 def _held_out(runs: Runs) -> list[Line]:
     """By run and split; several runs' splits are named where they differ. Bands are those of single runs."""
-    splits = sorted({split for seeds in runs.values() for run in seeds for split in run.held_out()})
+    splits = sorted({split for seeds in runs.values() for run in seeds for split in run.held_out_splits})
     lines = []
     for number, (name, seeds) in enumerate(runs.items()):
-        for split in splits:
-            points = _series(seeds, f"{split}/bits_per_dim")
-            parts = [name] if name and len(splits) == 1 else [name, split]
-            found = seeds[0].held_out().get(split, []) if len(seeds) == 1 else []
-            band = [(bits - 2 * error, bits + 2 * error) for _, bits, error in found] or None
-            if points:
-                style = number + len(COLOURS) * splits.index(split)
-                points = [(step, bits) for step, bits, _ in found] or points
-                lines.append(Line(", ".join(filter(None, parts)), points, band, style))
+        for place, split in enumerate(splits):
+            if points := _series(seeds, f"{split}/bits_per_dim"):
+                errors = dict(seeds[0].series(f"{split}/standard_error")) if len(seeds) == 1 else {}
+                halves = [(bits, 2 * errors.get(step, 0.0)) for step, bits in points]
+                band = [(bits - half, bits + half) for bits, half in halves] if errors else None
+                title = name if name and len(splits) == 1 else ", ".join(filter(None, (name, split)))
+                lines.append(Line(title, points, band, number + len(COLOURS) * place))
     return lines
 
 
-def compared_quality(points: dict[str, list[tuple[int, float, float]]], distance: str) -> Plot:
-    """Distance against evaluations: ``(evaluations, distance, standard error over seeds)`` of each variant."""
-    lines = {name: [(nfe, mean, mean - e, mean + e) for nfe, mean, e in found] for name, found in points.items()}
+def compared_quality(points: dict[str, list[Row]], distance: str) -> Plot:
+    """Distance against evaluations: the points of each variant, as a comparison's row has them."""
+    lines = []
+    for name, found in points.items():
+        means = [(point["distance"]["mean"], point["distance"]["error"] or 0.0) for point in found]
+        line = [(point["nfe"], mean) for point, (mean, _) in zip(found, means)]
+        lines.append(Line(name, line, [(mean - error, mean + error) for mean, error in means]))
     title = "Distance of samples to the data"
     caption = f"{distance} against evaluations; bands: standard error over seeds."
-    return plotting.plot(title, EVALUATIONS, "distance", _banded(lines), caption, evaluations_axis)
+    return plot(title, EVALUATIONS, "distance", lines, caption, evaluations_axis)
 
 
 def compared_variance(points: dict[str, list[tuple[float, float]]]) -> Plot:
     """The variance of one image's estimate by time, a line for each variant."""
     title = "Variance of one image's estimate by time"
     caption = "Variance of one image's estimate of the bound by time, under each variant's own density."
-    return plotting.plot(title, "t", "(bits/dim)²", _lines(points), caption, partial(time_axis, log=True))
+    return plot(title, "t", "(bits/dim)²", _lines(points), caption, partial(time_axis, log=True))

@@ -104,7 +104,7 @@ def _packed(path: Path) -> PixelSet:
             f"{path} is a data set of several splits, not samples. Give a folder that fdtrain sample has packed."
         )
     stored = of_split(Split(path, next(iter(splits), "train")))
-    return PixelSet(str(path), stored.count, stored.shape, stored.batch, _metadata(path / "samples.json"))
+    return PixelSet(str(path), stored.count, stored.shape, stored.batch, metadata(path / "samples.json"))
 
 
 def _npz(path: Path) -> PixelSet:
@@ -118,7 +118,7 @@ def _npz(path: Path) -> PixelSet:
     if images.dtype != np.uint8 or images.ndim != 4 or not len(images) or images.shape[3] not in (1, 3):
         raise UserError(f"{path}: arr_0 is {images.dtype} of shape {images.shape}, expected uint8 (n, H, W, 1 or 3).")
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
-    return in_memory(str(path), pixels, _metadata(path.with_name(f"{path.name}.json")))
+    return in_memory(str(path), pixels, metadata(path.with_name(f"{path.name}.json")))
 
 
 def _pictures(path: Path) -> PixelSet:
@@ -142,11 +142,11 @@ def _pictures(path: Path) -> PixelSet:
             0, 3, 1, 2
         )
 
-    return PixelSet(str(path), len(files), (fit.channels, fit.size, fit.size), batch, _metadata(path / "samples.json"))
+    return PixelSet(str(path), len(files), (fit.channels, fit.size, fit.size), batch, metadata(path / "samples.json"))
 
 
-def _metadata(path: Path) -> dict[str, Any]:
-    """What ``fdtrain sample`` has written beside its samples; of samples from elsewhere nothing is known."""
+def metadata(path: Path) -> dict[str, Any]:
+    """What ``fdtrain sample`` has written beside its samples, in this file; of others nothing is known."""
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError):

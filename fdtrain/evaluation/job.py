@@ -13,20 +13,21 @@ from torch import Tensor
 from fdtrain import distributed
 from fdtrain.diffusion.objective import quantise
 from fdtrain.errors import UserError
-from fdtrain.evaluation import image_sets, nll, result
+from fdtrain.evaluation import image_sets, result
 from fdtrain.evaluation.feature_networks import FeatureNetwork
 from fdtrain.evaluation.frechet import Gaussian, frechet_distance
 from fdtrain.evaluation.image_sets import PixelSet
+from fdtrain.evaluation.likelihood import Likelihood, check_same_images
 from fdtrain.evaluation.load import open_model
 from fdtrain.evaluation.measure import measure
 from fdtrain.evaluation.result import RESULTS, split_identity
-from fdtrain.evaluation.run_data import open_split
+from fdtrain.evaluation.run_folder import open_split
 from fdtrain.evaluation.samples import Sampler, to_pixels
 from fdtrain.evaluation.stored_rows import StoredValues
 from fdtrain.networks.model import Model
 
 if TYPE_CHECKING:
-    from fdtrain.evaluation.plotting import Plot  # Needs matplotlib, which not every command does.
+    from fdtrain.evaluation.figures import Plot  # Needs matplotlib, which not every command does.
 
 Shown = tuple[Path, int, dict[str, Path]]
 """A run, the step, and pictures by name, for its TensorBoard."""
@@ -69,23 +70,16 @@ class Job:
         if pictures and not self.origin.results and not arguments.json:
             raise UserError(f"{arguments.model} is not a run: say with --json where the result goes.")
         self.split = open_split(arguments.model, arguments.data, arguments.split)
-        nll.check_same_images(self.model.spec, self.split)
+        check_same_images(self.model.spec, self.split)
         self.model.to(self.device, dtype)
         self.spec, self.seed, self.batch = self.model.spec, arguments.seed, arguments.batch
         self.count = min(arguments.images or len(self.split), len(self.split))
         part = self.count if first and self.count < len(self.split) else None
         self.paths = [p for p in (self.origin.result_file(kind, self.split.name, part), arguments.json) if p]
-        self.likelihood = nll.Likelihood(self.model, self.split, self.seed, self.batch, dtype)
+        self.likelihood = Likelihood(self.model, self.split, self.seed, self.batch, dtype)
         self.settings = {"kind": kind, **self.origin.identity(), **split_identity(self.split)}
         self.settings |= {"seed": self.seed, "batch": self.batch}
-        self.stored = StoredValues(self.paths[0].parent if self.paths else None, self.device)
-
-    def over_images(
-        self, name: str, compute: Callable[[range], Tensor], count: int, columns: int, chunk: int, **request: Any
-    ) -> Tensor:
-        """:meth:`StoredValues.over_images`; ``request`` is what the values depend on besides name and settings."""
-        request = {**self.settings, "images": count, "values": name, **request}
-        return self.stored.over_images(name, count, max(1, chunk), columns, compute, request)
+        self.stored = StoredValues(self.paths[0].parent if self.paths else None, self.device, self.settings)
 
     def samples(self, model: Model, sampler: Sampler, seed: int, count: int, **request: Any) -> Tensor:
         """Before they are rounded to levels: ``(count, C, H, W)`` float32 on the CPU."""
@@ -97,13 +91,14 @@ class Job:
         name = f"{sampler.solver}, {options['grid']}, {sampler.nfe}"
         # Smaller than a batch where there are few, so that several processes have something to share.
         chunk = min(self.batch, -(-count // 4))
-        return self.over_images(name, solve, count, self.spec.dims, chunk, **options).float().view(-1, *self.spec.shape)
+        found = self.stored.over_images(name, solve, count, self.spec.dims, chunk, **options)
+        return found.float().view(-1, *self.spec.shape)
 
     def distance_to_split(self, network: FeatureNetwork) -> Callable[[Tensor], float]:
         """The Frechet distance of :meth:`samples` to all images of the split."""
 
         def moments(images: PixelSet) -> Gaussian:
-            return measure(network, images, images.count, self.batch, self.device).moments
+            return measure(network, images, self.batch, self.device).moments
 
         data, levels = moments(image_sets.of_split(self.split)), self.spec.levels
 

@@ -1,10 +1,14 @@
-"""Features learnt from a data set's own labels: a small classifier, trained in seconds to minutes.
+"""Learn features from a data set's labels, to measure distances by where Inception says nothing.
 
-For images that Inception says nothing about. Distances by them compare runs on one data set; they are no FID.
+    fdtrain evaluate features data/digits export/digits-features
+
+A small classifier, trained in seconds to minutes: weights as safetensors, and beside them what they were made of.
+Distances by them compare runs on one data set; they are no FID.
 """
 
+import argparse
 import hashlib
-from collections.abc import Callable
+import sys
 from pathlib import Path
 from typing import Literal
 
@@ -14,9 +18,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
+from tqdm import trange
 
 from fdtrain.data.split import Split
-from fdtrain.errors import UserError
+from fdtrain.errors import UserError, excerpt
 from fdtrain.evaluation.result import invalid, split_identity, write, write_values
 from fdtrain.evaluation.samples import to_pixels
 from fdtrain.randomness import Purpose, stream, torch_seed
@@ -29,6 +34,24 @@ PRESENTATIONS = 200_000
 """Images that are shown at most, so that a large data set has fewer epochs."""
 MOST_IMAGES = 100_000
 """Of a split that are trained on: they are all in memory."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("data", help="a packed data set with labels")
+    parser.add_argument("folder", type=Path, help="where the two files go")
+    parser.add_argument("--split", default="train", help="whose labels are learnt (default: train)")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    split = Split(arguments.data, arguments.split)
+    network, description = train(split)
+    save(network, description, arguments.folder)
+    shares = [f"{description.accuracy:.1%} of {split.name}"]
+    for other in split.description.splits:
+        if other != split.name and split.description.images(other):
+            shares.append(f"{accuracy(network, Split(arguments.data, other)):.1%} of {other}")
+    learnt = f"{excerpt(description.name)}, {description.dims} features"
+    print(f"{arguments.folder}: {learnt}, labels right: {', '.join(shares)}")
 
 
 class ClassifierDescription(BaseModel):
@@ -80,25 +103,15 @@ class Classifier(nn.Module):
         return (features - self.mean) / self.deviation, self.classes(features.relu())
 
 
-def schedule(split: Split) -> tuple[int, int]:
-    """(images that are learnt from, epochs)."""
-    count = min(len(split), MOST_IMAGES)
-    return count, max(1, min(EPOCHS, PRESENTATIONS // max(count, 1)))
-
-
-def train(
-    split: Split, progress: Callable[[int], object] = lambda images: None
-) -> tuple[Classifier, ClassifierDescription]:
+def train(split: Split) -> tuple[Classifier, ClassifierDescription]:
     """Learn the labels of a split; the same features whenever it is done on the same kind of machine.
-
-    Args:
-        progress: called with the images of each batch that has been learnt from.
 
     Raises:
         UserError: the split has no labels.
     """
     data = split.description
-    count, epochs = schedule(split)
+    count = min(len(split), MOST_IMAGES)
+    epochs = max(1, min(EPOCHS, PRESENTATIONS // max(count, 1)))
     pixels, labels = _images(split, count)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch_seed(0, Purpose.FEATURES, 0))
@@ -106,7 +119,7 @@ def train(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # Else the sums, and so the weights, depend on the number of cores.
     try:
-        _fit(network, pixels, labels, epochs, progress)
+        _fit(network, pixels, labels, epochs)
     finally:
         torch.set_num_threads(threads)
     network.eval().requires_grad_(False)
@@ -116,16 +129,15 @@ def train(
     return network, ClassifierDescription(name=f"{data.name}-features", **identity, **image, **learnt)
 
 
-def _fit(network: Classifier, pixels: Tensor, labels: Tensor, epochs: int, progress: Callable[[int], object]) -> None:
+def _fit(network: Classifier, pixels: Tensor, labels: Tensor, epochs: int) -> None:
     optimiser = torch.optim.AdamW(network.parameters(), RATE, weight_decay=DECAY)
-    for epoch in range(epochs):
+    for epoch in trange(epochs, desc="learning features", unit="epoch", disable=not sys.stderr.isatty()):
         order = torch.from_numpy(stream(0, Purpose.FEATURES, 1, epoch).permutation(len(pixels)))
         for chosen in order.split(BATCH):
             loss = nnf.cross_entropy(network(pixels[chosen])[1], labels[chosen])
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
-            progress(len(chosen))
     with torch.no_grad():
         features = torch.cat([network(part)[0] for part in pixels.split(1000)])
         network.mean.copy_(features.mean(0))
@@ -150,11 +162,7 @@ def _images(split: Split, count: int) -> tuple[Tensor, Tensor]:
 
 
 def save(network: Classifier, description: ClassifierDescription, folder: Path) -> None:
-    """Write weights, then what they are.
-
-    Raises:
-        UserError: the folder cannot be written.
-    """
+    """Write weights, then what they are. Raises UserError: the folder cannot be written."""
     write_values(network.state_dict(), folder / WEIGHTS)
     write(description.model_dump(), folder / DESCRIPTION)
 

@@ -1,24 +1,21 @@
 """Features of a set of images: measured, streamed over the ranks, and stored to compare other images with.
 
 Images go in chunks of a batch, chunk after chunk to the ranks in turn, so that a chunk is the same computation on any
-number of processes. A file of statistics, ``.npz`` or ``.safetensors``, has ``mu`` and ``sigma``, as pytorch-fid,
-clean-fid and EDM's code read and write them as ``.npz``; ours has more, which they pass over, and says what it was made
-of.
+number of processes. A file of statistics, ``.npz``, has ``mu`` and ``sigma``, as pytorch-fid, clean-fid and EDM's code
+read and write them; ours has more, which they pass over, and says what it was made of.
 """
 
 import hashlib
 import json
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 from torch import Tensor
 
 from fdtrain import distributed
@@ -28,12 +25,13 @@ from fdtrain.evaluation.feature_networks import FeatureNetwork
 from fdtrain.evaluation.frechet import ClassScores, FeatureMoments, Gaussian
 from fdtrain.evaluation.image_sets import PixelSet
 from fdtrain.evaluation.result import split_identity, write_file
+from fdtrain.evaluation.stored_rows import bar
 
 FEATURES_AT_ONCE = 64
 """Images whose features are computed in one pass: at the sizes of Inception's they take more memory than to sample."""
 FIRST_FEATURES = 10_000
 """The number of first images of a set whose features are stored, for the distances that moments do not give."""
-UNREADABLE = (OSError, SafetensorError, KeyError, ValueError, TypeError, RuntimeError, EOFError, MemoryError)
+UNREADABLE = (OSError, KeyError, ValueError, TypeError, RuntimeError, EOFError, MemoryError)
 UNREADABLE += (zipfile.BadZipFile, zlib.error)
 """What readers raise of a file that holds no statistics."""
 
@@ -56,38 +54,37 @@ def own_chunks(images: range, batch: int) -> Iterator[range]:
 def measure(
     network: FeatureNetwork,
     images: PixelSet,
-    count: int,
     batch: int,
     device: torch.device,
     scored: bool = False,
-    progress: Callable[[int], object] = lambda images: None,
+    title: str | None = None,
 ) -> Measured:
-    """Features of the first ``count`` images. Every rank must call it.
+    """Features of a set of images. Every rank must call it.
 
     Args:
         scored: gather class scores too, if the network knows classes.
-        progress: hears of this rank's images.
+        title: of the progress; None: it is not shown.
 
     Raises:
-        UserError: there are fewer images, one cannot be read, or a feature is not finite.
+        UserError: an image cannot be read, or a feature is not finite.
     """
-    if images.count < count:
-        raise UserError(f"{images.name} holds {images.count} images, {count} are asked for.")
-    moments = FeatureMoments(network.identity.dims, device)
+    count, moments = images.count, FeatureMoments(network.identity.dims, device)
     first_features = torch.zeros(min(count, FIRST_FEATURES), network.identity.dims, device=device)
     classify, scores = network.classify if scored else None, None
     if classify:
         classes = classify(torch.zeros(1, *images.shape, dtype=torch.uint8, device=device)).shape[1]
         scores = ClassScores(classes, count, device)
-    for chunk in own_chunks(range(count), batch):
-        pixels = images.batch(chunk).to(device)
-        features = torch.cat([network.run(part) for part in pixels.split(FEATURES_AT_ONCE)])
-        moments.add(features)
-        if chunk.start < len(first_features):
-            first_features[chunk.start : chunk.stop] = features[: len(first_features) - chunk.start]
-        if classify and scores:
-            scores.add(chunk.start, classify(pixels))
-        progress(len(chunk))
+    mine = [*own_chunks(range(count), batch)]
+    with bar(sum(map(len, mine)), title) as shown:
+        for chunk in mine:
+            pixels = images.batch(chunk).to(device)
+            features = torch.cat([network.run(part) for part in pixels.split(FEATURES_AT_ONCE)])
+            moments.add(features)
+            if chunk.start < len(first_features):
+                first_features[chunk.start : chunk.stop] = features[: len(first_features) - chunk.start]
+            if classify and scores:
+                scores.add(chunk.start, classify(pixels))
+            shown.update(len(chunk))
     for part in (*moments.sums, *(scores.sums if scores else ()), first_features):
         distributed.all_reduce_sum(part)
     if not torch.isfinite(moments.total).all():
@@ -108,20 +105,13 @@ def definition(split: Split, flip: bool, network: FeatureNetwork) -> dict[str, A
 
 
 def save(measured: Measured, about: dict[str, Any], path: Path) -> None:
-    """Write statistics, and the definition ``about`` them, in one rename.
-
-    Raises:
-        UserError: it cannot be written.
-    """
-    parts = {"mu": measured.moments.mean, "sigma": measured.moments.covariance, "kept": measured.first_features}
-    arrays, text = {name: part.contiguous().cpu().numpy() for name, part in parts.items()}, json.dumps(about)
+    """Write statistics, and the definition ``about`` them, in one rename. Raises UserError: it cannot be written."""
+    moments, kept = measured.moments, measured.first_features.cpu().numpy()
+    mu, sigma = moments.mean.cpu().numpy(), moments.covariance.cpu().numpy()
 
     def write_to(temporary: Path) -> None:
-        if path.suffix == ".npz":
-            with temporary.open("wb") as file:
-                np.savez(file, about=np.array(text), mu=arrays["mu"], sigma=arrays["sigma"], kept=arrays["kept"])
-        else:
-            save_file(arrays, temporary, {"about": text})
+        with temporary.open("wb") as file:
+            np.savez(file, about=np.array(json.dumps(about)), mu=mu, sigma=sigma, kept=kept)
 
     write_file(path, write_to)
 
@@ -147,9 +137,7 @@ def is_of_others(path: Path | None) -> bool:
     Raises:
         UserError: it is none of statistics.
     """
-    if path is None or path.suffix != ".npz" or not path.is_file():
-        return False
-    return _read(path, torch.device("cpu"))[1] is None
+    return path is not None and path.is_file() and _read(path, torch.device("cpu"))[1] is None
 
 
 def load_of_others(path: Path, network: FeatureNetwork, device: torch.device) -> tuple[Measured, dict[str, Any]]:
@@ -171,39 +159,20 @@ def load_of_others(path: Path, network: FeatureNetwork, device: torch.device) ->
 def _read(path: Path, device: torch.device) -> tuple[Measured, dict[str, Any] | None]:
     """Statistics, and their definition, which files of other programs have not."""
     try:
-        if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in ("mu", "sigma", "kept", "about") if name in file}
-            about = json.loads(str(arrays["about"])) if "about" in arrays else None
-        else:
-            with safe_open(path, framework="np") as file:
-                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                about = json.loads((file.metadata() or {})["about"])
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in ("mu", "sigma", "kept", "about") if name in file}
+        about = json.loads(str(arrays["about"])) if "about" in arrays else None
         if about is not None and not isinstance(about, dict):
             raise ValueError("its description is no object")
-        tensors = {name: torch.from_numpy(array) for name, array in arrays.items() if name != "about"}
-        moments = _gaussian(tensors)
-        first = tensors.get("kept", torch.zeros(0, len(moments.mean)))
-        moved = Gaussian(moments.mean.to(device), moments.covariance.to(device))
-        return Measured(moved, first.to(device)), about
+        mean, covariance = (torch.from_numpy(arrays[name]).double() for name in ("mu", "sigma"))
+        if mean.dim() != 1 or covariance.shape != (len(mean), len(mean)):
+            raise ValueError(f"mu {tuple(mean.shape)} and sigma {tuple(covariance.shape)} are no mean and covariance")
+        if not torch.isfinite(mean).all() or not torch.isfinite(covariance).all():
+            raise ValueError("they are not finite")
+        first = torch.from_numpy(arrays["kept"]) if "kept" in arrays else torch.zeros(0, len(mean))
+        return Measured(Gaussian(mean.to(device), covariance.to(device)), first.to(device)), about
     except UNREADABLE as error:
         raise UserError(f"--reference {path} holds no statistics ({excerpt(error)}). Name another file.") from error
-
-
-def _gaussian(tensors: dict[str, Tensor]) -> Gaussian:
-    if "outer" in tensors:  # The sums, as earlier versions stored them.
-        sums = FeatureMoments(len(tensors["total"]))
-        for own, name in zip(sums.sums, ("count", "total", "outer")):
-            own.copy_(tensors[name])
-        gaussian = sums.gaussian()
-    else:
-        gaussian = Gaussian(tensors["mu"].double(), tensors["sigma"].double())
-    mean, covariance = gaussian.mean, gaussian.covariance
-    if mean.dim() != 1 or covariance.shape != (len(mean), len(mean)):
-        raise ValueError(f"mu {tuple(mean.shape)} and sigma {tuple(covariance.shape)} are no mean and covariance")
-    if not torch.isfinite(mean).all() or not torch.isfinite(covariance).all():
-        raise ValueError("they are not finite")
-    return gaussian
 
 
 def _brief(value: Any) -> str:

@@ -10,8 +10,8 @@ from typing import ClassVar
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from fdtrain.evaluation.figures import Plot
 from fdtrain.evaluation.pictures import Picture
-from fdtrain.evaluation.plotting import COLOURS, DARK_COLOURS, Plot
 from fdtrain.evaluation.wording import escaped
 
 NONE = "-"
@@ -95,7 +95,7 @@ class Section:
 def html(title: str, sections: list[Section], about: str = "", cards: list[Card] | None = None) -> str:
     """The page."""
     return TEMPLATES.get_template("page.html.jinja").render(
-        title=title, about=about, cards=cards or [], sections=sections, colours=COLOURS, dark_colours=DARK_COLOURS
+        title=title, about=about, cards=cards or [], sections=sections
     )
 
 

@@ -74,19 +74,20 @@ def zoom_for(size: int, columns: int) -> int:
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG file in base64, magnified without smoothing; ``columns`` are headings over equal parts of its width."""
+    """A PNG file, magnified without smoothing; ``columns`` are headings over equal parts of its width."""
 
-    data: str
+    png: bytes
     caption: str
     columns: list[str] = field(default_factory=list)
 
+    @property
+    def source(self) -> str:
+        """As an image of an HTML page."""
+        return f"data:image/png;base64,{base64.b64encode(self.png).decode()}"
+
 
 def of_file(path: Path, title: str) -> Picture:
-    """A sheet of samples or a denoising path, with what its file says of it.
-
-    Raises:
-        UserError: it is not a PNG.
-    """
+    """A sheet of samples or a denoising path, with what its file says of it. Raises UserError: it is not a PNG."""
     try:
         data = path.read_bytes()
         with Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
@@ -95,8 +96,9 @@ def of_file(path: Path, title: str) -> Picture:
         reason = f" ({error.strerror})" if isinstance(error, OSError) and error.strerror else ""
         raise UserError(f"{path} is no PNG{reason}. Delete it, or draw it again.") from error
     times = about.get("times")
-    columns = [f"t = {t:.3g}" for t in times] if isinstance(times, list) and _numbers(times) else []
-    return Picture(base64.b64encode(data).decode(), f"{title}{_made_by(about)}", columns)
+    known = isinstance(times, list) and len(times) <= 100 and all(isinstance(t, int | float) for t in times)
+    columns = [f"t = {t:.3g}" for t in times] if known else []
+    return Picture(data, f"{title}{_made_by(about)}", columns)
 
 
 def images_in(path: Path) -> int | None:
@@ -122,7 +124,7 @@ def of_image(levels: Tensor, count_of_levels: int, caption: str) -> Picture:
 def _encoded(pixels: Tensor, caption: str) -> Picture:
     file = io.BytesIO()
     save_png(pixels, file)
-    return Picture(base64.b64encode(file.getvalue()).decode(), caption)
+    return Picture(file.getvalue(), caption)
 
 
 def _made_by(about: dict[str, Any]) -> str:
@@ -140,7 +142,3 @@ def _made_by(about: dict[str, Any]) -> str:
         parts.append(f"guidance {short(about['guidance'])}")
     parts += [f"{name} {short(about[name])}" for name in ("seed", "step") if about.get(name) is not None]
     return f": {', '.join(parts)}."
-
-
-def _numbers(values: list[Any]) -> bool:
-    return len(values) <= 100 and all(isinstance(value, int | float) for value in values)

@@ -1,277 +1,255 @@
-"""The page of one run: what was trained, on what, for how long, and what it is worth (docs/evaluation.md)."""
+"""One self-contained HTML page of a run: RUN/report.html. With --compare several runs side by side on one page.
 
-import shlex
+Reads what training and the other commands have written, and images of the run's data; what is missing is said with the
+command that makes it.
+"""
+
+import argparse
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
-import torch
-
+from fdtrain import distributed
+from fdtrain.console import phase
 from fdtrain.credentials import masked
 from fdtrain.errors import UserError
-from fdtrain.evaluation import figures, page, pictures
-from fdtrain.evaluation.compared import Bits, bits_of
-from fdtrain.evaluation.page import NONE, Card, Figures, File, Link, Missing, Section, Table
-from fdtrain.evaluation.plotting import Plot
-from fdtrain.evaluation.published import known_figures
-from fdtrain.evaluation.result import (
-    BoundEstimate,
-    CurveResult,
-    EmaResult,
-    FrechetResult,
-    NllResult,
-    OdeEstimate,
-    Result,
-)
-from fdtrain.evaluation.run_folder import RunFolder, evaluated_images, held_out_images
-from fdtrain.evaluation.wording import counted, duration, short, with_error
+from fdtrain.evaluation import compared, figures, page, run_folder, run_page
+from fdtrain.evaluation.compared import KINDS, ComparedVariant, Row, comma_separated, of_runs
+from fdtrain.evaluation.figures import Plot
+from fdtrain.evaluation.page import NONE, Figures, Missing, Section, Table
+from fdtrain.evaluation.result import FrechetResult, write_file
+from fdtrain.evaluation.wording import PLUS_MINUS, short, with_error
 
-REAL_IMAGES = 64
-"""Beside a sheet that does not say how many it has."""
-EXTREMES = 8
-"""Images shown of the easiest, and of the hardest."""
-DISTANCES = ["what", "value \u00b1 spread of sets", "others", "samples", "definition"]
-"""Head of the table of :func:`distance`."""
+NAME = "comparison"
+OVER = f"Mean {PLUS_MINUS} standard error over seeds"
+OF_ONE = ("data set", "images", "network", "versions", "images/s")
+"""Facts of a run that the page of several leaves out, or has with errors."""
 
 
-def of_run(run: RunFolder, data: str | None = None) -> str:
-    """The page of a run.
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run's folder; with --compare, several")
+    parser.add_argument("--compare", action="store_true", help="the runs on one page; the first is the reference")
+    parser.add_argument("--data", help="the packed data set, where it is no longer where the run has recorded it")
+    parser.add_argument(
+        "--out", type=Path, help="the page (default: RUN/report.html, or comparison.html in the first run's folder)"
+    )
 
-    Args:
-        data: the present place of the run's data; None: where it has recorded them.
 
-    Raises:
-        UserError: a file of the run is damaged.
+def run(arguments: argparse.Namespace) -> None:
+    if len(arguments.runs) > 1 and not arguments.compare:
+        raise UserError("one page is of one run. Give one, or --compare to have them side by side.")
+    if arguments.compare and len(arguments.runs) < 2:
+        raise UserError("--compare needs two runs or more.")
+    if distributed.rank() != 0:
+        return
+    first = arguments.runs[0]
+    path = arguments.out or first / ("comparison.html" if arguments.compare else "report.html")
+    with phase(f"drawing {path}"):
+        if arguments.compare:
+            variants = of_runs([run_folder.read(folder) for folder in arguments.runs])
+            names = [variant.name for variant in variants]
+            title = " and ".join(names) if len(names) == 2 else f"{names[0]} and {len(names) - 1} others"
+            content = SideBySide(title, "", names[0], variants, data=arguments.data).html()
+        else:
+            content = run_page.of_run(run_folder.read(first), arguments.data)
+    write_file(path, lambda temporary: temporary.write_text(content, encoding="utf-8"))
+    print(path)
+
+
+@dataclass(frozen=True)
+class SideBySide:
+    """The page of any runs, or of variants with their seeds, the reference among them; also as Markdown and CSV
+    (docs/comparing.md).
+
+    ``seeds`` is the number that each should have, ``note`` what is true of all bits/dim, ``data`` the present place of
+    the data.
     """
-    recorded = [[title, value or "not recorded in the run"] for title, value in facts(run).items()]
-    sections = [
-        samples({"": run}, data),
-        _bits(run),
-        _extremes(run, data),
-        _distances(run),
-        _known(run),
-        _curves(run),
-        _training(run),
-        Section("Run", [Table(["", ""], recorded)]),
-        Section("Configuration", [File("config.yaml", masked(run.config))]),
-    ]
-    return page.html(run.name, sections, cards=_cards(run))
+
+    title: str
+    about: str
+    reference: str
+    variants: list[ComparedVariant]
+    seeds: int = 1
+    note: str = ""
+    data: str | None = None
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """The numbers of each variant."""
+        return compared.rows(self.variants, self.reference)
+
+    @property
+    def shown(self) -> list[Row]:
+        """Rows of the variants that have numbers."""
+        return [row for row in self.rows if row["seeds"]]
+
+    @cached_property
+    def plots(self) -> dict[str, Plot]:
+        """Those that can be drawn, by the names of their files."""
+        plots = figures.training({v.name: v.folders for v in self.variants if v.runs})
+        if quality := {row["name"]: row["points"] for row in self.shown if row.get("points")}:
+            plots["quality"] = figures.compared_quality(quality, self._distance)
+        by_time = {r["name"]: zip(r.get("t_middles", ()), r.get("variance_by_time", ())) for r in self.shown}
+        points = {name: [(t, value) for t, value in of if value is not None] for name, of in by_time.items()}
+        if any(points.values()):
+            plots["variance"] = figures.compared_variance(points)
+        return plots
+
+    @property
+    def _distance(self) -> str:
+        return next((row["distance"] for row in self.shown if row.get("points")), "Distance")
+
+    @property
+    def sections(self) -> list[Section]:
+        """The sections of the page, in their order; tables without rows are left out."""
+        settings = [[variant.name, self._settings(variant)] for variant in self.variants]
+        note = f"Those in which each differs from '{self.reference}', whose values are in brackets."
+        tables = [self._bits(), self._differences(), *self._distances(), self._training(), self._failures()]
+        runs = {v.name: run for v in self.variants for run in reversed(v.folders) if run_page.last_sheet(run)}
+        runs = runs or {v.name: run for v in self.variants for run in v.folders}
+        plots = [*self.plots.values()]
+        return [
+            *(section for section in tables if any(isinstance(p, Table) and p.rows for p in section.parts)),
+            *([run_page.samples(runs, self.data)] if runs else []),
+            Section("Curves", [Figures(plots) if plots else Missing("No run has logged a step.")]),
+            Section("Settings", [Table(["variant", "settings"], settings)], note),
+        ]
+
+    def _bits(self) -> Section:
+        there = {key: title for key, title in KINDS.values() if any(row.get(key) for row in self.shown)}
+        head = ["variant", "bound", "dequantisation", *there.values(), "ODE's dequantisation", "seeds", "images"]
+        rows = []
+        for row in self.shown:
+            count = len(row["seeds"])
+            seeds = NONE if self.seeds == 1 else str(count) if count == self.seeds else f"{count} of {self.seeds}"
+            cells = [_bits(row.get(key)) for key in there]
+            texts = [short(row["bound"]), short(row["dequantisation"])]
+            ode = row["ode_dequantisation"] if row.get("ode") else NONE
+            rows.append([row["name"], *texts, *cells, ode, seeds, row["images"]])
+        names = sorted({run.dataset.name for v in self.variants for run in v.folders if run.dataset})
+        others = f"The runs are of different data sets ({', '.join(names)}): their numbers do not compare. "
+        note = (
+            f"{others if len(names) > 1 else ''}{self.note}{OVER}; of a single seed, over images, which does not say "
+            "what another training would give. The own bound is that of the interval, decoder and dequantisation in "
+            "the row: bounds of different intervals are different quantities. The closed one is on [0, 1] with uniform "
+            "dequantisation, where the predictor allows it. The ODE is solved on the interval in the row."
+        )
+        return Section("Bits/dim", [Table(head, rows).without_empty_columns()], note)
+
+    def _differences(self) -> Section:
+        found = {
+            row["name"]: {key: (row.get(key) or {}).get("difference") for key, _ in KINDS.values()}
+            for row in self.shown
+        }
+        there = {key: title for key, title in KINDS.values() if any(of[key] for of in found.values())}
+        rows = [[name, *(_difference(of[key]) for key in there)] for name, of in found.items() if any(of.values())]
+        note = (
+            f"Bits/dim less those of '{self.reference}', image by image with the same seed, so that what is hard for "
+            f"both adds nothing to the error: mean {PLUS_MINUS} standard error over images / over seeds. Below zero "
+            "the variant is better."
+        )
+        return Section(f"Difference to {self.reference}", [Table(["variant", *there.values()], rows)], note)
+
+    def _distances(self) -> list[Section]:
+        """At each number of evaluations, by the common solver and by each variant's own, and what ``fid`` measured."""
+        nfes = sorted({point["nfe"] for row in self.shown for point in row.get("points", [])})
+        counts = [str(nfe) for nfe in nfes]
+        common = [[row["name"], *_at(row["points"], nfes)] for row in self.shown if row.get("points")]
+        own = [[r["name"], r["own_sampler"], *_at(r["own_points"], nfes)] for r in self.shown if r.get("own_points")]
+        runs = [(variant.name, run) for variant in self.variants for run in variant.folders]
+        found = [(name, result) for name, run in runs for result in run.of_kind(FrechetResult).values()]
+        found.sort(key=lambda each: (each[1].name, each[1].reference.text))
+        measured = [[name, *run_page.distance(result)] for name, result in found]
+        note = f"{OVER}, from the same noise, by the solver and grid in the row."
+        title = f"{self._distance} by each variant's own sampler"
+        return [
+            Section(f"{self._distance} at so many evaluations", [Table(["variant", *counts], common)], f"{OVER}."),
+            Section(title, [Table(["variant", "solver, grid", *counts], own)], note),
+            Section("Distance of samples to data", [Table(["variant", *run_page.DISTANCES], measured, (2,))]),
+        ]
+
+    def _training(self) -> Section:
+        rows = []
+        for variant, row in zip(self.variants, self.rows):
+            if not row["seeds"]:
+                continue
+            variance = row.get("variance")
+            measured = {
+                "variant": row["name"],
+                "std of the batch's bound": NONE if variance is None else f"{variance['mean'] ** 0.5:.4f}",
+                "its variance": _mean(variance, 2, "g"),
+                "gradient noise": _mean(row.get("gradient_noise"), 3, "g"),
+                "noise scale": _mean(row.get("noise_scale"), 2, "g"),
+                "images/s": _mean(row["images_per_second"], 0),
+            }
+            facts = {name: value or NONE for name, value in run_page.facts(variant.folders[0]).items()}
+            rows.append(measured | {name: value[:60] for name, value in facts.items() if name not in OF_ONE})
+        note = (
+            "At the trained weights: standard deviation of a batch's estimate of the bound; root of the trace of the "
+            "batch's gradient covariance; gradient noise scale in batches (docs/comparing.md). Images/s while training."
+        )
+        table = Table(list(rows[0]) if rows else [], [list(row.values()) for row in rows])
+        return Section("Training", [table.without_empty_columns()], note)
+
+    def _failures(self) -> Section:
+        failed = [[row["name"], str(f["seed"]), f["reason"]] for row in self.rows for f in row["failures"]]
+        note = "The other runs are not affected. The same command tries them again."
+        return Section("Failed runs", [Table(["variant", "seed", "reason"], failed)], note)
+
+    def _settings(self, variant: ComparedVariant) -> str:
+        """In what a variant differs from the reference."""
+        if variant.name == self.reference:
+            return "the reference"
+        own, theirs = variant.settings, next(v.settings for v in self.variants if v.name == self.reference)
+        texts = [
+            {key: "null" if value is None else str(value)[:200] for key, value in of.items()} for of in (own, theirs)
+        ]
+        shown = [f"{k}: {texts[0].get(k, NONE)} ({texts[1].get(k, NONE)})" for k in compared.differing(own, theirs)]
+        return masked(", ".join(shown)) or "equal to the reference"
+
+    def html(self) -> str:
+        return page.html(self.title, self.sections, self.about)
 
 
-def _command(run: RunFolder, words: str) -> str:
-    return f"fdtrain {words.replace('RUN', shlex.quote(str(run.path)))}"
-
-
-def _cards(run: RunFolder) -> list[Card]:
-    """What a reader looks for first, as far as there is any."""
-    cards = []
-    by_images = sorted(run.of_kind(NllResult).values(), key=lambda result: -result.images)
-    if best := next(((result, *result.estimates()[0]) for result in by_images if result.estimates()), None):
-        result, title, value = best
-        error = with_error(value.bits_per_dim, value.error_images, 4)
-        cards.append(Card("bits/dim", error, f"{title}, {result.coverage}, standard error over images"))
-    for result in run.of_kind(FrechetResult).values():
-        sets = counted(max(1, len(result.values)), "set")
-        note = f"{sets} of {counted(result.images, 'sample')}, NFE {short(result.nfe)}"
-        cards.append(Card(short(result.name), with_error(result.value, result.spread, 3), note))
-    return cards
-
-
-def facts(run: RunFolder) -> dict[str, str | None]:
-    """What a run was, by title; None where it is not recorded."""
-    data, environment, spec = run.dataset, run.environment, run.spec
-    found: dict[str, str | None] = dict.fromkeys(("data set", "images", "network"))
-    if data:
-        counts = ", ".join(f"{split}: {counted(data.images(split), 'image')}" for split in data.splits)
-        kind = f"{data.size}x{data.size}, {counted(data.channels, 'channel')}, {counted(data.levels, 'level')}"
-        found |= {"data set": f"{short(data.name)} ({short(data.source)})", "images": f"{kind}; {counts}"}
-    if spec:
-        options = ", ".join(f"{key} {short(value)}" for key, value in spec.network_options.items())
-        found["network"] = f"{spec.network}: {options}"
-    speed = run.images_per_second
-    found |= {
-        "parameters": f"{run.parameters:,}" if run.parameters else None,
-        "GFLOP to train on one image": run.last("train/gflop_per_image", ".3g"),
-        "TFLOP/s of a device": run.last("train/tflops_per_device", ".3g"),
-        "steps": run.last("step", ",.0f"),
-        "images seen": run.last("train/images_seen", ",.0f"),
-        # Evaluation, samples and checkpoints come on top.
-        "time of training steps": duration(run.hours) if run.hours else None,
-        "images/s": f"{speed:,.0f}" if speed else None,
-        **dict.fromkeys(("processes and device", "versions", "commit")),
+def write(side_by_side: SideBySide, folder: Path) -> list[Path]:
+    """Write ``comparison.md``, ``.csv`` and ``.html``, and the plots beside them; returns the three paths."""
+    plots = side_by_side.plots
+    for name, plot in plots.items():
+        plot.save(folder / f"{name}.png")
+    names = {id(plot): f"{name}.png" for name, plot in plots.items()}
+    contents = {
+        ".md": page.markdown(side_by_side.title, side_by_side.sections, side_by_side.about, names),
+        ".csv": comma_separated(side_by_side.rows),
+        ".html": side_by_side.html(),
     }
-    if environment:
-        packages = ("fdtrain", "torch", "deepspeed", "python")
-        found["processes and device"] = f"{short(environment.processes)} x {short(environment.device)}"
-        found["versions"] = ", ".join(f"{name} {short(getattr(environment, name))}" for name in packages)
-        found["commit"] = short(environment.commit)
-    return found
+    paths = [folder / f"{NAME}{ending}" for ending in contents]
+    for path, content in zip(paths, contents.values()):
+        write_file(path, lambda temporary, content=content: temporary.write_text(content, encoding="utf-8"))
+    return paths
 
 
-def samples(runs: dict[str, RunFolder], data: str | None) -> Section:
-    """The last sheet of each run, by name, beside real images of the first that has one; of one run alone its last
-    denoising path too."""
-    drawn = {name: sheet for name, run in runs.items() if (sheet := last_sheet(run))}
-    if not drawn:
-        command = _command(next(iter(runs.values())), "sample RUN --out RUN/samples/final.png")
-        return Section("Samples", [Missing("No sheet of samples.", command)])
-    first, parts = next(iter(drawn)), []
-    try:
-        count = pictures.images_in(drawn[first]) or REAL_IMAGES
-        levels, count_of_levels, split = held_out_images(runs[first], data, count)
-        real = [pictures.of_images(levels, count_of_levels, f"Real images of the split '{split}'.")]
-    except UserError as error:
-        real, parts = [], [Missing(f"No real images to stand beside them: {error}")]
-    sheets = [
-        pictures.of_file(sheet, f"{name and f'{name}: '}samples/{sheet.name}, from the averaged weights")
-        for name, sheet in drawn.items()
-    ]
-    title = "from left to right the predicted image on the way from noise to the image, which is the last"
-    paths = [pictures.of_file(path, f"samples/{path.name}, {title}") for path in _last_path(runs.get(""))]
-    return Section("Samples", [Figures([*real, *sheets], "figures sheets"), *parts, Figures(paths, "path")])
+def _mean(value: Row | None, digits: int, form: str = "f") -> str:
+    if value is None:
+        return NONE
+    precision = f".{digits}f" if form == "f" else ".1g"
+    error = "" if value["error"] is None else f" {PLUS_MINUS} {value['error']:{precision}}"
+    return f"{value['mean']:.{digits}{form}}{error}"
 
 
-def last_sheet(run: RunFolder) -> Path | None:
-    """What ``fdtrain sample`` has drawn for the report, else the last sheet of training, if there is one."""
-    folder = run.path / "samples"
-    sheets = sorted(path for path in folder.glob("step_*.png") if not path.stem.endswith("_path"))
-    final = folder / "final.png"
-    return final if final.is_file() else sheets[-1] if sheets else None
+def _bits(found: Row | None) -> str:
+    if found is None:
+        return NONE
+    bits = found["bits_per_dim"]
+    return with_error(bits["mean"], found["error_images"] if bits["error"] is None else bits["error"], 4)
 
 
-def _last_path(run: RunFolder | None) -> list[Path]:
-    """The last denoising path, if there is one."""
-    return sorted((run.path / "samples").glob("step_*_path.png"))[-1:] if run else []
+def _at(points: list[Row], nfes: list[int]) -> list[str]:
+    found = {point["nfe"]: point["distance"] for point in points}
+    return [_mean(found.get(nfe), 3) for nfe in nfes]
 
 
-def _bits(run: RunFolder) -> Section:
-    rows = []
-    for result in run.of_kind(NllResult).values():
-        for title, value in result.estimates():
-            errors = (NONE if error is None else f"{error:.4f}" for error in (value.error_draws, value.error_images))
-            on = f"{result.coverage} of {short(result.dataset)}/{short(result.split)}; {_weights(result)}"
-            rows.append([title, f"{value.bits_per_dim:.4f}", " / ".join(errors), _method(result, value), on])
-    if not rows:
-        return Section("Bits/dim", [Missing("Not evaluated yet.", _command(run, "evaluate nll RUN --ode"))])
-    note = (
-        "Of the discrete images, on the closed time interval unless the row says otherwise; upper bounds of the "
-        "negative log-likelihood."
-    )
-    head = ["method", "bits/dim", "standard error over draws / images", "how", "on"]
-    return Section("Bits/dim", [Table(head, rows, (1,))], note)
-
-
-def _method(result: NllResult, value: BoundEstimate | OdeEstimate) -> str:
-    bound = "closed interval" if value is result.elbo_closed else short(result.bound)
-    own = [] if isinstance(value, OdeEstimate) else [f"{short(result.dequantisation)} dequantisation"]
-    return "; ".join([bound, short(result.dtype), *own, *value.how])
-
-
-def _dequantisation(result: NllResult, value: BoundEstimate | OdeEstimate) -> str:
-    return value.dequantisation if isinstance(value, OdeEstimate) else result.dequantisation
-
-
-def _weights(result: Result) -> str:
-    chosen = "" if result.ema_length is None else f", average of length {result.ema_length:g}"
-    return f"step {short(result.step)}{chosen}"
-
-
-def _extremes(run: RunFolder, data: str | None) -> Section:
-    """The easiest and the hardest images with their bits/dim, and how all of them are spread."""
-    title = "Easy and hard images"
-    bits, values = next(((b, b.values) for b in bits_of(run).values() if b.values is not None), (None, torch.empty(0)))
-    if bits is None or len(values) < 2 * EXTREMES:
-        missing = Missing("Bits/dim of single images are not there, or of too few.", _command(run, "evaluate nll RUN"))
-        return Section(title, [missing])
-    order = values.argsort().tolist()
-    shown = []
-    try:
-        for name, numbers in {"Easiest": order[:EXTREMES], "Hardest": order[: -EXTREMES - 1 : -1]}.items():
-            levels, count = evaluated_images(run, data, bits.result, numbers)
-            drawn = [pictures.of_image(level, count, f"{values[i]:.3f}") for i, level in zip(numbers, levels)]
-            shown.append(Figures([*drawn], "images", name))
-    except UserError as error:
-        shown = [Missing(f"The images cannot be shown: {error}")]
-    note = "The test images with the least and the most bits/dim, and how all of them are spread."
-    return Section(title, [*shown, Figures([_histogram(bits, values)])], note)
-
-
-def _histogram(bits: Bits, values: torch.Tensor) -> Plot:
-    below = int((values < 0).sum())
-    caption = f"{NllResult.TITLES[bits.kind]} of {bits.result.coverage}"
-    if isinstance(found := getattr(bits.result, bits.kind), BoundEstimate):
-        caption += f", {counted(found.draws, 'draw')} of each: the spread, and who is easy or hard, has their noise too"
-    if below:
-        caption += f". No image has less than zero: the {below:,} that seem to are noise, which --draws reduces"
-    return figures.histogram(values.tolist(), values.mean().item(), f"{caption}.")
-
-
-def _distances(run: RunFolder) -> Section:
-    rows = [distance(result) for result in run.of_kind(FrechetResult).values()]
-    missing = Missing("Not evaluated yet.", _command(run, "evaluate fid RUN"))
-    return Section("Distance of samples to data", [Table(DISTANCES, rows, (1,)) if rows else missing])
-
-
-def distance(result: FrechetResult) -> list[str]:
-    """A row of the table of distances."""
-    features = result.features
-    # Another network's classes give another score than the one known by Inception's name.
-    score = "Inception Score" if result.name == "FID" else "class score"
-    others = {"KID": result.kid, "precision": result.precision, "recall": result.recall, score: result.inception_score}
-    sets = max(1, len(result.values))
-    drawn = (
-        f"{counted(result.images, 'image')} in {'each of ' if sets > 1 else ''}{counted(sets, 'set')}, "
-        f"{short(result.solver)} on {short(result.grid)}, NFE {short(result.nfe)}, guidance {short(result.guidance)}; "
-        f"{_weights(result)}"
-    )
-    definition = (
-        f"features {short(features.name)} ({counted(features.dims, 'dimension')}, sha256 "
-        f"{short(features.sha256)[:12]}); reference: {result.reference.text}"
-    )
-    return [
-        short(result.name),
-        with_error(result.value, result.spread, 3),
-        "; ".join(f"{label} {value:.4f}" for label, value in others.items() if value is not None),
-        f"unfinished: {drawn}" if result.unfinished else drawn,
-        definition,
-    ]
-
-
-def _known(run: RunFolder) -> Section:
-    """This run's figures above the published ones. Only Inception's distance is a FID."""
-    title, known = "Known figures on this data set", known_figures(run.dataset) if run.dataset else []
-    if not known:
-        dataset = run.dataset.name if run.dataset else "unknown"
-        return Section(title, [], f"None in our table is of {dataset}; figures of other data sets do not compare.")
-    fids = [with_error(r.value, r.spread, 2) for r in run.of_kind(FrechetResult).values() if r.name == "FID"]
-    own: list[list[str | Link]] = []
-    for result in run.of_kind(NllResult).values():
-        for method, value in result.estimates():
-            bits = with_error(value.bits_per_dim, value.error_images, 4)
-            how = f"{method}, {short(_dequantisation(result, value))}; {result.coverage}"
-            own.append([run.name, bits, (fids or [NONE])[0], how, "this run"])
-    if fids and not own:
-        own = [[run.name, NONE, fids[0], "no likelihood yet", "this run"]]
-    rows: list[list[str | Link]] = [
-        [k.model, k.bits_per_dim or NONE, k.fid or NONE, k.how, Link(k.source, k.link) if k.link else k.source]
-        for k in known
-    ]
-    note = (
-        "Of whole test sets unless a source says otherwise; bounds and dequantisations differ, as the table says. FIDs "
-        "are Inception's, each by the samples and statistics of its source. This run's errors are standard errors over "
-        "images, and the spread of sets."
-    )
-    head = ["model", "bits/dim", "FID", "likelihood", "source"]
-    return Section(title, [Table(head, own + rows, (1, 2), len(own))], note)
-
-
-def _curves(run: RunFolder) -> Section:
-    curves = [figures.curves(found) for found in run.of_kind(CurveResult).values()]
-    averages = [figures.averages(found) for found in run.of_kind(EmaResult).values()]
-    shown = [plot for plots in curves + averages for plot in plots.values()]
-    missing = Missing("Not measured yet.", _command(run, "evaluate curve RUN"))
-    return Section("Curves", [Figures([*shown]) if shown else missing])
-
-
-def _training(run: RunFolder) -> Section:
-    plots = figures.training({"": [run]})
-    none = Missing("No metrics.jsonl with a loss in this run: it has not logged a step.")
-    return Section("Training", [Figures([*plots.values()]) if plots else none])
+def _difference(found: Row | None) -> str:
+    if found is None:
+        return NONE
+    errors = [f"{error:.4f}" for error in (found["error_images"], found["error_seeds"]) if error is not None]
+    return f"{found['mean']:+.4f}" + (f" {PLUS_MINUS} {' / '.join(errors)}" if errors else "")

@@ -1,41 +1,31 @@
-"""The files in a run's folder, for the report: every file may be missing, and none is trusted."""
+"""The files in a run's folder, any of which may be missing and none is trusted, and the data that it has recorded."""
 
 import json
 import statistics
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeGuard, TypeVar
 
 import torch
-from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from fdtrain.checkpoint import store
-from fdtrain.data.dataset import DatasetDescription, read_description
+from fdtrain.data.dataset import FILE, DatasetDescription, fingerprint, read_description
+from fdtrain.data.mixture import DataSets, open_data
+from fdtrain.data.split import Split
 from fdtrain.errors import UserError
 from fdtrain.evaluation import result
 from fdtrain.evaluation.load import FOLDER
 from fdtrain.evaluation.result import NllResult, Result, split_identity
-from fdtrain.evaluation.run_data import open_split
-from fdtrain.networks.model import Model, ModelSpec
-from fdtrain.strict_yaml import flattened, parse
+from fdtrain.networks.model import Model, ModelSpec, parameter_count
+from fdtrain.strict_yaml import MAX_BYTES, flattened, parse
 
+CONFIG = "config.yaml"
 Kind = TypeVar("Kind", bound=Result)
-
-
-class Environment(BaseModel):
-    """What the run was computed by; None where a version of fdtrain did not record it."""
-
-    processes: int | None = None
-    device: str | None = None
-    fdtrain: str | None = None
-    torch: str | None = None
-    deepspeed: str | None = None
-    python: str | None = None
-    commit: str | None = None
 
 
 @dataclass(frozen=True)
@@ -45,7 +35,7 @@ class RunFolder:
     path: Path
     config: str
     dataset: DatasetDescription | None
-    environment: Environment | None
+    environment: dict[str, Any]
     metrics: list[dict[str, Any]]
     results: dict[Path, Result]
 
@@ -61,11 +51,7 @@ class RunFolder:
 
     @cached_property
     def spec(self) -> ModelSpec | None:
-        """Of the newest checkpoint's model; None before the first checkpoint.
-
-        Raises:
-            UserError: it is damaged.
-        """
+        """Of the newest checkpoint's model; None before the first checkpoint. Raises UserError: it is damaged."""
         newest = store.newest_step(self.path)
         return ModelSpec.load(newest / store.MODEL_FILE) if newest else None
 
@@ -75,7 +61,7 @@ class RunFolder:
         if self.spec is None:
             return None
         with torch.device("meta"):
-            return sum(parameter.numel() for parameter in Model(self.spec).parameters())
+            return parameter_count(Model(self.spec))
 
     def series(self, name: str) -> list[tuple[float, float]]:
         """(step, value) of a metric, where both are finite numbers."""
@@ -87,18 +73,11 @@ class RunFolder:
         values = self.series(name)
         return f"{values[-1][1]:{form}}" if values else None
 
-    def held_out(self) -> dict[str, list[tuple[float, float, float]]]:
-        """(step, bits/dim, standard error) while training, by the name of the split."""
-        found: dict[str, list[tuple[float, float, float]]] = {}
-        for line in self.metrics:
-            for key in line:
-                split, _, metric = key.rpartition("/")
-                if metric != "bits_per_dim" or split == "train":
-                    continue
-                step, bits, error = line.get("step"), line[key], line.get(f"{split}/standard_error", 0.0)
-                if number(step) and number(bits) and number(error):
-                    found.setdefault(split, []).append((step, bits, error))
-        return found
+    @property
+    def held_out_splits(self) -> set[str]:
+        """Those whose bits/dim were logged while training."""
+        keys = {key for line in self.metrics for key in line if key.endswith("/bits_per_dim")}
+        return {key.rpartition("/")[0] for key in keys} - {"train"}
 
     @property
     def images_per_second(self) -> float | None:
@@ -120,23 +99,19 @@ class RunFolder:
 
 
 def read(path: Path) -> RunFolder:
-    """Read a run's folder.
-
-    Raises:
-        UserError: it is not a run, or a file in it is damaged.
-    """
-    if not (path / "config.yaml").is_file():
+    """Read a run's folder. Raises UserError: it is not a run, or a file in it is damaged."""
+    if not (path / CONFIG).is_file():
         raise UserError(f"{path} is not a run: it has no config.yaml. Give the folder that training wrote.")
-    config = _text(path / "config.yaml")
+    config = _text(path / CONFIG)
     try:
         parse(config)
     except UserError as error:
-        raise UserError(f"{path / 'config.yaml'} is not YAML ({error}). Restore it.") from error
+        raise UserError(f"{path / CONFIG} is not YAML ({error}). Restore it.") from error
     results = {file: result.read(file) for file in sorted((path / FOLDER).glob("*.json"))}
     return RunFolder(
         path,
         config,
-        _dataset(path / "dataset.json"),
+        read_description(path) if (path / FILE).is_file() else None,
         _environment(path / "environment.json"),
         read_metrics(path / "metrics.jsonl"),
         {file: found for file, found in results.items() if found is not None},
@@ -155,17 +130,13 @@ def _text(path: Path) -> str:
         raise UserError(f"cannot read {path} ({error.strerror}).") from error
 
 
-def _dataset(path: Path) -> DatasetDescription | None:
-    return read_description(path.parent) if path.is_file() else None
-
-
-def _environment(path: Path) -> Environment | None:
-    if not path.is_file():
-        return None
+def _environment(path: Path) -> dict[str, Any]:
+    """What the run was computed by; older versions of fdtrain recorded less of it."""
     try:
-        return Environment.model_validate_json(_text(path))
-    except ValidationError as error:
-        raise UserError(f"{path} is damaged ({error.errors()[0]['msg']}). Restore it, or delete it.") from error
+        content = json.loads(_text(path)) if path.is_file() else {}
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({error}). Restore it, or delete it.") from error
+    return content if isinstance(content, dict) else {}
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -179,6 +150,80 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         if isinstance(content, dict):
             lines.append(content)
     return lines
+
+
+def open_split(model: str | Path | None, data: str | None, split: str | None, role: str = "test") -> Split:
+    """The split to evaluate on.
+
+    Args:
+        model: a run, or one of its checkpoints, whose record is followed where ``data`` is not given.
+        data: the path of a packed data set.
+        split: by name; None: the run's for this ``role``, without a run the one called so.
+        role: "train" or "test".
+
+    Raises:
+        UserError: there is no such data set or split; or no ``data`` is given, and the model has no record of its data,
+            or the data are no longer those that it was trained on.
+    """
+    if data is not None:
+        return Split(data, split or role)
+    run = _run(model)
+    settings = _settings(run)
+    split = split or settings.get(f"{role}_split", role)
+    if not isinstance(split, str):
+        raise UserError(
+            f"{run} was trained without held-out images (data.test_split: null). Name a split with --split, such as "
+            "--split train, or other images with --data."
+        )
+    return Split(_opened(run, settings, split), split)
+
+
+def _run(model: str | Path | None) -> Path:
+    """The run that a path is in."""
+    for folder in (Path(model), Path(model).parent.parent) if model is not None else ():
+        if (folder / CONFIG).is_file():
+            return folder
+    which = f"{model} is no run, and has no record of its data" if model is not None else "these are no run's samples"
+    raise UserError(f"{which}. Name a packed data set with --data.")
+
+
+def _settings(run: Path) -> Mapping[str, Any]:
+    """The section ``data`` of the run's configuration."""
+    file = run / CONFIG
+    try:
+        content = parse(file.read_bytes()[: MAX_BYTES + 1].decode())
+        settings = content["data"]
+        sources = [{"path": settings["path"], "weight": 1.0}] if settings.get("path") else settings["mixture"]
+        return {
+            **settings,
+            "paths": [str(source["path"]) for source in sources],
+            "weights": [float(source["weight"]) for source in sources],
+        }
+    except OSError as error:
+        raise UserError(f"cannot read {file} ({error.strerror}). Name the data set with --data.") from error
+    except (UserError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{file} does not say what the run was trained on. Name the data set with --data.") from error
+
+
+def _opened(run: Path, settings: Mapping[str, Any], split: str) -> DataSets:
+    """The run's data, which must have the shards that it has recorded."""
+    where = ", ".join(settings["paths"])
+    try:
+        data = open_data(settings["paths"], settings["weights"])
+        data.split(split)
+    except UserError as error:
+        raise UserError(
+            f"the data of {run} cannot be opened: {error} Or name their present place with --data."
+        ) from error
+    record = run / FILE
+    if record.is_file():
+        recorded = read_description(run).splits.get(split)
+        if recorded is not None and fingerprint(recorded) != fingerprint(data.description.splits[split]):
+            raise UserError(
+                f"{where} was packed again since {run} was trained on it: '{split}' has other shards than {record}. "
+                "Restore it, or name it with --data to evaluate on what is there now."
+            )
+    return data
 
 
 def held_out_images(run: RunFolder, data: str | None, count: int) -> tuple[Tensor, int, str]:

@@ -8,7 +8,7 @@ import hashlib
 import json
 import shutil
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,6 @@ from fdtrain.evaluation.stored_rows import RowStore
 from fdtrain.networks.model import ModelSpec
 from fdtrain.partial import differences
 
-FORMS = ("sheet", "npz", "png", "shards")
 SPLIT = "samples"
 Labels = Callable[[range], list[int] | None]
 """Classes of the images with the given numbers."""
@@ -68,7 +67,15 @@ class Output:
         if self.form == "sheet":
             return False
         if self.record.is_file():
-            self._check_finished(request)
+            record = image_sets.metadata(self.record)
+            if different := differences(record, request):
+                raise UserError(
+                    f"{self.path} holds samples of {'; '.join(different)}. Choose another --out, or remove it."
+                )
+            there = image_sets.open_samples(self.path)
+            batches = (there.batch(range(i, min(i + 1000, there.count))) for i in range(0, there.count, 1000))
+            if there.count != request["images"] or digest(batches) != record.get("pixels_sha256"):
+                raise UserError(f"{self.path} was changed since it was written. Remove it to have it made again.")
             # What a kill while it was removed has left.
             shutil.rmtree(self.work, ignore_errors=True)
             return True
@@ -82,17 +89,6 @@ class Output:
             raise UserError(f"{self.path} holds something else already. Choose another --out.")
         return False
 
-    def _check_finished(self, request: dict[str, Any]) -> None:
-        try:
-            record = json.loads(self.record.read_text())
-        except ValueError:
-            record = {}
-        if different := differences(record, request):
-            raise UserError(f"{self.path} holds samples of {'; '.join(different)}. Choose another --out, or remove it.")
-        there = image_sets.open_samples(self.path)
-        if there.count != request["images"] or digest(_batches(there)) != record.get("pixels_sha256"):
-            raise UserError(f"{self.path} was changed since it was written. Remove it to have it made again.")
-
     def write(self, parts: RowStore, spec: ModelSpec, labels: Labels | None, metadata: dict) -> None:
         """Write the finished form of all parts, then its record, and remove the parts.
 
@@ -101,33 +97,24 @@ class Output:
             metadata: what the record says besides the request.
 
         Raises:
-            UserError: it cannot be written; nothing is lost.
+            OSError: it cannot be written; nothing is lost.
         """
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            about = {key: value for key, value in (parts.request | metadata).items() if key != "model"}
-            {"sheet": partial(_sheet, about=about), "npz": _npz, "png": _pictures, "shards": _shards}[self.form](
-                self.path, parts, spec, labels
-            )
-            if self.form != "sheet":
-                sum_ = digest(to_pixels(levels, spec.levels) for _, levels in parts.load_all())
-                result.write({**parts.request, **metadata, "pixels_sha256": sum_}, self.record)
-        except OSError as error:
-            raise UserError(f"--out: cannot write {self.path} ({error.strerror or error}).") from error
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        about = {key: value for key, value in (parts.request | metadata).items() if key != "model"}
+        writers = {"sheet": partial(_sheet, about=about), "npz": _npz, "png": _pictures, "shards": _shards}
+        writers[self.form](self.path, parts, spec, labels)
+        if self.form != "sheet":
+            sum_ = digest(to_pixels(levels, spec.levels) for _, levels in parts.load_all())
+            result.write({**parts.request, **metadata, "pixels_sha256": sum_}, self.record)
         shutil.rmtree(parts.folder, ignore_errors=True)
 
 
-def digest(batches: Iterator[Tensor]) -> str:
+def digest(batches: Iterable[Tensor]) -> str:
     """SHA-256 of images ``(n, C, H, W)`` uint8 in order."""
     total = hashlib.sha256()
     for batch in batches:
         total.update(batch.contiguous().numpy().data)
     return total.hexdigest()
-
-
-def _batches(images: image_sets.PixelSet) -> Iterator[Tensor]:
-    for i in range(0, images.count, 1000):
-        yield images.batch(range(i, min(i + 1000, images.count)))
 
 
 def _sheet(path: Path, parts: RowStore, spec: ModelSpec, labels, about: dict[str, Any]) -> None:

@@ -4,7 +4,9 @@ Image ``i`` depends on (seed, ``i``) alone, whatever the batch and however many 
 """
 
 import argparse
+import json
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +18,10 @@ from torch import Tensor
 
 from fdtrain.diffusion.objective import quantise
 from fdtrain.diffusion.predictors import x0_hat
-from fdtrain.diffusion.solvers import DEFAULT, GRID, SOLVERS, sample, time_grid
+from fdtrain.diffusion.solvers import DEFAULT, GRID, PUBLISHED, SOLVERS, check_falling, parse_grid, sample, time_grid
 from fdtrain.errors import UserError, check_at_least
-from fdtrain.evaluation import grids
+from fdtrain.evaluation.load import ModelOrigin
+from fdtrain.evaluation.result import write
 from fdtrain.networks.model import Model, ModelSpec
 from fdtrain.plugins import code_of
 from fdtrain.randomness import Purpose, normal
@@ -26,11 +29,18 @@ from fdtrain.randomness import Purpose, normal
 STEPS = 50
 PATH_IMAGES = 8
 """Images of a denoising path, the sample itself included."""
+GRIDS = "grids.json"
+"""Of a run, an export or a checkpoint: ``{weights_sha256: {"SOLVER, N steps": times}}``."""
+OPTIMISED = "optimised"
+GRID_HELP = (
+    f"spacing of the times: {GRID}, or with ends as {GRID}:0.005,0.07; {', '.join(PUBLISHED)}; times as 1,0.6,0.2,0, "
+    f"or a file of them; or {OPTIMISED}: what fdtrain evaluate grid has found (default: {GRID})"
+)
 
 
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--solver", default=DEFAULT, help=f"one of {', '.join(SOLVERS)} (default: {DEFAULT})")
-    parser.add_argument("--grid", help=grids.HELP)
+    parser.add_argument("--grid", help=GRID_HELP)
     length = parser.add_mutually_exclusive_group()
     length.add_argument(
         "--steps", type=int, help=f"solver steps from t = 1 to t = 0 (default: {STEPS}, or those of --grid)"
@@ -61,28 +71,22 @@ class Sampler:
     guidance: float = 1.0
 
     @staticmethod
-    def of(arguments: argparse.Namespace, spec: ModelSpec, folder: Path, weights_sha256: str) -> "Sampler":
-        """From the command line, for the model with these weights, beside which its optimised grids lie.
-
-        Raises:
-            UserError: the model cannot be sampled so.
-        """
+    def of(arguments: argparse.Namespace, spec: ModelSpec, origin: ModelOrigin) -> "Sampler":
+        """From the command line, for a model. Raises UserError: the model cannot be sampled so."""
         check_at_least(arguments, 1, "steps", "nfe", "batch")
         check_solver(arguments.solver, "--solver")
         solver, guidance, steps = arguments.solver, arguments.guidance, arguments.steps
         if arguments.nfe:
-            per_step = evaluations(solver, 1, guidance)
+            per_step = Sampler(solver, steps=1, guidance=guidance).nfe
             steps, over = divmod(arguments.nfe, per_step)
             if over:
                 raise UserError(f"--nfe {arguments.nfe}: a step of {solver} here takes {per_step} evaluations.")
-        home = folder, weights_sha256
-        return Sampler.checked(spec, *home, solver, arguments.grid, steps, arguments.label, guidance, prefix="--")
+        return Sampler.checked(spec, origin, solver, arguments.grid, steps, arguments.label, guidance, prefix="--")
 
     @staticmethod
     def checked(
         spec: ModelSpec,
-        folder: Path,
-        weights_sha256: str,
+        origin: ModelOrigin | None,
         solver: str = DEFAULT,
         grid: str | Sequence[float] | None = None,
         steps: int | None = None,
@@ -90,8 +94,12 @@ class Sampler:
         guidance: float = 1.0,
         prefix: str = "",
     ) -> "Sampler":
-        """As :meth:`of`, from values. ``grid`` is a text as of the command line, or times; ``prefix`` stands before the
-        names of options in messages.
+        """As :meth:`of`, from values.
+
+        Args:
+            origin: of the model, beside which its optimised grids lie; None: it has none.
+            grid: a text as of the command line, or times.
+            prefix: stands before the names of options in messages.
 
         Raises:
             UserError: the model cannot be sampled so.
@@ -106,14 +114,16 @@ class Sampler:
                 raise UserError(f"{prefix}label: this model was trained without labels.")
             if not 0 <= label < len(spec.classes):
                 raise UserError(f"{prefix}label {label}: this model has classes 0 to {len(spec.classes) - 1}.")
-        times = GRID if grid is None else grids.read_grid(grid, f"{prefix}grid")
+        times = GRID if grid is None else read_grid(grid, f"{prefix}grid")
         steps = (len(times) - 1 if isinstance(times, tuple) else STEPS) if steps is None else steps
         if steps < 1:
             raise UserError(f"{prefix}steps must be at least 1.")
         if isinstance(times, tuple) and steps != len(times) - 1:
             raise UserError(f"{prefix}grid: {len(times)} times are {len(times) - 1} steps, not {steps}.")
-        if times == grids.OPTIMISED:
-            times = grids.load_optimised(folder, weights_sha256, solver, steps)
+        if times == OPTIMISED:
+            if origin is None:
+                raise UserError(f"{prefix}grid: {times} times are of a trained model. Name another grid.")
+            times = load_optimised(origin.home, origin.sha256, solver, steps)
         sampler = Sampler(solver, times, steps, label, guidance)
         try:
             sampler.times(spec)
@@ -121,23 +131,19 @@ class Sampler:
             raise UserError(f"{prefix}grid: {error}.") from error
         return sampler
 
-    def times(self, spec: ModelSpec) -> list[float]:
-        """Falling from 1 to 0, or within the model's interval.
-
-        Raises:
-            ValueError: there are no such times.
-        """
-        return time_grid(self.grid, self.steps, spec.levels, spec.dims, spec.bound.interval)
-
     @staticmethod
     def within(solver: str, grid: str, nfe: int) -> "Sampler":
         """With so many evaluations, or less where a step takes several; one step at least."""
         return Sampler(solver, grid, max(1, nfe // SOLVERS[solver].evaluations_per_step))
 
+    def times(self, spec: ModelSpec) -> list[float]:
+        """Falling from 1 to 0, or within the model's interval. Raises ValueError: there are no such times."""
+        return time_grid(self.grid, self.steps, spec.levels, spec.dims, spec.bound.interval)
+
     @property
     def nfe(self) -> int:
-        """Evaluations of the network for each image."""
-        return evaluations(self.solver, self.steps, self.guidance)
+        """Evaluations of the network for each image. A guided step takes them with the labels and without."""
+        return self.steps * SOLVERS[self.solver].evaluations_per_step * (1 if self.guidance == 1 else 2)
 
     def describe(self) -> dict[str, Any]:
         """As results and finished parts have it; a solver of the user's own with its code."""
@@ -151,24 +157,73 @@ class Sampler:
             "guidance": self.guidance,
         }
 
-    def labels(self, images: range, spec: ModelSpec) -> list[int] | None:
+    def labels(self, images: Sequence[int], spec: ModelSpec) -> list[int] | None:
         """Class of each image, of a class-conditional model."""
         if not spec.classes:
             return None
         return [i % len(spec.classes) if self.label is None else self.label for i in images]
 
-    def solve(self, model: Model, images: range, seed: int) -> Tensor:
-        """Images in one batch before they are rounded to levels: :func:`solve`."""
-        labels = self.labels(images, model.spec)
-        return solve(model, images, labels, self.times(model.spec), self.solver, seed, self.guidance)
+    @torch.no_grad()
+    def solve(
+        self,
+        model: Model,
+        images: Sequence[int],
+        seed: int = 0,
+        labels: Sequence[int] | None = None,
+        observe: Callable[[float, Tensor, Tensor], object] | None = None,
+    ) -> Tensor:
+        """The images with the given numbers, in one batch, before they are rounded to levels: ``(n, C, H, W)`` on the
+        model's device.
 
-    def draw(self, model: Model, images: range, seed: int) -> Tensor:
-        """Images in one batch: levels ``(n, C, H, W)`` uint8, on the CPU.
+        Args:
+            labels: one class per image; None: those of :meth:`labels`.
+            observe: as of :func:`fdtrain.diffusion.solvers.sample`.
 
         Raises:
-            UserError: the model's output is not finite.
+            UserError: the model's output is not finite, or it cannot be guided.
         """
+        spec, device = model.spec, next(model.parameters()).device
+        labels = self.labels(images, spec) if labels is None else labels
+        field = model.field(torch.tensor(labels, device=device) if labels else None, self.guidance)
+
+        def noise(step: int) -> Tensor:
+            return normal(spec.shape, device, seed, Purpose.SAMPLE, [(image, step + 1) for image in images])
+
+        # noise(-1) is the draw of x_1.
+        x = sample(field, noise(-1), self.times(spec), self.solver, noise, observe, spec.bound.interval)
+        if not torch.isfinite(x).all():
+            raise UserError("the model's output is not finite: its weights are broken, or training diverged.")
+        return x
+
+    def draw(self, model: Model, images: Sequence[int], seed: int) -> Tensor:
+        """:meth:`solve` rounded to levels, uint8, on the CPU."""
         return quantise(self.solve(model, images, seed), model.spec.levels).cpu()
+
+    def paths(self, model: Model, images: Sequence[int], seed: int = 0, batch: int = 256) -> Tensor:
+        """Predicted images on the way to samples: levels ``(n, PATH_IMAGES, C, H, W)`` uint8, on the CPU.
+
+        The last are the samples themselves. Errors as of :meth:`solve`.
+        """
+        levels, times = model.spec.levels, self.path_times(model.spec)
+        parts = [torch.empty(0, PATH_IMAGES, *model.spec.shape, dtype=torch.uint8)]
+        for i in range(0, len(images), batch):
+            path: dict[float, Tensor] = {}
+
+            def observe(t: float, x: Tensor, F: Tensor, path: dict[float, Tensor] = path) -> None:
+                if t in times:
+                    time = torch.full((len(x),), t, dtype=torch.float64, device=x.device)
+                    path[t] = quantise(x0_hat(F, x, time), levels)
+
+            path[times[-1]] = quantise(self.solve(model, images[i : i + batch], seed, observe=observe), levels)
+            parts.append(torch.stack([path[t] for t in times], 1).cpu())
+        return torch.cat(parts)
+
+    def path_times(self, spec: ModelSpec) -> list[float]:
+        """The times of the images of a denoising path."""
+        times = self.times(spec)
+        # Evenly in time, of the times there are: a grid that is dense near the data changes little there.
+        even = np.linspace(1, 0, PATH_IMAGES)[:-1]
+        return [*(times[int(np.abs(np.asarray(times[:-1]) - t).argmin())] for t in even), times[-1]]
 
 
 def check_solver(name: str, option: str) -> None:
@@ -176,80 +231,73 @@ def check_solver(name: str, option: str) -> None:
         raise UserError(f"{option}: there is no {name!r}; there are {', '.join(SOLVERS)}.")
 
 
-def evaluations(solver: str, steps: int, guidance: float) -> int:
-    """A guided step evaluates the network with the labels and without."""
-    return steps * SOLVERS[solver].evaluations_per_step * (1 if guidance == 1 else 2)
-
-
-@torch.no_grad()
-def solve(
-    model: Model,
-    images: Sequence[int],
-    labels: Sequence[int] | None,
-    times: Sequence[float],
-    solver: str = DEFAULT,
-    seed: int = 0,
-    guidance: float = 1.0,
-    observe: Callable[[float, Tensor, Tensor], object] | None = None,
-) -> Tensor:
-    """The images with the given numbers before they are rounded to levels, ``(n, C, H, W)`` on the model's device.
-
-    Args:
-        labels: one class per image, for a class-conditional model.
-        times: falling from 1 to 0, or within the model's interval: :func:`fdtrain.diffusion.solvers.time_grid`.
-        guidance: 1 samples the model itself; see :meth:`Model.field`.
-        observe: as of :func:`fdtrain.diffusion.solvers.sample`.
+def read_grid(text: str | Sequence[float], option: str = "--grid") -> str | tuple[float, ...]:
+    """A grid's name as it is, or the times of a list or a file, separated by commas or white space, or themselves.
 
     Raises:
-        UserError: the model's output is not finite, or it cannot be guided.
+        UserError: there is no such grid, or the times do not fall from 1 to 0.
     """
-    device = next(model.parameters()).device
-    field = model.field(torch.tensor(labels, device=device) if labels else None, guidance)
-
-    def noise(step: int) -> Tensor:
-        return normal(model.spec.shape, device, seed, Purpose.SAMPLE, [(image, step + 1) for image in images])
-
-    # noise(-1) is the draw of x_1.
-    x = sample(field, noise(-1), times, solver, noise, observe, model.spec.bound.interval)
-    if not torch.isfinite(x).all():
-        raise UserError("the model's output is not finite: its weights are broken, or training diverged.")
-    return x
-
-
-def denoising_paths(
-    model: Model,
-    images: Sequence[int],
-    labels: Sequence[int] | None,
-    times: Sequence[float],
-    solver: str = DEFAULT,
-    seed: int = 0,
-    batch: int = 256,
-) -> Tensor:
-    """Predicted images on the way to samples, ``(n, PATH_IMAGES, C, H, W)`` uint8 below ``spec.levels``, on the CPU.
-
-    The last are the samples themselves. Arguments and errors as of :func:`solve`.
-    """
-    levels, wanted = model.spec.levels, path_times(times)
-    parts = [torch.empty(0, PATH_IMAGES, *model.spec.shape, dtype=torch.uint8)]
-    for i in range(0, len(images), batch):
-        part, path = slice(i, i + batch), {}
-
-        def observe(t: float, x: Tensor, F: Tensor, path: dict[float, Tensor] = path) -> None:
-            if t in wanted:
-                time = torch.full((len(x),), t, dtype=torch.float64, device=x.device)
-                path[t] = quantise(x0_hat(F, x, time), levels)
-
-        x = solve(model, images[part], labels and labels[part], times, solver, seed, observe=observe)
-        path[times[-1]] = quantise(x, levels)
-        parts.append(torch.stack([path[t] for t in wanted], 1).cpu())
-    return torch.cat(parts)
+    try:
+        if not isinstance(text, str):
+            times = tuple(float(t) for t in text)
+        elif os.sep in text or Path(text).is_file():
+            times = _times(Path(text).read_text(), text)
+        elif "," in text and ":" not in text:
+            times = _times(text, text)
+        else:
+            if text != OPTIMISED:
+                parse_grid(text)
+            return text
+        check_falling(times)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{option}: cannot read {text} ({getattr(error, 'strerror', None) or error}).") from error
+    except ValueError as error:
+        raise UserError(f"{option}: {error}.") from error
+    return times
 
 
-def path_times(times: Sequence[float]) -> list[float]:
-    """The times of the images of a denoising path."""
-    # Evenly in time, of the times there are: a grid that is dense near the data changes little there.
-    even = np.linspace(1, 0, PATH_IMAGES)[:-1]
-    return [*(times[int(np.abs(np.asarray(times[:-1]) - t).argmin())] for t in even), times[-1]]
+def _times(words: str, source: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(word) for word in words.strip().strip("[]").replace(",", " ").split())
+    except ValueError as error:
+        raise ValueError(f"{source} must hold times, numbers that fall from 1 to 0") from error
+
+
+def load_optimised(folder: Path, weights_sha256: str, solver: str, steps: int) -> tuple[float, ...]:
+    """The grid that was found for these weights. Raises UserError: there is none yet, or its file is damaged."""
+    times = _stored_grids(folder / GRIDS).get(weights_sha256, {}).get(_key(solver, steps))
+    if times is None:
+        raise UserError(
+            f"--grid {OPTIMISED}: {folder} has none for these weights, {solver} and {steps} steps. First run "
+            f"fdtrain evaluate grid {folder} --solver {solver} with as many evaluations."
+        )
+    return tuple(times)
+
+
+def save_optimised(folder: Path, weights_sha256: str, solver: str, steps: int, times: Sequence[float]) -> Path:
+    """Add a grid to those of a model. Raises UserError: the file is damaged, or cannot be written."""
+    path = folder / GRIDS
+    grids = _stored_grids(path)
+    grids.setdefault(weights_sha256, {})[_key(solver, steps)] = list(times)
+    write(grids, path)
+    return path
+
+
+def _key(solver: str, steps: int) -> str:
+    return f"{solver}, {steps} steps"
+
+
+def _stored_grids(path: Path) -> dict[str, dict[str, list[float]]]:
+    if not path.is_file():
+        return {}
+    try:
+        grids = json.loads(path.read_text())
+        for by_setting in grids.values():
+            for times in by_setting.values():
+                check_falling(times)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is damaged ({error}). Remove it, and run fdtrain evaluate grid again.") from error
+    return grids
 
 
 def to_pixels(levels: Tensor, count: int) -> Tensor:

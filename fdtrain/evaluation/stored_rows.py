@@ -110,39 +110,35 @@ def _rows(name: str) -> range:
 
 
 class StoredValues:
-    """What one command computes, each kind stored beside its results until all is done.
+    """What one command computes of images, stored beside its results until all is done.
 
     Args:
         results: the folder of the results; None: nothing is stored.
+        settings: what all values depend on, the same on every process.
     """
 
-    def __init__(self, results: Path | None, device: torch.device):
-        self.results, self.device = results, device
+    def __init__(self, results: Path | None, device: torch.device, settings: dict[str, Any]):
+        self.results, self.device, self.settings = results, device, settings
         self._folders: list[Path] = []
 
     def over_images(
-        self,
-        name: str,
-        count: int,
-        chunk: int,
-        columns: int,
-        compute: Callable[[range], Tensor],
-        request: dict[str, Any],
+        self, name: str, compute: Callable[[range], Tensor], count: int, columns: int, chunk: int, **request: Any
     ) -> Tensor:
         """``compute`` over ``range(count)``: ``(count, columns)`` float64, on every rank's CPU.
 
         The images are computed in chunks that do not depend on the number of processes, so neither do the values.
 
         Args:
-            name: title of the progress bar.
+            name: of the values, and title of the progress bar.
             compute: values ``(len(images), columns)`` of some images.
-            request: all that the values depend on, the same on every process.
+            request: what the values depend on besides settings and name.
 
         Raises:
             UserError: the folder cannot be written, or another process has another request.
         """
+        request = {**self.settings, "images": count, "values": name, **request}
         process.check_same(request)
-        store = None
+        store, chunk = None, max(1, chunk)
         if self.results:
             digest = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:16]
             self._folders.append(self.results / FOLDER / digest)
@@ -158,7 +154,8 @@ class StoredValues:
                 logger.info("%s: %d of %d images were already computed", name, done, count)
         missing = distributed.broadcast(missing)
         mine = [missing[i] for i in distributed.share(len(missing))]
-        _compute(mine, compute, whole, store, name)
+        with bar(sum(map(len, mine)), name) as shown:
+            _fill(whole, mine, compute, store, shown)
         return distributed.all_reduce_sum(whole.to(self.device)).cpu()
 
     def discard(self) -> None:
@@ -169,30 +166,34 @@ class StoredValues:
                 folder.parent.rmdir()
 
 
-def _compute(
-    mine: list[range], compute: Callable[[range], Tensor], whole: Tensor, store: RowStore | None, name: str
-) -> None:
-    """Fill in this rank's chunks; consecutive ones are stored together, after some seconds and at the end."""
+def bar(images: int, name: str | None) -> tqdm:
+    """The progress of this rank over so many images, which rank 0 shows of its own on a terminal, if it has a name."""
     shared = f" on 1 of {distributed.world_size()} processes" if distributed.world_size() > 1 else ""
-    quiet = distributed.rank() != 0 or not sys.stderr.isatty()
+    hidden = name is None or distributed.rank() != 0 or not sys.stderr.isatty()
+    return tqdm(total=images, unit="image", desc=f"{name}{shared}", disable=hidden)
+
+
+def _fill(
+    whole: Tensor, mine: list[range], compute: Callable[[range], Tensor], store: RowStore | None, shown: tqdm
+) -> None:
+    """This rank's chunks; consecutive ones are stored together, after some seconds and at the end."""
     pending, last = range(0), time.monotonic()
 
     def save() -> None:
         if store and pending:
             store.save(pending, whole[pending.start : pending.stop])
 
-    with tqdm(total=sum(map(len, mine)), unit="image", desc=name + shared, disable=quiet) as bar:
-        try:
-            for images in mine:
-                values = compute(images)
-                if images.start != pending.stop:
-                    save()
-                    pending = images[:0]
-                whole[images.start : images.stop] = values
-                pending = range(pending.start, images.stop)
-                if time.monotonic() - last > EVERY:
-                    save()
-                    pending, last = range(images.stop, images.stop), time.monotonic()
-                bar.update(len(images))
-        finally:
-            save()
+    try:
+        for images in mine:
+            values = compute(images)
+            if images.start != pending.stop:
+                save()
+                pending = images[:0]
+            whole[images.start : images.stop] = values
+            pending = range(pending.start, images.stop)
+            if time.monotonic() - last > EVERY:
+                save()
+                pending, last = range(images.stop, images.stop), time.monotonic()
+            shown.update(len(images))
+    finally:
+        save()

@@ -17,14 +17,9 @@ def with_error(value: float, error: float | None, digits: int) -> str:
 
 def duration(hours: float) -> str:
     """In the unit that suits it: ``3.1 hours``, ``1 minute``, ``8.2 seconds``."""
-    for unit, size in (("hour", 1.0), ("minute", 60.0)):
-        if hours * size >= 1:
-            return _in_unit(hours * size, unit)
-    return _in_unit(hours * 3600, "second")
-
-
-def _in_unit(number: float, unit: str) -> str:
-    text = f"{number:.1f}".removesuffix(".0")
+    sizes = {"hour": 1, "minute": 60, "second": 3600}
+    unit = next((unit for unit, size in sizes.items() if hours * size >= 1), "second")
+    text = f"{hours * sizes[unit]:.1f}".removesuffix(".0")
     return f"{text} {unit}" if text == "1" else f"{text} {unit}s"
 
 

@@ -54,7 +54,7 @@ class _Module:
             elif isinstance(node, ast.Import | ast.ImportFrom):
                 origin = f"from {node.module} " if isinstance(node, ast.ImportFrom) else ""
                 self.imports += [f"{origin}import {ast.unparse(alias)}" for alias in node.names]
-            elif not (i == 0 and _is_text(node)):
+            elif i > 0 or ast.get_docstring(tree) is None:
                 parts.append(text)
                 self.names += _defined(node)
         separated = ["\n\n" + part if part.lstrip().startswith(("def", "class", "@")) else part for part in parts]
@@ -76,10 +76,6 @@ def _is_module(name: str) -> bool:
         return importlib.util.find_spec(name) is not None
     except ModuleNotFoundError:
         return False
-
-
-def _is_text(node: ast.stmt) -> bool:
-    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
 
 def _defined(node: ast.stmt) -> list[str]:

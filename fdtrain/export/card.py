@@ -8,7 +8,7 @@ from fdtrain.errors import excerpt
 from fdtrain.evaluation import result
 from fdtrain.evaluation.load import ModelOrigin
 from fdtrain.evaluation.result import FrechetResult, NllResult
-from fdtrain.evaluation.wording import escaped
+from fdtrain.evaluation.wording import escaped, with_error
 from fdtrain.networks.model import Model, ModelSpec, parameter_count
 
 LIBRARIES = {"safetensors": "fdtrain", "diffusers": "diffusers", "onnx": "onnx", "torch_export": "pytorch"}
@@ -77,12 +77,10 @@ def _figures(origin: ModelOrigin) -> list[str]:
         if isinstance(found, NllResult):
             on = f"{found.images:,} of {found.images_in_split:,} images of {_cell(found.dataset)}/{_cell(found.split)}"
             for title, value in found.estimates():
-                error = "" if value.error_images is None else f" ± {value.error_images:.4f}"
-                rows.append(f"| {title}, bits/dim | {value.bits_per_dim:.4f}{error} | {on} |")
+                rows.append(f"| {title}, bits/dim | {with_error(value.bits_per_dim, value.error_images, 4)} | {on} |")
         elif isinstance(found, FrechetResult):
-            spread = "" if found.spread is None else f" ± {found.spread:.3f}"
             how = f"{found.images:,} images, {_cell(found.solver)}, {found.nfe} evaluations"
-            rows.append(f"| {_cell(found.name)} | {found.value:.3f}{spread} | {how} |")
+            rows.append(f"| {_cell(found.name)} | {with_error(found.value, found.spread, 3)} | {how} |")
     return ["| figure | value | on |", "|---|---|---|", *rows] if rows else []
 
 

@@ -5,12 +5,9 @@ checksum in their names, since Diffusers' cache of modules goes by name alone.
 """
 
 import hashlib
-import importlib.util
 import json
-import sys
-from contextlib import contextmanager
+import runpy
 from pathlib import Path
-from types import ModuleType
 
 import diffusers
 from safetensors.torch import save_file
@@ -56,10 +53,10 @@ def write(model: Model, folder: Path) -> float:
         "scheduler": [scheduler.stem, "FdtrainScheduler"],
     }
     _write_json(folder / "model_index.json", index)
-    with _imported(field) as code:
-        code.write_checksums(folder / "field")
-        loaded = code.FdtrainField.from_pretrained(folder / "field", low_cpu_mem_usage=False)
-        return agreement.check(model, lambda x, t, label: loaded(x, t, label).sample, "the Diffusers model")
+    code = runpy.run_path(str(field))  # Without Diffusers' cache.
+    code["write_checksums"](folder / "field")
+    loaded = code["FdtrainField"].from_pretrained(folder / "field", low_cpu_mem_usage=False)
+    return agreement.check(model, lambda x, t, label: loaded(x, t, label).sample, "the Diffusers model")
 
 
 def field_code(spec: ModelSpec) -> str:
@@ -91,21 +88,3 @@ def _write_code(folder: Path, name: str, code: str) -> Path:
 
 def _write_json(path: Path, content: dict) -> None:
     path.write_text(json.dumps({"_diffusers_version": diffusers.__version__, **content}, indent=2) + "\n")
-
-
-@contextmanager
-def _imported(path: Path):
-    """The module of a file, without Diffusers' cache."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module: ModuleType = importlib.util.module_from_spec(spec)
-    writes, sys.dont_write_bytecode = sys.dont_write_bytecode, True
-    # Dataclasses look for their module there.
-    sys.modules[path.stem] = module
-    try:
-        spec.loader.exec_module(module)
-        yield module
-    finally:
-        sys.dont_write_bytecode = writes
-        del sys.modules[path.stem]

@@ -6,27 +6,18 @@ written or printed here.
 
 import json
 from pathlib import Path
-from typing import NamedTuple
 
 from fdtrain.checkpoint.store import manifest_entry
 from fdtrain.errors import UserError, excerpt, missing
 from fdtrain.evaluation.load import EXPORT_FILE
 
 
-class Upload(NamedTuple):
-    """A repository of the hub, and the files of an export that go there: path in the folder, bytes."""
-
-    repository: str
-    files: dict[str, int]
-
-
-def check(folder: str | Path, repository: str) -> Upload:
-    """What :func:`push` uploads, without the network.
+def check(folder: Path, repository: str) -> dict[str, int]:
+    """The files that :func:`push` uploads, and their bytes, without the network.
 
     Raises:
         UserError: huggingface_hub is not installed, ``repository`` is no name of one, or the export is not whole.
     """
-    folder = Path(folder)
     try:
         from huggingface_hub.errors import HFValidationError
         from huggingface_hub.utils import validate_repo_id
@@ -41,11 +32,11 @@ def check(folder: str | Path, repository: str) -> Upload:
     if changed:
         raise UserError(f"{folder / changed[0]} is not what was exported. Export again, and edit the card on the hub.")
     sizes = {name: entry["bytes"] for name, entry in recorded.items()}
-    return Upload(repository, {**sizes, EXPORT_FILE: (folder / EXPORT_FILE).stat().st_size})
+    return {**sizes, EXPORT_FILE: (folder / EXPORT_FILE).stat().st_size}
 
 
-def push(folder: str | Path, upload: Upload) -> str:
-    """Upload the planned files in one commit; a repository that is not there is made, private. Returns its address.
+def push(folder: Path, repository: str, names: list[str]) -> str:
+    """Upload the named files in one commit; a repository that is not there is made, private. Returns its address.
 
     Raises:
         UserError: the hub cannot be reached, or refuses.
@@ -54,11 +45,11 @@ def push(folder: str | Path, upload: Upload) -> str:
 
     api = HfApi(library_name="fdtrain")
     try:
-        address = api.create_repo(upload.repository, private=True, exist_ok=True)
-        api.upload_folder(repo_id=upload.repository, folder_path=folder, allow_patterns=list(upload.files))
+        address = api.create_repo(repository, private=True, exist_ok=True)
+        api.upload_folder(repo_id=repository, folder_path=folder, allow_patterns=names)
     except Exception as error:  # Those of its HTTP client, which differ between its versions, among them.
         raise UserError(
-            f"--push: {upload.repository} was not uploaded ({excerpt(error)}). {folder} is complete. Log in with "
+            f"--push: {repository} was not uploaded ({excerpt(error)}). {folder} is complete. Log in with "
             "`hf auth login` if the hub does not know you, or wait; then give the same command again."
         ) from error
     return str(address)

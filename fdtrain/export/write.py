@@ -1,18 +1,22 @@
 """Export a model: one folder in one form, compared with the model, with a card and a record of its checksums."""
 
+import json
+import re
 import shutil
-from dataclasses import dataclass
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from fdtrain import __version__
+from fdtrain import __version__, files, lock
+from fdtrain.checkpoint.store import manifest_entry
 from fdtrain.errors import EXTRAS, UserError, excerpt, missing
-from fdtrain.evaluation import grids
-from fdtrain.evaluation.load import ModelOrigin, open_model
+from fdtrain.evaluation import samples
+from fdtrain.evaluation.load import EXPORT_FILE, SPEC_FILE, WEIGHTS_FILE, ModelOrigin, open_model
 from fdtrain.export import agreement, card
-from fdtrain.export.folder import VERSION, new_folder, write_record
 from fdtrain.networks.model import CODE_FOLDER, Model
 
 FORMATS = {
@@ -22,16 +26,10 @@ FORMATS = {
     "torch_export": "torch_export",
 }
 """By name, the module of this folder that has ``write(model, folder)`` and ``LOADING``, the text of the card."""
+VERSION = 1
+"""Of the record."""
 UNKNOWN = "unknown"
 """The licence, unless one is given."""
-
-
-@dataclass(frozen=True)
-class Exported:
-    """The finished folder, and the largest difference of its field to the model's (:mod:`agreement`)."""
-
-    folder: Path
-    largest_difference: float
 
 
 def export(
@@ -41,7 +39,7 @@ def export(
     licence: str = UNKNOWN,
     opset: int | None = None,
     ema_length: float | None = None,
-) -> Exported:
+) -> float:
     """Write the averaged weights of a run, a checkpoint or an export in a form that others read.
 
     Args:
@@ -61,8 +59,9 @@ def write(
     licence: str = UNKNOWN,
     opset: int | None = None,
     source: str | None = None,
-) -> Exported:
-    """Write a model in a form that others read.
+) -> float:
+    """Write a model in a form that others read: one folder, complete or absent. Returns the largest difference of its
+    field to the model's (:mod:`agreement`).
 
     Args:
         destination: a new folder, or an earlier export, which is replaced when the new one is complete.
@@ -79,7 +78,7 @@ def write(
         raise UserError(f"--opset: only --format onnx has one, not {form}.")
     writer, destination = _writer(form), Path(destination)
     options = {"opset": opset} if form == "onnx" else {}
-    with new_folder(destination) as folder:
+    with _new_folder(destination) as folder:
         try:
             difference = writer.write(model, folder, **options)
         except Exception as error:
@@ -99,8 +98,8 @@ def write(
             "tolerance": agreement.TOLERANCE,
             "versions": {"fdtrain": __version__, **_versions()},
         }
-        if (origin.home / grids.FILE).is_file():
-            shutil.copyfile(origin.home / grids.FILE, folder / grids.FILE)
+        if (origin.home / samples.GRIDS).is_file():
+            shutil.copyfile(origin.home / samples.GRIDS, folder / samples.GRIDS)
         labels = ", labels (N,) int64" if model.spec.classes else ""
         loading = writer.LOADING.replace("INTERVAL", card.interval(model.spec)).replace("FOLDER", destination.name)
         if form == "safetensors" and model.spec.code:
@@ -109,8 +108,8 @@ def write(
         loading = loading.replace("; LABELS", labels).replace("LABELS", labels)
         name = destination.resolve().name
         (folder / "README.md").write_text(card.text(model, origin, record, loading, name, licence), encoding="utf-8")
-        write_record(folder, record)
-    return Exported(destination, difference)
+        _write_record(folder, record)
+    return difference
 
 
 def _writer(form: str) -> Any:
@@ -133,3 +132,45 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+@contextmanager
+def _new_folder(destination: Path) -> Iterator[Path]:
+    """A temporary folder that takes the name of ``destination`` when all is written, in place of an earlier export.
+
+    Raises:
+        UserError: it cannot be written, another export to it is under way, or something else is there.
+    """
+    temporary = destination.parent / f".{destination.name}.{uuid.uuid4().hex[:8]}"
+    try:
+        there = {path.name for path in destination.iterdir()} if destination.exists() else set()
+        if there and EXPORT_FILE not in there and not {SPEC_FILE, WEIGHTS_FILE} <= there:
+            raise UserError(f"{destination} holds something else than an export. Choose another folder.")
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        with lock.held(destination, lock=destination.with_name(f".{destination.name}.lock")):
+            # What exports to this place that were killed have left.
+            left = re.compile(rf"\.{re.escape(destination.name)}\.[0-9a-f]{{8}}(\.replaced)?")
+            for path in destination.parent.iterdir():
+                if left.fullmatch(path.name):
+                    shutil.rmtree(path, ignore_errors=True)
+            temporary.mkdir()
+            yield temporary
+            replaced = temporary.with_name(f"{temporary.name}.replaced")
+            if destination.exists():
+                destination.rename(replaced)
+            temporary.rename(destination)
+            files.sync(destination.parent)
+            shutil.rmtree(replaced, ignore_errors=True)
+    except OSError as error:
+        raise UserError(f"cannot write into {destination} ({error.strerror or error}).") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write_record(folder: Path, record: dict[str, Any]) -> None:
+    """Write what the export is, with size and checksum of every file that is there by now."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    entries = {path.relative_to(folder).as_posix(): manifest_entry(path) for path in paths}
+    for path in paths:
+        files.sync(path)
+    files.write_text(folder / EXPORT_FILE, json.dumps({**record, "files": entries}, indent=1) + "\n")

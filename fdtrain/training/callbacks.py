@@ -6,19 +6,18 @@ the averaged model is not the one that trains.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from fdtrain import distributed
 from fdtrain.config import Config, MonitorConfig, settings_of
 from fdtrain.data.split import Split
 from fdtrain.diffusion.likelihood import estimate
-from fdtrain.evaluation import image_sets, pictures, samples
+from fdtrain.evaluation import image_sets, pictures
 from fdtrain.evaluation.feature_networks import FeatureNetwork
 from fdtrain.evaluation.frechet import frechet_distance
+from fdtrain.evaluation.likelihood import Likelihood
 from fdtrain.evaluation.measure import measure
-from fdtrain.evaluation.nll import Likelihood
-from fdtrain.evaluation.samples import Sampler
+from fdtrain.evaluation.samples import Sampler, to_pixels
 from fdtrain.networks.model import Model, ModelSpec
 from fdtrain.plugins import CALLBACKS
 from fdtrain.training.monitor import Monitor
@@ -87,7 +86,7 @@ def held_out_bits(run: Watched) -> Report:
 def monitor_sampler(settings: MonitorConfig, spec: ModelSpec) -> Sampler:
     """How samples of a model are drawn while training. Raises UserError if it cannot be sampled so."""
     how = settings.sample_solver, settings.sample_grid, settings.sample_steps
-    return Sampler.checked(spec, Path(), "", *how, prefix="monitor.sample_")
+    return Sampler.checked(spec, None, *how, prefix="monitor.sample_")
 
 
 def frechet(run: Watched) -> Report:
@@ -103,8 +102,8 @@ def frechet(run: Watched) -> Report:
         drawn = image_sets.of_model(model, sampler, run.config.seed, count)
         if reference is None:
             images = image_sets.spread(image_sets.of_split(split), REFERENCE_IMAGES)
-            reference = measure(network, images, images.count, batch, device).moments
-        found = measure(network, drawn, drawn.count, batch, device).moments
+            reference = measure(network, images, batch, device).moments
+        found = measure(network, drawn, batch, device).moments
         value = frechet_distance(found, reference)
         monitor.log(step, {network.identity.name: value}, prefix="frechet")
         size = f"{drawn.count} images, {sampler.nfe} evaluations, EMA"
@@ -120,17 +119,15 @@ def sample_sheet(run: Watched) -> Report:
 
     def report(step: int, model: Model) -> None:
         device, spec = next(model.parameters()).device, model.spec
-        mine, times = distributed.share(count), sampler.times(spec)
-        labels = [i % len(spec.classes) for i in mine] if spec.classes else None
-        drawn = samples.denoising_paths(model, mine, labels, times, sampler.solver, seed, batch)
-        path = samples.to_pixels(distributed.gather(drawn, count, device), spec.levels)
+        drawn = sampler.paths(model, distributed.share(count), seed, batch)
+        path = to_pixels(distributed.gather(drawn, count, device), spec.levels)
         if distributed.rank() != 0:
             return
         images, denoising = pictures.sheet(path[:, -1]), pictures.sheet(path[:8].flatten(0, 1), path.shape[1])
         about = {"step": step, "images": count, "seed": seed, **sampler.describe()}
         with monitor.tolerant():
             pictures.save_png(images, folder / f"step_{step:08d}.png", about)
-            about |= {"images": len(path[:8]), "times": samples.path_times(times)}
+            about |= {"images": len(path[:8]), "times": sampler.path_times(spec)}
             pictures.save_png(denoising, folder / f"step_{step:08d}_path.png", about)
         monitor.image(step, "samples", images)
         monitor.image(step, "denoising_path", denoising)

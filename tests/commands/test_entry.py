@@ -14,7 +14,7 @@ from conftest import ROOT, environment
 from models import DIGITS, filled, saved
 
 import fdtrain
-from fdtrain.commands import entry, evaluate, train
+from fdtrain.commands import entry, evaluate
 from fdtrain.errors import EXTRAS
 
 
@@ -97,15 +97,6 @@ def test_a_missing_package_names_its_extra(extra, capsys, monkeypatch):
     monkeypatch.setattr(entry, "_run", run)
     assert entry.main(["plan"]) == 2
     assert f'pip install "fdtrain[{extra}]".' in capsys.readouterr().err
-
-
-def test_the_launcher_gets_what_the_command_was_given():
-    given = ["--config", "a.yaml", "--processes", "2", "--set", "name=x", "--set", "training.steps=3"]
-    command = train.launcher(2, given)
-    assert command[:3] == [sys.executable, "-m", "deepspeed.launcher.runner"]
-    assert command[3:6] == ["--num_accelerators", "2", "--master_port"]
-    assert command[7:9] == ["--module", "fdtrain.main"]
-    assert command[9:] == ["--config", "a.yaml", "--set", "name=x", "--set", "training.steps=3"]
 
 
 def test_a_run_on_two_processes(launch):

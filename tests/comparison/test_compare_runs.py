@@ -95,24 +95,19 @@ def test_a_comparison_that_is_killed_continues_to_the_same_table(launch, whole, 
     check_damaged_checkpoints_are_trained_again(path, folder, reference, command)
     check_table(reference)
     check_the_table_of_what_is_finished(path, folder, command)
-    check_another_tolerance_leaves_the_rest(path, folder)
     check_another_comparison_is_refused(path, command)
 
 
 def check_damaged_checkpoints_are_trained_again(path, folder, reference, command):
-    """From the one before, or from the start; meanwhile they are in no table."""
+    """From the one before; meanwhile the run is in no table."""
     last = folder / "runs" / "v-seed0" / "checkpoints" / "step_00000040" / "part_00000.safetensors"
-    every = list((folder / "runs" / "bounded-seed1" / "checkpoints").glob("step_*/part_00000.safetensors"))
-    for part in (last, *every):
-        os.truncate(part, 1000)
+    os.truncate(last, 1000)
     command("compare", path, "--finished")
-    assert [row["seeds"] for row in json.loads((folder / "comparison.json").read_text())["variants"]] == [[0], [1]]
+    assert [row["seeds"] for row in json.loads((folder / "comparison.json").read_text())["variants"]] == [[0, 1], [1]]
     job = start(path)
     _, errors = job.communicate(timeout=600)
     assert job.returncode == 0, errors
-    assert "bounded-seed1 is trained again: step_00000040: part_00000.safetensors is cut short" in errors
     assert numbers(folder) == numbers(reference)
-    assert len(list((folder / "runs" / "bounded-seed1" / "checkpoints.unusable").glob("step_*"))) == len(every)
 
 
 def check_table(folder):
@@ -134,7 +129,7 @@ def check_table(folder):
     assert table.startswith("variant,t_min,t_max,decoder,dequantisation,ode_dequantisation,seeds,failed,own_bound")
     plots = {path.stem for path in folder.glob("*.png")}
     assert plots >= {"training", "images_per_second", "gradient_norm", "lr", "quality", "variance"}
-    assert page.count("<svg") == len(plots)
+    assert page.count('src="data:image/svg') == len(plots)
     assert bounded.get("own_sampler") is None
     assert (v["own_sampler"], [point["nfe"] for point in v["own_points"]]) == ("ddim, flow", [2, 4])
     assert "| v | ddim, flow | " in text
@@ -151,21 +146,6 @@ def check_the_table_of_what_is_finished(path, folder, command):
     assert [row["seeds"] for row in json.loads((folder / "comparison.json").read_text())["variants"]] == [[0, 1], [0]]
     assert "| 1 of 2 |" in (folder / "comparison.md").read_text()
     assert log.read_bytes() == before
-
-
-def check_another_tolerance_leaves_the_rest(path, folder):
-    """The ODE is solved again, with other results; samples and noise are not measured again."""
-    results = folder / "runs" / "bounded-seed0" / "evaluation"
-    names = ("noise.json", "nll_test_first4.json")
-    noise, ode = ((results / name).read_bytes() for name in names)
-    content = yaml.safe_load(path.read_text())
-    content["evaluation"]["ode_tolerance"] = 0.01
-    path.write_text(yaml.safe_dump(content))
-    job = start(path)
-    _, errors = job.communicate(timeout=300)
-    assert job.returncode == 0, errors
-    assert (results / "noise.json").read_bytes() == noise
-    assert json.loads((results / "nll_test_first4.json").read_text())["ode"] != json.loads(ode)["ode"]
 
 
 def check_another_comparison_is_refused(path, command):

@@ -1,5 +1,7 @@
-"""What is wrong with a comparison is said in one line before any training."""
+"""What is wrong with a comparison is said in one line before any training; the budget of each of its variants."""
 
+import json
+import re
 import shutil
 
 import pytest
@@ -85,25 +87,18 @@ def checked(content, folder):
     compare.check(load(content, folder), 1)
 
 
-def test_a_comparison_over_data_of_different_levels(content, digits, tmp_path):
-    other = tmp_path / "other"
-    shutil.copytree(digits, other)
-    description = other / FILE
-    description.write_text(description.read_text().replace('"levels": 17', '"levels": 256'))
-    content["variants"][1]["set"] = {"data": {"path": str(other)}}
-    with pytest.raises(UserError, match="variant 'b' is of data with levels 256, 'a' of levels 17"):
-        checked(content, tmp_path)
-
-
-def test_a_comparison_over_other_images(content, digits, tmp_path):
-    other = tmp_path / "other"
-    shutil.copytree(digits, other)
-    description = other / FILE
-    text = description.read_text()
-    start = text.index('"sha256": "') + len('"sha256": "')
-    description.write_text(text[:start] + "0" * 64 + text[start + 64 :])
-    content["variants"][1]["set"] = {"data": {"path": str(other)}}
-    with pytest.raises(UserError, match="variant 'b' is of other images than 'a'"):
+@pytest.mark.parametrize(
+    ("written", "other", "part"),
+    [
+        (r'"levels": 17', '"levels": 256', "variant 'b' is of data with levels 256, 'a' of levels 17"),
+        (r'"sha256": "\w+"', f'"sha256": "{"0" * 64}"', "variant 'b' is of other images than 'a'"),
+    ],
+)
+def test_a_comparison_over_other_data(content, digits, tmp_path, written, other, part):
+    description = shutil.copytree(digits, tmp_path / "other") / FILE
+    description.write_text(re.sub(written, other, description.read_text(), count=1))
+    content["variants"][1]["set"] = {"data": {"path": str(tmp_path / "other")}}
+    with pytest.raises(UserError, match=part):
         checked(content, tmp_path)
 
 
@@ -134,25 +129,15 @@ def test_a_variants_own_sampler_that_does_not_serve_it(content, tmp_path, sample
         checked(content, tmp_path)
 
 
-def test_a_singular_variant_with_a_sampler_is_named(content, tmp_path):
-    content["variants"][1] |= {"set": {"diffusion": {"predictor": "v"}}, "sampler": {"solver": "ddim"}}
-    with pytest.raises(UserError, match=r"variant 'b': diffusion\.interval: predictor v"):
-        checked(content, tmp_path)
-
-
 def test_nothing_is_finished(content, tmp_path):
     with pytest.raises(UserError, match="no run is finished yet"):
         compare.compare_finished(load(content, tmp_path))
 
 
 def test_data_without_labels_need_features(content, digits, tmp_path):
-    other = tmp_path / "other"
-    shutil.copytree(digits, other)
-    description = other / FILE
-    content["set"] = {"data": {"path": str(other)}}
-    unlabelled = description.read_text()
-    start, end = unlabelled.index('"classes": ['), unlabelled.index("]", unlabelled.index('"classes": ['))
-    description.write_text(unlabelled[:start] + '"classes": [' + unlabelled[end:])
+    description = shutil.copytree(digits, tmp_path / "other") / FILE
+    description.write_text(re.sub(r'"classes": \[[^]]*', '"classes": [', description.read_text()))
+    content["set"] = {"data": {"path": str(tmp_path / "other")}}
     with pytest.raises(UserError, match="has no labels to learn features from"):
         checked(content, tmp_path)
 
@@ -206,16 +191,32 @@ def test_the_comparisons_that_come_with_the_project(path, digits, monkeypatch):
     assert len({config.model_dump_json() for config in comparison.configs.values()}) == len(specs)
 
 
-def test_the_five_seeds_go_on_from_the_presets(monkeypatch):
-    """The two files share a folder: what is in both is the same, and so is how it is evaluated."""
-    monkeypatch.chdir(ROOT)
-    folder = ROOT / "configs" / "comparisons"
-    three, five = (load_comparison(folder / f"{name}.yaml") for name in ("digits", "digits_five_seeds"))
-    assert three.folder == five.folder
-    budgets = [(c.definition.steps, c.definition.seconds, c.definition.features) for c in (three, five)]
-    assert budgets[0] == budgets[1]
-    assert three.definition.evaluation == five.definition.evaluation
-    both = three.configs.keys() & five.configs.keys()
-    assert len(both) == 4
-    assert all(three.configs[name] == five.configs[name] for name in both)
-    assert {name: three.samplers.get(name) for name in both} == {name: five.samplers.get(name) for name in both}
+def test_steps_follow_from_the_speed(content, tmp_path, monkeypatch):
+    """Of equal seconds: once measured, and without the first window, in which the machine warms up."""
+    variants = [{"name": "quick"}, {"name": "slow", "set": {"training": {"lr": 0.1}}}, {"name": "broken"}]
+    budget = {"steps": None, "seconds": 30, "reference": "quick"}
+    comparison, timed = load(content | budget | {"variants": variants}, tmp_path), []
+
+    class Schedule:
+        def __init__(self, runs, slots, processes):
+            self.runs = runs
+
+        def work(self):
+            for run in self.runs:
+                timed.append(run.name)
+                run.folder.mkdir(parents=True, exist_ok=True)
+                (run.folder / "config.yaml").write_text("name: x\n")
+                each = {"quick": 0.1, "slow": 0.5, "broken": 1.0}[run.variant]
+                lines = [{"step": 10 * (k + 1), "train/step_seconds": each * (9 if k == 0 else 1)} for k in range(6)]
+                (run.folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+                assert (run.steps, run.settings) == (60, None)
+            return {"broken-speed": "no memory"} if any(run.variant == "broken" for run in self.runs) else {}
+
+    monkeypatch.setattr(compare, "Schedule", Schedule)
+    steps, failures = compare.steps_of_variants(comparison, 2, 1)
+    assert steps == {"quick": 300, "slow": 60}
+    assert failures == {"broken-seed0": "no memory", "broken-seed1": "no memory"}
+    assert timed == ["quick-speed", "slow-speed", "broken-speed"]
+    # The next time, only the one that failed is measured.
+    assert compare.steps_of_variants(comparison, 2, 1)[0] == steps
+    assert timed[3:] == ["broken-speed"]

@@ -23,7 +23,7 @@ from fdtrain.diffusion.predictors import INPUTS, PREDICTORS, TIMES, eps_hat, mak
 from fdtrain.diffusion.process import alpha, per_image, perturb, velocity
 from fdtrain.diffusion.solvers import GRID, SOLVERS, sample, time_grid
 from fdtrain.diffusion.weighting import WEIGHTINGS
-from fdtrain.evaluation.nll import time_density_of
+from fdtrain.evaluation.likelihood import time_density_of
 
 T = torch.tensor([1e-3, 0.05, 0.3, 0.7, 0.99], dtype=torch.float64)
 SCALE, SD = 0.03, 0.5

@@ -1,31 +1,21 @@
 """What is wrong with a command's options is said before any work."""
 
 import argparse
+import math
 
 import pytest
 import torch
-from models import DIGITS
-from safetensors.torch import save_file
+from models import DIGITS, evaluate, saved
 
 from fdtrain.errors import UserError
-from fdtrain.evaluation.commands import curve, nll, report
-from fdtrain.evaluation.nll import Likelihood
+from fdtrain.evaluation import curve, nll, report
+from fdtrain.evaluation.likelihood import Likelihood
 from fdtrain.networks.model import Model
 
 
 @pytest.fixture
 def export(tmp_path):
-    DIGITS.save(tmp_path / "config.json")
-    save_file(Model(DIGITS).state_dict(), tmp_path / "model.safetensors")
-    return tmp_path
-
-
-def run(command, model, data, *options):
-    parser = argparse.ArgumentParser()
-    command.add_arguments(parser)
-    arguments = parser.parse_args([str(model), "--data", str(data), *map(str, options)])
-    arguments.device = torch.device("cpu")
-    command.run(arguments)
+    return saved(Model(DIGITS), tmp_path)
 
 
 def test_what_was_done_before_a_failure_is_kept(export, digits, tmp_path, monkeypatch, caplog):
@@ -38,22 +28,22 @@ def test_what_was_done_before_a_failure_is_kept(export, digits, tmp_path, monkey
     with monkeypatch.context() as patch:
         patch.setattr(Likelihood, "ode", fail)
         with pytest.raises(UserError, match="broken"):
-            run(nll, export, digits, *options)
+            evaluate(nll, export, "--data", digits, *options)
     assert not (tmp_path / "out" / "r.json").exists()
     with monkeypatch.context() as patch:
         patch.setattr(Likelihood, "elbo", fail)
         with caplog.at_level("INFO"):
-            run(nll, export, digits, *options)
+            evaluate(nll, export, "--data", digits, *options)
         assert "ELBO: 4 of 4 images were already computed" in caplog.messages
         assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["r.json", "r.safetensors"]
         with pytest.raises(UserError, match="broken"):
-            run(nll, export, digits, *options, "--seed", 1)
+            evaluate(nll, export, "--data", digits, *options, "--seed", 1)
 
 
 @pytest.mark.parametrize(
     ("command", "options", "part"),
     [
-        (nll, ["--importance", "0"], "--importance must be positive"),
+        (nll, ["--importance", "0"], "--importance must be at least 1"),
         (nll, ["--tolerance", "nan"], "--tolerance must be positive"),
         (nll, ["--ode", "--tolerance", "1e-9"], "--tolerance must be at least 3.1e-05 in this precision"),
         (nll, ["--seed", "-1"], "--seed must be from 0 to 9223372036854775807"),
@@ -68,10 +58,19 @@ def test_what_was_done_before_a_failure_is_kept(export, digits, tmp_path, monkey
 )
 def test_options(export, digits, command, options, part):
     with pytest.raises(UserError, match=part):
-        run(command, export, digits, *options)
+        evaluate(command, export, "--data", digits, *options)
     assert sorted(p.name for p in export.iterdir()) == ["config.json", "model.safetensors"]
 
 
 def test_a_report_of_what_is_not_a_run(tmp_path):
     with pytest.raises(UserError, match=r"is not a run: it has no config.yaml"):
         report.run(argparse.Namespace(runs=[tmp_path], compare=False, data=None, out=None))
+
+
+def test_strata_take_the_variance_between_their_means():
+    generator = torch.Generator().manual_seed(0)
+    values = 2 * torch.randn(5000, 4, dtype=torch.float64, generator=generator) + torch.tensor([0.0, 3.0, 6.0, 9.0])
+    found = curve.by_stratum(values, torch.linspace(0, 1, 5))
+    assert found["variance_within"] == pytest.approx(4, rel=0.05)
+    assert found["variance_iid"] == pytest.approx(4 + 11.25, rel=0.05)
+    assert found["error"] == pytest.approx([2 / math.sqrt(5000)] * 4, rel=0.1)

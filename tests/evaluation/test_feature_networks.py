@@ -182,17 +182,6 @@ def test_learning_again_gives_the_same_features(digits, monkeypatch):
     assert all(torch.equal(first[key], again[key]) for key in first)
 
 
-def test_a_large_set_has_fewer_epochs(digits, monkeypatch):
-    split = Split(digits, "test")
-    assert label_features.schedule(split) == (300, 20)
-    monkeypatch.setattr(label_features, "PRESENTATIONS", 700)
-    shown = []
-    assert label_features.train(split, shown.append)[1].epochs == 2
-    assert sum(shown) == 600
-    monkeypatch.setattr(label_features, "PRESENTATIONS", 100)
-    assert label_features.schedule(split) == (300, 1)
-
-
 def test_broken_features(learnt, tmp_path):
     for name in (label_features.DESCRIPTION, label_features.WEIGHTS):
         (tmp_path / name).write_bytes((learnt / name).read_bytes())

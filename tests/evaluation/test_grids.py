@@ -1,14 +1,11 @@
-import json
 from itertools import pairwise
 
 import pytest
-from models import DIGITS
 
 from fdtrain.diffusion.solvers import GRID, time_grid
 from fdtrain.errors import UserError
-from fdtrain.evaluation.commands import grid
-from fdtrain.evaluation.grids import FILE, load_optimised, read_grid, save_optimised
-from fdtrain.evaluation.samples import Sampler
+from fdtrain.evaluation import grid
+from fdtrain.evaluation.samples import GRIDS, load_optimised, read_grid, save_optimised
 
 
 def test_grids_by_name_as_a_list_and_from_a_file(tmp_path):
@@ -38,19 +35,6 @@ def test_wrong_grids(text, part):
         read_grid(text)
 
 
-def test_a_file_that_holds_no_text(tmp_path):
-    (tmp_path / "a.bin").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match="cannot read"):
-        read_grid(str(tmp_path / "a.bin"))
-
-
-def test_the_grid_is_of_the_model():
-    assert Sampler("sde", steps=7).times(DIGITS) == time_grid(GRID, 7, 17, 64)
-    assert Sampler("sde", steps=7).describe()["grid"] == GRID
-    assert Sampler("ode", (1.0, 0.5, 0.0), 2).times(DIGITS) == [1.0, 0.5, 0.0]
-    assert json.dumps(Sampler("ode", (1.0, 0.5, 0.0), 2).describe())
-
-
 def test_optimised_grids_are_of_weights_solver_and_steps(tmp_path):
     save_optimised(tmp_path, "abc", "ode", 2, (1.0, 0.4, 0.0))
     save_optimised(tmp_path, "abc", "ode", 3, (1.0, 0.4, 0.1, 0.0))
@@ -64,7 +48,7 @@ def test_optimised_grids_are_of_weights_solver_and_steps(tmp_path):
     "content", ["{", "[]", '{"abc": {"ode, 2 steps": [1, 2, 0]}}', '{"abc": 3}', '{"abc": {"x": "y"}}']
 )
 def test_a_damaged_file_of_grids(tmp_path, content):
-    (tmp_path / FILE).write_text(content)
+    (tmp_path / GRIDS).write_text(content)
     with pytest.raises(UserError, match="is damaged"):
         load_optimised(tmp_path, "abc", "ode", 2)
 

@@ -11,8 +11,7 @@ from fdtrain.diffusion.clocks import UNIFORM, Asinh
 from fdtrain.diffusion.objective import bits_per_dim, dequantise, normal_nll
 from fdtrain.diffusion.process import alpha, per_image
 from fdtrain.errors import UserError
-from fdtrain.evaluation import nll
-from fdtrain.evaluation.nll import Likelihood
+from fdtrain.evaluation.likelihood import Likelihood, _draws, check_same_images, ode_bits
 from fdtrain.networks.model import Model
 
 
@@ -51,7 +50,7 @@ def exact_bits(split, images, uniform):
 def test_bound_of_an_exact_model_is_its_likelihood(gaussian_model, split, density):
     values = Likelihood(gaussian_model, split, dtype=torch.float64, density=density).elbo(range(100), 40)
     assert values.shape == (100, 40)
-    uniform = torch.stack([torch.from_numpy(nll._draws(DIGITS, 40, 0, i)[1]) for i in range(100)]).double()
+    uniform = torch.stack([torch.from_numpy(_draws(DIGITS, 40, 0, i)[1]) for i in range(100)]).double()
     expected = torch.stack([exact_bits(split, range(100), uniform[:, k]) for k in range(40)], 1)
     difference = values.mean(1) - expected.mean(1)
     error = difference.std().item() / 10
@@ -63,7 +62,7 @@ def test_ode_of_an_exact_model_is_its_likelihood(gaussian_model, split):
     likelihood = Likelihood(gaussian_model, split, dtype=torch.float64)
     nats, nfe = likelihood.ode(range(20), tolerance=1e-5)
     uniform = likelihood._uniform(range(20), 0)
-    values = nll.ode_bits(nats, DIGITS)[:, 0]
+    values = ode_bits(nats, DIGITS)[:, 0]
     torch.testing.assert_close(values, exact_bits(split, range(20), uniform), rtol=0, atol=1e-3)
     assert ((nfe > 10) & (nfe < 1000)).all()
 
@@ -94,7 +93,7 @@ def test_importance_weighted_ode_of_an_exact_model(gaussian_model, split, exact)
     assert nats.shape == (10, 8, 1 if exact else 2)
     one, _ = likelihood.ode(images, 1e-4, 1, exact)
     torch.testing.assert_close(nats[:, 0, 0], one[:, 0, 0], rtol=0, atol=0.05)
-    gap = nll.ode_bits(nats, DIGITS)[:, 0] - discrete_bits(split, images)
+    gap = ode_bits(nats, DIGITS)[:, 0] - discrete_bits(split, images)
     # This field is linear and isotropic: one Rademacher probe has its divergence exactly.
     assert gap.mean() > -3 * gap.std() / math.sqrt(10)
     assert gap.mean() < bits_per_dim(nats, 64, 17).mean() - discrete_bits(split, images).mean()
@@ -103,7 +102,7 @@ def test_importance_weighted_ode_of_an_exact_model(gaussian_model, split, exact)
 def test_the_integral_by_time_adds_up_to_the_bound(gaussian_model, split):
     likelihood = Likelihood(gaussian_model, split, dtype=torch.float64)
     strata, whole = likelihood.correction_by_stratum(range(10), 16), likelihood.elbo(range(10), 16)
-    uniform = torch.stack([torch.from_numpy(nll._draws(DIGITS, 16, 0, i)[1]) for i in range(10)]).double()
+    uniform = torch.stack([torch.from_numpy(_draws(DIGITS, 16, 0, i)[1]) for i in range(10)]).double()
     normal = normal_nll(dequantise(split.batch(range(10))[0][:, None], uniform, 17).flatten(0, 1)).view(10, 16)
     expected = whole.mean(1) - bits_per_dim(normal.mean(1), 64, 17)
     torch.testing.assert_close(strata.mean(1), expected)
@@ -126,11 +125,5 @@ def test_values_do_not_depend_on_batch_or_share(gaussian_model, split):
 
 def test_another_data_set_is_refused(split):
     with pytest.raises(UserError, match="256 levels"):
-        nll.check_same_images(dataclasses.replace(DIGITS, levels=256), split)
-    nll.check_same_images(DIGITS, split)
-
-
-def test_every_image_is_evaluated_once(split):
-    labels = torch.cat([split.batch(range(i, min(i + 7, 300)))[1] for i in range(0, 300, 7)])
-    assert len(labels) == len(split) == 300
-    assert torch.bincount(labels).min() > 15
+        check_same_images(dataclasses.replace(DIGITS, levels=256), split)
+    check_same_images(DIGITS, split)

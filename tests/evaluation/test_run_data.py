@@ -6,7 +6,7 @@ from packed import pack
 
 from fdtrain.data.dataset import write_description
 from fdtrain.errors import UserError
-from fdtrain.evaluation.run_data import open_split
+from fdtrain.evaluation.run_folder import open_split
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from torch import nn
 
 from fdtrain.diffusion.solvers import GRID, time_grid
 from fdtrain.evaluation import pictures, samples
+from fdtrain.evaluation.samples import Sampler
 from fdtrain.networks.model import Model
 
 
@@ -26,7 +27,7 @@ def test_samples_of_a_point_are_the_point():
     model.network = PointNetwork(((levels + 0.5) * 2 / 17 - 1).double())
     times = time_grid(GRID, 400, 1000)
     for solver in ("sde1", "sde2", "ode1", "ode2"):
-        paths = samples.denoising_paths(model.double(), range(3), None, times, solver)
+        paths = Sampler(solver, tuple(times), 400).paths(model.double(), range(3))
         assert paths.shape == (3, samples.PATH_IMAGES, 1, 8, 8)
         assert torch.equal(paths[0, -1].long(), levels)
 
@@ -35,12 +36,10 @@ def test_an_image_depends_on_its_number_alone():
     torch.manual_seed(0)
     model = Model(DIGITS)
     torch.nn.init.normal_(model.network.output[-1].weight, std=0.1)
-    times = time_grid(GRID, 5)
-    together = samples.denoising_paths(model, range(6), None, times, batch=6)[:, -1].int()
-    alone = samples.denoising_paths(model, [4], None, times)[:, -1].int()
+    together, alone = (Sampler("ode", steps=5).draw(model, images, 0).int() for images in (range(6), [4]))
     assert (together[4] - alone[0]).abs().max() <= 1
     assert (together[4] - together[3]).abs().max() > 1
-    solved = [samples.solve(model, images, None, times, "heun_edm", seed=1) for images in (range(4), [2])]
+    solved = [Sampler("heun_edm", steps=5).solve(model, images, seed=1) for images in (range(4), [2])]
     torch.testing.assert_close(solved[1][0], solved[0][2])
 
 

@@ -1,6 +1,5 @@
 """Averages of any length from the snapshots on the disk, and the messages where there are none."""
 
-import argparse
 import json
 import shutil
 from dataclasses import replace
@@ -8,15 +7,14 @@ from dataclasses import replace
 import pytest
 import torch
 from checkpoints import write_checkpoint
-from models import DIGITS, flat_features, saved
+from models import DIGITS, evaluate, flat_features, saved
 from power_averages import direct_average, error_bound, walk
 
 import fdtrain
 from fdtrain.checkpoint import retention, store
 from fdtrain.checkpoint.fragments import Fragment, power_average
 from fdtrain.errors import UserError
-from fdtrain.evaluation import report, result, run_folder
-from fdtrain.evaluation.commands import ema, fid, nll
+from fdtrain.evaluation import ema, fid, nll, result, run_folder, run_page
 from fdtrain.evaluation.load import load_model
 from fdtrain.evaluation.result import EmaResult
 from fdtrain.export.write import export
@@ -150,14 +148,6 @@ def test_an_export_of_a_length_says_so(run, tmp_path):
     assert "weights of step 32 (average of relative length 0.15)" in (tmp_path / "e" / "README.md").read_text()
 
 
-def evaluate(command, *words):
-    parser = argparse.ArgumentParser()
-    command.add_arguments(parser)
-    arguments = parser.parse_args([str(word) for word in words])
-    arguments.device = torch.device("cpu")
-    return command.run(arguments)
-
-
 def test_the_sweep_and_the_report(copied, digits, capsys):
     options = ["--data", digits, "--images", 8, "--draws", 2, "--samples", 8, "--steps", 2, "--batch", 8]
     features = flat_features(copied)
@@ -184,7 +174,7 @@ def test_the_sweep_and_the_report(copied, digits, capsys):
     values = [result.read(copied / "evaluation" / f"nll_test_first8{end}.json") for end in ("", "_ema0.07")]
     assert [value.ema_length for value in values] == [None, 0.07]
     assert [value.elbo.bits_per_dim for value in values] == [own.bits_per_dim, first.bits_per_dim]
-    page = report.of_run(run_folder.read(copied))
+    page = run_page.of_run(run_folder.read(copied))
     # In caption and alternative text, of both plots.
     assert page.count("against the relative length of the average of the weights") == 4
     assert "step 32, average of length 0.07" in page

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from fdtrain import distributed, lock
 from fdtrain.checkpoint import writer
-from fdtrain.evaluation.nll import Likelihood
+from fdtrain.evaluation.likelihood import Likelihood
 from fdtrain.main import main
 from fdtrain.training import hardware
 from fdtrain.training.trainer import Trainer

@@ -14,11 +14,11 @@ from fdtrain.data.split import Split
 from fdtrain.diffusion.clocks import SoftTruncation, time_density
 from fdtrain.diffusion.objective import Bound
 from fdtrain.diffusion.process import alpha
-from fdtrain.diffusion.solvers import GRID, time_grid
 from fdtrain.diffusion.weighting import WEIGHTINGS
 from fdtrain.errors import UserError
-from fdtrain.evaluation import nll, samples
+from fdtrain.evaluation.likelihood import Likelihood, also_closed
 from fdtrain.evaluation.load import SPEC_FILE, WEIGHTS_FILE, load_model
+from fdtrain.evaluation.samples import Sampler
 from fdtrain.networks.model import Model
 from fdtrain.training.batch_noise import BatchNoise
 from fdtrain.training.plan import model_spec
@@ -181,11 +181,10 @@ def test_a_preset_trains_is_evaluated_samples_and_loads_again(preset, digits, tm
     spec.save(tmp_path / SPEC_FILE)
     loaded = load_model(tmp_path)
     assert loaded.spec == spec
-    bits = [nll.Likelihood(m.eval(), split).elbo(range(4), 4) for m in (model, loaded)]
+    bits = [Likelihood(m.eval(), split).elbo(range(4), 4) for m in (model, loaded)]
     assert torch.isfinite(bits[0]).all()
     assert torch.equal(*bits)
-    grid = time_grid(GRID, 5, interval=spec.bound.interval)
-    assert samples.denoising_paths(loaded, range(2), None, grid, "ode")[:, -1].shape == (2, 1, 8, 8)
+    assert Sampler("ode", steps=5).draw(loaded, range(2), 0).shape == (2, 1, 8, 8)
 
 
 def test_soft_truncation_draws_an_interval_for_each_batch_alike_on_all_ranks():
@@ -215,11 +214,11 @@ def test_the_closed_bound_beside_the_truncated_one(settings, closed, digits):
     """Where the field is finite on all of [0, 1]: untrained, both are the standard normal's, up to the truncation."""
     split = Split(str(digits), "test")
     model = Model(model_spec(load_config(DEMO, [*SMALL, *settings]), split.description)).eval()
-    assert nll.also_closed(model) == closed
+    assert also_closed(model) == closed
     if closed:
         spec, values = model.spec, []
         for bound in (spec.bound, Bound(spec.levels)):
-            values.append(nll.Likelihood(model, split, bound=bound).elbo(range(16), 512).mean().item())
+            values.append(Likelihood(model, split, bound=bound).elbo(range(16), 512).mean().item())
         assert values[0] == pytest.approx(values[1], abs=0.05)
 
 

@@ -13,8 +13,8 @@ from fdtrain import distributed
 from fdtrain.capacity.layout import run_layout
 from fdtrain.config import TrainingConfig
 from fdtrain.data.split import Split
-from fdtrain.evaluation import samples
-from fdtrain.evaluation.nll import Likelihood
+from fdtrain.evaluation.likelihood import Likelihood
+from fdtrain.evaluation.samples import Sampler
 from fdtrain.networks.model import Model
 from fdtrain.training.compilation import as_compiled, compile_networks, worthwhile
 from fdtrain.training.hardware import exact_float32
@@ -85,7 +85,7 @@ def test_evaluation_and_sampling_run_what_was_compiled_for_them(monkeypatch, dig
     with as_compiled(shown), exact_float32():
         Likelihood(shown, split, batch=2).elbo(range(5), draws=1)
         assert len(calls) == 2
-        samples.denoising_paths(shown, range(3), None, [1.0, 0.5, 0.0], "ode1", batch=2)
+        Sampler("ode1", (1.0, 0.5, 0.0), 2).paths(shown, range(3), batch=2)
         assert len(calls) == 4
     torch.compiler.reset()
 

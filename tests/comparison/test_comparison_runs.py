@@ -1,7 +1,10 @@
-"""How far a run of a comparison is: a sound checkpoint of its last step counts, and results of just that one."""
+"""Runs of a comparison: how far each is, and many side by side, with commands that take no time."""
 
 import json
 import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +14,7 @@ from safetensors.torch import save_file
 
 from fdtrain.checkpoint import store
 from fdtrain.comparison import evaluate, runs
-from fdtrain.comparison.runs import PlannedRun
+from fdtrain.comparison.runs import PlannedRun, Schedule, reason
 from fdtrain.config import dump_config, load_config
 from fdtrain.errors import UserError
 
@@ -25,7 +28,7 @@ def run(launch):
     for step in (7, 9):
         checkpoint_of(config.folder, filled(DIGITS, step), 1, step=step)
     (config.folder / "config.yaml").write_text(dump_config(config))
-    return PlannedRun("v", 0, config, launch.folder / "v.yaml", SETTINGS)
+    return PlannedRun("v", 0, config, SETTINGS)
 
 
 def damage(run, step):
@@ -59,15 +62,6 @@ def test_a_damaged_last_checkpoint_is_trained_again(run):
     assert (run.folder / "checkpoints" / "step_00000007").is_dir()
 
 
-def test_a_run_without_a_usable_checkpoint_begins_again(run, caplog):
-    for step in (7, 9):
-        damage(run, step)
-    run.commands(1)
-    assert not (run.folder / "checkpoints").exists()
-    assert len(list((run.folder / runs.UNUSABLE).glob("step_*"))) == 2
-    assert "small is trained again: step_00000009: part_00000.safetensors is cut short or changed" in caplog.text
-
-
 def test_results_of_an_earlier_step_are_none(run):
     write_results(run, 9)
     assert run.finished()
@@ -84,3 +78,47 @@ def test_an_evaluation_of_an_earlier_step_fails(run, monkeypatch):
     monkeypatch.setattr(evaluate, "training_noise", lambda *rest: None)
     with pytest.raises(UserError, match=r"nll_test.json is of step 7, not 9: no later checkpoint is sound"):
         evaluate.evaluate(run.folder, SETTINGS, torch.device("cpu"))
+
+
+@dataclass
+class Stub:
+    """A run whose commands are given."""
+
+    name: str
+    folder: Path
+    scripts: list[str]
+
+    def finished(self) -> bool:
+        return (self.folder / "done").exists()
+
+    def commands(self, processes: int) -> list[list[str]]:
+        return [[sys.executable, "-c", script] for script in self.scripts]
+
+
+def stub(folder, name, *scripts):
+    done = f"import pathlib; pathlib.Path({str(folder / name / 'done')!r}).touch()"
+    return Stub(name, folder / name, [*scripts, done])
+
+
+def test_a_run_that_fails_is_told_and_stops_nobody(tmp_path, caplog):
+    fails = "import sys; print('fdtrain: error: the disk is full.', file=sys.stderr); sys.exit(2)"
+    runs = [stub(tmp_path, "a"), stub(tmp_path, "b", fails), stub(tmp_path, "c", "1 / 0"), stub(tmp_path, "d")]
+    with caplog.at_level("INFO"):
+        failures = Schedule(runs, slots=2, processes=1).work()
+    assert failures == {"b": "the disk is full.", "c": "exit code 1: ZeroDivisionError: division by zero"}
+    assert [run.finished() for run in runs] == [True, False, False, True]
+    assert "b failed: the disk is full." in caplog.messages
+    assert caplog.messages[-1] == "4 of 4 runs, 2 failed"
+
+
+def test_a_run_that_is_finished_is_not_started(tmp_path):
+    run = stub(tmp_path, "a", "raise SystemExit(3)")
+    run.folder.mkdir()
+    (run.folder / "done").touch()
+    assert Schedule([run], slots=1, processes=1).work() == {}
+
+
+def test_the_reason_of_what_says_nothing(tmp_path):
+    log = tmp_path / "log"
+    log.write_text("")
+    assert reason(log, -9) == "exit code -9: no output"

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from fdtrain.diffusion.solvers import GRID, SOLVERS, parse_grid
 from fdtrain.errors import UserError, check_at_least
-from fdtrain.evaluation import feature_networks, figures, nll
+from fdtrain.evaluation import feature_networks, figures
 from fdtrain.evaluation.job import Job, Shown
 from fdtrain.evaluation.job import add_arguments as add_job_arguments
+from fdtrain.evaluation.likelihood import density_name
 from fdtrain.evaluation.samples import Sampler, check_solver
 from fdtrain.randomness import check_seed
 
@@ -61,9 +62,9 @@ def _check(arguments: argparse.Namespace) -> None:
 
 def bound_by_time(job: Job) -> dict[str, Any]:
     """The bound's integral, its error and its variance, by strata of time."""
-    strata, density = job.arguments.strata, nll.density_name(job.spec.bound.interval)
+    strata, density = job.arguments.strata, density_name(job.spec.bound.interval)
     compute = partial(job.likelihood.correction_by_stratum, strata=strata)
-    values = job.over_images("bound by time", compute, job.count, strata, job.batch // strata, strata=strata)
+    values = job.stored.over_images("bound by time", compute, job.count, strata, job.batch // strata, strata=strata)
     edges = job.likelihood.density.quantile(torch.linspace(0, 1, strata + 1, dtype=torch.float64))
     return {"images": job.count, "density": density, **by_stratum(values, edges)}
 

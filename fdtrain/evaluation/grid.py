@@ -12,9 +12,8 @@ import torch
 from fdtrain import distributed
 from fdtrain.diffusion.solvers import GRID, SOLVERS, time_grid
 from fdtrain.errors import UserError, check_at_least
-from fdtrain.evaluation import grids
 from fdtrain.evaluation.load import open_model
-from fdtrain.evaluation.samples import Sampler, check_solver
+from fdtrain.evaluation.samples import Sampler, check_solver, save_optimised
 from fdtrain.randomness import check_seed
 
 FIRST_MOVE = 0.5
@@ -72,7 +71,7 @@ def run(arguments: argparse.Namespace) -> None:
     before = distance(starts[0])
     times, value = search(distance, starts, arguments.rounds)
     if distributed.rank() == 0:
-        path = grids.save_optimised(origin.home, origin.sha256, arguments.solver, steps, times)
+        path = save_optimised(origin.home, origin.sha256, arguments.solver, steps, times)
         print(f"{path}: {arguments.solver}, {arguments.nfe} evaluations: {', '.join(f'{t:.4g}' for t in times)}")
         print(f"RMS distance to the fine solution {value:.4f}; on {GRID} {before:.4f}")
 

@@ -11,23 +11,22 @@ their name.
 import argparse
 import json
 import statistics
-import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 from fdtrain import distributed
 from fdtrain.data.split import Split
 from fdtrain.errors import UserError, check_at_least, excerpt
-from fdtrain.evaluation import frechet, image_sets, measure, nll, process, result
+from fdtrain.evaluation import frechet, image_sets, measure, process, result
 from fdtrain.evaluation.feature_networks import FeatureNetwork, open_features
 from fdtrain.evaluation.image_sets import PixelSet
+from fdtrain.evaluation.likelihood import check_same_images
 from fdtrain.evaluation.load import ModelOrigin, add_length, open_model
 from fdtrain.evaluation.measure import FIRST_FEATURES, Measured
 from fdtrain.evaluation.result import FrechetResult
-from fdtrain.evaluation.run_data import open_split
+from fdtrain.evaluation.run_folder import open_split
 from fdtrain.evaluation.samples import Sampler, add_sampling_arguments
 from fdtrain.randomness import check_seed
 
@@ -50,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--reference",
         type=Path,
         metavar="FILE",
-        help="store the split's statistics there, or use those that are stored; FILE.npz: also those of other programs",
+        help="store the split's statistics in this .npz, or use those that are there, also those of other programs",
     )
     parser.add_argument("--images", type=int, help=f"of a set (default: {IMAGES}; of --samples, all)")
     parser.add_argument("--sets", type=int, default=3, help="of samples to draw (default: 3)")
@@ -68,6 +67,10 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError("give a model to sample from, or samples with --samples.")
     if arguments.samples and arguments.ema_length is not None:
         raise UserError("--ema-length chooses the average of a model; --samples are drawn already.")
+    if arguments.reference and arguments.reference.suffix != ".npz":
+        raise UserError(
+            f"--reference {arguments.reference}: name a .npz file; what an older one holds is computed again."
+        )
     # Rank 0 decides for all: it may be about to write the file.
     foreign = distributed.found_by_first(lambda: measure.is_of_others(arguments.reference))
     for name in ("data", "split", "flip"):
@@ -76,7 +79,14 @@ def run(arguments: argparse.Namespace) -> None:
     split = None if foreign else open_split(arguments.model, arguments.data, arguments.split, "train")
     network = open_features(arguments.features, arguments.device)
     sets, definition, origin = _model_sets(arguments, split) if arguments.model else _stored_sets(arguments, split)
-    count = _images(sets, arguments.images)
+    counts = {s.count for s in sets}
+    if len(counts) > 1 and arguments.images is None:
+        raise UserError(f"the sets hold {', '.join(str(s.count) for s in sets)} images. Say how many with --images.")
+    count = arguments.images or min(counts)
+    if small := next((s for s in sets if s.count < count), None):
+        raise UserError(
+            f"{small.name} holds {small.count} images, {count} are asked for. Finish it, or lower --images."
+        )
     target, about = _reference(arguments, split, network)
     definition = {
         "kind": "frechet",
@@ -102,9 +112,9 @@ def run(arguments: argparse.Namespace) -> None:
         return found
 
     for s in sets[len(done) :]:
-        with _bar(count, f"set {len(done) + 1} of {len(sets)}") as bar:
-            shared = network, s, count, arguments.batch, arguments.device
-            measured = measure.measure(*shared, scored=True, progress=bar.update)
+        title = f"set {len(done) + 1} of {len(sets)}"
+        first = replace(s, count=count)
+        measured = measure.measure(network, first, arguments.batch, arguments.device, True, title)
         # The other ranks continue with the next set.
         done.append(_compare(measured, target) if distributed.rank() == 0 else {})
         if distributed.rank() == 0 and len(done) < len(sets):
@@ -113,26 +123,14 @@ def run(arguments: argparse.Namespace) -> None:
         _print(record())
 
 
-def _images(sets: list[PixelSet], asked: int | None) -> int:
-    """Of each set."""
-    counts = {s.count for s in sets}
-    if len(counts) > 1 and asked is None:
-        raise UserError(f"the sets hold {', '.join(str(s.count) for s in sets)} images. Say how many with --images.")
-    count = asked or min(counts)
-    for s in sets:
-        if s.count < count:
-            raise UserError(f"{s.name} holds {s.count} images, {count} are asked for. Finish it, or lower --images.")
-    return count
-
-
 def _model_sets(
     arguments: argparse.Namespace, split: Split | None
 ) -> tuple[list[PixelSet], dict[str, Any], ModelOrigin]:
     """Sets to be drawn, all that defines them, and the model."""
     model, origin = open_model(arguments.model, arguments.ema_length, shared=True)
     if split is not None:
-        nll.check_same_images(model.spec, split)
-    sampler = Sampler.of(arguments, model.spec, origin.home, origin.sha256)
+        check_same_images(model.spec, split)
+    sampler = Sampler.of(arguments, model.spec, origin)
     model = model.to(arguments.device)
     count = arguments.images or IMAGES
     seeds = list(range(arguments.seed, arguments.seed + arguments.sets))
@@ -177,8 +175,7 @@ def _reference(
         return measure.load(path, about, device), about
     images = image_sets.of_split(split)
     images = image_sets.mirrored(images) if arguments.flip else images
-    with _bar(images.count, "reference") as bar:
-        made = measure.measure(network, images, images.count, arguments.batch, device, progress=bar.update)
+    made = measure.measure(network, images, arguments.batch, device, title="reference")
     if path and distributed.rank() == 0:
         measure.save(made, about, path)
     return made, about
@@ -199,13 +196,12 @@ def _finished(path: Path, definition: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _compare(measured: Measured, target: Measured) -> dict[str, Any]:
     """All distances of one set."""
-    enough = min(len(measured.first_features), len(target.first_features)) > frechet.NEIGHBOUR
-    precision, recall = (
-        frechet.precision_recall(target.first_features, measured.first_features) if enough else (None, None)
-    )
+    found, data = measured.first_features, target.first_features
+    enough = min(len(found), len(data)) > frechet.NEIGHBOUR
+    precision, recall = frechet.precision_recall(data, found) if enough else (None, None)
     return {
         "value": frechet.frechet_distance(measured.moments, target.moments),
-        "kid": frechet.kernel_distance(measured.first_features, target.first_features) if enough else None,
+        "kid": frechet.kernel_distance(found, data) if enough else None,
         "precision": precision,
         "recall": recall,
         "inception_score": frechet.inception_score(measured.scores)[0] if measured.scores else None,
@@ -215,12 +211,9 @@ def _compare(measured: Measured, target: Measured) -> dict[str, Any]:
 def _summary(done: list[dict[str, Any]]) -> dict[str, Any]:
     """Means over the sets; the distance of each, and their standard deviation."""
     values = [one["value"] for one in done]
-    means = {
-        name: None if done[0][name] is None else statistics.mean(one[name] for one in done)
-        for name in ("kid", "precision", "recall", "inception_score")
-    }
-    spread = statistics.stdev(values) if len(values) > 1 else None
-    return {"value": statistics.mean(values), "values": values, "spread": spread, **means, "sets": done}
+    columns = {name: [one[name] for one in done] for name in done[0]}
+    means = {name: None if None in column else statistics.mean(column) for name, column in columns.items()}
+    return {**means, "values": values, "spread": statistics.stdev(values) if len(values) > 1 else None, "sets": done}
 
 
 def _print(numbers: FrechetResult) -> None:
@@ -244,9 +237,3 @@ def _print(numbers: FrechetResult) -> None:
         print(f"{options}, seeds {', '.join(map(str, numbers.seeds))}")
     if numbers.images <= features.dims:
         print(f"note: fewer images than the {features.dims} features: the distance says more of that than of the model")
-
-
-def _bar(count: int, name: str) -> tqdm:
-    """Of this rank's images; rank 0 shows its own."""
-    own = sum(map(len, measure.own_chunks(range(count), 1)))
-    return tqdm(total=own, unit="image", desc=name, disable=distributed.rank() != 0 or not sys.stderr.isatty())

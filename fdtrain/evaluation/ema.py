@@ -18,8 +18,8 @@ from fdtrain.errors import check_at_least, excerpt
 from fdtrain.evaluation import feature_networks, figures
 from fdtrain.evaluation.job import Job, Shown, known
 from fdtrain.evaluation.job import add_arguments as add_job_arguments
-from fdtrain.evaluation.load import find_model, open_averages, weights_digest
-from fdtrain.evaluation.nll import Likelihood
+from fdtrain.evaluation.likelihood import Likelihood
+from fdtrain.evaluation.load import TrackedAverages, find_model, weights_digest
 from fdtrain.evaluation.result import EmaResult
 from fdtrain.evaluation.samples import Sampler, add_sampling_arguments
 from fdtrain.networks.model import Model
@@ -46,11 +46,11 @@ def run(arguments: argparse.Namespace) -> Shown | None:
     check_seed(arguments.seed, "--seed")
     check_at_least(arguments, 2, "samples")
     job = Job(arguments, "ema", pictures=True)
-    averages = open_averages(*find_model(job.origin.folder))
+    averages = TrackedAverages(find_model(job.origin.folder)[1], job.spec)
     lengths = sorted(set(arguments.lengths or averages.served(LENGTHS)))
     # Each can be had, before any is evaluated.
     errors = {None: 0.0} | {length: averages.fit(length).error for length in lengths}
-    sampler = Sampler.of(arguments, job.spec, job.origin.home, job.origin.sha256)
+    sampler = Sampler.of(arguments, job.spec, job.origin)
     job.settings |= {
         "images": job.count,
         "bound": job.spec.bound.describe(),
@@ -84,7 +84,7 @@ def _bits(job: Job, model: Model, weights: dict[str, Any]) -> Tensor:
     """Of every image and draw, ``(images, draws)``."""
     draws = job.arguments.draws
     compute = partial(Likelihood(model, job.split, job.seed, job.batch).elbo, draws=draws)
-    return job.over_images("ELBO", compute, job.count, draws, job.batch // draws, **weights)
+    return job.stored.over_images("ELBO", compute, job.count, draws, job.batch // draws, **weights)
 
 
 def _show(found: EmaResult) -> None:

@@ -1,0 +1,279 @@
+"""The page of one run: what was trained, on what, for how long, and what it is worth (docs/evaluation.md)."""
+
+import csv
+import shlex
+from pathlib import Path
+
+import torch
+
+from fdtrain.credentials import masked
+from fdtrain.data.dataset import DatasetDescription
+from fdtrain.errors import UserError
+from fdtrain.evaluation import figures, page, pictures
+from fdtrain.evaluation.compared import bits_of
+from fdtrain.evaluation.page import NONE, Card, Figures, File, Link, Missing, Section, Table
+from fdtrain.evaluation.result import (
+    BoundEstimate,
+    CurveResult,
+    EmaResult,
+    FrechetResult,
+    NllResult,
+    OdeEstimate,
+    Result,
+)
+from fdtrain.evaluation.run_folder import RunFolder, evaluated_images, held_out_images
+from fdtrain.evaluation.wording import counted, duration, short, with_error
+
+REAL_IMAGES = 64
+"""Beside a sheet that does not say how many it has."""
+EXTREMES = 8
+"""Images shown of the easiest, and of the hardest."""
+DISTANCES = ["what", "value \u00b1 spread of sets", "others", "samples", "definition"]
+"""Head of the table of :func:`distance`."""
+PUBLISHED = Path(__file__).with_name("published.csv")
+"""By the name that ``fdtrain pack`` gives a data set; bits/dim and FID as the source prints them."""
+COLOUR = (3, 32, 32), 256
+IMAGES = {"cifar10": COLOUR, "imagenet32-old": COLOUR, "imagenet32-new": COLOUR, "digits": ((1, 8, 8), 17)}
+"""Shape and levels of their images, for another data set may bear the same name: the two ImageNet-32, *old* (van den
+Oord's, withdrawn) and *new* (box-resized), differ. Figures of the digits are our own comparison's, by own bounds."""
+
+
+def known_figures(data: DatasetDescription) -> list[dict[str, str]]:
+    """One model's figures on this very data set each, as its source gives them."""
+    if IMAGES.get(data.name) != (data.shape, data.levels):
+        return []
+    with PUBLISHED.open(encoding="utf-8", newline="") as file:
+        return [row for row in csv.DictReader(file) if row["dataset"] == data.name]
+
+
+def of_run(run: RunFolder, data: str | None = None) -> str:
+    """The page of a run.
+
+    Args:
+        data: the present place of the run's data; None: where it has recorded them.
+
+    Raises:
+        UserError: a file of the run is damaged.
+    """
+    recorded = [[title, value or "not recorded in the run"] for title, value in facts(run).items()]
+    sections = [
+        samples({"": run}, data),
+        _bits(run),
+        _extremes(run, data),
+        _distances(run),
+        _known(run),
+        _curves(run),
+        _training(run),
+        Section("Run", [Table(["", ""], recorded)]),
+        Section("Configuration", [File("config.yaml", masked(run.config))]),
+    ]
+    return page.html(run.name, sections, cards=_cards(run))
+
+
+def _command(run: RunFolder, words: str) -> str:
+    return f"fdtrain {words.replace('RUN', shlex.quote(str(run.path)))}"
+
+
+def _cards(run: RunFolder) -> list[Card]:
+    """What a reader looks for first, as far as there is any."""
+    cards = []
+    by_images = sorted(run.of_kind(NllResult).values(), key=lambda result: -result.images)
+    if best := next(((result, *result.estimates()[0]) for result in by_images if result.estimates()), None):
+        result, title, value = best
+        error = with_error(value.bits_per_dim, value.error_images, 4)
+        cards.append(Card("bits/dim", error, f"{title}, {result.coverage}, standard error over images"))
+    for result in run.of_kind(FrechetResult).values():
+        sets = counted(max(1, len(result.values)), "set")
+        note = f"{sets} of {counted(result.images, 'sample')}, NFE {short(result.nfe)}"
+        cards.append(Card(short(result.name), with_error(result.value, result.spread, 3), note))
+    return cards
+
+
+def facts(run: RunFolder) -> dict[str, str | None]:
+    """What a run was, by title; None where it is not recorded."""
+    data, environment, spec = run.dataset, run.environment, run.spec
+    found: dict[str, str | None] = dict.fromkeys(("data set", "images", "network"))
+    if data:
+        counts = ", ".join(f"{split}: {counted(data.images(split), 'image')}" for split in data.splits)
+        kind = f"{data.size}x{data.size}, {counted(data.channels, 'channel')}, {counted(data.levels, 'level')}"
+        found |= {"data set": f"{short(data.name)} ({short(data.source)})", "images": f"{kind}; {counts}"}
+    if spec:
+        options = ", ".join(f"{key} {short(value)}" for key, value in spec.network_options.items())
+        found["network"] = f"{spec.network}: {options}"
+    speed = run.images_per_second
+    found |= {
+        "parameters": f"{run.parameters:,}" if run.parameters else None,
+        "GFLOP to train on one image": run.last("train/gflop_per_image", ".3g"),
+        "TFLOP/s of a device": run.last("train/tflops_per_device", ".3g"),
+        "steps": run.last("step", ",.0f"),
+        "images seen": run.last("train/images_seen", ",.0f"),
+        # Evaluation, samples and checkpoints come on top.
+        "time of training steps": duration(run.hours) if run.hours else None,
+        "images/s": f"{speed:,.0f}" if speed else None,
+        **dict.fromkeys(("processes and device", "versions", "commit")),
+    }
+    if environment:
+        packages = ("fdtrain", "torch", "deepspeed", "python")
+        found["processes and device"] = f"{short(environment.get('processes'))} x {short(environment.get('device'))}"
+        found["versions"] = ", ".join(f"{name} {short(environment.get(name))}" for name in packages)
+        found["commit"] = short(environment.get("commit"))
+    return found
+
+
+def samples(runs: dict[str, RunFolder], data: str | None) -> Section:
+    """The last sheet of each run, by name, beside real images of the first that has one; of one run alone its last
+    denoising path too."""
+    drawn = {name: sheet for name, run in runs.items() if (sheet := last_sheet(run))}
+    if not drawn:
+        command = _command(next(iter(runs.values())), "sample RUN --out RUN/samples/final.png")
+        return Section("Samples", [Missing("No sheet of samples.", command)])
+    first, parts = next(iter(drawn)), []
+    try:
+        count = pictures.images_in(drawn[first]) or REAL_IMAGES
+        levels, count_of_levels, split = held_out_images(runs[first], data, count)
+        real = [pictures.of_images(levels, count_of_levels, f"Real images of the split '{split}'.")]
+    except UserError as error:
+        real, parts = [], [Missing(f"No real images to stand beside them: {error}")]
+    sheets = [
+        pictures.of_file(sheet, f"{name and f'{name}: '}samples/{sheet.name}, from the averaged weights")
+        for name, sheet in drawn.items()
+    ]
+    title = "from left to right the predicted image on the way from noise to the image, which is the last"
+    last = sorted((runs[""].path / "samples").glob("step_*_path.png"))[-1:] if "" in runs else []
+    paths = [pictures.of_file(path, f"samples/{path.name}, {title}") for path in last]
+    return Section("Samples", [Figures([*real, *sheets], "figures sheets"), *parts, Figures(paths, "path")])
+
+
+def last_sheet(run: RunFolder) -> Path | None:
+    """What ``fdtrain sample`` has drawn for the report, else the last sheet of training, if there is one."""
+    folder = run.path / "samples"
+    sheets = sorted(path for path in folder.glob("step_*.png") if not path.stem.endswith("_path"))
+    final = folder / "final.png"
+    return final if final.is_file() else sheets[-1] if sheets else None
+
+
+def _bits(run: RunFolder) -> Section:
+    rows = []
+    for result in run.of_kind(NllResult).values():
+        for title, value in result.estimates():
+            errors = (NONE if error is None else f"{error:.4f}" for error in (value.error_draws, value.error_images))
+            on = f"{result.coverage} of {short(result.dataset)}/{short(result.split)}; {_weights(result)}"
+            rows.append([title, f"{value.bits_per_dim:.4f}", " / ".join(errors), _method(result, value), on])
+    if not rows:
+        return Section("Bits/dim", [Missing("Not evaluated yet.", _command(run, "evaluate nll RUN --ode"))])
+    note = (
+        "Of the discrete images, on the closed time interval unless the row says otherwise; upper bounds of the "
+        "negative log-likelihood."
+    )
+    head = ["method", "bits/dim", "standard error over draws / images", "how", "on"]
+    return Section("Bits/dim", [Table(head, rows, (1,))], note)
+
+
+def _method(result: NllResult, value: BoundEstimate | OdeEstimate) -> str:
+    bound = "closed interval" if value is result.elbo_closed else short(result.bound)
+    own = [] if isinstance(value, OdeEstimate) else [f"{short(result.dequantisation)} dequantisation"]
+    return "; ".join([bound, short(result.dtype), *own, *value.how])
+
+
+def _weights(result: Result) -> str:
+    chosen = "" if result.ema_length is None else f", average of length {result.ema_length:g}"
+    return f"step {short(result.step)}{chosen}"
+
+
+def _extremes(run: RunFolder, data: str | None) -> Section:
+    """The easiest and the hardest images with their bits/dim."""
+    title = "Easy and hard images"
+    bits, values = next(((b, b.values) for b in bits_of(run).values() if b.values is not None), (None, torch.empty(0)))
+    if bits is None or len(values) < 2 * EXTREMES:
+        missing = Missing("Bits/dim of single images are not there, or of too few.", _command(run, "evaluate nll RUN"))
+        return Section(title, [missing])
+    order = values.argsort().tolist()
+    shown = []
+    try:
+        for name, numbers in {"Easiest": order[:EXTREMES], "Hardest": order[: -EXTREMES - 1 : -1]}.items():
+            levels, count = evaluated_images(run, data, bits.result, numbers)
+            drawn = [pictures.of_image(level, count, f"{values[i]:.3f}") for i, level in zip(numbers, levels)]
+            shown.append(Figures([*drawn], "images", name))
+    except UserError as error:
+        shown = [Missing(f"The images cannot be shown: {error}")]
+    note = f"Those with the least and the most bits/dim: {NllResult.TITLES[bits.kind]} of {bits.result.coverage}"
+    if isinstance(found := getattr(bits.result, bits.kind), BoundEstimate):
+        note += f", {counted(found.draws, 'draw')} of each, whose noise is part of who is easy or hard"
+    if below := int((values < 0).sum()):
+        note += f". No image has less than zero: the {below:,} that seem to are noise, which --draws reduces"
+    return Section(title, shown, f"{note}.")
+
+
+def _distances(run: RunFolder) -> Section:
+    rows = [distance(result) for result in run.of_kind(FrechetResult).values()]
+    missing = Missing("Not evaluated yet.", _command(run, "evaluate fid RUN"))
+    return Section("Distance of samples to data", [Table(DISTANCES, rows, (1,)) if rows else missing])
+
+
+def distance(result: FrechetResult) -> list[str]:
+    """A row of the table of distances."""
+    features = result.features
+    # Another network's classes give another score than the one known by Inception's name.
+    score = "Inception Score" if result.name == "FID" else "class score"
+    others = {"KID": result.kid, "precision": result.precision, "recall": result.recall, score: result.inception_score}
+    sets = max(1, len(result.values))
+    drawn = (
+        f"{counted(result.images, 'image')} in {'each of ' if sets > 1 else ''}{counted(sets, 'set')}, "
+        f"{short(result.solver)} on {short(result.grid)}, NFE {short(result.nfe)}, guidance {short(result.guidance)}; "
+        f"{_weights(result)}"
+    )
+    definition = (
+        f"features {short(features.name)} ({counted(features.dims, 'dimension')}, sha256 "
+        f"{short(features.sha256)[:12]}); reference: {result.reference.text}"
+    )
+    return [
+        short(result.name),
+        with_error(result.value, result.spread, 3),
+        "; ".join(f"{label} {value:.4f}" for label, value in others.items() if value is not None),
+        f"unfinished: {drawn}" if result.unfinished else drawn,
+        definition,
+    ]
+
+
+def _known(run: RunFolder) -> Section:
+    """This run's figures above the published ones. Only Inception's distance is a FID."""
+    title, known = "Known figures on this data set", known_figures(run.dataset) if run.dataset else []
+    if not known:
+        dataset = run.dataset.name if run.dataset else "unknown"
+        return Section(title, [], f"None in our table is of {dataset}; figures of other data sets do not compare.")
+    fids = [with_error(r.value, r.spread, 2) for r in run.of_kind(FrechetResult).values() if r.name == "FID"]
+    rows: list[list[str | Link]] = []
+    for result in run.of_kind(NllResult).values():
+        for method, value in result.estimates():
+            bits = with_error(value.bits_per_dim, value.error_images, 4)
+            dequantised = value.dequantisation if isinstance(value, OdeEstimate) else result.dequantisation
+            how = f"{method}, {short(dequantised)}; {result.coverage}"
+            rows.append([run.name, bits, (fids or [NONE])[0], how, "this run"])
+    if fids and not rows:
+        rows.append([run.name, NONE, fids[0], "no likelihood yet", "this run"])
+    own = len(rows)
+    for figure in known:
+        source, (_, found, number) = figure["source"], figure["source"].partition("arXiv:")
+        linked = Link(source, f"https://arxiv.org/abs/{number}") if found else source
+        rows.append([figure["model"], figure["bits_per_dim"] or NONE, figure["fid"] or NONE, figure["how"], linked])
+    note = (
+        "Of whole test sets unless a source says otherwise; bounds and dequantisations differ, as the table says. FIDs "
+        "are Inception's, each by the samples and statistics of its source. This run's errors are standard errors over "
+        "images, and the spread of sets."
+    )
+    head = ["model", "bits/dim", "FID", "likelihood", "source"]
+    return Section(title, [Table(head, rows, (1, 2), own)], note)
+
+
+def _curves(run: RunFolder) -> Section:
+    curves = [figures.curves(found) for found in run.of_kind(CurveResult).values()]
+    averages = [figures.averages(found) for found in run.of_kind(EmaResult).values()]
+    shown = [plot for plots in curves + averages for plot in plots.values()]
+    missing = Missing("Not measured yet.", _command(run, "evaluate curve RUN"))
+    return Section("Curves", [Figures([*shown]) if shown else missing])
+
+
+def _training(run: RunFolder) -> Section:
+    plots = figures.training({"": [run]})
+    none = Missing("No metrics.jsonl with a loss in this run: it has not logged a step.")
+    return Section("Training", [Figures([*plots.values()]) if plots else none])
