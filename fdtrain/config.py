@@ -667,6 +667,9 @@ def _explain(error: Mapping[str, Any]) -> str:
     if name in RENAMED:
         return f"{name} is called {'.'.join([*place[:-1], RENAMED[name]])} now"
     if error["type"] == "extra_forbidden":
+        dropped = getattr(sections.get(place[0]), "dropped", {})
+        if place[-1] in dropped:
+            return f"{name} is no more; remove it: what is done now was {shown(dropped[place[-1]])}"
         return f"unknown key '{place[-1]}' in {_section_name(place[:-1])}{_suggest(place, sections)}"
     if error["type"] == "missing":
         return f"{name} is missing"

@@ -149,7 +149,7 @@ def test_overrides(write):
         ("diffusion.strata=48", ["diffusion.strata 48 does not divide training.global_batch 128; set it to 32"]),
         ("diffusion={strata: 8, time_sampling: lattice}", ["strata are of time_sampling stratified; this is lattice"]),
         ("diffusion.time_density=adaptive", ["diffusion.time_density: input should be 'uniform', 'asinh', "]),
-        ("training.adam=foreach", ["unknown key 'adam' in section 'training'"]),
+        ("training.adam=foreach", ["training.adam is no more; remove it: what is done now was 'fused'"]),
         ("name=../x", ["name", "../x"]),
         ("data=5", ["data"]),
     ],
