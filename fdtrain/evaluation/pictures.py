@@ -96,8 +96,9 @@ def of_file(path: Path, title: str) -> Picture:
         reason = f" ({error.strerror})" if isinstance(error, OSError) and error.strerror else ""
         raise UserError(f"{path} is no PNG{reason}. Delete it, or draw it again.") from error
     times = about.get("times")
-    known = isinstance(times, list) and len(times) <= 100 and all(isinstance(t, int | float) for t in times)
-    columns = [f"t = {t:.3g}" for t in times] if known else []
+    columns: list[str] = []
+    if isinstance(times, list) and len(times) <= 100 and all(isinstance(t, int | float) for t in times):
+        columns = [f"t = {t:.3g}" for t in times]
     return Picture(data, f"{title}{_made_by(about)}", columns)
 
 
