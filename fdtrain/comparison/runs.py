@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,6 +28,8 @@ from fdtrain.evaluation.run_folder import RunFolder
 
 SETTINGS = "comparison.json"
 """Of a run's results: what it was evaluated with, written when all of it is there."""
+UNUSABLE = "checkpoints.unusable"
+"""Of a run: its checkpoints, where it had none to go on from."""
 INTERVAL = 0.5
 """Seconds between two looks at the processes."""
 PATIENCE = 60.0
@@ -84,6 +87,7 @@ class PlannedRun:
         """What remains to be done, in order: the ordinary training command, and the evaluation."""
         commands = []
         if not self.trained():
+            self._set_unusable_aside()
             launched = ["--processes", str(processes)] if processes > 1 else []
             words = ["train", *launched, "--config", str(self.config_file), "--resume", "auto"]
             commands.append([sys.executable, "-m", "fdtrain", *words, *plugins.as_options()])
@@ -91,6 +95,14 @@ class PlannedRun:
             module = [sys.executable, "-m", "fdtrain.comparison.evaluate", str(self.folder)]
             commands.append([*module, json.dumps(self.settings), *plugins.as_options()])
         return commands
+
+    def _set_unusable_aside(self) -> None:
+        """Checkpoints of which none can be used make room for those of a new training."""
+        path, faults = soundness.newest(store.committed(self.folder))
+        if path is None and faults:
+            logger.warning("%s is trained again: %s. They are in %s", self.name, "; ".join(faults), UNUSABLE)
+            shutil.rmtree(self.folder / UNUSABLE, ignore_errors=True)
+            (self.folder / store.CHECKPOINTS).rename(self.folder / UNUSABLE)
 
     def write_config(self) -> None:
         files.write_text(self.config_file, dump_config(self.config))

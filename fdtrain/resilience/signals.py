@@ -65,8 +65,9 @@ def interruptible(stop: Callable[[], None], effect: str) -> Iterator[None]:
 
     def ask(number: int, frame: object) -> None:
         signal.signal(number, before)
-        logger.warning("%s: %s", signal.Signals(number).name, effect)
         stop()
+        # The main thread may be within a line of its own, which is not to be entered again.
+        threading.Thread(target=logger.warning, args=("%s: %s", signal.Signals(number).name, effect)).start()
 
     signal.signal(signal.SIGINT, ask)
     try:

@@ -99,15 +99,19 @@ def test_a_comparison_that_is_killed_continues_to_the_same_table(launch, whole, 
 
 
 def check_damaged_checkpoints_are_trained_again(path, folder, reference, command):
-    """From the one before; meanwhile the run is in no table."""
+    """From the one before, or from the start; meanwhile they are in no table."""
     last = folder / "runs" / "v-seed0" / "checkpoints" / "step_00000040" / "part_00000.safetensors"
-    os.truncate(last, 1000)
+    every = list((folder / "runs" / "bounded-seed1" / "checkpoints").glob("step_*/part_00000.safetensors"))
+    for part in (last, *every):
+        os.truncate(part, 1000)
     command("compare", path, "--finished")
-    assert [row["seeds"] for row in json.loads((folder / "comparison.json").read_text())["variants"]] == [[0, 1], [1]]
+    assert [row["seeds"] for row in json.loads((folder / "comparison.json").read_text())["variants"]] == [[0], [1]]
     job = start(path)
     _, errors = job.communicate(timeout=600)
     assert job.returncode == 0, errors
+    assert "bounded-seed1 is trained again: step_00000040: part_00000.safetensors is cut short" in errors
     assert numbers(folder) == numbers(reference)
+    assert len(list((folder / "runs" / "bounded-seed1" / "checkpoints.unusable").glob("step_*"))) == len(every)
 
 
 def check_table(folder):

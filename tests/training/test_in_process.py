@@ -4,12 +4,15 @@ import json
 import signal
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 import torch
 from conftest import ROOT, environment, fork
 
 import fdtrain
+from fdtrain.resilience import signals
 from fdtrain.resilience.signals import interruptible
 
 STATE = """
@@ -111,6 +114,24 @@ def test_a_second_interrupt_is_python_s():
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+
+
+def test_an_interrupt_while_a_line_is_written(monkeypatch):
+    """The stream may not be entered again by the thread that is within it."""
+    inside, lines = threading.Lock(), []
+
+    def write(message, *values):
+        with inside:
+            lines.append(message % values)
+
+    monkeypatch.setattr(signals.logger, "warning", write)
+    with interruptible(lambda: lines.append("stop"), "what it does"):
+        with inside:
+            signal.raise_signal(signal.SIGINT)
+        for _ in range(500):
+            if len(lines) < 2:
+                time.sleep(0.01)
+    assert lines == ["stop", "SIGINT: what it does"]
 
 
 @pytest.mark.parametrize(
