@@ -1,20 +1,18 @@
 """Shared fixtures: a packed data set, a small configuration, and real launches."""
 
 import json
-import multiprocessing
 import os
-import runpy
 import signal
 import socket
 import subprocess
 import sys
 import time
-import traceback
 from multiprocessing import connection
 from pathlib import Path
 
 import pytest
 import yaml
+from forked import Forked, run
 
 from fdtrain.commands import entry
 from fdtrain.data.pack import pack_digits
@@ -91,16 +89,13 @@ class Launch:
         return [*launcher, *arguments]
 
     def __call__(self, *settings: str, processes: int = 1, rc: int = 0, timeout: int = 240, **options):
-        """Run to the end. Where ranks are to fail DeepSpeed's launcher starts them, as it does those of ``command``;
-        elsewhere they are forked, which spares seconds of imports in each."""
+        """Run to the end. Where ranks are to fail DeepSpeed's launcher starts them."""
         if rc == 0 or processes == 0:
             command = self.command(*settings, processes=0, **options)
-            result = fork(command[1:], self.folder, timeout, max(1, processes))
+            result = fork(command, self.folder, timeout, max(1, processes))
         else:
             command = self.command(*settings, processes=processes, **options)
-            result = subprocess.run(
-                command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=timeout
-            )
+            result = run(command, timeout, cwd=ROOT, env=environment())
         assert result.returncode == rc, result.stdout + result.stderr
         return result
 
@@ -118,26 +113,17 @@ class Launch:
 
 
 def fork(command: list[str], folder: Path, timeout: float = 240, processes: int = 1) -> subprocess.CompletedProcess:
-    """Run ``script.py argument ...`` in processes that have torch and DeepSpeed imported already.
+    """Run ``script.py argument ...`` in so many ranks without a launcher; what they say goes into files of ``folder``.
 
-    They are forked from a server that does nothing but import them, once for all tests. As under a launcher, the
-    first one to fail ends the others and gives the exit code.
+    As under a launcher, the first one to fail ends the others and gives the exit code.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["fdtrain.training.build"])
-    files = [(folder / f"stdout{rank}.txt", folder / f"stderr{rank}.txt") for rank in range(processes)]
-    for file in (file for of_rank in files for file in of_rank):
-        file.write_text("")  # A rank may be ended before it opens them.
-    kept, os.environ["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS"), "1"
     port, ranks = free_port(), []
-    try:
-        for rank in range(processes):
-            variables = environment() | (launched(rank, processes, port) if processes > 1 else {})
-            ranks.append(context.Process(target=_run_script, args=(command, files[rank], variables)))
-            ranks[-1].start()
-    finally:
-        os.environ.pop("OMP_NUM_THREADS") if kept is None else os.environ.update(OMP_NUM_THREADS=kept)
-    code = _wait(ranks, timeout)
+    files = [(folder / f"stdout{rank}.txt", folder / f"stderr{rank}.txt") for rank in range(processes)]
+    for rank, (stdout, stderr) in enumerate(files):
+        variables = environment() | (launched(rank, processes, port) if processes > 1 else {})
+        with stdout.open("w") as out, stderr.open("w") as err:
+            ranks.append(Forked(command, cwd=ROOT, env=variables, stdout=out, stderr=err))
+    code = _wait([rank.process for rank in ranks], timeout)
     if code is None:
         raise subprocess.TimeoutExpired(command, timeout)
     output = ["".join(file.read_text() for file in of_all) for of_all in zip(*files)]
@@ -163,29 +149,6 @@ def _wait(ranks: list, timeout: float) -> int | None:
         rank.kill()
         rank.join()
     return None if late else next(iter(codes), 0)
-
-
-def _run_script(command: list[str], files: tuple[Path, Path], variables: dict[str, str]) -> None:
-    for number, file in enumerate(files, 1):
-        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-    # Python's own streams may have been replaced by pytest's in what was forked.
-    sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
-    # The child of a server would start its own workers through it.
-    multiprocessing.set_start_method("fork", force=True)
-    os.environ.update(variables)
-    os.chdir(ROOT)
-    sys.argv = command
-    try:
-        runpy.run_path(command[0], run_name="__main__")
-        code = 0
-    except SystemExit as end:
-        code = end.code or 0
-    except BaseException:
-        traceback.print_exc()
-        code = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
 
 
 @pytest.fixture

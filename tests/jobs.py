@@ -6,14 +6,13 @@ from collections.abc import Callable
 
 import psutil
 from conftest import ROOT, environment, free_port, launched
+from forked import Forked
 
 
-def start(command: list[str], **variables: str) -> subprocess.Popen:
-    """A job in a process group of its own."""
+def start(command: list[str], kind: type[subprocess.Popen] = Forked, **variables: str) -> subprocess.Popen:
+    """A job in a process group of its own; of ``subprocess.Popen``, as users start it."""
     pipe, all_variables = subprocess.PIPE, environment() | variables
-    return subprocess.Popen(
-        command, cwd=ROOT, env=all_variables, stdout=pipe, stderr=pipe, text=True, start_new_session=True
-    )
+    return kind(command, cwd=ROOT, env=all_variables, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
 
 
 def end(job: subprocess.Popen, timeout: float = 180) -> str:
@@ -38,11 +37,13 @@ def wait_for_step(launch, step: int, job: subprocess.Popen) -> None:
         time.sleep(0.02)
 
 
-def ranks_of(job: subprocess.Popen) -> list[psutil.Process]:
-    """The rank processes under a launcher, in order; without the reading processes that they have."""
-    found = [p for p in psutil.Process(job.pid).children(recursive=True) if "main.py" in " ".join(p.cmdline())]
-    found = [p for p in found if p.environ().get("RANK") and p.parent().environ().get("RANK") is None]
-    return sorted(found, key=lambda p: int(p.environ()["RANK"]))
+def ranks_of(job: subprocess.Popen, launcher: str = "deepspeed") -> list[psutil.Process]:
+    """The rank processes under a launcher, in order."""
+    parent = psutil.Process(job.pid)
+    if launcher == "deepspeed":
+        # Of several hosts, this one's.
+        (parent,) = parent.children()
+    return sorted(parent.children(), key=lambda process: process.pid)
 
 
 class Group:

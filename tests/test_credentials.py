@@ -2,10 +2,10 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 from conftest import ROOT, environment
 from flaky import Flaky
@@ -119,12 +119,13 @@ def test_no_file_and_no_output_of_a_run_holds_a_secret(launch, digits, monkeypat
         # The stored configuration has lost it.
         lost = [sys.executable, "fdtrain/main.py", "--config", str(launch.run_folder() / "config.yaml")]
         lost += ["--resume", "auto"]
-        refused = subprocess.run(lost, cwd=ROOT, env=environment(), capture_output=True, text=True)
+        refused = forked.run(lost, cwd=ROOT, env=environment())
         assert refused.returncode == 2
         assert "were removed when it was stored" in refused.stderr
         again = launch("data.path=${FDTRAIN_TEST_URL}", *settings[1:], processes=0, resume=True)
     report = [sys.executable, "tools/evaluate.py", "report", str(launch.run_folder())]
-    done = subprocess.run(report, cwd=ROOT, env=environment(), capture_output=True, text=True, check=True)
+    done = forked.run(report, cwd=ROOT, env=environment())
+    assert done.returncode == 0, done.stderr
     for output in (first, refused, again, done):
         assert SECRET not in output.stdout + output.stderr
     assert holders(launch.run_folder()) == []

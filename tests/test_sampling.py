@@ -3,10 +3,10 @@
 import json
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 from checkpoints import checkpoint_of
@@ -41,7 +41,7 @@ def launched(*arguments):
     """The command on two processes."""
     begin = [str(Path(sys.executable).parent / "torchrun"), "--nproc_per_node", "2", "--master_port", str(free_port())]
     words = [*begin, "tools/evaluate.py", *map(str, arguments)]
-    result = subprocess.run(words, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=240)
+    result = forked.run(words, cwd=ROOT, env=environment())
     assert result.returncode == 0, result.stdout + result.stderr
 
 

@@ -7,6 +7,7 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 from checkpoints import tensors
@@ -91,7 +92,7 @@ def test_nll_on_two_processes_is_that_of_one(run, digits, tmp_path):
     launcher = [str(Path(sys.executable).parent / "deepspeed"), "--num_accelerators", "2"]
     command = [*launcher, "--master_port", str(free_port()), "--module", "fdtrain", "evaluate"]
     command += [*map(str, arguments), "--json", str(tmp_path / "two.json")]
-    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=200)
+    done = forked.run(command, cwd=ROOT, env=environment())
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("the first 12 of 300 images of digits/test") == 1
     one, two = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two"))

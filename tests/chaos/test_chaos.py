@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 
+import forked
 import pytest
 import yaml
 from checkpoints import assert_close, assert_same
@@ -50,9 +51,7 @@ def run(launch, name: str, world: int, stage: int, faults: dict) -> subprocess.C
     processes, settings = world if world > 1 else 0, [*SETTINGS, f"name={name}", f"training.zero_stage={stage}"]
     command = launch.command(*settings, processes=processes, resume=True, faults=faults)
     # A process group of its own, for the kill; tests/ on the path, for the script of the faults.
-    return subprocess.run(
-        command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=240, start_new_session=True
-    )
+    return forked.run(command, cwd=ROOT, env=environment(), start_new_session=True)
 
 
 def assert_each_step_once(launch, name: str) -> None:

@@ -10,6 +10,7 @@ import time
 import pytest
 import yaml
 from conftest import ROOT, environment
+from forked import Forked
 
 TIMED = {"seconds", "images_per_second"}
 V = {"predictor": "v", "interval": [0.01, 1.0], "time_sampling": "iid", "weighting": "v"}
@@ -40,7 +41,7 @@ def write(launch, name, *more):
 def start(path, *options):
     pipe = subprocess.PIPE
     command = [sys.executable, "tools/compare.py", str(path), "--jobs", "2", *options]
-    return subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=pipe, stderr=pipe, text=True)
+    return Forked(command, cwd=ROOT, env=environment(), stdout=pipe, stderr=pipe, text=True)
 
 
 def numbers(folder, variants=("bounded", "v")):

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import published as pub
 import pytest
+from forked import Forked
 from test_pack_sources import image_folder, image_source
 
 from fdtrain import lock
@@ -80,7 +81,7 @@ def test_a_killed_pack_goes_on_with_other_workers(tmp_path):
     out = tmp_path / "killed"
     command = [sys.executable, ROOT / "tools" / "pack.py", "images", folder, out, *options, 2]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(list(map(str, command)), env=environment, stderr=subprocess.DEVNULL)
+    process = Forked(list(map(str, command)), env=environment, stderr=subprocess.DEVNULL)
     limit = time.monotonic() + 60
     while len(list(out.glob(".packing/*.tar.json"))) < 5:
         assert process.poll() is None

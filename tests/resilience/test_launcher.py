@@ -32,7 +32,7 @@ with launcher.watched(time.sleep), launcher.watched(launcher.end):
     ids=["torchrun", "DeepSpeed", "by hand"],
 )
 def test_a_process_ends_with_its_launcher_alone(variables, ends):
-    job = start([sys.executable, "-c", PARENT, CHILD], **variables)
+    job = start([sys.executable, "-c", PARENT, CHILD], subprocess.Popen, **variables)
     child = psutil.Process(int(job.stdout.readline()))
     job.kill()
     job.wait()
@@ -55,9 +55,9 @@ def test_a_run_saves_and_ends_when_its_launcher_is_gone(launch, launcher, number
     if launcher == "torchrun":
         script = launch.command(*settings, processes=0)[1:]
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *script]
-    job = start(command)
+    job = start(command, subprocess.Popen)
     wait_for_step(launch, 2, job)
-    ranks = ranks_of(job)
+    ranks = ranks_of(job, launcher)
     started = psutil.Process(job.pid).children(recursive=True)
     assert len(started) >= 4
     os.kill(job.pid, number)

@@ -15,6 +15,7 @@ import psutil
 import pytest
 from checkpoints import assert_close, assert_same
 from conftest import ROOT, Launch, environment
+from forked import Forked
 from jobs import end, ranks_of, wait_for_step
 
 SETTINGS = ("training.steps=16",)
@@ -94,7 +95,8 @@ def test_saved_and_gone_on_from(launch, whole, launcher, number, target, ranks, 
     variables = environment() | {"OMP_NUM_THREADS": str(threads)}
     if threads is None:
         del variables["OMP_NUM_THREADS"]
-    job = subprocess.Popen(
+    # As users start it, or forked.
+    job = (subprocess.Popen if threads is None else Forked)(
         command(launch, launcher, settings, number, ranks),
         cwd=ROOT,
         env=variables,
@@ -127,7 +129,7 @@ def test_saved_and_gone_on_from(launch, whole, launcher, number, target, ranks, 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_reading_processes_hear_their_parent_alone(launch):
     """No thread of theirs would end by a signal of the group's, and none outlives its parent."""
-    job = subprocess.Popen(
+    job = Forked(
         launch.command("training.steps=100000", "data.workers=2", processes=0),
         cwd=ROOT,
         env={k: v for k, v in environment().items() if k != "OMP_NUM_THREADS"},
@@ -136,7 +138,7 @@ def test_reading_processes_hear_their_parent_alone(launch):
     )
     try:
         wait_for_step(launch, 1, job)
-        workers = [p for p in psutil.Process(job.pid).children() if "main.py" in " ".join(p.cmdline())]
+        workers = psutil.Process(job.pid).children()
         assert len(workers) == 2
         for worker in workers:
             heard = []

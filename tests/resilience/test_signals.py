@@ -15,7 +15,7 @@ SETTINGS = ("training.steps=60", "checkpoint.every=50", "monitor.evaluate_every=
 
 def test_one_rank_s_warning_stops_all_after_the_same_step(launch, undisturbed):
     """SIGUSR1 to rank 1 alone; the code comes through the launcher; then on to the end."""
-    job = start(launch.command(*SETTINGS, processes=2))
+    job = start(launch.command(*SETTINGS, processes=2), subprocess.Popen)
     wait_for_step(launch, 1, job)
     os.kill(ranks_of(job)[1].pid, signal.SIGUSR1)
     error = end(job)
@@ -124,7 +124,7 @@ def test_torchrun_restarts_a_job_whose_rank_is_killed(launch, undisturbed, monke
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=2"]
     job = start([*torchrun, *script])
     wait_for_step(launch, 8, job)
-    victim = ranks_of(job)[1].pid
+    victim = ranks_of(job, "torchrun")[1].pid
     os.kill(victim, signal.SIGKILL)
     error = end(job)
     assert job.returncode == 0, error

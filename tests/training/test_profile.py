@@ -1,6 +1,6 @@
 import json
-import subprocess
 
+import forked
 import pytest
 import torch
 from conftest import ROOT, environment
@@ -69,7 +69,7 @@ def test_a_disturbed_measurement_gives_no_utilisation(tmp_path, capsys):
 
 def test_a_run_s_trace_and_its_share_of_communication(launch):
     command = [*launch.command("training.steps=12", processes=2), "--profile", "2:3"]
-    run = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
+    run = forked.run(command, cwd=ROOT, env=environment())
     assert run.returncode == 0, run.stderr
     traces = list((launch.run_folder() / "profile").iterdir())
     assert [trace.name for trace in traces] == ["steps_2_3.pt.trace.json"]
