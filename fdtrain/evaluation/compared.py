@@ -80,13 +80,13 @@ def of_runs(folders: list[RunFolder]) -> list[ComparedVariant]:
 
 
 def bits_of(run: RunFolder) -> dict[str, Bits]:
-    """Each kind of bits/dim, by the evaluation of the most images that has it.
+    """Each kind of bits/dim, by the evaluation that has it: of held-out images before others, then of the most.
 
     Raises:
         UserError: a file of the run is damaged.
     """
     found: dict[str, Bits] = {}
-    for path, result in sorted(run.of_kind(NllResult).items(), key=lambda item: item[1].images):
+    for path, result in sorted(run.of_kind(NllResult).items(), key=lambda item: run.worth(item[1])):
         values = image_values(path, result)
         for kind in NllResult.TITLES:
             if (estimate := getattr(result, kind)) is not None:
@@ -193,7 +193,7 @@ def _described(bits: dict[str, Bits]) -> Row:
     if not bits:
         return dict.fromkeys(("bound", "dequantisation", "images"), "-")
     first, ode = next(iter(bits.values())).result, bits.get("ode")
-    images = dict.fromkeys(f"{each.result.coverage} of {each.result.split_text}" for each in bits.values())
+    images = dict.fromkeys(each.result.coverage for each in bits.values())
     row = {"bound": first.bound, "dequantisation": first.dequantisation, "images": "; ".join(images)}
     row |= {"steps": first.step}
     return row | ({"ode_dequantisation": ode.result.ode.dequantisation} if ode and ode.result.ode else {})

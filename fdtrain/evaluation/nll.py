@@ -153,7 +153,7 @@ def _describe(bits: Tensor) -> dict[str, float | None]:
 
 
 def _show(numbers: NllResult) -> None:
-    print(f"{numbers.coverage} of {numbers.split_text}, {numbers.levels} levels, {numbers.dtype}")
+    print(f"{numbers.coverage}, {numbers.levels} levels, {numbers.dtype}")
     print(f"bound: {numbers.bound}; dequantisation: {numbers.dequantisation}")
     for title, value in numbers.estimates():
         errors = {"over draws": value.error_draws, "over images": value.error_images}

@@ -152,8 +152,8 @@ class NllResult(SplitIdentity, Result):
 
     @property
     def coverage(self) -> str:
-        """How many of the split were evaluated."""
-        whole = counted(self.images_in_split, "image")
+        """How many images of which split were evaluated."""
+        whole = f"{counted(self.images_in_split, 'image')} of {self.split_text}"
         return f"all {whole}" if self.images == self.images_in_split else f"the first {self.images:,} of {whole}"
 
     def estimates(self) -> list[tuple[str, BoundEstimate | OdeEstimate]]:

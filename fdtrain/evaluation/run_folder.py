@@ -49,6 +49,15 @@ class RunFolder:
         content = parse(self.config)
         return flattened(content) if isinstance(content, dict) else {}
 
+    @property
+    def split(self) -> str:
+        """Whose images stand for the data: the held-out split, if there is one."""
+        return str(self.settings.get("data.test_split", "test") or self.settings.get("data.train_split", "train"))
+
+    def worth(self, found: NllResult) -> tuple[bool, int]:
+        """The more of two evaluations says of the model what is asked first: of held-out images, and of the most."""
+        return found.split == self.split, found.images
+
     @cached_property
     def spec(self) -> ModelSpec | None:
         """Of the newest checkpoint's model; None before the first checkpoint. Raises UserError: it is damaged."""
@@ -236,8 +245,7 @@ def held_out_images(run: RunFolder, data: str | None, count: int) -> tuple[Tenso
     Raises:
         UserError: they cannot be read.
     """
-    name = run.settings.get("data.test_split", "test") or run.settings.get("data.train_split", "train")
-    split = open_split(run.path, data, str(name))
+    split = open_split(run.path, data, run.split)
     count = min(count, len(split))
     return (
         split.batch(range(0, len(split) // count * count, len(split) // count))[0],

@@ -77,9 +77,9 @@ def _command(run: RunFolder, words: str) -> str:
 def _cards(run: RunFolder) -> list[Card]:
     """What a reader looks for first, as far as there is any."""
     cards = []
-    by_images = sorted(run.of_kind(NllResult).values(), key=lambda result: -result.images)
-    if best := next(((result, *result.estimates()[0]) for result in by_images if result.estimates()), None):
-        result, title, value = best
+    if evaluated := [result for result in run.of_kind(NllResult).values() if result.estimates()]:
+        result = max(evaluated, key=run.worth)
+        title, value = result.estimates()[0]
         error = with_error(value.bits_per_dim, value.error_images, 4)
         cards.append(Card("bits/dim", error, f"{title}, {result.coverage}, standard error over images"))
     for result in run.of_kind(FrechetResult).values():
@@ -157,7 +157,7 @@ def _bits(run: RunFolder) -> Section:
     for result in run.of_kind(NllResult).values():
         for title, value in result.estimates():
             errors = (NONE if error is None else f"{error:.4f}" for error in (value.error_draws, value.error_images))
-            on = f"{result.coverage} of {short(result.dataset)}/{short(result.split)}; {_weights(result)}"
+            on = f"{result.coverage}; {_weights(result)}"
             rows.append([title, f"{value.bits_per_dim:.4f}", " / ".join(errors), _method(result, value), on])
     if not rows:
         return Section("Bits/dim", [Missing("Not evaluated yet.", _command(run, "evaluate nll RUN --ode"))])

@@ -26,6 +26,7 @@ from safetensors.torch import save_file
 from fdtrain.data.dataset import DatasetDescription
 from fdtrain.errors import UserError, printable
 from fdtrain.evaluation import figures, result, run_folder, run_page
+from fdtrain.evaluation.compared import bits_of
 from fdtrain.evaluation.figures import COLOURS, Line
 from fdtrain.evaluation.pictures import save_png
 from fdtrain.networks.model import Model
@@ -152,6 +153,15 @@ def test_real_images_and_the_hardest_and_easiest(evaluated):
     for bits, number in (("2.000", 0), ("2.700", 7), ("3.900", 19), ("3.200", 12)):
         assert packed.number(shown(page, bits).transpose(2, 0, 1)) == number
     assert 'alt="2.800"' not in page
+
+
+def test_held_out_images_come_before_more_of_the_training_images(evaluated):
+    about = {"images": 1000, "images_in_split": 1000, "split": "train"}
+    change("nll_test_first2", evaluated / "evaluation" / "nll_train.json", about, elbo={"bits_per_dim": 1.5})
+    page = page_of(evaluated)
+    assert re.search(r"<b>([0-9.]+)", page).group(1) != "1.5000"
+    assert "all 20 images of digits/test" in page
+    assert bits_of(run_folder.read(evaluated))["elbo"].result.split == "test"
 
 
 def test_images_that_cannot_be_had_are_said_so(evaluated):
