@@ -88,8 +88,9 @@ def test_a_run_may_go_on_at_another_precision(launch):
     assert launch.losses().keys() == set(range(1, 7))
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize(
+    ("precision", "stage"), [("fp32", 0), ("fp32", 3), ("bf16", 1), ("bf16", 2), ("fp16", 0), ("fp16", 3)]
+)
 def test_average_is_that_of_the_float32_weights(launch, precision, stage):
     """Twenty steps with a checkpoint at each: the average is that of the weights, to 1e-6."""
     steps = 20
