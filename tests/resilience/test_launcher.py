@@ -74,7 +74,7 @@ def test_a_run_saves_and_ends_when_its_launcher_is_gone(launch, launcher, number
     # DeepSpeed's may pass the signal on before it ends.
     passed_on = launcher == "deepspeed" and "SIGTERM" in said
     assert passed_on or "fdtrain: the launcher has ended, and so do its processes." in said
-    assert "stopped as asked after step" in said
+    assert "stopped as asked after step" in said, said
     assert "Traceback" not in said
     assert len(list((launch.run_folder() / "checkpoints").glob("step_*"))) == 1
 
