@@ -9,7 +9,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fdtrain.lock import process_fields
@@ -40,8 +40,13 @@ def watched(answer: Callable[[], None]) -> Iterator[None]:
         threading.Thread(target=_follow, args=ancestors, daemon=True).start()
     try:
         yield
+    except BaseException:
+        # This process is ending: what held before, while there was nothing to save, must not end it in its last line.
+        _answers.clear()
+        raise
     finally:
-        _answers.remove(answer)
+        with suppress(ValueError):
+            _answers.remove(answer)
 
 
 def end() -> None:

@@ -5,11 +5,15 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 
 import psutil
 import pytest
 from conftest import ROOT, environment
 from jobs import ranks_of, start, wait_for_step
+
+from fdtrain.errors import Preempted
+from fdtrain.resilience import launcher
 
 # What starts the child leaves it behind when it is killed.
 PARENT = "import subprocess, sys; sys.exit(subprocess.call([sys.executable, '-c', sys.argv[1]]))"
@@ -47,17 +51,17 @@ def test_a_process_ends_with_its_launcher_alone(variables, ends):
             child.kill()
 
 
-@pytest.mark.parametrize(("launcher", "number"), [("torchrun", signal.SIGKILL), ("deepspeed", signal.SIGTERM)])
-def test_a_run_saves_and_ends_when_its_launcher_is_gone(launch, launcher, number):
+@pytest.mark.parametrize(("program", "number"), [("torchrun", signal.SIGKILL), ("deepspeed", signal.SIGTERM)])
+def test_a_run_saves_and_ends_when_its_launcher_is_gone(launch, program, number):
     """Its reading processes too. The signal is to the launcher's first process alone."""
     settings = ("training.steps=100000", "data.workers=1")
     command = launch.command(*settings, processes=2)
-    if launcher == "torchrun":
+    if program == "torchrun":
         script = launch.command(*settings, processes=0)[1:]
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *script]
     job = start(command, subprocess.Popen)
     wait_for_step(launch, 2, job)
-    ranks = ranks_of(job, launcher)
+    ranks = ranks_of(job, program)
     started = psutil.Process(job.pid).children(recursive=True)
     assert len(started) >= 4
     os.kill(job.pid, number)
@@ -72,11 +76,30 @@ def test_a_run_saves_and_ends_when_its_launcher_is_gone(launch, launcher, number
     said = job.communicate()[1]
     assert len(ranks) == 2
     # DeepSpeed's may pass the signal on before it ends.
-    passed_on = launcher == "deepspeed" and "SIGTERM" in said
+    passed_on = program == "deepspeed" and "SIGTERM" in said
     assert passed_on or "fdtrain: the launcher has ended, and so do its processes." in said
     assert "stopped as asked after step" in said, said
     assert "Traceback" not in said
     assert len(list((launch.run_folder() / "checkpoints").glob("step_*"))) == 1
+
+
+def test_a_process_that_is_ending_is_not_ended_by_what_held_before():
+    """The launcher may be missed only while the exception passes through the outer contexts."""
+    left = []
+
+    @contextmanager
+    def between():
+        try:
+            yield
+        finally:
+            left.append(list(launcher._answers))
+
+    with launcher.watched(launcher.end), between(), launcher.watched(time.sleep):
+        assert len(launcher._answers) == 2
+    with pytest.raises(Preempted), launcher.watched(launcher.end), between(), launcher.watched(time.sleep):
+        raise Preempted
+    assert left == [[launcher.end], []]
+    assert launcher._answers == []
 
 
 # The expression takes for ever, and lets no other thread of its process do anything meanwhile.
