@@ -40,11 +40,12 @@ def made_once(name: str, make: Callable[[Path], Any], seconds: float) -> Path:
         try:
             files.write_atomically(path, make, durable=False)
         except (OSError, UserError) as error:
-            cannot = f"cannot write into {path.parent} ({{}}). Make room there, or set TMPDIR to another folder."
-            told = error if isinstance(error, UserError) else UserError(cannot.format(error.strerror))
+            if isinstance(error, OSError):
+                advice = "Make room there, or set TMPDIR to another folder."
+                error = UserError(f"cannot write into {path.parent} ({error.strerror}). {advice}")
             with suppress(OSError):
-                files.write_text(failed, str(told))
-            raise told from error
+                files.write_text(failed, str(error))
+            raise error from None
     while not path.exists():
         if failed.exists():
             raise UserError(failed.read_text())
@@ -59,12 +60,12 @@ def temporary_folder() -> Path:
 
     Folders of killed launches are removed too.
     """
-    for old in Path(tempfile.gettempdir()).glob(f"fdtrain-{os.getuid()}-*"):
-        _remove_unused(old)
     # Ranks are children of one launcher.
     folder, owner = Path(tempfile.gettempdir()) / f"fdtrain-{os.getuid()}-{os.getppid()}", os.getpid()
     if (folder, owner) in _held:
         return folder
+    for old in folder.parent.glob(f"fdtrain-{os.getuid()}-*"):
+        _remove_unused(old)
     while (used := _use(folder)) is None:
         continue
     _held.add((folder, owner))

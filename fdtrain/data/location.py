@@ -25,12 +25,12 @@ from fdtrain.data.dataset import (
     read_description,
     split_query,
 )
-from fdtrain.data.fetch import is_remote, shown
+from fdtrain.data.fetch import fetch, is_remote, shown
 from fdtrain.data.host import made_once
 from fdtrain.data.members import MemberReader
 from fdtrain.data.shard_table import ShardTable
 from fdtrain.data.shards import PlacedShards
-from fdtrain.data.text import read_text
+from fdtrain.data.text import MAX_BYTES, read_text
 from fdtrain.errors import UserError, excerpt
 
 LIST = ".txt"
@@ -139,8 +139,8 @@ def _description(base: str, seconds: float) -> DatasetDescription:
     if not is_remote(base):
         return read_description(base)
     file = join(base, FILE)
-    copy = made_once(file, lambda path: path.write_text(read_text(file, seconds), encoding="utf-8"), seconds)
-    return parse_description(copy.read_text(encoding="utf-8"), base, seconds)
+    copy = made_once(file, lambda path: fetch(file, path, seconds, MAX_BYTES), seconds)
+    return parse_description(read_text(str(copy), 0), base, seconds)
 
 
 def _check_remote(path: str, places: Iterable[str]) -> None:

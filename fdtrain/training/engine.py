@@ -41,10 +41,10 @@ deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 ZERO_SUPPORTED_OPTIMIZERS.append(Muon)
 # ZeRO asks whether the optimizer is DeepSpeed's Muon. That one is compiled when it is imported, and the compiler alone
 # takes two seconds to import, on every rank.
-kept, compiler.compile = compiler.compile, lambda: compiler.dummy_decorator
+_compile, compiler.compile = compiler.compile, lambda: compiler.dummy_decorator
 import deepspeed.runtime.zero.muon.original_muon  # noqa: E402
 
-compiler.compile = kept
+compiler.compile = _compile
 
 REDUCE_TO_OWNERS = 16
 """Ranks up to which ZeRO 1 and 2 reduce each piece of the gradient to the rank that owns it, which moves the fewest
