@@ -24,7 +24,9 @@ INTERVAL = 1.0
 """Seconds between two looks."""
 
 _answers: list[Callable[[], None]] = []
+_followed: list[int] = []
 _following = threading.Lock()
+_told = threading.Lock()
 
 
 @contextmanager
@@ -37,12 +39,16 @@ def watched(answer: Callable[[], None]) -> Iterator[None]:
     """
     _answers.append(answer)
     if _following.acquire(blocking=False) and (ancestors := _ancestors()):
-        threading.Thread(target=_follow, args=ancestors, daemon=True).start()
+        _followed[:] = ancestors
+        threading.Thread(target=_follow, daemon=True).start()
     try:
         yield
     except BaseException:
         # This process is ending: what held before, while there was nothing to save, must not end it in its last line.
         _answers.clear()
+        # Another rank may have seen it first, and asked all to end.
+        if _followed and _gone():
+            _tell()
         raise
     finally:
         with suppress(ValueError):
@@ -54,14 +60,23 @@ def end() -> None:
     os._exit(1)
 
 
-def _follow(parent: int, *above: int) -> None:
-    while os.getppid() == parent and all(map(_alive, above)):
+def _follow() -> None:
+    while not _gone():
         time.sleep(INTERVAL)
-    if os.environ.get("LOCAL_RANK", "0") == "0":
-        # A warning, for other nodes show no less. Logging bears a console that has gone with the launcher.
-        logger.warning("the launcher has ended, and so do its processes.")
+    _tell()
     if _answers:
         _answers[-1]()
+
+
+def _gone() -> bool:
+    parent, *above = _followed
+    return os.getppid() != parent or not all(map(_alive, above))
+
+
+def _tell() -> None:
+    if os.environ.get("LOCAL_RANK", "0") == "0" and _told.acquire(blocking=False):
+        # A warning, for other nodes show no less. Logging bears a console that has gone with the launcher.
+        logger.warning("the launcher has ended, and so do its processes.")
 
 
 def _ancestors() -> list[int]:

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import contextmanager
 
@@ -100,6 +101,16 @@ def test_a_process_that_is_ending_is_not_ended_by_what_held_before():
         raise Preempted
     assert left == [[launcher.end], []]
     assert launcher._answers == []
+
+
+def test_a_rank_that_another_rank_asked_to_end_says_why(monkeypatch, caplog):
+    """It ends before its own look at the launcher."""
+    monkeypatch.setattr(launcher, "_told", threading.Lock())
+    for followed, lines in [([], 0), ([os.getppid()], 0), ([launcher.NOBODY], 1), ([launcher.NOBODY], 1)]:
+        monkeypatch.setattr(launcher, "_followed", followed)
+        with pytest.raises(Preempted), launcher.watched(launcher.end), launcher.watched(time.sleep):
+            raise Preempted
+        assert caplog.text.count("the launcher has ended") == lines
 
 
 # The expression takes for ever, and lets no other thread of its process do anything meanwhile.
