@@ -126,26 +126,27 @@ def check(comparison: Comparison, processes: int) -> None:
                 )
         if (found.splits, config.data.test_split) != (data.splits, reference.data.test_split):
             raise UserError(f"variant '{name}' is of other images than '{first}'.")
-        _check_sampler(comparison, name, found)
+        _check_samplers(comparison, name, found)
     if definition.features is None and not data.classes:
         raise UserError(
             f"features: data set '{data.name}' has no labels to learn features from. Name a feature network."
         )
 
 
-def _check_sampler(comparison: Comparison, name: str, data: DatasetDescription) -> None:
-    """A variant's own sampler, if it has one, serves its model."""
-    if (sampler := comparison.samplers.get(name)) is None:
-        return
+def _check_samplers(comparison: Comparison, name: str, data: DatasetDescription) -> None:
+    """One of the common samplers and a variant's own, if it has one, serve its model."""
+    evaluation, own = comparison.definition.evaluation, comparison.samplers.get(name)
     try:
         spec = model_spec(comparison.configs[name], data)
     except UserError as error:
         raise UserError(f"variant '{name}': {error}") from error
-    for nfe in comparison.definition.evaluation.nfe:
-        try:
-            sampler.sampler(nfe).times(spec)
-        except ValueError as error:
-            raise UserError(f"variant '{name}': sampler at {nfe} evaluations: {error}.") from error
+    try:
+        if own is not None:
+            own.check(spec, evaluation.nfe)
+        if not any(sampler.serves(spec, evaluation.nfe) for sampler in evaluation.samplers):
+            evaluation.samplers[0].check(spec, evaluation.nfe)
+    except ValueError as error:
+        raise UserError(f"variant '{name}': {error}.") from error
 
 
 def _description(config: Config) -> DatasetDescription:
@@ -229,7 +230,8 @@ def _settings(comparison: Comparison, split: Split, features: str) -> dict[str, 
     evaluation = comparison.definition.evaluation.model_dump(mode="json")
     ode_images = min(evaluation["ode_images"], len(split))
     ode = {"ode_images": ode_images, "ode_solver": ODE_SOLVER}
-    solvers = {evaluation["solver"], *(sampler.solver for sampler in comparison.samplers.values())}
+    samplers = (*comparison.definition.evaluation.samplers, *comparison.samplers.values())
+    solvers = {sampler.solver for sampler in samplers}
     code = code_of(*(("solver", solver) for solver in solvers))
     return {**evaluation, **ode, "images": len(split), "features": features, **({"code": code} if code else {})}
 

@@ -1,6 +1,7 @@
 """What is compared: variants of a base configuration, seeds, a budget; from a small YAML file."""
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +15,7 @@ from fdtrain.errors import UserError, excerpt
 from fdtrain.evaluation.likelihood import TOLERANCE
 from fdtrain.evaluation.samples import Sampler
 from fdtrain.files import NAME
+from fdtrain.networks.model import ModelSpec
 from fdtrain.randomness import SEEDS
 from fdtrain.strict_yaml import flattened, read_mapping, shown
 
@@ -28,11 +30,25 @@ class SolverAndGrid(Section):
         """With so many evaluations, or one less where a step takes two."""
         return Sampler.within(self.solver, self.grid, nfe)
 
+    def check(self, spec: ModelSpec, counts: tuple[int, ...]) -> None:
+        """Raise ValueError unless it serves a model at these numbers of evaluations."""
+        for nfe in counts:
+            try:
+                self.sampler(nfe).times(spec)
+            except ValueError as error:
+                raise ValueError(f"{self.solver} at {nfe} evaluations: {error}") from error
+
+    def serves(self, spec: ModelSpec, counts: tuple[int, ...]) -> bool:
+        with suppress(ValueError):
+            self.check(spec, counts)
+            return True
+        return False
+
 
 class Variant(Section):
     """One row of the table: ``overlays`` are configuration files that are laid over the base configuration in their
     order, ``set`` are settings over them and over the comparison's own. ``sampler`` is one of its own, by which samples
-    are drawn too."""
+    are drawn besides."""
 
     name: str = Field(pattern=NAME)
     overlays: tuple[Path, ...] = ()
@@ -50,7 +66,8 @@ class Evaluation(Section):
     ode_tolerance: float = Field(default=TOLERANCE, gt=0)
     nfe: tuple[int, ...] = Field(default=(10, 20, 50), min_length=1)
     """Evaluations per sample at which the Frechet distance is measured."""
-    solver: Annotated[str, OneOf(SOLVERS)] = DEFAULT
+    samplers: tuple[SolverAndGrid, ...] = Field(default=(SolverAndGrid(solver=DEFAULT),), min_length=1)
+    """By which every variant's samples are drawn that they serve; the table shows the best of each."""
     samples: int = Field(default=500, ge=2)
     """Images of each Frechet distance, and of the variance by time."""
     strata: int = Field(default=16, ge=2)

@@ -112,10 +112,11 @@ def _distances(model: Model, split: Split, settings: dict[str, Any], device: tor
         return {"solver": named.solver, "grid": grid, "points": points}
 
     own = settings.get("sampler")
+    common = [SolverAndGrid.model_validate(each) for each in settings["samplers"]]
     return {
         "distance": network.title,
         "features": network.describe(),
-        **points(SolverAndGrid(solver=settings["solver"])),
+        "samplers": [points(each) for each in common if each.serves(model.spec, settings["nfe"])],
         "own_sampler": points(SolverAndGrid.model_validate(own)) if own else None,
     }
 

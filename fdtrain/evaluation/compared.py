@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 import os
 import statistics
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fdtrain.errors import UserError
-from fdtrain.evaluation.result import FrechetPoint, NllResult, TrainingNoise
+from fdtrain.evaluation.result import NllResult, SamplerPoints, TrainingNoise
 from fdtrain.evaluation.run_folder import RunFolder, image_values
 
 UNCOMPARED = ("name", "output")
@@ -170,14 +171,15 @@ def _numbers(variant: ComparedVariant, own: dict[int, dict[str, Bits]], referenc
             }
     noise = [found for run in variant.folders for found in run.of_kind(TrainingNoise).values()]
     if noise:
-        samplers = [found.own_sampler for found in noise if found.own_sampler is not None]
+        samplers = [_sampler([found.samplers[k] for found in noise]) for k in range(len(noise[0].samplers))]
+        own_sampler = _sampler([found.own_sampler for found in noise if found.own_sampler is not None])
         scales = [found.gradient.noise_scale for found in noise]
         by_time = [[value for value in v if value is not None] for v in zip(*(found.batch.by_time for found in noise))]
         row |= {
             "distance": noise[0].distance,
-            "points": _points([found.points for found in noise]),
-            "own_sampler": f"{samplers[0].solver}, {samplers[0].grid}" if samplers else None,
-            "own_points": _points([sampler.points for sampler in samplers]),
+            "samplers": samplers,
+            **min(samplers, key=lambda each: math.prod(point["distance"]["mean"] for point in each["points"])),
+            **{f"own_{key}": value for key, value in own_sampler.items()},
             "variance": mean([found.batch.variance for found in noise]),
             "gradient_noise": mean([found.gradient.noise for found in noise]),
             "noise_scale": mean([scale for scale in scales if scale is not None]) if None not in scales else None,
@@ -204,9 +206,13 @@ def _of_same_images(a: Bits, b: Bits) -> bool:
     return same and a.values is not None and b.values is not None
 
 
-def _points(runs: list[list[FrechetPoint]]) -> list[Row]:
-    """Means over the runs, each of which has the same numbers of evaluations."""
-    return [{"nfe": p[0].nfe, "distance": mean([point.distance for point in p])} for p in zip(*runs, strict=True)]
+def _sampler(runs: list[SamplerPoints]) -> Row:
+    """Means over the runs, each of which has the same sampler and numbers of evaluations."""
+    if not runs:
+        return {}
+    points = zip(*(run.points for run in runs), strict=True)
+    means = [{"nfe": p[0].nfe, "distance": mean([point.distance for point in p])} for p in points]
+    return {"sampler": f"{runs[0].solver}, {runs[0].grid}", "points": means}
 
 
 def comma_separated(rows: list[Row]) -> str:
@@ -232,6 +238,7 @@ def _columns(row: Row) -> Row:
             if found:
                 columns[f"{name}_difference"] = found["mean"]
                 columns |= {f"{name}_difference_{key}": found[key] for key in ("error_images", "error_seeds")}
+    samplers = {key: row[key] for key in ("sampler", "own_sampler") if key in row}
     means = {f"frechet_{point['nfe']}": point["distance"] for point in row.get("points", [])}
     means |= {f"own_sampler_frechet_{point['nfe']}": point["distance"] for point in row.get("own_points", [])}
     means |= {"batch_variance": row.get("variance")}
@@ -239,4 +246,4 @@ def _columns(row: Row) -> Row:
     for name, value in means.items():
         if value is not None:
             columns |= {name: value["mean"], f"{name}_error": value["error"]}
-    return columns | {"steps": row.get("steps")}
+    return columns | samplers | {"steps": row.get("steps")}

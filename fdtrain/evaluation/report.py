@@ -151,20 +151,29 @@ class SideBySide:
         return Section(f"Difference to {self.reference}", [Table(["variant", *there.values()], rows)], note)
 
     def _distances(self) -> list[Section]:
-        """At each number of evaluations, by the common solver and by each variant's own, and what ``fid`` measured."""
+        """At each number of evaluations, by the common samplers and by the variants' own; and what ``fid`` measured."""
         nfes = sorted({point["nfe"] for row in self.shown for point in row.get("points", [])})
         counts = [str(nfe) for nfe in nfes]
-        common = [[row["name"], *_at(row["points"], nfes)] for row in self.shown if row.get("points")]
-        own = [[r["name"], r["own_sampler"], *_at(r["own_points"], nfes)] for r in self.shown if r.get("own_points")]
+        drawn = [row for row in self.shown if row.get("points")]
+        best = [[row["name"], row["sampler"], *_at(row["points"], nfes)] for row in drawn]
+        own = [[row["name"], row["own_sampler"], *_at(row["own_points"], nfes)] for row in drawn if "own_points" in row]
+        every = [
+            [row["name"], each["sampler"], *_at(each["points"], nfes)]
+            for row in drawn
+            for each in row["samplers"]
+            if len(row["samplers"]) > 1
+        ]
         runs = [(variant.name, run) for variant in self.variants for run in variant.folders]
         found = [(name, result) for name, run in runs for result in run.of_kind(FrechetResult).values()]
         found.sort(key=lambda each: (each[1].name, each[1].reference.text))
         measured = [[name, *run_page.distance(result)] for name, result in found]
         note = f"{OVER}, from the same noise, by the solver and grid in the row."
-        title = f"{self._distance} by each variant's own sampler"
+        better = " Of the samplers that all have, a row shows that of the least distances in the geometric mean."
+        head = ["variant", "solver, grid", *counts]
         return [
-            Section(f"{self._distance} at so many evaluations", [Table(["variant", *counts], common)], f"{OVER}."),
-            Section(title, [Table(["variant", "solver, grid", *counts], own)], note),
+            Section(f"{self._distance} at so many evaluations", [Table(head, best)], note + better),
+            Section(f"{self._distance} by each variant's own sampler", [Table(head, own)], note),
+            Section(f"{self._distance} by every common sampler", [Table(head, every)], note),
             Section("Distance of samples to data", [Table(["variant", *run_page.DISTANCES], measured, (2,))]),
         ]
 

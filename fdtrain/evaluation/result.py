@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
@@ -308,7 +308,7 @@ class SamplerPoints(_Content):
 
 class TrainingNoise(SplitIdentity, Result):
     """What a comparison measures of a run besides its likelihoods, on images of its training split; distances by the
-    solver that all have, and by the variant's own sampler, if it has one."""
+    samplers that all have, and by the variant's own, if it has one."""
 
     seed: int
     time_sampling: str
@@ -316,10 +316,17 @@ class TrainingNoise(SplitIdentity, Result):
     gradient: GradientNoise
     distance: str
     features: FeatureIdentity
-    solver: str
-    grid: str
-    points: list[FrechetPoint]
+    samplers: list[SamplerPoints]
     own_sampler: SamplerPoints | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_an_earlier_version(cls, content: dict[str, Any]) -> dict[str, Any]:
+        """Which had one sampler for all."""
+        if "points" not in content:
+            return content
+        rest, one = dict(content), SamplerPoints.model_fields
+        return {"samplers": [{key: rest.pop(key, None) for key in one}], **rest}
 
 
 class EmaPoint(_Content):

@@ -22,6 +22,7 @@ SAMPLER = {"solver": "ddim", "grid": "flow"}
 def write(launch, name, *more):
     """Two variants and what else is given, two seeds, of the small configuration."""
     small = {"draws": 2, "ode_images": 4, "ode_tolerance": 0.1, "samples": 16, "nfe": [2, 4], "strata": 4}
+    samplers = [{"solver": "ode"}, {"solver": "sde", "grid": "karras"}]
     content = {
         "name": name,
         "output": str(launch.folder / "comparisons"),
@@ -30,7 +31,7 @@ def write(launch, name, *more):
         "steps": 40,
         "seeds": [0, 1],
         "reference": "bounded",
-        "evaluation": {**small, "batches": 4, "gradients": 2},
+        "evaluation": {**small, "samplers": samplers, "batches": 4, "gradients": 2},
         "variants": [{"name": "bounded"}, {"name": "v", "set": {"diffusion": V}, "sampler": SAMPLER}, *more],
     }
     path = launch.folder / f"{name}.yaml"
@@ -129,6 +130,8 @@ def check_table(folder):
     assert v.get("closed_bound") is None
     assert v["ode"]["difference"]["images"] == v["own_bound_of_ode_images"]["difference"]["images"] == 4
     assert [point["nfe"] for point in v["points"]] == [2, 4]
+    # The second is infinite at the end of both intervals.
+    assert [each["sampler"] for each in bounded["samplers"] + v["samplers"]] == 2 * ["ode, two_ended"]
     text, table, page = ((folder / f"comparison.{ending}").read_text() for ending in ("md", "csv", "html"))
     assert f"| v | [0.01, 1], gaussian decoder | uniform | {own['mean']:.4f}" in text
     assert table.startswith("variant,t_min,t_max,decoder,dequantisation,ode_dequantisation,seeds,failed,own_bound")

@@ -105,7 +105,11 @@ def test_a_comparison_over_other_data(content, digits, tmp_path, written, other,
 @pytest.mark.parametrize(
     ("evaluation", "part"),
     [
-        ({"solver": "rk9"}, "evaluation.solver: input should be 'sde', 'ode', .*, not 'rk9'"),
+        (
+            {"samplers": [{"solver": "rk9"}]},
+            "evaluation.samplers.0.solver: input should be 'sde', 'ode', .*, not 'rk9'",
+        ),
+        ({"samplers": [{"solver": "sde", "grid": "karras"}]}, "sde at 10 evaluations: 'karras' is infinite at t = 1"),
         ({"nfe": [0]}, "evaluation.nfe must be at least 1"),
         ({"batches": 4, "gradients": 8}, "evaluation.gradients must not be above"),
     ],

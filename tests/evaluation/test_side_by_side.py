@@ -28,9 +28,10 @@ NOISE = {
     "gradient": {"gradients": 2, "noise": 0.5, "norm": 1.0, "noise_scale": None},
     "distance": "FID",
     "features": {"name": "inception", "sha256": None, "dims": 4, "input": ""},
-    "solver": "ode",
-    "grid": "two_ended",
-    "points": [{"nfe": 10, "distance": 4.0}],
+    "samplers": [
+        {"solver": "ode", "grid": "two_ended", "points": [{"nfe": 10, "distance": 5.0}]},
+        {"solver": "sde", "grid": "two_ended", "points": [{"nfe": 10, "distance": 4.0}]},
+    ],
 }
 
 
@@ -154,12 +155,14 @@ def test_variants_over_seeds_and_the_three_files(tmp_path):
     assert "&lt;script>alert('x')&lt;/script>\\|a" in text
     assert "| v | diffusion.scale: null (-) |" in text
     assert "| v | ddim, flow | 9.000 |" in text
+    assert [text.count(f"| v | {row} |") for row in ("ode, two_ended | 5.000", "sde, two_ended | 4.000")] == [1, 2]
     assert "](quality.png)\n\nFID against evaluations; bands: standard error over seeds.\n" in text
     columns = list(csv.DictReader(io.StringIO(table)))
     assert [row["variant"] for row in columns] == ["a", "v", "failed"]
     assert (columns[0]["own_bound_bits_per_dim"], columns[2]["own_bound_bits_per_dim"]) == ("1.5", "")
     assert (columns[0]["frechet_10"], columns[0]["batch_variance"], columns[2]["failed"]) == ("4.0", "0.04", "2")
-    assert columns[1]["own_sampler_frechet_10"] == "9.0"
+    assert (columns[1]["own_sampler_frechet_10"], columns[1]["own_sampler"]) == ("9.0", "ddim, flow")
+    assert (columns[1]["sampler"], columns[2]["sampler"]) == ("sde, two_ended", "")
     assert "<script>" not in page
     assert "alert(&#39;x&#39;)" in page
     pictures = {f"{name}.png" for name in ("held_out", "training", "lr", "quality", "variance")}
@@ -198,3 +201,12 @@ def test_the_bound_of_the_odes_images_is_that_of_the_first(tmp_path):
     found = compared.bits_of(run_folder.read(folder))
     means = {kind: bits.mean for kind, bits in found.items()}
     assert means == {"elbo": 1.5, "elbo_closed": 1.5, "ode": 7.0, "elbo_of_ode_images": 0.5}
+
+
+def test_distances_of_an_earlier_version_by_one_sampler(tmp_path):
+    sampler = NOISE["samplers"][0]
+    content = {key: value for key, value in NOISE.items() if key != "samplers"} | sampler
+    folder = make_run(tmp_path / "a", [1.0] * 4)
+    (folder / "evaluation" / "noise.json").write_text(json.dumps(content))
+    row = compared.rows([ComparedVariant("a", {0: run_folder.read(folder)}, {})], "a")[0]
+    assert (row["sampler"], row["points"][0]["distance"]["mean"]) == ("ode, two_ended", 5.0)
