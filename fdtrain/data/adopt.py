@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import ValidationError
 from tqdm import tqdm
 
 from fdtrain import files
@@ -24,7 +23,6 @@ from fdtrain.credentials import expand_references
 from fdtrain.data import shard_index
 from fdtrain.data.dataset import (
     FILE,
-    VERSION,
     DatasetDescription,
     SampleMembers,
     Shard,
@@ -35,16 +33,16 @@ from fdtrain.data.decode import Broken, ImageDecoder
 from fdtrain.data.fetch import fetch, is_remote, shown
 from fdtrain.data.location import LIST as LISTED
 from fdtrain.data.location import PackedData, locate, without_credentials
-from fdtrain.data.members import NO_LABEL, json_field
+from fdtrain.data.members import NO_LABEL
 from fdtrain.data.shard_index import NamedLabels
 from fdtrain.data.shard_store import alone
-from fdtrain.data.sources.picture import Fit, WrongSize, decode, exactly
+from fdtrain.data.sources.picture import Fit, decode, exactly
 from fdtrain.data.sources.shard_lists import shard_lists
 from fdtrain.data.sources.shards import (
     FoundSample,
     Wanted,
     class_list,
-    describe,
+    describe_places,
     first_sample,
     found_samples,
     held_out,
@@ -52,8 +50,8 @@ from fdtrain.data.sources.shards import (
 )
 from fdtrain.data.sources.source import BadSample
 from fdtrain.data.workers import run, stopped
-from fdtrain.data.writer import MANY, Problems
-from fdtrain.errors import UserError, excerpt
+from fdtrain.data.writer import MANY, Problem, describe, describing, refuse
+from fdtrain.errors import UserError
 from fdtrain.partial import PartialStore
 
 WORK = ".adopting"
@@ -127,25 +125,39 @@ def adopt(
         fit = exactly(fit.size, channels or fit.channels)
         store = IndexStore(folder, places, {"wanted": repr(wanted), "fit": repr(fit), "levels": levels})
         store.prepare()
-        done, problems, images = set(store.names()), Problems(), 0
+        done, problems = set(store.names()), list[Problem]()
         tasks = [
             (store, number, place, wanted, fit, levels)
             for number, place in enumerate(places)
             if store.path(number).name not in done
         ]
         with tqdm(total=len(places), initial=len(done), desc="checking", unit=" shards", disable=not bar) as shown_bar:
-            for count, found in run(check_shard, tasks, workers):
-                images += count
-                problems.update(found)
+            for found in run(check_shard, tasks, workers):
+                problems += found
                 shown_bar.update()
-        headers = {} if problems.counts else dict(zip(places, store.load(), strict=True))
-        _tell(problems, images, fit)
+                if len(problems) >= MANY:
+                    break
+        refuse(problems, "the shards")
+        headers = dict(zip(places, store.load(), strict=True))
         if holdout:
             splits = held_out({place: headers[place]["samples"] for place in splits["train"]}, holdout)
         for split, shards in splits.items():
             if not any(headers[place]["samples"] for place in shards):
                 raise UserError(f"split '{split}' holds no images. Correct the names of its shards.")
-        description, described = _description(splits, headers, folder, name, wanted, fit, levels)
+        suffixes = sorted({suffix for header in headers.values() for suffix in header["images"]})
+        with describing():
+            description = describe(
+                splits,
+                name=name,
+                source=describe_places(splits),
+                size=fit.size,
+                channels=fit.channels,
+                levels=levels,
+                classes=class_list({s: [set(headers[p]["named"]["classes"]) for p in of] for s, of in splits.items()}),
+                encoding="+".join(sorted({suffix.rpartition(".")[2] for suffix in suffixes})),
+                members=SampleMembers(image=suffixes, label=wanted.label or None, field=wanted.field),
+            )
+            described = _shards(splits, headers, folder)
         if any(without_credentials(place) != place for place in places):
             _write_list(folder / LIST, places)
         numbers = {place: number for number, place in enumerate(places)}
@@ -230,110 +242,47 @@ def _version(place: str) -> bytes:
     return b"%d %d" % (status.st_size, status.st_mtime_ns)
 
 
-def _tell(problems: Problems, images: int, fit: Fit) -> None:
-    """Raises UserError if there are any, among so many images."""
-    lines = problems.told(f"{problems.counts['bad']} of {images} images cannot be used")
-    for kind, what, size in (
-        ("wrong size", f"need a crop or a resize to be {fit.size}x{fit.size} as the first one", "PIXELS"),
-        ("changed", "would not be read as the packer packs them", fit.size),
-    ):
-        if count := problems.counts[kind]:
-            *_, first = problems.first[kind][0]
-            lines.append(
-                f"{count} of {images} images {what} (such as {first}), and adopting changes no image. Pack them anew: "
-                f"fdtrain pack adopt ... --size {size} --output FOLDER."
-            )
-    if lines:
-        raise UserError(lines)
-
-
-def check_shard(
-    store: IndexStore, number: int, place: str, wanted: Wanted, fit: Fit, levels: int
-) -> tuple[int, Problems]:
-    """Check every sample of a shard, and store its index if they are sound, unless this process is to stop. Returns the
-    number of images that were checked."""
-    version, problems, sound, count = _version(place), Problems(), list[FoundSample](), 0
+def check_shard(store: IndexStore, number: int, place: str, wanted: Wanted, fit: Fit, levels: int) -> list[Problem]:
+    """Check every sample of a shard, and store its index if all are sound, unless this process is to stop. Returns what
+    is wrong with the others."""
+    version, problems, sound, name = _version(place), list[Problem](), list[FoundSample](), shown(place)
     decoder, out = ImageDecoder(fit.size, fit.channels), np.empty(fit.size * fit.size * fit.channels, np.uint8)
-    name = shown(place)
     with _local(place, store.folder) as path, mapped(path, name) as data, path.open("rb") as file:
-        for count, sample in enumerate(found_samples(data, wanted, name), 1):
-            if stopped():
-                return count, problems
+        for sample in found_samples(data, wanted, name):
+            if stopped() or len(problems) >= MANY:
+                return problems
             try:
                 if isinstance(sample, BadSample):
                     raise sample
                 packed = decode(data[sample.bytes], sample.where, fit)
-                decoder.read(file.fileno(), sample.suffix.rpartition(".")[2], sample.offset, sample.size, out)
-                if not np.array_equal(out, packed.reshape(-1)):
-                    raise Broken("turned by EXIF, or stored in other colours")
+                try:
+                    decoder.read(file.fileno(), sample.suffix.rpartition(".")[2], sample.offset, sample.size, out)
+                    if not np.array_equal(out, packed.reshape(-1)):
+                        raise Broken("turned by EXIF, or stored in other colours")
+                except Broken as error:
+                    raise BadSample(f"{sample.where}: {error}. Pack all anew with --size {fit.size}.") from error
                 if (level := out.max()) >= levels:
                     raise BadSample(f"{sample.where} has level {level}, not 0 to {levels - 1}. Correct --levels.")
                 sound.append(sample)
-            except WrongSize as error:
-                problems.add(name, count, str(error).partition(", expected")[0], "wrong size")
             except BadSample as error:
-                problems.add(name, count, str(error))
-                if problems.counts["bad"] >= MANY:
-                    break
-            except Broken as error:
-                assert isinstance(sample, FoundSample)
-                problems.add(name, count, f"{sample.where}: {error}", "changed")
-        if not problems.counts:
+                problems.append((name, len(sound) + len(problems), str(error)))
+        if not problems:
             file.seek(0)
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-            shard = Shard(file="shard", images=count, bytes=path.stat().st_size, sha256=digest)
+            shard = Shard(file="shard", images=len(sound), bytes=path.stat().st_size, sha256=digest)
             store.commit(store.path(number), version + b"\n" + _index(shard, sound, wanted))
-    return count, problems
+    return problems
 
 
 def _index(shard: Shard, samples: list[FoundSample], wanted: Wanted) -> bytes:
     suffixes = {suffix: i for i, suffix in enumerate(sorted({sample.suffix for sample in samples}))}
     labels = {label: i for i, label in enumerate(sorted({s.label for s in samples if s.label is not None}))}
-    named = NamedLabels.model_construct(
-        suffix=wanted.label, field=json_field(wanted.label or "", wanted.field), classes=list(labels)
-    )
+    named = NamedLabels.model_construct(suffix=wanted.label or None, field=wanted.field, classes=list(labels))
     rows = array("q")
     for sample in samples:
         number = NO_LABEL if sample.label is None else labels[sample.label]
         rows.extend((suffixes[sample.suffix], number, sample.offset, sample.size))
     return shard_index.content(shard, list(suffixes), rows, named)
-
-
-def _description(
-    splits: dict[str, list[str]],
-    headers: dict[str, dict[str, Any]],
-    folder: Path,
-    name: str,
-    wanted: Wanted,
-    fit: Fit,
-    levels: int,
-) -> tuple[DatasetDescription, dict[str, list[Shard]]]:
-    """The description without the shards, and the shards of each split."""
-    suffixes = sorted({suffix for header in headers.values() for suffix in header["images"]})
-    labels = {split: [set(headers[p]["named"]["classes"]) for p in shards] for split, shards in splits.items()}
-    try:
-        description = DatasetDescription(
-            version=VERSION,
-            name=name,
-            source=describe(splits),
-            size=fit.size,
-            channels=fit.channels,
-            levels=levels,
-            classes=class_list(labels),
-            encoding="+".join(sorted({suffix.rpartition(".")[2] for suffix in suffixes})),
-            members=SampleMembers(
-                image=suffixes, label=wanted.label, field=json_field(wanted.label or "", wanted.field)
-            ),
-            splits={},
-        )
-        return description, _shards(splits, headers, folder)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        raise UserError(
-            f"{excerpt(repr(first['input']))} cannot stand in {FILE} as {excerpt(place)} ({excerpt(first['msg'])}). "
-            "Rename or correct it."
-        ) from None
 
 
 def _shards(splits: dict[str, list[str]], headers: dict[str, dict[str, Any]], folder: Path) -> dict[str, list[Shard]]:

@@ -5,20 +5,28 @@ nor an interruption changes a byte. ``dataset.json`` comes last (docs/packing.md
 """
 
 import os
-import re
 from contextlib import suppress
 from pathlib import Path
 
 from tqdm import tqdm
 
 from fdtrain.data import shard_table
-from fdtrain.data.dataset import FILE, VERSION, DatasetDescription, check_length, read_description, write_description
+from fdtrain.data.dataset import FILE, DatasetDescription, check_length, read_description, write_description
 from fdtrain.data.shard_store import PackRequest, ShardStore, alone
 from fdtrain.data.sources.source import Part, Source
 from fdtrain.data.workers import run
-from fdtrain.data.writer import ENCODINGS, MANY, Problems, SampleFormat, ShardRange, layout, write_part
+from fdtrain.data.writer import (
+    MANY,
+    Problem,
+    SampleFormat,
+    ShardRange,
+    describe,
+    describing,
+    layout,
+    refuse,
+    write_part,
+)
 from fdtrain.errors import UserError
-from fdtrain.files import NAME
 
 
 def pack(
@@ -71,26 +79,17 @@ def pack_digits(folder: str | Path, shard_images: int = 100) -> DatasetDescripti
 
 
 def _request(source: Source, encoding: str, shard_images: int) -> PackRequest:
-    if encoding not in ENCODINGS or shard_images < 1:
-        raise ValueError("encoding is npy or png, shard_images positive")
-    for text in (source.name, source.source, *source.classes):
-        # File systems and archives have names in any bytes.
-        if not text.isascii() and text.encode(errors="replace").decode() != text:
-            raise UserError(f"the name {text!a} of the data set or of a class is not UTF-8. Rename its file or folder.")
-    for split in source.splits:
-        if not re.fullmatch(NAME, split):
-            raise UserError(f"split {split!a}: a name has letters of ASCII, digits, '_', '-' and '.' alone. Rename it.")
-    description = DatasetDescription(
-        version=VERSION,
-        name=source.name,
-        source=source.source,
-        size=source.size,
-        channels=source.channels,
-        levels=source.levels,
-        classes=source.classes,
-        encoding=encoding,
-        splits={},
-    )
+    with describing():
+        description = describe(
+            source.splits,
+            name=source.name,
+            source=source.source,
+            size=source.size,
+            channels=source.channels,
+            levels=source.levels,
+            classes=source.classes,
+            encoding=encoding,
+        )
     return PackRequest(description=description, shard_images=shard_images, source=source.identity())
 
 
@@ -130,18 +129,17 @@ def _complete(folder: Path) -> DatasetDescription:
 def _count(source: Source, workers: int, bar: bool) -> dict[str, list[int]]:
     """Images of every part. Batch files have to be read for it."""
     tasks = [(split, number, part) for split, parts in source.splits.items() for number, part in enumerate(parts)]
-    counts = {split: [0] * len(parts) for split, parts in source.splits.items()}
     results = run(_count_part, tasks, workers)
-    for split, number, count in tqdm(results, "counting", len(tasks), unit=" parts", disable=not bar):
-        counts[split][number] = count
-    for split in counts:
-        if not sum(counts[split]):
+    counted = dict(tqdm(results, "counting", len(tasks), unit=" parts", disable=not bar))
+    counts = {split: [counted[split, number] for number in range(len(parts))] for split, parts in source.splits.items()}
+    for split, images in counts.items():
+        if not sum(images):
             raise UserError(f"split '{split}' of {source.source} holds no images. Fetch it again.")
     return counts
 
 
-def _count_part(split: str, number: int, part: Part) -> tuple[str, int, int]:
-    return split, number, part.count()
+def _count_part(split: str, number: int, part: Part) -> tuple[tuple[str, int], int]:
+    return (split, number), part.count()
 
 
 def _plan(request: PackRequest) -> dict[str, list[list[ShardRange]]]:
@@ -165,15 +163,14 @@ def _write_shards(source: Source, request: PackRequest, store: ShardStore, worke
             left = [cut for cut in wanted if cut.file not in finished]
             if left:
                 tasks.append((part, left, store, form))
-    problems, total = Problems(), sum(map(sum, request.images.values()))
+    problems, total = list[Problem](), sum(map(sum, request.images.values()))
     done, what = total - sum(len(cut.images) for _, left, *_ in tasks for cut in left), f"packing {described.name}"
     with tqdm(desc=what, total=total, initial=done, unit=" images", disable=not bar) as shown:
         for count, found in run(write_part, tasks, workers):
             shown.update(count)
-            problems.update(found)
-            if problems.counts["bad"] >= MANY:
+            problems += found
+            if len(problems) >= MANY:
                 break
-    if count := problems.counts["bad"]:
+    if problems:
         store.store_request(images=request.images, bad_images=True)
-        much = f"{count} images" if count < MANY else f"{MANY} images or more (the packer went no further)"
-        raise UserError(problems.told(f"{much} of {source.source} cannot be packed"))
+    refuse(problems, source.source)

@@ -1,31 +1,37 @@
-"""Writes shards: which images go into which shard, and shards that are complete or absent."""
+"""Writes shards, complete or absent: which images go into which, their description, and what to do about bad images."""
 
 import io
 import math
 import os
 from array import array
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
+from pydantic import ValidationError
 
 from fdtrain.data import shard_index
+from fdtrain.data.dataset import FILE, VERSION, DatasetDescription
 from fdtrain.data.decode import IMAGES
 from fdtrain.data.shard_store import ShardStore
 from fdtrain.data.shard_table import Shard
 from fdtrain.data.sources.source import BadSample, Part, Sample, even
 from fdtrain.data.tar import TarWriter
 from fdtrain.data.workers import stopped
+from fdtrain.errors import UserError, excerpt
 
 ENCODINGS = ("npy", "png")
 
 REPORTED = 20
 """Bad images that are reported one by one."""
 MANY = 1000
-"""Bad images after which a part is abandoned: then the command is wrong rather than the images."""
+"""Bad images after which all is abandoned: then the command is wrong rather than the images."""
+
+Problem = tuple[str, int, str]
+"""An image that cannot be used: its shard, its number there, and why."""
 
 
 class ShardRange(NamedTuple):
@@ -59,47 +65,53 @@ def layout(split: str, counts: list[int], shard_images: int) -> list[list[ShardR
     return cuts
 
 
-class Problems:
-    """Images that cannot be used: their number by kind, and the first of each by their places."""
-
-    def __init__(self) -> None:
-        self.counts = Counter[str]()
-        self.first: dict[str, list[tuple[str, int, str]]] = {}
-
-    def add(self, file: str, number: int, problem: str, kind: str = "bad") -> None:
-        """The problem of one image of a shard."""
-        self._add(kind, 1, [(file, number, problem)])
-
-    def update(self, others: "Problems") -> None:
-        for kind, count in others.counts.items():
-            self._add(kind, count, others.first[kind])
-
-    def _add(self, kind: str, count: int, first: list[tuple[str, int, str]]) -> None:
-        self.counts[kind] += count
-        self.first[kind] = sorted([*self.first.get(kind, []), *first])[:REPORTED]
-
-    def told(self, what: str) -> list[str]:
-        """A line for each of the first bad images, after one that says of how many; none if there are none."""
-        count, lines = self.counts["bad"], [problem for *_, problem in self.first.get("bad", [])]
-        shown = f"The first {len(lines)}:" if count > len(lines) else "They are:"
-        return [*([f"{what}. {shown}"] if count > 1 else []), *lines]
+@contextmanager
+def describing() -> Iterator[None]:
+    """In this context what ``dataset.json`` does not admit is a UserError."""
+    try:
+        yield
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise UserError(
+            f"{excerpt(repr(first['input']))} cannot stand in {FILE} as {excerpt(place)} ({excerpt(first['msg'])}). "
+            "Rename or correct it."
+        ) from None
 
 
-def write_part(part: Part, cuts: list[ShardRange], store: ShardStore, form: SampleFormat) -> tuple[int, Problems]:
+def describe(splits: Iterable[str], **properties: Any) -> DatasetDescription:
+    """A description without its shards, in the context :func:`describing`. The names of the splits are checked too."""
+    described = DatasetDescription.model_validate(
+        {"version": VERSION, "splits": dict.fromkeys(splits, ()), **properties}
+    )
+    return described.model_copy(update={"splits": {}})
+
+
+def refuse(problems: list[Problem], images: str) -> None:
+    """Raises UserError if there are problems with these ``images``: their number, and a line for each of the first."""
+    if not problems:
+        return
+    lines = [why for *_, why in sorted(problems)[:REPORTED]]
+    count = f"{len(problems)} images" if len(problems) < MANY else f"{MANY} images or more (others were not checked)"
+    which = "They are:" if len(lines) == len(problems) else f"The first {len(lines)}:"
+    raise UserError([f"{count} of {images} cannot be packed. {which}", *lines] if len(problems) > 1 else lines)
+
+
+def write_part(part: Part, cuts: list[ShardRange], store: ShardStore, form: SampleFormat) -> tuple[int, list[Problem]]:
     """Write some of the shards of a part, except those with a bad image; all images are checked. Their number."""
-    read, problems = part.open(), Problems()
+    read, problems = part.open(), list[Problem]()
     for cut in cuts:
-        if stopped() or problems.counts["bad"] >= MANY:
+        if stopped() or len(problems) >= MANY:
             break
-        _write_shard(read, cut, store, form, problems)
+        problems += _write_shard(read, cut, store, form)
     return sum(len(cut.images) for cut in cuts), problems
 
 
 def _write_shard(
-    read: Callable[[int], Sample], cut: ShardRange, store: ShardStore, form: SampleFormat, problems: Problems
-) -> None:
+    read: Callable[[int], Sample], cut: ShardRange, store: ShardStore, form: SampleFormat
+) -> list[Problem]:
     """Write to a temporary path, its index, rename, record. The same samples give the same bytes."""
-    samples, bad = array("q"), False
+    samples, problems = array("q"), list[Problem]()
     path = store.shards / cut.file
     # A process that outlives its killed parent by a moment must not write into the same file.
     temporary = store.folder / f"{cut.file}.{os.getpid()}"
@@ -112,20 +124,17 @@ def _write_shard(
                         image, label = read(index)
                         _check(image, label, form, f"image {number} of {cut.file}")
                     except BadSample as error:
-                        bad = True
-                        problems.add(cut.file, number, str(error))
-                        if problems.counts["bad"] >= MANY:
+                        problems.append((cut.file, number, str(error)))
+                        if len(problems) >= MANY:
                             break
-                        continue
-                    if bad:
                         continue
                     if label >= 0:
                         tar.add(b"%08d.cls" % number, b"%d" % label)
                     place = tar.add(b"%08d.%b" % (number, suffix), *encode(image, form.encoding))
                     samples.extend((kind, label, *place))
-                if bad:
-                    return
                 digest = tar.close()
+                if problems:
+                    return problems
                 os.fsync(file.fileno())
             shard = Shard(file=cut.file, images=len(cut.images), bytes=tar.size, sha256=digest)
             shard_index.write(shard_index.place(store.shards, cut.file), shard_index.content(shard, IMAGES, samples))
@@ -133,6 +142,7 @@ def _write_shard(
         finally:
             temporary.unlink(missing_ok=True)
     store.save(shard)
+    return []
 
 
 def _check(image: np.ndarray, label: int, form: SampleFormat, where: str) -> None:

@@ -1,7 +1,7 @@
 """Decodes image files to arrays. The header is checked before any pixel is decoded."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -24,15 +24,11 @@ MAX_PIXELS = 1 << 26
 """8192 x 8192. A larger picture is refused, since decoding it could fill the memory."""
 
 
-class WrongSize(BadSample):
-    """A picture that would have to be cropped or resized, which nobody has asked for."""
-
-
 Colour = tuple[int, int, int]
 """Red, green and blue from 0 to 255."""
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True)
 class Fit:
     """How a picture becomes an image of ``size`` x ``size`` pixels.
 
@@ -49,14 +45,8 @@ class Fit:
     picture: tuple[int, int] | None
     crop: int | None = None
     filter: Image.Resampling = Image.Resampling.LANCZOS
-    background: Colour | None = None
-
-    def __repr__(self) -> str:
-        """A part of a source's identity: without a background it is what it was before there were any."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        if self.background is None:
-            del values["background"]
-        return f"Fit({', '.join(f'{name}={value!r}' for name, value in values.items())})"
+    # A source's description names it, so that it is no part of identities.
+    background: Colour | None = field(default=None, repr=False)
 
     def same(self, pixels: np.ndarray) -> bool:
         """Whether an array is an image already."""
@@ -130,9 +120,9 @@ def decode(data: bytes | np.ndarray, where: str, fit: Fit) -> np.ndarray:
         orientation = _orientation(picture)
         size = _upright_size(picture, orientation)
         if fit.picture and size != fit.picture:
-            raise WrongSize(
-                f"{where} has {_size(size)} pixels, expected {_size(fit.picture)}. Remove it, or (for a folder "
-                "or zip of images) ask for one size with --size."
+            raise BadSample(
+                f"{where} has {_size(size)} pixels, expected {_size(fit.picture)}. Remove it, or ask for one size with "
+                "--size."
             )
         if orientation != 1:
             picture = ImageOps.exif_transpose(picture)

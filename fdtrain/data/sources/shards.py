@@ -7,9 +7,8 @@ The image of a sample is the only member in a format that is read, or the one as
 import mmap
 import os
 import re
-import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -31,15 +30,12 @@ _FRACTION = re.compile(r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+)(e[-+]?[0-9]+)?", re.IGNO
 
 
 class Wanted(NamedTuple):
-    """The suffixes of image (None: the only one) and label (None: there is none). ``field``: of a label in JSON.
-
-    ``labels_ignored``: labels are not packed, whatever there is.
-    """
+    """The suffixes of image (None: the only one) and label (None: there is none; '': whatever there is, it is not
+    packed), and the field of a label in JSON (None: it is a text)."""
 
     image: str | None
     label: str | None
-    field: str = "label"
-    labels_ignored: bool = False
+    field: str | None = None
 
 
 class FoundSample(NamedTuple):
@@ -61,15 +57,13 @@ def mapped(path: Path, name: str) -> Iterator[mmap.mmap]:
     """A tar file for reading; ``name`` stands for it in messages. Raises UserError: no file, or compressed; here or
     within, no tar."""
     try:
-        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise UserError(f"{name} is no regular file. Correct the path.")
-            if not os.fstat(file.fileno()).st_size:
-                raise UserError(f"{name} is empty (0 bytes). Fetch or make it again, or leave it out.")
-            if compressed(path):
-                raise UserError(f"{name} is compressed: no sample in it can be read in place. Decompress it first.")
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                yield data
+        # A FIFO would be waited for.
+        if not path.is_file():
+            raise UserError(f"{name} is no regular file. Correct the path.")
+        if compressed(path):
+            raise UserError(f"{name} is compressed: no sample in it can be read in place. Decompress it first.")
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            yield data
     except (ValueError, OSError) as error:
         reason = getattr(error, "strerror", None) or error
         what = advice([name]) or " Fetch or make it again."
@@ -102,9 +96,9 @@ def _sample(data: mmap.mmap, found: dict[str, tuple[int, int]], wanted: Wanted, 
     if found[pictures[0]][1] > MAX_READ:
         raise BadSample(f"{where}: an image of {found[pictures[0]][1]} bytes. Remove it.")
     label = None
-    if wanted.label is not None:
-        label = _label(data, found, json_field(wanted.label, wanted.field), wanted.label, where)
-    elif "cls" in found and not wanted.labels_ignored:
+    if wanted.label:
+        label = _label(data, found, wanted.field, wanted.label, where)
+    elif "cls" in found and wanted.label is None:
         raise BadSample(f"{where} has a label (cls), the first samples have none. Ask for labels with --labels.")
     return FoundSample(where, pictures[0], *found[pictures[0]], label)
 
@@ -141,7 +135,7 @@ def first_sample(paths: Iterable[tuple[Path, str]], image: str | None, labels: s
             for key, found, _ in samples(data):
                 try:
                     where = f"{name}, sample '{excerpt(key)}'"
-                    sample = _sample(data, found, Wanted(image, None, labels_ignored=True), where)
+                    sample = _sample(data, found, Wanted(image, ""), where)
                     size, channels = upright_shape(data[sample.bytes], sample.where)
                 except BadSample as error:
                     first = first or error
@@ -153,18 +147,18 @@ def first_sample(paths: Iterable[tuple[Path, str]], image: str | None, labels: s
 def _wanted(data: mmap.mmap, found: dict[str, tuple[int, int]], image: str | None, labels: str | None) -> Wanted:
     if labels is not None:
         suffix, colon, field = labels.partition(":")
-        if colon and json_field(suffix.lower(), field) is None:
+        in_json = json_field(suffix.lower(), field or "label")
+        if colon and in_json is None:
             raise UserError(f"--labels {labels}: only JSON has fields, as in json:label. Correct it.")
-        return Wanted(image, suffix.lower() or None, field or "label", labels_ignored=not suffix)
+        return Wanted(image, suffix.lower(), in_json)
     named = [suffix for suffix in found if suffix.rpartition(".")[2] == "cls"]
     if len(named) > 1:
         raise UserError(f"samples have several labels ({', '.join(named)}). Choose one with --labels.")
     if not named and "json" in found:
         offset, size = found["json"]
-        try:
-            named = ["json"] if size <= longest_name("") and class_name(data[offset : offset + size], "label") else []
-        except ValueError:
-            named = []
+        with suppress(ValueError):
+            if size <= longest_name("label") and class_name(data[offset : offset + size], "label") is not None:
+                return Wanted(image, "json", "label")
     return Wanted(image, named[0] if named else None)
 
 
@@ -255,7 +249,7 @@ def shard_source(
     classes = class_list({split: [names[Path(p)] for p in shards] for split, shards in splits.items()})
     return Source(
         name=name,
-        source=f"{describe(splits)}, {method(size)}",
+        source=f"{describe_places(splits)}, {method(size)}",
         size=size,
         channels=fit.channels,
         classes=classes,
@@ -266,7 +260,7 @@ def shard_source(
     )
 
 
-def describe(splits: Mapping[str, Sequence[str]]) -> str:
+def describe_places(splits: Mapping[str, Sequence[str]]) -> str:
     """The origin of a data set, without folders and credentials."""
     parts = []
     for split, places in splits.items():
