@@ -25,13 +25,11 @@ from fdtrain.data.adopt import LIST, adopt
 from fdtrain.data.fetch import is_remote, shown
 from fdtrain.data.pack import pack
 from fdtrain.data.sources.arrays import ArrayChoice, arrays
-from fdtrain.data.sources.celeba import celeba64
-from fdtrain.data.sources.cifar import cifar10, cifar100
 from fdtrain.data.sources.digits import digits
 from fdtrain.data.sources.hub import hub
 from fdtrain.data.sources.idx import idx
-from fdtrain.data.sources.imagenet import imagenet32_old, imagenet_new
 from fdtrain.data.sources.images import images
+from fdtrain.data.sources.published import celeba64, cifar10, cifar100, imagenet32_old, imagenet_new
 from fdtrain.data.sources.rows import Choice
 from fdtrain.data.sources.shard_lists import shard_lists
 from fdtrain.data.sources.shards import shard_source

@@ -25,8 +25,8 @@ from fdtrain.data import shard_table, writer
 from fdtrain.data.dataset import read_description
 from fdtrain.data.pack import pack
 from fdtrain.data.shard_store import PackRequest, ShardStore
-from fdtrain.data.sources.cifar import cifar10
 from fdtrain.data.sources.digits import digits, in_memory
+from fdtrain.data.sources.published import cifar10
 from fdtrain.data.sources.source import Part, Source, even
 from fdtrain.data.writer import layout
 from fdtrain.errors import UserError

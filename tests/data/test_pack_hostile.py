@@ -1,6 +1,5 @@
 """Sources that are broken, mistaken or malicious: one clear line, and nothing of theirs runs or fills the memory."""
 
-import io
 import os
 import pickle
 import struct
@@ -20,11 +19,9 @@ from test_pack_sources import image_folder
 from fdtrain.data.pack import pack
 from fdtrain.data.sources import archive, pickled
 from fdtrain.data.sources.batches import BatchFormat, batch_part
-from fdtrain.data.sources.celeba import celeba64
-from fdtrain.data.sources.cifar import cifar10
-from fdtrain.data.sources.imagenet import imagenet32_old, imagenet_new
 from fdtrain.data.sources.images import images
 from fdtrain.data.sources.picture import decode, exactly
+from fdtrain.data.sources.published import celeba64, cifar10, imagenet32_old, imagenet_new
 from fdtrain.data.sources.source import Part
 from fdtrain.errors import UserError
 
@@ -39,8 +36,9 @@ class Evil:
         return self.call
 
 
-def load(data: bytes):
-    return pickled.load(io.BytesIO(data), "some.pkl")
+def load(path: Path, data: bytes):
+    path.write_bytes(data)
+    return pickled.load(archive.single(path))
 
 
 def evils(mark: Path) -> list[object]:
@@ -63,7 +61,7 @@ def test_a_malicious_pickle_does_not_run(tmp_path, number, protocol):
     mark = tmp_path / "mark"
     data = pickle.dumps({"data": evils(mark)[number], "labels": []}, protocol)
     with pytest.raises(UserError, match=r"some.pkl is not a plain pickle of arrays: it asks for .*Do not trust it"):
-        load(data)
+        load(tmp_path / "some.pkl", data)
     assert not mark.exists()
     assert "antigravity" not in sys.modules
 
@@ -101,16 +99,16 @@ OBJECTS = [
 
 
 @pytest.mark.parametrize("value", OBJECTS, ids=lambda value: type(value).__name__)
-def test_only_arrays_of_numbers(value):
+def test_only_arrays_of_numbers(tmp_path, value):
     with pytest.raises(UserError, match=r"some\.pkl"):
-        load(pub.python3_pickle({"data": value}))
+        load(tmp_path / "some.pkl", pub.python3_pickle({"data": value}))
 
 
 @pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4])
 @pytest.mark.parametrize("dtype", ["u1", "i8", ">i4", "f4", "<f8", "?"])
-def test_arrays_come_out_as_they_went_in(protocol, dtype):
+def test_arrays_come_out_as_they_went_in(tmp_path, protocol, dtype):
     array = (np.arange(24).reshape(2, 3, 4) % 7).astype(dtype)
-    found = pickled.arrays(load(pub.python3_pickle({"data": array, "labels": [1, 300, 2**40]}, protocol)), "")
+    found = load(tmp_path / "some.pkl", pub.python3_pickle({"data": array, "labels": [1, 300, 2**40]}, protocol))
     np.testing.assert_array_equal(found["data"], array)
     assert found["data"].dtype == array.dtype
     assert found["labels"] == [1, 300, 2**40]
@@ -318,7 +316,7 @@ def test_celeba_that_is_not_as_published(tmp_path):
     with pytest.raises(UserError, match=r"000001.jpg' is not in list_eval_partition.txt"):
         celeba64(tmp_path / "c.zip", 10)
     (tmp_path / "list_eval_partition.txt").write_text("000001.jpg 3\n")
-    with pytest.raises(UserError, match="line 1: expected"):
+    with pytest.raises(UserError, match=r"partition\.txt: expected lines of"):
         celeba64(tmp_path / "c.zip", 10)
 
 

@@ -13,10 +13,8 @@ from PIL import Image
 
 from fdtrain.data.dataset import DatasetDescription, read_description
 from fdtrain.data.pack import pack
-from fdtrain.data.sources.celeba import celeba64
-from fdtrain.data.sources.cifar import cifar10, cifar100
-from fdtrain.data.sources.imagenet import imagenet32_old, imagenet_new
 from fdtrain.data.sources.images import images
+from fdtrain.data.sources.published import celeba64, cifar10, cifar100, imagenet32_old, imagenet_new
 from fdtrain.data.split import Split
 
 

@@ -5,7 +5,7 @@ import zipfile
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -62,10 +62,7 @@ def _open(member: Member, batch: BatchFormat) -> Callable[[int], Sample]:
 def _load(member: Member, batch: BatchFormat) -> tuple[np.ndarray, np.ndarray]:
     """Data ``(n, 3 size^2)`` uint8 and labels ``(n,)`` from 0."""
     where, size = str(member), batch.size
-    with stream(member) as file:
-        content = (
-            _npz(file, where) if member.name.endswith(".npz") else pickled.arrays(pickled.load(file, where), where)
-        )
+    content = _npz(member) if member.name.endswith(".npz") else pickled.load(member)
     data, labels = content.get("data"), content.get(batch.key)
     if not isinstance(data, np.ndarray) or labels is None:
         raise UserError(f"{where} has no 'data' and '{batch.key}'. Is it the published file?")
@@ -94,13 +91,13 @@ def _labels(labels: Any, images: int, batch: BatchFormat, where: str) -> np.ndar
     return labels - first
 
 
-def _npz(file: IO[bytes], where: str) -> dict[str, np.ndarray]:
+def _npz(member: Member) -> dict[str, np.ndarray]:
     """``data`` and ``labels`` of an npz."""
     try:
-        with zipfile.ZipFile(io.BytesIO(file.read())) as archive:
+        with stream(member) as file, zipfile.ZipFile(io.BytesIO(file.read())) as archive:
             found = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
             if (largest := max((info.file_size for info in found.values()), default=0)) > MAX_STREAM:
                 raise ValueError(f"an array of {largest} bytes")
             return {key: array(archive.read(found[key])) for key in ("data", "labels") if key in found}
     except Exception as error:  # Damaged or hostile, it fails in many ways.
-        raise UserError(f"{where} is not an npz of plain arrays ({error}). Fetch it again.") from error
+        raise UserError(f"{member} is not an npz of plain arrays ({error}). Fetch it again.") from error

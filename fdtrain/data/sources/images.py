@@ -1,10 +1,10 @@
 """Any folder, zip or tar of images, with splits and labels if it has them."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any
 
 from fdtrain.data.sources import labels
 from fdtrain.data.sources.archive import Member, advice, members, read
@@ -12,16 +12,8 @@ from fdtrain.data.sources.picture import Colour, fit_like_first, image_parts, is
 from fdtrain.data.sources.source import SPLIT_NAMES, Source, class_names, hold_out_fewer
 from fdtrain.errors import UserError
 
-
-class _Listing(NamedTuple):
-    """Images of a split by name, and the class of each: a folder, a number, or ``None`` for all."""
-
-    members: list[Member]
-    classes: list[str] | list[int] | None
-
-    def chosen(self, numbers: Sequence[int]) -> "_Listing":
-        classes: Any = None if self.classes is None else [self.classes[i] for i in numbers]
-        return _Listing([self.members[i] for i in numbers], classes)
+Labelled = tuple[Member, str | int | None]
+"""An image, and its class: a folder, a number, or None."""
 
 
 def images(
@@ -48,25 +40,26 @@ def images(
     Raises:
         UserError: no images, an image of another size, or labels that do not fit the images.
     """
-    listings, notes = _list(train)
-    if len(listings) > 1 and (test or holdout):
-        raise UserError(f"{train} has splits of its own ({', '.join(listings)}). Pack it without --test and --holdout.")
+    splits, notes = _list(train)
+    if len(splits) > 1 and (test or holdout):
+        raise UserError(f"{train} has splits of its own ({', '.join(splits)}). Pack it without --test and --holdout.")
     if test:
-        test_listings, more = _list(test, classes=_folders(listings["train"]))
-        if len(test_listings) > 1:
-            raise UserError(f"{test} has splits of its own ({', '.join(test_listings)}). Give one of its folders.")
-        listings["test"], notes = test_listings["train"], notes + more
-    listings = {split: _shuffled(listing) for split, listing in listings.items()}
+        held_out, more = _list(test, _folders(splits["train"]))
+        if len(held_out) > 1:
+            raise UserError(f"{test} has splits of its own ({', '.join(held_out)}). Give one of its folders.")
+        splits["test"], notes = held_out["train"], notes + more
+    splits = {split: _shuffled(listed) for split, listed in splits.items()}
     if holdout:
-        listings = _held_out(listings["train"], holdout, train)
-    pictures = ((str(member), partial(read, member)) for member in listings["train"].members)
+        rest = len(splits["train"]) - holdout
+        if rest < 1:
+            raise UserError(
+                f"{train} holds {rest + holdout} images: {holdout} cannot be held out. {hold_out_fewer(rest + holdout)}"
+            )
+        splits = {"train": splits["train"][:rest], "test": splits["train"][rest:]}
+    pictures = ((str(member), partial(read, member)) for member, _ in splits["train"])
     fit = fit_like_first(pictures, resize, channels, background)
-    classes = _classes(listings, train)
+    classes = _classes(splits, train)
     number = {name: index for index, name in enumerate(classes)}
-    splits = {}
-    for split, listing in listings.items():
-        numbers = None if listing.classes is None else [number[str(key)] for key in listing.classes]
-        splits[split] = image_parts(listing.members, numbers, fit, share)
     change = f", {method(resize)}" if resize else ""
     if background:
         change += ", transparency on #{:02x}{:02x}{:02x}".format(*background)
@@ -76,13 +69,16 @@ def images(
         size=fit.size,
         channels=fit.channels,
         classes=classes,
-        splits=splits,
+        splits={
+            split: image_parts([m for m, _ in listed], [number.get(str(kind), -1) for _, kind in listed], fit, share)
+            for split, listed in splits.items()
+        },
         notes=tuple(notes),
     )
 
 
-def _list(path: Path, classes: set[str] | None = None) -> tuple[dict[str, _Listing], list[str]]:
-    """The images of each split, and notes on what is skipped. ``classes``: folders that are known to be classes."""
+def _list(path: Path, known: Set[str] = frozenset()) -> tuple[dict[str, list[Labelled]], list[str]]:
+    """The images of each split, and notes on what is skipped. ``known``: folders that are classes."""
     files = members(path)
     pictures = sorted((member for member in files if is_image(member)), key=lambda member: member.name)
     if not pictures:
@@ -90,22 +86,21 @@ def _list(path: Path, classes: set[str] | None = None) -> tuple[dict[str, _Listi
         raise UserError(f"{path} holds no images. Give a folder, zip or tar of PNG, JPEG, WebP or BMP files.{what}")
     wrapper = _wrapper(pictures)
     written = labels.written(pictures, files, wrapper)
-    listings: dict[str, _Listing] = {}
+    splits: dict[str, list[Labelled]] = {}
     for split, chosen in _splits([member.name.removeprefix(wrapper) for member in pictures], path).items():
         images = [pictures[i] for i in chosen]
         if written is None:
-            known = set(classes or ()) if split == "train" else _folders(listings["train"])
             kinds = labels.by_folder([image.name for image in images], known, str(path))
         else:
             kinds = [written[i] for i in chosen]
-            kinds = None if kinds[0] == labels.NONE else kinds
-        listings[split] = _Listing(images, kinds)
-    return listings, _skipped(files, path)
+        splits[split] = list(zip(images, kinds, strict=True))
+        known = known or _folders(splits["train"])
+    return splits, _skipped(files, path)
 
 
-def _folders(listing: _Listing) -> set[str]:
+def _folders(listed: Sequence[Labelled]) -> set[str]:
     """The classes that are folders."""
-    return {name for name in listing.classes or () if isinstance(name, str)}
+    return {kind for _, kind in listed if isinstance(kind, str)}
 
 
 def _wrapper(pictures: Sequence[Member]) -> str:
@@ -156,27 +151,16 @@ def _skipped(files: Sequence[Member], path: Path) -> list[str]:
     return [f"{path}: {len(others)} files are of other kinds and were skipped ({listed})."]
 
 
-def _shuffled(listing: _Listing) -> _Listing:
+def _shuffled(listed: Sequence[Labelled]) -> list[Labelled]:
     # randomness imports torch, which takes seconds that every worker process would repeat.
     from fdtrain.randomness import Purpose, stream
 
-    return listing.chosen(stream(0, Purpose.SPLIT).permutation(len(listing.members)).tolist())
+    return [listed[i] for i in stream(0, Purpose.SPLIT).permutation(len(listed)).tolist()]
 
 
-def _held_out(listing: _Listing, holdout: int, path: Path) -> dict[str, _Listing]:
-    count = len(listing.members)
-    if holdout >= count:
-        raise UserError(f"{path} holds {count} images: {holdout} cannot be held out. {hold_out_fewer(count)}")
-    rest = count - holdout
-    return {"train": listing.chosen(range(rest)), "test": listing.chosen(range(rest, count))}
-
-
-def _classes(listings: dict[str, _Listing], path: Path) -> list[str]:
+def _classes(splits: Mapping[str, Sequence[Labelled]], path: Path) -> list[str]:
     """All classes in order. The test set must have the same classes as the train set."""
-    by_split = {split: set(listing.classes) for split, listing in listings.items() if listing.classes is not None}
-    if not by_split:
-        return []
-    kinds = {type(label) for labels in by_split.values() for label in labels}
-    if len(by_split) < len(listings) or len(kinds) > 1:
+    kinds: dict[str, set[Any]] = {split: {kind for _, kind in listed} for split, listed in splits.items()}
+    if len({type(kind) for of in kinds.values() for kind in of}) > 1:
         raise UserError("the images of one split have labels, or another kind of labels. Label both alike.")
-    return class_names(by_split, str(path))
+    return [] if kinds["train"] == {None} else class_names(kinds, str(path))

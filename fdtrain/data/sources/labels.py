@@ -1,19 +1,18 @@
 """The labels of image files, from an EDM-style dataset.json, WebDataset-style members beside images, or folders."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 from fdtrain.data.members import LONGEST_LABEL, label
 from fdtrain.data.sources.archive import Member, read
 from fdtrain.errors import UserError
 
 LISTING = "dataset.json"
-NONE = -1
 
 
-def written(images: Sequence[Member], files: Sequence[Member], wrapper: str) -> list[int] | None:
-    """The label that the files give to each image (-1: none); ``None`` if no file gives labels. ``wrapper`` is the
-    ``"folder/"`` that contains everything, or empty. Raises UserError: a label cannot be read, or only some of the
+def written(images: Sequence[Member], files: Sequence[Member], wrapper: str) -> Sequence[int | None] | None:
+    """The label that the files give to each image, or None for all; ``None`` if no file is about labels. ``wrapper`` is
+    the ``"folder/"`` that contains everything, or empty. Raises UserError: a label cannot be read, or only some of the
     images have one."""
     by_name = {file.name: file for file in files}
     for prefix in ("", wrapper):
@@ -27,7 +26,7 @@ def used(file: Member) -> bool:
     return file.name.rpartition(".")[2] in LONGEST_LABEL
 
 
-def _listed(names: Sequence[str], listing: Member) -> list[int]:
+def _listed(names: Sequence[str], listing: Member) -> Sequence[int | None]:
     """The labels that ``{"labels": [[path, label], ...]}`` gives; ``null`` in place of the list means none."""
     try:
         content = json.loads(read(listing))["labels"]
@@ -35,7 +34,7 @@ def _listed(names: Sequence[str], listing: Member) -> list[int]:
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise UserError(f'{listing} is not of the form {{"labels": [[path, label], ...]}}. Correct it.') from error
     if pairs is None:
-        return [NONE] * len(names)
+        return [None] * len(names)
     table = dict(pairs)
     if len(table) < len(pairs):
         raise UserError(f"{listing} lists an image twice. Correct it.")
@@ -46,36 +45,36 @@ def _listed(names: Sequence[str], listing: Member) -> list[int]:
     return [table[name] for name in names]
 
 
-def _beside(images: Sequence[Member], by_name: dict[str, Member]) -> list[int] | None:
+def _beside(images: Sequence[Member], by_name: dict[str, Member]) -> Sequence[int | None] | None:
     """``KEY.cls``, or the ``label`` of ``KEY.json``, of each image ``KEY.png``, as WebDataset shards have them."""
-    labels = []
-    for image in images:
-        number = NONE
-        for extension in LONGEST_LABEL:
-            for key in _keys(image.name):
-                beside = by_name.get(f"{key}.{extension}")
-                if beside is not None and number == NONE:
-                    number = _label(beside, extension)
-        labels.append(number)
-    labelled = [image for image, number in zip(images, labels, strict=True) if number != NONE]
-    if labelled and NONE in labels:
-        without = images[labels.index(NONE)]
+    labels = [_label(image, by_name) for image in images]
+    labelled = [image for image, number in zip(images, labels, strict=True) if number is not None]
+    if labelled and len(labelled) < len(images):
+        without = images[labels.index(None)]
         raise UserError(f"{without} has no label, {labelled[0]} has one. Label all images, or none.")
     return labels if labelled else None
 
 
-def _label(file: Member, extension: str) -> int:
-    try:
-        if file.size > LONGEST_LABEL[extension]:
-            raise ValueError
-        number = label(extension, read(file))
-    except ValueError as error:
-        raise UserError(
-            f"{file} holds no whole number as a label. Correct it, or remove such files and give each class a folder."
-        ) from error
-    if number < NONE:
-        raise UserError(f"{file}: label {number}, expected a number from 0. Correct it.")
-    return number
+def _label(image: Member, by_name: dict[str, Member]) -> int | None:
+    for extension in LONGEST_LABEL:
+        for key in _keys(image.name):
+            file = by_name.get(f"{key}.{extension}")
+            if file is None:
+                continue
+            try:
+                if file.size > LONGEST_LABEL[extension]:
+                    raise ValueError
+                number = label(extension, read(file))
+            except ValueError as error:
+                raise UserError(
+                    f"{file} holds no whole number as a label. Correct it, or remove such files and give each class a "
+                    "folder."
+                ) from error
+            if number < -1:
+                raise UserError(f"{file}: label {number}, expected a number from 0. Correct it.")
+            if number >= 0:
+                return number
+    return None
 
 
 def _keys(name: str) -> tuple[str, str]:
@@ -84,14 +83,14 @@ def _keys(name: str) -> tuple[str, str]:
     return folder + slash + file.rpartition(".")[0], folder + slash + file.partition(".")[0]
 
 
-def by_folder(names: Sequence[str], known: set[str], where: str) -> list[str] | None:
-    """The first folder of each image. One that contains all is a wrapper and no class, unless it is ``known``. Raises
-    UserError: an image lies beside the folders of the others."""
+def by_folder(names: Sequence[str], known: Set[str], where: str) -> Sequence[str | None]:
+    """The first folder of each image, or None for all. One that contains all is a wrapper and no class, unless it is
+    ``known``. Raises UserError: an image lies beside the folders of the others."""
     parts = [name.split("/")[:-1] for name in names]
     while all(folders and folders[0] == parts[0][0] for folders in parts) and parts[0][0] not in known:
         parts = [folders[1:] for folders in parts]
     if not any(parts):
-        return None
+        return [None] * len(names)
     if not all(parts):
         stray = names[next(i for i, folders in enumerate(parts) if not folders)]
         raise UserError(f"{where}: '{stray}' lies beside the class folders. Move it into one, or remove it.")

@@ -4,27 +4,34 @@ The names that a pickle imports are answered with stand-ins, so not even numpy's
 """
 
 import pickle
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
+from fdtrain.data.sources.archive import Member, stream
 from fdtrain.errors import UserError
 
 
-def load(file: IO[bytes], where: str) -> Any:
-    """Dicts, lists, numbers, strings and numpy arrays of numbers. Text of Python 2 becomes bytes. Raises UserError: the
-    pickle is broken or asks for anything else; nothing of it has run."""
-    try:
-        content = _Unpickler(file, encoding="bytes").load()
-        # A zip checks its sum at the end.
-        file.read(1)
-        return content
-    except _Refused as error:
-        raise UserError(f"{where} is not a plain pickle of arrays: it asks for {error}. Do not trust it.") from None
-    except Exception as error:  # A hostile program can fail in any way.
-        raise UserError(
-            f"{where} is not a pickle of arrays, or cut short ({type(error).__name__}: {error}). Fetch it again."
-        ) from error
+def load(member: Member) -> dict[str, Any]:
+    """The dict of a batch file, with text keys, of lists, numbers, strings and numpy arrays of numbers. Other text of
+    Python 2 becomes bytes. Raises UserError: the pickle is broken or asks for anything else; nothing of it has run."""
+    with stream(member) as file:
+        try:
+            content = _Unpickler(file, encoding="bytes").load()
+            # A zip checks its sum at the end.
+            file.read(1)
+            return {
+                key.decode("latin1") if isinstance(key, bytes) else str(key): getattr(value, "array", value)
+                for key, value in content.items()
+            }
+        except _Refused as error:
+            raise UserError(
+                f"{member} is not a plain pickle of arrays: it asks for {error}. Do not trust it."
+            ) from None
+        except Exception as error:  # A hostile program can fail in any way.
+            raise UserError(
+                f"{member} is not a pickle of arrays, or cut short ({type(error).__name__}: {error}). Fetch it again."
+            ) from error
 
 
 class _Refused(Exception):
@@ -91,13 +98,3 @@ _STAND_INS = {
     ("numpy", "dtype"): _Dtype,
     ("_codecs", "encode"): _encode,
 }
-
-
-def arrays(content: Any, where: str) -> dict[str, Any]:
-    """The dict of a batch file, with text keys and finished arrays. Raises UserError: it is not a dict."""
-    if not isinstance(content, dict):
-        raise UserError(f"{where} holds a {type(content).__name__}, expected a dict. Fetch it again.")
-    return {
-        key.decode("latin1") if isinstance(key, bytes) else str(key): getattr(value, "array", value)
-        for key, value in content.items()
-    }
