@@ -1,8 +1,8 @@
 """A folder of fetched shards, shared by all processes of a node, and by jobs.
 
-    SHA256.tar           a complete and verified shard; its modification time is that of its last use
+    SHA256.tar           a complete and verified shard; its modification time is that of its last use,
+                         or, of one that was fetched ahead, until when it waits to be read
     SHA256.BYTES.part    a shard that is being fetched
-    SHA256.ahead         there while a shard that was fetched ahead has not been read
     SHA256.lock          locked by the process that fetches the shard (exclusively) or by its readers (shared)
     room.lock            locked while shards are evicted
 
@@ -64,7 +64,6 @@ class Cache:
                 fcntl.flock(lock, fcntl.LOCK_SH)
                 if _is_complete(path, shard):
                     os.utime(path)
-                    path.with_suffix(".ahead").unlink(missing_ok=True)
                     return path, lock
                 # flock releases the lock before it takes the stronger one: hence the loop, and the second check.
                 fcntl.flock(lock, fcntl.LOCK_EX)
@@ -114,7 +113,7 @@ class Cache:
                 return
             fetch(place, part, self.seconds, shard.bytes, check)
             if ahead:
-                self._path(shard).with_suffix(".ahead").touch()
+                os.utime(part, (time.time() + AHEAD_SECONDS,) * 2)
             os.replace(part, self._path(shard))
         except OSError as error:
             raise self._unwritable(error) from error
@@ -144,7 +143,6 @@ class Cache:
         with self._try_exclusive(path.name.partition(".")[0]) as locked:
             if locked:
                 path.unlink(missing_ok=True)
-                path.with_suffix(".ahead").unlink(missing_ok=True)
             return locked
 
     def _path(self, shard: Shard) -> Path:
@@ -189,13 +187,10 @@ def _contents(folder: Path) -> Iterator[tuple[bool, float, int, Path]]:
     """In the order in which they are evicted: whether it waits to be read, last use, bytes and path of every shard,
     complete or being fetched. Of those that wait, the last one that was fetched is needed last."""
     for entry in os.scandir(folder):
-        try:
-            used, size = entry.stat().st_mtime, entry.stat().st_size
-            if entry.name.endswith(".tar"):
-                path = Path(entry.path)
-                waits = path.with_suffix(".ahead").exists() and time.time() - used < AHEAD_SECONDS
-                yield waits, -used if waits else used, size, path
-            elif part := _PART.fullmatch(entry.name):
-                yield False, used, int(part[1]), Path(entry.path)
-        except FileNotFoundError:
-            continue
+        part = _PART.fullmatch(entry.name)
+        if part or entry.name.endswith(".tar"):
+            with suppress(FileNotFoundError):
+                status = entry.stat()
+                waits = status.st_mtime > time.time()
+                used = -status.st_mtime if waits else status.st_mtime
+                yield waits, used, int(part[1]) if part else status.st_size, Path(entry.path)

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import AfterValidator, FailFast, Field, ValidationError
 
 from fdtrain.data import shard_table
-from fdtrain.data.fetch import is_remote, shown
+from fdtrain.data.fetch import is_remote, read_text, shown
 from fdtrain.data.shard_table import Model, Shard, ShardTable, TableParts
-from fdtrain.data.text import read_text
 from fdtrain.errors import UserError, excerpt
 from fdtrain.files import NAME, write_text
 
@@ -206,16 +205,10 @@ def check_length(path: Path, shard: Shard) -> None:
     Raises:
         UserError: it is missing, cut short or grown.
     """
+    what = f"{path} is listed in {FILE} but"
     try:
         status = path.stat()
-    except FileNotFoundError:
-        raise UserError(f"{path} is listed in {FILE} but missing. Restore it or pack again.") from None
     except OSError as error:
-        raise UserError(f"{path} is listed in {FILE} but cannot be read ({error.strerror}). Restore it.") from error
-    if not stat.S_ISREG(status.st_mode):
-        raise UserError(f"{path} is no regular file. Restore it or pack again.")
-    if status.st_size != shard.bytes:
-        raise UserError(
-            f"{path} has {status.st_size} bytes, {FILE} says {shard.bytes}: cut short or changed. "
-            "Restore it or pack again."
-        )
+        raise UserError(f"{what} missing or out of reach ({error.strerror}). Restore it or pack again.") from error
+    if not stat.S_ISREG(status.st_mode) or status.st_size != shard.bytes:
+        raise UserError(f"{what} no file of {shard.bytes} bytes: cut short or changed. Restore it or pack again.")

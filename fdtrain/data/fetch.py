@@ -1,26 +1,27 @@
-"""Fetches one remote file over HTTP, from an object store or through a pipe, with retries until a deadline.
+"""Fetches one file over HTTP, from an object store or through a pipe, with retries until a deadline; reads small files.
 
 No more is stored than was expected, and no message quotes a server verbatim.
 """
 
 import asyncio
 import errno
+import io
 import ipaddress
 import logging
 import os
 import posixpath
-import select
 import signal
 import socket
 import ssl
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from functools import partial
 from http import HTTPStatus
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import fsspec
 from fsspec.asyn import AsyncFileSystem
@@ -28,6 +29,7 @@ from fsspec.callbacks import Callback
 
 from fdtrain.credentials import masked
 from fdtrain.errors import UserError, excerpt
+from fdtrain.files import open_regular
 
 FIRST_PAUSE_SECONDS, MAX_PAUSE_SECONDS = 0.5, 30.0
 """Between two tries; each pause is twice the one before."""
@@ -37,6 +39,8 @@ SILENT_SECONDS, TOLD_SECONDS = 10.0, 60.0
 """Of tries in vain, after which that is told, and told again."""
 CHUNK = 1 << 20
 """The bytes read at a time."""
+MAX_TEXT_BYTES = 1 << 24
+"""Of a ``dataset.json``, or of a list of shards."""
 
 logger = logging.getLogger(__name__)
 
@@ -96,12 +100,37 @@ def fetch(
         pause = min(2 * pause, MAX_PAUSE_SECONDS)
 
 
-def fetch_bytes(place: str, seconds: float, max_bytes: int) -> bytes:
-    """A small remote file. Raises UserError: as for :func:`fetch`."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "file"
-        fetch(place, file, seconds, max_bytes)
-        return file.read_bytes()
+def read_text(place: str, seconds: float) -> str:
+    """As :func:`read_file`, a text of at most ``MAX_TEXT_BYTES`` without a byte order mark; bytes that are no UTF-8 are
+    replaced."""
+    return read_file(place, seconds, MAX_TEXT_BYTES).decode("utf-8-sig", errors="replace")
+
+
+def read_file(place: str, seconds: float, max_bytes: int) -> bytes:
+    """A whole small file, local or remote.
+
+    Args:
+        seconds: how long to try to reach a remote file.
+
+    Raises:
+        UserError: it is missing, no regular file, longer, or cannot be read.
+    """
+    if is_remote(place):
+        with tempfile.TemporaryDirectory() as folder:
+            copy = Path(folder) / "file"
+            fetch(place, copy, seconds, max_bytes)
+            return copy.read_bytes()
+    try:
+        with open_regular(place) as file:
+            data = file.read(max_bytes + 1)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"data.path: cannot read {excerpt(place)} ({reason}). Correct the path, or restore it."
+        ) from error
+    if len(data) > max_bytes:
+        raise UserError(f"{place} is longer than {max_bytes} bytes: no {Path(place).name} of a data set.")
+    return data
 
 
 def _copy(place: str, into: Path, end: float, max_bytes: int) -> None:
@@ -117,48 +146,37 @@ def _copy(place: str, into: Path, end: float, max_bytes: int) -> None:
     if system.async_impl:
         asyncio.run(asyncio.wait_for(_copy_async(system, path, into, max_bytes), end - time.monotonic()))
     else:
-        with system.open(path, "rb") as source, into.open("wb") as file:
-
-            def read() -> bytes:
-                _check_deadline(end)
-                return source.read(CHUNK)
-
-            _write_pieces(read, file, max_bytes)
+        with system.open(path, "rb") as source:
+            _write_pieces(source.read, into, end, max_bytes)
 
 
 def _copy_output(command: str, into: Path, end: float, max_bytes: int) -> None:
     with subprocess.Popen(command, shell=True, stdout=subprocess.PIPE, start_new_session=True) as process:
-        assert process.stdout is not None
-        output = process.stdout.fileno()
-        poll = select.poll()
-        poll.register(output, select.POLLIN)
-
-        def read() -> bytes:
-            _check_deadline(end)
-            while not poll.poll(100):
-                _check_deadline(end)
-            return os.read(output, CHUNK)
-
+        assert isinstance(process.stdout, io.BufferedReader)
+        # The shell and its children.
+        kill = partial(os.killpg, process.pid, signal.SIGKILL)
+        deadline = threading.Timer(end - time.monotonic(), kill)
+        deadline.start()
         try:
-            with into.open("wb") as file:
-                _write_pieces(read, file, max_bytes)
-            code = process.wait(max(0.0, end - time.monotonic()))
-        except BaseException as error:
-            # Kill the shell and its children.
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            if isinstance(error, subprocess.TimeoutExpired):
-                raise TimeoutError from error
+            _write_pieces(process.stdout.read1, into, end, max_bytes)
+            process.wait()
+        except BaseException:
+            kill()
             raise
-    if code:
-        raise subprocess.CalledProcessError(code, command)
+        finally:
+            deadline.cancel()
+    _check_deadline(end)
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
 
 
-def _write_pieces(read: Callable[[], bytes], file: BinaryIO, max_bytes: int) -> None:
+def _write_pieces(read: Callable[[int], bytes], into: Path, end: float, max_bytes: int) -> None:
     bound = _Bound(max_bytes)
-    while data := read():
-        bound.relative_update(len(data))
-        file.write(data)
+    with into.open("wb") as file:
+        while data := read(CHUNK):
+            _check_deadline(end)
+            bound.relative_update(len(data))
+            file.write(data)
 
 
 def _check_deadline(end: float) -> None:

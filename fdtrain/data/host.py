@@ -7,7 +7,6 @@ import os
 import shutil
 import stat
 import tempfile
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -16,42 +15,40 @@ from typing import Any
 from fdtrain import distributed, files
 from fdtrain.errors import UserError
 
-INTERVAL = 0.02
-"""Seconds between two looks for what another process makes."""
 _held: set[tuple[Path, int]] = set()
 """The folders that are held, and by which process: a child that was forked holds its own."""
 
 
-def made_once(name: str, make: Callable[[Path], Any], seconds: float) -> Path:
-    """A file that the first process of a host makes, and the others there wait for. All of them ask for it. Where the
-    launcher does not say how many there are, each makes its own.
+def made_once(name: str, make: Callable[[Path], Any]) -> Path:
+    """A file that one process of a launch on this host makes, while the others wait. Where the launcher does not say
+    how many there are, each makes it anew.
 
     Args:
         name: fixes the content, within this launch.
         make: writes the file to the path that it is given.
-        seconds: how long that may take.
 
     Raises:
-        UserError: what ``make`` raised, in all processes; the file cannot be written; the first process has not come.
+        UserError: what ``make`` raised, in all processes; the file cannot be written.
     """
-    path = temporary_folder() / hashlib.sha256(name.encode()).hexdigest()
-    failed, end = path.with_suffix(".failed"), time.monotonic() + seconds + distributed.PATIENCE
-    if distributed.local_rank() == 0 or distributed.local_size() == 1:
-        try:
+    folder, alone = temporary_folder(), distributed.local_size() == 1
+    path = folder / hashlib.sha256(name.encode()).hexdigest()
+    failed = path.with_suffix(".failed")
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if alone or not (path.exists() or failed.exists()):
             files.write_atomically(path, make, durable=False)
-        except (OSError, UserError) as error:
-            if isinstance(error, OSError):
-                advice = "Make room there, or set TMPDIR to another folder."
-                error = UserError(f"cannot write into {path.parent} ({error.strerror}). {advice}")
-            with suppress(OSError):
-                files.write_text(failed, str(error))
-            raise error from None
-    while not path.exists():
-        if failed.exists():
-            raise UserError(failed.read_text())
-        if time.monotonic() > end:
-            raise UserError(f"the first process of this host has not made {path} in time. See what became of it.")
-        time.sleep(INTERVAL)
+    except (OSError, UserError) as error:
+        if isinstance(error, OSError):
+            advice = "Make room there, or set TMPDIR to another folder."
+            error = UserError(f"cannot write into {folder} ({error.strerror}). {advice}")
+        with suppress(OSError):
+            files.write_text(failed, str(error))
+        raise error from None
+    finally:
+        os.close(lock)
+    if not alone and failed.exists():
+        raise UserError(failed.read_text())
     return path
 
 

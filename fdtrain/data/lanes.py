@@ -45,18 +45,6 @@ class LaneOrder:
             return parts[0]
         return np.concatenate(parts) if parts else np.empty((0, 2), dtype=np.int64)
 
-    def shards(self, lane: int, start: int, stop: int) -> list[int]:
-        """The shards of the windows around positions ``start <= p < stop`` of a lane."""
-        shards: dict[int, None] = {}
-        while start < stop:
-            _, first, length = self._round(start)
-            begin = (start - first) // self.window * self.window
-            end = min(length, -(-(stop - first) // self.window) * self.window)
-            place = self.lanes * first + lane * length + np.arange(begin, end)
-            shards |= dict.fromkeys(self._resolve(place)[:, 0].tolist())
-            start = first + end
-        return list(shards)
-
     @property
     def shards_at_once(self) -> int:
         """An estimate of the largest number of shards that one lane's window spans."""

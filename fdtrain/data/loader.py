@@ -82,8 +82,8 @@ class LaneDataset:
         self.images, self.epoch = len(lanes) * lane_images, order.images * len(lanes) / order.lanes
         self.nbytes = self.images * (8 + reader.description.dims)
         self._error: UserError | None = None
-        # By lane, the position up to which its shards are requested.
-        self._requested: dict[int, int] = {}
+        # The position of the lanes up to which shards are requested.
+        self._requested = 0
 
     def views(self, memory: Tensor) -> tuple[Tensor, Tensor]:
         labels, images = memory[: 8 * self.images], memory[8 * self.images :]
@@ -129,16 +129,15 @@ class LaneDataset:
         )
 
     def _fetch_ahead(self, cache: Cache, position: int) -> None:
-        """Request the shards of every lane's window and of the one after it, once a window."""
-        lanes = [lane for lane in self.lanes if self._requested.get(lane, 0) <= position]
-        if not lanes:
+        """Request the shards of every lane's next two windows, once a window."""
+        if position < self._requested:
             return
         reach = self.order.window + self.lane_images
         for begin in (position, position + reach):
-            shards = dict.fromkeys(s for lane in lanes for s in self.order.shards(lane, begin, begin + reach))
-            placed = (self.reader.shards[s] for s in shards)
+            rows = np.concatenate([self.order.samples(lane, begin, begin + reach) for lane in self.lanes])
+            placed = (self.reader.shards[shard] for shard in dict.fromkeys(rows[:, 0].tolist()))
             cache.request((each.shard, each.place) for each in placed if is_remote(each.place))
-        self._requested |= dict.fromkeys(lanes, position + reach)
+        self._requested = position + reach
 
 
 class SharedSlots(Dataset, Generic[Batch]):

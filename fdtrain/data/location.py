@@ -14,6 +14,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from fdtrain.credentials import MASK, expand_references
 from fdtrain.data.braces import expand
 from fdtrain.data.dataset import (
@@ -25,12 +27,11 @@ from fdtrain.data.dataset import (
     read_description,
     split_query,
 )
-from fdtrain.data.fetch import fetch, is_remote, shown
+from fdtrain.data.fetch import MAX_TEXT_BYTES, fetch, is_remote, read_text, shown
 from fdtrain.data.host import made_once
 from fdtrain.data.members import MemberReader
 from fdtrain.data.shard_table import ShardTable
 from fdtrain.data.shards import PlacedShards
-from fdtrain.data.text import MAX_BYTES, read_text
 from fdtrain.errors import UserError, excerpt
 
 LIST = ".txt"
@@ -53,10 +54,13 @@ class PackedData:
     places: dict[str, str] | None
     checked: bool = True
 
-    def split(self, name: str) -> PlacedShards:
+    def split(self, name: str, first_label: int = 0) -> PlacedShards:
         """The split's shards with images.
 
         A pattern or list selects among a split's shards. If it names none of them, all are where dataset.json says.
+
+        Args:
+            first_label: of the data set among the labels of a run.
 
         Raises:
             UserError: unknown or empty split.
@@ -65,13 +69,12 @@ class PackedData:
             known = excerpt(", ".join(self.description.splits)) or "none"
             raise UserError(f"{shown(join(self.base, FILE))} has no split '{name}' (it has: {known}).")
         shards, places = self.description.splits[name], self.places or {}
-        if places and any(file in places for file in shards.files()):
-            shards = shards.only([file in places for file in shards.files()])
-        shards = shards.only(shards.images > 0)
+        named = np.array([file in places for file in shards.files()] if places else [], bool)
+        shards = shards.only((shards.images > 0) & (named if named.any() else True))
         if not len(shards):
             raise UserError(f"{shown(self.base)}: split '{name}' holds no images. Pack the data set again.")
-        labels, members = range(len(self.description.classes)), MemberReader(self.description)
-        placed = PlacedShards(shards, self.base, places, labels, members)
+        labels = range(first_label, first_label + len(self.description.classes))
+        placed = PlacedShards(shards, self.base, places, labels, MemberReader(self.description))
         if self.checked:
             check_lengths(placed)
         return placed
@@ -139,7 +142,7 @@ def _description(base: str, seconds: float) -> DatasetDescription:
     if not is_remote(base):
         return read_description(base)
     file = join(base, FILE)
-    copy = made_once(file, lambda path: fetch(file, path, seconds, MAX_BYTES), seconds)
+    copy = made_once(file, lambda path: fetch(file, path, seconds, MAX_TEXT_BYTES))
     return parse_description(read_text(str(copy), 0), base, seconds)
 
 
@@ -173,17 +176,12 @@ def _by_name(path: str, places: Iterable[str], splits: Sequence[ShardTable]) -> 
 
 
 def _check_no_others(folder: Path, splits: Sequence[ShardTable]) -> None:
-    count = sum(map(len, splits))
     try:
-        with os.scandir(folder) as entries:
-            tars = sum(entry.name.endswith(".tar") and entry.name[0] != "." for entry in entries)
-        if tars <= count and count > CHECKED:
-            return
-        names = os.listdir(folder)
+        tars = {name for name in os.listdir(folder) if name.endswith(".tar") and name[0] != "."}
     except OSError as error:
         raise UserError(f"data.path: cannot read {folder} ({error.strerror}). Check its permissions.") from error
-    listed = {file for shards in splits for file in shards.files()}
-    others = sorted(name for name in names if name.endswith(".tar") and name[0] != "." and name not in listed)
+    tars.difference_update(*(shards.files() for shards in splits))
+    others = sorted(tars)
     if others:
         raise UserError(
             f"{folder} holds {others[0]}{f' and {len(others) - 1} more' if others[1:] else ''}, which {FILE} does not "

@@ -7,13 +7,14 @@ bounded and refuses what is damaged or ambiguous.
 
 import json
 import mmap
+import re
 from array import array
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from fdtrain.data.dataset import DatasetDescription
 from fdtrain.data.decode import IMAGES
-from fdtrain.data.tar import BadTar, members
+from fdtrain.data.tar import FILE, BadTar, scan
 from fdtrain.errors import excerpt
 
 NO_LABEL, BAD_LABEL = -1, -2
@@ -22,6 +23,8 @@ LONGEST_LABEL = {"cls": 20, "json": 1 << 20}
 """In bytes."""
 LONGEST_NAME = 4000
 """Bytes of a label that is the name of a class."""
+_META = re.compile(rb"__[^/]*__(/|$)")
+"""What webdataset's reader skips too."""
 
 
 class Sample(NamedTuple):
@@ -33,8 +36,8 @@ class Sample(NamedTuple):
 
 
 def samples(data: mmap.mmap) -> Iterator[Sample]:
-    """Every sample of a tar. Hidden files are passed over. Raises BadTar: of :func:`members`; a name that webdataset
-    does not read, or has for itself."""
+    """Every sample of a tar. Hidden files are passed over, and webdataset's metadata (``__meta__/...``). Raises BadTar:
+    of :func:`scan`; a name that webdataset does not read, or has for itself."""
     # Loaded here: it imports torch, which the packer's processes have no use for.
     from webdataset.tariterators import group_by_keys
 
@@ -47,8 +50,9 @@ def samples(data: mmap.mmap) -> Iterator[Sample]:
         return True
 
     files = (
-        {"fname": name.decode("utf-8", "surrogateescape"), "data": (offset, size), "__url__": ""}
-        for name, offset, size in members(data)
+        {"fname": entry.name.decode("utf-8", "surrogateescape"), "data": (entry.offset, entry.size), "__url__": ""}
+        for entry in scan(data)
+        if entry.kind == FILE and not _META.match(entry.name)
     )
     for found in group_by_keys(files, _key, lcase=False, handler=note):
         key = found.pop("__key__")
@@ -77,12 +81,12 @@ class MemberReader:
         numbers: of classes by their names, where members are named.
     """
 
-    def __init__(self, description: DatasetDescription | None = None):
-        self.members = description.members if description else None
+    def __init__(self, description: DatasetDescription):
+        self.members = description.members
         suffixes = self.members.image if self.members else IMAGES
         self.images = {suffix: IMAGES.index(suffix.rpartition(".")[2]) for suffix in suffixes}
         self.numbers, self.field, self._labels = dict[str, int](), None, LABELS
-        if description and self.members:
+        if self.members:
             suffix = self.members.label or ""
             self._labels = (suffix,) if suffix else ()
             self.field = json_field(suffix, self.members.field or "label")
@@ -118,10 +122,6 @@ class MemberReader:
             return NO_LABEL if name is None else self.numbers.get(name, BAD_LABEL)
         except ValueError:
             return BAD_LABEL
-
-
-ORDINARY = MemberReader()
-"""As the packer names them."""
 
 
 def json_field(suffix: str, field: str) -> str | None:

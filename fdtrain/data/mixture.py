@@ -1,6 +1,6 @@
 """Several data sets in one run, by weight (docs/data.md)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,12 +39,9 @@ class DataSets:
         such split, or not all of its shards."""
         placed, first = [], 0
         for part in self.parts:
-            count = len(part.description.classes)
+            placed.append(part.split(name, first))
             if part.description.classes != self.description.classes:
-                labels, first = range(first, first + count), first + count
-            else:
-                labels = range(count)
-            placed.append(part.split(name).with_labels(labels))
+                first += len(part.description.classes)
         return placed
 
 
@@ -113,23 +110,20 @@ class MixtureOrder:
 
     def samples(self, lane: int, start: int, stop: int) -> np.ndarray:
         """Samples ``start <= p < stop`` of a lane's endless sequence, as rows ``(shard, index in shard)``."""
-        rows = np.empty((max(0, stop - start), 2), dtype=np.int64)
-        done = 0
-        for block, begin, end in _blocks(start, stop):
-            part = self._block(lane, block)[begin:end]
-            out = rows[done : done + len(part)]
-            for d, (first, last) in enumerate(self._spans(lane, block, begin, end)):
-                out[part == d] = self.orders[d].samples(lane, first, last) + np.array([self._first_shard[d], 0])
-            done += len(part)
-        return rows
-
-    def shards(self, lane: int, start: int, stop: int) -> list[int]:
-        """As :meth:`LaneOrder.shards`."""
-        shards: dict[int, None] = {}
-        for block, begin, end in _blocks(start, stop):
-            for d, (first, last) in enumerate(self._spans(lane, block, begin, end)):
-                shards |= dict.fromkeys(int(s + self._first_shard[d]) for s in self.orders[d].shards(lane, first, last))
-        return list(shards)
+        parts = [np.empty((0, 2), dtype=np.int64)]
+        while start < stop:
+            block, begin = divmod(start, BLOCK)
+            sets = self._block(lane, block)
+            part = sets[begin : begin + stop - start]
+            rows = np.empty((len(part), 2), dtype=np.int64)
+            # Positions in each data set's own sequence.
+            first = self.quotas * block + np.bincount(sets[:begin], minlength=len(self.quotas))
+            last = first + np.bincount(part, minlength=len(self.quotas))
+            for d, order in enumerate(self.orders):
+                rows[part == d] = order.samples(lane, int(first[d]), int(last[d])) + np.array([self._first_shard[d], 0])
+            parts.append(rows)
+            start += len(part)
+        return np.concatenate(parts)
 
     @property
     def shards_at_once(self) -> int:
@@ -138,14 +132,6 @@ class MixtureOrder:
     @property
     def window(self) -> int:
         return self.orders[0].window
-
-    def _spans(self, lane: int, block: int, begin: int, end: int) -> list[tuple[int, int]]:
-        """Positions in each data set's own sequence that places ``begin`` to ``end`` of a block stand for."""
-        sets = self._block(lane, block)
-        before = np.bincount(sets[:begin], minlength=len(self.quotas))
-        within = np.bincount(sets[begin:end], minlength=len(self.quotas))
-        first = self.quotas * block + before
-        return list(zip(first.tolist(), (first + within).tolist(), strict=True))
 
     def _block(self, lane: int, block: int) -> np.ndarray:
         """The data set of each place in a block."""
@@ -167,12 +153,3 @@ def quotas(weights: Sequence[float]) -> np.ndarray:
     if (whole < 1).any():
         raise ValueError(f"a weight below 1/{BLOCK} of the sum gives a data set no place")
     return whole
-
-
-def _blocks(start: int, stop: int) -> Iterator[tuple[int, int, int]]:
-    """``(block, begin, end)`` of the stretches of blocks that positions ``start <= p < stop`` fall in."""
-    while start < stop:
-        block, begin = divmod(start, BLOCK)
-        end = min(BLOCK, begin + stop - start)
-        yield block, begin, end
-        start += end - begin

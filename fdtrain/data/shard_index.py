@@ -20,7 +20,7 @@ from fdtrain.data.members import BAD_LABEL, NO_LABEL, MemberReader
 from fdtrain.data.shard_table import FOLDER, Model, Shard
 from fdtrain.data.tar import BLOCK, BadTar, check_header
 from fdtrain.errors import UserError, excerpt
-from fdtrain.files import write_atomically
+from fdtrain.files import open_regular, write_atomically
 
 COLUMNS = {"kind": "i1", "label": "<i4", "offset": "<i8", "size": "<i8"}
 WIDTH = sum(np.dtype(kind).itemsize for kind in COLUMNS.values())
@@ -93,15 +93,11 @@ def read(path: Path, shard: Shard, file: int, reader: MemberReader) -> Samples |
     """The samples of an open shard; None: it has no index, as those of earlier versions. Raises UserError: the index
     does not fit the shard. OSError: it cannot be read."""
     try:
-        # Opening a FIFO would wait for its writer.
-        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as index:
+        with open_regular(path) as index:
             # No more than there is: a read allocates what it is asked for.
             data = index.read(min(MAX_BYTES, os.fstat(index.fileno()).st_size))
     except FileNotFoundError:
         return None
-    except OSError as error:
-        # What is opened by its number has no name.
-        raise OSError(error.errno, error.strerror, str(path)) from error
     try:
         return _samples(data, shard, file, reader)
     except ValidationError as error:

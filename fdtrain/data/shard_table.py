@@ -5,7 +5,7 @@ they are asked for.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,8 @@ from numpy.typing import ArrayLike
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from fdtrain.credentials import masked
+from fdtrain.data.fetch import read_file
 from fdtrain.data.host import made_once
-from fdtrain.data.text import read_file
 from fdtrain.errors import UserError, excerpt
 from fdtrain.files import write_atomically
 
@@ -183,7 +183,7 @@ def _write_part(folder: Path, file: str, shards: Sequence[Shard]) -> TablePart:
     )
 
 
-def read(parts: Sequence[TablePart], place: Any, seconds: float, where: str) -> ShardTable:
+def read(parts: Sequence[TablePart], place: Callable[[str], str], seconds: float, where: str) -> ShardTable:
     """The rows of these files. ``place`` gives the path or URL of a file's name. Raises UserError: one is missing, or
     not what ``dataset.json`` describes."""
     if any(part.shards * part.row.itemsize > MAX_PART_BYTES for part in parts) or len(parts) * PART > 1 << 24:
@@ -202,7 +202,7 @@ def read(parts: Sequence[TablePart], place: Any, seconds: float, where: str) -> 
                 file.write(np.frombuffer(data, part.row).astype(row).tobytes())
 
     # The processes of a host share the memory too.
-    path = made_once(f"shards {[part.sha256 for part in parts]}", write, seconds)
+    path = made_once(f"shards {[part.sha256 for part in parts]}", write)
     rows = np.asarray(np.memmap(path, row, "r"))
     if rows["images"].min() < 0 or rows["bytes"].min() < 0:
         raise UserError(f"{where} lists shards of less than no images or bytes. Pack the data set again.")

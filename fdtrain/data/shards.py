@@ -9,7 +9,6 @@ import hashlib
 import mmap
 import os
 import resource
-import stat
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -21,10 +20,10 @@ import numpy as np
 
 from fdtrain.data import shard_index
 from fdtrain.data.cache import Cache
-from fdtrain.data.dataset import DatasetDescription, join
+from fdtrain.data.dataset import DatasetDescription, check_length, join
 from fdtrain.data.decode import IMAGES, Broken, ImageDecoder
 from fdtrain.data.fetch import is_remote, shown
-from fdtrain.data.members import BAD_LABEL, NO_LABEL, ORDINARY, MemberReader
+from fdtrain.data.members import BAD_LABEL, NO_LABEL, MemberReader
 from fdtrain.data.shard_index import Samples
 from fdtrain.data.shard_table import Shard, ShardTable
 from fdtrain.data.tar import BLOCK
@@ -39,8 +38,8 @@ class PlacedShard:
     shard: Shard
     place: str
     labels: range
-    members: MemberReader = ORDINARY
-    folder: Path | None = None
+    members: MemberReader
+    folder: Path | None
 
     @property
     def name(self) -> str:
@@ -56,9 +55,7 @@ class PlacedShards(Sequence[PlacedShard]):
         places: of shards that are elsewhere than their description says, by their files.
     """
 
-    def __init__(
-        self, shards: ShardTable, base: str, places: Mapping[str, str], labels: range, members: MemberReader = ORDINARY
-    ):
+    def __init__(self, shards: ShardTable, base: str, places: Mapping[str, str], labels: range, members: MemberReader):
         self.shards, self.base, self.places, self.labels, self.members = shards, base, places, labels, members
         self._folder = None if is_remote(base) else Path(base)
 
@@ -71,9 +68,6 @@ class PlacedShards(Sequence[PlacedShard]):
         if not is_remote(place) and not place.startswith("/"):
             place = join(self.base, place)
         return PlacedShard(shard, place, self.labels, self.members, self._folder)
-
-    def with_labels(self, labels: range) -> "PlacedShards":
-        return PlacedShards(self.shards, self.base, self.places, labels, self.members)
 
     @property
     def images(self) -> np.ndarray:
@@ -115,36 +109,29 @@ class OpenShard:
     """
 
     def __init__(self, placed: PlacedShard, cache: Cache | None, verify: bool = False):
-        self.placed = placed
-        path, self._lock = placed.place, None
-        if is_remote(placed.place):
-            if cache is None:
-                raise ValueError(f"{placed.name} is remote, and is read through a cache")
-            path, self._lock = cache.acquire(placed.shard, placed.place)
-        self.file = -1
-        with ExitStack() as stack:
-            stack.callback(self.close)
-            self.samples = self._opened(path, verify)
-            stack.pop_all()
+        self.placed, self._closing = placed, ExitStack()
+        path = placed.place
+        with self._closing:
+            if is_remote(placed.place):
+                if cache is None:
+                    raise ValueError(f"{placed.name} is remote, and is read through a cache")
+                path, lock = cache.acquire(placed.shard, placed.place)
+                self._closing.callback(os.close, lock)
+            self.samples = self._opened(Path(path), verify)
+            self._closing = self._closing.pop_all()
 
-    def _opened(self, path: str | Path, verify: bool) -> Samples:
-        placed, folder, samples = self.placed, self.placed.folder, None
+    def _opened(self, path: Path, verify: bool) -> Samples:
+        placed, samples = self.placed, None
+        check_length(path, placed.shard)
         try:
-            # Opening a FIFO would wait for its writer.
-            self.file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-            status = os.fstat(self.file)
-            if not stat.S_ISREG(status.st_mode):
-                raise UserError(f"{placed.name} is no regular file. Restore it or pack again.")
-            if status.st_size != placed.shard.bytes:
-                raise UserError(f"{placed.name} is cut short or changed. Restore it or pack again.")
-            if verify and self._lock is None:
+            self.file = os.open(path, os.O_RDONLY)
+            self._closing.callback(os.close, self.file)
+            if verify and not is_remote(placed.place):
                 self._verify()
-            if folder is not None and not verify:
-                place = shard_index.place(folder, placed.shard.file)
+            if placed.folder is not None and not verify:
+                place = shard_index.place(placed.folder, placed.shard.file)
                 samples = shard_index.read(place, placed.shard, self.file, placed.members)
             return samples or self._scanned()
-        except FileNotFoundError:
-            raise UserError(f"{path} has disappeared. Restore it or pack again.") from None
         except OSError as error:
             full = error.errno in (errno.EMFILE, errno.ENFILE)
             advice = "Raise the limit of open files (ulimit -n)" if full else "Restore it, or correct its permissions"
@@ -181,10 +168,7 @@ class OpenShard:
         return f"{self.placed.name}, sample '{excerpt(key)}'"
 
     def close(self) -> None:
-        if self.file >= 0:
-            os.close(self.file)
-        if self._lock is not None:
-            os.close(self._lock)
+        self._closing.close()
 
 
 class ShardReader:

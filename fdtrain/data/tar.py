@@ -13,7 +13,6 @@ import gzip
 import hashlib
 import lzma
 import mmap
-import re
 import sys
 import tarfile
 from collections.abc import Iterator
@@ -35,8 +34,6 @@ _OLD_FILE, _CONTIGUOUS = b"\0", b"7"
 _WITHOUT_DATA = (LINK, SYMBOLIC_LINK, b"3", b"4", FOLDER, b"6")
 """Links, devices, folders and FIFOs."""
 _LONG_NAME, _LONG_LINK, _PAX, _PAX_SOLARIS, _PAX_GLOBAL = b"L", b"K", b"x", b"X", b"g"
-_META = re.compile(rb"__[^/]*__(/|$)")
-"""What webdataset's reader skips too."""
 _LARGEST_OCTAL = 8**11 - 1
 _OPENERS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
 _CHUNK = 1 << 20
@@ -70,18 +67,9 @@ class Inflated:
         return self.file.read(places.stop - places.start)
 
 
-def members(data: mmap.mmap | Inflated) -> Iterator[tuple[bytes, int, int]]:
-    """Name, offset and size (bytes) of every file in the archive, in order.
-
-    Links, folders, and what webdataset takes for metadata (``__meta__/...``) are skipped. Raises BadTar: the archive is
-    damaged or ambiguous."""
-    for name, offset, size, kind, _ in scan(data):
-        if kind == FILE and not (name.startswith(b"__") and _META.match(name)):
-            yield name, offset, size
-
-
 def scan(data: mmap.mmap | Inflated) -> Iterator[Entry]:
-    """Every member, in order; a file of whatever kind has the usual one. Errors as of :func:`members`."""
+    """Every member, in order; a file of whatever kind has the usual one. Raises BadTar: the archive is damaged or
+    ambiguous."""
     end, position = len(data), 0
     while True:
         header = data[position : position + BLOCK]
@@ -215,22 +203,15 @@ def _check_sum(header: bytes, position: int) -> None:
         raise BadTar(f"no tar header at byte {position}")
 
 
-def _octal(field: bytes, position: int) -> int:
-    digits = field.partition(b"\0")[0].strip(b" ")
-    try:
-        # int() would also take signs and underscores.
-        if digits.isdigit():
-            return int(digits, 8)
-    except ValueError:
-        pass
-    if digits:
-        raise BadTar(f"no number for a size, at byte {position}")
-    return 0
-
-
 def _number(field: bytes, position: int) -> int:
     """Octal digits; or, as GNU tar has it, 0x80 and eleven bytes of a number."""
-    return int.from_bytes(field[1:], "big") if field[0] == 0x80 else _octal(field, position)
+    if field[0] == 0x80:
+        return int.from_bytes(field[1:], "big")
+    digits = field.partition(b"\0")[0].strip(b" ")
+    # int() would also take signs and underscores.
+    if digits.strip(b"01234567"):
+        raise BadTar(f"no number for a size, at byte {position}")
+    return int(digits or b"0", 8)
 
 
 def _decimal(digits: bytes, position: int) -> int:

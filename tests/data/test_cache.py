@@ -96,20 +96,18 @@ def test_what_waits_to_be_read_goes_last(shards, tmp_path):
     for i in (1, 2, 3, 4):
         cache.fetch_ahead(shards[i].shard, shards[i].place)
     assert cached(cache) == names(shards, 1, 2, 3)
-
-    def aged(number: int, age: float) -> None:
-        os.utime(tmp_path / f"{shards[number].shard.sha256}.tar", (time.time() - age, time.time() - age))
-
-    for age, i in enumerate((3, 2, 1)):
-        aged(i, age)
     use(cache, shards[0])
     assert cached(cache) == names(shards, 0, 1, 2)
+
+    def aged(number: int, seconds: float) -> None:
+        os.utime(tmp_path / f"{shards[number].shard.sha256}.tar", (time.time() - seconds,) * 2)
+
     aged(0, 10)
     use(cache, shards[1])
     use(cache, shards[4])
     assert cached(cache) == names(shards, 1, 2, 4)
     # Whoever fetched it may have ended.
-    aged(2, 2 * module.AHEAD_SECONDS)
+    aged(2, module.AHEAD_SECONDS)
     cache.fetch_ahead(shards[3].shard, shards[3].place)
     assert cached(cache) == names(shards, 1, 3, 4)
 

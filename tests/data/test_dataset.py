@@ -6,7 +6,7 @@ import os
 import pytest
 from packed import pack
 
-from fdtrain.data import text
+from fdtrain.data import fetch
 from fdtrain.data.dataset import FILE, parse_description, read_description, write_description
 from fdtrain.errors import UserError
 
@@ -87,7 +87,7 @@ def test_a_shard_listed_twice(tmp_path, splits):
 def test_a_file_that_is_no_description(tmp_path, monkeypatch):
     pack(tmp_path / "set", (2,))
     file = tmp_path / "set" / FILE
-    monkeypatch.setattr(text, "MAX_BYTES", 100)
+    monkeypatch.setattr(fetch, "MAX_TEXT_BYTES", 100)
     with pytest.raises(UserError, match=r"dataset\.json is longer than 100 bytes"):
         read_description(tmp_path / "set")
     file.unlink()
@@ -100,7 +100,7 @@ def test_a_file_that_is_no_description(tmp_path, monkeypatch):
         read_description(tmp_path / "set")
     file.unlink()
     file.mkdir()
-    with pytest.raises(UserError, match="Is a directory"):
+    with pytest.raises(UserError, match="no regular file"):
         read_description(tmp_path / "set")
 
 

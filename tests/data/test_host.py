@@ -24,17 +24,17 @@ FORK = multiprocessing.get_context("fork")
 
 
 def on_a_host(find, processes=3) -> list[str]:
-    """What each process of a launch finds, or its error, the first process last of all to begin."""
+    """What each process of a launch finds, or its error."""
     answers = FORK.SimpleQueue()
 
-    def rank(number):
-        os.environ |= {"LOCAL_RANK": str(number), "LOCAL_SIZE": str(processes)}
+    def rank():
+        os.environ["LOCAL_SIZE"] = str(processes)
         try:
             answers.put(str(find()))
         except UserError as error:
             answers.put(f"error: {error}")
 
-    ranks = [FORK.Process(target=rank, args=(number,)) for number in reversed(range(processes))]
+    ranks = [FORK.Process(target=rank) for _ in range(processes)]
     for process in ranks:
         process.start()
     found = [answers.get() for _ in ranks]
@@ -70,22 +70,13 @@ def test_its_error_is_told_to_all(parts):
     assert "train-000001.shards" in found[0]
 
 
-def test_no_room_is_told_to_all(monkeypatch):
+def test_no_room_is_told_to_all():
     def full(path):
         raise OSError(28, "No space left on device")
 
-    found = on_a_host(lambda: made_once("x", full, 0))
+    found = on_a_host(lambda: made_once("x", full))
     assert len(set(found)) == 1
     assert "No space left on device" in found[0]
-
-
-def test_a_first_process_that_never_comes(monkeypatch, tmp_path):
-    monkeypatch.setattr(module.distributed, "PATIENCE", 0.1)
-    monkeypatch.setattr(module.tempfile, "gettempdir", lambda: str(tmp_path))
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    monkeypatch.setenv("LOCAL_SIZE", "2")
-    with pytest.raises(UserError, match="the first process of this host"):
-        made_once("x", Path.touch, 0)
 
 
 SCRIPT = "from fdtrain.data.host import temporary_folder; import sys; print(temporary_folder(), flush=True); input()"

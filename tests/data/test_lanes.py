@@ -84,19 +84,6 @@ def test_own_lanes_cut_the_lanes_in_order(world, share):
     assert [lane for rank in range(world) for lane in own_lanes(rank, world, lanes)] == list(range(lanes))
 
 
-@given(COUNTS, LANES, WINDOWS, SEEDS, st.integers(0, 60), st.integers(1, 40))
-def test_shards_ahead_holds_all_that_is_read_next(counts, lanes, window, seed, position, count):
-    order = LaneOrder(counts, lanes, seed, window)
-    ahead = order.shards(0, position, position + count)
-    assert set(order.samples(0, position, position + count)[:, 0].tolist()) <= set(ahead)
-
-
-def test_shards_ahead_reads_no_further_than_the_windows():
-    order = LaneOrder([10] * 100, lanes=1, seed=0, window=20)
-    assert len(order.shards(0, 0, 20)) == 2
-    assert len(order.shards(0, 0, 21)) == 4
-
-
 @pytest.mark.parametrize("seed", [0, 1])
 def test_shuffles_shards_and_samples(seed):
     order = LaneOrder([100] * 10, lanes=2, seed=seed, window=50)

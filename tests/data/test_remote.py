@@ -18,7 +18,7 @@ from flaky import Flaky
 from moto.server import ThreadedMotoServer
 from packed import number, pack
 
-from fdtrain.data import fetch, text
+from fdtrain.data import fetch, location
 from fdtrain.data.cache import open_cache
 from fdtrain.data.lanes import LaneOrder
 from fdtrain.data.loader import Batches, LaneDataset
@@ -183,7 +183,8 @@ def test_no_more_is_stored_than_dataset_json_says(folder, tmp_path, head):
 
 @pytest.mark.parametrize("length", ["", ENDLESS])
 def test_a_description_or_list_without_end(tmp_path, monkeypatch, length):
-    monkeypatch.setattr(text, "MAX_BYTES", 1 << 20)
+    monkeypatch.setattr(fetch, "MAX_TEXT_BYTES", 1 << 20)
+    monkeypatch.setattr(location, "MAX_TEXT_BYTES", 1 << 20)
     head = ENDLESS % 2**40 if length else b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n"
     for name, path in (("/dataset.json", ""), ("/shards.txt", "/shards.txt")):
         served = Answers({name: partial(endless, head, b"[")})
@@ -350,9 +351,7 @@ def test_a_certificate_of_a_private_authority(tmp_path, monkeypatch):
         ):
             fetch.fetch(f"{url}/x", tmp_path / "file", 30, MOST)
         monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-        program = (
-            "import sys; from fdtrain.data.fetch import fetch_bytes; print(fetch_bytes(sys.argv[1], 30, 9).decode())"
-        )
+        program = "import sys; from fdtrain.data.fetch import read_text; print(read_text(sys.argv[1], 30))"
         done = subprocess.run([sys.executable, "-c", program, f"{url}/x"], capture_output=True, text=True, cwd=ROOT)
         assert done.stdout == "content\n", done.stderr
 

@@ -2,7 +2,6 @@
 
 import errno
 import io
-import json
 import os
 import pickle
 import struct
@@ -14,6 +13,7 @@ import pytest
 from packed import describe, image, npy, npy_header, number, pack, picture, raw_png, sample, write_tar
 from PIL import Image
 
+from fdtrain.data.dataset import write_description
 from fdtrain.data.location import locate
 from fdtrain.data.shards import ShardReader
 from fdtrain.errors import UserError
@@ -96,20 +96,19 @@ def test_keys_that_come_twice_in_a_row(tmp_path, members, complaint):
     assert str(error.value).isprintable()
 
 
-@pytest.mark.parametrize("bytes_", [0, 2048])
-def test_a_fifo_in_place_of_a_shard(tmp_path, bytes_):
-    """Refused before the run, and where it comes later."""
-    pack(tmp_path / "set", (2,))
-    placed = locate(tmp_path / "set").split("train")
+@pytest.mark.parametrize("size", [0, 2048])
+def test_a_fifo_in_place_of_a_shard(tmp_path, size):
+    """Refused where it is opened, and before the run."""
+    description = pack(tmp_path / "set", (2,))
     path = tmp_path / "set" / "train-000000.tar"
     path.unlink()
     os.mkfifo(path)
-    with pytest.raises(UserError, match="no regular file"):
-        ShardReader(placed, locate(tmp_path / "set").description).read([(0, 0)])
-    content = json.loads((tmp_path / "set" / "dataset.json").read_text())
-    content["splits"]["train"][0] |= {"bytes": bytes_}
-    (tmp_path / "set" / "dataset.json").write_text(json.dumps(content))
-    with pytest.raises(UserError):
+    [shard] = description.splits["train"]
+    write_description(tmp_path / "set", description, {"train": [shard.model_copy(update={"bytes": size})]})
+    data = locate(tmp_path / "set", checked=False)
+    with pytest.raises(UserError, match=f"no file of {size} bytes"):
+        ShardReader(data.split("train"), data.description).read([(0, 0)])
+    with pytest.raises(UserError, match=f"no file of {size} bytes"):
         locate(tmp_path / "set").split("train")
 
 

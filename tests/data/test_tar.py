@@ -16,7 +16,7 @@ from fdtrain.data import tar
 
 def scan(path: Path) -> list[tuple[str, bytes]]:
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        return [(name.decode(), data[offset : offset + size]) for name, offset, size in tar.members(data)]
+        return [(e.name.decode(), data[e.offset : e.offset + e.size]) for e in tar.scan(data) if e.kind == tar.FILE]
 
 
 NAMES = st.text("abc.-_/ü", min_size=1, max_size=150).filter(lambda name: name.strip("/.") == name)
