@@ -11,8 +11,7 @@ import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import NoneType
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
@@ -42,7 +41,7 @@ from fdtrain.networks import model
 from fdtrain.networks.dit import SIZES
 from fdtrain.networks.embeddings import TIME_EMBEDDINGS
 from fdtrain.randomness import SEEDS
-from fdtrain.strict_yaml import flattened, parse, read_mapping, shown
+from fdtrain.strict_yaml import MAX_DEPTH, flattened, parse, read_mapping, shown
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,34 +61,21 @@ class OneOf:
 
 
 Share = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
 
 
 class Section(BaseModel):
     """A section of the configuration."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-    dropped: ClassVar[dict[str, Any]] = {}
-    """Keys of earlier versions, which their recorded configurations have, and the values that mean what is done now."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_dropped(cls, content: Any) -> Any:
-        if not isinstance(content, dict):
-            return content
-        return {key: value for key, value in content.items() if key not in cls.dropped or value != cls.dropped[key]}
 
     @field_validator("*", mode="before")
     @classmethod
     def _as_meant(cls, value: Any, info: ValidationInfo) -> Any:
-        """A home folder, which no shell sees in YAML or behind ``KEY=``, is expanded; a number is no yes or no."""
-        value = [_at_home(part) for part in value] if isinstance(value, list) else _at_home(value)
-        if isinstance(value, bool) and info.field_name is not None:
-            kind = cls.model_fields[info.field_name].annotation
-            choices = get_args(kind) or (kind,)
-            # True equals 1.
-            if {int, float, NoneType} >= set(choices) or (value in choices and not any(c is value for c in choices)):
-                raise ValueError(f"input should be a number, not {value}, as YAML reads yes, no, on and off")
-        return value
+        """A home folder, which no shell sees in YAML or behind ``KEY=``, is expanded; true is no number."""
+        if isinstance(value, bool) and not isinstance(cls.model_fields[info.field_name or ""].default, bool | str):
+            raise ValueError(f"input should not be {value}")
+        return [_at_home(part) for part in value] if isinstance(value, list) else _at_home(value)
 
 
 def _at_home(value: Any) -> Any:
@@ -108,23 +94,18 @@ class MixtureSource(Section):
 
 class DataConfig(Section):
     path: str | None = Field(
-        default=None,
-        description="data set: folder, URL, brace pattern, list file, or shards themselves; see docs/data.md",
+        default=None, description="data set: folder, URL, brace pattern, list file, or shards themselves; docs/data.md"
     )
     mixture: tuple[MixtureSource, ...] = Field(
         default=(), description="several packed data sets instead of `path`: `[{path, weight}, ...]`"
     )
     train_split: str = Field(default="train", description="split to train on")
     test_split: str | None = Field(default="test", description="held-out split; null if there is none")
-    flip: bool = Field(
-        default=False, description="mirror images at random (likelihoods are then of the mirrored set too)"
-    )
-    workers: int = Field(
-        default=2, ge=0, description="reading processes of each rank; the order of the data does not depend on it"
-    )
-    shuffle_window: int = Field(default=1024, ge=1, description="samples of a lane that are shuffled together")
-    max_broken_share: float = Field(
-        default=0.0, ge=0, lt=1, description="largest share of broken samples that are skipped; more end the run"
+    flip: bool = Field(default=False, description="mirror images at random (likelihoods are of the mirrored set too)")
+    workers: int = Field(default=2, ge=0, description="reading processes of each rank; they do not change the order")
+    shuffle_window: Count = Field(default=1024, description="samples of a lane that are shuffled together")
+    max_broken_share: Share = Field(
+        default=0.0, description="largest share of broken samples that are skipped; more end the run"
     )
     verify: bool = Field(default=False, description="check local shards against their SHA-256 whenever one is opened")
     cache: Path | None = Field(default=None, description="folder for fetched shards; null: a temporary one")
@@ -158,8 +139,8 @@ class NetworkConfig(Section):
     # Each network narrows it to its own literal.
     name: Any
     class_conditional: bool = Field(default=False, description="give the labels to the network")
-    label_dropout: float = Field(
-        default=0.0, ge=0, lt=1, description="share of labels replaced by a separate class, for guidance; usually 0.1"
+    label_dropout: Share = Field(
+        default=0.0, description="share of labels replaced by a separate class, for guidance; usually 0.1"
     )
     fourier_features: Literal["all"] | int | tuple[int, int] = Field(
         default="all",
@@ -167,9 +148,7 @@ class NetworkConfig(Section):
         "docs/networks.md",
     )
     fourier_fading: bool = Field(default=True, description="each octave fades where noise erases it")
-    checkpointing: bool = Field(
-        default=False, description="recompute activations: less memory, about a third more work"
-    )
+    checkpointing: bool = Field(default=False, description="recompute activations: less memory, a third more work")
 
     @field_validator("fourier_features", mode="before")
     @classmethod
@@ -190,32 +169,30 @@ class NetworkConfig(Section):
 class DDPMppConfig(NetworkConfig):
     name: Literal["ddpmpp"] = Field(default="ddpmpp", description="the U-Net of Song et al. 2021")
     channels: int = Field(default=128, ge=8, multiple_of=8, description="width at full resolution")
-    multipliers: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+    multipliers: tuple[Count, ...] = Field(
         default=(1, 2, 2, 2),
         min_length=1,
         description="width of each level in units of `channels`; each level halves the resolution",
     )
-    blocks: int = Field(default=4, ge=1, description="residual blocks of each level")
+    blocks: Count = Field(default=4, description="residual blocks of each level")
     attention: tuple[int, ...] = Field(default=(16,), description="resolutions (pixels) followed by self-attention")
-    dropout: float = Field(default=0.0, ge=0, lt=1, description="share of activations dropped in the residual blocks")
+    dropout: Share = Field(default=0.0, description="share of activations dropped in the residual blocks")
     time_embedding: Annotated[str, OneOf(TIME_EMBEDDINGS)] = Field(
         default="positional", description="sines of the time, or of a finite log-SNR too"
     )
 
 
 class VDMConfig(NetworkConfig):
-    name: Literal["vdm"] = Field(
-        default="vdm", description="the network of Kingma et al. 2021, at full resolution throughout"
-    )
+    name: Literal["vdm"] = Field(default="vdm", description="the network of Kingma et al. 2021, at full resolution")
     channels: int = Field(default=128, ge=8, multiple_of=8, description="width; published: 128 CIFAR-10, 256 ImageNet")
-    blocks: int = Field(default=32, ge=1, description="residual blocks before and after the middle")
-    dropout: float = Field(default=0.0, ge=0, lt=1, description="share of activations dropped in the residual blocks")
+    blocks: Count = Field(default=32, description="residual blocks before and after the middle")
+    dropout: Share = Field(default=0.0, description="share of activations dropped in the residual blocks")
 
 
 class DiTConfig(NetworkConfig):
     name: Literal["dit"] = Field(default="dit", description="the transformer of Peebles & Xie 2023")
     size: Annotated[str, OneOf(SIZES)] = Field(default="S", description="size in the paper")
-    patch: int = Field(default=2, ge=1, description="side of a token, pixels")
+    patch: Count = Field(default=2, description="side of a token, pixels")
 
 
 class OwnNetworkConfig(NetworkConfig):
@@ -255,9 +232,6 @@ def _network_name(value: Any) -> str:
 
 
 class DiffusionConfig(Section):
-    # Of a density that was learned while training.
-    dropped = {"adaptive_base": "asinh", "adaptive_bins": 32, "adaptive_floor": 0.2, "adaptive_update_every": 50}
-
     predictor: Annotated[str, OneOf(PREDICTORS)] = Field(
         default="bounded", description="from network to field F; docs/method.md, sections 2 and 9"
     )
@@ -271,21 +245,17 @@ class DiffusionConfig(Section):
     network_time: Annotated[str, OneOf(TIMES)] | None = Field(
         default="asinh", description="time that the network is given; null: the predictor's own, mostly t"
     )
-    network_skip: bool = Field(
-        default=False, description="add the image that the network is given to its output, as VDM's network does"
-    )
+    network_skip: bool = Field(default=False, description="add the network's input image to its output, as VDM does")
     time_sampling: Annotated[str, OneOf(DRAWS)] = Field(
         default="stratified", description="draws of the times; docs/method.md, section 4"
     )
-    strata: int | None = Field(
-        default=None, ge=1, description="of stratified times, a divisor of the global batch; null: one for each image"
+    strata: Count | None = Field(
+        default=None, description="of stratified times, a divisor of the global batch; null: one for each image"
     )
     time_density: Annotated[str, OneOf(DENSITIES)] = Field(
         default="asinh", description="density of the times, cut to the interval; docs/method.md, sections 4 and 9"
     )
-    soft_truncation_k: float = Field(
-        default=1.0, ge=0, description="Soft Truncation's smallest time has a density ~ tau^-k"
-    )
+    soft_truncation_k: float = Field(default=1.0, ge=0, description="Soft Truncation: smallest time of density tau^-k")
     weighting: Annotated[str, OneOf(WEIGHTINGS)] = Field(
         default="bound", description="of the training loss; docs/method.md, section 9"
     )
@@ -322,13 +292,9 @@ OFFLOAD_STAGE = {"none": 0, "optimizer": 1, "weights": 3}
 
 
 class TrainingConfig(Section):
-    dropped = {"adam": "fused", "overlap": True}
-
-    steps: int = Field(ge=1, description="optimiser steps")
-    global_batch: int = Field(default=128, ge=1, description="images of one step over all ranks")
-    micro_batch: int | None = Field(
-        default=None, ge=1, description="images of one rank in one pass; null: all of its images"
-    )
+    steps: Count = Field(description="optimiser steps")
+    global_batch: Count = Field(default=128, description="images of one step over all ranks")
+    micro_batch: Count | None = Field(default=None, description="images of one rank in one pass; null: all that it has")
     lanes: int = Field(
         default_factory=lambda given: math.gcd(given.get("global_batch", 1), MOST_LANES),
         ge=1,
@@ -344,19 +310,15 @@ class TrainingConfig(Section):
     )
     tf32: bool = Field(default=False, description="round the inputs of float32 products to 10 bits on a GPU")
     compile: Literal["auto", True, False] = Field(
-        default="auto",
-        description="torch.compile; `auto`: on GPUs in runs long enough to profit",
+        default="auto", description="torch.compile; `auto`: on GPUs in runs long enough to profit"
     )
     zero_stage: Literal["auto", 0, 1, 2, 3] = Field(
-        default="auto",
-        description="partition optimiser state, gradients, weights; docs/training.md",
+        default="auto", description="partition optimiser state, gradients, weights; docs/training.md"
     )
     offload: Literal["none", "optimizer", "weights"] = Field(
         default="none", description="to the CPU; optimizer: ZeRO 1 to 3, weights: ZeRO 3"
     )
-    bucket_mib: int = Field(
-        default=32, ge=1, description="gradients or weights that are communicated together, MiB of float32"
-    )
+    bucket_mib: Count = Field(default=32, description="gradients or weights communicated together, MiB of float32")
     optimizer: Literal["adamw", "muon"] = Field(
         default="muon", description="of matrices; AdamW steps everything else; docs/training.md"
     )
@@ -373,9 +335,7 @@ class TrainingConfig(Section):
     skip_grad_norm_ratio: float | None = Field(
         default=None, gt=1, description="skip steps with a gradient norm above this multiple of its running mean"
     )
-    max_skips: int = Field(
-        default=30, ge=1, description="skipped steps in a row before the run rolls back to a checkpoint"
-    )
+    max_skips: Count = Field(default=30, description="skipped steps in a row before the run rolls back to a checkpoint")
     max_rollbacks: int = Field(default=3, ge=0, description="rollbacks, each with other draws, before the run stops")
     heartbeat_timeout_s: float = Field(
         default=60.0, ge=1, description="seconds without a heartbeat of a rank after which the others end and name it"
@@ -413,15 +373,15 @@ class TrainingConfig(Section):
 
 
 class EmaConfig(Section):
-    decay: float = Field(default=0.9999, ge=0, lt=1, description="largest decay per step")
+    decay: Share = Field(default=0.9999, description="largest decay per step")
     warmup_power: float = Field(default=1.0, gt=0, description="the decay of step n is at most 1 - (1 + n / 10)^-power")
     lengths: tuple[Annotated[float, Field(ge=0.001, le=0.288)], ...] = Field(
         default=(),
         description="relative lengths of averages from which any other is synthesised after training, such as "
         "`[0.05, 0.10]`; docs/training.md",
     )
-    snapshot_every: int | None = Field(
-        default=None, ge=1, description="steps between snapshots of these averages; null: a 64th of the run"
+    snapshot_every: Count | None = Field(
+        default=None, description="steps between snapshots of these averages; null: a 64th of the run"
     )
 
     @model_validator(mode="after")
@@ -434,14 +394,10 @@ class EmaConfig(Section):
 
 
 class CheckpointConfig(Section):
-    every: int = Field(default=5000, ge=1, description="steps between checkpoints")
-    keep_last: int = Field(
-        default=2, ge=1, description="newest checkpoints that stay; the two newest sound ones always do"
-    )
-    keep_every: int | None = Field(default=None, ge=1, description="checkpoints at multiples of this many steps stay")
-    max_failures: int = Field(
-        default=3, ge=0, description="failures in a row to write a checkpoint that the run survives"
-    )
+    every: Count = Field(default=5000, description="steps between checkpoints")
+    keep_last: Count = Field(default=2, description="newest checkpoints that stay; the two newest sound ones always do")
+    keep_every: Count | None = Field(default=None, description="checkpoints at multiples of this many steps stay")
+    max_failures: int = Field(default=3, ge=0, description="failed checkpoints in a row that the run survives")
     retry_timeout_s: float = Field(
         default=300.0,
         ge=0,
@@ -451,7 +407,7 @@ class CheckpointConfig(Section):
 
 class CallbackConfig(Section):
     name: Annotated[str, OneOf(plugins.CALLBACKS)]
-    every: int = Field(ge=1, description="steps")
+    every: Count = Field(description="steps")
     options: dict[str, Any] = {}
 
     @model_validator(mode="after")
@@ -461,18 +417,18 @@ class CallbackConfig(Section):
 
 
 class MonitorConfig(Section):
-    log_every: int = Field(default=50, ge=1, description="steps averaged into one line of the log")
-    evaluate_every: int | None = Field(default=None, ge=1, description="steps between bits/dim on the held-out split")
-    evaluate_draws: int = Field(default=1, ge=1, description="draws of (u, t, eps) per held-out image")
-    sample_every: int | None = Field(default=None, ge=1, description="steps between sample grids")
-    sample_images: int = Field(default=64, ge=1, description="images of a grid")
-    sample_steps: int = Field(default=50, ge=1, description="steps of the solver")
+    log_every: Count = Field(default=50, description="steps averaged into one line of the log")
+    evaluate_every: Count | None = Field(default=None, description="steps between bits/dim on the held-out split")
+    evaluate_draws: Count = Field(default=1, description="draws of (u, t, eps) per held-out image")
+    sample_every: Count | None = Field(default=None, description="steps between sample grids")
+    sample_images: Count = Field(default=64, description="images of a grid")
+    sample_steps: Count = Field(default=50, description="steps of the solver")
     sample_solver: Annotated[str, OneOf(SOLVERS)] = Field(default=DEFAULT, description="see docs/sampling.md")
     sample_grid: str | tuple[float, ...] | None = Field(
         default=None, description="grid of times: a name or `sample_steps + 1` times; null: `two_ended`"
     )
-    frechet_every: int | None = Field(
-        default=None, ge=1, description="steps between Frechet distances of samples to `train_split`"
+    frechet_every: Count | None = Field(
+        default=None, description="steps between Frechet distances of samples to `train_split`"
     )
     frechet_images: int = Field(default=1000, ge=2, description="samples to compare")
     frechet_features: str | None = Field(
@@ -564,69 +520,122 @@ class Config(Section):
 
 
 CANNOT_READ = "--config: cannot read"
+RENAMED = {
+    "training.clip": "training.grad_clip",
+    "training.spike": "training.skip_grad_norm_ratio",
+    "training.max_returns": "training.max_rollbacks",
+    "training.silence_seconds": "training.heartbeat_timeout_s",
+    "training.patience_seconds": "training.collective_timeout_s",
+    "data.fetch_seconds": "data.fetch_timeout_s",
+    "checkpoint.retry_seconds": "checkpoint.retry_timeout_s",
+}
+"""Keys of earlier versions, and their present names."""
+DROPPED = {
+    "training.adam": "fused",
+    "training.overlap": True,
+    # Of a density that was learned while training.
+    "diffusion.adaptive_base": "asinh",
+    "diffusion.adaptive_bins": 32,
+    "diffusion.adaptive_floor": 0.2,
+    "diffusion.adaptive_update_every": 50,
+}
+"""Keys of earlier versions, which their recorded configurations have, and the values that mean what is done now."""
 
 
-def load_config(path: ConfigFiles, overrides: list[str] | None = None, origin: str = "--set") -> Config:
+def load_config(path: ConfigFiles, overrides: Sequence[str] = (), origin: str = "--set") -> Config:
     """Read a configuration and apply ``section.key=value`` overrides (values are YAML too), given by ``origin``.
 
-    Of several files each is laid over those before it, key by key: a preset over the configuration of a data set.
+    Of several files each is laid over those before it, key by key: a preset over the configuration of a data set. An
+    override takes the place of what its key had, also of a section.
 
     Raises:
         UserError: no such file, not YAML, unknown key, wrong type, impossible combination, or a plugin that is not
             allowed; the message is one line that names the key.
     """
-    layers = [path] if isinstance(path, str | Path | Mapping) else path
-    content: dict[str, Any] = {}
-    for layer in layers:
-        content = _laid_over(content, _nested(layer) if isinstance(layer, Mapping) else _read(layer))
-    for override in overrides or []:
-        _apply(content, override)
+    given = [path] if isinstance(path, str | Path | Mapping) else path
+    content, layers = {}, []
+    for layer in given:
+        layers.append(_layer(layer))
+        content = _laid_over(content, layers[-1][1])
+    files = [name for name, _ in layers]
+    for override in overrides:
+        place, value = _override(override)
+        layers.append((origin, _at(place, value)))
+        content = _laid_over(content, layers[-1][1], len(place) - 1)
+    for key, meant in DROPPED.items():
+        section, _, name = key.partition(".")
+        if isinstance(there := content.get(section), dict) and there.get(name) == meant:
+            content[section] = {key: value for key, value in there.items() if key != name}
     try:
-        return Config.model_validate(content, context=[layer for layer in layers if not isinstance(layer, Mapping)])
+        return Config.model_validate(content, context=[layer for layer in given if not isinstance(layer, Mapping)])
     except ValidationError as error:
         mistakes = [_explain(e) for e in error.errors()]
         more = [f"and {len(mistakes) - MAX_MISTAKES} more"] if mistakes[MAX_MISTAKES:] else []
-        names = ["the mapping" if isinstance(layer, Mapping) else str(layer) for layer in layers]
-        where = _where(error, ", ".join(names), overrides or [], origin)
+        authors = {name for e in error.errors() for name in _authors(layers, _place(e))} or files
+        where = " and ".join(dict.fromkeys(name for name, _ in layers if name in authors))
         raise UserError("; ".join(mistakes[:MAX_MISTAKES] + more) + f" (in {where}).") from error
 
 
-def _read(file: str | Path) -> dict[str, Any]:
-    return read_mapping(shipped.find(file, CANNOT_READ), CANNOT_READ, "sections such as 'data:' and 'training:'")
+def _layer(given: Layer) -> tuple[str, dict[str, Any]]:
+    """Its name in messages and its content, with sections within sections as YAML has them."""
+    if isinstance(given, Mapping):
+        return "the mapping", _nested(given)
+    holds = "sections such as 'data:' and 'training:'"
+    return str(given), read_mapping(shipped.find(given, CANNOT_READ), CANNOT_READ, holds)
 
 
 def _nested(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Sections within sections, as YAML has them, of keys that may be dotted, and paths as texts."""
+    """Of a mapping whose keys may be dotted, with paths as texts."""
     nested: dict[str, Any] = {}
     for key, value in content.items():
         value = _nested(value) if isinstance(value, Mapping) else value
         value = os.fspath(value) if isinstance(value, os.PathLike) else value
-        for part in reversed(str(key).split(".")):
-            value = {part: value}
-        nested = _laid_over(nested, value)
+        nested = _laid_over(nested, _at(str(key).split("."), value))
     return nested
 
 
-def _where(error: ValidationError, files: str, overrides: list[str], origin: str) -> str:
-    """Who gave the values that are wrong: the files, the overrides, or both, where values do not go together."""
-    names = [override.partition("=")[0].split(".") for override in overrides]
-    places = [_place(e)[0] for e in error.errors()]
-    if all(any(place[: len(name)] == name for name in names) for place in places):
-        return origin
-    if any(place[: len(name)] == name[: len(place)] for place in places for name in names):
-        return f"{files} and {origin}"
-    return files
+def _override(text: str) -> tuple[list[str], Any]:
+    """The parts of its key, and its value."""
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise UserError(f"--set {excerpt(text)}: expected section.key=value, such as training.lr=1e-4.")
+    try:
+        return key.split("."), parse(value)
+    except UserError as error:
+        raise UserError(f"--set {excerpt(text)}: not a YAML value: {error}.") from error
 
 
-def _laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """The keys of both; where both have one, sections are joined and other values are those above."""
+def _at(place: Sequence[str], value: Any) -> dict[str, Any]:
+    for part in reversed(place):
+        value = {part: value}
+    return value
+
+
+def _laid_over(below: dict[str, Any], above: dict[str, Any], depth: int = MAX_DEPTH) -> dict[str, Any]:
+    """The keys of both; where both have one, sections are joined, so deep, and other values are those above."""
     joined = dict(below)
     for key, value in above.items():
         before = joined.get(key)
-        if isinstance(before, dict) and isinstance(value, dict):
-            value = _laid_over(before, value)
+        if depth > 0 and isinstance(before, dict) and isinstance(value, dict):
+            value = _laid_over(before, value, depth - 1)
         joined[key] = value
     return joined
+
+
+def _authors(layers: list[tuple[str, dict[str, Any]]], place: list[str]) -> list[str]:
+    """Who gave what is wrong at a place: the last who did; all of a section, whose values do not go together."""
+    there = [(name, value) for name, layer in layers if (value := _value(layer, place)) is not ...]
+    together = bool(there) and isinstance(there[-1][1], dict)
+    return [name for name, _ in (there if together else there[-1:])]
+
+
+def _value(layer: Any, place: list[str]) -> Any:
+    """At a place, or what stands above it in place of a section; ``...`` if there is none."""
+    for part in place:
+        if not isinstance(layer, dict):
+            break
+        layer = layer.get(part, ...)
+    return layer
 
 
 def dump_config(config: Config) -> str:
@@ -642,93 +651,46 @@ def settings_of(config: Config) -> dict[str, Any]:
     return flattened(parse(dump_config(config)))
 
 
-def _apply(content: dict[str, Any], override: str) -> None:
-    key, equals, value = override.partition("=")
-    if not equals or not key:
-        raise UserError(f"--set {excerpt(override)}: expected section.key=value, such as training.lr=1e-4.")
-    *sections, last = key.split(".")
-    for section in sections:
-        inner = content.get(section)
-        if not isinstance(inner, dict | None):
-            raise UserError(f"--set {excerpt(override)}: '{section}' is a value, not a section.")
-        # A copy: an alias may have made it another section too.
-        content[section] = dict(inner or {})
-        content = content[section]
-    try:
-        content[last] = parse(value)
-    except UserError as error:
-        raise UserError(f"--set {excerpt(override)}: not a YAML value: {error}.") from error
+def _place(error: Mapping[str, Any]) -> list[str]:
+    """The key of one of pydantic's errors by its parts, without the network, which pydantic names after its section."""
+    place = [excerpt(part) for part in error["loc"]]
+    return place[:1] + place[2:] if place[:1] == ["network"] else place
 
 
 def _explain(error: Mapping[str, Any]) -> str:
     """One clause that explains one of pydantic's errors."""
-    place, sections = _place(error)
-    name = ".".join(place)
+    name, kind = ".".join(_place(error)), error["type"]
     if name in RENAMED:
-        return f"{name} is called {'.'.join([*place[:-1], RENAMED[name]])} now"
-    if error["type"] == "extra_forbidden":
-        dropped = getattr(sections.get(place[0]), "dropped", {})
-        if place[-1] in dropped:
-            return f"{name} is no more; remove it: what is done now was {shown(dropped[place[-1]])}"
-        return f"unknown key '{place[-1]}' in {_section_name(place[:-1])}{_suggest(place, sections)}"
-    if error["type"] == "missing":
+        return f"{name} is called {RENAMED[name]} now"
+    if kind == "extra_forbidden" and name in DROPPED:
+        return f"{name} is no more; remove it: what is done now was {shown(DROPPED[name])}"
+    if kind == "extra_forbidden":
+        return _unknown(name, NETWORKS[error["loc"][1]] if error["loc"][0] == "network" else DDPMppConfig)
+    if kind == "missing":
         return f"{name} is missing"
-    if error["type"] == "value_error":
+    if kind == "value_error":
         return f"{name or 'configuration'}: {error['ctx']['error']}"
-    if error["type"] == "union_tag_invalid":
+    if kind == "union_tag_invalid":
         *names, last = map(repr, model.NETWORKS)
         return f"network.name: input should be {', '.join(names)} or {last}, not {shown(error['ctx']['tag'])}"
     wanted = f"{name}: {error['msg'][0].lower()}{error['msg'][1:]}, not {shown(error['input'])}"
-    is_text = error["type"] in ("string_type", "path_type") and isinstance(error["input"], bool | int | float)
+    is_text = kind in ("string_type", "path_type") and isinstance(error["input"], int | float)
     return wanted + ("; put quotes around a text that YAML reads so" if is_text else "")
 
 
-def _place(error: Mapping[str, Any]) -> tuple[list[str], dict[str, type[BaseModel]]]:
-    """The key of an error by its parts, and what each section is there."""
-    place, sections = [excerpt(part) for part in error["loc"]], _sections()
-    if place[:1] == ["network"] and len(place) > 1:
-        # Pydantic names the member of the union too.
-        sections["network"] = NETWORKS[place.pop(1)]
-    return place, sections
-
-
-RENAMED = {
-    "training.clip": "grad_clip",
-    "training.spike": "skip_grad_norm_ratio",
-    "training.max_returns": "max_rollbacks",
-    "training.silence_seconds": "heartbeat_timeout_s",
-    "training.patience_seconds": "collective_timeout_s",
-    "data.fetch_seconds": "fetch_timeout_s",
-    "checkpoint.retry_seconds": "retry_timeout_s",
-}
-"""Keys of earlier versions, and their present names in the same sections."""
-
-
-def _section_name(place: list[str]) -> str:
-    return f"section '{'.'.join(place)}'" if place else "the configuration"
-
-
-def _suggest(place: list[str], sections: dict[str, type[BaseModel]]) -> str:
-    """The network whose key it is, or the nearest valid key: in the same section, else anywhere."""
-    *section, key = place
-    owners = [name for name, network in NETWORKS.items() if name != OWN and key in network.model_fields]
-    if section == ["network"] and sections["network"] is OwnNetworkConfig:
-        return f": what is the network's own belongs to network.options: {{{key}: ...}}"
-    if section == ["network"] and owners:
-        mine = sections["network"].model_fields["name"].default
-        return f" of '{mine}': it belongs to network.name {' and '.join(owners)}"
-    here = sections[section[0]].model_fields if section else Config.model_fields
-    near = difflib.get_close_matches(key, here, 1, 0.6)
-    if near:
-        return f": did you mean '{near[0]}'?"
-    everywhere = {field: name for name, fields in sections.items() for field in fields.model_fields}
-    near = difflib.get_close_matches(key, everywhere, 1, 0.8)
-    if near:
-        return f": did you mean '{everywhere[near[0]]}.{near[0]}'?"
-    return f" (it has: {', '.join(here)})"
-
-
-def _sections() -> dict[str, type[BaseModel]]:
-    """The class of every section; for the network, the class of the default one."""
-    classes = {name: field.annotation for name, field in Config.model_fields.items()} | {"network": DDPMppConfig}
-    return {name: cls for name, cls in classes.items() if isinstance(cls, type) and issubclass(cls, BaseModel)}
+def _unknown(name: str, network: type[NetworkConfig]) -> str:
+    """Names the nearest valid key: of the same section, else of any, or of another network."""
+    section, _, key = name.rpartition(".")
+    where = f"section '{section}'" if section else "the configuration"
+    classes = {name: field.annotation for name, field in Config.model_fields.items()} | {"network": network}
+    sections = {name: of for name, of in classes.items() if isinstance(of, type) and issubclass(of, Section)}
+    here = sections.get(section, Config).model_fields
+    elsewhere = {key: f"network.{key}' of '{name}" for name, of in NETWORKS.items() for key in of.model_fields}
+    elsewhere |= {key: f"{name}.{key}" for name, of in sections.items() for key in of.model_fields}
+    if near := difflib.get_close_matches(key, here, 1, 0.6):
+        hint = f": did you mean '{near[0]}'?"
+    elif near := difflib.get_close_matches(key, elsewhere, 1, 0.8):
+        hint = f": did you mean '{elsewhere[near[0]]}'?"
+    else:
+        hint = f" (it has: {', '.join(here)})"
+    return f"unknown key '{key}' in {where}{hint}"

@@ -1,7 +1,7 @@
 """YAML as configurations need it: plain values, each key once, and nothing that grows when it is read.
 
-PyYAML's safe loader lets the last of two equal keys win, reads dates, and follows aliases of aliases, of which a
-few lines can stand for gigabytes.
+PyYAML's safe loader lets the last of two equal keys win, reads ``no`` and ``010`` otherwise than they are meant, and
+follows aliases of aliases, of which a few lines can stand for gigabytes.
 """
 
 import re
@@ -17,13 +17,18 @@ MAX_BYTES = 1 << 20
 MAX_VALUES = 20_000
 """The values of a document, each counted as often as aliases repeat it."""
 MAX_DEPTH = 32
-MAX_NUMBER_LENGTH = 64
-"""The characters of a number."""
-MISREAD_NUMBER = re.compile(r"[-+]?(0[0-9_]+|[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?)")
-"""YAML 1.1 reads 010 as eight, and 1:30 as ninety."""
 MAX_SHOWN_LENGTH = 200
 """The characters of a value in a message."""
-_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "seq", "map", "merge")}
+PLAIN = {
+    "null": "~|null|Null|NULL|",
+    "bool": "true|True|TRUE|false|False|FALSE",
+    "int": "[-+]?(0|[1-9][0-9_]*)",
+    "float": r"[-+]?([0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)([eE][-+][0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+    "merge": "<<",
+}
+"""What is no text though it has no quotes: as in YAML 1.1, but for yes, no, on, off, 010 (its eight), 1:30 (its ninety)
+and dates, which are texts as in YAML 1.2."""
+_TAG = "tag:yaml.org,2002:"
 
 
 def parse(text: str) -> Any:
@@ -109,7 +114,7 @@ class _Loader(yaml.SafeLoader):
         assert node is not None
         self._depth -= 1
         self._size[node] = self._values - before
-        if node.tag not in _TAGS:
+        if node.tag.removeprefix(_TAG) not in (*PLAIN, "str", "seq", "map"):
             raise _error(f"values of type {node.tag} are not admitted", event)
         return node
 
@@ -125,24 +130,12 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        if isinstance(node, yaml.ScalarNode) and "\0" in node.value:
+            raise _error("a text holds a NUL character", node)
         try:
-            if isinstance(node, yaml.ScalarNode):
-                self._check_scalar(node)
             return super().construct_object(node, deep)
         except (ValueError, KeyError, IndexError, OverflowError) as error:
             raise _error(f"'{node.value}' is no {node.tag.rpartition(':')[2]}", node) from error
-
-    def _check_scalar(self, node: yaml.ScalarNode) -> None:
-        if "\0" in node.value:
-            raise _error("a text holds a NUL character", node)
-        if node.tag.endswith((":int", ":float")) and len(node.value) > MAX_NUMBER_LENGTH:
-            raise _error(f"a number of {len(node.value)} characters; at most {MAX_NUMBER_LENGTH} are admitted", node)
-        if node.tag.endswith((":int", ":float")) and node.style is None and MISREAD_NUMBER.fullmatch(node.value):
-            raise _error(
-                f"{node.value} would be read in base {60 if ':' in node.value else 8}; put quotes around a "
-                "text, and write a number in decimals without leading zeros",
-                node,
-            )
 
     def _add(self, values: int, place: yaml.Event) -> None:
         self._values += values
@@ -150,11 +143,7 @@ class _Loader(yaml.SafeLoader):
             raise _error(f"more than {MAX_VALUES:,} values, each counted as often as aliases repeat it", place)
 
 
-# A date is a text: a run may be called 2026-11-24.
-_Loader.yaml_implicit_resolvers = {
-    first: [resolver for resolver in resolvers if not resolver[0].endswith(":timestamp")]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
+_Loader.yaml_implicit_resolvers = {None: [(_TAG + name, re.compile(f"({plain})$")) for name, plain in PLAIN.items()]}
 
 
 def _error(problem: str, place: yaml.Event | yaml.Node) -> yaml.MarkedYAMLError:

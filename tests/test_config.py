@@ -9,15 +9,8 @@ import yaml
 
 from fdtrain.capacity.estimate import Forecast, KnownDataset, parameters, published
 from fdtrain.capacity.layout import run_layout
+from fdtrain.config import DROPPED, OWN, RENAMED, TrainingConfig, dump_config, load_config
 from fdtrain.config import NETWORKS as SECTIONS
-from fdtrain.config import (
-    OWN,
-    RENAMED,
-    Config,
-    TrainingConfig,
-    dump_config,
-    load_config,
-)
 from fdtrain.errors import UserError
 from fdtrain.main import parse_arguments
 from fdtrain.networks.model import NETWORKS
@@ -40,33 +33,23 @@ def write(tmp_path):
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
-def test_every_shipped_configuration_is_valid(path):
-    assert load_config(path).name == path.stem
-
-
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
-def test_the_resolved_configuration_reads_back(path, tmp_path):
+def test_every_shipped_configuration_is_valid_and_reads_back_when_it_is_resolved(path, write):
     config = load_config(path)
-    (tmp_path / "resolved.yaml").write_text(dump_config(config))
-    assert load_config(tmp_path / "resolved.yaml") == config
-    resolved = yaml.safe_load((tmp_path / "resolved.yaml").read_text())
-    assert resolved["training"]["eps"] == 1e-8  # a default, spelled out
+    assert config.name == path.stem
+    resolved = write(dump_config(config))
+    assert load_config(resolved) == config
+    assert yaml.safe_load(resolved.read_text())["training"]["eps"] == 1e-8  # a default, spelled out
 
 
-def test_published_settings():
+@pytest.mark.parametrize(("name", "dropout", "flip"), [("cifar10", 0.1, True), ("imagenet32", 0.0, False)])
+def test_published_settings(name, dropout, flip):
     """docs/method.md, section 8."""
-    for name, dropout, flip in (("cifar10", 0.1, True), ("imagenet32", 0.0, False)):
-        config = load_config(next(p for p in CONFIGS if p.stem == name))
-        network, training = config.network, config.training
-        assert (network.channels, network.multipliers, network.blocks, network.attention) == (
-            128,
-            (1, 2, 2, 2),
-            4,
-            (16,),
-        )
-        assert (network.dropout, config.data.flip) == (dropout, flip)
-        assert (training.lr, training.warmup_steps, training.grad_clip) == (2e-4, 5000, 1.0)
-        assert (training.global_batch, training.steps, config.ema.decay) == (128, 1_300_000, 0.9999)
+    config = load_config(name)
+    network, training = config.network, config.training
+    assert (network.channels, network.multipliers, network.blocks, network.attention) == (128, (1, 2, 2, 2), 4, (16,))
+    assert (network.dropout, config.data.flip) == (dropout, flip)
+    assert (training.lr, training.warmup_steps, training.grad_clip) == (2e-4, 5000, 1.0)
+    assert (training.global_batch, training.steps, config.ema.decay) == (128, 1_300_000, 0.9999)
 
 
 ON_ONE_MACHINE = ("digits", "fashion_mnist", "fashion_mnist_gpu", "template")
@@ -92,13 +75,14 @@ def test_the_template_works_with_its_suggestions_too(write):
     assert load_config(write(whole)).network.checkpointing
 
 
-def test_networks(write):
-    """Without a name the keys are ddpmpp's."""
-    config = load_config(write(MINIMAL), ["network.channels=64"])
-    assert (config.network.name, config.network.channels) == ("ddpmpp", 64)
-    config = load_config(write(MINIMAL), ["network={name: vdm, channels: 256}"])
-    assert (config.network.name, config.network.channels, config.network.fourier_features) == ("vdm", 256, "all")
-    assert load_config(write(MINIMAL), ["network={name: dit, size: XL}"]).network.size == "XL"
+def test_overrides(write):
+    """An override replaces a section; without a name the keys of a network are ddpmpp's."""
+    file = write(MINIMAL | {"network": {"channels": 64}})
+    given = ["training.lr=1e-4", "network.multipliers=[1, 2]", "name=y", "data.test_split=null", "data.flip=on"]
+    config = load_config(file, given)
+    assert (config.network.name, config.network.channels, config.network.multipliers) == ("ddpmpp", 64, (1, 2))
+    assert (config.training.lr, config.name, config.data.test_split, config.data.flip) == (1e-4, "y", None, True)
+    assert load_config(file, ["network={name: dit, size: XL}"]).network.size == "XL"
 
 
 def test_a_mapping_is_laid_over_a_file(write):
@@ -106,15 +90,6 @@ def test_a_mapping_is_laid_over_a_file(write):
     config = load_config([write(MINIMAL), layer])
     assert (config.training.steps, config.network.channels, config.network.blocks) == (7, 8, 2)
     assert (config.output, config.data) == (Path("a/b"), load_config(write(MINIMAL)).data)
-
-
-def test_overrides(write):
-    config = load_config(
-        write(MINIMAL), ["training.lr=1e-4", "network.multipliers=[1, 2]", "name=y", "data.test_split=null"]
-    )
-    assert config.training.lr == 1e-4
-    assert config.network.multipliers == (1, 2)
-    assert (config.name, config.data.test_split) == ("y", None)
 
 
 @pytest.mark.parametrize(
@@ -125,33 +100,36 @@ def test_overrides(write):
         ("data.global_batch=5", ["unknown key 'global_batch'", "'data'", "did you mean 'training.global_batch'"]),
         ("training.qqq=5", ["unknown key 'qqq'", "it has: steps, global_batch"]),
         ("training.lr=fast", ["training.lr", "valid number", "'fast'"]),
-        ("training.lr=-1", ["training.lr", "greater than 0", "-1"]),
         ("training.lr=.nan", ["training.lr", "finite"]),
         ("training.steps=1.5", ["training.steps", "integer", "1.5"]),
         ("training.precision=int8", ["training.precision", "'fp32'", "'int8'"]),
-        ("training.zero_stage=7", ["training.zero_stage", "7"]),
         ("training.lanes=7", ["global_batch 128 is not divisible by lanes 7", "set lanes to 4"]),
         ("training={steps: 1, lanes: 64, micro_batch: 5}", ["micro_batch 5", "multiple of global_batch / lanes = 2"]),
         ("training.betas=[0.9, 1.0]", ["training.betas.1", "less than 1, not 1.0"]),
         ("network.multipliers=[]", ["network.multipliers", "at least 1"]),
         ("network.name=unet", ["network.name", "'ddpmpp', 'vdm' or 'dit'", "'unet'"]),
-        ("network.name=[1]", ["network.name", "'ddpmpp', 'vdm' or 'dit'"]),
-        ("network={name: vdm, multipliers: [1]}", ["'multipliers'", "'vdm': it belongs to network.name ddpmpp"]),
-        ("network={name: dit, chanels: 8}", ["unknown key 'chanels' in section 'network'", "it has: name"]),
+        ("network={name: vdm, multipliers: [1]}", ["unknown key 'multipliers'", "'network.multipliers' of 'ddpmpp'"]),
+        ("network={name: dit, chanels: 8}", ["unknown key 'chanels' in section 'network'", "'network.channels' of"]),
         ("network={name: dit, size: M}", ["network.size", "'S', 'B', 'L' or 'XL'", "'M'"]),
-        ("network.patch=2", ["unknown key 'patch' in section 'network' of 'ddpmpp'", "network.name dit"]),
         ("network.label_dropout=0.1", ["network", "set class_conditional to true"]),
         ("network=5", ["network", "not 5"]),
         ("diffusion.predictor=noise", ["diffusion.predictor", "'plain', 'bounded', 'alpha', 'eps'", "'noise'"]),
-        ("diffusion.network_time=tau", ["diffusion.network_time", "'log_sigma'", "'tau'"]),
-        ("diffusion.interval=[0.5, 0.1]", ["diffusion.interval", "two times that rise"]),
         ("diffusion.interval=[0, 2]", ["diffusion.interval", "two times that rise, in [0, 1]"]),
         ("diffusion.strata=48", ["diffusion.strata 48 does not divide training.global_batch 128; set it to 32"]),
         ("diffusion={strata: 8, time_sampling: lattice}", ["strata are of time_sampling stratified; this is lattice"]),
-        ("diffusion.time_density=adaptive", ["diffusion.time_density: input should be 'uniform', 'asinh', "]),
         ("training.adam=foreach", ["training.adam is no more; remove it: what is done now was 'fused'"]),
         ("name=../x", ["name", "../x"]),
         ("data=5", ["data"]),
+        ("name=12", ["name: input should be a valid string, not 12; put quotes around a text that YAML reads so"]),
+        ("output=12", ["not 12; put quotes around a text"]),
+        ("training.steps=yes", ["training.steps: input should be a valid integer", "'yes'"]),
+        ("training.lr=true", ["training.lr: input should not be True"]),
+        ("training.steps.x=1", ["training.steps: input should be a valid integer, not {'x': 1}"]),
+        ("network.fourier_features=[3, 3]", ["must be all, how many, or"]),
+        ("network.fourier_features=-1", ["must be all, how many, or"]),
+        ("training", ["--set training: expected section.key=value"]),
+        ("=5", ["--set =5: expected"]),
+        ("training.lr=[1", ["--set training.lr=[1: not a YAML value: line 1"]),
     ],
 )
 def test_mistakes_are_named_in_one_line(write, override, parts):
@@ -169,7 +147,8 @@ def test_mistakes_are_named_in_one_line(write, override, parts):
         ({"stepz": 5}, [], "{file}"),
         ({"stepz": 5}, ["training.lr=0.1", "name=y"], "{file}"),
         ({}, ["training.stepz=5"], "--set"),
-        ({}, ["network.fourier_features={a: 1}"], "--set"),
+        ({}, ["training.steps=x"], "--set"),
+        ({}, ["network.blocks={a: 1}"], "--set"),
         ({"stepz": 5}, ["training.lr=x"], "{file} and --set"),
         # Values that do not go together, of which each may be the wrong one.
         ({"lanes": 16}, ["training.global_batch=5"], "{file} and --set"),
@@ -185,14 +164,10 @@ def test_who_gave_a_value_that_is_wrong(write, content, overrides, where):
 @pytest.mark.parametrize(
     ("content", "part"),
     [
-        ({"network": {"fourier_features": [3, 3]}}, "must be all, how many, or"),
-        ({"network": {"fourier_features": -1}}, "must be all, how many, or"),
-        ({"network": {"fourier_features": True}}, "must be all, how many, or"),
         ("a: [", "not valid YAML"),
         ("just text", "must hold sections"),
         ("", "must hold sections"),
-        ("name: !!python/object/apply:os.system ['true']", "not valid YAML"),
-        ({"name": "x"}, "data is missing"),
+        ({"name": "x"}, r"data is missing; training is missing \(in .*c.yaml\)"),
     ],
 )
 def test_files_that_are_no_configuration(write, content, part):
@@ -205,38 +180,25 @@ def test_missing_file():
         load_config("nowhere.yaml")
 
 
-@pytest.mark.parametrize("override", ["training", "=5", "training.steps.x=1", "training.lr=[1"])
-def test_overrides_that_are_none(write, override):
-    with pytest.raises(UserError, match="--set"):
-        load_config(write(MINIMAL), [override])
+def training(**settings) -> TrainingConfig:
+    return TrainingConfig(steps=1, **settings)
 
 
-@pytest.mark.parametrize(
-    ("settings", "world_size", "passes"),
-    [({}, 1, 1), ({}, 64, 1), ({"micro_batch": 16}, 2, 4), ({"micro_batch": 2}, 1, 64)],
-)
-def test_accumulation(settings, world_size, passes):
-    training = Config.model_validate({**MINIMAL, "training": {"steps": 1, **settings}}).training
-    assert run_layout(training, world_size).passes == passes
+@pytest.mark.parametrize(("micro_batch", "world_size", "passes"), [(None, 64, 1), (16, 2, 4), (2, 1, 64)])
+def test_accumulation(micro_batch, world_size, passes):
+    assert run_layout(training(micro_batch=micro_batch), world_size).passes == passes
 
 
 @pytest.mark.parametrize(("batch", "lanes"), [(128, 128), (4096, 1024), (96, 32), (7, 1)])
 def test_lanes_leave_room_for_processes(batch, lanes):
-    training = Config.model_validate({**MINIMAL, "training": {"steps": 1, "global_batch": batch}}).training
-    assert training.lanes == lanes
+    assert training(global_batch=batch).lanes == lanes
 
 
-@pytest.mark.parametrize(
-    ("settings", "world_size", "part"),
-    [
-        ({"lanes": 64}, 3, r"64 lanes cannot be shared by 3 processes; launch a number out of 1, 2, 4, 8"),
-        ({"micro_batch": 48}, 1, "128 images of a step, which is no multiple of micro_batch 48"),
-    ],
-)
-def test_world_sizes_that_do_not_fit(settings, world_size, part):
-    training = Config.model_validate({**MINIMAL, "training": {"steps": 1, **settings}}).training
-    with pytest.raises(UserError, match=part):
-        run_layout(training, world_size)
+def test_world_sizes_that_do_not_fit():
+    with pytest.raises(UserError, match=r"64 lanes cannot be shared by 3 processes; launch a number out of 1, 2, 4, 8"):
+        run_layout(training(lanes=64), 3)
+    with pytest.raises(UserError, match="128 images of a step, which is no multiple of micro_batch 48"):
+        run_layout(training(micro_batch=48), 1)
 
 
 def test_the_page_of_keys_is_up_to_date():
@@ -246,18 +208,16 @@ def test_the_page_of_keys_is_up_to_date():
     assert (root / "docs" / "configuration.md").read_text() == made.stdout
 
 
-@pytest.mark.parametrize("old", RENAMED)
-def test_a_key_of_an_earlier_version_names_its_new_one(old, write):
-    section = old.partition(".")[0]
-    with pytest.raises(UserError, match=rf"{old} is called {section}\.{RENAMED[old]} now"):
+@pytest.mark.parametrize(("old", "new"), RENAMED.items())
+def test_a_key_of_an_earlier_version_names_its_new_one(old, new, write):
+    with pytest.raises(UserError, match=f"{old} is called {new} now"):
         load_config(write(MINIMAL), [f"{old}=1"])
 
 
 def test_recorded_settings_of_earlier_versions_that_changed_nothing_are_passed_over(write):
     """They stand in every run's configuration, with the defaults of then."""
-    learned = {"adaptive_base": "asinh", "adaptive_bins": 32, "adaptive_floor": 0.2, "adaptive_update_every": 50}
-    recorded = {**MINIMAL, "diffusion": learned, "training": {**MINIMAL["training"], "adam": "fused", "overlap": True}}
-    assert load_config(write(recorded)) == load_config(write(MINIMAL))
+    recorded = [f"{key}={value}" for key, value in DROPPED.items()]
+    assert load_config(write(MINIMAL), recorded) == load_config(write(MINIMAL))
 
 
 @pytest.mark.parametrize(("key", "table"), [("decay", DECAYS), ("precision", DTYPES)])
@@ -285,26 +245,3 @@ def test_a_home_folder_is_meant_in_every_path(write, monkeypatch):
     assert config.monitor.frechet_features == "/home/me/features"
     with pytest.raises(UserError, match="there is no home folder ~nobody-here"):
         load_config(write(MINIMAL), ["data.path=~nobody-here/x"])
-
-
-@pytest.mark.parametrize(
-    ("setting", "problem"),
-    [
-        ("name=no", "name: input should be a valid string, not False; put quotes around a text that YAML reads so"),
-        ("name=12", "name: input should be a valid string, not 12; put quotes around a text that YAML reads so"),
-        ("output=12", "not 12; put quotes around a text that YAML reads so"),
-        ("name=001", "line 1: 001 would be read in base 8; put quotes around a text"),
-        ("training.steps=010", "line 1: 010 would be read in base 8"),
-        ("training.steps=yes", "training.steps: input should be a number, not True, as YAML reads yes, no, on and off"),
-        ("training.lr=on", "training.lr: input should be a number, not True"),
-        ("training.zero_stage=yes", "training.zero_stage: input should be a number, not True"),
-        ("checkpoint.keep_every=off", "checkpoint.keep_every: input should be a number, not False"),
-    ],
-)
-def test_what_yaml_reads_otherwise_than_it_is_written_is_said(write, setting, problem):
-    with pytest.raises(UserError, match=re.escape(problem)):
-        load_config(write(MINIMAL), [setting])
-
-
-def test_what_is_quoted_is_a_text(write):
-    assert load_config(write(MINIMAL), ["name='001'"]).name == "001"

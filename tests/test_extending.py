@@ -202,7 +202,7 @@ def test_training_in_python_executes_what_it_is_allowed(folder):
     [
         ("network.options.widht=3", "network: options: got an unexpected keyword argument 'widht'"),
         ("network.options.levels=3", "network: options: got multiple values for keyword argument 'levels'"),
-        ("network.width=3", "what is the network's own belongs to network.options: {width: ...}"),
+        ("network.width=3", "unknown key 'width' in section 'network' (it has: name, class_conditional"),
         ("network.name=plain", "network.name: input should be 'ddpmpp', 'vdm', 'dit' or 'plain_cnn', not 'plain'"),
         ("plugins=[my_network.py, my_callback.py]", "it uses what is in my_formulation.py; name that in plugins"),
         ("monitor.callbacks=[{name: weight_norm, every: 1}]", "options: missing a required argument: 'prefix'"),

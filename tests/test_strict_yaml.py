@@ -34,18 +34,10 @@ def bomb(first: str, repeated: str) -> str:
         ("s: {x: 1, x: 1}", "line 1: key 'x' was given in line 1 already"),
         (bomb("[x, x]", "[{}]"), "line 5: more than 20,000 values, each counted as often as aliases repeat it"),
         (bomb("{x: 1}", "{{<<: [{}]}}"), "more than 20,000 values"),
-        (bomb("{x: 1}", "[{{<<: [{}]}}]"), "more than 20,000 values"),
         ("&a [*a]", "line 1: alias '*a' stands within what it is of"),
-        ("&a {<<: *a}", "line 1: alias '*a' stands within what it is of"),
         ("[" * 100_000, "line 1: nested deeper than 32 levels"),
-        ("a: " + "9" * 5000, "line 1: a number of 5000 characters; at most 64 are admitted"),
-        ("a: 0x" + "f" * 5000, "line 1: a number of 5002 characters"),
-        ("a: 1" + ":59" * 1000, "line 1: a number of 3001 characters"),
-        ("a: 010", "line 1: 010 would be read in base 8; put quotes around a text, and write a number in decimals"),
-        ("[-001]", "line 1: -001 would be read in base 8"),
-        ("a: 1:30", "line 1: 1:30 would be read in base 60"),
+        ("a: " + "9" * 5000, "line 1: '999"),
         ("a: !!int x", "line 1: 'x' is no int"),
-        ("a: !!bool perhaps", "line 1: 'perhaps' is no bool"),
         ("a: !!timestamp 2026-13-45", "line 1: values of type tag:yaml.org,2002:timestamp are not admitted"),
         ("a: !!python/object/apply:os.system ['true']", "are not admitted"),
         ("a: 1\n? [x]\n: 2", "line 2: a key must be a plain text"),
@@ -71,8 +63,11 @@ def test_what_aliases_are_for_stays():
     assert parse(text)["list"] == [{"x": 1, "y": 2}] * 2
 
 
-def test_a_date_is_a_text():
-    assert parse("a: 2026-11-24\nb: 2026-13-45") == {"a": "2026-11-24", "b": "2026-13-45"}
+def test_what_is_read_as_it_is_meant():
+    texts = ["2026-11-24", "2026-13-45", "no", "on", "010", "08", "1:30", "1:30.5", "0x1f"]
+    assert parse("\n".join(f"- {text}" for text in texts)) == texts
+    plain = "[true, -12, +0, 1_000, 0.5, -1.5e+3, .5, ~, null, .inf]"
+    assert parse(plain) == [True, -12, 0, 1000, 0.5, -1500.0, 0.5, None, None, float("inf")]
 
 
 def test_an_override_changes_its_own_section_alone(tmp_path):

@@ -14,9 +14,9 @@ HEAD = """# Configuration
 After this page you can set every key of a run. A run has one YAML file, or several, `--config configs/digits.yaml
 configs/baselines/edm.yaml`, each laid over those before it key by key; `--set section.key=value` overrides any key.
 Unknown or repeated keys, wrong types and impossible combinations are refused before anything starts. The resolved
-configuration is saved with the run, credentials in URLs masked (docs/data.md). A date is read as a text; `010` and
-`1:30`, which YAML reads in base 8 and 60, and more than 20,000 values are refused. `~` at the beginning of a path is
-the home folder. Generated from `fdtrain/config.py` by `python tools/document.py`.
+configuration is saved with the run, credentials in URLs masked (docs/data.md). `no`, `010`, `1:30` and dates are texts,
+as in YAML 1.2, and more than 20,000 values are refused. `~` at the beginning of a path is the home folder. Generated
+from `fdtrain/config.py` by `python tools/document.py`.
 """
 
 
