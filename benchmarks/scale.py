@@ -250,7 +250,7 @@ def signs(world: int) -> dict[str, str]:
     spent = time.process_time() - met
     keys, own = [f"{heartbeat.PLACE}/{number}" for number in range(1, world)], time.thread_time()
     for sign in ranks.store.multi_get(keys):
-        heartbeat.Sign.decode(sign.decode())
+        heartbeat.Sign(*json.loads(sign))
     read = time.thread_time() - own
     return {
         "the ranks meet": f"{1e3 * (met - begin) / world:.1f} ms a rank",

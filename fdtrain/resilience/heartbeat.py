@@ -10,6 +10,7 @@ The verdict on the signs is :mod:`fdtrain.resilience.verdict`'s; here they are w
 """
 
 import itertools
+import json
 import os
 import platform
 import signal
@@ -17,7 +18,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from datetime import timedelta
 from types import TracebackType
 
@@ -27,7 +27,7 @@ from torch._C._distributed_c10d import Store
 from fdtrain import distributed
 from fdtrain.errors import LOST_PEER_CODE, Preempted, tell_error
 from fdtrain.resilience.signals import SIGNALS
-from fdtrain.resilience.verdict import Limits, Loss, Observation, RankState, Sign, Verdict, judge, observe
+from fdtrain.resilience.verdict import Limits, Observation, RankState, Sign, Verdict, judge, observe
 
 AGAIN = "Launch again with --resume auto."
 PLACE = "fdtrain"
@@ -148,17 +148,17 @@ class Heartbeat:
             self._broken = True
 
     def _exchange(self, own: Sign) -> None:
-        self._store.set(self._key, own.encode())
+        self._store.set(self._key, json.dumps(own))
         self._written = own.state
         if distributed.rank() == 0 and self._verdict:
-            self._store.set(self._verdict_key, self._verdict.encode())
+            self._store.set(self._verdict_key, json.dumps(self._verdict))
         *signs, verdict = (value.decode() for value in self._store.multi_get(self._keys))
         now = self._last_reply = time.monotonic()
         for rank, sign in zip(self._observed, signs, strict=True):
             if sign != NOTHING:
-                self._observed[rank] = observe(self._observed[rank], Sign.decode(sign), now)
+                self._observed[rank] = observe(self._observed[rank], Sign(*json.loads(sign)), now)
         if verdict != NOTHING:
-            self._verdict = self._verdict or Verdict.decode(verdict)
+            self._verdict = self._verdict or Verdict(*json.loads(verdict))
 
     def _judge(self) -> None:
         before = time.monotonic()
@@ -168,7 +168,7 @@ class Heartbeat:
                 # This process itself was stopped: what it has not seen meanwhile says nothing.
                 self._last_reply = now
                 self._observed = {
-                    rank: observed and replace(observed, since=now) for rank, observed in self._observed.items()
+                    rank: observed and observed._replace(since=now) for rank, observed in self._observed.items()
                 }
             before = now
             if self._state == RankState.WORKING and distributed.failed_on_device():
@@ -186,11 +186,11 @@ class Heartbeat:
             return
         self._verdict = verdict
         self._pass_on(RankState.FAILED)
-        if verdict.loss == Loss.FAILED and any(name.endswith(f" on {platform.node()})") for name in verdict.names):
+        if verdict.failed and f" on {platform.node()})" in verdict.reason:
             # It says why where this process would. Whoever ends first gives a launcher its exit code, too.
             time.sleep(HOLD_BACK_SECONDS)
         else:
-            tell_error(f"{verdict} {self.again}")
+            tell_error(f"{verdict.reason} {self.again}")
         os._exit(LOST_PEER_CODE)
 
     def _disconnect(self) -> None:

@@ -3,10 +3,9 @@
 Nothing here reads a clock or communicates; :mod:`fdtrain.resilience.heartbeat` does.
 """
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 NAMED = 8
 """Ranks that a message names one by one; the rest are counted."""
@@ -23,8 +22,7 @@ class RankState(StrEnum):
     DONE = "done"
 
 
-@dataclass(frozen=True)
-class Sign:
+class Sign(NamedTuple):
     """What a rank leaves in the store: ``count`` grows with every sign, ``progress`` with the work done."""
 
     name: str
@@ -32,17 +30,8 @@ class Sign:
     progress: int = 0
     state: RankState = RankState.WORKING
 
-    def encode(self) -> str:
-        return json.dumps([self.name, self.count, self.progress, self.state])
 
-    @classmethod
-    def decode(cls, text: str) -> "Sign":
-        name, count, progress, state = json.loads(text)
-        return cls(name, count, progress, RankState(state))
-
-
-@dataclass(frozen=True)
-class Observation:
+class Observation(NamedTuple):
     """The last sign of a rank; when it came, and when the rank first said that it is disconnected (seconds)."""
 
     sign: Sign
@@ -64,15 +53,9 @@ def observe(before: Observation | None, sign: Sign, now: float) -> Observation:
     return Observation(sign, now, disconnected)
 
 
-@dataclass(frozen=True)
-class Limits:
-    """Seconds.
-
-    Args:
-        heartbeat: without a sign after which a rank is given up.
-        collective: that a call between ranks waits for one that is alive.
-        joining: within which all ranks come.
-    """
+class Limits(NamedTuple):
+    """Seconds: without a sign after which a rank is given up (``heartbeat``), that a call between ranks waits for one
+    that is alive (``collective``), and within which all ranks come (``joining``)."""
 
     heartbeat: float
     collective: float
@@ -89,52 +72,18 @@ class Limits:
         return min(self.heartbeat, 3 * self.interval)
 
 
-class Loss(StrEnum):
-    """Why the run cannot go on."""
+class Verdict(NamedTuple):
+    """Why the run cannot go on, and whether ranks have ended by errors of their own, which they tell."""
 
-    FAILED = "failed"
-    """A rank has ended by an error of its own, which its own output shows."""
-    UNREACHABLE = "unreachable"
-    """Rank 0, whose host keeps the store."""
-    SILENT = "silent"
-    MISSING = "missing"
-    """A rank has never come."""
-    LATE = "late"
-    """A rank is alive, and the others have waited for it as long as they may."""
-    UNKNOWN = "unknown"
-    """All are alive and equally far, and yet a call between them has failed; or nobody is left who could tell."""
+    reason: str
+    failed: bool = False
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """Why the run cannot go on, the ranks that are to blame, and for how many seconds they have been."""
-
-    loss: Loss
-    names: tuple[str, ...] = ()
-    seconds: float = 0.0
-
-    def encode(self) -> str:
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def decode(cls, text: str) -> "Verdict":
-        fields = json.loads(text)
-        return cls(Loss(fields["loss"]), tuple(fields["names"]), fields["seconds"])
-
-    def __str__(self) -> str:
-        who = ", ".join(self.names)
-        return {
-            Loss.FAILED: f"{who} ended with an error; its own output says why.",
-            Loss.UNREACHABLE: f"lost {who}: no answer from its host for {self.seconds:.0f} s. Killed, stopped or cut "
-            "off, unless it is this host that is cut off.",
-            Loss.SILENT: f"lost {who}: no sign of life for {self.seconds:.0f} s. Killed, stopped or cut off.",
-            Loss.MISSING: f"the processes of this run have not all come together within {self.seconds:g} s: {who} "
-            "never came. See what became of the others.",
-            Loss.LATE: f"{who} held up the others for longer than training.collective_timeout_s "
-            f"({self.seconds:g} s), though alive.",
-            Loss.UNKNOWN: "the connection to another process of this run was lost, and none is known to have ended: "
-            "the network failed for a moment, or a GPU does not answer.",
-        }[self.loss]
+UNKNOWN = Verdict(
+    "the connection to another process of this run was lost, and none is known to have ended: the network failed for "
+    "a moment, or a GPU does not answer."
+)
+"""All are alive and equally far, and yet a call between them has failed; or nobody is left who could tell."""
 
 
 def judge(
@@ -154,33 +103,44 @@ def judge(
     disconnected = min((h.disconnected for h in ranks.values() if h and h.disconnected is not None), default=None)
     limit = limits.heartbeat if disconnected is None and not broken else limits.short
     if failed:
-        return Verdict(Loss.FAILED, _names(ranks, failed))
+        return Verdict(f"{_names(ranks, failed)} ended with an error; its own output says why.", True)
+    # The store is on rank 0's host.
     if rank != 0 and now - last_reply > limit and (ranks[0] is None or ranks[0].present):
-        return Verdict(Loss.UNREACHABLE, _names(ranks, [0]), now - last_reply)
+        return Verdict(
+            f"lost {_names(ranks, [0])}: no answer from its host for {now - last_reply:.0f} s. Killed, stopped or "
+            "cut off, unless it is this host that is cut off."
+        )
     silent = [r for r, observed in present.items() if now - observed.since > limit]
     if silent:
-        return Verdict(Loss.SILENT, _names(ranks, silent), max(now - present[r].since for r in silent))
+        seconds = max(now - present[r].since for r in silent)
+        return Verdict(
+            f"lost {_names(ranks, silent)}: no sign of life for {seconds:.0f} s. Killed, stopped or cut off."
+        )
     if disconnected is None:
         return None
     missing = [r for r, observed in others.items() if observed is None]
     # Rank 0 knows more of the others.
     patience = 2 * limit if rank == 0 else 3 * limit
     if missing and now - disconnected > patience:
-        return Verdict(Loss.MISSING, _names(ranks, missing), limits.joining)
+        return Verdict(
+            f"the processes of this run have not all come together within {limits.joining:g} s: "
+            f"{_names(ranks, missing)} never came. See what became of the others."
+        )
     if rank == 0 and now - disconnected > patience:
         if (own := ranks[rank]) is not None:
             present[rank] = own
         least = min(observed.sign.progress for observed in present.values())
         late = [r for r, observed in sorted(present.items()) if observed.sign.progress == least]
-        if len(late) < len(present):
-            return Verdict(Loss.LATE, _names(ranks, late), limits.collective)
-        return Verdict(Loss.UNKNOWN)
-    if now - disconnected > limits.heartbeat + 8 * limits.interval:
-        # Rank 0 would have told, and has ended.
-        return Verdict(Loss.UNKNOWN)
-    return None
+        if len(late) == len(present):
+            return UNKNOWN
+        return Verdict(
+            f"{_names(ranks, late)} held up the others for longer than training.collective_timeout_s "
+            f"({limits.collective:g} s), though alive."
+        )
+    # Rank 0 would have told, and has ended.
+    return UNKNOWN if now - disconnected > limits.heartbeat + 8 * limits.interval else None
 
 
-def _names(ranks: Mapping[int, Observation | None], chosen: list[int]) -> tuple[str, ...]:
+def _names(ranks: Mapping[int, Observation | None], chosen: list[int]) -> str:
     named = [observed.sign.name if (observed := ranks[r]) is not None else f"rank {r}" for r in chosen[:NAMED]]
-    return tuple(named + [f"{len(chosen) - NAMED} more"] * (len(chosen) > NAMED))
+    return ", ".join(named + [f"{len(chosen) - NAMED} more"] * (len(chosen) > NAMED))

@@ -36,13 +36,11 @@ from fdtrain.resilience.consensus import Consensus
 from fdtrain.resilience.heartbeat import Heartbeat, process_group
 from fdtrain.resilience.launcher import watched
 from fdtrain.resilience.signals import handled
-from fdtrain.training import callbacks, hardware, init_from
+from fdtrain.training import callbacks, hardware, init_from, memory
 from fdtrain.training.batch_noise import BatchNoise, DrawnSteps, PassInputs
 from fdtrain.training.compilation import compile_networks, worthwhile
-from fdtrain.training.dashboard import dashboard
 from fdtrain.training.ema import Average
 from fdtrain.training.engine import Engine
-from fdtrain.training.memory import training_memory
 from fdtrain.training.metrics import MetricSums, Stopwatch
 from fdtrain.training.monitor import Monitor
 from fdtrain.training.plan import Plan
@@ -81,7 +79,7 @@ def launched(plan: Plan, signals: Signals = handled) -> Iterator[Launch]:
             _held_for_all(plan.config.folder, partial(consensus.raise_flag, lock.GONE)),
             watched(stop),
             signals(stop, effect),
-            training_memory(plan.config, plan.layout),
+            memory.fitting(f"a pass of {plan.layout.micro_batch} images", memory.TRAINING),
         ):
             yield Launch(device, consensus, heartbeat)
 
@@ -137,8 +135,9 @@ def build(plan: Plan, launch: Launch, checkpoint: Path | None = None) -> Trainer
     code = _git_commit()
     _write_run_files(plan, device, code, started)
     parameters = sum(shape.numel() for shape in engine.shapes.values())
-    shown = dashboard(config, plan.description.name, parameters, plan.features and plan.features.identity.name)
-    monitor = Monitor(config.folder, training.steps, plan.layout.rank == 0, shown)
+    features = plan.features.identity.name if plan.features else "none"
+    about = {"dataset": plan.description.name, "parameters": parameters, "features": features}
+    monitor = Monitor(config, plan.layout.rank == 0, about)
     utilisation = _measure(plan, device, monitor)
     averaged = Model(spec).eval().requires_grad_(False)
     compiled = _compile(plan, model, averaged, utilisation.flops_per_image, device, monitor)

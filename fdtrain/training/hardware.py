@@ -5,8 +5,9 @@ import platform
 import re
 import resource
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice, takewhile
 from pathlib import Path
 
 import torch
@@ -116,30 +117,24 @@ def matrix_rate(device: torch.device, precision: str) -> float:
 
 def _best_rate(device: torch.device, precision: str) -> float:
     end, side = time.perf_counter() + SECONDS, SMALLEST
-    product = _product(device, precision, side)
-    while (seconds := min(product() for _ in range(3))) < LONG_ENOUGH and side < LARGEST:
+    while (seconds := min(islice(_products(device, precision, side), 3))) < LONG_ENOUGH and side < LARGEST:
         side *= 2
-        product = _product(device, precision, side)
-    while time.perf_counter() < end:
-        seconds = min(seconds, product())
-    return 2 * side**3 / seconds
+    within = takewhile(lambda _: time.perf_counter() < end, _products(device, precision, side))
+    return 2 * side**3 / min([seconds, *within])
 
 
-def _product(device: torch.device, precision: str, side: int) -> Callable[[], float]:
-    """Takes one product, in so many seconds. The matrices are random: those of one number take a GPU less power, and
-    so let it have a higher clock than training does."""
+def _products(device: torch.device, precision: str, side: int) -> Iterator[float]:
+    """Takes one after another, each in so many seconds. The matrices are random: those of one number take a GPU less
+    power, and so let it have a higher clock than training does."""
     own, clock = torch.Generator(device), time.perf_counter if device.type == "cuda" else time.thread_time
     a, b = (torch.randn(side, side, device=device, generator=own).to(DTYPES[precision]) for _ in range(2))
     out = torch.empty_like(a)
-
-    def seconds() -> float:
+    while True:
         begin = clock()
         torch.mm(a, b, out=out)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        return clock() - begin
-
-    return seconds
+        yield clock() - begin
 
 
 def lacks_units(device: torch.device, precision: str, rate: float) -> str | None:

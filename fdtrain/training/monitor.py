@@ -3,15 +3,14 @@
 import json
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from fdtrain.config import Config
 from fdtrain.console import watched
-from fdtrain.training.dashboard import Dashboard
 from fdtrain.training.log_file import LogFile
 
 
@@ -19,11 +18,14 @@ class Monitor:
     """The writer on the ``first`` rank, 0. On others every call does nothing.
 
     A disk that is full or away while training goes on costs nothing of the log: it waits in memory.
+
+    Args:
+        about: what TensorBoard tells of the run beside its configuration (board.py).
     """
 
-    def __init__(self, folder: Path, steps: int, first: bool, dashboard: Dashboard | None = None):
-        self.folder, self.steps, self.first, self.behind = folder, steps, first, False
-        self.dashboard = dashboard
+    def __init__(self, config: Config, first: bool, about: Mapping[str, str | int]):
+        self.config, self.first, self.about, self.behind = config, first, about, False
+        self.steps = config.training.steps
         self.newest: dict[str, float] = {}
         """The last value of each metric that was logged, on rank 0."""
 
@@ -38,11 +40,11 @@ class Monitor:
         # Imported by the rank that writes alone: TensorBoard takes time and memory.
         from fdtrain.training.board import Board
 
-        path = self.folder / "metrics.jsonl"
+        path = self.config.folder / "metrics.jsonl"
         path.touch()
         self.lengths = _lengths(path.read_bytes())
         self.lines = LogFile(path, self.lengths[-1][1])
-        self.board = Board(self.folder / "tensorboard", self.dashboard)
+        self.board = Board(self.config, self.about)
         self._follow_from(start)
         self._write()
         # A bar for people; whole lines where the output goes to a file.
@@ -115,7 +117,7 @@ class Monitor:
             return
         shown = {
             "bits/dim": f"{metrics.get('bits_per_dim', math.nan):.4f}",
-            "images/s": f"{speed:.0f}" if (speed := metrics["images_per_second"]) >= 10 else f"{speed:.1f}",
+            "images/s": f"{metrics['images_per_second']:.1f}",
             "util": f"{metrics['utilisation']:.0%}" if "utilisation" in metrics else "disturbed",
             "grad": f"{metrics['gradient_norm']:.2f}",
             "lr": f"{metrics['lr']:.1e}",

@@ -1,6 +1,7 @@
 """torch.profiler on some steps: a trace to look at, and now and then the share of a step spent communicating."""
 
 import logging
+import math
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -21,8 +22,6 @@ logger = logging.getLogger(__name__)
 
 SAMPLED, EVERY = 10, 1000
 """Communication is measured in the tenth step, past the warm-up of everything, and a thousandth part of those after."""
-
-Span = tuple[float, float]
 
 
 def parse_steps(text: str | None, steps: int) -> range:
@@ -124,23 +123,18 @@ def alone(events: Iterable[tuple[str, float, float]], device: str) -> float:
         device: ``"cuda"``: kernels, NCCL's against all others; ``"cpu"``: Gloo's calls, during which the
             step waits.
     """
-    events = list(events)
     if device == "cpu":
-        return _length(_union((a, b) for name, a, b in events if name.startswith("gloo:")))
-    own = _union((a, b) for name, a, b in events if "nccl" in name.lower())
-    others = _union((a, b) for name, a, b in events if "nccl" not in name.lower())
-    return _length(_union([*own, *others])) - _length(others)
+        return _covered((a, b) for name, a, b in events if name.startswith("gloo:"))
+    events = list(events)
+    return _covered((a, b) for _, a, b in events) - _covered(
+        (a, b) for name, a, b in events if "nccl" not in name.lower()
+    )
 
 
-def _union(spans: Iterable[Span]) -> list[Span]:
-    merged: list[Span] = []
+def _covered(spans: Iterable[tuple[float, float]]) -> float:
+    """Time that lies in any of them."""
+    covered, until = 0.0, -math.inf
     for begin, end in sorted(spans):
-        if merged and begin <= merged[-1][1]:
-            merged[-1] = (merged[-1][0], max(merged[-1][1], end))
-        else:
-            merged.append((begin, end))
-    return merged
-
-
-def _length(spans: list[Span]) -> float:
-    return sum(end - begin for begin, end in spans)
+        covered += max(0.0, end - max(begin, until))
+        until = max(until, end)
+    return covered

@@ -20,10 +20,10 @@ from fdtrain.errors import Preempted, UserError
 from fdtrain.lock import GONE
 from fdtrain.networks.model import Model
 from fdtrain.randomness import Purpose, torch_seed
+from fdtrain.training import memory
 from fdtrain.training.batch_noise import BatchNoise, PassInputs
 from fdtrain.training.compilation import as_compiled
 from fdtrain.training.hardware import exact_float32, memory_gib
-from fdtrain.training.memory import evaluation_memory
 from fdtrain.training.run import Run, writing
 from fdtrain.training.schedule import learning_rate
 from fdtrain.training.state import TrainState, rollback_target
@@ -184,7 +184,9 @@ class Trainer:
         due = [report for every, report in self.callbacks if done % every == 0 or last]
         if due:
             averaged = self.state.averages[0].in_model(self.shown, self.engine.device)
-            with evaluation_memory(self.layout.micro_batch), averaged, exact_float32(), as_compiled(self.shown):
+            images = f"in float32 and of up to {self.layout.micro_batch} images at a time"
+            fits = memory.fitting(f"an evaluation beside the training, {images},", memory.EVALUATION)
+            with fits, averaged, exact_float32(), as_compiled(self.shown):
                 for report in due:
                     report(done, self.shown)
 

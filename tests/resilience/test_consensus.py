@@ -3,7 +3,6 @@
 import json
 import sys
 
-import pytest
 from jobs import Group
 
 from fdtrain.resilience.consensus import Consensus
@@ -48,8 +47,3 @@ def test_one_process_hears_itself_at_once_and_needs_no_group():
     consensus.raise_flag("stop")
     consensus.raise_flag("stop")
     assert [consensus.exchange() for _ in range(3)] == [{"stop"}, set(), set()]
-
-
-def test_an_unknown_flag():
-    with pytest.raises(ValueError, match="no flag 'halt'; there are stop, bad"):
-        Consensus(("stop", "bad")).raise_flag("halt")

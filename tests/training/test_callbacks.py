@@ -58,7 +58,7 @@ def test_passes_are_no_larger_than_they_are_told(digits, features, tmp_path):
     network = open_features(features, torch.device("cpu"))
     (tmp_path / "x" / "samples").mkdir(parents=True)
     split = partial(Split, digits)
-    run = callbacks.Watched(config, DIGITS, split, network, 3, Monitor(tmp_path, 1, first=False))
+    run = callbacks.Watched(config, DIGITS, split, network, 3, Monitor(config, False, {}))
     for every, report in callbacks.reports(run):
         seen.clear()
         report(every, model)
