@@ -173,7 +173,7 @@ class Files:
 
     def of_checkpoint(self, stage: int) -> dict[str, str]:
         temporary = self.write(stage)
-        seconds, megabytes, path = in_process(0, self.world, lambda: store.publish(temporary, self.world))
+        seconds, megabytes, path = in_process(0, self.world, lambda: store.commit(temporary, self.world))
         size = (path / store.MANIFEST).stat().st_size / 1e6
         found = {
             "rank 0 commits a checkpoint": f"{seconds:.2f} s, {megabytes:.0f} MB, manifest of {size:.1f} MB",

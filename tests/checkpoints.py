@@ -53,7 +53,7 @@ def write_checkpoint(
     counts = {"images": 0, "world_size": len(parts), "zero_stage": 0, "window": [0.0], "skips": 0, "rollbacks": 0}
     rest = {"counters": store.Counters(0.0, {}, (0.0, 0.0)), "run": {}, "code": None}
     store.describe(temporary, spec, "name: run\n", store.State(**{"step": step, **counts, **rest, **state}))
-    return (store.commit if series == store.CHECKPOINTS else store.publish)(temporary, len(parts))
+    return store.commit(temporary, len(parts))
 
 
 def shared(fragments: list[Fragment], parts: int) -> list[list[Fragment]]:

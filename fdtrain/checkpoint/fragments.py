@@ -13,7 +13,6 @@ import re
 from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
-from io import FileIO
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -144,11 +143,11 @@ def write_part(path: Path, fragments: Iterable[Fragment]) -> dict[str, Any]:
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     digest = hashlib.sha256()
-    with path.open("wb", buffering=0) as file:
-        for piece in [len(text).to_bytes(8, "little"), text, *(f.tensor.numpy().data for f in fragments)]:
-            view = memoryview(piece).cast("B")
-            while view:
-                view = view[_write_some(file, view, digest) :]
+    with path.open("wb") as file:
+        for piece in [len(text).to_bytes(8, "little"), text, *(f.tensor.numpy() for f in fragments)]:
+            digest.update(piece)
+            file.write(piece)
+        file.flush()
         os.fsync(file.fileno())
         return {
             "bytes": file.tell(),
@@ -156,13 +155,6 @@ def write_part(path: Path, fragments: Iterable[Fragment]) -> dict[str, Any]:
             "finite": all(map(_finite, fragments)),
             "fragments": [(f"{f.kind}/{f.parameter}", f.start, len(f.tensor)) for f in fragments],
         }
-
-
-def _write_some(file: FileIO, view: memoryview, digest: Any) -> int:
-    """Write the beginning of ``view``; returns how many bytes of it."""
-    count = file.write(view[: 2**24])
-    digest.update(view[:count])
-    return count
 
 
 def _finite(fragment: Fragment) -> bool:

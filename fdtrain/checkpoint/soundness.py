@@ -7,25 +7,8 @@ from typing import Any
 import torch
 
 from fdtrain import distributed
+from fdtrain.checkpoint import store
 from fdtrain.checkpoint.fragments import finite, fragments_of, index_of, index_within, part_name
-from fdtrain.checkpoint.store import (
-    MANIFEST,
-    MODEL_FILE,
-    NAME,
-    NOT_ALL,
-    OPTIMIZER,
-    SHARDS,
-    STATE_FILE,
-    Manifest,
-    State,
-    manifest_entry,
-    open_parts,
-    read_manifest,
-    read_settings,
-    read_state,
-    sha256,
-    step_of,
-)
 from fdtrain.errors import UserError
 from fdtrain.networks.model import Model, ModelSpec, NotAllowed
 from fdtrain.strict_yaml import shown
@@ -45,7 +28,7 @@ def fault(checkpoint: Path, together: bool = False) -> str | None:
     Raises:
         NotAllowed: it cannot be told without code that is not allowed.
     """
-    for check in (_ill_described, _unlike_described, _changed):
+    for check in (_ill_described, _changed):
         problem = _problem(check, checkpoint, together)
         if together:
             problem = next(filter(None, distributed.of_all(problem)), None)
@@ -54,10 +37,12 @@ def fault(checkpoint: Path, together: bool = False) -> str | None:
     return None
 
 
-def _problem(check: Callable[[Path, Manifest, range], str | None], checkpoint: Path, together: bool) -> str | None:
+def _problem(
+    check: Callable[[Path, store.Manifest, range], str | None], checkpoint: Path, together: bool
+) -> str | None:
     """What a check of a checkpoint's manifest and of some of its parts finds, or what keeps it from finding it."""
     try:
-        manifest = read_manifest(checkpoint)
+        manifest = store.read_manifest(checkpoint)
         parts = distributed.share(manifest.parts) if together else range(manifest.parts)
         return check(checkpoint, manifest, parts)
     except FileNotFoundError as error:
@@ -67,38 +52,33 @@ def _problem(check: Callable[[Path, Manifest, range], str | None], checkpoint: P
     except UserError as error:
         return str(error)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"{MANIFEST} cannot be read ({error})"
+        return f"{store.MANIFEST} cannot be read ({error})"
 
 
-def _ill_described(checkpoint: Path, manifest: Manifest, parts: range) -> str | None:
-    """Of the small files alone, if the manifest has an index."""
+def _ill_described(checkpoint: Path, manifest: store.Manifest, parts: range) -> str | None:
+    """By the small files, and the sizes and headers of the parts."""
     for name in manifest.files.keys() - set(map(part_name, range(manifest.parts))):
-        if manifest_entry(checkpoint / name) != manifest.files[name]:
+        if store.manifest_entry(checkpoint / name) != manifest.files[name]:
             return f"{name} is cut short or changed"
-    state = read_state(checkpoint)
-    if not {MODEL_FILE, STATE_FILE} <= manifest.files.keys() or manifest.parts != state.world_size:
-        return NOT_ALL
-    if NAME.fullmatch(checkpoint.name) and step_of(checkpoint) != state.step:
-        return f"{STATE_FILE} is of step {state.step}"
-    return None
-
-
-def _unlike_described(checkpoint: Path, manifest: Manifest, parts: range) -> str | None:
-    """By the sizes and headers of the parts."""
+    state = store.read_state(checkpoint)
+    if not {store.MODEL_FILE, store.STATE_FILE} <= manifest.files.keys() or manifest.parts != state.world_size:
+        return store.NOT_ALL
+    if store.NAME.fullmatch(checkpoint.name) and store.step_of(checkpoint) != state.step:
+        return f"{store.STATE_FILE} is of step {state.step}"
     for name in map(part_name, parts):
         if (checkpoint / name).stat().st_size != manifest.files[name]["bytes"]:
             return f"{name} is cut short or changed"
     if manifest.index is not None and index_within(manifest.index, parts) != index_of(
         (part, fragments_of(checkpoint / part_name(part))) for part in parts
     ):
-        return f"{MANIFEST} has another index than the parts"
-    return open_parts(checkpoint).lacking(_sizes(checkpoint))
+        return f"{store.MANIFEST} has another index than the parts"
+    return store.open_parts(checkpoint).lacking(_sizes(checkpoint))
 
 
-def _changed(checkpoint: Path, manifest: Manifest, parts: range) -> str | None:
+def _changed(checkpoint: Path, manifest: store.Manifest, parts: range) -> str | None:
     """By all of the parts."""
     for name in map(part_name, parts):
-        if sha256(checkpoint / name) != manifest.files[name]["sha256"]:
+        if store.sha256(checkpoint / name) != manifest.files[name]["sha256"]:
             return f"{name} is cut short or changed"
         recorded = manifest.files[name].get("finite")
         # Earlier versions did not record it.
@@ -110,17 +90,17 @@ def _changed(checkpoint: Path, manifest: Manifest, parts: range) -> str | None:
 def _sizes(checkpoint: Path) -> dict[str, int]:
     """Elements of each parameter of the model."""
     with torch.device("meta"):
-        model = Model(ModelSpec.load(checkpoint / MODEL_FILE))
+        model = Model(ModelSpec.load(checkpoint / store.MODEL_FILE))
     return {name: parameter.numel() for name, parameter in model.named_parameters()}
 
 
 def trouble(checkpoint: Path) -> str | None:
     """Why a run in trouble must not roll back to a checkpoint, by its own description; None if it may."""
     try:
-        if read_state(checkpoint).skips:
+        if store.read_state(checkpoint).skips:
             return "steps were being skipped"
         # Earlier versions do not record it.
-        if not all(entry.get("finite", True) for entry in read_manifest(checkpoint).files.values()):
+        if not all(entry.get("finite", True) for entry in store.read_manifest(checkpoint).files.values()):
             return "it has numbers that are not finite"
     except (OSError, ValueError, UserError) as error:
         return str(error)
@@ -139,7 +119,7 @@ def newest(candidates: list[Path], together: bool = False) -> tuple[Path | None,
     return None, faults
 
 
-def check_same_run(checkpoint: Path, spec: ModelSpec, identity: dict[str, Any]) -> State:
+def check_same_run(checkpoint: Path, spec: ModelSpec, identity: dict[str, Any]) -> store.State:
     """Check that a checkpoint continues this very run, before anything is built.
 
     Args:
@@ -150,14 +130,14 @@ def check_same_run(checkpoint: Path, spec: ModelSpec, identity: dict[str, Any]) 
         OtherRun: it is of another network, data set, seed, batch or method.
         UserError: its description cannot be read.
     """
-    if differences := ModelSpec.load(checkpoint / MODEL_FILE).differences(spec):
+    if differences := ModelSpec.load(checkpoint / store.MODEL_FILE).differences(spec):
         raise OtherRun(
             f"{checkpoint} holds another model than the configuration: {'; '.join(differences)}. "
             "Restore the configuration, or give the run another name."
         )
-    state = read_state(checkpoint)
-    recorded = {OPTIMIZER: "adamw"} | read_settings(checkpoint) | state.run
-    if recorded.get(SHARDS, identity.get(SHARDS)) != identity.get(SHARDS):
+    state = store.read_state(checkpoint)
+    recorded = {store.OPTIMIZER: "adamw"} | store.read_settings(checkpoint) | state.run
+    if recorded.get(store.SHARDS, identity.get(store.SHARDS)) != identity.get(store.SHARDS):
         raise OtherRun(
             f"{checkpoint} belongs to a run on other shards: the data set has been packed again or changed, so its "
             "images would come in another order. Restore it, or give the run another name."
@@ -172,7 +152,7 @@ def check_same_run(checkpoint: Path, spec: ModelSpec, identity: dict[str, Any]) 
 
 def changes(checkpoint: Path, settings: dict[str, Any]) -> list[str]:
     """What of a configuration, by dotted keys, is not as it was when a checkpoint was written, old and new."""
-    before = read_settings(checkpoint)
+    before = store.read_settings(checkpoint)
     return [
         f"{key} was {shown(before[key])}, is {shown(value)}"
         for key, value in settings.items()

@@ -121,14 +121,8 @@ def _digest_record(part: Path) -> Path:
 
 
 def commit(temporary: Path, parts: int) -> Path:
-    """:func:`publish` a checkpoint, to which ``latest`` moves."""
-    final = publish(temporary, parts)
-    point_latest_to(final)
-    return final
-
-
-def publish(temporary: Path, parts: int) -> Path:
-    """List the finished files of all ranks, of which there are so many ``parts``, and give the folder its name.
+    """List the finished files of all ranks, of which there are so many ``parts``, and give the folder its name; to a
+    checkpoint ``latest`` moves.
 
     Raises:
         OSError: the disk is full, broken, or not the same one for every rank.
@@ -150,6 +144,8 @@ def publish(temporary: Path, parts: int) -> Path:
         delete(final)
     temporary.rename(final)
     files.sync(final.parent)
+    if final.parent.name == CHECKPOINTS:
+        point_latest_to(final)
     return final
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fdtrain import distributed
-from fdtrain.checkpoint import retention, store
+from fdtrain.checkpoint import store
 from fdtrain.checkpoint.fragments import Fragment, part_name, write_part
 from fdtrain.errors import NotSaved, UserError
 from fdtrain.lock import GONE
@@ -23,15 +23,6 @@ logger = logging.getLogger(__name__)
 WRITING, FAILED = "checkpoint is being written", "checkpoint failed"
 RETRY_PAUSE = 5.0
 """Seconds before the last checkpoint is tried again."""
-
-
-@dataclass(frozen=True)
-class Retention:
-    """Which checkpoints stay, and how many in a row may fail to be written."""
-
-    last: int
-    every: int | None
-    failures: int
 
 
 @dataclass(frozen=True)
@@ -54,19 +45,32 @@ class CheckpointWriter:
     everywhere: what was there before stays, and the run goes on.
 
     The consensus must know the flags :data:`WRITING` and :data:`FAILED`, and :data:`fdtrain.lock.GONE`.
+
+    Args:
+        most_failures: that may follow one another.
+        retain: deletes older checkpoints than the one just written.
     """
 
-    def __init__(self, folder: Path, policy: Retention, consensus: Consensus, say: Callable[[str], None]):
-        self.folder, self.policy, self.consensus, self.say = folder, policy, consensus, say
+    def __init__(
+        self,
+        folder: Path,
+        most_failures: int,
+        retain: Callable[[Path], None],
+        consensus: Consensus,
+        say: Callable[[str], None],
+    ):
+        self.folder, self.most_failures, self.retain = folder, most_failures, retain
+        self.consensus, self.say = consensus, say
         self.thread = ThreadPoolExecutor(1, "checkpoint")
         self.buffers: dict[str, Tensor] = {}
         """By the fragments' keys."""
         self.temporaries: list[Path] = []
         """The folders of the latest save, while they are being written."""
-        self.phase: str | None = None
+        self.phases: list[Callable[[], None]] = []
+        """What each rank is still to do, after all have finished the ``task`` at hand."""
         self.task: Future | None = None
         self.exchanges = 0
-        """Of this phase."""
+        """Since the task was begun."""
         self.failures = 0
         self.is_final = False
         """No other checkpoint will follow this one."""
@@ -122,7 +126,8 @@ class CheckpointWriter:
                 path = temporary / part_name(distributed.rank())
                 store.record_digest(path, write_part(path, fragments))
 
-        self._enter("parts", write)
+        self.phases = [write, self._commit]
+        self._next_phase()
         return time.perf_counter() - started
 
     def _copy(self, snapshots: list[Snapshot]) -> list[list[Fragment]]:
@@ -135,8 +140,8 @@ class CheckpointWriter:
             torch.cuda.synchronize()
         return [[replace(f, tensor=self.buffers[f.key]) for f in s.fragments] for s in snapshots]
 
-    def _enter(self, phase: str, work: Callable[[], None] | None) -> None:
-        self.phase, self.task, self.exchanges = phase, self.thread.submit(work) if work else None, 0
+    def _next_phase(self) -> None:
+        self.task, self.exchanges = self.thread.submit(self.phases.pop(0)), 0
 
     def exchange(self) -> frozenset[str]:
         """Once a step, on every rank: go on with what is being written, and learn what else all have agreed on.
@@ -144,7 +149,12 @@ class CheckpointWriter:
         Raises:
             UserError: too many saves in a row have failed, or the run's folder has disappeared.
         """
-        self._raise_flags()
+        if self.task is not None:
+            self.exchanges += 1
+            if not self.task.done():
+                self.consensus.raise_flag(WRITING)
+            elif self.task.exception() is not None:
+                self.consensus.raise_flag(FAILED)
         agreed = self.consensus.exchange()
         if GONE in agreed:
             saved = f" Its last checkpoint was {self.last.name}." if self.last else ""
@@ -156,41 +166,28 @@ class CheckpointWriter:
         self._advance(agreed)
         return others
 
-    def _raise_flags(self) -> None:
-        """Report the state of this rank's work to the others."""
-        if self.phase is None:
-            return
-        self.exchanges += 1
-        if self.task is not None and not self.task.done():
-            self.consensus.raise_flag(WRITING)
-        elif self.task is not None and self.task.exception() is not None:
-            self.consensus.raise_flag(FAILED)
-
     def _advance(self, agreed: frozenset[str]) -> None:
         """Enter the next phase when every rank has finished this one."""
         # What was agreed had been raised an exchange earlier.
-        if self.phase is None or self.exchanges < 2 or WRITING in agreed:
+        if self.task is None or self.exchanges < 2 or WRITING in agreed:
             return
         if FAILED in agreed:
-            self._fail()
-        elif self.phase == "parts":
-            self._enter("commit", self._commit if distributed.rank() == 0 else None)
+            self._fail(self.task.exception())
+        elif self.phases:
+            self._next_phase()
         else:
-            self.phase, self.task, self.failures = None, None, 0
+            self.task, self.failures = None, 0
             saved = store.final_path(self.temporaries[-1])
             self.last = saved if saved.parent.name == store.CHECKPOINTS else self.last
 
     def _commit(self) -> None:
-        parts = distributed.world_size()
-        for temporary in self.temporaries:
-            if temporary.parent.name == store.CHECKPOINTS:
-                retention.retain(store.commit(temporary, parts), self.policy.last, self.policy.every)
-            else:
-                store.publish(temporary, parts)
+        for temporary in self.temporaries if distributed.rank() == 0 else []:
+            final = store.commit(temporary, distributed.world_size())
+            if final.parent.name == store.CHECKPOINTS:
+                self.retain(final)
 
-    def _fail(self) -> None:
-        error = self.task.exception() if self.task is not None else None
-        self.phase, self.task = None, None
+    def _fail(self, error: BaseException | None) -> None:
+        self.task = None
         self.failures += 1
         if distributed.rank() == 0:
             store.clean(self.folder)
@@ -207,19 +204,18 @@ class CheckpointWriter:
             self.problem = f"the averages of {saved.name} could not be written{reason}; syntheses will be less exact"
         if self.is_final:
             return
-        if self.failures > self.policy.failures:
+        if self.failures > self.most_failures:
             raise UserError(
-                f"{self.problem}. checkpoint.max_failures is {self.policy.failures}: make room in {self.folder}, or "
+                f"{self.problem}. checkpoint.max_failures is {self.most_failures}: make room in {self.folder}, or "
                 "repair the disk, and go on with --resume auto."
             )
-        count = f"{self.failures} of {self.policy.failures} failures"
+        count = f"{self.failures} of {self.most_failures} failures"
         self.say(f"fdtrain: warning: {self.problem}. Training goes on ({count}).")
 
     def finish(self) -> None:
         """Wait until nothing is being written, on any rank. Every rank must call it."""
-        while self.phase is not None:
-            if self.task is not None:
-                # Waits. Its error, if there is one, is reported by exchange().
-                self.task.exception()
+        while self.task is not None:
+            # Waits. Its error, if there is one, is reported by exchange().
+            self.task.exception()
             # For whoever calls exchange() next.
             self.others |= self.exchange()

@@ -3,6 +3,7 @@
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from fdtrain import distributed
 from fdtrain.checkpoint import retention, store
-from fdtrain.checkpoint.writer import FAILED, WRITING, CheckpointWriter, Retention, Snapshot
+from fdtrain.checkpoint.writer import FAILED, WRITING, CheckpointWriter, Snapshot
 from fdtrain.config import Config, dump_config
 from fdtrain.data.loader import Batches, lost_workers_reported
 from fdtrain.diffusion.clocks import SoftTruncation
@@ -78,8 +79,9 @@ class Trainer:
         self.config, self.run, self.state = config, run, state
         self.engine, self.layout, self.shown = state.engine, run.layout, shown
         self.draws, self.batches, self.callbacks = draws, batches, callbacks
-        keep = Retention(config.checkpoint.keep_last, config.checkpoint.keep_every, config.checkpoint.max_failures)
-        self.writer = CheckpointWriter(run.folder, keep, run.consensus, run.monitor.say)
+        saving = config.checkpoint
+        retain = partial(retention.retain, keep_last=saving.keep_last, keep_every=saving.keep_every)
+        self.writer = CheckpointWriter(run.folder, saving.max_failures, retain, run.consensus, run.monitor.say)
         self.start = 0
         """The step from which to train."""
         self.save_pause = 0.0
