@@ -87,7 +87,7 @@ def worker(arguments: argparse.Namespace) -> None:
         dist.barrier()
         begin = time.perf_counter()
         for _ in range(steps):
-            engines[stage].backward((engines[stage].forward(x, t, label) - x).square().mean())
+            engines[stage].backward((engines[stage].field(label)(x, t) - x).square().mean())
             engines[stage].step(1e-4)
         return (time.perf_counter() - begin) / steps
 

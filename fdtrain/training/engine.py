@@ -56,7 +56,7 @@ class Engine:
     """A model under DeepSpeed: mixed precision, gradient reduction, ZeRO, offload, optimiser.
 
     The model is on its device. Weights stay float32; at bf16 and fp16 the network computes under autocast, and
-    gradients are reduced in float32. ``forward`` returns ``F`` in float32. A step whose gradient is not finite changes
+    gradients are reduced in float32. ``field`` returns ``F`` in float32. A step whose gradient is not finite changes
     no weights.
     """
 
@@ -94,12 +94,9 @@ class Engine:
             self.optimizer.exchanges = self._exchanges()
         self._start_moments()
 
-    def forward(self, x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
-        return self.engine(x.contiguous(memory_format=self.memory_format), t, label)
-
-    def field(self, label: Tensor | None) -> Field:
-        """:meth:`forward` at fixed labels."""
-        return lambda x, t: self.forward(x, t, label)
+    def field(self, label: Tensor | None = None) -> Field:
+        """Of these labels: the network at images and times."""
+        return lambda x, t: self.engine(x.contiguous(memory_format=self.memory_format), t, label)
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate gradients of one pass; ``loss`` is its mean, the division by the passes is done here."""

@@ -22,6 +22,8 @@ class GradGuard:
         # Running mean of the norms let pass, and their number.
         self.mean = torch.zeros((), dtype=torch.float64, device=device)
         self.seen = torch.zeros((), dtype=torch.float64, device=device)
+        # Steps skipped in a row.
+        self.skips = torch.zeros((), dtype=torch.float64, device=device)
 
     def refuses(self, norm: Tensor | float) -> Tensor:
         """1 if the step is to be skipped, else 0; a float32 scalar on the device."""
@@ -38,6 +40,7 @@ class GradGuard:
         memory = torch.minimum(torch.full_like(self.seen, MEMORY), self.seen / (self.seen + 1))
         self.mean += passed * (1 - memory) * (norm - self.mean)
         self.seen += passed
+        self.skips.add_(1).mul_(skipped)
 
     def state(self) -> tuple[float, float]:
         return float(self.mean), float(self.seen)

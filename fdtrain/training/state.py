@@ -51,20 +51,6 @@ class TrainState:
         self.settings, self.code = settings, code
         self.rollbacks = 0
         """Times that the run went back to a checkpoint."""
-        self._skips = 0
-        self._skipped: HostCopy | None = None
-
-    def count_skip(self, skipped: Tensor) -> None:
-        """After a step: 1 if it was skipped, else 0, on the device."""
-        self._skipped = HostCopy(skipped)
-
-    @property
-    def skips(self) -> int:
-        """Steps skipped in a row. Asked once the next step is under way, it does not wait for that one."""
-        if self._skipped is not None:
-            self._skips = self._skips + 1 if self._skipped.read() else 0
-            self._skipped = None
-        return self._skips
 
     def snapshots(self, step: int, series: list[str], config: str, scheduled: bool) -> list[Snapshot]:
         """What is to be saved after ``step`` steps; the tensors are live. Every rank must call it.
@@ -80,7 +66,7 @@ class TrainState:
             world_size=layout.world_size,
             zero_stage=layout.zero_stage,
             window=self.sums.all_ranks(),
-            skips=self.skips,
+            skips=int(self.engine.guard.skips),
             rollbacks=self.rollbacks,
             counters=self.engine.counters(),
             run=self.settings,
@@ -105,7 +91,8 @@ class TrainState:
         for average in self.averages:
             average.load(parts, state.step)
         self.sums.restart(state.window if distributed.rank() == 0 else None)
-        self._skips, self._skipped, self.rollbacks = state.skips, None, state.rollbacks
+        self.engine.guard.skips.fill_(state.skips)
+        self.rollbacks = state.rollbacks
         return state.step
 
 

@@ -27,7 +27,7 @@ from fdtrain.training.compilation import as_compiled
 from fdtrain.training.hardware import exact_float32, memory_gib
 from fdtrain.training.run import Run, writing
 from fdtrain.training.schedule import learning_rate
-from fdtrain.training.state import TrainState, rollback_target
+from fdtrain.training.state import HostCopy, TrainState, rollback_target
 
 STOP = "stop"
 """The flag that asks all ranks to save and end."""
@@ -49,12 +49,7 @@ def collecting_when_asked() -> Iterator[None]:
 
 
 class Diverged(Exception):
-    """Too many steps in a row had to be skipped."""
-
-    def __init__(self, step: int):
-        super().__init__(step)
-        self.step = step
-        """The last of them."""
+    """Too many steps in a row had to be skipped: the number of the last one, and how many they are."""
 
 
 class Trainer:
@@ -111,7 +106,7 @@ class Trainer:
                         self._train()
                         return self.run.monitor.succeed()
                     except Diverged as error:
-                        self._roll_back(error.step)
+                        self._roll_back(*error.args)
         finally:
             self.run.monitor.close()
 
@@ -143,6 +138,7 @@ class Trainer:
         last, run = self.config.training.steps, self.run
         draws = self.draws.redrawn(self.state.rollbacks)
         batches = self.batches(draws, self.start)
+        self.skips = HostCopy(self.engine.guard.skips)
         run.profiler.watch.restart()
         for step in range(self.start, last):
             done = step + 1
@@ -170,9 +166,10 @@ class Trainer:
         for average in self.state.averages:
             average.update()
         self.state.sums.add_step(self.engine.norm, self.engine.skipped)
-        if self.state.skips > self.config.training.max_skips:
-            raise Diverged(step)
-        self.state.count_skip(self.engine.skipped)
+        # Of the step before: for this one the host does not wait.
+        if (skips := int(self.skips.read())) > self.config.training.max_skips:
+            raise Diverged(step, skips)
+        self.skips = HostCopy(self.engine.guard.skips)
 
     def _loss(self, inputs: PassInputs, bound: Bound) -> Tensor:
         """Mean of what one pass trains on, per dimension."""
@@ -236,11 +233,11 @@ class Trainer:
         series += [store.CHECKPOINTS] if scheduled or final else []
         return self.state.snapshots(done, series, dump_config(self.config), scheduled) if series else []
 
-    def _roll_back(self, step: int) -> None:
+    def _roll_back(self, step: int, skips: int) -> None:
         """Go back to the last sound scheduled checkpoint, to go on from there with other draws."""
         self.writer.finish()
         folder, most = self.run.folder, self.config.training.max_rollbacks
-        skips, rollbacks = self.state.skips, self.state.rollbacks + 1
+        rollbacks = self.state.rollbacks + 1
         reason = f"the gradient was unusable in {skips} steps in a row up to step {step}"
         advice = "Lower training.lr, or train with another training.precision."
         # One after which no step has succeeded may be the cause. The first time it is tried with other draws.

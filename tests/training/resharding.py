@@ -51,7 +51,7 @@ def train(engine: Engine, step: int) -> float:
     x = torch.randn(8, *DIGITS.shape, generator=draws)
     t = torch.rand(8, generator=draws, dtype=torch.float64)
     mine = distributed.share(8)
-    loss = (engine.forward(x[mine.start : mine.stop], t[mine.start : mine.stop], None) - 1).square().mean()
+    loss = (engine.field()(x[mine.start : mine.stop], t[mine.start : mine.stop]) - 1).square().mean()
     engine.backward(loss)
     engine.step(1e-3)
     return float(distributed.all_reduce_sum(loss.detach().double()) / distributed.world_size())
