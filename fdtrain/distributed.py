@@ -279,6 +279,11 @@ def share(count: int) -> range:
     return range(count * rank() // world_size(), count * (rank() + 1) // world_size())
 
 
+def chunks(work: range, size: int) -> list[range]:
+    """``work`` in portions of ``size``, the last of which may be less."""
+    return [work[i : i + size] for i in range(0, len(work), size)]
+
+
 def gather(part: Tensor, count: int, device: torch.device) -> Tensor:
     """The parts ``(len(share(count)), ...)`` of all ranks in order, ``(count, ...)``, on every rank's CPU."""
     mine = share(count)

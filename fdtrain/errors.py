@@ -17,10 +17,10 @@ LONGEST = 4000
 
 
 def check_at_least(options: object, least: int, *names: str) -> None:
-    """Raise UserError if a command's option that is given is less than ``least``."""
+    """Raise UserError if a command's option that is given, or one of its values, is less than ``least``."""
     for name in names:
         value = getattr(options, name)
-        if value is not None and value < least:
+        if value is not None and min(value if isinstance(value, list) else [value]) < least:
             raise UserError(f"--{name} must be at least {least}.")
 
 

@@ -286,6 +286,12 @@ def test_statistics_of_another_program_take_the_place_of_the_data(command, model
     assert expected["kid"] is not None
     message = fid(command, features, digits, *drawn, "--reference", theirs, rc=2)
     assert f"--data: {theirs} has statistics of images of its own. Leave it out." in message
+    # Statistics of other images, or of features of another size, are refused.
+    message = fid(command, features, digits, *drawn, "--reference", ours, "--flip", rc=2)
+    assert f"--reference {ours} was made of something else: images 300, not 600; flip False, not True." in message
+    np.savez(theirs, mu=np.zeros(4), sigma=np.eye(4))
+    message = command("evaluate", "fid", *drawn, "--features", features, "--reference", theirs, rc=2)
+    assert "is of 4 features, 'digits-features' has 64. Name the features" in message
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """A whole split in its stored order, for evaluation."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -49,7 +50,7 @@ class Split:
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    def batch(self, images: range) -> Batch:
+    def batch(self, images: Sequence[int]) -> Batch:
         """Images ``(n, C, H, W)`` uint8 and labels ``(n,)``. Raises UserError: a sample is broken. A measurement covers
         the whole split."""
         pixels, labels, broken = self._reader.read([self._place(i) for i in images])

@@ -6,19 +6,21 @@ TensorBoard. When it is interrupted, the same command continues.
 
 import argparse
 import statistics
+from collections.abc import Iterable
 from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fdtrain.diffusion.solvers import GRID, SOLVERS, parse_grid
-from fdtrain.errors import UserError, check_at_least
+from fdtrain.diffusion.solvers import GRID, SOLVERS
+from fdtrain.errors import check_at_least
 from fdtrain.evaluation import feature_networks, figures
 from fdtrain.evaluation.job import Job, Shown
 from fdtrain.evaluation.job import add_arguments as add_job_arguments
 from fdtrain.evaluation.likelihood import density_name
-from fdtrain.evaluation.samples import Sampler, check_solver
+from fdtrain.evaluation.samples import Sampler
 from fdtrain.randomness import check_seed
 
 
@@ -39,25 +41,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> Shown | None:
     """Returns what TensorBoard is to show, of a run."""
-    _check(arguments)
-    job = Job(arguments, "curve", pictures=True, first=False)
-    numbers = {"images": arguments.images, "strata": bound_by_time(job), **quality(job)}
-    return job.finish(numbers, figures.curves)
-
-
-def _check(arguments: argparse.Namespace) -> None:
-    check_at_least(arguments, 1, "batch", "reference", "sets")
+    check_at_least(arguments, 1, "batch", "nfe", "reference", "sets")
     check_at_least(arguments, 2, "images", "strata")
     check_seed(arguments.seed, "--seed", arguments.sets)
-    if min(arguments.nfe) < 1:
-        raise UserError("--nfe must be at least 1.")
-    for name in arguments.solvers:
-        check_solver(name, "--solvers")
-    for name in arguments.grids:
-        try:
-            parse_grid(name)
-        except ValueError as error:
-            raise UserError(f"--grids: {error}.") from error
+    job = Job(arguments, "curve", pictures=True, first=False)
+    asked = product(arguments.solvers, arguments.grids, sorted(arguments.nfe))
+    # Each point once, however it was asked for, and all that can be had, before any is drawn.
+    samplers = dict.fromkeys(Sampler.within(*point).with_times(job.spec, "--grids") for point in asked)
+    numbers = {"images": arguments.images, "strata": bound_by_time(job), **quality(job, samplers)}
+    return job.finish(numbers, figures.curves)
 
 
 def bound_by_time(job: Job) -> dict[str, Any]:
@@ -87,7 +79,7 @@ def by_stratum(values: Tensor, edges: Tensor) -> dict:
     }
 
 
-def quality(job: Job) -> dict[str, Any]:
+def quality(job: Job, samplers: Iterable[Sampler]) -> dict[str, Any]:
     """Every point: distances of its samples to the data and, of an ODE's, to the fine solution, seed by seed."""
     arguments, named = job.arguments, job.arguments.features
     network = (
@@ -100,9 +92,7 @@ def quality(job: Job) -> dict[str, Any]:
 
     fine = Sampler.within("ode", GRID, arguments.reference)
     references, points = samples(fine), []
-    asked = [(s, g, nfe) for s in arguments.solvers for g in arguments.grids for nfe in sorted(arguments.nfe)]
-    # Each point once, however it was asked for.
-    for sampler in dict.fromkeys(Sampler.within(*point) for point in asked):
+    for sampler in samplers:
         sets = samples(sampler)
         distances = [distance(x) for x in sets]
         # A stochastic solver has no one solution to be near to.

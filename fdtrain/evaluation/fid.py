@@ -9,6 +9,7 @@ their name.
 """
 
 import argparse
+import hashlib
 import json
 import statistics
 import time
@@ -28,6 +29,7 @@ from fdtrain.evaluation.measure import FIRST_FEATURES, Measured
 from fdtrain.evaluation.result import FrechetResult
 from fdtrain.evaluation.run_folder import open_split
 from fdtrain.evaluation.samples import Sampler, add_sampling_arguments
+from fdtrain.partial import differences
 from fdtrain.randomness import check_seed
 
 IMAGES = 50_000
@@ -72,28 +74,22 @@ def run(arguments: argparse.Namespace) -> None:
             f"--reference {arguments.reference}: name a .npz file; what an older one holds is computed again."
         )
     # Rank 0 decides for all: it may be about to write the file.
-    foreign = distributed.found_by_first(lambda: measure.is_of_others(arguments.reference))
+    there = distributed.broadcast(arguments.reference is not None and arguments.reference.is_file())
+    stored = measure.read(arguments.reference, arguments.device) if there else None
+    foreign = stored is not None and stored.about is None
     for name in ("data", "split", "flip"):
         if foreign and getattr(arguments, name):
             raise UserError(f"--{name}: {arguments.reference} has statistics of images of its own. Leave it out.")
     split = None if foreign else open_split(arguments.model, arguments.data, arguments.split, "train")
     network = open_features(arguments.features, arguments.device)
     sets, definition, origin = _model_sets(arguments, split) if arguments.model else _stored_sets(arguments, split)
-    counts = {s.count for s in sets}
-    if len(counts) > 1 and arguments.images is None:
-        raise UserError(f"the sets hold {', '.join(str(s.count) for s in sets)} images. Say how many with --images.")
-    count = arguments.images or min(counts)
-    if small := next((s for s in sets if s.count < count), None):
-        raise UserError(
-            f"{small.name} holds {small.count} images, {count} are asked for. Finish it, or lower --images."
-        )
-    target, about = _reference(arguments, split, network)
+    target = _reference(arguments, split, network, stored)
     definition = {
         "kind": "frechet",
         "name": network.title,
         **definition,
-        "images": count,
-        "reference": about,
+        "images": sets[0].count,
+        "reference": target.about,
         "features": network.describe(),
         "kept": len(target.first_features),
         "device": arguments.device.type,
@@ -113,8 +109,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     for s in sets[len(done) :]:
         title = f"set {len(done) + 1} of {len(sets)}"
-        first = replace(s, count=count)
-        measured = measure.measure(network, first, arguments.batch, arguments.device, True, title)
+        measured = measure.measure(network, s, arguments.batch, arguments.device, True, title)
         # The other ranks continue with the next set.
         done.append(_compare(measured, target) if distributed.rank() == 0 else {})
         if distributed.rank() == 0 and len(done) < len(sets):
@@ -123,22 +118,22 @@ def run(arguments: argparse.Namespace) -> None:
         _print(record())
 
 
-def _model_sets(
-    arguments: argparse.Namespace, split: Split | None
-) -> tuple[list[PixelSet], dict[str, Any], ModelOrigin]:
-    """Sets to be drawn, all that defines them, and the model."""
+Sets = tuple[list[PixelSet], dict[str, Any], ModelOrigin | None]
+"""Sets of equally many images, all that defines them, and the model where they are drawn now."""
+
+
+def _model_sets(arguments: argparse.Namespace, split: Split | None) -> Sets:
     model, origin = open_model(arguments.model, arguments.ema_length, shared=True)
     if split is not None:
         check_same_images(model.spec, split)
     sampler = Sampler.of(arguments, model.spec, origin)
     model = model.to(arguments.device)
-    count = arguments.images or IMAGES
     seeds = list(range(arguments.seed, arguments.seed + arguments.sets))
-    sets = [image_sets.of_model(model, sampler, seed, count) for seed in seeds]
+    sets = [image_sets.of_model(model, sampler, seed, arguments.images or IMAGES) for seed in seeds]
     return sets, {**origin.identity(), **sampler.describe(), "seeds": seeds}, origin
 
 
-def _stored_sets(arguments: argparse.Namespace, split: Split | None) -> tuple[list[PixelSet], dict[str, Any], None]:
+def _stored_sets(arguments: argparse.Namespace, split: Split | None) -> Sets:
     sets = [image_sets.open_samples(path) for path in arguments.samples]
     for s in sets:
         if split is not None and s.shape != split.description.shape:
@@ -146,6 +141,14 @@ def _stored_sets(arguments: argparse.Namespace, split: Split | None) -> tuple[li
                 f"{s.name} holds images (C, H, W) = {s.shape}, those of '{split.description.name}' are "
                 f"{split.description.shape}."
             )
+    counts = [s.count for s in sets]
+    if len(set(counts)) > 1 and arguments.images is None:
+        raise UserError(f"the sets hold {', '.join(map(str, counts))} images. Say how many with --images.")
+    count = arguments.images or counts[0]
+    if small := next((s for s in sets if s.count < count), None):
+        raise UserError(
+            f"{small.name} holds {small.count} images, {count} are asked for. Finish it, or lower --images."
+        )
     keys = ("model", "weights_sha256", "step", "solver", "grid", "steps", "nfe", "label", "guidance")
     definition: dict[str, Any] = {"samples": [s.name for s in sets]}
     for key in keys:
@@ -158,27 +161,37 @@ def _stored_sets(arguments: argparse.Namespace, split: Split | None) -> tuple[li
         raise UserError(
             f"--samples: two sets have the same seed ({', '.join(map(str, seeds))}): they are the same images."
         )
-    return sets, definition | {"seeds": seeds}, None
+    return [replace(s, count=count) for s in sets], definition | {"seeds": seeds}, None
 
 
 def _reference(
-    arguments: argparse.Namespace, split: Split | None, network: FeatureNetwork
-) -> tuple[Measured, dict[str, Any]]:
-    """What samples are compared with, and what it is: of another program's file, or of the split, loaded from the file
-    that has it or computed now."""
-    path, device = arguments.reference, arguments.device
+    arguments: argparse.Namespace, split: Split | None, network: FeatureNetwork, stored: Measured | None
+) -> Measured:
+    """What samples are compared with: what the file has, of another program or of the split, or the split, measured
+    now."""
+    path = arguments.reference
     if split is None:
-        return measure.load_of_others(path, network, device)
+        assert stored is not None
+        if (dims := len(stored.moments.mean)) != network.identity.dims:
+            raise UserError(
+                f"--reference {path} is of {dims} features, '{network.identity.name}' has {network.identity.dims}. "
+                "Name the features that it was made by with --features."
+            )
+        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        return replace(stored, about={"file": path.name, "sha256": sha256})
     about = measure.definition(split, arguments.flip, network)
-    # Rank 0 decides for all: it may be about to write the file.
-    if distributed.broadcast(path.is_file() if path else False):
-        return measure.load(path, about, device), about
+    if stored:
+        if different := differences(stored.about, about):
+            what = "; ".join(different)
+            raise UserError(f"--reference {path} was made of something else: {what}. Name another file, or remove it.")
+        return stored
     images = image_sets.of_split(split)
     images = image_sets.mirrored(images) if arguments.flip else images
-    made = measure.measure(network, images, arguments.batch, device, title="reference")
+    made = measure.measure(network, images, arguments.batch, arguments.device, title="reference")
+    made = replace(made, about=about)
     if path and distributed.rank() == 0:
-        measure.save(made, about, path)
-    return made, about
+        measure.save(made, path)
+    return made
 
 
 def _finished(path: Path, definition: dict[str, Any]) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -50,39 +50,56 @@ LOOK: dict[Any, Any] = {
 """matplotlib's settings of every plot."""
 Runs = dict[str, list[RunFolder]]
 """Runs that differ by their seed alone, by the names of their lines; one run alone may have none."""
+Points = list[tuple[float, float]]
 EVALUATIONS = "evaluations of the network per image"
 LENGTH = "relative length of the average"
+BY_TIME = "Variance of one image's estimate by time"
 
 
 @dataclass(frozen=True)
 class Line:
     """Points ``(x, y)`` with a name.
 
-    ``band`` are the lower and the upper ``y`` of each, where there is an error; ``number`` is that of its colour, which
-    is by default its place among the lines.
+    ``errors`` of each make a band around it; ``number`` is that of its colour, by default its place among the lines.
     """
 
     name: str
-    points: Sequence[tuple[float, float]]
-    band: Sequence[tuple[float, float]] | None = None
+    points: Points
+    errors: Sequence[float] | Sequence[tuple[float, float]] | None = None
     number: int | None = None
-
-
-class Level(NamedTuple):
-    """A horizontal line; ``number`` is that of its colour."""
-
-    value: float
-    name: str
-    number: int
-    style: str = "-"
 
 
 @dataclass(frozen=True)
 class Plot:
-    """A figure with its caption."""
+    """Lines with their bands, each in a colour or dashes of its own; few points are marked.
 
-    figure: Figure
+    ``x`` and ``y`` are what is on the axes, ``scale`` one of the functions below, which suits the axes to the lines,
+    and ``legend`` its title: without one a single line needs none.
+    """
+
+    title: str
+    x: str
+    y: str
+    lines: list[Line]
     caption: str
+    scale: Callable[[Axes], object] = lambda axes: None
+    legend: str | None = None
+
+    def figure(self) -> Figure:
+        with matplotlib.rc_context(LOOK):
+            figure = Figure()
+            FigureCanvasAgg(figure)
+            axes = figure.add_subplot()
+            axes.set(title=self.title, xlabel=self.x, ylabel=self.y)
+            for place, line in enumerate(self.lines):
+                _draw(axes, line, place if line.number is None else line.number)
+            self.scale(axes)
+            if len(self.lines) > len(COLOURS):
+                figure.set_size_inches(8.4, 4.4)
+                figure.legend(loc="outside right upper", title=self.legend)
+            elif self.legend or len(self.lines) > 1:
+                axes.legend(title=self.legend)
+        return figure
 
     @property
     def source(self) -> str:
@@ -97,57 +114,22 @@ class Plot:
 
     def _render(self, to: Path | io.BytesIO, **how: Any) -> None:
         with matplotlib.rc_context(LOOK):
-            for text in self.figure.findobj(Text):
+            figure = self.figure()
+            for text in figure.findobj(Text):
                 # SVG cannot have control characters.
                 text.set_text(printable(text.get_text()))
-            self.figure.savefig(to, **how)
-
-
-def plot(
-    title: str,
-    x: str,
-    y: str,
-    lines: list[Line],
-    caption: str,
-    scale: Callable[[Axes], object] = lambda axes: None,
-    levels: Sequence[Level] = (),
-    legend: str | None = None,
-) -> Plot:
-    """Lines with their bands, each in a colour or dashes of its own; few points are marked.
-
-    Args:
-        x, y: what is on the axes.
-        scale: one of the functions below, which suits an axis to the lines.
-        legend: its title. Without one a single line needs none.
-    """
-    with matplotlib.rc_context(LOOK):
-        figure = Figure()
-        FigureCanvasAgg(figure)
-        axes = figure.add_subplot()
-        axes.set(title=title, xlabel=x, ylabel=y)
-        for place, line in enumerate(lines):
-            _draw(axes, line, place if line.number is None else line.number)
-        scale(axes)
-        for value, name, number, style in levels:
-            axes.axhline(value, color=COLOURS[number], linestyle=style, label=name)
-        names = len(axes.get_legend_handles_labels()[1])
-        if len(COLOURS) >= names >= (1 if legend else 2):
-            axes.legend(title=legend)
-        elif names > len(COLOURS):
-            figure.set_size_inches(8.4, 4.4)
-            figure.legend(loc="outside right upper", title=legend)
-    return Plot(figure, caption)
+            figure.savefig(to, **how)
 
 
 def _draw(axes: Axes, line: Line, number: int) -> None:
     colour, style = COLOURS[number % len(COLOURS)], STYLES[number // len(COLOURS) % len(STYLES)]
-    at, values = zip(*line.points)
+    at, values = np.array(line.points, dtype=float).T
     axes.plot(at, values, style, color=colour, marker="o" if len(at) < 40 else None, ms=3.5, label=line.name)
-    if line.band:
-        lower, upper = zip(*line.band)
-        axes.fill_between(at, lower, upper, color=colour, alpha=0.2, linewidth=0)
+    if line.errors is not None:
+        lower, upper = np.array(line.errors, dtype=float).reshape(len(at), -1).T[[0, -1]]
+        axes.fill_between(at, values - lower, values + upper, color=colour, alpha=0.2, linewidth=0)
         if len(at) == 1:
-            axes.vlines(at, lower, upper, color=colour, alpha=0.5)
+            axes.vlines(at, values - lower, values + upper, color=colour, alpha=0.5)
 
 
 def _drawn(axes: Axes, of: int) -> list[float]:
@@ -207,6 +189,11 @@ def time_axis(axes: Axes, log: bool = False) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
 
 
+def level(name: str, value: float, like: Line) -> Line:
+    """A horizontal line along another."""
+    return Line(name, [(x, value) for x in (like.points[0][0], like.points[-1][0])])
+
+
 def curves(found: CurveResult) -> dict[str, Plot]:
     """The plots of what ``fdtrain evaluate curve`` has measured, by name."""
     on = f"{counted(found.images, 'image')}, {short(found.split)} split, step {short(found.step)}."
@@ -229,18 +216,18 @@ def quality(points: list[CurvePoint], key: str, title: str, caption: str) -> Plo
 
     The bands reach from the least to the most over the seeds, where there are several.
     """
-    found: dict[str, list[tuple[int, float, list[float]]]] = {}
+    found: dict[str, list[tuple[float, float, list[float]]]] = {}
     for point in sorted(points, key=lambda point: (point.solver, str(point.grid), point.nfe)):
         if (value := getattr(point, key)) is not None:
             seeds = getattr(point, f"{key}_by_seed") or [value]
             found.setdefault(f"{point.solver}, {point.grid}", []).append((point.nfe, value, seeds))
     lines = [
-        Line(name, [(nfe, value) for nfe, value, _ in line], [(min(seeds), max(seeds)) for *_, seeds in line])
+        Line(name, [(nfe, value) for nfe, value, _ in line], [(y - min(seeds), max(seeds) - y) for _, y, seeds in line])
         for name, line in found.items()
     ]
     sets = max((len(seeds) for line in found.values() for *_, seeds in line), default=0)
     legend = f"bands: least to most of {sets} seeds" if sets > 1 else None
-    return plot(title, EVALUATIONS, "distance", lines, caption, evaluations_axis, legend=legend)
+    return Plot(title, EVALUATIONS, "distance", lines, caption, evaluations_axis, legend)
 
 
 def averages(found: EmaResult) -> dict[str, Plot]:
@@ -250,21 +237,20 @@ def averages(found: EmaResult) -> dict[str, Plot]:
     """
     own = next(point for point in found.points if point.length is None)
     chosen = sorted((point.length, point) for point in found.points if point.length is not None)
-    bits = [(length, point.bits_per_dim, point.error_difference or 0.0) for length, point in chosen]
-    on = f"{counted(found.images, 'image')} of {short(found.split)}, step {short(found.step)}"
-    lines = [Line("chosen afterwards", [b[:2] for b in bits], [(b - error, b + error) for _, b, error in bits])]
 
-    def against(y: str, title: str, lines: list[Line], value: float | None, what: str) -> Plot:
-        level = Level(value or 0.0, "the average of ema.decay", 1, "--")
+    def against(key: str, y: str, what: str, title: str, errors: list[float] | None = None) -> Plot:
+        line = Line("chosen afterwards", [(length, getattr(point, key) or 0.0) for length, point in chosen], errors)
+        lines = [line, level("the average of ema.decay", getattr(own, key) or 0.0, line)]
         caption = f"{what} against the relative length of the average of the weights. {title}."
-        return plot(title, LENGTH, y, lines, caption, levels=[level])
+        return Plot(title, LENGTH, y, lines, caption)
 
-    plots = {"bits_per_dim": against("bits/dim", on, lines, own.bits_per_dim, "Bits/dim")}
+    errors = [point.error_difference or 0.0 for _, point in chosen]
+    at = f"{short(found.split)}, step {short(found.step)}"
+    on = f"{counted(found.images, 'image')} of {at}"
+    plots = {"bits_per_dim": against("bits_per_dim", "bits/dim", "Bits/dim", on, errors)}
     if found.distance:
-        on = f"{found.samples:,} samples to {short(found.split)}, step {short(found.step)}"
-        lines = [Line("chosen afterwards", [(length, point.distance or 0.0) for length, point in chosen])]
-        what = f"{found.distance} of samples to the data"
-        plots["distance"] = against(found.distance, on, lines, own.distance, what)
+        what, on = f"{found.distance} of samples to the data", f"{found.samples:,} samples to {at}"
+        plots["distance"] = against("distance", found.distance, what, on)
     return plots
 
 
@@ -272,81 +258,70 @@ def by_time(strata: Strata, on: str) -> dict[str, Plot]:
     """The bound's integrand by time, with its standard error over images, and the variance of one image's loss, with
     its means with and without strata."""
     middles = [0.5 * (a + b) for a, b in pairwise(strata.t_edges)]
-    band = [(m - 2 * e, m + 2 * e) for m, e in zip(strata.mean, strata.error)]
-    integral = [Line("mean and two standard errors over images", list(zip(middles, strata.mean)), band)]
-    variance = [Line("within the stratum", list(zip(middles, strata.variance)))]
-    means = [
-        Level(strata.variance_within, "stratified times: mean within strata", 2),
-        Level(strata.variance_iid, "independent times", 1, "--"),
-    ]
+    points, errors = list(zip(middles, strata.mean)), [2 * error for error in strata.error]
+    integral = [Line("mean and two standard errors over images", points, errors)]
+    within = Line("within the stratum", list(zip(middles, strata.variance)))
+    means = {"stratified times: mean within strata": strata.variance_within, "independent times": strata.variance_iid}
+    variance = [within, *(level(name, value, within) for name, value in means.items())]
     title, unit = "The bound's integral by time", "bits/dim per unit of the time quantile"
     caption = (
         "The bound's integral by time, with two standard errors over images. Its mean over the time quantile, and the "
         f"standard normal's part, make the bound. {on}"
     )
-    plots = {"integrand": plot(title, "t", unit, integral, caption, time_axis)}
-    title = "Variance of one image's loss by time"
-    caption = f"Variance of one image's estimate by time, and what strata save of it. {on}"
-    in_logs = partial(time_axis, log=True)
-    return plots | {"variance": plot(title, "t", "(bits/dim)²", variance, caption, in_logs, means)}
+    saved = f"Variance of one image's estimate by time, and what strata save of it. {on}"
+    return {
+        "integrand": Plot(title, "t", unit, integral, caption, time_axis),
+        "variance": Plot(BY_TIME, "t", "(bits/dim)²", variance, saved, partial(time_axis, log=True)),
+    }
 
 
-METRICS = {
-    "images_per_second": (
+BITS = {"train/bits_per_dim": ("Bits/dim of training batches", "bits/dim", "Bits/dim of training batches{mean}.")}
+LOGGED = {
+    "train/images_per_second": (
         "Speed",
         "images/s",
         "Images per second of all processes, without evaluation, samples and checkpoints.",
     ),
-    "gradient_norm": (
+    "train/gradient_norm": (
         "Gradient norm",
         "nats per dimension",
         "Norm of the gradient before clipping: the mean over the steps of a line of the log.",
     ),
-    "lr": ("Learning rate", "rate", "Learning rate."),
+    "train/lr": ("Learning rate", "rate", "Learning rate."),
 }
-"""Of the log's numbers ``train/NAME``: title, unit and caption of the plot."""
+"""Of the log's numbers: title, unit and caption of the plot."""
+FRECHET = "Frechet distance of a few samples to the training images while training: it shows the trend alone."
 
 
 def training(runs: Runs) -> dict[str, Plot]:
     """What the logs of runs say, by name: a line for each."""
-    plots, scale = {}, partial(steps_axis, first=0.8)
-    mean = ", mean over seeds" if any(len(seeds) > 1 for seeds in runs.values()) else ""
+    plots, mean = {}, ", mean over seeds" if any(len(seeds) > 1 for seeds in runs.values()) else ""
     if lines := _held_out(runs):
         bands = "" if mean else " with two standard errors over images"
         caption = f"Bits/dim of held-out images by the averaged weights{bands}{mean}."
-        plots["held_out"] = plot("Bits/dim of held-out images", "step", "bits/dim", lines, caption, scale)
-    # Earlier versions logged it as the loss, which it is.
-    batches = {n: _series(seeds, "train/bits_per_dim") or _series(seeds, "train/loss") for n, seeds in runs.items()}
-    if lines := _lines(batches):
-        caption = f"Bits/dim of training batches{mean}."
-        plots["training"] = plot("Bits/dim of training batches", "step", "bits/dim", lines, caption, scale)
-    keys = {key for seeds in runs.values() for run in seeds for line in run.metrics for key in line}
-    caption = "Frechet distance of a few samples to the training images while training: it shows the trend alone."
-    drawn = {
-        key: (f"Samples while training, {key.removeprefix('frechet/')}", "Frechet distance", caption)
-        for key in sorted(keys)
-        if key.startswith("frechet/")
-    }
-    for key, (title, unit, caption) in (drawn | {f"train/{name}": texts for name, texts in METRICS.items()}).items():
-        if lines := _lines({name or title: _series(seeds, key) for name, seeds in runs.items()}):
-            scale = partial(steps_axis, first=1.0, log=key.startswith("frechet/") or key == "train/gradient_norm")
-            name = key.removeprefix("train/").replace("/", "_")
-            plots[name] = plot(title, "step", unit, lines, caption, scale)
+        scale = partial(steps_axis, first=0.8)
+        plots["held_out"] = Plot("Bits/dim of held-out images", "step", "bits/dim", lines, caption, scale)
+    keys = sorted({key for seeds in runs.values() for run in seeds for line in run.metrics for key in line})
+    distances = {key: key.removeprefix("frechet/") for key in keys if key.startswith("frechet/")}
+    frechet = {key: (f"Samples while training, {of}", "Frechet distance", FRECHET) for key, of in distances.items()}
+    for key, (title, unit, caption) in (BITS | frechet | LOGGED).items():
+        # Each run in the same colour in every plot, whether or not the others have what is drawn.
+        series = ((i, name or title, _series(seeds, key)) for i, (name, seeds) in enumerate(runs.items()))
+        if lines := [Line(name, points, number=i) for i, name, points in series if points]:
+            first = 0.8 if key in BITS else 1.0
+            scale = partial(steps_axis, first=first, log=key in distances or key == "train/gradient_norm")
+            name = "training" if key in BITS else key.removeprefix("train/").replace("/", "_")
+            plots[name] = Plot(title, "step", unit, lines, caption.format(mean=mean), scale)
     return plots
 
 
-def _series(seeds: list[RunFolder], metric: str) -> list[tuple[float, float]]:
+def _series(seeds: list[RunFolder], metric: str) -> Points:
     """(step, value) of a metric, the mean over the runs that have logged it."""
     by_step: dict[float, list[float]] = {}
     for run in seeds:
         for step, value in run.series(metric):
             by_step.setdefault(step, []).append(value)
     return [(step, statistics.mean(values)) for step, values in sorted(by_step.items())]
-
-
-def _lines(points: dict[str, list[tuple[float, float]]]) -> list[Line]:
-    """Each run in the same colour in every plot, whether or not the others have what is drawn."""
-    return [Line(name, found, number=number) for number, (name, found) in enumerate(points.items()) if found]
 
 
 def _held_out(runs: Runs) -> list[Line]:
@@ -356,28 +331,26 @@ def _held_out(runs: Runs) -> list[Line]:
     for number, (name, seeds) in enumerate(runs.items()):
         for place, split in enumerate(splits):
             if points := _series(seeds, f"{split}/bits_per_dim"):
-                errors = dict(seeds[0].series(f"{split}/standard_error")) if len(seeds) == 1 else {}
-                halves = [(bits, 2 * errors.get(step, 0.0)) for step, bits in points]
-                band = [(bits - half, bits + half) for bits, half in halves] if errors else None
+                logged = dict(seeds[0].series(f"{split}/standard_error")) if len(seeds) == 1 else {}
+                errors = [2 * logged.get(step, 0.0) for step, _ in points] if logged else None
                 title = name if name and len(splits) == 1 else ", ".join(filter(None, (name, split)))
-                lines.append(Line(title, points, band, number + len(COLOURS) * place))
+                lines.append(Line(title, points, errors, number + len(COLOURS) * place))
     return lines
 
 
 def compared_quality(points: dict[str, list[Row]], distance: str) -> Plot:
     """Distance against evaluations: the points of each variant, as a comparison's row has them."""
-    lines = []
-    for name, found in points.items():
-        means = [(point["distance"]["mean"], point["distance"]["error"] or 0.0) for point in found]
-        line = [(point["nfe"], mean) for point, (mean, _) in zip(found, means)]
-        lines.append(Line(name, line, [(mean - error, mean + error) for mean, error in means]))
+    lines = [
+        Line(name, [(p["nfe"], p["distance"]["mean"]) for p in found], [p["distance"]["error"] or 0.0 for p in found])
+        for name, found in points.items()
+    ]
     title = "Distance of samples to the data"
     caption = f"{distance} against evaluations; bands: standard error over seeds."
-    return plot(title, EVALUATIONS, "distance", lines, caption, evaluations_axis)
+    return Plot(title, EVALUATIONS, "distance", lines, caption, evaluations_axis)
 
 
-def compared_variance(points: dict[str, list[tuple[float, float]]]) -> Plot:
+def compared_variance(points: dict[str, Points]) -> Plot:
     """The variance of one image's estimate by time, a line for each variant."""
-    title = "Variance of one image's estimate by time"
+    lines = [Line(name, found, number=number) for number, (name, found) in enumerate(points.items()) if found]
     caption = "Variance of one image's estimate of the bound by time, under each variant's own density."
-    return plot(title, "t", "(bits/dim)²", _lines(points), caption, partial(time_axis, log=True))
+    return Plot(BY_TIME, "t", "(bits/dim)²", lines, caption, partial(time_axis, log=True))

@@ -50,10 +50,7 @@ def run(arguments: argparse.Namespace) -> None:
     steps, spec, interval = arguments.nfe // per_step, model.spec, model.spec.bound.interval
 
     def solve(sampler: Sampler) -> torch.Tensor:
-        parts = [
-            range(first, min(arguments.images, first + arguments.batch))
-            for first in range(0, arguments.images, arguments.batch)
-        ]
+        parts = distributed.chunks(range(arguments.images), arguments.batch)
         return torch.cat([sampler.solve(model, part, arguments.seed) for part in parts])
 
     fine = solve(Sampler("ode", GRID, arguments.reference))

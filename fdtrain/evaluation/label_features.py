@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from tqdm import trange
 
 from fdtrain.data.split import Split
+from fdtrain.distributed import chunks
 from fdtrain.errors import UserError, excerpt
 from fdtrain.evaluation.result import invalid, split_identity, write, write_values
 from fdtrain.evaluation.samples import to_pixels
@@ -154,8 +155,7 @@ def accuracy(network: Classifier, split: Split) -> float:
 
 def _images(split: Split, count: int) -> tuple[Tensor, Tensor]:
     """The first pixels and labels."""
-    parts = [split.batch(range(i, min(i + 1000, count))) for i in range(0, count, 1000)]
-    levels, labels = (torch.cat(column) for column in zip(*parts))
+    levels, labels = (torch.cat(column) for column in zip(*map(split.batch, chunks(range(count), 1000))))
     if not split.description.classes or (labels < 0).any():
         raise UserError(f"split '{split.name}' of '{split.description.name}' has no labels to learn features from.")
     return to_pixels(levels, split.description.levels), labels

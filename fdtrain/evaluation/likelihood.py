@@ -1,7 +1,7 @@
 """Bits/dim of a split by the bound and by the probability-flow ODE (docs/evaluation.md)."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from fdtrain.diffusion.clocks import TimeDensity, time_density
 from fdtrain.diffusion.interval import CLOSED, Interval
 from fdtrain.diffusion.likelihood import crossed_importance_bound, importance_bound, ode_nll, ode_start
 from fdtrain.diffusion.objective import Bound
+from fdtrain.distributed import chunks
 from fdtrain.errors import UserError
 from fdtrain.networks.model import Model, ModelSpec
 from fdtrain.randomness import Purpose, stream
@@ -112,7 +113,7 @@ class Likelihood:
             UserError: the model's output is not finite.
         """
         spec, half, parts = self.spec, draws // 2, []
-        for chunk in _chunks(images, max(1, self.batch // draws)):
+        for chunk in chunks(images, max(1, self.batch // draws)):
             us, noise = [], []
             for image in chunk:
                 own = stream(self.seed, Purpose.EVALUATE, image, 0)
@@ -148,7 +149,7 @@ class Likelihood:
         """
         spec, count = self.spec, probes(exact, dequantisations)
         device, values, evaluations = next(self.model.parameters()).device, [], []
-        for chunk in _chunks(images, self.batch):
+        for chunk in chunks(images, self.batch):
             levels, label = self.split.batch(chunk)
             drawn = (
                 None if exact else _stack([_probes(spec, count, self.seed, i) for i in chunk], self.dtype).to(device)
@@ -173,7 +174,7 @@ class Likelihood:
     def _drawn(self, images: range, measure: Callable[..., Tensor], draws: int) -> Tensor:
         """A ``measure`` of the bound in nats, ``(images, draws)``, of each image's own draws."""
         parts = [torch.empty(0, draws, dtype=torch.float64)]
-        for chunk in _chunks(images, max(1, self.batch // draws)):
+        for chunk in chunks(images, max(1, self.batch // draws)):
             parts.append(self._estimates(chunk, measure, *self._draws_of(chunk, draws)))
         return torch.cat(parts)
 
@@ -248,8 +249,3 @@ def _finite(nats: Tensor, images: range) -> Tensor:
 
 def _stack(parts: Sequence[np.ndarray], dtype: torch.dtype) -> Tensor:
     return torch.from_numpy(np.stack(parts)).to(dtype)
-
-
-def _chunks(images: range, size: int) -> Iterator[range]:
-    for i in range(0, len(images), size):
-        yield images[i : i + size]

@@ -226,34 +226,21 @@ class TrackedAverages:
     def __init__(self, folder: Path, spec: ModelSpec):
         if folder.is_file():
             raise UserError(f"{folder.parent} is an export and has a single average. Take the run that it came from.")
-        self.folder, self.spec, self.step = folder, spec, store.read_state(folder).step
-        run = folder.parent.parent
-        earlier = [path for path in store.committed(run, store.AVERAGES) if store.step_of(path) < self.step]
-        self.tracked = self._of(folder, self.step)
-        if not self.tracked:
-            raise UserError(
-                f"{folder} has no averages to choose a length from: the run was trained without ema.lengths. "
-                "Only the average of its ema.decay is there."
-            )
-        for path in reversed(earlier):
-            self._check(path)
-            self.tracked += self._of(path, store.step_of(path))
-
-    @staticmethod
-    def _of(folder: Path, step: int) -> list[Tracked]:
-        parts = store.open_parts(folder)
-        if any(not SHORTEST <= length <= LONGEST for length in parts.lengths()):
-            raise UserError(f"{folder} holds averages of impossible lengths ({parts.lengths()}). Delete it.")
-        return [Tracked(step, length, parts) for length in parts.lengths()]
-
-    def _check(self, snapshot: Path) -> None:
-        reason = soundness.fault(snapshot)
-        if reason is None and (differences := ModelSpec.load(snapshot / store.MODEL_FILE).differences(self.spec)):
-            reason = f"it is of another model: {'; '.join(differences)}"
-        if reason is not None:
-            raise UserError(
-                f"{snapshot} cannot be used: {reason}. Restore it, or delete it and go on with the other snapshots."
-            )
+        self.spec, self.step, self.tracked = spec, store.read_state(folder).step, list[Tracked]()
+        snapshots = reversed(store.committed(folder.parent.parent, store.AVERAGES))
+        for path in (folder, *(path for path in snapshots if store.step_of(path) < self.step)):
+            if path != folder:
+                _check_snapshot(path, spec)
+            parts = store.open_parts(path)
+            if any(not SHORTEST <= length <= LONGEST for length in parts.lengths()):
+                raise UserError(f"{path} holds averages of impossible lengths ({parts.lengths()}). Delete it.")
+            step = self.step if path == folder else store.step_of(path)
+            self.tracked += [Tracked(step, length, parts) for length in parts.lengths()]
+            if not self.tracked:
+                raise UserError(
+                    f"{folder} has no averages to choose a length from: the run was trained without ema.lengths. "
+                    "Only the average of its ema.decay is there."
+                )
 
     @property
     def lengths(self) -> list[float]:
@@ -312,3 +299,13 @@ class TrackedAverages:
                 total.add_(part, alpha=coefficient)
             parameter.copy_(total.view_as(parameter))
         return model
+
+
+def _check_snapshot(folder: Path, spec: ModelSpec) -> None:
+    reason = soundness.fault(folder)
+    if reason is None and (differences := ModelSpec.load(folder / store.MODEL_FILE).differences(spec)):
+        reason = f"it is of another model: {'; '.join(differences)}"
+    if reason is not None:
+        raise UserError(
+            f"{folder} cannot be used: {reason}. Restore it, or delete it and go on with the other snapshots."
+        )

@@ -5,11 +5,9 @@ number of processes. A file of statistics, ``.npz``, has ``mu`` and ``sigma``, a
 read and write them; ours has more, which they pass over, and says what it was made of.
 """
 
-import hashlib
 import json
 import zipfile
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,17 +36,15 @@ UNREADABLE += (zipfile.BadZipFile, zlib.error)
 
 @dataclass(frozen=True)
 class Measured:
-    """Of a whole set, on every rank: moments, the first features ``(k, dims)`` float32, class scores if asked for."""
+    """Of a whole set, on every rank: moments, the first features ``(k, dims)`` float32, class scores if asked for.
+
+    ``about`` is what statistics are of, which their files say: :func:`definition`.
+    """
 
     moments: Gaussian
     first_features: Tensor
     scores: ClassScores | None = None
-
-
-def own_chunks(images: range, batch: int) -> Iterator[range]:
-    """This rank's chunks of ``images``."""
-    for i in range(distributed.rank() * batch, len(images), distributed.world_size() * batch):
-        yield images[i : i + batch]
+    about: dict[str, Any] | None = None
 
 
 def measure(
@@ -74,7 +70,7 @@ def measure(
     if classify:
         classes = classify(torch.zeros(1, *images.shape, dtype=torch.uint8, device=device)).shape[1]
         scores = ClassScores(classes, count, device)
-    mine = [*own_chunks(range(count), batch)]
+    mine = distributed.chunks(range(count), batch)[distributed.rank() :: distributed.world_size()]
     with bar(sum(map(len, mine)), title) as shown:
         for chunk in mine:
             pixels = images.batch(chunk).to(device)
@@ -104,78 +100,34 @@ def definition(split: Split, flip: bool, network: FeatureNetwork) -> dict[str, A
     }
 
 
-def save(measured: Measured, about: dict[str, Any], path: Path) -> None:
-    """Write statistics, and the definition ``about`` them, in one rename. Raises UserError: it cannot be written."""
+def save(measured: Measured, path: Path) -> None:
+    """Write statistics in one rename. Raises UserError: they cannot be written."""
     moments, kept = measured.moments, measured.first_features.cpu().numpy()
     mu, sigma = moments.mean.cpu().numpy(), moments.covariance.cpu().numpy()
 
     def write_to(temporary: Path) -> None:
         with temporary.open("wb") as file:
-            np.savez(file, about=np.array(json.dumps(about)), mu=mu, sigma=sigma, kept=kept)
+            np.savez(file, about=np.array(json.dumps(measured.about)), mu=mu, sigma=sigma, kept=kept)
 
     write_file(path, write_to)
 
 
-def load(path: Path, wanted: dict[str, Any], device: torch.device) -> Measured:
-    """Statistics saved before.
+def read(path: Path, device: torch.device) -> Measured:
+    """Statistics. Those of other programs do not say what they are of, and have no features of single images.
 
     Raises:
-        UserError: the file is broken, or its statistics were made of something else than wanted.
+        UserError: the file holds none.
     """
-    measured, about = _read(path, device)
-    about = about or {}
-    different = [key for key in wanted if about.get(key) != wanted[key]]
-    if different:
-        clauses = "; ".join(f"{key} {_brief(about.get(key))}, not {_brief(wanted[key])}" for key in different)
-        raise UserError(f"--reference {path} was made of something else: {clauses}. Name another file, or remove it.")
-    return measured
-
-
-def is_of_others(path: Path | None) -> bool:
-    """Whether it is a file of statistics that another program has written.
-
-    Raises:
-        UserError: it is none of statistics.
-    """
-    return path is not None and path.is_file() and _read(path, torch.device("cpu"))[1] is None
-
-
-def load_of_others(path: Path, network: FeatureNetwork, device: torch.device) -> tuple[Measured, dict[str, Any]]:
-    """Mean and covariance that another program has written, without features of single images, and what a
-    ReferenceFile says of them.
-
-    Raises:
-        UserError: the file is broken, or is of features of another size.
-    """
-    measured, dims = _read(path, device)[0], network.identity.dims
-    if len(measured.moments.mean) != dims:
-        raise UserError(
-            f"--reference {path} is of {len(measured.moments.mean)} features, '{network.identity.name}' has {dims}. "
-            "Name the features that it was made by with --features."
-        )
-    return measured, {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-
-
-def _read(path: Path, device: torch.device) -> tuple[Measured, dict[str, Any] | None]:
-    """Statistics, and their definition, which files of other programs have not."""
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in ("mu", "sigma", "kept", "about") if name in file}
         about = json.loads(str(arrays["about"])) if "about" in arrays else None
-        if about is not None and not isinstance(about, dict):
-            raise ValueError("its description is no object")
         mean, covariance = (torch.from_numpy(arrays[name]).double() for name in ("mu", "sigma"))
         if mean.dim() != 1 or covariance.shape != (len(mean), len(mean)):
             raise ValueError(f"mu {tuple(mean.shape)} and sigma {tuple(covariance.shape)} are no mean and covariance")
         if not torch.isfinite(mean).all() or not torch.isfinite(covariance).all():
             raise ValueError("they are not finite")
         first = torch.from_numpy(arrays["kept"]) if "kept" in arrays else torch.zeros(0, len(mean))
-        return Measured(Gaussian(mean.to(device), covariance.to(device)), first.to(device)), about
+        return Measured(Gaussian(mean.to(device), covariance.to(device)), first.to(device), about=about)
     except UNREADABLE as error:
         raise UserError(f"--reference {path} holds no statistics ({excerpt(error)}). Name another file.") from error
-
-
-def _brief(value: Any) -> str:
-    if isinstance(value, dict):
-        return f"{value.get('name')} ({str(value.get('sha256'))[:8]}...)"
-    return f"{value[:8]}..." if isinstance(value, str) and len(value) == 64 else repr(value)

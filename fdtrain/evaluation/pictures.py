@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from pydantic import BaseModel, Field, ValidationError
 from torch import Tensor
 
 from fdtrain.errors import UserError
-from fdtrain.evaluation.samples import to_pixels
 from fdtrain.evaluation.wording import counted, short
 
 ABOUT = "fdtrain"
@@ -58,15 +58,6 @@ def to_image(pixels: Tensor) -> Image.Image:
     return Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
 
 
-def described(picture: Image.Image) -> dict[str, Any]:
-    """What :func:`save_png` was told of a picture; nothing of one that was not written by it."""
-    try:
-        content = json.loads(picture.info.get(ABOUT, "{}"))
-    except (ValueError, TypeError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
 def zoom_for(size: int, columns: int) -> int:
     """Magnification that makes small images, and a sheet of few columns of them, large enough to look at."""
     return max(1, SMALL_IMAGE // size, min(math.ceil(SHEET_WIDTH / (columns * size)), SHEET_WIDTH // size))
@@ -74,11 +65,13 @@ def zoom_for(size: int, columns: int) -> int:
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG file, magnified without smoothing; ``columns`` are headings over equal parts of its width."""
+    """A PNG file, magnified without smoothing; ``columns`` are headings over equal parts of its width, ``images`` is
+    the number of images on it, where that is known."""
 
     png: bytes
     caption: str
     columns: list[str] = field(default_factory=list)
+    images: int | None = None
 
     @property
     def source(self) -> str:
@@ -86,60 +79,53 @@ class Picture:
         return f"data:image/png;base64,{base64.b64encode(self.png).decode()}"
 
 
-def of_file(path: Path, title: str) -> Picture:
-    """A sheet of samples or a denoising path, with what its file says of it. Raises UserError: it is not a PNG."""
-    try:
-        data = path.read_bytes()
-        with Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
-            about = described(picture)
-    except UNREADABLE as error:
-        reason = f" ({error.strerror})" if isinstance(error, OSError) and error.strerror else ""
-        raise UserError(f"{path} is no PNG{reason}. Delete it, or draw it again.") from error
-    times = about.get("times")
-    columns: list[str] = []
-    if isinstance(times, list) and len(times) <= 100 and all(isinstance(t, int | float) for t in times):
-        columns = [f"t = {t:.3g}" for t in times]
-    return Picture(data, f"{title}{_made_by(about)}", columns)
-
-
-def images_in(path: Path) -> int | None:
-    """The number of images of a sheet, if its file says so."""
-    try:
-        with Image.open(path, formats=["PNG"]) as picture:
-            count = described(picture).get("images")
-    except UNREADABLE:
-        return None
-    return count if isinstance(count, int) and 0 < count <= 10_000 else None
-
-
-def of_images(levels: Tensor, count_of_levels: int, caption: str) -> Picture:
-    """Images ``(n, C, H, W)`` uint8 of so many levels, on a sheet as samples are drawn."""
-    return _encoded(sheet(to_pixels(levels, count_of_levels)), caption)
-
-
-def of_image(levels: Tensor, count_of_levels: int, caption: str) -> Picture:
-    """One image ``(C, H, W)`` uint8 of so many levels."""
-    return _encoded(to_pixels(levels, count_of_levels), caption)
-
-
-def _encoded(pixels: Tensor, caption: str) -> Picture:
+def of_pixels(pixels: Tensor, caption: str) -> Picture:
+    """An image or a sheet ``(C, H, W)`` uint8."""
     file = io.BytesIO()
     save_png(pixels, file)
     return Picture(file.getvalue(), caption)
 
 
-def _made_by(about: dict[str, Any]) -> str:
-    """A clause on how samples were drawn; nothing of a picture that does not say it."""
-    if not about.get("solver"):
-        return "."
-    grid = about.get("grid")
-    parts = [
-        f"solver {short(about['solver'])}",
-        "times of its own" if isinstance(grid, list) else f"grid {short(grid)}",
-    ]
-    if isinstance(nfe := about.get("nfe"), int):
-        parts.append(f"{counted(nfe, 'evaluation')} of the network per image")
-    if about.get("guidance") not in (None, 1, 1.0):
-        parts.append(f"guidance {short(about['guidance'])}")
-    parts += [f"{name} {short(about[name])}" for name in ("seed", "step") if about.get(name) is not None]
-    return f": {', '.join(parts)}."
+def of_file(path: Path, title: str) -> Picture:
+    """A sheet of samples or a denoising path, with what its file says of it. Raises UserError: it is not a PNG."""
+    try:
+        data = path.read_bytes()
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
+            text = picture.info.get(ABOUT, "{}")
+    except UNREADABLE as error:
+        reason = f" ({error.strerror})" if isinstance(error, OSError) and error.strerror else ""
+        raise UserError(f"{path} is no PNG{reason}. Delete it, or draw it again.") from error
+    try:
+        about = About.model_validate_json(text)
+    except ValidationError:
+        about = About()
+    columns = [f"t = {t:.3g}" for t in about.times]
+    return Picture(data, f"{title}{about.clause}", columns, about.images)
+
+
+class About(BaseModel):
+    """What :func:`save_png` was told of a picture; nothing of one that was not written by it."""
+
+    images: int | None = Field(None, gt=0, le=10_000)
+    times: list[float] = Field([], max_length=100)
+    solver: str | None = None
+    grid: str | list[float] | None = None
+    nfe: int | None = None
+    guidance: float | None = None
+    seed: int | None = None
+    step: int | None = None
+
+    @property
+    def clause(self) -> str:
+        """How samples were drawn."""
+        if not self.solver:
+            return "."
+        grid = "times of its own" if isinstance(self.grid, list) else f"grid {short(self.grid)}"
+        parts = [f"solver {short(self.solver)}", grid]
+        if self.nfe is not None:
+            parts.append(f"{counted(self.nfe, 'evaluation')} of the network per image")
+        if self.guidance not in (None, 1.0):
+            parts.append(f"guidance {self.guidance:g}")
+        named = {"seed": self.seed, "step": self.step}
+        parts += [f"{name} {short(value)}" for name, value in named.items() if value is not None]
+        return f": {', '.join(parts)}."

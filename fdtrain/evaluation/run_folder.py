@@ -21,6 +21,7 @@ from fdtrain.errors import UserError
 from fdtrain.evaluation import result
 from fdtrain.evaluation.load import FOLDER
 from fdtrain.evaluation.result import NllResult, Result, split_identity
+from fdtrain.evaluation.samples import to_pixels
 from fdtrain.networks.model import Model, ModelSpec, parameter_count
 from fdtrain.strict_yaml import MAX_BYTES, flattened, parse
 
@@ -74,7 +75,9 @@ class RunFolder:
 
     def series(self, name: str) -> list[tuple[float, float]]:
         """(step, value) of a metric, where both are finite numbers."""
-        points = ((line.get("step"), line.get(name)) for line in self.metrics)
+        # Earlier versions logged training's bits/dim as the loss, which it is.
+        former = "train/loss" if name == "train/bits_per_dim" else name
+        points = ((line.get("step"), line.get(name, line.get(former))) for line in self.metrics)
         return [(step, value) for step, value in points if number(step) and number(value)]
 
     def last(self, name: str, form: str) -> str | None:
@@ -200,17 +203,11 @@ def _settings(run: Path) -> Mapping[str, Any]:
     """The section ``data`` of the run's configuration."""
     file = run / CONFIG
     try:
-        content = parse(file.read_bytes()[: MAX_BYTES + 1].decode())
-        settings = content["data"]
+        settings = parse(file.read_bytes()[: MAX_BYTES + 1].decode())["data"]
         sources = [{"path": settings["path"], "weight": 1.0}] if settings.get("path") else settings["mixture"]
-        return {
-            **settings,
-            "paths": [str(source["path"]) for source in sources],
-            "weights": [float(source["weight"]) for source in sources],
-        }
-    except OSError as error:
-        raise UserError(f"cannot read {file} ({error.strerror}). Name the data set with --data.") from error
-    except (UserError, ValueError, KeyError, TypeError, AttributeError) as error:
+        paths = [str(source["path"]) for source in sources]
+        return {**settings, "paths": paths, "weights": [float(source["weight"]) for source in sources]}
+    except (OSError, UserError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{file} does not say what the run was trained on. Name the data set with --data.") from error
 
 
@@ -235,9 +232,9 @@ def _opened(run: Path, settings: Mapping[str, Any], split: str) -> DataSets:
     return data
 
 
-def held_out_images(run: RunFolder, data: str | None, count: int) -> tuple[Tensor, int, str]:
-    """So many images ``(n, C, H, W)`` of the split that samples stand beside, at equal distances over it, their number
-    of levels, and its name: the held-out one, if there is one.
+def held_out_pixels(run: RunFolder, data: str | None, count: int) -> tuple[Tensor, str]:
+    """So many images ``(n, C, H, W)``, uint8 from 0 to 255, of the split that samples stand beside, at equal distances
+    over it, and its name: the held-out one, if there is one.
 
     Args:
         data: the present place of the data; None: where the run has recorded them.
@@ -247,15 +244,12 @@ def held_out_images(run: RunFolder, data: str | None, count: int) -> tuple[Tenso
     """
     split = open_split(run.path, data, run.split)
     count = min(count, len(split))
-    return (
-        split.batch(range(0, len(split) // count * count, len(split) // count))[0],
-        split.description.levels,
-        split.name,
-    )
+    images = range(0, len(split) // count * count, len(split) // count)
+    return to_pixels(split.batch(images)[0], split.description.levels), split.name
 
 
-def evaluated_images(run: RunFolder, data: str | None, found: NllResult, images: list[int]) -> tuple[Tensor, int]:
-    """The images of these numbers of the split that was evaluated, and their number of levels.
+def evaluated_pixels(run: RunFolder, data: str | None, found: NllResult, images: list[int]) -> Tensor:
+    """The images of these numbers of the split that was evaluated, as :func:`held_out_pixels` gives them.
 
     Raises:
         UserError: they cannot be read, or are not those that were evaluated.
@@ -263,7 +257,7 @@ def evaluated_images(run: RunFolder, data: str | None, found: NllResult, images:
     split = open_split(run.path, data, found.split)
     if split_identity(split)["fingerprint"] != found.fingerprint:
         raise UserError(f"'{found.split}' has other shards than the result.")
-    return torch.cat([split.batch(range(i, i + 1))[0] for i in images]), split.description.levels
+    return to_pixels(split.batch(images)[0], split.description.levels)
 
 
 def image_values(path: Path, found: NllResult) -> dict[str, Tensor]:

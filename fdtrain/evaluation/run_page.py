@@ -21,7 +21,7 @@ from fdtrain.evaluation.result import (
     OdeEstimate,
     Result,
 )
-from fdtrain.evaluation.run_folder import RunFolder, evaluated_images, held_out_images
+from fdtrain.evaluation.run_folder import RunFolder, evaluated_pixels, held_out_pixels
 from fdtrain.evaluation.wording import counted, duration, short, with_error
 
 REAL_IMAGES = 64
@@ -127,17 +127,14 @@ def samples(runs: dict[str, RunFolder], data: str | None) -> Section:
     if not drawn:
         command = _command(next(iter(runs.values())), "sample RUN --out RUN/samples/final.png")
         return Section("Samples", [Missing("No sheet of samples.", command)])
-    first, parts = next(iter(drawn)), []
+    named = "from the averaged weights"
+    sheets = [pictures.of_file(path, f"{n and f'{n}: '}samples/{path.name}, {named}") for n, path in drawn.items()]
+    real, parts = [], []
     try:
-        count = pictures.images_in(drawn[first]) or REAL_IMAGES
-        levels, count_of_levels, split = held_out_images(runs[first], data, count)
-        real = [pictures.of_images(levels, count_of_levels, f"Real images of the split '{split}'.")]
+        pixels, split = held_out_pixels(runs[next(iter(drawn))], data, sheets[0].images or REAL_IMAGES)
+        real = [pictures.of_pixels(pictures.sheet(pixels), f"Real images of the split '{split}'.")]
     except UserError as error:
-        real, parts = [], [Missing(f"No real images to stand beside them: {error}")]
-    sheets = [
-        pictures.of_file(sheet, f"{name and f'{name}: '}samples/{sheet.name}, from the averaged weights")
-        for name, sheet in drawn.items()
-    ]
+        parts = [Missing(f"No real images to stand beside them: {error}")]
     title = "from left to right the predicted image on the way from noise to the image, which is the last"
     last = sorted((runs[""].path / "samples").glob("step_*_path.png"))[-1:] if "" in runs else []
     paths = [pictures.of_file(path, f"samples/{path.name}, {title}") for path in last]
@@ -191,8 +188,8 @@ def _extremes(run: RunFolder, data: str | None) -> Section:
     shown = []
     try:
         for name, numbers in {"Easiest": order[:EXTREMES], "Hardest": order[: -EXTREMES - 1 : -1]}.items():
-            levels, count = evaluated_images(run, data, bits.result, numbers)
-            drawn = [pictures.of_image(level, count, f"{values[i]:.3f}") for i, level in zip(numbers, levels)]
+            images = zip(numbers, evaluated_pixels(run, data, bits.result, numbers))
+            drawn = [pictures.of_pixels(pixels, f"{values[i]:.3f}") for i, pixels in images]
             shown.append(Figures([*drawn], "images", name))
     except UserError as error:
         shown = [Missing(f"The images cannot be shown: {error}")]

@@ -21,6 +21,7 @@ from torch import Tensor
 from fdtrain import files
 from fdtrain.data.pack import pack
 from fdtrain.data.sources.source import Part, Sample, Source
+from fdtrain.distributed import chunks
 from fdtrain.errors import UserError
 from fdtrain.evaluation import image_sets, pictures, result
 from fdtrain.evaluation.samples import to_pixels
@@ -73,7 +74,7 @@ class Output:
                     f"{self.path} holds samples of {'; '.join(different)}. Choose another --out, or remove it."
                 )
             there = image_sets.open_samples(self.path)
-            batches = (there.batch(range(i, min(i + 1000, there.count))) for i in range(0, there.count, 1000))
+            batches = map(there.batch, chunks(range(there.count), 1000))
             if there.count != request["images"] or digest(batches) != record.get("pixels_sha256"):
                 raise UserError(f"{self.path} was changed since it was written. Remove it to have it made again.")
             # What a kill while it was removed has left.

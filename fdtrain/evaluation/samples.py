@@ -4,7 +4,6 @@ Image ``i`` depends on (seed, ``i``) alone, whatever the batch and however many 
 """
 
 import argparse
-import json
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -14,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from fdtrain.diffusion.objective import quantise
@@ -21,7 +21,7 @@ from fdtrain.diffusion.predictors import x0_hat
 from fdtrain.diffusion.solvers import DEFAULT, GRID, PUBLISHED, SOLVERS, check_falling, parse_grid, sample, time_grid
 from fdtrain.errors import UserError, check_at_least
 from fdtrain.evaluation.load import ModelOrigin
-from fdtrain.evaluation.result import write
+from fdtrain.evaluation.result import invalid, write
 from fdtrain.networks.model import Model, ModelSpec
 from fdtrain.plugins import code_of
 from fdtrain.randomness import Purpose, normal
@@ -61,7 +61,7 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
 class Sampler:
     """Everything about samples but their model, seed and number.
 
-    ``grid`` is a name or times. ``label`` None: all classes in turn.
+    ``grid`` is a name or times. ``label`` None: all classes in turn. What cannot be is refused by :meth:`checked`.
     """
 
     solver: str = DEFAULT
@@ -72,16 +72,10 @@ class Sampler:
 
     @staticmethod
     def of(arguments: argparse.Namespace, spec: ModelSpec, origin: ModelOrigin) -> "Sampler":
-        """From the command line, for a model. Raises UserError: the model cannot be sampled so."""
+        """:meth:`checked` of the options of :func:`add_sampling_arguments`."""
         check_at_least(arguments, 1, "steps", "nfe", "batch")
-        check_solver(arguments.solver, "--solver")
-        solver, guidance, steps = arguments.solver, arguments.guidance, arguments.steps
-        if arguments.nfe:
-            per_step = Sampler(solver, steps=1, guidance=guidance).nfe
-            steps, over = divmod(arguments.nfe, per_step)
-            if over:
-                raise UserError(f"--nfe {arguments.nfe}: a step of {solver} here takes {per_step} evaluations.")
-        return Sampler.checked(spec, origin, solver, arguments.grid, steps, arguments.label, guidance, prefix="--")
+        names = ("solver", "grid", "steps", "label", "guidance", "nfe")
+        return Sampler.checked(spec, origin, **{name: getattr(arguments, name) for name in names}, prefix="--")
 
     @staticmethod
     def checked(
@@ -92,13 +86,15 @@ class Sampler:
         steps: int | None = None,
         label: int | None = None,
         guidance: float = 1.0,
+        nfe: int | None = None,
         prefix: str = "",
     ) -> "Sampler":
-        """As :meth:`of`, from values.
+        """For a model.
 
         Args:
             origin: of the model, beside which its optimised grids lie; None: it has none.
             grid: a text as of the command line, or times.
+            nfe: evaluations for each image, instead of steps.
             prefix: stands before the names of options in messages.
 
         Raises:
@@ -114,31 +110,41 @@ class Sampler:
                 raise UserError(f"{prefix}label: this model was trained without labels.")
             if not 0 <= label < len(spec.classes):
                 raise UserError(f"{prefix}label {label}: this model has classes 0 to {len(spec.classes) - 1}.")
+        if nfe is not None:
+            steps, over = divmod(nfe, per_step := Sampler(solver, steps=1, guidance=guidance).nfe)
+            if over:
+                raise UserError(f"{prefix}nfe {nfe}: a step of {solver} here takes {per_step} evaluations.")
         times = GRID if grid is None else read_grid(grid, f"{prefix}grid")
         steps = (len(times) - 1 if isinstance(times, tuple) else STEPS) if steps is None else steps
         if steps < 1:
             raise UserError(f"{prefix}steps must be at least 1.")
-        if isinstance(times, tuple) and steps != len(times) - 1:
-            raise UserError(f"{prefix}grid: {len(times)} times are {len(times) - 1} steps, not {steps}.")
         if times == OPTIMISED:
             if origin is None:
                 raise UserError(f"{prefix}grid: {times} times are of a trained model. Name another grid.")
             times = load_optimised(origin.home, origin.sha256, solver, steps)
-        sampler = Sampler(solver, times, steps, label, guidance)
-        try:
-            sampler.times(spec)
-        except ValueError as error:
-            raise UserError(f"{prefix}grid: {error}.") from error
-        return sampler
+        return Sampler(solver, times, steps, label, guidance).with_times(spec, f"{prefix}grid")
 
     @staticmethod
     def within(solver: str, grid: str, nfe: int) -> "Sampler":
-        """With so many evaluations, or less where a step takes several; one step at least."""
+        """With so many evaluations, or less where a step takes several; one step at least.
+
+        Raises:
+            UserError: there is no such solver.
+        """
+        check_solver(solver, "solver")
         return Sampler(solver, grid, max(1, nfe // SOLVERS[solver].evaluations_per_step))
 
     def times(self, spec: ModelSpec) -> list[float]:
         """Falling from 1 to 0, or within the model's interval. Raises ValueError: there are no such times."""
         return time_grid(self.grid, self.steps, spec.levels, spec.dims, spec.bound.interval)
+
+    def with_times(self, spec: ModelSpec, option: str) -> "Sampler":
+        """Itself. Raises UserError: there are no such times, and which ``option`` asked for them."""
+        try:
+            self.times(spec)
+        except ValueError as error:
+            raise UserError(f"{option}: {error}.") from error
+        return self
 
     @property
     def nfe(self) -> int:
@@ -231,41 +237,33 @@ def check_solver(name: str, option: str) -> None:
         raise UserError(f"{option}: there is no {name!r}; there are {', '.join(SOLVERS)}.")
 
 
-def read_grid(text: str | Sequence[float], option: str = "--grid") -> str | tuple[float, ...]:
+def read_grid(grid: str | Sequence[float], option: str = "--grid") -> str | tuple[float, ...]:
     """A grid's name as it is, or the times of a list or a file, separated by commas or white space, or themselves.
 
     Raises:
         UserError: there is no such grid, or the times do not fall from 1 to 0.
     """
     try:
-        if not isinstance(text, str):
-            times = tuple(float(t) for t in text)
-        elif os.sep in text or Path(text).is_file():
-            times = _times(Path(text).read_text(), text)
-        elif "," in text and ":" not in text:
-            times = _times(text, text)
-        else:
-            if text != OPTIMISED:
-                parse_grid(text)
-            return text
+        if isinstance(grid, str):
+            is_file = os.sep in grid or Path(grid).is_file()
+            if not is_file and ("," not in grid or ":" in grid):
+                if grid != OPTIMISED:
+                    parse_grid(grid)
+                return grid
+            words = Path(grid).read_text() if is_file else grid
+            grid = [float(word) for word in words.strip().strip("[]").replace(",", " ").split()]
+        times = tuple(float(t) for t in grid)
         check_falling(times)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{option}: cannot read {text} ({getattr(error, 'strerror', None) or error}).") from error
+    except OSError as error:
+        raise UserError(f"{option}: cannot read {grid} ({error.strerror}).") from error
     except ValueError as error:
         raise UserError(f"{option}: {error}.") from error
     return times
 
 
-def _times(words: str, source: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(word) for word in words.strip().strip("[]").replace(",", " ").split())
-    except ValueError as error:
-        raise ValueError(f"{source} must hold times, numbers that fall from 1 to 0") from error
-
-
 def load_optimised(folder: Path, weights_sha256: str, solver: str, steps: int) -> tuple[float, ...]:
     """The grid that was found for these weights. Raises UserError: there is none yet, or its file is damaged."""
-    times = _stored_grids(folder / GRIDS).get(weights_sha256, {}).get(_key(solver, steps))
+    times = _stored_grids(folder / GRIDS).get(weights_sha256, {}).get(f"{solver}, {steps} steps")
     if times is None:
         raise UserError(
             f"--grid {OPTIMISED}: {folder} has none for these weights, {solver} and {steps} steps. First run "
@@ -278,26 +276,19 @@ def save_optimised(folder: Path, weights_sha256: str, solver: str, steps: int, t
     """Add a grid to those of a model. Raises UserError: the file is damaged, or cannot be written."""
     path = folder / GRIDS
     grids = _stored_grids(path)
-    grids.setdefault(weights_sha256, {})[_key(solver, steps)] = list(times)
+    grids.setdefault(weights_sha256, {})[f"{solver}, {steps} steps"] = list(times)
     write(grids, path)
     return path
 
 
-def _key(solver: str, steps: int) -> str:
-    return f"{solver}, {steps} steps"
-
-
 def _stored_grids(path: Path) -> dict[str, dict[str, list[float]]]:
-    if not path.is_file():
-        return {}
     try:
-        grids = json.loads(path.read_text())
-        for by_setting in grids.values():
-            for times in by_setting.values():
-                check_falling(times)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is damaged ({error}). Remove it, and run fdtrain evaluate grid again.") from error
-    return grids
+        return TypeAdapter(dict[str, dict[str, list[float]]]).validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValidationError) as error:
+        reason = invalid(error) if isinstance(error, ValidationError) else error.strerror
+        raise UserError(f"{path} is damaged ({reason}). Remove it, and run fdtrain evaluate grid again.") from error
 
 
 def to_pixels(levels: Tensor, count: int) -> Tensor:

@@ -144,7 +144,7 @@ class StoredValues:
             self._folders.append(self.results / FOLDER / digest)
             store = RowStore(self._folders[-1], {"count": count, "columns": columns}, count)
         whole = torch.zeros(count, columns, dtype=torch.float64)
-        missing = [range(i, min(i + chunk, count)) for i in range(0, count, chunk)]
+        missing = distributed.chunks(range(count), chunk)
         if store and distributed.rank() == 0:
             store.prepare()
             for images, values in store.load():

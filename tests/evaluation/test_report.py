@@ -27,7 +27,7 @@ from fdtrain.data.dataset import DatasetDescription
 from fdtrain.errors import UserError, printable
 from fdtrain.evaluation import figures, result, run_folder, run_page
 from fdtrain.evaluation.compared import bits_of
-from fdtrain.evaluation.figures import COLOURS, Line
+from fdtrain.evaluation.figures import COLOURS, Line, Plot
 from fdtrain.evaluation.pictures import save_png
 from fdtrain.networks.model import Model
 
@@ -325,9 +325,8 @@ def test_page_in_a_browser(folder, tmp_path, width):
 
 
 def plot(name="a", values=(3.0, 2.0, 1.0), **settings):
-    line = Line(name, list(enumerate(values, 1)), [(value - 0.1, value + 0.1) for value in values])
-    lines = [line, Line("other", [(1, 2.0)])]
-    return figures.plot(name, "step", "bits/dim", lines, name, partial(figures.steps_axis, **settings))
+    lines = [Line(name, list(enumerate(values, 1)), [0.1] * len(values)), Line("other", [(1, 2.0)])]
+    return Plot(name, "step", "bits/dim", lines, name, partial(figures.steps_axis, **settings))
 
 
 @pytest.mark.parametrize("name", ["<b>&\"'", "$\\frac$ #2563a8", "a\x01b\x1b", "]]>-->", "\u4e2d"])
@@ -350,6 +349,6 @@ def test_a_plot_as_png_is_in_the_light_colours(tmp_path):
 
 
 def test_the_first_steps_do_not_take_all_the_height():
-    high = plot(values=(1e6, *np.linspace(3, 2, 60))).figure.axes[0].get_ylim()[1]
+    high = plot(values=(1e6, *np.linspace(3, 2, 60))).figure().axes[0].get_ylim()[1]
     assert 3 <= high < 4
-    assert plot(values=(0.0, 1.0), log=True).figure.axes[0].get_yscale() == "linear"
+    assert plot(values=(0.0, 1.0), log=True).figure().axes[0].get_yscale() == "linear"
