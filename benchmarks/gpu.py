@@ -87,7 +87,7 @@ def measure(
     _forget(device)
     if times is None:
         return measure(name, spec, variant, rate, images // 2, steps, device)
-    speed = Utilisation(flops(spec).training(), 1, rate).speed(images / statistics.median(times))
+    speed = Utilisation(flops(spec), 1, rate).speed(images / statistics.median(times))
     figures = speed["images_per_second"], speed["tflops_per_device"], speed.get("utilisation", math.nan)
     return Measured(name, variant.name, images, *figures, gib)
 

@@ -7,7 +7,7 @@ from typing import get_args
 import pytest
 import yaml
 
-from fdtrain.capacity.estimate import Forecast, KnownDataset, parameters, published
+from fdtrain.capacity.estimate import Forecast, known_dataset, parameters, published
 from fdtrain.capacity.layout import run_layout
 from fdtrain.config import DROPPED, OWN, RENAMED, TrainingConfig, dump_config, load_config
 from fdtrain.config import NETWORKS as SECTIONS
@@ -65,12 +65,12 @@ def test_the_comment_is_what_the_plan_says(path):
 def test_the_template_works_with_its_suggestions_too(write):
     """As it is, and with every line that is commented out."""
     text = (Path(__file__).parent.parent / "configs" / "template.yaml").read_text()
-    photographs = KnownDataset("photographs", 64, 3, 256, 0, 1000)
+    photographs = known_dataset("photographs", 64, 3, 256, 0, 1000)
     whole = re.sub(r"^  # ([a-z_]+: )", r"  \1", text, flags=re.MULTILINE)
     assert whole.count("\n  # ") < text.count("\n  # ")
     for content in (text, whole):
         config = load_config(write(content))
-        assert parameters(model_spec(config, photographs.description())) > 10**6
+        assert parameters(model_spec(config, photographs)) > 10**6
         assert run_layout(config.training, world_size=4).micro_batch == 16
     assert load_config(write(whole)).network.checkpointing
 

@@ -4,7 +4,6 @@ import posixpath
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as nnf
@@ -23,51 +22,21 @@ from fdtrain.networks.model import Model, ModelSpec, inner_matrices, parameter_c
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-@dataclass(frozen=True)
-class Flops:
-    """Operations for one image, in matrix products and convolutions. A multiply-add counts as two."""
-
-    forward: int
-    backward: int
-
-    def training(self, checkpointing: bool = False) -> int:
-        """Operations of a training step. Checkpointing repeats the forward pass, except for the ends of the network."""
-        return self.forward * (2 if checkpointing else 1) + self.backward
+def flops(spec: ModelSpec, checkpointing: bool = False) -> int:
+    """Operations of a training step for one image, in matrix products and convolutions: a multiply-add counts as two.
+    Checkpointing repeats the forward pass. Counted by ``torch.utils.flop_counter`` on the meta device."""
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        out = Model(spec)(*_inputs(spec, 1))
+        forward = counter.get_total_flops()
+        out.sum().backward()
+    return counter.get_total_flops() + (forward if checkpointing else 0)
 
 
-@dataclass(frozen=True)
-class Activations:
-    """Bytes saved for the backward pass: those per image, and the half-precision copies of the weights."""
-
-    per_image: int
-    fixed: int
-
-    def bytes(self, images: int) -> int:
-        """The bytes of one pass over this number of images."""
-        return self.per_image * images + self.fixed
-
-
-def flops(spec: ModelSpec) -> Flops:
-    """Counted by ``torch.utils.flop_counter`` on the meta device."""
-    with torch.device("meta"):
-        model = Model(spec)
-        with FlopCounterMode(display=False) as counter:
-            out = model(*_inputs(spec, 1))
-            forward = counter.get_total_flops()
-            out.sum().backward()
-    return Flops(forward, counter.get_total_flops() - forward)
-
-
-def activations(spec: ModelSpec, precision: str = "bf16", checkpointing: bool = False) -> Activations:
-    """What eager autograd saves, with the casts that CUDA's autocast makes.
+def activations(spec: ModelSpec, images: int, precision: str = "bf16", checkpointing: bool = False) -> int:
+    """Bytes that eager autograd saves of a pass, with the casts that CUDA's autocast makes, of the weights too.
 
     ``torch.compile`` saves less; the allocator's gaps and the workspaces of convolutions come on top.
     """
-    one, two = (_saved_bytes(spec, images, precision, checkpointing) for images in (1, 2))
-    return Activations(per_image=two - one, fixed=2 * one - two)
-
-
-def _saved_bytes(spec: ModelSpec, images: int, precision: str, checkpointing: bool) -> int:
     saved: dict[int, torch.UntypedStorage] = {}
 
     def pack(x: Tensor) -> Tensor:
@@ -103,41 +72,33 @@ def _inputs(spec: ModelSpec, images: int) -> tuple[Tensor, Tensor, Tensor | None
     return torch.empty(images, *spec.shape), torch.empty(images, dtype=torch.float64), label
 
 
-class KnownDataset(NamedTuple):
-    """A data set as ``fdtrain pack`` packs it; ``classes`` is the number of classes."""
-
-    name: str
-    size: int
-    channels: int
-    levels: int
-    classes: int
-    images: int
-
-    def description(self, split: str = "train") -> DatasetDescription:
-        """Of the packed data set with its images in one shard."""
-        shard = Shard(file="0.tar", images=self.images, bytes=0, sha256="0" * 64)
-        return DatasetDescription(
-            version=VERSION,
-            name=self.name,
-            source="",
-            size=self.size,
-            channels=self.channels,
-            levels=self.levels,
-            classes=[str(i) for i in range(self.classes)],
-            encoding="png",
-            splits={split: ShardTable.of([shard])},
-        )
+def known_dataset(
+    name: str, size: int, channels: int, levels: int, classes: int, images: int, split: str = "train"
+) -> DatasetDescription:
+    """As ``fdtrain pack`` packs it, with its images in one shard."""
+    shard = Shard(file="0.tar", images=images, bytes=0, sha256="0" * 64)
+    return DatasetDescription(
+        version=VERSION,
+        name=name,
+        source="",
+        size=size,
+        channels=channels,
+        levels=levels,
+        classes=[str(i) for i in range(classes)],
+        encoding="png",
+        splits={split: ShardTable.of([shard])},
+    )
 
 
-# By the folders of configs/.
+# By the folders of configs/: name, pixels of a side, channels, levels, classes, images.
 DATASETS = {
-    "digits": KnownDataset("digits", 8, 1, 17, 10, 1497),
-    "fashion_mnist": KnownDataset("fashion_mnist", 28, 1, 256, 10, 60_000),
-    "cifar10": KnownDataset("cifar10", 32, 3, 256, 10, 50_000),
-    "imagenet32": KnownDataset("imagenet32-new", 32, 3, 256, 1000, 1_281_167),
-    "imagenet32-old": KnownDataset("imagenet32-old", 32, 3, 256, 0, 1_281_149),
-    "imagenet64": KnownDataset("imagenet64-new", 64, 3, 256, 1000, 1_281_167),
-    "celeba64": KnownDataset("celeba64", 64, 3, 256, 0, 162_770),
+    "digits": ("digits", 8, 1, 17, 10, 1497),
+    "fashion_mnist": ("fashion_mnist", 28, 1, 256, 10, 60_000),
+    "cifar10": ("cifar10", 32, 3, 256, 10, 50_000),
+    "imagenet32": ("imagenet32-new", 32, 3, 256, 1000, 1_281_167),
+    "imagenet32-old": ("imagenet32-old", 32, 3, 256, 0, 1_281_149),
+    "imagenet64": ("imagenet64-new", 64, 3, 256, 1000, 1_281_167),
+    "celeba64": ("celeba64", 64, 3, 256, 0, 162_770),
 }
 
 
@@ -167,7 +128,7 @@ def published(config: Config) -> DatasetDescription:
             f"data.path: {path} is no packed data set, and {name!r} none that was published. Pack it, or name a "
             f"published one by --set data.path=NAME: {', '.join(DATASETS)}."
         )
-    return DATASETS[name].description(config.data.train_split)
+    return known_dataset(*DATASETS[name], config.data.train_split)
 
 
 def state_memory(parameters: int, zero_stage: int, gpus: int, averages: int = 1, muons: int = 0) -> tuple[int, ...]:
@@ -196,12 +157,16 @@ class Forecast:
     utilisation: float
 
     @cached_property
-    def flops(self) -> Flops:
-        return flops(self.spec)
+    def flops(self) -> int:
+        """Of one image."""
+        return flops(self.spec, self.config.network.checkpointing)
 
     @cached_property
-    def activations(self) -> Activations:
-        return activations(self.spec, self.config.training.precision, self.config.network.checkpointing)
+    def activations(self) -> int:
+        """Bytes of a pass. UserError if this number of ranks cannot share the batch."""
+        training, network = self.config.training, self.config.network
+        images = run_layout(training, self.devices).micro_batch
+        return activations(self.spec, images, training.precision, network.checkpointing)
 
     @cached_property
     def parameters(self) -> int:
@@ -213,12 +178,8 @@ class Forecast:
         return self.config.training.steps * self.config.training.global_batch
 
     @property
-    def flops_per_image(self) -> int:
-        return self.flops.training(self.config.network.checkpointing)
-
-    @property
     def device_hours(self) -> float:
-        return self.images * self.flops_per_image / (self.tflops * 1e12 * self.utilisation) / 3600
+        return self.images * self.flops / (self.tflops * 1e12 * self.utilisation) / 3600
 
     @property
     def hours_text(self) -> str:
@@ -230,11 +191,6 @@ class Forecast:
         """As configured."""
         return zero_stage(self.config.training, self.devices)
 
-    @property
-    def pass_images(self) -> int:
-        """Of one rank. UserError if this number of ranks cannot share the batch."""
-        return run_layout(self.config.training, self.devices).micro_batch
-
     def memory(self, stage: int) -> tuple[int, ...]:
         """Bytes held on each device at a ZeRO stage: those of :func:`state_memory`, and the activations of a pass."""
         muons = 0
@@ -243,7 +199,7 @@ class Forecast:
                 muons = sum(p.numel() for p in inner_matrices(Model(self.spec)).values())
         averages = 1 + len(self.config.ema.lengths)
         state = state_memory(self.parameters, stage, self.devices, averages, muons)
-        return (*state, self.activations.bytes(self.pass_images))
+        return (*state, self.activations)
 
     def summary(self) -> str:
         """The two lines that the comments of configs/ carry."""

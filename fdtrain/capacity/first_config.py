@@ -6,7 +6,6 @@ It follows from the images and the kind of device alone, by :data:`TABLE`, so it
 import re
 import shlex
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +15,7 @@ import yaml
 from fdtrain.capacity.estimate import parameters
 from fdtrain.capacity.spec import model_spec
 from fdtrain.capacity.target import Target
-from fdtrain.config import Config, DDPMppConfig, load_config
+from fdtrain.config import Config
 from fdtrain.data.dataset import DatasetDescription
 from fdtrain.errors import UserError
 from fdtrain.files import write_text
@@ -83,16 +82,13 @@ def write_first_config(folder: Path, description: DatasetDescription, target: Ta
     Raises:
         UserError: it cannot be written.
     """
-    file = folder / FILE
-    train = _program() + " train" + (f" --processes {target.devices}" if target.devices > 1 else "")
-    train = f"    {train} --config {shlex.quote(str(file))}"
+    file, program = folder / FILE, "fdtrain" if Path(sys.argv[0]).name == "fdtrain" else "python -m fdtrain"
+    processes = f" --processes {target.devices}" if target.devices > 1 else ""
+    train = f"    {program} train{processes} --config {shlex.quote(str(file))}"
     if file.exists():
-        try:
-            resume = " --resume auto" if load_config(file).folder.exists() else ""
-        except UserError:
-            resume = ""
-        return [f"{file} is there already, and stays as it is; remove it for a new one. To train:", train + resume]
-    plan = f"{_program()} plan {shlex.quote(str(file))} --for {target}"
+        stays = f"{file} is there already, and stays as it is; remove it for a new one. To train, or go on:"
+        return [stays, f"{train} --resume auto"]
+    plan = f"{program} plan {shlex.quote(str(file))} --for {target}"
     settings = first_settings(description, str(folder), target)
     config = Config.model_validate(settings)
     weights, images = parameters(model_spec(config, description)), description.images(config.data.train_split)
@@ -111,13 +107,17 @@ def write_first_config(folder: Path, description: DatasetDescription, target: Ta
         write_text(file, "".join(f"# {line}\n" for line in head) + _yaml(settings))
     except OSError as error:
         raise UserError(f"cannot write {file} ({error.strerror}). The data set itself is complete.") from error
-    notes = [f"note: {note}" for note in _notes(size, config, target)]
-    return [f"{file}: {what}, for {target}", *notes, "What it takes:", f"    {plan}", "To train:", train]
+    said = [f"{file}: {what}, for {target}"]
+    largest, better = (64, 32) if target.device == "cpu" else (256, 256)
+    if size > largest:
+        said.append(f"note: {size}x{size} images are large for a first run on {target}. Pack smaller: --size {better}.")
+    return [*said, "What it takes:", f"    {plan}", "To train:", train]
 
 
 def first_settings(description: DatasetDescription, path: str, target: Target) -> dict[str, Any]:
     """The configuration for the data set at ``path``, without what is default."""
-    size, row = description.size, _row(description.size, target)
+    size, rows = description.size, TABLE[target.device]
+    row = next((row for side, row in rows.items() if size <= side), rows[max(rows)])
     train = "train" if "train" in description.splits else next(iter(description.splits))
     held_out = next((split for split in ("test", "valid") if split in description.splits and split != train), None)
     images = description.images(train)
@@ -164,25 +164,6 @@ def first_settings(description: DatasetDescription, path: str, target: Target) -
     }
 
 
-def _row(size: int, target: Target) -> Choice:
-    rows = TABLE[target.device]
-    return next((row for side, row in rows.items() if size <= side), rows[max(rows)])
-
-
-def _notes(size: int, config: Config, target: Target) -> Iterator[str]:
-    network = config.network
-    assert isinstance(network, DDPMppConfig)
-    wanted, levels = len(_row(size, target).multipliers), len(network.multipliers)
-    if size > 256 or (size > 64 and target.device == "cpu"):
-        yield (
-            f"{size}x{size} images are large for a first run on {target}. Pack smaller ones: --size "
-            f"{32 if target.device == 'cpu' else 256}."
-        )
-    elif levels < wanted and size // 2 ** (levels - 1) > ATTENTION:
-        better = size // 2 ** (wanted - 1) * 2 ** (wanted - 1)
-        yield f"{size} pixels can be halved only {levels - 1} times; --size {better} gives a better network."
-
-
 def _interval(steps: int, batch: int, cost: float) -> int:
     """Steps between things that cost as much as training on so many images: as often as WATCHING allows, once at
     least."""
@@ -202,8 +183,3 @@ def _yaml(settings: dict[str, Any]) -> str:
 
 def _flow(value: Any) -> str:
     return yaml.safe_dump(value, default_flow_style=True, width=float("inf")).splitlines()[0]
-
-
-def _program() -> str:
-    """This program, as it was called."""
-    return "fdtrain" if Path(sys.argv[0]).name == "fdtrain" else "python -m fdtrain"

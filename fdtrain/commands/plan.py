@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 
 from fdtrain.capacity.estimate import Forecast, images_of
+from fdtrain.capacity.layout import run_layout
 from fdtrain.capacity.spec import model_spec
 from fdtrain.capacity.target import Target, target
 from fdtrain.config import load_config
@@ -20,7 +21,7 @@ from fdtrain.errors import UserError
 from fdtrain.evaluation.wording import duration
 from fdtrain.main import add_allow_code
 
-GIB, MIB = 2**30, 2**20
+GIB = 2**30
 GPU, CORE = 989.0, 0.1
 """TFLOP/s: the peak of an H100 or H200 in dense bf16; and about that of a core of a CPU, in float32 by AVX2."""
 
@@ -66,41 +67,33 @@ def run(arguments: argparse.Namespace) -> None:
     spec = model_spec(config, data)
     forecast = Forecast(config, spec, on.devices, tflops, arguments.utilisation)
     with phase("counting operations and memory"):
-        lines = [
-            str(arguments.config),
-            *_work(forecast, data, on),
-            *_memory(forecast, on),
-        ]
-        if on.device == "cuda":
-            lines += ["", forecast.summary()]
+        lines = [str(arguments.config), *_work(forecast, data, on), *_memory(forecast, on)]
+        lines += ["", forecast.summary()] if on.device == "cuda" else []
     print("\n".join(lines))
 
 
 def _work(forecast: Forecast, data: DatasetDescription, on: Target) -> list[str]:
-    config, spec, counted, hours = forecast.config, forecast.spec, forecast.flops, forecast.device_hours
+    config, spec, hours = forecast.config, forecast.spec, forecast.device_hours
     seen, epochs = forecast.images, forecast.images / max(1, data.images(config.data.train_split))
-    again = " + forward again, by checkpointing" if config.network.checkpointing else ""
+    again = ", the forward pass twice, by checkpointing" if config.network.checkpointing else ""
     whole = f"{forecast.hours_text} GPU hours" if on.device == "cuda" else duration(hours)
     shared = f": {duration(hours / on.devices)} on {on.devices} GPUs" if on.devices > 1 else ""
     return [
         f"network      {spec.network}, {forecast.parameters:,} parameters, images {spec.shape} of {spec.levels} levels",
-        f"work         {forecast.flops_per_image / 1e9:.1f} GFLOP per image: "
-        f"forward {counted.forward / 1e9:.1f} + backward {counted.backward / 1e9:.1f}{again}",
+        f"work         {forecast.flops / 1e9:.1f} GFLOP per image{again}",
         f"run          {config.training.steps:,} steps of global batch {config.training.global_batch}: "
-        f"{f'{seen / 1e6:.1f} M' if seen >= 1e6 else f'{seen:,}'} images, "
-        f"{epochs:,.0f} epochs",
+        f"{seen:,} images, {epochs:,.0f} epochs",
         f"time         {whole} at {forecast.utilisation:.0%} of {forecast.tflops:g} TFLOP/s{shared}",
     ]
 
 
 def _memory(forecast: Forecast, on: Target) -> list[str]:
     """Raises UserError if so many devices cannot share the batch."""
-    images, saved, precision = forecast.pass_images, forecast.activations, forecast.config.training.precision
+    training = forecast.config.training
     one = "GPU" if on.device == "cuda" else "CPU"
     lines = [
-        f"activations  {saved.per_image / MIB:.1f} MiB per image and {saved.fixed / MIB:.0f} MiB "
-        f"({precision}, eager), {images} images in a pass: {saved.bytes(images) / GIB:.2f} GiB",
-        f"memory of {f'each of {on.devices} {one}s' if on.devices > 1 else f'the {one}'}, GiB",
+        f"memory of {f'each of {on.devices} {one}s' if on.devices > 1 else f'the {one}'}, GiB; activations of "
+        f"{run_layout(training, on.devices).micro_batch} images in a pass, {training.precision}, eager",
         "  ZeRO  weights  gradients  optimiser  average  activations   total",
     ]
     configured = forecast.zero_stage

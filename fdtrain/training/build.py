@@ -187,7 +187,7 @@ def _measure(plan: Plan, device: torch.device, monitor: Monitor) -> Utilisation:
     if distributed.rank() == 0 and (warning := hardware.lacks_units(device, precision, rate)):
         monitor.say(f"fdtrain: warning: {warning}")
     whole = distributed.all_reduce_sum(torch.tensor(rate, dtype=torch.float64, device=device)).item()
-    return Utilisation(flops(plan.spec).training(), plan.layout.world_size, whole)
+    return Utilisation(flops(plan.spec), plan.layout.world_size, whole)
 
 
 def _compile(
