@@ -33,7 +33,7 @@ from fdtrain.checkpoint import soundness, store
 from fdtrain.checkpoint.fragments import AVERAGE, FIRST_MOMENT, SECOND_MOMENT, WEIGHT, Place, part_name
 from fdtrain.config import load_config
 from fdtrain.data.dataset import VERSION, DatasetDescription, Shard, write_description
-from fdtrain.data.location import check_lengths, locate
+from fdtrain.data.location import locate
 from fdtrain.data.mixture import lane_order
 from fdtrain.networks.model import Model
 from fdtrain.resilience import consensus, heartbeat
@@ -102,10 +102,8 @@ class Files:
 
     def start(self) -> int:
         """Open the data, and look for this rank's share of the shards; how many those are."""
-        placed = locate(self.folder / "data", checked=False).split("train")
-        share = slice(distributed.rank(), None, self.world)
-        check_lengths(placed, share)
-        return len(range(SHARDS)[share])
+        locate(self.folder / "data").check(["train"], distributed.rank(), self.world)
+        return len(range(SHARDS)[distributed.rank() :: self.world])
 
     def batch(self) -> None:
         """The order of the data, and samples and noise of a step in the middle of the run."""

@@ -44,7 +44,7 @@ def test_every_rank_ends_at_once_with_one_line(launch):
 @pytest.mark.parametrize(
     ("setting", "part"),
     [
-        ("data.path=/nowhere", "no folder /nowhere. Pack a data set into it"),
+        ("data.path=/nowhere", "no folder /nowhere with a dataset.json. Pack a data set into it"),
         ("data.train_split=trian", "has no split 'trian' (it has: train, test)"),
         ("data.test_split=exam", "no split 'exam' (it has: train, test). To train without held-out images, set"),
         ("training.lanes=5", "global_batch 32 is not divisible by lanes 5; set lanes to 4"),

@@ -155,22 +155,17 @@ def read_description(folder: str | Path) -> DatasetDescription:
     """Read and check ``folder/dataset.json``.
 
     Raises:
-        UserError: the folder or the file is missing, or the file is not valid.
+        UserError: it is missing, cannot be read, or is not valid.
     """
-    folder = Path(folder)
-    file = folder / FILE
     try:
-        if not stat.S_ISDIR(folder.stat().st_mode):
-            raise FileNotFoundError
-        described = file.exists()
-    except FileNotFoundError:
-        raise UserError(f"data.path: no folder {folder}. Pack a data set into it with fdtrain pack.") from None
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or excerpt(error)
-        raise UserError(f"data.path: cannot read {excerpt(folder)} ({reason}). Check its permissions.") from error
-    if not described:
-        raise UserError(f"data.path: {folder} holds no {FILE}. Pack a data set into it with fdtrain pack.")
-    return parse_description(read_text(str(file), 0), str(folder))
+        text = read_text(str(Path(folder, FILE)), 0)
+    except UserError as error:
+        if isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
+            raise UserError(
+                f"data.path: no folder {folder} with a {FILE}. Pack a data set into it with fdtrain pack."
+            ) from None
+        raise
+    return parse_description(text, str(folder))
 
 
 def write_description(

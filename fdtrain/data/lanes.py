@@ -7,6 +7,8 @@ run in sequence through windows, each shuffled by its own seed. So the position 
 arithmetic, and resuming costs nothing.
 """
 
+from functools import lru_cache
+
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -30,7 +32,7 @@ class LaneOrder:
         self.lanes, self.seed, self.window = lanes, seed, window
         # The window each lane is in, and the shard order of the epochs in use: caches only.
         self._windows: dict[int, tuple[tuple[int, int], np.ndarray]] = {}
-        self._epochs: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._epoch = lru_cache(4)(self._drawn_epoch)
 
     def samples(self, lane: int, start: int, stop: int) -> np.ndarray:
         """Samples ``start <= p < stop`` of a lane's endless sequence, as rows ``(shard, index in shard)``."""
@@ -83,14 +85,10 @@ class LaneOrder:
             rows[here, 1] = offset[here] - ends[slot] + self.counts[order[slot]]
         return rows
 
-    def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+    def _drawn_epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Shards of an epoch in order, and the number of samples up to the end of each."""
-        if epoch not in self._epochs:
-            if len(self._epochs) >= 4:
-                self._epochs.pop(min(self._epochs))
-            order = stream(self.seed, Purpose.SHARDS, epoch).permutation(len(self.counts))
-            self._epochs[epoch] = (order, np.cumsum(self.counts[order]))
-        return self._epochs[epoch]
+        order = stream(self.seed, Purpose.SHARDS, epoch).permutation(len(self.counts))
+        return order, np.cumsum(self.counts[order])
 
 
 def own_lanes(rank: int, world_size: int, lanes: int) -> range:

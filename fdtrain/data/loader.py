@@ -46,9 +46,9 @@ class Steps(Protocol[Batch]):
     nbytes: int
     """Of a batch in memory."""
 
-    def read(self, step: int, out: np.ndarray) -> list[str] | UserError:
+    def read(self, step: int, out: np.ndarray) -> list[str]:
         """Make the batch of a step in ``out``, ``(nbytes,)`` uint8. Returns a message for each broken sample, which
-        another stands in for; or the error that makes the batch impossible."""
+        another stands in for. Raises UserError: the batch is impossible."""
         ...
 
     def views(self, memory: Tensor) -> Batch:
@@ -81,7 +81,6 @@ class LaneDataset:
         self.lane_images, self.flip, self.labelled = lane_images, flip, labelled
         self.images, self.epoch = len(lanes) * lane_images, order.images * len(lanes) / order.lanes
         self.nbytes = self.images * (8 + reader.description.dims)
-        self._error: UserError | None = None
         # The position of the lanes up to which shards are requested.
         self._requested = 0
 
@@ -89,17 +88,8 @@ class LaneDataset:
         labels, images = memory[: 8 * self.images], memory[8 * self.images :]
         return images.view(self.images, *self.reader.description.shape), labels.view(torch.int64)
 
-    def read(self, step: int, out: np.ndarray) -> list[str] | UserError:
-        # An error ends the run: later steps that are read ahead must not each wait for a deadline first.
-        if self._error is None:
-            try:
-                return self._read(step, *(view.numpy() for view in self.views(torch.from_numpy(out))))
-            except UserError as error:
-                self._error = error
-        # As a value: raised in a worker process it would arrive wrapped in that worker's trace.
-        return self._error
-
-    def _read(self, step: int, images: np.ndarray, labels: np.ndarray) -> list[str]:
+    def read(self, step: int, out: np.ndarray) -> list[str]:
+        images, labels = (view.numpy() for view in self.views(torch.from_numpy(out)))
         n = self.lane_images
         if self.reader.cache:
             self._fetch_ahead(self.reader.cache, step * n)
@@ -150,6 +140,7 @@ class SharedSlots(Dataset, Generic[Batch]):
 
     def __init__(self, steps: Steps[Batch], ahead: int):
         self.steps = steps
+        self._error: UserError | None = None
         # Slots begin where any kind of number may.
         slots, stride = ahead + 1, -(-max(1, steps.nbytes) // 64) * 64
         # Anonymous: /dev/shm may be small, as it is in a container.
@@ -159,7 +150,14 @@ class SharedSlots(Dataset, Generic[Batch]):
         return self._slots[step % len(self._slots)]
 
     def __getitem__(self, step: int) -> tuple[int, list[str] | UserError]:
-        return step, self.steps.read(step, self.slot(step))
+        # An error ends the run: later steps that are read ahead must not each wait for a deadline first.
+        if self._error is None:
+            try:
+                return step, self.steps.read(step, self.slot(step))
+            except UserError as error:
+                self._error = error
+        # As a value: raised in a worker process it would arrive wrapped in that worker's trace.
+        return step, self._error
 
     def batch(self, step: int) -> Batch:
         """A copy of a step's batch, since the slot is used again; pinned where there is an accelerator, which then

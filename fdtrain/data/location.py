@@ -36,7 +36,7 @@ from fdtrain.errors import UserError, excerpt
 
 LIST = ".txt"
 CHECKED = 10_000
-"""The local shards of a split whose length is checked before a run; each is when it is opened."""
+"""The local shards of a split that are looked at before a run; each is when it is opened."""
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,11 @@ class PackedData:
     Attributes:
         base: the folder or URL of dataset.json.
         places: the shards that a pattern or list names, by file name; None: all shards, beside dataset.json.
-        checked: shards are looked for when they are asked for; else who opened them does so once.
     """
 
     base: str
     description: DatasetDescription
     places: dict[str, str] | None
-    checked: bool = True
 
     def split(self, name: str, first_label: int = 0) -> PlacedShards:
         """The split's shards with images.
@@ -74,42 +72,35 @@ class PackedData:
         if not len(shards):
             raise UserError(f"{shown(self.base)}: split '{name}' holds no images. Pack the data set again.")
         labels = range(first_label, first_label + len(self.description.classes))
-        placed = PlacedShards(shards, self.base, places, labels, MemberReader(self.description))
-        if self.checked:
-            check_lengths(placed)
-        return placed
+        return PlacedShards(shards, self.base, places, labels, MemberReader(self.description))
 
-    def check_folder(self) -> None:
-        """Raise UserError if the folder of the data set holds shards that are not its."""
-        shards = list(self.description.splits.values())
+    def check(self, splits: Iterable[str], process: int = 0, processes: int = 1) -> None:
+        """Check that the local shards of these splits are there, of very many some, and that the folder holds no others:
+        the share of one process in this.
+
+        Raises:
+            UserError: one is missing, cut short, grown or not listed.
+        """
+        for placed in map(self.split, splits):
+            for i in range(0, len(placed), -(-len(placed) // CHECKED))[process::processes]:
+                if not is_remote(placed[i].place):
+                    check_length(Path(placed[i].place), placed[i].shard)
         # Whoever names each place may leave others in its folder.
+        shards = list(self.description.splits.values())
         named = self.places is not None or sum(len(of.places()) for of in shards) == sum(map(len, shards))
-        if not is_remote(self.base) and not named:
+        if process == 0 and not is_remote(self.base) and not named:
             _check_no_others(Path(self.base), shards)
 
 
-def check_lengths(placed: PlacedShards, share: slice = slice(None)) -> None:
-    """Check that local shards exist in full length, of very many some, or a share of those.
-
-    Raises:
-        UserError: one is missing, cut short or grown.
-    """
-    for i in range(0, len(placed), -(-len(placed) // CHECKED))[share]:
-        shard = placed[i]
-        if not is_remote(shard.place):
-            check_length(Path(shard.place), shard.shard)
-
-
-def locate(path: str | Path, allow_pipe: bool = False, seconds: float = 60.0, checked: bool = True) -> PackedData:
+def locate(path: str | Path, allow_pipe: bool = False, seconds: float = 60.0) -> PackedData:
     """Find a data set and read its description.
 
     Args:
         allow_pipe: whether a list may name shards as ``pipe:COMMAND``, which is executed.
         seconds: how long to try to reach a remote description.
-        checked: of :class:`PackedData`; look for other shards in the folder, too.
 
     Raises:
-        UserError: there is none; a pattern or list names what it does not describe; a folder holds other shards.
+        UserError: there is none; a pattern or list names what it does not describe.
     """
     path = with_credentials(str(path))
     if path.startswith("pipe:"):
@@ -131,11 +122,7 @@ def locate(path: str | Path, allow_pipe: bool = False, seconds: float = 60.0, ch
         _check_remote(base, [place for of_split in shards for place in of_split.places()])
     if not allow_pipe and any(place.startswith("pipe:") for place in places or []):
         raise UserError(f"{shown(path)} runs commands (pipe:). Set data.allow_pipe to true if you trust it.")
-    by_name = None if places is None else _by_name(path, places, shards)
-    found = PackedData(base, description, by_name, checked)
-    if checked:
-        found.check_folder()
-    return found
+    return PackedData(base, description, None if places is None else _by_name(path, places, shards))
 
 
 def _description(base: str, seconds: float) -> DatasetDescription:

@@ -33,7 +33,11 @@ FILE, LINK, SYMBOLIC_LINK, FOLDER = b"0", b"1", b"2", b"5"
 _OLD_FILE, _CONTIGUOUS = b"\0", b"7"
 _WITHOUT_DATA = (LINK, SYMBOLIC_LINK, b"3", b"4", FOLDER, b"6")
 """Links, devices, folders and FIFOs."""
-_LONG_NAME, _LONG_LINK, _PAX, _PAX_SOLARIS, _PAX_GLOBAL = b"L", b"K", b"x", b"X", b"g"
+_GNU = {b"L": b"path", b"K": b"linkpath"}
+"""Extended headers of one value, by its key in pax."""
+_PAX_GLOBAL = b"g"
+_PAX = (b"x", b"X", _PAX_GLOBAL)
+"""Those with records; X is Solaris'."""
 _LARGEST_OCTAL = 8**11 - 1
 _OPENERS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
 _CHUNK = 1 << 20
@@ -107,12 +111,12 @@ def _check_end(data: mmap.mmap | Inflated, position: int) -> None:
 
 def _read_headers(data: mmap.mmap | Inflated, header: bytes, position: int) -> Entry:
     """The member whose headers, of any kind, begin at ``position``."""
-    name = size = target = None
+    found: dict[bytes, bytes] = {}
     seen: set[bytes] = set()
     while True:
         _check_sum(header, position)
         kind, length, offset = header[156:157], _number(header[124:136], position), position + BLOCK
-        if kind not in (_LONG_NAME, _LONG_LINK, _PAX, _PAX_SOLARIS, _PAX_GLOBAL):
+        if kind not in _GNU and kind not in _PAX:
             break
         if kind in seen:
             raise BadTar(f"two extended headers of one kind before a member, at byte {position}")
@@ -124,29 +128,15 @@ def _read_headers(data: mmap.mmap | Inflated, header: bytes, position: int) -> E
         header = data[following : following + BLOCK]
         if len(header) < BLOCK:
             raise BadTar("cut short: an extended header without a member")
-        names = []
-        if kind == _LONG_NAME:
-            names = [content.partition(b"\0")[0]]
-        elif kind == _LONG_LINK:
-            target = content.partition(b"\0")[0]
-        else:
-            records = _records(content, offset)
-            names = [records[b"path"]] if b"path" in records else []
-            target = records.get(b"linkpath", target)
-            if b"size" in records:
-                if size is not None:
-                    raise BadTar(f"two sizes for one member, at byte {position}")
-                size = _decimal(records[b"size"], offset)
-            if kind == _PAX_GLOBAL and (names or size is not None):
-                raise BadTar(f"a global header that names or sizes every member, at byte {position}")
-        if names and name is not None:
-            raise BadTar(f"two names for one member, at byte {position}")
-        name, position = (names[0] if names else name), following
-    if name is None:
-        name = _short_name(header, position)
-    if size is not None and length not in (size, 0) and size <= _LARGEST_OCTAL:
+        records = {_GNU[kind]: content.partition(b"\0")[0]} if kind in _GNU else _records(content, offset)
+        if records.keys() & {b"path", b"size"} & (found.keys() if kind != _PAX_GLOBAL else records.keys()):
+            raise BadTar(f"two names or sizes for one member, or one for every member, at byte {position}")
+        found |= records
+        position = following
+    name = found[b"path"] if b"path" in found else _short_name(header, position)
+    size = _decimal(found[b"size"], position) if b"size" in found else length
+    if length not in (size, 0) and size <= _LARGEST_OCTAL:
         raise BadTar(f"two sizes for one member, at byte {position}")
-    size = length if size is None else size
     if kind == _OLD_FILE and name.endswith(b"/"):
         kind = FOLDER
     if kind in (FILE, _OLD_FILE, _CONTIGUOUS):
@@ -158,7 +148,7 @@ def _read_headers(data: mmap.mmap | Inflated, header: bytes, position: int) -> E
     if size:
         # Some readers skip so many bytes, some do not.
         raise BadTar(f"a link, folder or device with data, at byte {position}")
-    return Entry(name, offset, 0, kind, header[157:257].partition(b"\0")[0] if target is None else target)
+    return Entry(name, offset, 0, kind, found.get(b"linkpath", header[157:257].partition(b"\0")[0]))
 
 
 def _short_name(header: bytes, position: int) -> bytes:

@@ -18,7 +18,6 @@ from fdtrain.data.loader import LaneDataset
 from fdtrain.diffusion.clocks import SoftTruncation, TimeDensity, time_density
 from fdtrain.diffusion.objective import Bound
 from fdtrain.diffusion.time_sampling import draw_uniform
-from fdtrain.errors import UserError
 from fdtrain.networks.model import ModelSpec
 from fdtrain.randomness import Purpose, stream, streams, torch_seed
 
@@ -156,11 +155,9 @@ class DrawnSteps:
     def views(self, memory: Tensor) -> list[PassInputs]:
         return [PassInputs(part, self.shape) for part in memory.chunk(len(self.passes))]
 
-    def read(self, step: int, out: np.ndarray) -> list[str] | UserError:
+    def read(self, step: int, out: np.ndarray) -> list[str]:
         memory, passes = torch.empty(self.source.nbytes, dtype=torch.uint8), len(self.passes)
         problems = self.source.read(step, memory.numpy())
-        if isinstance(problems, UserError):
-            return problems
         parts = zip(self.views(torch.from_numpy(out)), *(x.chunk(passes) for x in self.source.views(memory)))
         for lanes, (part, images, labels) in zip(self.passes, parts, strict=True):
             self.noise.fill(part, step, lanes, images, labels)

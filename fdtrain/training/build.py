@@ -24,7 +24,6 @@ from fdtrain.credentials import masked_values
 from fdtrain.data.cache import Cache, open_cache
 from fdtrain.data.dataset import write_description
 from fdtrain.data.loader import Batches, LaneDataset
-from fdtrain.data.location import check_lengths
 from fdtrain.data.mixture import lane_order
 from fdtrain.data.shards import ChainedShards, ShardReader
 from fdtrain.data.split import Split
@@ -107,13 +106,10 @@ def _check_shards(plan: Plan) -> None:
     Raises:
         UserError: on every rank, if one is missing, not in full length, or of another data set.
     """
-    first, splits = distributed.rank(), filter(None, (plan.config.data.train_split, plan.config.data.test_split))
+    splits = [split for split in (plan.config.data.train_split, plan.config.data.test_split) if split is not None]
     with distributed.told_to_all():
         for part in plan.data.parts:
-            if first == 0:
-                part.check_folder()
-        for placed in (placed for split in splits for placed in plan.data.split(split)):
-            check_lengths(placed, slice(first, None, distributed.world_size()))
+            part.check(splits, distributed.rank(), distributed.world_size())
 
 
 def build(plan: Plan, launch: Launch, checkpoint: Path | None = None) -> Trainer:

@@ -113,7 +113,6 @@ def test_a_path_that_is_none(folder):
 
 
 def test_missing(tmp_path):
-    with pytest.raises(UserError, match="no folder"):
-        read_description(tmp_path / "nowhere")
-    with pytest.raises(UserError, match=r"holds no dataset\.json"):
-        read_description(tmp_path)
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(UserError, match=rf"no folder {folder} with a dataset\.json\. Pack a data set into it"):
+            read_description(folder)

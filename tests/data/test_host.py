@@ -55,7 +55,7 @@ def parts(tmp_path, monkeypatch):
 def test_a_description_is_read_once(parts):
     flaky = Flaky(parts)
     with flaky.serve() as url:
-        found = on_a_host(lambda: list(locate(url, checked=False).split("train").shards.identities()))
+        found = on_a_host(lambda: list(locate(url).split("train").shards.identities()))
     assert found == [str(list(locate(parts).split("train").shards.identities()))] * 3
     assert dict(flaky.requests) == {
         FILE: 1,

@@ -87,7 +87,7 @@ def test_pipes_only_where_allowed(folder):
 def test_what_is_wrong_with_a_folder(folder, change, complaint):
     change(folder)
     with pytest.raises(UserError, match=complaint) as error:
-        locate(folder).split("train")
+        locate(folder).check(["train"])
     assert "\n" not in str(error.value)
 
 

@@ -105,11 +105,11 @@ def test_a_fifo_in_place_of_a_shard(tmp_path, size):
     os.mkfifo(path)
     [shard] = description.splits["train"]
     write_description(tmp_path / "set", description, {"train": [shard.model_copy(update={"bytes": size})]})
-    data = locate(tmp_path / "set", checked=False)
+    data = locate(tmp_path / "set")
     with pytest.raises(UserError, match=f"no file of {size} bytes"):
         ShardReader(data.split("train"), data.description).read([(0, 0)])
     with pytest.raises(UserError, match=f"no file of {size} bytes"):
-        locate(tmp_path / "set").split("train")
+        data.check(["train"])
 
 
 def test_a_shard_that_is_refused_leaves_nothing_open(tmp_path):
