@@ -75,8 +75,8 @@ class PackedData:
         return PlacedShards(shards, self.base, places, labels, MemberReader(self.description))
 
     def check(self, splits: Iterable[str], process: int = 0, processes: int = 1) -> None:
-        """Check that the local shards of these splits are there, of very many some, and that the folder holds no others:
-        the share of one process in this.
+        """Check that the local shards of these splits are there, of very many some, and that the folder has no others;
+        of this the share of one process.
 
         Raises:
             UserError: one is missing, cut short, grown or not listed.

@@ -17,14 +17,12 @@ def test_expand():
     [
         ("{a,b}" * 40, "too many names"),
         ("{0..99999999999}", "too many names"),
-        ("{0..9}" * 30, "too many names"),
         ("{a..z}" * 10, "too many names"),
         ("{0.." + "9" * 5000 + "}", "too large numbers"),
         ("{" * 50_000, "braces within braces"),
         ("{a,{b,c}}", "braces within braces"),
         ("train-{000..099.tar", "has a '{' without its other"),
         ("train-000..099}.tar", "has a '}' without its other"),
-        ("a}{b", "has a '}' without its other"),
     ],
     ids=lambda text: text[:20],
 )

@@ -168,6 +168,14 @@ def test_a_file_of_the_wrong_length_is_fetched_again(served, shards, tmp_path):
     assert served[0].whole[shards[0].shard.file] == 2
 
 
+def test_nothing_final_is_asked_for_again(served, shards, tmp_path):
+    for i, faults, asked in ((0, [404] * 3, 1), (1, ["wrong"] * 3, 2)):
+        served[0].faults[shards[i].shard.file] = faults
+        with pytest.raises(UserError):
+            use(Cache(tmp_path, None, 30), shards[i])
+        assert served[0].requests[shards[i].shard.file] == asked
+
+
 def test_disk_full(shards, tmp_path):
     """A real one: writes to /dev/full fail as those to a full disk do."""
     cache = Cache(tmp_path, None, 30)

@@ -5,8 +5,6 @@ import json
 import multiprocessing
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -79,27 +77,27 @@ def test_no_room_is_told_to_all():
     assert "No space left on device" in found[0]
 
 
-SCRIPT = "from fdtrain.data.host import temporary_folder; import sys; print(temporary_folder(), flush=True); input()"
-
-
 def test_temporary_folder_is_shared_by_a_launch_and_removed_by_the_last(tmp_path, monkeypatch):
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    root = Path(module.__file__).parents[2]
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", SCRIPT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=root, text=True
-        )
-        for _ in range(2)
-    ]
-    folders = {rank.stdout.readline().strip() for rank in ranks}
-    assert len(folders) == 1
-    folder = Path(folders.pop())
+    found, exits = FORK.SimpleQueue(), []
+    monkeypatch.setattr(module.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(module.atexit, "register", exits.append)
+
+    def rank(end):
+        found.put(temporary_folder())
+        end.wait(60)
+        exits[0]()
+
+    ends = [FORK.Event(), FORK.Event()]
+    ranks = [FORK.Process(target=rank, args=(end,)) for end in ends]
+    for process in ranks:
+        process.start()
+    [folder] = {found.get() for _ in ranks}
     assert folder.parent == tmp_path
     (folder / "shard.tar").touch()
-    ranks[0].communicate("\n")
-    assert folder.exists()
-    ranks[1].communicate("\n")
-    assert not folder.exists()
+    for process, end, exists in zip(ranks, ends, (True, False), strict=True):
+        end.set()
+        process.join()
+        assert folder.exists() == exists
 
 
 @pytest.mark.parametrize("removed_before", ["open", "flock"])

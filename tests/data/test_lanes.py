@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fdtrain.data.lanes import LaneOrder, own_lanes
+from fdtrain.data.lanes import LaneOrder
 
 COUNTS = st.lists(st.integers(0, 12), min_size=1, max_size=12).filter(any)
 LANES = st.integers(1, 9)
@@ -15,33 +15,17 @@ WINDOWS = st.integers(1, 20)
 SEEDS = st.integers(0, 2**63 - 1)
 
 
-def everything(counts: list[int]) -> Counter:
-    return Counter((shard, i) for shard, n in enumerate(counts) for i in range(n))
-
-
-def read_until(order: LaneOrder, round_: int) -> Counter:
-    """What all lanes have read by the end of a round."""
-    stop = (round_ + 1) * order.images // order.lanes
-    return Counter(tuple(row) for lane in range(order.lanes) for row in order.samples(lane, 0, stop).tolist())
-
-
 @given(COUNTS, LANES, WINDOWS, SEEDS, st.integers(0, 4))
 def test_every_sample_once_an_epoch_and_the_remainder_is_carried(counts, lanes, window, seed, round_):
     order = LaneOrder(counts, lanes, seed, window)
-    read, once = read_until(order, round_), everything(counts)
+    stop = (round_ + 1) * order.images // lanes
+    read = Counter(tuple(row) for lane in range(lanes) for row in order.samples(lane, 0, stop).tolist())
     epochs, rest = divmod(read.total(), order.images)
     # Fewer samples than lanes are left of the last epoch; they open the next round.
     assert (round_ + 1) * order.images - read.total() < lanes
-    assert set(read) <= set(once)
-    for row in once:
-        assert epochs <= read[row] <= epochs + (rest > 0)
-
-
-@given(COUNTS, LANES, WINDOWS, SEEDS)
-def test_epochs_do_not_mix_but_for_the_carried_remainder(counts, lanes, window, seed):
-    """After as many rounds as lanes nothing is left over: exactly that many epochs."""
-    read = read_until(LaneOrder(counts, lanes, seed, window), lanes - 1)
-    assert read == Counter(dict.fromkeys(everything(counts), lanes))
+    once = {(shard, i) for shard, n in enumerate(counts) for i in range(n)}
+    assert set(read) <= once
+    assert all(epochs <= read[row] <= epochs + (rest > 0) for row in once)
 
 
 @given(COUNTS, LANES, WINDOWS, SEEDS, st.data())
@@ -54,34 +38,6 @@ def test_starting_anywhere_gives_what_would_have_come(counts, lanes, window, see
     whole = through.samples(lane, 0, length)
     fresh = LaneOrder(counts, lanes, seed, window)
     np.testing.assert_array_equal(fresh.samples(lane, start, stop), whole[start:stop])
-
-
-@given(COUNTS, st.sampled_from([1, 2, 4, 6, 12]), WINDOWS, SEEDS, st.integers(1, 3), st.data())
-def test_same_steps_for_any_world_workers_and_resume_point(counts, lanes, window, seed, lane_images, data):
-    """A step's global batch, read by any number of ranks and workers, each with an order object of its own."""
-    steps, resume = 6, data.draw(st.integers(0, 6))
-
-    def read(world: int, workers: int, start: int, stop: int) -> dict[tuple[int, int], list]:
-        orders = {}
-        return {
-            (k, lane): orders.setdefault((rank, k % workers), LaneOrder(counts, lanes, seed, window))
-            .samples(lane, k * lane_images, (k + 1) * lane_images)
-            .tolist()
-            for rank in range(world)
-            for k in range(start, stop)
-            for lane in own_lanes(rank, world, lanes)
-        }
-
-    worlds = st.sampled_from([n for n in range(1, lanes + 1) if lanes % n == 0])
-    before = read(data.draw(worlds), data.draw(st.integers(1, 3)), 0, resume)
-    after = read(data.draw(worlds), data.draw(st.integers(1, 3)), resume, steps)
-    assert before | after == read(1, 1, 0, steps)
-
-
-@given(st.integers(1, 8), st.integers(1, 8))
-def test_own_lanes_cut_the_lanes_in_order(world, share):
-    lanes = world * share
-    assert [lane for rank in range(world) for lane in own_lanes(rank, world, lanes)] == list(range(lanes))
 
 
 @pytest.mark.parametrize("seed", [0, 1])

@@ -72,6 +72,8 @@ def test_a_reading_process_that_never_begins_is_replaced(folder, monkeypatch):
             os.kill(os.getpid(), signal.SIGSTOP)
         begin(worker)
 
+    # For so long torch waits for one of its processes to end.
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.1)
     monkeypatch.setattr(loader, "START_SECONDS", 2.0)
     monkeypatch.setattr(loader, "ignore_all_but_parent", stuck_at_first)
     before = {child.pid for child in psutil.Process().children()}

@@ -152,14 +152,12 @@ RIGHT = zlib.compress(b"\0" * (4 * 13))
     [
         ([("0.png", raw_png(4, 4, (b"zTXt", b"a\0\0" + ZEROS), (b"IDAT", RIGHT)))], "not a picture"),
         ([("0.png", raw_png(60000, 60000, (b"IDAT", ZEROS)))], "60000x60000x3, expected 4x4x3"),
-        ([("0.png", raw_png(2**31 - 1, 1, (b"IDAT", RIGHT)))], "expected 4x4x3"),
         ([("0.npy", npy_header(SHAPE % b"99999999, 9999, 3"))], "shape (99999999, 9999, 3) in 81 bytes"),
         ([("0.npy", npy_header(SHAPE % b"4, 4, 3", b"x" * 4000))], "bytes"),
         ([("0.npy", npy_header(SHAPE % b"4, 4, 3", b"x"))], "not an npy array"),
         ([("0.npy", npy_header(b"(" * 3000))], "not an npy array"),
         ([("0.npy", npy(image(0).astype(np.float32)))], "array of float32, expected uint8"),
         ([("0.npy", npy(image(0)) + b"\0" * 10_000)], "at most"),
-        ([("0.png", b"\0" * 3_000_000)], "at most"),
         ([("0.png", picture(image(0)) + b"\0" * 3_000_000)], "at most"),
         ([("0.webp", webp(b"VP8X", b"\x10\0\0\0" + b"\xff\x3f\0" * 2))], "16384x16384x3, expected 4x4x3"),
         ([("0.webp", webp(b"VP8L", b"\x2f" + b"\xff" * 24))], "16384x16384x3, expected 4x4x3"),
@@ -167,11 +165,8 @@ RIGHT = zlib.compress(b"\0" * (4 * 13))
         # The chunk of the canvas says 4x4, that of the picture more.
         ([("0.webp", webp(b"VP8X", b"\0\0\0\0" + b"\x03\0\0" * 2 + LARGE_WEBP))], "not a picture"),
         ([("0.webp", webp(b"VP8X", b""))], "no WebP header"),
-        ([("0.webp", picture(image(0)))], "no WebP header"),
         ([("0.webp", picture(image(0), "webp")[:-10])], "not a picture"),
         ([("0.png", b"not a picture")], "not a picture"),
-        ([("0.png", b"")], "not a picture"),
-        ([("0.npy", b"")], "not an npy array"),
         ([("0.png", picture(image(0), "gif"))], "not a picture"),
         ([("0.png", picture(NOISE)[:-30])], "cannot be decoded"),
         ([("0.png", picture(image(0, channels=1)))], "picture of mode L, expected RGB"),
@@ -180,11 +175,10 @@ RIGHT = zlib.compress(b"\0" * (4 * 13))
         ([("0.npy", npy(image(0))), ("0.cls", b"10")], "label 10, but the data set has 10 classes"),
         ([("0.npy", npy(image(0))), ("0.cls", b"-2")], "label is not"),
         ([("0.npy", npy(image(0))), ("0.cls", b"cat")], "label is not"),
+        ([("0.npy", npy(image(0))), ("0.json", b'{"label": true}')], "label is not"),
         ([("0.npy", npy(image(0))), ("0.cls", b"9" * 5000)], "label is not"),
-        ([("0.npy", npy(image(0))), ("0.json", b'{"label": 1.5}')], "label is not"),
         ([("0.npy", npy(image(0))), ("0.json", b"[" * 500_000)], "label is not"),
         ([("0.npy", npy(image(0))), ("0.json", b'{"label": ' + b"9" * 5000 + b"}")], "label is not"),
-        ([("0.npy", npy(image(0))), ("0.json", b'{"label": true}')], "label is not"),
         ([("0.npy", npy_header(b"{'\x1b[2J': '" + b"x" * 3000 + b"'}"))], "not an npy array"),
         ([("0.npy", npy(image(0))), ("0.json", b'{"label": 99999999999999999999}')], "label is not"),
     ],
@@ -209,37 +203,23 @@ def test_palette_and_16_bit_pictures_are_not_taken_for_grey(tmp_path):
         assert told in read_one(tmp_path / "set", [("0.png", file.getvalue())], channels=1)
 
 
-def chunks(png: bytes) -> list[tuple[bytes, bytes]]:
-    """Type and content of each."""
-    found, position = [], 8
-    while position < len(png):
-        length = int.from_bytes(png[position : position + 4], "big")
-        found.append((png[position + 4 : position + 8], png[position + 8 : position + 8 + length]))
-        position += 12 + length
-    return found
-
-
-def png_of(parts: list[tuple[bytes, bytes]]) -> bytes:
-    written = (len(c).to_bytes(4, "big") + kind + c + zlib.crc32(kind + c).to_bytes(4, "big") for kind, c in parts)
-    return b"\x89PNG\r\n\x1a\n" + b"".join(written)
-
-
-@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize(("channels", "colour"), [(1, 0), (2, 4), (3, 2), (4, 6)])
 @pytest.mark.parametrize(
-    "change",
+    "chunks",
     [
-        lambda head, data, end: [head, data, end],
-        lambda head, data, end: [head, *((b"IDAT", data[1][i : i + 7]) for i in range(0, len(data[1]), 7)), end],
-        lambda head, data, end: [head, (b"IDAT", b""), data, end],
-        lambda head, data, end: [head, (b"tEXt", b"Comment\0x"), data, end],
-        lambda head, data, end: [head, data, (b"tEXt", b"Comment\0x"), end],
-        lambda head, data, end: [head, (b"gAMA", b"\0\0\xb1\x8f"), data, end],
+        lambda rows: [(b"IDAT", rows)],
+        lambda rows: [(b"IDAT", rows[i : i + 7]) for i in range(0, len(rows), 7)],
+        lambda rows: [(b"IDAT", b""), (b"IDAT", rows)],
+        lambda rows: [(b"tEXt", b"Comment\0x"), (b"IDAT", rows)],
+        lambda rows: [(b"IDAT", rows), (b"tEXt", b"Comment\0x")],
+        lambda rows: [(b"gAMA", b"\0\0\xb1\x8f"), (b"IDAT", rows)],
     ],
     ids=["plain", "pieces", "empty piece", "text before", "text after", "gamma"],
 )
-def test_a_png_is_what_pillow_makes_of_it(tmp_path, channels, change):
+def test_a_png_is_what_pillow_makes_of_it(tmp_path, channels, colour, chunks):
     pixels = np.random.default_rng(channels).integers(0, 256, (4, 4, channels), dtype=np.uint8)
-    data = png_of(change(*chunks(picture(pixels))))
+    rows = zlib.compress(b"".join(b"\0" + row.tobytes() for row in pixels))
+    data = raw_png(4, 4, *chunks(rows), colour=colour)
     with Image.open(io.BytesIO(data)) as opened:
         assert np.array_equal(np.asarray(opened).reshape(4, 4, channels), pixels)
     image, _ = read_one(tmp_path / "set", [("0.png", data)], channels=channels)

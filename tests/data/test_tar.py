@@ -58,13 +58,10 @@ FILE = header() + block(b"abc")
 
 HOSTILE = {
     "a negative size, which led tarfile in circles": extended(record(b"size", b"-1536")) + FILE,
-    "a negative size to pread": extended(record(b"size", b"-3")) + FILE,
     "a size of 2**80": extended(record(b"size", str(2**80).encode())) + FILE,
     "a size of ten thousand digits": extended(record(b"size", b"9" * 10_000)) + FILE,
-    "a size in no digits": extended(record(b"size", b"3.0")) + FILE,
     "a negative size in base 256": header(size=b"\xff" * 12) + block(b"abc"),
     "a negative size in octal": header(size=b"-0000000003\0") + block(b"abc"),
-    "a size in no octal digits": header(size=b"00000000009\0") + block(b"abc"),
     "two sizes in two headers": (
         extended(record(b"size", b"3"))
         + extended(record(b"size", b"3"), b"X")
@@ -75,22 +72,17 @@ HOSTILE = {
     "a record that takes tarfile's regular expression minutes": extended(b"1" * 60_000) + FILE,
     "a record of no length": extended(b"0 path=b.npy\n") + FILE,
     "a record longer than the header": extended(b"99 path=b.npy\n") + FILE,
-    "a record without a key": extended(record(b"", b"b.npy")) + FILE,
     "a record without an end": extended(b"13 path=b.npy") + FILE,
     "two names in one header": extended(record(b"path", b"b.npy") + record(b"path", b"c.npy")) + FILE,
     "two names in two headers": extended(b"b.npy\0", b"L") + extended(record(b"path", b"c.npy")) + FILE,
     "a name with a NUL": extended(record(b"path", b"b\0.npy")) + FILE,
     "a chain of names": extended(b"b.npy\0", b"L") * 5000 + FILE,
-    "a chain of extended headers": extended(record(b"comment", b"")) * 5000 + FILE,
-    "a chain of global headers": extended(record(b"comment", b""), b"g") * 5000 + FILE,
     "a chain of alternating kinds": (extended(b"b\0", b"L") + extended(b"b\0", b"K")) * 5000 + FILE,
     "an extended header of 8 GB": header(b"pax", b"7" * 11 + b"\0", b"x") + FILE,
     "an extended header of 1 MB": extended(record(b"comment", b"x" * 2**20)) + FILE,
     "an extended header without a member": extended(record(b"path", b"b.npy")),
     "a global name": extended(record(b"path", b"b.npy"), b"g") + FILE,
     "a sparse file of pax": extended(record(b"GNU.sparse.size", b"9999999999")) + FILE,
-    "a sparse file of GNU": header(kind=b"S") + block(b"abc"),
-    "a volume that goes on elsewhere": header(kind=b"M") + block(b"abc"),
     "an unknown type": header(kind=b"?") + block(b"abc"),
     "a link with data": header(kind=b"1") + block(b"abc"),
     "a folder's name": header(b"b.npy/", kind=b"7") + block(b"abc"),
