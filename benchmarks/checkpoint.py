@@ -109,7 +109,7 @@ def main():
         device = distributed.connect()
         trainer = lone_trainer(plan, device)
         pauses(trainer, arguments.saves, arguments.steps, folder / "peer")
-        trainer.run.monitor.close()
+        trainer.monitor.close()
         starts(arguments.config, settings, folder / "starts", arguments.starts)
 
 

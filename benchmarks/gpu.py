@@ -26,8 +26,8 @@ from fdtrain.capacity.estimate import flops, published
 from fdtrain.config import load_config
 from fdtrain.networks.model import ModelSpec
 from fdtrain.training.hardware import matrix_rate, set_tf32
+from fdtrain.training.metrics import Utilisation
 from fdtrain.training.plan import model_spec, prepare
-from fdtrain.training.run import Utilisation
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "lab" / "performance.md"
 CONFIGURATIONS = ("cifar10", "cifar10_vdm", "imagenet64_dit")
@@ -113,7 +113,7 @@ def overhead(device: torch.device) -> str:
             "trainer": trainer.steps(),
         }
         times = take_turns(loops, rounds=5, steps=20, device=device)
-        trainer.run.monitor.close()
+        trainer.monitor.close()
     ratios = [b / t for b, t in zip(times["bare"], times["trainer"])]
     return (
         f"Whole trainer over the bare loop, `cifar10`, 256 images, bf16 compiled: {statistics.median(ratios):.3f} "

@@ -31,11 +31,11 @@ from fdtrain.networks import layers
 from fdtrain.networks.model import Model, parameter_count
 from fdtrain.resilience.consensus import Consensus
 from fdtrain.resilience.heartbeat import Heartbeat
-from fdtrain.training.build import Launch, build
+from fdtrain.training.build import build
 from fdtrain.training.compilation import worthwhile
 from fdtrain.training.hardware import set_tf32
 from fdtrain.training.plan import prepare
-from fdtrain.training.trainer import FLAGS
+from fdtrain.training.trainer import FLAGS, Launch
 
 
 def random_images(folder, images=2000):
@@ -77,7 +77,7 @@ def lone_trainer(plan, device):
     training = plan.config.training
     heartbeat = Heartbeat(training.heartbeat_timeout_s, training.collective_timeout_s)
     trainer = build(plan, Launch(device, Consensus(FLAGS), heartbeat))
-    trainer.run.monitor.begin(0)
+    trainer.monitor.begin(0)
     return trainer
 
 
@@ -115,7 +115,7 @@ def main():
         training = plan.config.training
         device = distributed.connect()
         trainer = lone_trainer(plan, device)
-        accounting = trainer.run.utilisation
+        accounting = trainer.utilisation
         compiled = worthwhile(training, plan.layout, accounting.flops_per_image, device)
         loops = {
             "bare": bare_loop(plan.spec, training.global_batch, device, training.precision, compiled),
@@ -142,7 +142,7 @@ def main():
         for name in (name for name in loops if name != "trainer"):
             ratios = [b / t for b, t in zip(times[name], times["trainer"])]
             print(f"trainer / {name}: {statistics.median(ratios):.3f} (rounds {min(ratios):.3f} to {max(ratios):.3f})")
-        trainer.run.monitor.close()
+        trainer.monitor.close()
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ def test_every_rank_ends_at_once_with_one_line(launch):
         ("data.train_split=trian", "has no split 'trian' (it has: train, test)"),
         ("data.test_split=exam", "no split 'exam' (it has: train, test). To train without held-out images, set"),
         ("training.lanes=5", "global_batch 32 is not divisible by lanes 5; set lanes to 4"),
-        ("output=/dev/null/runs", "output: cannot write into /dev/null/runs/small"),
+        ("output=/dev/null/runs", "/dev/null/runs/small cannot be written (Not a directory)"),
         ("network.multipliers=[1, 1, 1, 1, 1]", "images of 8 pixels cannot be halved 4 times"),
     ],
 )

@@ -8,11 +8,10 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import torch
 
@@ -32,7 +31,7 @@ from fdtrain.errors import UserError
 from fdtrain.networks.model import Model
 from fdtrain.randomness import Purpose, torch_seed
 from fdtrain.resilience.consensus import Consensus
-from fdtrain.resilience.heartbeat import Heartbeat, process_group
+from fdtrain.resilience.heartbeat import process_group
 from fdtrain.resilience.launcher import watched
 from fdtrain.resilience.signals import handled
 from fdtrain.training import callbacks, hardware, init_from, memory
@@ -40,25 +39,16 @@ from fdtrain.training.batch_noise import BatchNoise, DrawnSteps, PassInputs
 from fdtrain.training.compilation import compile_networks, worthwhile
 from fdtrain.training.ema import Average
 from fdtrain.training.engine import Engine
-from fdtrain.training.metrics import MetricSums, Stopwatch
-from fdtrain.training.monitor import Monitor
+from fdtrain.training.metrics import MetricSums, Stopwatch, Utilisation
+from fdtrain.training.monitor import Monitor, writing
 from fdtrain.training.plan import Plan
 from fdtrain.training.profile import Profiler
-from fdtrain.training.run import Run, Utilisation, writing
 from fdtrain.training.state import TrainState
-from fdtrain.training.trainer import FLAGS, STOP, Trainer
+from fdtrain.training.trainer import FLAGS, STOP, Launch, Trainer
 
 logger = logging.getLogger(__name__)
 
 PACKAGES = ("deepspeed", "ema-pytorch", "numpy", "pydantic", "safetensors")
-
-
-class Launch(NamedTuple):
-    """What the processes of a launch have before there is a run."""
-
-    device: torch.device
-    consensus: Consensus
-    heartbeat: Heartbeat
 
 
 Signals = Callable[[Callable[[], None], str], AbstractContextManager[None]]
@@ -138,7 +128,6 @@ def build(plan: Plan, launch: Launch, checkpoint: Path | None = None) -> Trainer
     averaged = Model(spec).eval().requires_grad_(False)
     compiled = _compile(plan, model, averaged, utilisation.flops_per_image, device, monitor)
     profiler = Profiler(config.folder / "profile", plan.traced, device, Stopwatch())
-    run_ = Run(config.folder, plan.layout, monitor, launch.consensus, launch.heartbeat, profiler, utilisation)
     noise = BatchNoise.of(config, spec)
     sums = MetricSums(device, noise.density)
     state = TrainState(engine, averages, sums, plan.layout, plan.identity, code)
@@ -152,21 +141,23 @@ def build(plan: Plan, launch: Launch, checkpoint: Path | None = None) -> Trainer
     if engine.matrices:
         count = sum(engine.shapes[name].numel() for name in engine.matrices)
         monitor.say(f"Muon steps {len(engine.matrices)} matrices, {count:,} of the parameters; AdamW the rest")
-    for line in started.lines() if started else []:
-        monitor.say(line)
-    trainer = Trainer(config, run_, state, averaged, noise, partial(own_batches, plan), _reports(plan, monitor))
+    if started:
+        found, left = len(started["matched"]), len(started["left"])
+        monitor.say(f"training.init_from: {found} of {found + left} tensors start as they are in {started['model']}")
+    batches, reports = partial(own_batches, plan), _reports(plan, monitor)
+    trainer = Trainer(config, launch, state, monitor, profiler, utilisation, averaged, noise, batches, reports)
     if checkpoint is not None:
         trainer.resume(checkpoint)
     return trainer
 
 
-def _start_from(plan: Plan, model: Model) -> init_from.Report | None:
+def _start_from(plan: Plan, model: Model) -> dict[str, Any] | None:
     """Give a new run's model the weights that it is to start from, the same on every rank."""
     path = plan.config.training.init_from
     if path is None:
         return None
     weights, report = init_from.read(path, plan.spec)
-    if report.weights_sha256 != distributed.broadcast(report.weights_sha256):
+    if report["weights_sha256"] != distributed.broadcast(report["weights_sha256"]):
         raise UserError(f"training.init_from: {path} changed while it was read. Name one of its checkpoints.")
     model.load_state_dict(weights, strict=False)
     return report
@@ -263,7 +254,7 @@ def _reports(plan: Plan, monitor: Monitor) -> list[tuple[int, callbacks.Report]]
     return callbacks.reports(callbacks.Watched(plan.config, plan.spec, split, plan.features, batch, monitor))
 
 
-def _write_run_files(plan: Plan, device: torch.device, code: str | None, started: init_from.Report | None) -> None:
+def _write_run_files(plan: Plan, device: torch.device, code: str | None, started: dict[str, Any] | None) -> None:
     """Write what describes the run into its folder; every rank raises UserError if it cannot."""
     folder = plan.config.folder
     if plan.config.code != distributed.broadcast(plan.config.code):
@@ -290,7 +281,7 @@ def _write_run_files(plan: Plan, device: torch.device, code: str | None, started
             plugins.save_copies(plan.config.code, folder)
             files.write_text(folder / "environment.json", json.dumps(environment, indent=1) + "\n")
             if started is not None:
-                files.write_text(folder / init_from.FILE, json.dumps(asdict(started), indent=1) + "\n")
+                files.write_text(folder / init_from.FILE, json.dumps(started, indent=1) + "\n")
             elif plan.config.training.init_from is None:
                 # Of a start that left no checkpoint.
                 (folder / init_from.FILE).unlink(missing_ok=True)

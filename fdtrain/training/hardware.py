@@ -96,9 +96,9 @@ def exact_float32() -> Iterator[None]:
 def matrix_rate(device: torch.device, precision: str) -> float:
     """Measured FLOP/s of square matrix products at ``precision`` (fp32: at TF32 where that is on), the best of some.
 
-    This is what :class:`fdtrain.training.run.Utilisation` calls the whole of a device: what its matrix unit does with
-    nothing in the way, not what its data sheet says. Of a CPU one thread is measured by its own clock, and counts as
-    often as there are threads: several would wait for one another, and so measure what other programs leave of it.
+    This is what :class:`fdtrain.training.metrics.Utilisation` calls the whole of a device: what its matrix unit does
+    with nothing in the way, not what its data sheet says. Of a CPU one thread is measured by its own clock, and counts
+    as often as there are threads: several would wait for one another, and so measure what other programs leave of it.
     """
     if device.type == "cpu":
         threads = torch.get_num_threads()

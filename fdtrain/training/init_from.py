@@ -1,12 +1,12 @@
 """The weights that a new run starts from: another model's, as far as they fit (``training.init_from``)."""
 
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fdtrain.errors import UserError, excerpt
+from fdtrain.errors import UserError
 from fdtrain.evaluation.load import open_model
 from fdtrain.networks.model import Model, ModelSpec
 
@@ -15,47 +15,14 @@ FILE = "init_from.json"
 LAYERS = ("channels", "multipliers", "blocks", "size")
 """Options that say which layers a network has: with others, a name stands for another layer."""
 LABELS = "network.embed_label.weight"
-MEANING = ("predictor", "scale", "interval", "network_input", "network_time", "network_skip", "levels")
-"""Fields of a specification that change what the weights compute, but not which there are."""
-SHOWN = 6
-"""Parameters that a line of the log names."""
 
 
-@dataclass(frozen=True)
-class Report:
-    """What became of another model's weights, and of this one's; parameters by name.
+def read(path: Path, spec: ModelSpec) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The averaged weights of a run (its newest checkpoint), a checkpoint or an export that fit a model; and what
+    became of all of them, and of this model's, for :data:`FILE`.
 
-    ``left`` keep their initial values, each for the reason given; ``unused`` are the other model's alone;
-    ``trained_as`` says in what the other model was trained differently.
-    """
-
-    path: str
-    model: str
-    step: int | None
-    weights_sha256: str
-    matched: list[str]
-    left: dict[str, str]
-    unused: list[str]
-    trained_as: list[str]
-
-    def lines(self) -> list[str]:
-        """For the log."""
-        count = len(self.matched) + len(self.left)
-        lines = [f"training.init_from: {len(self.matched)} of {count} tensors start as they are in {self.model}"]
-        left = [f"{name} ({reason})" for name, reason in self.left.items()]
-        named = {"left at their initial values": left, "not used": self.unused, "trained otherwise": self.trained_as}
-        return lines + [f"  {title}: {_some(names)}" for title, names in named.items() if names]
-
-
-def _some(names: list[str]) -> str:
-    more = [f"and {len(names) - SHOWN} more, see {FILE}"] if names[SHOWN:] else []
-    return ", ".join([excerpt(name) for name in names[:SHOWN]] + more)
-
-
-def read(path: Path, spec: ModelSpec) -> tuple[dict[str, Tensor], Report]:
-    """The averaged weights of a run (its newest checkpoint), a checkpoint or an export that fit a model.
-
-    Those fit that have a parameter's name and shape; the embedding of labels only if they are the same classes.
+    Those fit that have a parameter's name and shape; the embedding of labels only if they are the same classes. Those
+    ``left`` keep their initial values, each for the reason given; ``unused`` are the other model's alone.
 
     Raises:
         UserError: there is no model, its files are damaged, or it has other layers.
@@ -72,21 +39,15 @@ def read(path: Path, spec: ModelSpec) -> tuple[dict[str, Tensor], Report]:
         wanted = {name: p.shape for name, p in Model(spec).named_parameters()}
     reasons = {name: _misfit(name, shape, given, source.spec, spec) for name, shape in wanted.items()}
     matched = {name: given[name].detach() for name, reason in reasons.items() if reason is None}
-    report = Report(
-        path=str(path),
-        model=str(origin.folder),
-        step=origin.step,
-        weights_sha256=origin.sha256,
-        matched=list(matched),
-        left={name: reason for name, reason in reasons.items() if reason is not None},
-        unused=[name for name in given if name not in wanted],
-        trained_as=[
-            f"{name} {there!r}, here {here!r}"
-            for name in MEANING
-            if (there := getattr(source.spec, name)) != (here := getattr(spec, name))
-        ],
-    )
-    return matched, report
+    return matched, {
+        "path": str(path),
+        "model": str(origin.folder),
+        "step": origin.step,
+        "weights_sha256": origin.sha256,
+        "matched": list(matched),
+        "left": {name: reason for name, reason in reasons.items() if reason is not None},
+        "unused": [name for name in given if name not in wanted],
+    }
 
 
 def _check_layers(path: Path, source: ModelSpec, spec: ModelSpec) -> None:

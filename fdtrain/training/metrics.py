@@ -1,17 +1,16 @@
 """What is measured of a step, summed on the device and read once per window of steps, so that logging does not stop
-the accelerator in between."""
+the accelerator in between; the time of steps, and what share of the devices they use."""
 
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fdtrain import distributed
 from fdtrain.diffusion.clocks import TimeDensity
-from fdtrain.diffusion.objective import Loss, bits_per_dim
-from fdtrain.networks.model import ModelSpec
 
 QUANTILES = 10
 """Equal parts of the time distribution that the integrand is reported over."""
@@ -34,14 +33,8 @@ class MetricSums:
         return len(self._all)
 
     @torch.no_grad()
-    def add_loss(self, loss: Loss, t: Tensor, spec: ModelSpec) -> None:
-        """One pass, at times ``t``, ``(B,)`` in float64."""
-        # The integrand: bits/dim without the constant of the discrete likelihood.
-        integrand = bits_per_dim(loss.correction, spec.dims, 2)
-        self.add_images(spec.bound.bits_per_dim(loss.nelbo, spec.dims), integrand, t)
-
-    def add_images(self, bits: Tensor, integrand: Tensor, t: Tensor) -> None:
-        """Bits/dim, integrand (bits/dim) and time of each image.
+    def add_pass(self, bits: Tensor, integrand: Tensor, t: Tensor) -> None:
+        """Bits/dim, integrand (bits/dim) and time in float64 of each image, ``(B,)``.
 
         Images whose bound is not finite are left out of the means, as their steps are of the training.
         """
@@ -127,3 +120,27 @@ class Stopwatch:
     def elapsed(self) -> float:
         """Seconds of training since the restart."""
         return time.perf_counter() - self.start - self.paused
+
+
+@dataclass(frozen=True)
+class Utilisation:
+    """What turns images/s into a share of the devices (docs/lab/performance.md): the counted operations of an image's
+    training, without what checkpointing computes again, and the measured FLOP/s of matrix products, of all devices."""
+
+    flops_per_image: int
+    devices: int
+    rate: float
+
+    def speed(self, images_per_second: float) -> dict[str, float]:
+        """Metrics of a window: whole and per device, and the model FLOPs utilisation of Chowdhery et al. 2022 (PaLM,
+        appendix B), against the rate that was measured in place of the data sheet's. Above 1 that measurement was
+        disturbed, by another program on the device or a clock that changed: then there is none."""
+        flops = images_per_second * self.flops_per_image
+        share = flops / self.rate
+        return {
+            "images_per_second": images_per_second,
+            "images_per_second_per_device": images_per_second / self.devices,
+            "gflop_per_image": self.flops_per_image / 1e9,
+            "tflops_per_device": flops / self.devices / 1e12,
+            **({"utilisation": share} if share <= 1 else {}),
+        }

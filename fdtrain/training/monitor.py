@@ -5,12 +5,14 @@ import math
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from fdtrain.config import Config
 from fdtrain.console import watched
+from fdtrain.errors import UserError, excerpt
 from fdtrain.training.log_file import LogFile
 
 
@@ -160,3 +162,15 @@ def _lengths(content: bytes) -> list[tuple[float, int]]:
             if line.endswith(b"\n"):
                 lengths.append((json.loads(line)["step"], end))
     return lengths
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Around what writes into a run's folder: that it cannot be written is a UserError."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{excerpt(error.filename or folder)} cannot be written ({error.strerror}). Make room, repair the disk or "
+            "its permissions, or choose another 'output'."
+        ) from error

@@ -23,6 +23,7 @@ from fdtrain.evaluation.feature_networks import FeatureNetwork, open_features
 from fdtrain.networks.model import Model, ModelSpec
 from fdtrain.training import callbacks, init_from
 from fdtrain.training.hardware import check_precision
+from fdtrain.training.monitor import writing
 from fdtrain.training.profile import parse_steps
 
 FIXED = (
@@ -136,7 +137,11 @@ def prepare(
         features = open_features(config.monitor.frechet_features, device)
         features.run(torch.zeros(1, *spec.shape, dtype=torch.uint8, device=device))
     plan = Plan(config, data, shards, spec, layout, features, resume, traced)
-    _check_folder(config.folder)
+    with writing(config.folder):
+        config.folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=config.folder, buffering=0) as file:
+            # An empty file fits on a full disk.
+            file.write(b"fdtrain\n")
     existing = store.committed(config.folder)
     if existing and not resume:
         raise UserError(
@@ -171,27 +176,12 @@ def _check_some_fit(existing: list[Path], plan: Plan) -> None:
 
     The one to resume from is chosen later, in build.py: only once the folder is locked can no other job add one.
     """
-    errors = []
     for path in existing:
         try:
             soundness.check_same_run(path, plan.spec, plan.identity)
             return
         except soundness.OtherRun:
             raise
-        except UserError as error:
-            errors.append(error)
-    if errors:
-        raise errors[0]
-
-
-def _check_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
-            # An empty file fits on a full disk.
-            file.write(b"fdtrain\n")
-    except OSError as error:
-        raise UserError(
-            f"output: cannot write into {excerpt(folder)} ({error.strerror}). "
-            "Choose another 'output', make room, or correct its permissions."
-        ) from error
+        except UserError:
+            # Told in build.py.
+            continue

@@ -5,27 +5,32 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from fdtrain import distributed
 from fdtrain.checkpoint import retention, store
-from fdtrain.checkpoint.writer import FAILED, WRITING, CheckpointWriter, Snapshot
+from fdtrain.checkpoint.writer import FAILED, WRITING, CheckpointWriter
 from fdtrain.config import Config, dump_config
 from fdtrain.data.loader import Batches, lost_workers_reported
 from fdtrain.diffusion.clocks import SoftTruncation
-from fdtrain.diffusion.objective import Bound
+from fdtrain.diffusion.objective import Bound, bits_per_dim
 from fdtrain.diffusion.weighting import WEIGHTINGS
 from fdtrain.errors import Preempted, UserError
 from fdtrain.lock import GONE
 from fdtrain.networks.model import Model
 from fdtrain.randomness import Purpose, torch_seed
+from fdtrain.resilience.consensus import Consensus
+from fdtrain.resilience.heartbeat import Heartbeat
 from fdtrain.training import memory
 from fdtrain.training.batch_noise import BatchNoise, PassInputs
 from fdtrain.training.compilation import as_compiled
 from fdtrain.training.hardware import exact_float32, memory_gib
-from fdtrain.training.run import Run, writing
+from fdtrain.training.metrics import Utilisation
+from fdtrain.training.monitor import Monitor, writing
+from fdtrain.training.profile import Profiler
 from fdtrain.training.schedule import learning_rate
 from fdtrain.training.state import HostCopy, TrainState, rollback_target
 
@@ -34,6 +39,15 @@ STOP = "stop"
 FLAGS = (STOP, WRITING, FAILED, GONE)
 COLLECT_EVERY = 100
 """Steps between collections of Python's garbage: the same ones on every rank, or each would wait for all others'."""
+
+
+class Launch(NamedTuple):
+    """What the processes of a launch have before there is a run: this one's device, the consensus by which all stop
+    after the same step, and the heartbeat, which is told of progress."""
+
+    device: torch.device
+    consensus: Consensus
+    heartbeat: Heartbeat
 
 
 @contextmanager
@@ -64,19 +78,23 @@ class Trainer:
     def __init__(
         self,
         config: Config,
-        run: Run,
+        launch: Launch,
         state: TrainState,
+        monitor: Monitor,
+        profiler: Profiler,
+        utilisation: Utilisation,
         shown: Model,
         draws: BatchNoise,
         batches: Callable[[BatchNoise, int], Batches[list[PassInputs]]],
         callbacks: list[tuple[int, Callable[[int, Model], None]]],
     ):
-        self.config, self.run, self.state = config, run, state
-        self.engine, self.layout, self.shown = state.engine, run.layout, shown
+        self.config, self.heartbeat, self.state = config, launch.heartbeat, state
+        self.engine, self.layout, self.shown = state.engine, state.layout, shown
+        self.monitor, self.profiler, self.utilisation = monitor, profiler, utilisation
         self.draws, self.batches, self.callbacks = draws, batches, callbacks
         saving = config.checkpoint
         retain = partial(retention.retain, keep_last=saving.keep_last, keep_every=saving.keep_every)
-        self.writer = CheckpointWriter(run.folder, saving.max_failures, retain, run.consensus, run.monitor.say)
+        self.writer = CheckpointWriter(config.folder, saving.max_failures, retain, launch.consensus, monitor.say)
         self.start = 0
         """The step from which to train."""
         self.save_pause = 0.0
@@ -95,36 +113,34 @@ class Trainer:
             Preempted: the run was asked to stop, and is saved.
             NotSaved: the last checkpoint could not be written.
         """
-        with distributed.told_to_all(), writing(self.run.folder):
-            self.run.monitor.begin(self.start)
+        with distributed.told_to_all(), writing(self.config.folder):
+            self.monitor.begin(self.start)
         if self.start:
-            self.run.monitor.say(f"resuming after step {self.start} of {self.config.training.steps}")
+            self.monitor.say(f"resuming after step {self.start} of {self.config.training.steps}")
         try:
             with lost_workers_reported(), collecting_when_asked():
                 while True:
                     try:
                         self._train()
-                        return self.run.monitor.succeed()
+                        return self.monitor.succeed()
                     except Diverged as error:
                         self._roll_back(*error.args)
         finally:
-            self.run.monitor.close()
+            self.monitor.close()
 
     def _train(self) -> None:
         if self.layout.rank == 0:
-            retention.forget_averages_after(self.run.folder, self.start)
+            retention.forget_averages_after(self.config.folder, self.start)
         for done in self.steps():
             last = done == self.config.training.steps
             stop = STOP in self.writer.exchange() and not last
-            with self.run.profiler.watch.pause():
+            with self.profiler.watch.pause():
                 if stop:
                     # First of all: there may not be time for more.
-                    self.save_last(done)
+                    self.save(done, final=True)
                 self._call_back(done, last)
-                if last:
-                    self.save_last(done)
-                elif not stop:
-                    self.save(done)
+                if not stop:
+                    self.save(done, final=last)
             if done % COLLECT_EVERY == 0:
                 gc.collect()
             if stop:
@@ -135,20 +151,20 @@ class Trainer:
 
     def steps(self) -> Iterator[int]:
         """Train, yielding the number of steps done after each."""
-        last, run = self.config.training.steps, self.run
+        last = self.config.training.steps
         draws = self.draws.redrawn(self.state.rollbacks)
         batches = self.batches(draws, self.start)
         self.skips = HostCopy(self.engine.guard.skips)
-        run.profiler.watch.restart()
+        self.profiler.watch.restart()
         for step in range(self.start, last):
             done = step + 1
-            with run.profiler.step(done):
-                with run.profiler.watch.wait():
+            with self.profiler.step(done):
+                with self.profiler.watch.wait():
                     passes = next(batches)
-                run.heartbeat.tick()
+                self.heartbeat.tick()
                 self.state.sums.add_broken(batches.broken_now)
                 self._step(step, passes, draws.at(step)[1])
-            run.monitor.progress()
+            self.monitor.progress()
             if done % self.config.monitor.log_every == 0 or done == last:
                 self._log(done)
             yield done
@@ -176,7 +192,9 @@ class Trainer:
         spec, weighting = self.engine.model.spec, WEIGHTINGS[self.config.diffusion.weighting]
         field = self.engine.field(inputs.label if spec.classes else None)
         loss = bound.loss(field, inputs.x0, inputs.eps, inputs.t, inputs.pdf, weighting)
-        self.state.sums.add_loss(loss, inputs.t, spec)
+        # The integrand: bits/dim without the constant of the discrete likelihood.
+        integrand = bits_per_dim(loss.correction.detach(), spec.dims, 2)
+        self.state.sums.add_pass(spec.bound.bits_per_dim(loss.nelbo.detach(), spec.dims), integrand, inputs.t)
         return loss.train.mean() / spec.dims
 
     def _call_back(self, done: int, last: bool) -> None:
@@ -191,13 +209,13 @@ class Trainer:
 
     def _log(self, done: int) -> None:
         """Write the means since the last line, and begin anew."""
-        profiler, global_batch = self.run.profiler, self.config.training.global_batch
+        profiler, global_batch = self.profiler, self.config.training.global_batch
         metrics = self.state.sums.read() | self._of_times()
         steps, seconds = profiler.watch.steps, profiler.watch.elapsed
         metrics |= {
             "lr": learning_rate(done - 1, self.config.training),
             "images_seen": done * global_batch,
-            **self.run.utilisation.speed(steps * global_batch / seconds),
+            **self.utilisation.speed(steps * global_batch / seconds),
             "step_seconds": seconds / steps,
             "data_wait": profiler.watch.waited / seconds,
             "save_pause": self.save_pause,
@@ -205,8 +223,8 @@ class Trainer:
         }
         if profiler.communication is not None:
             metrics["communication"] = profiler.communication
-        self.run.monitor.log(done, metrics)
-        self.run.monitor.show(done, metrics)
+        self.monitor.log(done, metrics)
+        self.monitor.show(done, metrics)
         self.save_pause = 0.0
         profiler.watch.restart()
 
@@ -214,29 +232,31 @@ class Trainer:
         """Which times the logged bound is of: the batches of Soft Truncation have intervals of their own."""
         return {} if isinstance(self.draws.density, SoftTruncation) else self.engine.model.spec.bound.ends()
 
-    def save(self, done: int) -> None:
-        """Begin to write what is due after ``done`` steps, if anything is. Every rank must call it."""
-        if due := self._due(done):
-            # What is logged up to here must outlive the process as the checkpoint will.
-            self.run.monitor.flush()
-            self.save_pause += self.writer.begin(due)
+    def save(self, done: int, final: bool = False) -> None:
+        """Begin to write what is due after ``done`` steps, if anything is; or write a ``final`` checkpoint, which no
+        other will follow. Every rank must call it.
 
-    def save_last(self, done: int) -> None:
-        """Write a checkpoint that no other will follow. Every rank must call it. Raises NotSaved."""
-        self.run.monitor.flush()
-        self.writer.save_final(self._due(done, final=True), self.config.checkpoint.retry_timeout_s)
-
-    def _due(self, done: int, final: bool = False) -> list[Snapshot]:
-        """What is saved after ``done`` steps: the averages first, so that a run that resumes has them."""
+        Raises:
+            NotSaved: the final one could not be written.
+        """
         every, scheduled = self.config.snapshot_every, done % self.config.checkpoint.every == 0
+        # The averages first, so that a run that resumes has them.
         series = [store.AVERAGES] if every and done % every == 0 else []
         series += [store.CHECKPOINTS] if scheduled or final else []
-        return self.state.snapshots(done, series, dump_config(self.config), scheduled) if series else []
+        if not series:
+            return
+        # What is logged up to here must outlive the process as the checkpoint will.
+        self.monitor.flush()
+        due = self.state.snapshots(done, series, dump_config(self.config), scheduled)
+        if final:
+            self.writer.save_final(due, self.config.checkpoint.retry_timeout_s)
+        else:
+            self.save_pause += self.writer.begin(due)
 
     def _roll_back(self, step: int, skips: int) -> None:
         """Go back to the last sound scheduled checkpoint, to go on from there with other draws."""
         self.writer.finish()
-        folder, most = self.run.folder, self.config.training.max_rollbacks
+        folder, most = self.config.folder, self.config.training.max_rollbacks
         rollbacks = self.state.rollbacks + 1
         reason = f"the gradient was unusable in {skips} steps in a row up to step {step}"
         advice = "Lower training.lr, or train with another training.precision."
@@ -252,7 +272,7 @@ class Trainer:
             )
         self.resume(path)
         self.state.rollbacks = rollbacks
-        self.run.monitor.rewind(self.start)
-        self.run.monitor.say(
+        self.monitor.rewind(self.start)
+        self.monitor.say(
             f"fdtrain: warning: {reason}; back to {path.name} with other draws (return {rollbacks} of {most})."
         )

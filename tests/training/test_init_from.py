@@ -57,11 +57,9 @@ def test_another_data_set_and_labels(launch, colour, tmp_path):
     assert report["left"]["network.input.weight"] == "[8, 3, 3, 3] there, [8, 1, 3, 3] here"
     assert report["left"].keys() == shaped | {"network.embed_label.weight"}
     assert sorted([*report["matched"], *report["left"]]) == sorted(fresh)
-    assert "predictor 'plain', here 'bounded'" in report["trained_as"]
-    told = [line for line in result.stderr.splitlines() if line.startswith(("training.init_from", "  "))]
-    assert told[0] == f"training.init_from: {len(fresh) - 4} of {len(fresh)} tensors start as they are in {source}"
-    assert told[1].startswith("  left at their initial values: ")
-    assert told[2].startswith("  trained otherwise: predictor 'plain', here 'bounded', ")
+    assert (
+        f"training.init_from: {len(fresh) - 4} of {len(fresh)} tensors start as they are in {source}" in result.stderr
+    )
 
     shutil.rmtree(source)
     result = launch(*settings, "training.steps=3", processes=0, resume=True)
@@ -90,12 +88,12 @@ def test_every_rank_and_stage_starts_alike(launch, tmp_path):
 def test_labels_are_taken_over_if_they_are_the_same(tmp_path):
     folder = saved(filled(LABELLED), tmp_path / "labelled")
     label = "network.embed_label.weight"
-    assert label in init_from.read(folder, LABELLED)[1].matched
+    assert label in init_from.read(folder, LABELLED)[1]["matched"]
     other = init_from.read(folder, replace(SPEC, classes=CLASSES[::-1]))[1]
-    assert other.left == {label: "other classes"}
-    assert init_from.read(folder, SPEC)[1].unused == [label]
+    assert other["left"] == {label: "other classes"}
+    assert init_from.read(folder, SPEC)[1]["unused"] == [label]
     guided = init_from.read(folder, replace(LABELLED, null_class=True))[1]
-    assert guided.left == {label: "[10, 32] there, [11, 32] here"}
+    assert guided["left"] == {label: "[10, 32] there, [11, 32] here"}
 
 
 def options(**changes) -> ModelSpec:
@@ -120,33 +118,22 @@ def test_another_architecture(tmp_path, spec, part):
 def test_what_says_nothing_of_the_layers_may_differ(tmp_path):
     folder = saved(filled(SPEC), tmp_path / "export")
     report = init_from.read(folder, options(attention=[8], dropout=0.5, time_embedding="fourier"))[1]
-    assert {reason for name, reason in report.left.items() if "qkv" in name} == {"new"}
-    assert any("qkv" in name for name in report.unused)
-    assert report.left["network.embed.0.weight"] == "[32, 8] there, [32, 16] here"
-
-
-def cut(folder):
-    file = folder / "model.safetensors"
-    file.write_bytes(file.read_bytes()[:-4])
+    assert {reason for name, reason in report["left"].items() if "qkv" in name} == {"new"}
+    assert any("qkv" in name for name in report["unused"])
+    assert report["left"]["network.embed.0.weight"] == "[32, 8] there, [32, 16] here"
 
 
 @pytest.mark.parametrize(
     ("harm", "part"),
-    [
-        (shutil.rmtree, "no folder "),
-        (cut, "model.safetensors was changed since it was exported"),
-        (lambda folder: (folder / "config.json").unlink(), "is an export in another form"),
-        (lambda folder: (cut(folder), (folder / "export.json").unlink()), "cannot read weights from "),
-    ],
-    ids=["absent", "cut", "incomplete", "cut, without checksums"],
+    [(shutil.rmtree, "no folder "), (lambda folder: (folder / "config.json").unlink(), "is an export in another form")],
 )
-def test_damaged_files(tmp_path, harm, part):
+def test_what_cannot_be_opened(tmp_path, harm, part):
+    """As any model (evaluation/test_load.py)."""
     source, folder = saved(filled(SPEC), tmp_path / "source"), tmp_path / "export"
     export(source, folder)
     harm(folder)
-    with pytest.raises(UserError, match=r"training\.init_from: ") as error:
+    with pytest.raises(UserError, match=rf"training\.init_from: .*{part}"):
         init_from.read(folder, SPEC)
-    assert part in str(error.value)
 
 
 def test_weights_that_are_not_finite(tmp_path):

@@ -28,7 +28,7 @@ def test_window_means():
     """Images without a finite bound are left out."""
     window, nan = MetricSums(torch.device("cpu"), UNIFORM), float("nan")
     u = torch.tensor([0.0, 0.05, 0.15, 0.95, 0.999999], dtype=torch.float64)
-    window.add_images(torch.tensor([1.0, 2.0, nan, 3.0, 6.0]), torch.tensor([1.0, 3.0, nan, -2.0, -4.0]), u)
+    window.add_pass(torch.tensor([1.0, 2.0, nan, 3.0, 6.0]), torch.tensor([1.0, 3.0, nan, -2.0, -4.0]), u)
     window.add_step(torch.tensor(2.0), torch.tensor(0.0))
     window.add_step(torch.tensor(float("inf")), torch.tensor(1.0))  # fp16 overflowed: the step was skipped
     metrics = window.read()

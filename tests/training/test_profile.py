@@ -7,9 +7,8 @@ from conftest import ROOT, environment
 from test_monitor import monitor_of
 
 from fdtrain.errors import UserError
-from fdtrain.training.metrics import Stopwatch
+from fdtrain.training.metrics import Stopwatch, Utilisation
 from fdtrain.training.profile import Profiler, alone, parse_steps
-from fdtrain.training.run import Utilisation
 
 
 def test_steps_to_trace():
