@@ -35,8 +35,9 @@ class Round:
 class MatrixExchange:
     """The matrices in one flat tensor of every rank, such as ZeRO's partitions.
 
-    The rank that has most of a matrix computes it, of several the one with least to do. What goes from rank to rank
-    does so in rounds, in each of which a rank computes one matrix, or several of together at most ``most`` elements.
+    A matrix that no rank has whole is computed by the rank with the least to do, the largest ones dealt first. What
+    goes from rank to rank does so in rounds, in each of which a rank computes one matrix, or several of together at
+    most ``most`` elements.
 
     Args:
         mine: this rank's part of the flat tensors.
@@ -56,34 +57,22 @@ class MatrixExchange:
         self.shapes, self.device = shapes, device
         self.whole = [r for r in mine if r.count == shapes[r.parameter].numel()]
         self.rounds: list[Round] = []
-        filled: dict[int, tuple[int, int]] = {}
-        for matrix, rank in self._computed_by(pieces).items():
-            size = shapes[matrix].numel()
-            number, elements = filled.get(rank, (0, 0))
-            if elements and elements + size > most:
+        sizes = {matrix: shape.numel() for matrix, shape in shapes.items()}
+        split = {part.matrix for of_rank in pieces for part in of_rank if part.count < sizes[part.matrix]}
+        work, filled = [0] * len(pieces), [(0, 0)] * len(pieces)
+        for matrix in sorted(split, key=lambda matrix: (-self._work(matrix), matrix)):
+            rank = work.index(min(work))
+            work[rank] += self._work(matrix)
+            number, elements = filled[rank]
+            if elements and elements + sizes[matrix] > most:
                 number, elements = number + 1, 0
-            filled[rank] = number, elements + size
-            while len(self.rounds) <= number:
+            filled[rank] = number, elements + sizes[matrix]
+            if number == len(self.rounds):
                 self.rounds.append(Round([[] for _ in pieces], [[] for _ in pieces]))
             self.rounds[number].sent[rank] += [r for r in mine if r.parameter == matrix]
             if rank == distributed.rank():
                 for of_rank, received in zip(pieces, self.rounds[number].received, strict=True):
                     received += [part for part in of_rank if part.matrix == matrix]
-
-    def _computed_by(self, pieces: Sequence[Sequence[Piece]]) -> dict[str, int]:
-        """The rank that computes a matrix, for those that no rank has whole."""
-        counts: dict[str, dict[int, int]] = {}
-        for rank, parts in enumerate(pieces):
-            for part in parts:
-                counts.setdefault(part.matrix, {})[rank] = part.count
-        work, found = [0] * len(pieces), {}
-        for matrix in sorted(counts, key=lambda matrix: (len(counts[matrix]), -self._work(matrix))):
-            most = max(counts[matrix].values())
-            rank = min((rank for rank, count in counts[matrix].items() if count == most), key=work.__getitem__)
-            work[rank] += self._work(matrix)
-            if most < self.shapes[matrix].numel():
-                found[matrix] = rank
-        return found
 
     def _work(self, matrix: str) -> int:
         """In proportion to the operations of products of a matrix with itself."""

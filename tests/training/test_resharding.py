@@ -37,12 +37,10 @@ def check(folder):
 
 
 def test_every_change_of_processes_and_stage(launch):
-    """2 -> 4 -> 2 -> 1 -> 2 -> 1 processes, through all stages and offload, against a run that never changed."""
-    launch("training.steps=12", "name=whole", processes=0)
+    """4 -> 1 -> 2 -> 1 processes, offloaded and not, against a run that never changed."""
+    launch("training.steps=8", "name=whole", processes=0)
     changes = [
-        (2, ["training.zero_stage=0"]),
-        (4, ["training.zero_stage=0"]),
-        (2, ["training.zero_stage=2"]),
+        (4, ["training.zero_stage=2"]),
         (0, ["training.zero_stage=3", "training.offload=weights"]),
         (2, ["training.zero_stage=1", "training.offload=optimizer"]),
         (0, ["training.zero_stage=0", "training.micro_batch=16"]),
@@ -56,7 +54,7 @@ def test_every_change_of_processes_and_stage(launch):
     assert changed.keys() == whole.keys()
     for step, loss in whole.items():
         assert changed[step] == pytest.approx(loss, rel=1e-5)
-    assert_close(launch.checkpoint(12, "whole"), launch.checkpoint(12, "changed"), atol=1e-5)
+    assert_close(launch.checkpoint(8, "whole"), launch.checkpoint(8, "changed"), atol=1e-5)
 
 
 @pytest.mark.parametrize(("stage", "offload", "optimizer"), [(2, "optimizer", "muon"), (3, "weights", "adamw")])
