@@ -77,7 +77,7 @@ def grid(images: Tensor | np.ndarray, levels: int = 256, columns: int | None = N
     given = _levels(images, levels)
     if given.dim() != 4 or given.shape[1] not in (1, 3):
         raise UserError(f"images: shape {tuple(given.shape)}; (N, C, H, W) with C = 1 or 3 is needed.")
-    _check(0, **({} if columns is None else {"columns": columns}))
+    _check(0, columns=1 if columns is None else columns)
     return pictures.to_image(pictures.sheet(to_pixels(given, levels), columns))
 
 
@@ -165,13 +165,13 @@ class TrainedModel:
         _check(seed, count=count, batch=batch)
         sampler = Sampler.checked(self.spec, self.origin, solver, grid, steps, guidance=guidance)
         labels = None if label is None else self._labels(label, count).tolist()
-        times, parts, begins = sampler.times(self.spec), [], range(0, count, batch)
-        total = len(begins) * len(Stepper(solver, times, self.spec.bound.interval).times)
-        with tqdm(total=total, desc="sampling", disable=not progress) as bar:
-            for first in begins:
-                part = slice(first, first + batch)
-                own = labels and labels[part]
-                x = sampler.solve(self.module, range(count)[part], seed, own, lambda *_: bar.update())
+        evaluations = len(Stepper(solver, sampler.times(self.spec), self.spec.bound.interval).times)
+        batches = [range(count)[first : first + batch] for first in range(0, count, batch)]
+        parts = []
+        with tqdm(total=len(batches) * evaluations, desc="sampling", disable=not progress) as bar:
+            for images in batches:
+                own = labels and [labels[i] for i in images]
+                x = sampler.solve(self.module, images, seed, own, lambda *_: bar.update())
                 parts.append(quantise(x, self.spec.levels).cpu())
         return torch.cat(parts)
 
@@ -231,8 +231,7 @@ class TrainedModel:
         if not (finest := finest_tolerance(torch.float32)) <= tolerance < math.inf:
             raise UserError(f"tolerance must be at least {finest:.1e} in float32.")
         given, spec = self._images(images, label), self.spec
-        if exact is None:
-            exact = spec.dims <= EXACT_TRACE_DIMS
+        exact = spec.dims <= EXACT_TRACE_DIMS if exact is None else exact
         likelihood = Likelihood(self.module, given, seed, batch)
         nats, _ = likelihood.ode(range(len(given)), tolerance, dequantisations, exact)
         return -ode_bits(nats, spec)[:, 0] * spec.dims * math.log(2)
@@ -276,13 +275,13 @@ class TrainedModel:
                 raise UserError(f"label: this model is class-conditional; give classes 0 to {len(names) - 1}.")
             return torch.full((count,), spec.null_label)
         given = label.tolist() if isinstance(label, Tensor | np.ndarray) else label
-        numbers = (
-            [_class_number(given, names)] * count
-            if isinstance(given, int | str)
-            else [_class_number(one, names) for one in given]
-        )
-        if len(numbers) != count:
-            raise UserError(f"label: {len(numbers)} labels for {count} images. Give one for all, or one for each.")
+        each = [given] * count if isinstance(given, int | str) else list(given)
+        if len(each) != count:
+            raise UserError(f"label: {len(each)} labels for {count} images. Give one for all, or one for each.")
+        numbers = [names.index(one) if one in names else one for one in each]
+        if wrong := [one for one in numbers if not (isinstance(one, int) and 0 <= one < len(names))]:
+            shown = f"{', '.join(names[:20])}{', ...' if len(names) > 20 else ''}"
+            raise UserError(f"label {wrong[0]!r}: this model has classes 0 to {len(names) - 1}: {shown}.")
         return torch.tensor(numbers)
 
     def _images(self, images: Tensor | np.ndarray, label: Label) -> "_InMemory":
@@ -323,13 +322,3 @@ def _check(seed: int, **counts: int) -> None:
         if value < 1:
             raise UserError(f"{name} must be at least 1.")
     check_seed(seed, "seed")
-
-
-def _class_number(label: int | str, names: Sequence[str]) -> int:
-    """Of a class, given by its number or its name."""
-    if isinstance(label, str) and label in names:
-        return names.index(label)
-    if isinstance(label, int) and 0 <= label < len(names):
-        return label
-    shown = f"{', '.join(names[:20])}{', ...' if len(names) > 20 else ''}"
-    raise UserError(f"label {label!r}: this model has classes 0 to {len(names) - 1}: {shown}.")

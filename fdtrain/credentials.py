@@ -10,14 +10,16 @@ import re
 from typing import Any
 
 MASK = "***"
-_URL = re.compile(
-    r"""[a-z][a-z0-9+.-]{0,30}:/+
-    (?: [^\s/?#@"'<>]*@                              # user and password
-      | [^\s/?#:@\[]*:(?!\d+(?:[/?#"'\s]|$)).*@ )?  # a password that is not encoded may hold any character
-    [^\s"'<>]*""",
+_SCHEME = "[a-z][a-z0-9+.-]{0,30}:/+"
+_URL = re.compile(rf"""{_SCHEME}[^\s"'<>]*""", re.IGNORECASE)
+_USER = re.compile(
+    rf"""({_SCHEME})
+    (?: ([^\s/?#"'<>]*)@
+      | ([^\s/?#:@\[]*:(?!\d+(?:[/?#"'\s]|$)).*)@ )  # a password that is not encoded may hold any character""",
     re.IGNORECASE | re.VERBOSE,
 )
-_USER = re.compile(r"[^/?#:@\s]+:[^/?#@\s]+@")
+_USER_IN_PATH = re.compile(r"(?<=[^/:]/)[^/?#:@\s]+:[^/?#@\s]+@")
+_QUERY = re.compile(rf"""({_SCHEME}[^\s"'<>?#]*[?#])([^\s"'<>]+)""", re.IGNORECASE)
 _REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _expanded: dict[str, str] = {}
 """The values to which this process has expanded references, with the references."""
@@ -25,7 +27,9 @@ _expanded: dict[str, str] = {}
 
 def masked(text: str) -> str:
     """``text`` with the credentials of every URL in it replaced: user and password, the query, expanded references."""
-    return _URL.sub(lambda match: _masked_url(match[0]), text)
+    text = _URL.sub(lambda url: _USER_IN_PATH.sub(f"{MASK}@", _with_references(url[0])), text)
+    text = _USER.sub(lambda found: f"{found[1]}{_masked_part(found[2] or found[3] or '', ':')}@", text)
+    return _QUERY.sub(lambda found: f"{found[1]}{_masked_part(found[2], '&')}", text)
 
 
 def masked_values(content: Any) -> Any:
@@ -53,29 +57,10 @@ def expand_references(place: str) -> str:
     return _REFERENCE.sub(value, place)
 
 
-def _masked_url(url: str) -> str:
+def _with_references(url: str) -> str:
     for value in sorted(_expanded, key=len, reverse=True):
         url = url.replace(value, _expanded[value])
-    start = re.search(r":/+", url)
-    if start is None:
-        return url
-    scheme, rest = url[: start.end()], url[start.end() :]
-    end = _end_of_user(rest)
-    user, place = rest[:end], rest[end:]
-    path, mark, query = (*re.split(r"([?#])", place, maxsplit=1), "", "")[:3]
-    # The path may hold another URL.
-    path = _USER.sub(f"{MASK}@", path)
-    return f"{scheme}{_masked_part(user, ':')}{path}{mark}{_masked_part(query, '&')}"
-
-
-def _end_of_user(rest: str) -> int:
-    """Where the ``@`` lies that ends the user in what follows ``scheme://``; 0 if there is none before the path."""
-    authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
-    if "@" in authority:
-        return authority.rindex("@")
-    _, colon, port = authority.partition(":")
-    odd_password = "@" in rest and colon and not port.isdigit() and not authority.startswith("[")
-    return rest.rindex("@") if odd_password else 0
+    return url
 
 
 def _masked_part(part: str, separator: str) -> str:

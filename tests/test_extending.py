@@ -5,17 +5,18 @@ import hashlib
 import json
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 import torch
 import yaml
-from conftest import ROOT, environment, fork
+from conftest import ROOT, fork
 from models import DIGITS, filled
 from safetensors.torch import save_file
 
@@ -27,7 +28,6 @@ from fdtrain.errors import UserError
 from fdtrain.evaluation.samples import Sampler
 from fdtrain.export.write import export
 from fdtrain.networks.model import CODE
-from fdtrain.training import callbacks as builtin  # noqa: F401
 
 FILES = dict(re.findall(r"```(?:py|yaml)\n# (\S+)\n(.*?)```", (ROOT / "docs" / "extending.md").read_text(), re.DOTALL))
 NAMES = yaml.safe_load(FILES["mine.yaml"])["plugins"]
@@ -54,13 +54,13 @@ def _apart():
         yield
 
 
-def train(folder: Path, data: Path, *settings, allowed: list[Path] | None = None, rc=0, start=fork, **options) -> str:
+def train(folder: Path, data: Path, *settings, allowed: list[Path] | None = None, rc=0, **options) -> str:
     allowed = [folder / name for name in NAMES] if allowed is None else allowed
     words = [word for path in allowed for word in ("--allow-code", str(path))]
     command = ["fdtrain/main.py", "--config", str(folder / "mine.yaml"), "--resume", "auto", *words]
     short = [f"training.{key}={value}" for key, value in SHORT.items()]
     places = ["monitor.log_every=1", f"output={folder / 'runs'}", f"data.path={data}"]
-    result = start([*command, "--set", *places, *short, *settings], folder, **options)
+    result = fork([*command, "--set", *places, *short, *settings], folder, **options)
     assert result.returncode == rc, result.stdout + result.stderr
     return result.stderr
 
@@ -182,7 +182,7 @@ def test_a_run_from_elsewhere_executes_nothing(run, tmp_path):
     with pytest.raises(UserError, match="executed only if you allow it"):
         fdtrain.load(tmp_path / "run")
     with pytest.raises(UserError, match="executed only if you allow it"):
-        load_config(tmp_path / "run" / "config.yaml")
+        fdtrain.train(tmp_path / "run" / "config.yaml")
     assert not touched.exists()
     with pytest.raises(UserError, match="is of other code than was allowed"):
         fdtrain.load(tmp_path / "run", allow_code=copies(tmp_path / "run"))
@@ -190,23 +190,14 @@ def test_a_run_from_elsewhere_executes_nothing(run, tmp_path):
     assert touched.exists()
 
 
-def test_training_in_python_executes_what_it_is_allowed(folder):
-    with pytest.raises(UserError, match="executed only if you allow it"):
-        fdtrain.train(folder / "mine.yaml")
-    with pytest.raises(UserError, match="nowhere"):
-        fdtrain.train(folder / "mine.yaml", {"data.path": "nowhere"}, allow_code=[folder / name for name in NAMES])
-
-
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
         ("network.options.widht=3", "network: options: got an unexpected keyword argument 'widht'"),
-        ("network.options.levels=3", "network: options: got multiple values for keyword argument 'levels'"),
         ("network.width=3", "unknown key 'width' in section 'network' (it has: name, class_conditional"),
         ("network.name=plain", "network.name: input should be 'ddpmpp', 'vdm', 'dit' or 'plain_cnn', not 'plain'"),
         ("plugins=[my_network.py, my_callback.py]", "it uses what is in my_formulation.py; name that in plugins"),
         ("monitor.callbacks=[{name: weight_norm, every: 1}]", "options: missing a required argument: 'prefix'"),
-        ("monitor.callbacks=[{name: norm, every: 1}]", "callbacks.0.name: input should be"),
     ],
 )
 def test_mistakes_in_what_a_configuration_says_of_plugins(setting, message, folder):
@@ -255,7 +246,6 @@ def test_every_process_ends_where_a_file_cannot_be_used(folder, digits, tmp_path
         ("raise SystemExit(0)", "line 1, cannot be executed (SystemExit: 0)"),
         ("x = 1", "registers nothing"),
         ("from fdtrain.plugins import *\n@predictor('eps')\ndef f(s): ...", "the predictor 'eps' is fdtrain's own"),
-        ("from fdtrain.plugins import *\n@callback('samples')\ndef f(r): ...", "callback 'samples' is fdtrain's own"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_told_in_one_line(text, message, tmp_path):
@@ -267,28 +257,16 @@ def test_a_file_that_cannot_be_used_is_told_in_one_line(text, message, tmp_path)
     assert {family: set(table) for family, table in plugins.FAMILIES.items()} == before
 
 
-def fresh(command: list[str], folder: Path) -> subprocess.CompletedProcess:
-    """As a user does, to an end at which packages write what they hold."""
-    return subprocess.run([sys.executable, *command], cwd=ROOT, env=environment(), capture_output=True, text=True)
-
-
-@pytest.mark.parametrize("package", ["wandb", "mlflow"])
-def test_logging_elsewhere_without_a_network(package, folder, digits, tmp_path, monkeypatch):
-    pytest.importorskip(package)
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    given = {"project": "digits"} if package == "wandb" else {"uri": f"sqlite:///{tmp_path}/mlflow.db"}
-    callbacks = json.dumps([{"name": package, "every": 2, "options": given}])
-    file = f"log_to_{package}.py"
-    settings = [f"name={package}", f"plugins={json.dumps([*MODEL, file])}", f"monitor.callbacks={callbacks}"]
-    train(folder, digits, *settings, allowed=[folder / name for name in (*MODEL, file)], start=fresh)
+@pytest.mark.parametrize(("package", "options"), [("wandb", {"project": "digits"}), ("mlflow", {"uri": "here"})])
+def test_logging_elsewhere(package, options, folder, tmp_path, monkeypatch):
+    """By packages of straw."""
+    monkeypatch.setitem(sys.modules, package, straw := MagicMock())
+    plugins.execute([folder / f"log_to_{package}.py"])
+    monitor = SimpleNamespace(first=True, folder=tmp_path, newest={"train/bits_per_dim": 2.0})
+    report = plugins.CALLBACKS[package](SimpleNamespace(monitor=monitor, settings={"seed": 1}), **options)
+    report(7, None)
+    (straw.log if package == "wandb" else straw.log_metrics).assert_called_once_with(monitor.newest, 7)
     if package == "wandb":
-        (written,) = (folder / "runs" / "wandb").glob("wandb/offline-run-*/*.wandb")
-        assert b"train/bits_per_dim" in written.read_bytes()
-        return
-    import mlflow
-
-    mlflow.set_tracking_uri(given["uri"])
-    (found,) = mlflow.search_runs(output_format="list")
-    assert found.data.params["network.name"] == "plain_cnn"
-    logged = mlflow.MlflowClient().get_metric_history(found.info.run_id, "train/bits_per_dim")
-    assert [metric.step for metric in logged] == [2, 4]
+        assert straw.init.call_args.kwargs["config"] == {"seed": 1}
+    else:
+        straw.log_params.assert_called_once_with({"seed": 1})

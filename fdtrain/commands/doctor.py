@@ -50,14 +50,11 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def findings() -> list[Finding]:
-    gpus = _gpus()
+    gpus, here = _gpus(), Path(fdtrain.__file__).parent
     return [
-        Finding(
-            "fdtrain", f"{fdtrain.__version__} in {Path(fdtrain.__file__).parent}, Python {platform.python_version()}"
-        ),
+        Finding("fdtrain", f"{fdtrain.__version__} in {here}, Python {platform.python_version()}"),
         _package("torch"),
         _device(gpus),
-        _nccl(gpus),
         _package("deepspeed"),
         _compiler(gpus),
         _extras(),
@@ -92,22 +89,10 @@ def _device(gpus: list[tuple[str, tuple[int, int]]]) -> Finding:
         old = min(capability for _, capability in gpus) < BF16
         advice = "no bf16 before compute capability 8.0: set training.precision to fp16 or fp32." if old else ""
         return Finding("GPUs", ", ".join(kinds), advice)
-    advice = "training runs on the CPU, which suits images up to 32x32."
     if shutil.which("nvidia-smi"):
-        advice = (
-            "nvidia-smi is here, but torch sees no GPU: install a torch for CUDA (https://pytorch.org), or unset "
-            "CUDA_VISIBLE_DEVICES."
-        )
-    return Finding("GPUs", "none", advice)
-
-
-def _nccl(gpus: list) -> Finding:
-    try:
-        from torch.cuda import nccl
-
-        return Finding("NCCL", ".".join(map(str, nccl.version())))
-    except (ImportError, OSError, RuntimeError, AttributeError):
-        return Finding("NCCL", "none", "several GPUs need it: install a torch for CUDA." if len(gpus) > 1 else "")
+        other = "install a torch for CUDA (https://pytorch.org), or unset CUDA_VISIBLE_DEVICES."
+        return Finding("GPUs", "none", f"nvidia-smi is here, but torch sees no GPU: {other}")
+    return Finding("GPUs", "none", "training runs on the CPU, which suits images up to 32x32.")
 
 
 def _compiler(gpus: list) -> Finding:
@@ -119,12 +104,10 @@ def _compiler(gpus: list) -> Finding:
 
 
 def _extras() -> Finding:
-    there = [extra for extra, modules in EXTRAS.items() if all(map(find_spec, modules))]
-    lacking = [extra for extra in EXTRAS if extra not in there]
-    advice = (
-        f'for more: pip install "fdtrain[{",".join(lacking)}]", or make environment in a checkout.' if lacking else ""
-    )
-    return Finding("extras", ", ".join(there) or "none", advice)
+    lacking = [extra for extra, modules in EXTRAS.items() if not all(map(find_spec, modules))]
+    there = ", ".join(extra for extra in EXTRAS if extra not in lacking) or "none"
+    install = f'for more: pip install "fdtrain[{",".join(lacking)}]", or make environment in a checkout.'
+    return Finding("extras", there, install if lacking else "")
 
 
 def _disk() -> Finding:
@@ -155,7 +138,6 @@ def _clock() -> Finding:
             ahead = os.fstat(file.fileno()).st_mtime - time.time()
     except OSError as error:
         return Finding("clock", "not compared", f"{Path.cwd()} cannot be written ({error.strerror}).")
-    advice = "set the clocks by NTP: files are dated by the file server's." if abs(ahead) > FAR_CLOCK else ""
-    return Finding(
-        "clock", f"{time.strftime('%Y-%m-%d %H:%M %Z')}; that of this folder's file system {ahead:+.1f} s", advice
-    )
+    now, advice = time.strftime("%Y-%m-%d %H:%M %Z"), "set the clocks by NTP: files are dated by the file server's."
+    there = f"{now}; that of this folder's file system {ahead:+.1f} s"
+    return Finding("clock", there, advice if abs(ahead) > FAR_CLOCK else "")

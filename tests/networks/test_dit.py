@@ -51,8 +51,3 @@ def test_a_pixel_comes_out_where_it_went_in():
     x = torch.zeros(1, 2, 8, 8)
     x[0, 1, 3, 6] = 1.0
     assert network(x, torch.rand(1)).flatten().argmax() == x.flatten().argmax()
-
-
-def test_images_that_cannot_be_cut_are_refused():
-    with pytest.raises(ValueError, match="9 pixels cannot be cut into patches of 2"):
-        DiT(1, 9, 17)

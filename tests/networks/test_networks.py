@@ -41,9 +41,17 @@ def gradients(network, label=None):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_an_untrained_network_is_nought(name):
+def test_an_untrained_network_is_zero(name):
     out = build(name)(torch.randn(2, 1, 8, 8), ENDS)
     assert torch.equal(out, torch.zeros(2, 1, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "part"), [("ddpmpp", 9, "9 pixels cannot be halved 1 times"), ("dit", 9, "into patches of 2")]
+)
+def test_images_that_cannot_be_divided_are_refused(name, size, part):
+    with pytest.raises(ValueError, match=part):
+        NETWORKS[name](1, size, 17, **SMALL[name])
 
 
 VARIANTS = [
