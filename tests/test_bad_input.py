@@ -87,7 +87,7 @@ def test_a_shard_whose_bytes_have_changed(launch, own_data):
     """Found by its checksum, where that is asked for: the sample itself is still an image."""
     set_level(own_data / "train-000003.tar", 3)
     message = error_of(launch("data.verify=true", "training.steps=100", processes=0, rc=2))
-    assert "train-000003.tar: checksum mismatch: not the file that dataset.json describes" in message
+    assert "train-000003.tar: checksum mismatch. Restore it" in message
 
 
 def test_a_sample_that_one_rank_meets_ends_all(launch, own_data):

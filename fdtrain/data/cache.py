@@ -19,8 +19,9 @@ import re
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from fdtrain.data.dataset import Shard
 from fdtrain.data.fetch import Mismatch, fetch
@@ -52,13 +53,13 @@ class Cache:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise self._unwritable(error) from error
-        os.close(self._open_lock("room"))
+        self._lock("room").close()
         self._ahead: queue.SimpleQueue[tuple[Shard, str]] | None = None
 
-    def acquire(self, shard: Shard, place: str) -> tuple[Path, int]:
-        """The shard's file, fetched if need be, and a descriptor. Until that is closed the shard is not evicted. Raises
+    def acquire(self, shard: Shard, place: str) -> tuple[Path, BinaryIO]:
+        """The shard's file, fetched if need be, and its lock. Until that is closed the shard is not evicted. Raises
         UserError: it cannot be fetched or stored."""
-        path, lock = self._path(shard), self._open_lock(shard.sha256)
+        path, lock = self._path(shard), self._lock(shard.sha256)
         try:
             while True:
                 fcntl.flock(lock, fcntl.LOCK_SH)
@@ -70,7 +71,7 @@ class Cache:
                 if not _is_complete(path, shard):
                     self._fetch(shard, place)
         except BaseException:
-            os.close(lock)
+            lock.close()
             raise
 
     def request(self, shards: Iterable[tuple[Shard, str]]) -> None:
@@ -91,8 +92,8 @@ class Cache:
 
     def fetch_ahead(self, shard: Shard, place: str) -> None:
         """Fetch a shard for later, unless it is cached or in use."""
-        with self._try_exclusive(shard.sha256) as locked:
-            if locked and not _is_complete(self._path(shard), shard):
+        with self._lock(shard.sha256) as lock:
+            if try_lock(lock) and not _is_complete(self._path(shard), shard):
                 self._fetch(shard, place, ahead=True)
 
     def _fetch(self, shard: Shard, place: str, ahead: bool = False) -> None:
@@ -101,8 +102,6 @@ class Cache:
         part = self.folder / f"{shard.sha256}.{shard.bytes}.part"
 
         def check(path: Path) -> None:
-            if (found := path.stat().st_size) != shard.bytes:
-                raise Mismatch(f"{found} bytes arrived, dataset.json says {shard.bytes}")
             with path.open("rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
                     raise Mismatch("checksum mismatch: not the file that dataset.json describes")
@@ -123,8 +122,7 @@ class Cache:
     def _make_room(self, part: Path, needed: int, ahead: bool) -> bool:
         """Evict until ``needed`` bytes fit under the cap, and reserve them by the existence of ``part``. Returns
         whether they fit."""
-        room = self._open_lock("room")
-        try:
+        with self._lock("room") as room:
             fcntl.flock(room, fcntl.LOCK_EX)
             total = 0
             if self.cap is not None:
@@ -136,21 +134,19 @@ class Cache:
                     total -= size if self._evict(path) else 0
             part.touch()
             return self.cap is None or total + needed <= self.cap
-        finally:
-            os.close(room)
 
     def _evict(self, path: Path) -> bool:
-        with self._try_exclusive(path.name.partition(".")[0]) as locked:
-            if locked:
+        with self._lock(path.name.partition(".")[0]) as lock:
+            if locked := try_lock(lock):
                 path.unlink(missing_ok=True)
             return locked
 
     def _path(self, shard: Shard) -> Path:
         return self.folder / f"{shard.sha256}.tar"
 
-    def _open_lock(self, name: str) -> int:
+    def _lock(self, name: str) -> BinaryIO:
         try:
-            return os.open(self.folder / f"{name}.lock", os.O_RDWR | os.O_CREAT, 0o666)
+            return (self.folder / f"{name}.lock").open("ab")
         except OSError as error:
             raise self._unwritable(error) from error
 
@@ -158,15 +154,6 @@ class Cache:
         return UserError(
             f"data.cache: cannot write into {self.folder} ({error.strerror}). Choose another folder or repair it."
         )
-
-    @contextmanager
-    def _try_exclusive(self, name: str) -> Iterator[bool]:
-        """Try to lock for the duration of the block; gives whether that succeeded at once."""
-        lock = self._open_lock(name)
-        try:
-            yield try_lock(lock)
-        finally:
-            os.close(lock)
 
 
 def open_cache(folder: Path | None, cap_gib: float | None, seconds: float, remote: bool) -> Cache | None:

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from fdtrain import distributed, files
 from fdtrain.errors import UserError
@@ -105,7 +105,7 @@ def _remove_unused(folder: Path) -> None:
         os.close(lock)
 
 
-def try_lock(lock: int) -> bool:
+def try_lock(lock: int | BinaryIO) -> bool:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return True

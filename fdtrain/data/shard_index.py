@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from fdtrain.data.dataset import Line, Suffix
 from fdtrain.data.members import BAD_LABEL, NO_LABEL, MemberReader
 from fdtrain.data.shard_table import FOLDER, Model, Shard
-from fdtrain.data.tar import BLOCK, BadTar, check_header
+from fdtrain.data.tar import BLOCK, check_header
 from fdtrain.errors import UserError, excerpt
 from fdtrain.files import open_regular, write_atomically
 
@@ -100,14 +100,11 @@ def read(path: Path, shard: Shard, file: int, reader: MemberReader) -> Samples |
         return None
     try:
         return _samples(data, shard, file, reader)
-    except ValidationError as error:
-        reason = f"{excerpt(error.errors()[0]['msg'])} in its header"
     except (ValueError, RecursionError) as error:
-        reason = excerpt(error)
-    raise UserError(
-        f"{path} is no index of this {shard.file} ({reason}). Restore both; or remove the index, and the shard is read "
-        "by its own headers."
-    )
+        raise UserError(
+            f"{path} is no index of this {shard.file} ({excerpt(error)}). Restore both; or remove the index, and the "
+            "shard is read by its own headers."
+        ) from error
 
 
 def parts(data: bytes) -> tuple[dict[str, Any], bytes]:
@@ -142,13 +139,9 @@ def _samples(data: bytes, shard: Shard, file: int, reader: MemberReader) -> Samp
         or samples.label.min() < BAD_LABEL
     ):
         raise ValueError("samples that are not within the shard")
-    with_image = np.flatnonzero(samples.kind >= 0)
-    if len(with_image):
-        header_at, size = int(samples.offset[with_image[-1]]) - BLOCK, int(samples.size[with_image[-1]])
-        try:
-            check_header(os.pread(file, BLOCK, header_at), header_at, size)
-        except BadTar as error:
-            raise ValueError(f"other samples: {error}") from error
+    for last in np.flatnonzero(samples.kind >= 0)[-1:].tolist():
+        header_at = samples.offset.item(last) - BLOCK
+        check_header(os.pread(file, BLOCK, header_at), header_at, samples.size.item(last))
     return samples._replace(kind=np.append(kinds, -1)[samples.kind], label=_labels(header, samples.label, reader))
 
 

@@ -6,6 +6,7 @@ they are asked for.
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -162,23 +163,16 @@ def write(folder: Path, split: str, shards: Iterable[Shard]) -> list[dict[str, A
     first = list(islice(left, INLINE + 1))
     if len(first) <= INLINE:
         return [shard.model_dump(exclude_none=True) for shard in first]
-    left, parts = chain(first, left), []
-    while rows := list(islice(left, PART)):
-        parts.append(_write_part(folder, f"{FOLDER}/{split}-{len(parts):06d}.shards", rows))
+    left, parts = chain(first, left), list[TablePart]()
+    while of_part := list(islice(left, PART)):
+        file, rows = f"{FOLDER}/{split}-{len(parts):06d}.shards", ShardTable.of(of_part).rows
+        data, (name_bytes, place_bytes) = rows.tobytes(), (rows.dtype[name].itemsize for name in ("file", "place"))
+        write_atomically(folder / file, partial(Path.write_bytes, data=data))
+        digest = hashlib.sha256(data).hexdigest()
+        parts.append(
+            TablePart(file=file, shards=len(rows), name_bytes=name_bytes, place_bytes=place_bytes, sha256=digest)
+        )
     return TableParts(parts=parts).model_dump()
-
-
-def _write_part(folder: Path, file: str, shards: Sequence[Shard]) -> TablePart:
-    rows = ShardTable.of(shards).rows
-    data = rows.tobytes()
-    write_atomically(folder / file, lambda path: path.write_bytes(data))
-    return TablePart(
-        file=file,
-        shards=len(rows),
-        name_bytes=rows.dtype["file"].itemsize,
-        place_bytes=rows.dtype["place"].itemsize,
-        sha256=hashlib.sha256(data).hexdigest(),
-    )
 
 
 def read(parts: Sequence[TablePart], place: Callable[[str], str], seconds: float, where: str) -> ShardTable:

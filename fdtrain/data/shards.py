@@ -116,7 +116,7 @@ class OpenShard:
                 if cache is None:
                     raise ValueError(f"{placed.name} is remote, and is read through a cache")
                 path, lock = cache.acquire(placed.shard, placed.place)
-                self._closing.callback(os.close, lock)
+                self._closing.enter_context(lock)
             self.samples = self._opened(Path(path), verify)
             self._closing = self._closing.pop_all()
 
@@ -124,11 +124,12 @@ class OpenShard:
         placed, samples = self.placed, None
         check_length(path, placed.shard)
         try:
-            self.file = os.open(path, os.O_RDONLY)
-            self._closing.callback(os.close, self.file)
+            file = self._closing.enter_context(path.open("rb", buffering=0))
+            self.file = file.fileno()
             if verify and not is_remote(placed.place):
-                self._verify()
-            if placed.folder is not None and not verify:
+                if hashlib.file_digest(file, "sha256").hexdigest() != placed.shard.sha256:
+                    raise UserError(f"{placed.name}: checksum mismatch. Restore it or pack again.")
+            elif placed.folder is not None:
                 place = shard_index.place(placed.folder, placed.shard.file)
                 samples = shard_index.read(place, placed.shard, self.file, placed.members)
             return samples or self._scanned()
@@ -152,14 +153,6 @@ class OpenShard:
                 "Restore it or pack again."
             )
         return samples
-
-    def _verify(self) -> None:
-        with os.fdopen(os.dup(self.file), "rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != self.placed.shard.sha256:
-                raise UserError(
-                    f"{self.placed.name}: checksum mismatch: not the file that dataset.json describes. "
-                    "Restore it or pack again."
-                )
 
     def where(self, index: int) -> str:
         """A sample for messages: the shard and the key."""

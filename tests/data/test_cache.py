@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import time
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 from flaky import Flaky
@@ -36,12 +37,12 @@ def shards(served):
     return served[1]
 
 
-def hold(cache: Cache, placed) -> tuple[Path, int]:
+def hold(cache: Cache, placed) -> tuple[Path, BinaryIO]:
     return cache.acquire(placed.shard, placed.place)
 
 
 def use(cache: Cache, placed) -> None:
-    os.close(hold(cache, placed)[1])
+    hold(cache, placed)[1].close()
 
 
 def cached(cache: Cache) -> set[str]:
@@ -83,10 +84,10 @@ def test_what_is_fetched_ahead_stays_under_the_cap(shards, tmp_path):
     cache.fetch_ahead(shards[2].shard, shards[2].place)
     assert cached(cache) == names(shards, 0, 1)
     assert not list(tmp_path.glob("*.part"))
-    os.close(held[0][1])
+    held[0][1].close()
     cache.fetch_ahead(shards[2].shard, shards[2].place)
     assert cached(cache) == names(shards, 1, 2)
-    os.close(held[1][1])
+    held[1][1].close()
 
 
 def test_what_waits_to_be_read_goes_last(shards, tmp_path):
@@ -116,9 +117,9 @@ def test_a_reader_in_another_process_counts_too(shards, tmp_path):
     held, done = FORK.Event(), FORK.Event()
 
     def work() -> None:
-        hold(Cache(tmp_path, None, 30), shards[0])
-        held.set()
-        done.wait(30)
+        with hold(Cache(tmp_path, None, 30), shards[0])[1]:
+            held.set()
+            done.wait(30)
 
     worker = FORK.Process(target=work)
     worker.start()

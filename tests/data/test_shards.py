@@ -7,6 +7,7 @@ import pickle
 import struct
 import tracemalloc
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -259,11 +260,11 @@ def test_closes_the_least_recently_used(tmp_path):
 
 
 def test_too_many_open_files_are_not_called_a_broken_shard(tmp_path, monkeypatch):
-    def full(*_):
+    def full(*_, **options):
         raise OSError(errno.EMFILE, "Too many open files")
 
     pack(tmp_path / "set", (5,))
     shards = reader(tmp_path / "set")
-    monkeypatch.setattr(os, "open", full)
+    monkeypatch.setattr(Path, "open", full)
     with pytest.raises(UserError, match=r"cannot be read \(Too many open files\)\. Raise the limit .*ulimit -n"):
         shards.read([(0, 0)])
