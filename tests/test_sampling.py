@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import forked
@@ -15,11 +16,9 @@ from models import DIGITS, filled, saved
 from PIL import Image
 
 from fdtrain.data.split import Split
-from fdtrain.errors import UserError
 from fdtrain.evaluation import fid as distances
 from fdtrain.evaluation import label_features, result
 from fdtrain.evaluation.samples import Sampler
-from fdtrain.networks.model import Model
 
 
 @pytest.fixture(scope="module")
@@ -135,20 +134,6 @@ def test_other_files_are_not_overwritten(command, model, tmp_path):
     assert (tmp_path / "a.npz").read_text() == "mine"
 
 
-def test_a_model_that_diverged_leaves_what_was_sampled(command, tmp_path, monkeypatch):
-    folder, calls = saved(filled(DIGITS), tmp_path / "model"), []
-    original = Model.forward
-
-    def diverging(self, x, t, label=None):
-        calls.append(len(x))
-        return original(self, x, t, label) * (1 if len(calls) <= 4 else float("nan"))
-
-    monkeypatch.setattr(Model, "forward", diverging)
-    common = [folder, "--images", 9, "--steps", 2, "--batch", 3, "--out", tmp_path / "a.npz"]
-    assert "output is not finite" in command("sample", *common, rc=2)
-    assert len(list((tmp_path / ".a.npz.sampling").glob("*.npy"))) == 2
-
-
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
@@ -157,16 +142,24 @@ def test_a_model_that_diverged_leaves_what_was_sampled(command, tmp_path, monkey
         (["--guidance", "2"], "label_dropout above 0"),
         (["--guidance", "nan"], "must be finite"),
         (["--label", "1"], "trained without labels"),
-        (["--nfe", "0"], "--nfe must be at least 1"),
-        (["--images", "0"], "--images must be at least 1"),
-        (["--seed", str(2**63)], "--seed must be from 0 to 9223372036854775807"),
-        (["--device", "cuda:77"], "--device cuda:77"),
         (["--shards"], "must be a folder"),
     ],
 )
 def test_options(command, model, tmp_path, arguments, part):
     common = [model, "--out", tmp_path / "x.png", "--images", "2", *arguments]
     assert part in command("sample", *common, rc=2 if part else 0)
+
+
+def test_samples_by_label_and_guided(command, tmp_path):
+    spec = replace(DIGITS, classes=[str(i) for i in range(10)], null_class=True)
+    common = ["sample", saved(filled(spec), tmp_path / "model"), "--images", 12, "--steps", 2, "--out"]
+    command(*common, tmp_path / "a.npz")
+    command(*common, tmp_path / "b.npz", "--label", 7, "--guidance", 2)
+    for name, expected in (("a", [i % 10 for i in range(12)]), ("b", [7] * 12)):
+        with np.load(tmp_path / f"{name}.npz") as content:
+            assert content["arr_1"].tolist() == expected
+    assert json.loads((tmp_path / "b.npz.json").read_text())["nfe"] == 4
+    assert "has classes 0 to 9" in command(*common, tmp_path / "c.npz", "--label", 10, rc=2)
 
 
 def fid(command, features, digits, *arguments, rc=0):
@@ -249,7 +242,7 @@ def test_an_interrupted_evaluation_goes_on(command, model, features, digits, tmp
     assert (len(whole["values"]), whole["unfinished"]) == (3, False)
 
 
-@pytest.mark.parametrize("name", ["x/../../../victim/settings", "org/digits", ".hidden", "a" * 300, "\u202e数字"])
+@pytest.mark.parametrize("name", ["x/../../../victim/settings", "a" * 300, "\u202e数字"])
 def test_results_are_in_the_run_whatever_the_features_are_called(command, features, digits, tmp_path, name):
     """A name from a file of somebody else chooses no path: neither outside the run nor where no report looks."""
     checkpoint_of(tmp_path / "run", filled(DIGITS), 1)
@@ -299,13 +292,9 @@ def test_statistics_of_another_program_take_the_place_of_the_data(command, model
     [
         ([], "give a model to sample from, or samples with --samples"),
         (["{model}", "--samples", "x"], "give a model to sample from, or samples with --samples"),
-        (["--samples", "/nowhere"], "no samples at /nowhere"),
         (["{model}", "--seed", "-1"], "--seed must be from 0 to 9223372036854775805"),
-        (["{model}", "--seed", str(2**64)], "--seed must be from 0 to 9223372036854775805"),
-        (["{model}", "--sets", "0"], "--sets must be at least 1"),
         (["{model}", "--reference", "a.safetensors"], "--reference a.safetensors: name a .npz file"),
         (["{model}", "--images", "1", "--features", "/nowhere.pt"], "cannot read /nowhere.pt"),
-        (["/nowhere"], "no folder /nowhere"),
     ],
 )
 def test_mistakes(command, model, features, digits, arguments, part):
@@ -338,30 +327,6 @@ def test_a_curve_by_named_features(command, model, features, digits, tmp_path):
     )
 
 
-def test_a_curve_of_a_model_that_diverges_keeps_what_it_has(command, digits, tmp_path, monkeypatch):
-    folder, draws = saved(filled(DIGITS), tmp_path / "model"), []
-    solve = Sampler.solve
-
-    def diverging(self, *rest):
-        draws.append(self.solver)
-        x = solve(self, *rest)
-        if self.solver == "sde":
-            raise UserError("the model's output is not finite")
-        return x
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Sampler, "solve", diverging)
-        message = curve(command, folder, digits, tmp_path / "a.json", rc=2)
-    assert "output is not finite" in message
-    assert list((tmp_path / ".partial").iterdir())
-    draws.clear()
-    monkeypatch.setattr(Sampler, "solve", lambda self, *rest: draws.append(self.solver) or solve(self, *rest))
-    curve(command, folder, digits, tmp_path / "a.json")
-    # The references' 4 evaluations were kept; what is drawn now are the points, each seed in three parts.
-    assert draws == ["sde"] * 9 + ["heun_edm"] * 9
-    assert not (tmp_path / ".partial").exists()
-
-
 def test_a_grid_is_optimised_saved_with_the_model_and_used(command, digits, tmp_path):
     folder = saved(filled(DIGITS), tmp_path / "model")
     options = ["--nfe", 3, "--images", 6, "--reference", 12, "--rounds", 2]
@@ -381,7 +346,7 @@ def test_a_grid_is_optimised_saved_with_the_model_and_used(command, digits, tmp_
     assert "a grid has two steps or more" in command("evaluate", "grid", folder, "--nfe", 1, rc=2)
 
 
-@pytest.mark.parametrize("solver", ["sde", "ode", "unipc2", "heun_edm"])
+@pytest.mark.parametrize("solver", ["sde", "heun_edm"])
 def test_a_users_times_with_every_kind_of_solver(command, model, tmp_path, solver):
     """From the command line as from a file; one image by itself is that of a set."""
     out = [tmp_path / "a.npz", tmp_path / "b.npz", tmp_path / "c.npz"]

@@ -11,22 +11,16 @@ A command that was stopped goes on where it was when it is repeated (docs/sampli
 """
 
 import argparse
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-import torch
-from tqdm import tqdm
-
-from fdtrain import distributed, lock
+from fdtrain import distributed
 from fdtrain.errors import UserError, check_at_least
 from fdtrain.evaluation import process
 from fdtrain.evaluation.load import add_length, open_model
 from fdtrain.evaluation.sample_files import Output
 from fdtrain.evaluation.samples import Sampler, add_sampling_arguments
-from fdtrain.evaluation.stored_rows import RowStore
+from fdtrain.evaluation.stored_rows import RowStore, bar
 from fdtrain.main import add_allow_code
 from fdtrain.networks.model import Model
 from fdtrain.randomness import check_seed
@@ -60,69 +54,50 @@ def run(arguments: argparse.Namespace) -> None:
 def _run(arguments: argparse.Namespace) -> None:
     check_at_least(arguments, 1, "images")
     check_seed(arguments.seed, "--seed")
-    output = _output(arguments)
+    form = _form(arguments)
     with process.process_group(arguments.device) as place:
         model, origin = open_model(arguments.model, arguments.ema_length, shared=True)
         spec = model.spec
-        sampler = Sampler.of(arguments, model.spec, origin)
+        sampler = Sampler.of(arguments, spec, origin)
         request = {
             "images": arguments.images,
             "seed": arguments.seed,
             **sampler.describe(),
-            "form": output.form,
+            "form": form,
             "weights_sha256": origin.sha256,
             # Noise is the same on any CPU, and on any GPU of a kind, but not on both.
             "noise": place.type,
         }
         process.check_same(request)
-        complete = distributed.found_by_first(partial(output.check, request))
+        output = Output(arguments.out, form, request)
+        complete = distributed.found_by_first(output.complete)
         if not complete:
-            parts = output.parts(request)
-            with _prepared(parts):
-                _sample(arguments, model.to(place), sampler, parts, place)
+            with output.held():
+                _sample(arguments, model.to(place), sampler, output.parts)
+                process.wait_for_all(place)
                 if distributed.rank() == 0:
-                    labels = partial(sampler.labels, spec=spec) if spec.classes else None
-                    output.write(parts, spec, labels, origin.identity() | {"dataset": spec.dataset})
+                    output.write(
+                        spec, partial(sampler.labels, spec=spec), origin.identity() | {"dataset": spec.dataset}
+                    )
     if distributed.rank() == 0:
         already = ", complete already" if complete else ""
         print(f"{output.path}: {arguments.images} images, {sampler.solver}, {sampler.nfe} evaluations each{already}")
 
 
-def _sample(
-    arguments: argparse.Namespace,
-    model: Model,
-    sampler: Sampler,
-    parts: RowStore,
-    place: torch.device,
-) -> None:
-    """Sample what is missing, the ranks in turn batch by batch, and wait for all."""
-    first = distributed.rank() == 0
-    chunks = distributed.broadcast(parts.missing(arguments.batch) if first else [])
-    missing = sum(map(len, chunks))
-    shown = first and sys.stderr.isatty()
-    with tqdm(total=arguments.images, initial=arguments.images - missing, unit="image", disable=not shown) as bar:
-        for chunk in chunks[distributed.rank() :: distributed.world_size()]:
+def _sample(arguments: argparse.Namespace, model: Model, sampler: Sampler, parts: RowStore) -> None:
+    """Sample what is missing, the ranks in turn batch by batch."""
+    missing = distributed.broadcast(parts.missing(arguments.batch) if distributed.rank() == 0 else [])
+    mine = missing[distributed.rank() :: distributed.world_size()]
+    with bar(sum(map(len, mine)), "sampling") as shown:
+        for chunk in mine:
             parts.save(chunk, sampler.draw(model, chunk, arguments.seed))
-            bar.update(sum(map(len, parts.finished())) - bar.n if shown else 0)
-    process.wait_for_all(place)
+            shown.update(len(chunk))
 
 
-@contextmanager
-def _prepared(parts: RowStore) -> Iterator[None]:
-    """The folder of the parts, held by rank 0 against other launches until the samples are finished."""
-    if distributed.rank() != 0:
-        yield
-        return
-    parts.folder.mkdir(parents=True, exist_ok=True)
-    with lock.held(parts.folder):
-        parts.prepare()
-        yield
-
-
-def _output(arguments: argparse.Namespace) -> Output:
+def _form(arguments: argparse.Namespace) -> str:
     ending = arguments.out.suffix.lower()
     if ending in OTHER_FILES:
         raise UserError(f"--out: {ending} files are not written. Give a .png or .npz file, or a folder.")
     if arguments.shards and ending in FORMS:
         raise UserError(f"--shards: {arguments.out} must be a folder.")
-    return Output(arguments.out, FORMS.get(ending, "shards" if arguments.shards else "png"))
+    return FORMS.get(ending, "shards" if arguments.shards else "png")

@@ -109,9 +109,7 @@ def read_model(spec_file: Path, weights: Path, ema_length: float | None = None) 
     """:func:`load_model` of what :func:`find_model` has found."""
     spec = ModelSpec.load(spec_file)
     if ema_length is not None:
-        averages = TrackedAverages(weights, spec)
-        logger.info("%s", averages.describe(ema_length))
-        return averages.model(ema_length)
+        return TrackedAverages(weights, spec).model(ema_length)
     if weights.is_file():
         return load_weights(spec, weights)
     if weights.parent.name == store.AVERAGES:
@@ -276,11 +274,6 @@ class TrackedAverages:
     def _sources(self) -> str:
         steps, lengths = len({each.step for each in self.tracked}), ", ".join(f"{each:g}" for each in self.lengths)
         return f"{len(self.tracked)} tracked averages (of length {lengths}, at {steps} step{'s'[: steps - 1]})"
-
-    def describe(self, length: float) -> str:
-        """What the average of a relative length is made of, and how exactly. UserError as :meth:`fit`."""
-        made = f"average of relative length {length:g} at step {self.step}, from {self._sources()}"
-        return f"{made}: profile error {self.fit(length).error:.1e}"
 
     def model(self, length: float) -> Model:
         """The model with the average of a relative length, on the CPU, in evaluation mode, float32.

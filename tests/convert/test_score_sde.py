@@ -148,7 +148,7 @@ def noised(sde):
 
 @pytest.mark.parametrize(
     ("sde", "weights", "attention"),
-    [("vp", "ema", (8,)), ("vp", "model", ()), ("subvp", "ema", (16, 4)), ("subvp", "model", (4,))],
+    [("vp", "ema", (8,)), ("vp", "model", ()), ("subvp", "ema", (16, 4))],
 )
 @torch.no_grad()
 def test_the_noise_is_the_published_networks(write, sde, weights, attention):
@@ -211,7 +211,6 @@ def lacking(change):
     ("content", "part"),
     [
         ([1, 2], "holds no 'model' of named tensors"),
-        ({"model": {"a": 1}}, "holds no 'model' of named tensors"),
         (lacking(lambda c: c.pop("ema")), "holds no averaged weights ('ema'). Take those that were trained"),
         (lacking(lambda c: c["ema"]["shadow_params"].pop()), "its averaged weights are not those of its network"),
         ({"model": {"module.conv1.weight": torch.ones(1)}}, "is not of DDPM++ (it has 'module.conv1.weight')"),
@@ -233,12 +232,9 @@ def test_other_contents(write, content, part, capsys):
     [
         ("9.Conv2d_0.weight", torch.ones(8, 8, 3, 3)),
         ("5.NIN_0.W", torch.ones(8, 8)),
-        ("0.W", torch.ones(8)),
         ("40.weight", torch.ones(8)),
         ("3.Conv_0.weight", torch.ones(12, 8, 3, 3)),
-        ("3.Conv_0.weight", torch.ones(8)),
         ("3.Conv_0.bias", torch.ones(8, dtype=torch.int64)),
-        ("2.weight", torch.ones(8)),
         ("2.weight", torch.ones(1).expand(8, 10**6, 10**3, 3)),
         ("0.weight", torch.ones(1, 10**6)),
     ],
@@ -251,12 +247,9 @@ def test_other_networks(write, name, value):
         score_sde.convert(write({"model": state}), "model", "vp", SIZE, "x")
 
 
-def test_a_size_that_cannot_be(write):
+def test_files_that_hold_code_or_nothing_and_a_size_that_cannot_be(write, tmp_path):
     with pytest.raises(UserError, match="--size 18: this network halves its images 2 times"):
         score_sde.convert(write(Published().checkpoint()), "ema", "vp", 18, "x")
-
-
-def test_files_that_hold_code_or_nothing(write, tmp_path):
     path = write({"model": Code(tmp_path / "made"), "ema": None})
     with pytest.raises(UserError, match="or holds code, which is not run") as error:
         score_sde.read(path)

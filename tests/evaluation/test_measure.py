@@ -73,7 +73,7 @@ def test_mirrored_images_follow_the_others(split):
     assert torch.equal(both.batch(range(5)), images.batch(range(5)))
 
 
-@pytest.mark.parametrize("most", [1, 7, 100, 299, 300, 1000])
+@pytest.mark.parametrize("most", [1, 7, 300, 1000])
 def test_spread_images_cover_the_split(split, most):
     images = image_sets.of_split(split)
     some = image_sets.spread(images, most)

@@ -4,6 +4,7 @@ from models import DIGITS
 from torch import nn
 
 from fdtrain.diffusion.solvers import GRID, time_grid
+from fdtrain.errors import UserError
 from fdtrain.evaluation import pictures, samples
 from fdtrain.evaluation.samples import Sampler
 from fdtrain.networks.model import Model
@@ -43,6 +44,13 @@ def test_an_image_depends_on_its_number_alone():
     torch.testing.assert_close(solved[1][0], solved[0][2])
 
 
+def test_a_model_that_diverged_is_reported():
+    model = Model(DIGITS)
+    torch.nn.init.constant_(model.network.output[-1].bias, torch.nan)
+    with pytest.raises(UserError, match="the model's output is not finite: its weights are broken"):
+        Sampler(steps=2).draw(model, range(2), 0)
+
+
 def test_grid_and_pixels():
     pixels = samples.to_pixels(torch.tensor([[[[0, 16], [8, 4]]]], dtype=torch.uint8), 17)
     assert pixels.flatten().tolist() == [0, 255, 128, 64]
@@ -55,7 +63,7 @@ def test_grid_and_pixels():
 
 @pytest.mark.parametrize(
     ("size", "columns", "zoom"),
-    [(8, 10, 6), (8, 1, 37), (28, 8, 2), (32, 8, 2), (32, 4, 3), (32, 10, 1), (64, 8, 1), (64, 2, 3), (256, 1, 1)],
+    [(8, 10, 6), (8, 1, 37), (28, 8, 2), (32, 10, 1), (64, 2, 3), (256, 1, 1)],
 )
 def test_small_images_are_magnified_by_whole_factors(size, columns, zoom):
     assert pictures.zoom_for(size, columns) == zoom
