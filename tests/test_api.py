@@ -39,20 +39,18 @@ def normal(tmp_path_factory):
     return fdtrain.load(saved(Model(DIGITS), tmp_path_factory.mktemp("normal")))
 
 
-def run(script):
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=120
-    )
+def run(script, variables):
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=variables, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    return done.stdout.strip()
 
 
 def test_importing_it_imports_nothing():
-    out = run(
-        "import sys; before = set(sys.modules); import fdtrain; print(fdtrain.__version__)\n"
-        "print(*sorted({name.partition('.')[0] for name in set(sys.modules) - before} - sys.stdlib_module_names))"
-    )
-    assert out.split() == [fdtrain.__version__, "fdtrain"]
+    others = "{name.partition('.')[0] for name in set(sys.modules) - before} - sys.stdlib_module_names"
+    script = f"import sys; before = set(sys.modules); import fdtrain; print(*{others})"
+    assert run(script, environment()) == "fdtrain"
+    with pytest.raises(AttributeError, match="no attribute 'laod'"):
+        fdtrain.laod  # noqa: B018
 
 
 @pytest.mark.parametrize(
@@ -61,30 +59,9 @@ def test_importing_it_imports_nothing():
 )
 def test_threads_that_wait_leave_the_cores_to_others_unless_the_user_says_otherwise(set_by_user, waiting):
     script = "import fdtrain, os; print(os.environ['OMP_WAIT_POLICY'], os.environ.get('GOMP_SPINCOUNT'))"
-    inherited = {
-        name: value for name, value in environment().items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
-    }
-    variables = inherited | set_by_user
-    out = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=variables, capture_output=True, text=True)
-    assert out.stdout.strip() == waiting
-
-
-def test_a_model_needs_only_the_base_packages(folder):
-    """Those that the extras bring are not there."""
-    absent = ["deepspeed", "ema_pytorch", "tensorboard", "matplotlib", "jinja2", "webdataset", "sklearn", "diffusers"]
-    absent += ["onnx", "onnxscript", "onnxruntime"]
-    out = run(
-        f"import sys; sys.modules.update(dict.fromkeys({absent}))\n"
-        f"import fdtrain; model = fdtrain.load({str(folder)!r}); images = model.sample(2, steps=2)\n"
-        "print(images.shape, model.bits_per_dim(images, draws=2).values.shape)\n"
-        "print(len(model.log_prob(images, tolerance=0.1, exact=False)))"
-    )
-    assert out == "torch.Size([2, 1, 8, 8]) torch.Size([2])\n2\n"
-
-
-def test_unknown_names():
-    with pytest.raises(AttributeError, match="no attribute 'laod'"):
-        fdtrain.laod  # noqa: B018
+    ours = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    inherited = {name: value for name, value in environment().items() if name not in ours}
+    assert run(script, inherited | set_by_user) == waiting
 
 
 def test_samples_are_those_of_the_command(folder):
@@ -100,14 +77,8 @@ def test_samples_are_those_of_the_command(folder):
     expected = Sampler("ode", tuple(times), 3).draw(model.module, range(2), seed=0)
     assert torch.equal(model.sample(2, solver="ode", grid=times), expected)
     assert model.pixels(torch.tensor([0, 16], dtype=torch.uint8)).tolist() == [0, 255]
-
-
-def test_the_optimised_grid_of_an_export(folder):
-    model = fdtrain.load(folder)
-    times = (1.0, 0.4, 0.0)
-    save_optimised(folder, model.origin.sha256, "ode", 2, times)
-    found = model.sample(2, solver="ode", grid="optimised", steps=2)
-    assert torch.equal(found, model.sample(2, solver="ode", grid=times))
+    save_optimised(folder, model.origin.sha256, "ode", 3, times)
+    assert torch.equal(model.sample(2, solver="ode", grid="optimised", steps=3), expected)
 
 
 def test_progress_counts_every_evaluation(folder, capsys):
@@ -211,27 +182,20 @@ IMAGES = torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
         (lambda m, g: fdtrain.load("/nowhere"), "no folder /nowhere"),
         (lambda m, g: m.to("abacus"), "device abacus: Expected one of"),
         (lambda m, g: m.sample(0), "count must be at least 1"),
-        (lambda m, g: m.sample(1, steps=0), "steps must be at least 1"),
         (lambda m, g: m.sample(1, seed=-1), "seed must be from 0 to 9223372036854775807"),
         (lambda m, g: m.sample(1, solver="ddpm"), "solver: there is no 'ddpm'; there are sde"),
-        (lambda m, g: m.sample(1, grid="log"), "grid: there is no grid 'log'"),
         (lambda m, g: m.sample(1, grid=[1.0, 0.0, 0.5]), "grid: a time grid must fall strictly"),
         (lambda m, g: m.sample(1, grid=[1.0, 0.5, 0.0], steps=3), "grid: 3 times are 2 steps, not 3"),
         (lambda m, g: m.sample(1, label=1), "label: this model was trained without labels"),
         (lambda m, g: m.sample(1, guidance=2.0), "guidance needs a model trained with network.label_dropout"),
         (lambda m, g: g.sample(1, label=10), "label 10: this model has classes 0 to 9: digit 0"),
-        (lambda m, g: g.sample(1, label="ten"), "label 'ten': this model has classes"),
         (lambda m, g: g.sample(3, label=[1, 2]), "2 labels for 3 images"),
         (lambda m, g: m.bits_per_dim(IMAGES.float()), "uint8 are needed, these are 128 of torch.float32"),
         (lambda m, g: m.bits_per_dim(IMAGES[0]), r"shape \(1, 8, 8\), this model needs"),
-        (lambda m, g: m.bits_per_dim(IMAGES[:, :, :4]), r"shape \(2, 1, 4, 8\)"),
         (lambda m, g: m.bits_per_dim(IMAGES + 17), "level 17, where 17 levels are 0 to 16"),
-        (lambda m, g: m.grid(IMAGES + 17), "level 17, where 17 levels are 0 to 16"),
         (lambda m, g: m.grid(IMAGES[:0]), "these are 0 of torch.uint8"),
         (lambda m, g: fdtrain.grid(IMAGES[0]), r"shape \(1, 8, 8\); \(N, C, H, W\)"),
         (lambda m, g: fdtrain.grid(IMAGES, columns=0), "columns must be at least 1"),
-        (lambda m, g: m.bits_per_dim(IMAGES, draws=0), "draws must be at least 1"),
-        (lambda m, g: m.log_prob(IMAGES, label=3), "trained without labels"),
         (lambda m, g: m.log_prob(IMAGES, tolerance=1e-9), "tolerance must be at least 3.1e-05"),
         (lambda m, g: m.field(torch.zeros(2, 3, 8, 8), 0.5), "this model takes"),
         (lambda m, g: m.field(torch.zeros(2, 1, 8, 8), 1.5), r"one time in \[0, 1\]"),

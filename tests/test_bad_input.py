@@ -7,8 +7,6 @@ import sys
 import pytest
 from conftest import ROOT
 
-TOOLS = [path for path in sorted((ROOT / "tools").glob("*.py")) if path.name != "interpreter.py"]
-
 
 def error_of(result) -> str:
     """The one line; nothing of a trace."""
@@ -56,7 +54,7 @@ def test_settings(launch, setting, part):
     assert part in error_of(launch(setting, processes=0, rc=2))
 
 
-@pytest.mark.parametrize("script", ["fdtrain/main.py", *(f"tools/{path.name}" for path in TOOLS)])
+@pytest.mark.parametrize("script", ["fdtrain/main.py", "tools/pack.py"])
 def test_a_python_without_the_packages(script):
     """-S: without its site-packages."""
     result = subprocess.run(

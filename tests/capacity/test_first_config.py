@@ -67,29 +67,17 @@ def test_the_table_row_by_device():
     assert run_layout(chosen(data(256), Target("cuda", 64)).training, 64).micro_batch == 1
 
 
-def test_few_images_train_shorter_but_a_thousand_steps():
-    assert chosen(data(32, images=50), GPU).training.steps == 1000
-    assert chosen(data(32, images=1920), GPU).training.steps == 3000
-    assert chosen(data(32, images=50_000), GPU).training.steps == 10_000
-    assert (
-        chosen(data(32, images=50_000), GPU).network.dropout > 0 == chosen(data(32, images=10**6), GPU).network.dropout
-    )
+@pytest.mark.parametrize(("images", "steps", "dropout"), [(50, 1000, 0.1), (1920, 3000, 0.1), (10**6, 10_000, 0.0)])
+def test_few_images_train_shorter_but_a_thousand_steps(images, steps, dropout):
+    config = chosen(data(32, images=images), GPU)
+    assert (config.training.steps, config.network.dropout) == (steps, dropout)
 
 
-@pytest.mark.parametrize(
-    ("size", "on", "note"),
-    [
-        (100, CPU, "100x100 images are large for a first run on cpu. Pack smaller: --size 32."),
-        (512, NODE, "512x512 images are large for a first run on cuda:8. Pack smaller: --size 256."),
-        (256, GPU, None),
-        (7, CPU, None),
-    ],
-)
-def test_notes(size, on, note, tmp_path):
-    said = write_first_config(tmp_path, data(size), on)
-    notes = [line for line in said if line.startswith("note: ")]
-    assert len(notes) == (note is not None)
-    assert all(note in line for line in notes)
+@pytest.mark.parametrize(("size", "on", "smaller"), [(100, CPU, 32), (512, NODE, 256), (256, GPU, None)])
+def test_a_note_on_large_images(size, on, smaller, tmp_path):
+    notes = [line for line in write_first_config(tmp_path, data(size), on) if line.startswith("note: ")]
+    large = f"note: {size}x{size} images are large for a first run on {on}. Pack smaller: --size {smaller}."
+    assert notes == ([large] if smaller else [])
 
 
 @pytest.fixture

@@ -18,27 +18,23 @@ def found(capsys):
     return run
 
 
-@pytest.fixture
-def two_old_gpus(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
-
-
 def test_without_a_gpu(found, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
     there = found()
     assert there["torch"]["found"] == torch.__version__
-    assert there["GPUs"] == {"name": "GPUs", "found": "none", "advice": there["GPUs"]["advice"]}
+    assert there["GPUs"]["found"] == "none"
     assert "the CPU" in there["GPUs"]["advice"]
     assert "training.compile: false" in there["compiler"]["advice"]
     monkeypatch.setattr(doctor.shutil, "which", lambda name: "/usr/bin/" + name)
     assert "torch sees no GPU: install a torch for CUDA" in found()["GPUs"]["advice"]
 
 
-def test_gpus_without_bf16_and_a_small_container(found, two_old_gpus, monkeypatch):
+def test_old_gpus_in_a_small_container(found, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
     usage = doctor.shutil.disk_usage(".")
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda place: usage._replace(free=2**26))
     there = found()

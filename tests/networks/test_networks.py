@@ -72,19 +72,6 @@ def test_every_parameter_learns(name, options, monkeypatch):
     assert all(g.abs().sum() > 0 for g in gradients(awaken(build(name, classes)), label))
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_label_and_time_matter(name):
-    network = awaken(build(name, classes=3)).eval()
-    x = torch.randn(1, 1, 8, 8).expand(3, -1, -1, -1)
-    with torch.no_grad():
-        times = network(x, torch.tensor([0.0, 0.003, 1.0]), torch.tensor([0, 0, 0]))
-        labels = network(x, torch.full((3,), 0.5), torch.tensor([0, 1, 2]))
-    for out in (times, labels):
-        assert torch.isfinite(out).all()
-        distances = torch.cdist(out.flatten(1), out.flatten(1))
-        assert distances[~torch.eye(3, dtype=torch.bool)].min() > 1e-4
-
-
 @pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_checkpointing_changes_no_gradient(name, half):
@@ -93,19 +80,3 @@ def test_checkpointing_changes_no_gradient(name, half):
         kept = gradients(awaken(build(name, **dropout)))
         recomputed = gradients(awaken(build(name, checkpointing=True, **dropout)))
     assert all(torch.equal(a, b) for a, b in zip(kept, recomputed))
-
-
-@pytest.mark.parametrize("name", NETWORKS)
-def test_checkpointing_keeps_less(name):
-    def saved(network):
-        sizes = []
-
-        def pack(x):
-            sizes.append(x.numel())
-            return x
-
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-            network(torch.randn(2, 1, 8, 8), ENDS)
-        return sum(sizes)
-
-    assert saved(build(name, checkpointing=True)) < 0.6 * saved(build(name))
