@@ -90,15 +90,8 @@ class DatasetDescription(Model):
 
 
 def parse_description(text: str, base: str, seconds: float = 0.0) -> DatasetDescription:
-    """Check the contents of a ``dataset.json``.
-
-    Args:
-        base: the folder or URL of the file.
-        seconds: how long to try to reach a remote file that it names.
-
-    Raises:
-        UserError: it is not a valid description.
-    """
+    """What the text of a ``dataset.json`` in the folder or at the URL ``base`` describes. Remote files that it names are
+    tried for so many seconds. Raises UserError: it is not valid."""
     where = shown(join(base, FILE))
     parts: dict[str, TableParts] = {}
     try:
@@ -152,11 +145,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def read_description(folder: str | Path) -> DatasetDescription:
-    """Read and check ``folder/dataset.json``.
-
-    Raises:
-        UserError: it is missing, cannot be read, or is not valid.
-    """
+    """Read and check ``folder/dataset.json``. Raises UserError: it is missing, cannot be read, or is not valid."""
     try:
         text = read_text(str(Path(folder, FILE)), 0)
     except UserError as error:
@@ -171,11 +160,8 @@ def read_description(folder: str | Path) -> DatasetDescription:
 def write_description(
     folder: Path, description: DatasetDescription, splits: Mapping[str, Iterable[Shard]] | None = None
 ) -> None:
-    """Write ``dataset.json``, last of all and atomically: a folder that has it is complete.
-
-    Args:
-        splits: the shards, where the description does not have them.
-    """
+    """Write ``dataset.json``, last of all and atomically: a folder that has it is complete. ``splits`` are the shards
+    where the description does not have them."""
     content = description.model_dump(exclude_none=True, exclude={"splits"})
     shards = description.splits if splits is None else splits
     content["splits"] = {split: shard_table.write(folder, split, of) for split, of in shards.items()}
@@ -195,11 +181,7 @@ def fingerprint(shards: ShardTable, members: SampleMembers | None = None) -> str
 
 
 def check_length(path: Path, shard: Shard) -> None:
-    """Check that a shard exists at ``path`` in full length.
-
-    Raises:
-        UserError: it is missing, cut short or grown.
-    """
+    """Raises UserError unless a shard exists at ``path`` in full length."""
     what = f"{path} is listed in {FILE} but"
     try:
         status = path.stat()

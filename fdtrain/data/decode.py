@@ -9,12 +9,12 @@ import math
 import os
 import struct
 from collections.abc import Callable
+from typing import IO
 from zlib import crc32
 
 import numpy as np
 from PIL import BmpImagePlugin, Image, ImageFile, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
-from fdtrain.data import npy
 from fdtrain.errors import excerpt
 
 PNG, JPEG, WEBP, BMP = (
@@ -28,6 +28,7 @@ IMAGES = ("npy", *PICTURES)
 _METADATA = 1 << 20
 """Bytes that a picture may be longer than eight times its pixels: profiles, comments."""
 _NPY_HEADER = 1 << 12
+_NPY_READERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_COLOURS = {1: 0, 2: 4, 3: 2, 4: 6}
 """The colour type of the header, by channels."""
@@ -64,10 +65,28 @@ def opened(data: bytes, kind: type, check: Callable[[int, int], None]) -> ImageF
     return picture
 
 
+def npy_header(file: IO[bytes], size: int) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and type of a ``.npy`` file of so many bytes, without numpy's loader, which allocates what is claimed and may
+    unpickle. Raises ValueError: not a plain array in C order that fills the file exactly."""
+    head = io.BytesIO(file.read(_NPY_HEADER))
+    try:
+        version = np.lib.format.read_magic(head)
+        if version not in _NPY_READERS:
+            raise ValueError(f"npy format {version}")
+        shape, fortran, dtype = _NPY_READERS[version](head)
+    except Exception as error:  # Its parser raises what it runs into.
+        raise ValueError(str(error)) from error
+    if dtype.hasobject or min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize + head.tell() != size:
+        raise ValueError(f"array of {dtype} of shape {shape} in {size} bytes")
+    if fortran and len(shape) > 1:
+        raise ValueError("an array in Fortran order; save numpy.ascontiguousarray of it")
+    return shape, dtype
+
+
 def array(data: bytes) -> np.ndarray:
     """What a file of numpy holds: a view. Raises Broken: no plain array, or not exactly."""
     try:
-        shape, dtype = npy.header(io.BytesIO(data), len(data))
+        shape, dtype = npy_header(io.BytesIO(data), len(data))
     except ValueError as error:
         raise Broken(f"not an npy array ({excerpt(error)})") from error
     count = math.prod(shape)

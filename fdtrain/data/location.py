@@ -53,16 +53,10 @@ class PackedData:
     places: dict[str, str] | None
 
     def split(self, name: str, first_label: int = 0) -> PlacedShards:
-        """The split's shards with images.
+        """The split's shards with images, their labels numbered from ``first_label`` on.
 
         A pattern or list selects among a split's shards. If it names none of them, all are where dataset.json says.
-
-        Args:
-            first_label: of the data set among the labels of a run.
-
-        Raises:
-            UserError: unknown or empty split.
-        """
+        Raises UserError: unknown or empty split."""
         if name not in self.description.splits:
             known = excerpt(", ".join(self.description.splits)) or "none"
             raise UserError(f"{shown(join(self.base, FILE))} has no split '{name}' (it has: {known}).")
@@ -76,20 +70,24 @@ class PackedData:
 
     def check(self, splits: Iterable[str], process: int = 0, processes: int = 1) -> None:
         """Check that the local shards of these splits are there, of very many some, and that the folder has no others;
-        of this the share of one process.
-
-        Raises:
-            UserError: one is missing, cut short, grown or not listed.
-        """
+        of this the share of one process. Raises UserError: one is missing, cut short, grown or not listed."""
         for placed in map(self.split, splits):
             for i in range(0, len(placed), -(-len(placed) // CHECKED))[process::processes]:
                 if not is_remote(placed[i].place):
                     check_length(Path(placed[i].place), placed[i].shard)
+        shards = self.description.splits.values()
         # Whoever names each place may leave others in its folder.
-        shards = list(self.description.splits.values())
-        named = self.places is not None or sum(len(of.places()) for of in shards) == sum(map(len, shards))
-        if process == 0 and not is_remote(self.base) and not named:
-            _check_no_others(Path(self.base), shards)
+        named = self.places is not None or all(len(of.places()) == len(of) for of in shards)
+        if process > 0 or named or is_remote(self.base):
+            return
+        try:
+            others = {name for name in os.listdir(self.base) if name.endswith(".tar") and name[0] != "."}
+        except OSError as error:
+            raise UserError(f"data.path: cannot read {self.base} ({error.strerror}). Check its permissions.") from error
+        others.difference_update(*(of.files() for of in shards))
+        if others:
+            what = f"{min(others)}{f' and {len(others) - 1} more' if len(others) > 1 else ''}"
+            raise UserError(f"{self.base} holds {what}, which {FILE} does not list. Move it away, or pack again.")
 
 
 def locate(path: str | Path, allow_pipe: bool = False, seconds: float = 60.0) -> PackedData:
@@ -112,7 +110,7 @@ def locate(path: str | Path, allow_pipe: bool = False, seconds: float = 60.0) ->
         places = listed(path, seconds)
     elif "{" in place:
         base = posixpath.dirname(place.partition("{")[0]) + query
-        places = [name + query for name in expanded(path, [place])]
+        places = [name + query for name in expand(path, [place])]
     else:
         base = (place.rstrip("/") or "/") + query
     base = base or "."
@@ -162,20 +160,6 @@ def _by_name(path: str, places: Iterable[str], splits: Sequence[ShardTable]) -> 
     return by_name
 
 
-def _check_no_others(folder: Path, splits: Sequence[ShardTable]) -> None:
-    try:
-        tars = {name for name in os.listdir(folder) if name.endswith(".tar") and name[0] != "."}
-    except OSError as error:
-        raise UserError(f"data.path: cannot read {folder} ({error.strerror}). Check its permissions.") from error
-    tars.difference_update(*(shards.files() for shards in splits))
-    others = sorted(tars)
-    if others:
-        raise UserError(
-            f"{folder} holds {others[0]}{f' and {len(others) - 1} more' if others[1:] else ''}, which {FILE} does not "
-            "list. Move it away, or pack again."
-        )
-
-
 def without_credentials(place: str) -> str:
     """A URL without user, password and query, under which ``dataset.json`` lists a shard. A path stays as it is."""
     if not is_remote(place) or place.startswith("pipe:"):
@@ -186,11 +170,8 @@ def without_credentials(place: str) -> str:
 
 
 def with_credentials(path: str) -> str:
-    """A path or URL with its references to the environment expanded.
-
-    Raises:
-        UserError: it is empty, names a variable that does not exist, or its credentials were removed.
-    """
+    """A path or URL with its references to the environment expanded. Raises UserError: it is empty, names a variable
+    that does not exist, or its credentials were removed."""
     if not path.strip():
         raise UserError("data.path is empty. Give the folder or URL of a packed data set.")
     try:
@@ -206,24 +187,13 @@ def with_credentials(path: str) -> str:
 
 
 def listed(path: str, seconds: float) -> list[str]:
-    """The places that a list file names, one or a brace pattern a line, from its folder on.
-
-    Raises:
-        UserError: it cannot be read, or is remote and names files of this machine.
-    """
+    """The places that a list file names, one or a brace pattern a line, from its folder on. Raises UserError: it cannot
+    be read, or is remote and names files of this machine."""
     place, query = split_query(path)
     base = posixpath.dirname(place) + query or "."
     lines = (line.strip() for line in read_text(path, seconds).splitlines())
-    names = expanded(path, [line for line in lines if line and not line.startswith("#")])
+    names = expand(path, [line for line in lines if line and not line.startswith("#")])
     places = [name if is_remote(name) or name.startswith("/") else join(base, name) for name in names]
     if is_remote(path):
         _check_remote(path, places)
     return places
-
-
-def expanded(path: str, patterns: list[str]) -> list[str]:
-    """The names that brace patterns stand for, of a path or of its list."""
-    try:
-        return expand(patterns)
-    except UserError as error:
-        raise UserError(f"{shown(path)} {error}. Correct it.") from None

@@ -13,7 +13,7 @@ from fdtrain.data.dataset import DatasetDescription
 from fdtrain.data.lanes import LaneOrder
 from fdtrain.data.location import PackedData, locate
 from fdtrain.data.shard_table import joined
-from fdtrain.data.shards import PlacedShards
+from fdtrain.data.shards import ChainedShards
 from fdtrain.errors import UserError
 from fdtrain.randomness import Purpose, stream, torch_seed
 
@@ -34,15 +34,15 @@ class DataSets:
     weights: list[float]
     description: DatasetDescription
 
-    def split(self, name: str) -> list[PlacedShards]:
-        """Each data set's shards of a split, with labels as in the common description. Raises UserError: one has no
-        such split, or not all of its shards."""
+    def split(self, name: str) -> ChainedShards:
+        """The shards of a split, with labels as in the common description. Raises UserError: a data set has no such
+        split."""
         placed, first = [], 0
         for part in self.parts:
             placed.append(part.split(name, first))
             if part.description.classes != self.description.classes:
                 first += len(part.description.classes)
-        return placed
+        return ChainedShards(placed)
 
 
 def open_data(paths: Sequence[str | Path], weights: Sequence[float], **options: Any) -> DataSets:

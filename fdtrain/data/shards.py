@@ -96,6 +96,10 @@ class ChainedShards(Sequence[PlacedShard]):
         return self.parts[part][index - (int(self._ends[part - 1]) if part else 0)]
 
     @property
+    def images(self) -> np.ndarray:
+        return np.concatenate([part.images for part in self.parts])
+
+    @property
     def remote_lengths(self) -> np.ndarray:
         return np.concatenate([part.remote_lengths for part in self.parts])
 

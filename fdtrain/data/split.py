@@ -9,7 +9,7 @@ import torch
 
 from fdtrain.data.cache import Cache, open_cache
 from fdtrain.data.mixture import DataSets, open_data
-from fdtrain.data.shards import ChainedShards, ShardReader
+from fdtrain.data.shards import ShardReader
 from fdtrain.errors import UserError
 
 Batch = tuple[torch.Tensor, torch.Tensor]
@@ -41,11 +41,10 @@ class Split:
         self.name = split
         data = data if isinstance(data, DataSets) else open_data([data], [1.0])
         self.description = data.description
-        parts = data.split(split)
-        shards = ChainedShards(parts)
+        shards = data.split(split)
         cache = cache or open_cache(None, None, FETCH_SECONDS, bool(shards.remote_lengths.size))
         self._reader = ShardReader(shards, self.description, cache, keep_open=1)
-        self._ends = np.cumsum(np.concatenate([part.images for part in parts]))
+        self._ends = np.cumsum(shards.images)
 
     def __len__(self) -> int:
         return int(self._ends[-1])

@@ -24,7 +24,7 @@ from fdtrain.data.cache import Cache, open_cache
 from fdtrain.data.dataset import write_description
 from fdtrain.data.loader import Batches, LaneDataset
 from fdtrain.data.mixture import lane_order
-from fdtrain.data.shards import ChainedShards, ShardReader
+from fdtrain.data.shards import ShardReader
 from fdtrain.data.split import Split
 from fdtrain.diffusion.interval import CLOSED
 from fdtrain.errors import UserError
@@ -196,12 +196,11 @@ def _compile(
 def own_batches(plan: Plan, noise: BatchNoise, start: int) -> Batches[list[PassInputs]]:
     """This rank's batches from step ``start`` on, with their draws."""
     data, training = plan.config.data, plan.config.training
-    counts = [part.images for part in plan.train_shards]
+    counts = [part.images for part in plan.train_shards.parts]
     order = lane_order(counts, data.weights, training.lanes, plan.config.seed, data.shuffle_window)
     lanes = plan.layout.own_lanes
-    shards = ChainedShards(plan.train_shards)
     keep_open = len(lanes) * order.shards_at_once
-    reader = ShardReader(shards, plan.description, _cache(plan), keep_open, data.verify)
+    reader = ShardReader(plan.train_shards, plan.description, _cache(plan), keep_open, data.verify)
     images = LaneDataset(reader, order, lanes, training.lane_images, flip=data.flip, labelled=bool(plan.spec.classes))
     drawn = DrawnSteps(images, noise, plan.layout.pass_lanes)
     return Batches(drawn, start, training.steps, data.workers, data.max_broken_share)

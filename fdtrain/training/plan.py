@@ -17,7 +17,7 @@ from fdtrain.checkpoint import soundness, store
 from fdtrain.config import Config, ConfigFiles, load_config, settings_of
 from fdtrain.data.dataset import DatasetDescription, fingerprint
 from fdtrain.data.mixture import DataSets, open_data
-from fdtrain.data.shards import ChainedShards, PlacedShards
+from fdtrain.data.shards import ChainedShards
 from fdtrain.errors import UserError, excerpt
 from fdtrain.evaluation.feature_networks import FeatureNetwork, open_features
 from fdtrain.networks.model import Model, ModelSpec
@@ -53,7 +53,7 @@ class Plan:
 
     config: Config
     data: DataSets
-    train_shards: list[PlacedShards]
+    train_shards: ChainedShards
     spec: ModelSpec
     layout: RunLayout
     features: FeatureNetwork | None
@@ -68,7 +68,7 @@ class Plan:
     @cached_property
     def remote(self) -> bool:
         """Whether shards must be fetched. Those that are elsewhere than their description are looked at one by one."""
-        return bool(ChainedShards(self.train_shards).remote_lengths.size)
+        return bool(self.train_shards.remote_lengths.size)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -81,10 +81,10 @@ class Plan:
         config = self.config
         return {
             "dataset": self.description.name,
-            "images": sum(int(part.images.sum()) for part in self.train_shards),
+            "images": int(self.train_shards.images.sum()),
             store.SHARDS: [
                 fingerprint(shards.shards, part.description.members)
-                for part, shards in zip(self.data.parts, self.train_shards, strict=True)
+                for part, shards in zip(self.data.parts, self.train_shards.parts, strict=True)
             ],
             "data.weights": config.data.weights,
             **{key: value for key, value in self.settings.items() if key in FIXED},

@@ -8,7 +8,7 @@ from packed import number, pack
 
 from fdtrain.data.loader import Batches, LaneDataset
 from fdtrain.data.mixture import BLOCK, MixtureOrder, lane_order, open_data, quotas
-from fdtrain.data.shards import ChainedShards, ShardReader
+from fdtrain.data.shards import ShardReader
 from fdtrain.errors import UserError
 
 COUNTS = st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=4).filter(any), min_size=2, max_size=3)
@@ -67,9 +67,9 @@ def test_batches_of_a_mixture(tmp_path, workers):
     data = open_data([tmp_path / "a", tmp_path / "b"], [1, 3])
     assert data.description.name == "a+b"
     assert data.description.classes[9:12] == ["a/9", "b/x", "b/y"]
-    parts = data.split("train")
-    order = lane_order([[p.shard.images for p in part] for part in parts], data.weights, 4, 0, 8)
-    read = LaneDataset(ShardReader(ChainedShards(parts), data.description), order, range(4), 2)
+    shards = data.split("train")
+    order = lane_order([part.images for part in shards.parts], data.weights, 4, 0, 8)
+    read = LaneDataset(ShardReader(shards, data.description), order, range(4), 2)
     count = 0
     for images, labels in Batches(read, 0, 40, workers):
         for n, label in zip(map(number, images.numpy()), labels.tolist(), strict=True):
@@ -83,7 +83,7 @@ def test_the_same_classes_are_shared(tmp_path):
     pack(tmp_path / "b", (5,))
     data = open_data([tmp_path / "a", tmp_path / "b"], [1, 1])
     assert len(data.description.classes) == 10
-    assert [part[0].labels for part in data.split("train")] == [range(10), range(10)]
+    assert [part[0].labels for part in data.split("train").parts] == [range(10), range(10)]
 
 
 @pytest.mark.parametrize("change", [{"size": 5}, {"channels": 1}, {"levels": 200}])

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from glob import escape, glob
 from pathlib import Path
 
+from fdtrain.data.braces import expand
 from fdtrain.data.dataset import split_query
 from fdtrain.data.fetch import is_remote, shown
-from fdtrain.data.location import LIST, expanded, listed, with_credentials
+from fdtrain.data.location import LIST, listed, with_credentials
 from fdtrain.data.sources.source import SPLIT_NAMES
 from fdtrain.errors import UserError, excerpt
 
@@ -47,7 +48,7 @@ def _places(name: str) -> list[str]:
         # A file may be called like a pattern.
         places = [path]
     else:
-        places = [place + query for place in expanded(name, [path])]
+        places = [place + query for place in expand(name, [path])]
     return [shard for place in places for shard in _shards(place)]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fdtrain.data import npy
+from fdtrain.data.decode import npy_header
 from fdtrain.data.sources.archive import MAX_READ, Member, members, single, stream
 from fdtrain.errors import UserError
 
@@ -80,7 +80,7 @@ def stored_arrays(path: Path) -> dict[str, StoredArray]:
 def _described(member: Member) -> StoredArray:
     with stream(member, LARGEST) as file:
         try:
-            shape, dtype = npy.header(file, member.size)
+            shape, dtype = npy_header(file, member.size)
         except Exception as error:  # Damaged or hostile, it fails in many ways.
             raise UserError(f"{member} is not a plain array ({error}). Fetch or save it again.") from error
     return StoredArray(member, shape, dtype)
