@@ -39,10 +39,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     if arguments.dry_run and not arguments.push:
         raise UserError("--dry-run: of what? Name a repository with --push.")
-    how = arguments.format, arguments.licence, arguments.opset, arguments.ema_length
+    how = {"ema_length": arguments.ema_length, "licence": arguments.licence, "opset": arguments.opset}
     folder, repository = arguments.folder, arguments.push
     with phase(f"exporting to {folder}, and comparing with the model"):
-        difference = export(arguments.model, folder, *how)
+        difference = export(arguments.model, folder, arguments.format, **how)
     print(f"exported to {folder}; largest difference to the model {difference:.1e}")
     if repository:
         sizes = hub.check(folder, repository)

@@ -191,9 +191,9 @@ def _numbers(variant: ComparedVariant, own: dict[int, dict[str, Bits]], referenc
 
 
 def _described(bits: dict[str, Bits]) -> Row:
-    """What the numbers of a run are of; dashes where it has none."""
+    """What the numbers of a run are of."""
     if not bits:
-        return dict.fromkeys(("bound", "dequantisation", "images"), "-")
+        return {}
     first, ode = next(iter(bits.values())).result, bits.get("ode")
     images = dict.fromkeys(each.result.coverage for each in bits.values())
     row = {"bound": first.bound, "dequantisation": first.dequantisation, "images": "; ".join(images)}

@@ -3,7 +3,7 @@
 Pictures are embedded, nothing is fetched, no script runs, and whatever comes from a file is escaped.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -41,18 +41,24 @@ class Card:
 
 @dataclass(frozen=True)
 class Table:
-    """``numbers`` are the columns of values; the first ``own`` rows stand out. Columns may do without a head."""
+    """Rows by the heads of their columns: a dash where a row has nothing, no column where none has anything.
+
+    ``numbers`` are the columns of values; the first ``own`` rows stand out.
+    """
 
     kind: ClassVar[str] = "table"
-    head: list[str]
-    rows: Sequence[Sequence[str | Link]]
-    numbers: tuple[int, ...] = ()
+    rows: Sequence[Mapping[str, str | Link | None]]
+    numbers: tuple[str, ...] = ()
     own: int = 0
 
-    def without_empty_columns(self) -> "Table":
-        """Without the columns that have a dash in every row."""
-        there = [i for i in range(len(self.head)) if any(row[i] != NONE for row in self.rows)]
-        return Table([self.head[i] for i in there], [[row[i] for i in there] for row in self.rows])
+    @property
+    def head(self) -> list[str]:
+        names = dict.fromkeys(name for row in self.rows for name in row)
+        return [name for name in names if any(row.get(name) for row in self.rows)]
+
+    @property
+    def cells(self) -> list[list[str | Link]]:
+        return [[row.get(name) or NONE for name in self.head] for row in self.rows]
 
 
 @dataclass(frozen=True)
@@ -106,8 +112,9 @@ def markdown(title: str, sections: list[Section], about: str, plots: dict[int, s
         body: list[str] = []
         for part in section.parts:
             if isinstance(part, Table):
-                texts = [[cell if isinstance(cell, str) else cell.text for cell in row] for row in part.rows]
-                body += [_line(part.head), _line(["---"] * len(part.head)), *map(_line, texts), ""]
+                texts = [[cell if isinstance(cell, str) else cell.text for cell in row] for row in part.cells]
+                rows = [part.head, ["---"] * len(part.head), *texts]
+                body += [*(f"| {' | '.join(map(escaped, row))} |" for row in rows), ""]
             elif isinstance(part, Figures):
                 for plot in part.shown:
                     if name := plots.get(id(plot)):
@@ -115,7 +122,3 @@ def markdown(title: str, sections: list[Section], about: str, plots: dict[int, s
         if body:
             lines += [f"## {escaped(section.title)}", "", *([escaped(section.note), ""] if section.note else []), *body]
     return "\n".join(lines)
-
-
-def _line(cells: list[str]) -> str:
-    return f"| {' | '.join(map(escaped, cells))} |"

@@ -18,7 +18,7 @@ from fdtrain.evaluation.compared import KINDS, ComparedVariant, Row, comma_separ
 from fdtrain.evaluation.figures import Plot
 from fdtrain.evaluation.page import NONE, Figures, Missing, Section, Table
 from fdtrain.evaluation.result import FrechetResult, write_file
-from fdtrain.evaluation.wording import PLUS_MINUS, short, with_error
+from fdtrain.evaluation.wording import PLUS_MINUS, with_error
 
 NAME = "comparison"
 OVER = f"Mean {PLUS_MINUS} standard error over seeds"
@@ -102,7 +102,7 @@ class SideBySide:
     @property
     def sections(self) -> list[Section]:
         """The sections of the page, in their order; tables without rows are left out."""
-        settings = [[variant.name, self._settings(variant)] for variant in self.variants]
+        settings = [{"variant": variant.name, "settings": self._settings(variant)} for variant in self.variants]
         note = f"Those in which each differs from '{self.reference}', whose values are in brackets."
         tables = [self._bits(), self._differences(), *self._distances(), self._training(), self._failures()]
         runs = {v.name: run for v in self.variants for run in reversed(v.folders) if run_page.last_sheet(run)}
@@ -112,20 +112,16 @@ class SideBySide:
             *(section for section in tables if any(isinstance(p, Table) and p.rows for p in section.parts)),
             *([run_page.samples(runs, self.data)] if runs else []),
             Section("Curves", [Figures(plots) if plots else Missing("No run has logged a step.")]),
-            Section("Settings", [Table(["variant", "settings"], settings)], note),
+            Section("Settings", [Table(settings)], note),
         ]
 
     def _bits(self) -> Section:
-        there = {key: title for key, title in KINDS.values() if any(row.get(key) for row in self.shown)}
-        head = ["variant", "bound", "dequantisation", *there.values(), "ODE's dequantisation", "seeds", "images"]
         rows = []
         for row in self.shown:
-            count = len(row["seeds"])
-            seeds = NONE if self.seeds == 1 else str(count) if count == self.seeds else f"{count} of {self.seeds}"
-            cells = [_bits(row.get(key)) for key in there]
-            texts = [short(row["bound"]), short(row["dequantisation"])]
-            ode = row["ode_dequantisation"] if row.get("ode") else NONE
-            rows.append([row["name"], *texts, *cells, ode, seeds, row["images"]])
+            described = {key: row.get(key) for key in ("bound", "dequantisation")}
+            kinds = {title: _bits(row.get(key)) for key, title in KINDS.values()}
+            of = {"ODE's dequantisation": row.get("ode_dequantisation"), "seeds": _seeds(row, self.seeds)}
+            rows.append({"variant": row["name"], **described, **kinds, **of, "images": row.get("images")})
         names = sorted({run.dataset.name for v in self.variants for run in v.folders if run.dataset})
         others = f"The runs are of different data sets ({', '.join(names)}): their numbers do not compare. "
         note = (
@@ -134,47 +130,39 @@ class SideBySide:
             "the row: bounds of different intervals are different quantities. The closed one is on [0, 1] with uniform "
             "dequantisation, where the predictor allows it. The ODE is solved on the interval in the row."
         )
-        return Section("Bits/dim", [Table(head, rows).without_empty_columns()], note)
+        return Section("Bits/dim", [Table(rows)], note)
 
     def _differences(self) -> Section:
         found = {
-            row["name"]: {key: (row.get(key) or {}).get("difference") for key, _ in KINDS.values()}
+            row["name"]: {title: _difference((row.get(key) or {}).get("difference")) for key, title in KINDS.values()}
             for row in self.shown
         }
-        there = {key: title for key, title in KINDS.values() if any(of[key] for of in found.values())}
-        rows = [[name, *(_difference(of[key]) for key in there)] for name, of in found.items() if any(of.values())]
+        rows = [{"variant": name, **by_kind} for name, by_kind in found.items() if any(by_kind.values())]
         note = (
             f"Bits/dim less those of '{self.reference}', image by image with the same seed, so that what is hard for "
             f"both adds nothing to the error: mean {PLUS_MINUS} standard error over images / over seeds. Below zero "
             "the variant is better."
         )
-        return Section(f"Difference to {self.reference}", [Table(["variant", *there.values()], rows)], note)
+        return Section(f"Difference to {self.reference}", [Table(rows)], note)
 
     def _distances(self) -> list[Section]:
         """At each number of evaluations, by the common samplers and by the variants' own; and what ``fid`` measured."""
-        nfes = sorted({point["nfe"] for row in self.shown for point in row.get("points", [])})
-        counts = [str(nfe) for nfe in nfes]
         drawn = [row for row in self.shown if row.get("points")]
-        best = [[row["name"], row["sampler"], *_at(row["points"], nfes)] for row in drawn]
-        own = [[row["name"], row["own_sampler"], *_at(row["own_points"], nfes)] for row in drawn if "own_points" in row]
-        every = [
-            [row["name"], each["sampler"], *_at(each["points"], nfes)]
-            for row in drawn
-            for each in row["samplers"]
-            if len(row["samplers"]) > 1
-        ]
+        best = [_at(row["name"], row["sampler"], row["points"]) for row in drawn]
+        own = [_at(row["name"], row["own_sampler"], row["own_points"]) for row in drawn if "own_points" in row]
+        several = [row for row in drawn if len(row["samplers"]) > 1]
+        every = [_at(row["name"], each["sampler"], each["points"]) for row in several for each in row["samplers"]]
         runs = [(variant.name, run) for variant in self.variants for run in variant.folders]
         found = [(name, result) for name, run in runs for result in run.of_kind(FrechetResult).values()]
         found.sort(key=lambda each: (each[1].name, each[1].reference.text))
-        measured = [[name, *run_page.distance(result)] for name, result in found]
+        measured = [{"variant": name, **run_page.distance(result)} for name, result in found]
         note = f"{OVER}, from the same noise, by the solver and grid in the row."
         better = " Of the samplers that all have, a row shows that of the least distances in the geometric mean."
-        head = ["variant", "solver, grid", *counts]
         return [
-            Section(f"{self._distance} at so many evaluations", [Table(head, best)], note + better),
-            Section(f"{self._distance} by each variant's own sampler", [Table(head, own)], note),
-            Section(f"{self._distance} by every common sampler", [Table(head, every)], note),
-            Section("Distance of samples to data", [Table(["variant", *run_page.DISTANCES], measured, (2,))]),
+            Section(f"{self._distance} at so many evaluations", [Table(best)], note + better),
+            Section(f"{self._distance} by each variant's own sampler", [Table(own)], note),
+            Section(f"{self._distance} by every common sampler", [Table(every)], note),
+            Section("Distance of samples to data", [Table(measured, (run_page.VALUE,))]),
         ]
 
     def _training(self) -> Section:
@@ -185,25 +173,24 @@ class SideBySide:
             variance = row.get("variance")
             measured = {
                 "variant": row["name"],
-                "std of the batch's bound": NONE if variance is None else f"{variance['mean'] ** 0.5:.4f}",
+                "std of the batch's bound": None if variance is None else f"{variance['mean'] ** 0.5:.4f}",
                 "its variance": _mean(variance, 2, "g"),
                 "gradient noise": _mean(row.get("gradient_noise"), 3, "g"),
                 "noise scale": _mean(row.get("noise_scale"), 2, "g"),
                 "images/s": _mean(row["images_per_second"], 0),
             }
-            facts = {name: value or NONE for name, value in run_page.facts(variant.folders[0]).items()}
-            rows.append(measured | {name: value[:60] for name, value in facts.items() if name not in OF_ONE})
+            facts = run_page.facts(variant.folders[0]).items()
+            rows.append(measured | {name: value and value[:60] for name, value in facts if name not in OF_ONE})
         note = (
             "At the trained weights: standard deviation of a batch's estimate of the bound; root of the trace of the "
             "batch's gradient covariance; gradient noise scale in batches (docs/comparing.md). Images/s while training."
         )
-        table = Table(list(rows[0]) if rows else [], [list(row.values()) for row in rows])
-        return Section("Training", [table.without_empty_columns()], note)
+        return Section("Training", [Table(rows)], note)
 
     def _failures(self) -> Section:
-        failed = [[row["name"], str(f["seed"]), f["reason"]] for row in self.rows for f in row["failures"]]
+        failed = [{"variant": r["name"], **f, "seed": str(f["seed"])} for r in self.rows for f in r["failures"]]
         note = "The other runs are not affected. The same command tries them again."
-        return Section("Failed runs", [Table(["variant", "seed", "reason"], failed)], note)
+        return Section("Failed runs", [Table(failed)], note)
 
     def _settings(self, variant: ComparedVariant) -> str:
         """In what a variant differs from the reference."""
@@ -237,28 +224,33 @@ def write(side_by_side: SideBySide, folder: Path) -> list[Path]:
     return paths
 
 
-def _mean(value: Row | None, digits: int, form: str = "f") -> str:
+def _mean(value: Row | None, digits: int, form: str = "f") -> str | None:
     if value is None:
-        return NONE
+        return None
     precision = f".{digits}f" if form == "f" else ".1g"
     error = "" if value["error"] is None else f" {PLUS_MINUS} {value['error']:{precision}}"
     return f"{value['mean']:.{digits}{form}}{error}"
 
 
-def _bits(found: Row | None) -> str:
+def _bits(found: Row | None) -> str | None:
     if found is None:
-        return NONE
+        return None
     bits = found["bits_per_dim"]
     return with_error(bits["mean"], found["error_images"] if bits["error"] is None else bits["error"], 4)
 
 
-def _at(points: list[Row], nfes: list[int]) -> list[str]:
-    found = {point["nfe"]: point["distance"] for point in points}
-    return [_mean(found.get(nfe), 3) for nfe in nfes]
+def _seeds(row: Row, of: int) -> str | None:
+    count = len(row["seeds"])
+    return None if of == 1 else str(count) if count == of else f"{count} of {of}"
 
 
-def _difference(found: Row | None) -> str:
+def _at(name: str, sampler: str, points: list[Row]) -> dict[str, str | None]:
+    counts = {str(point["nfe"]): _mean(point["distance"], 3) for point in points}
+    return {"variant": name, "solver, grid": sampler, **counts}
+
+
+def _difference(found: Row | None) -> str | None:
     if found is None:
-        return NONE
+        return None
     errors = [f"{error:.4f}" for error in (found["error_images"], found["error_seeds"]) if error is not None]
     return f"{found['mean']:+.4f}" + (f" {PLUS_MINUS} {' / '.join(errors)}" if errors else "")

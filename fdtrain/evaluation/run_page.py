@@ -28,10 +28,9 @@ REAL_IMAGES = 64
 """Beside a sheet that does not say how many it has."""
 EXTREMES = 8
 """Images shown of the easiest, and of the hardest."""
-DISTANCES = ["what", "value \u00b1 spread of sets", "others", "samples", "definition"]
-"""Head of the table of :func:`distance`."""
+VALUE = "value \u00b1 spread of sets"
 PUBLISHED = Path(__file__).with_name("published.csv")
-"""By the name that ``fdtrain pack`` gives a data set; bits/dim and FID as the source prints them."""
+"""By the name that ``fdtrain pack`` gives a data set: rows of a table, numbers as the source prints them."""
 COLOUR = (3, 32, 32), 256
 IMAGES = {"cifar10": COLOUR, "imagenet32-old": COLOUR, "imagenet32-new": COLOUR, "digits": ((1, 8, 8), 17)}
 """Shape and levels of their images, for another data set may bear the same name: the two ImageNet-32, *old* (van den
@@ -39,11 +38,11 @@ Oord's, withdrawn) and *new* (box-resized), differ. Figures of the digits are ou
 
 
 def known_figures(data: DatasetDescription) -> list[dict[str, str]]:
-    """One model's figures on this very data set each, as its source gives them."""
+    """One model's figures on this very data set each, as its source gives them: a row of the table."""
     if IMAGES.get(data.name) != (data.shape, data.levels):
         return []
     with PUBLISHED.open(encoding="utf-8", newline="") as file:
-        return [row for row in csv.DictReader(file) if row["dataset"] == data.name]
+        return [row for row in csv.DictReader(file) if row.pop("dataset") == data.name]
 
 
 def of_run(run: RunFolder, data: str | None = None) -> str:
@@ -55,7 +54,7 @@ def of_run(run: RunFolder, data: str | None = None) -> str:
     Raises:
         UserError: a file of the run is damaged.
     """
-    recorded = [[title, value or "not recorded in the run"] for title, value in facts(run).items()]
+    recorded = [{"": title, "value": value or "not recorded in the run"} for title, value in facts(run).items()]
     sections = [
         samples({"": run}, data),
         _bits(run),
@@ -64,7 +63,7 @@ def of_run(run: RunFolder, data: str | None = None) -> str:
         _known(run),
         _curves(run),
         _training(run),
-        Section("Run", [Table(["", ""], recorded)]),
+        Section("Run", [Table(recorded)]),
         Section("Configuration", [File("config.yaml", masked(run.config))]),
     ]
     return page.html(run.name, sections, cards=_cards(run))
@@ -153,17 +152,17 @@ def _bits(run: RunFolder) -> Section:
     rows = []
     for result in run.of_kind(NllResult).values():
         for title, value in result.estimates():
-            errors = (NONE if error is None else f"{error:.4f}" for error in (value.error_draws, value.error_images))
-            on = f"{result.coverage}; {_weights(result)}"
-            rows.append([title, f"{value.bits_per_dim:.4f}", " / ".join(errors), _method(result, value), on])
+            errors = " / ".join(NONE if e is None else f"{e:.4f}" for e in (value.error_draws, value.error_images))
+            row = {"method": title, "bits/dim": f"{value.bits_per_dim:.4f}"}
+            row |= {"standard error over draws / images": errors, "how": _method(result, value)}
+            rows.append(row | {"on": f"{result.coverage}; {_weights(result)}"})
     if not rows:
         return Section("Bits/dim", [Missing("Not evaluated yet.", _command(run, "evaluate nll RUN --ode"))])
     note = (
         "Of the discrete images, on the closed time interval unless the row says otherwise; upper bounds of the "
         "negative log-likelihood."
     )
-    head = ["method", "bits/dim", "standard error over draws / images", "how", "on"]
-    return Section("Bits/dim", [Table(head, rows, (1,))], note)
+    return Section("Bits/dim", [Table(rows, ("bits/dim",))], note)
 
 
 def _method(result: NllResult, value: BoundEstimate | OdeEstimate) -> str:
@@ -204,32 +203,28 @@ def _extremes(run: RunFolder, data: str | None) -> Section:
 def _distances(run: RunFolder) -> Section:
     rows = [distance(result) for result in run.of_kind(FrechetResult).values()]
     missing = Missing("Not evaluated yet.", _command(run, "evaluate fid RUN"))
-    return Section("Distance of samples to data", [Table(DISTANCES, rows, (1,)) if rows else missing])
+    return Section("Distance of samples to data", [Table(rows, (VALUE,)) if rows else missing])
 
 
-def distance(result: FrechetResult) -> list[str]:
+def distance(result: FrechetResult) -> dict[str, str]:
     """A row of the table of distances."""
-    features = result.features
+    features, sets = result.features, max(1, len(result.values))
     # Another network's classes give another score than the one known by Inception's name.
     score = "Inception Score" if result.name == "FID" else "class score"
     others = {"KID": result.kid, "precision": result.precision, "recall": result.recall, score: result.inception_score}
-    sets = max(1, len(result.values))
     drawn = (
         f"{counted(result.images, 'image')} in {'each of ' if sets > 1 else ''}{counted(sets, 'set')}, "
         f"{short(result.solver)} on {short(result.grid)}, NFE {short(result.nfe)}, guidance {short(result.guidance)}; "
         f"{_weights(result)}"
     )
-    definition = (
-        f"features {short(features.name)} ({counted(features.dims, 'dimension')}, sha256 "
-        f"{short(features.sha256)[:12]}); reference: {result.reference.text}"
-    )
-    return [
-        short(result.name),
-        with_error(result.value, result.spread, 3),
-        "; ".join(f"{label} {value:.4f}" for label, value in others.items() if value is not None),
-        f"unfinished: {drawn}" if result.unfinished else drawn,
-        definition,
-    ]
+    return {
+        "what": short(result.name),
+        VALUE: with_error(result.value, result.spread, 3),
+        "others": "; ".join(f"{label} {value:.4f}" for label, value in others.items() if value is not None),
+        "samples": f"unfinished: {drawn}" if result.unfinished else drawn,
+        "definition": f"features {short(features.name)} ({counted(features.dims, 'dimension')}, sha256 "
+        f"{short(features.sha256)[:12]}); reference: {result.reference.text}",
+    }
 
 
 def _known(run: RunFolder) -> Section:
@@ -239,27 +234,26 @@ def _known(run: RunFolder) -> Section:
         dataset = run.dataset.name if run.dataset else "unknown"
         return Section(title, [], f"None in our table is of {dataset}; figures of other data sets do not compare.")
     fids = [with_error(r.value, r.spread, 2) for r in run.of_kind(FrechetResult).values() if r.name == "FID"]
-    rows: list[list[str | Link]] = []
+    ours = {"model": run.name, "bits/dim": None, "FID": next(iter(fids), None), "likelihood": "no likelihood yet"}
+    own = []
     for result in run.of_kind(NllResult).values():
         for method, value in result.estimates():
-            bits = with_error(value.bits_per_dim, value.error_images, 4)
-            dequantised = value.dequantisation if isinstance(value, OdeEstimate) else result.dequantisation
-            how = f"{method}, {short(dequantised)}; {result.coverage}"
-            rows.append([run.name, bits, (fids or [NONE])[0], how, "this run"])
-    if fids and not rows:
-        rows.append([run.name, NONE, fids[0], "no likelihood yet", "this run"])
-    own = len(rows)
-    for figure in known:
-        source, (_, found, number) = figure["source"], figure["source"].partition("arXiv:")
-        linked = Link(source, f"https://arxiv.org/abs/{number}") if found else source
-        rows.append([figure["model"], figure["bits_per_dim"] or NONE, figure["fid"] or NONE, figure["how"], linked])
+            dequantised = short(value.dequantisation if isinstance(value, OdeEstimate) else result.dequantisation)
+            how = {"likelihood": f"{method}, {dequantised}; {result.coverage}"}
+            own.append(ours | {"bits/dim": with_error(value.bits_per_dim, value.error_images, 4)} | how)
+    own = [row | {"source": "this run"} for row in own or ([ours] if fids else [])]
+    linked = [figure | {"source": _linked(figure["source"])} for figure in known]
     note = (
         "Of whole test sets unless a source says otherwise; bounds and dequantisations differ, as the table says. FIDs "
         "are Inception's, each by the samples and statistics of its source. This run's errors are standard errors over "
         "images, and the spread of sets."
     )
-    head = ["model", "bits/dim", "FID", "likelihood", "source"]
-    return Section(title, [Table(head, rows, (1, 2), own)], note)
+    return Section(title, [Table([*own, *linked], ("bits/dim", "FID"), len(own))], note)
+
+
+def _linked(source: str) -> str | Link:
+    _, found, number = source.partition("arXiv:")
+    return Link(source, f"https://arxiv.org/abs/{number}") if found else source
 
 
 def _curves(run: RunFolder) -> Section:

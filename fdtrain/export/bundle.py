@@ -9,8 +9,8 @@ from pathlib import Path
 def bundle(modules: Iterable[str]) -> str:
     """The source of modules of fdtrain and of all that they import from it, each after what it needs.
 
-    Names keep their meaning: imports from fdtrain become the names themselves, or a namespace for an imported module.
-    The text begins with ``from __future__ import annotations`` and the imports of other packages.
+    Names keep their meaning: modules import names from fdtrain, no modules. The text begins with ``from __future__
+    import annotations`` and the imports of other packages.
 
     Raises:
         ValueError: two modules define the same name.
@@ -39,26 +39,19 @@ class _Module:
         self.imports: list[str] = []
         self.needs: list[str] = []
         self.names: list[str] = []
-        self.body = ""
-        parts, namespaces = [], []
+        parts = []
         for i, node in enumerate(tree.body):
             start = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))])
             text = "\n".join(lines[start - 1 : node.end_lineno])
             if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "fdtrain":
-                for alias in node.names:
-                    if importlib.util.find_spec(node.module or "") and _is_module(f"{node.module}.{alias.name}"):
-                        self.needs.append(f"{node.module}.{alias.name}")
-                        namespaces.append(self.needs[-1])
-                    else:
-                        self.needs.append(node.module or "")
+                self.needs.append(node.module or "")
             elif isinstance(node, ast.Import | ast.ImportFrom):
                 origin = f"from {node.module} " if isinstance(node, ast.ImportFrom) else ""
                 self.imports += [f"{origin}import {ast.unparse(alias)}" for alias in node.names]
             elif i > 0 or ast.get_docstring(tree) is None:
-                parts.append(text)
+                parts.append(f"\n\n{text}" if text.startswith(("def", "class", "@")) else text)
                 self.names += _defined(node)
-        separated = ["\n\n" + part if part.lstrip().startswith(("def", "class", "@")) else part for part in parts]
-        self.body = "\n".join([*(_namespace(module) for module in namespaces), *separated])
+        self.body = "\n".join(parts)
 
 
 def _collect(name: str, order: dict[str, _Module]) -> None:
@@ -71,22 +64,9 @@ def _collect(name: str, order: dict[str, _Module]) -> None:
     order[name] = module
 
 
-def _is_module(name: str) -> bool:
-    try:
-        return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:
-        return False
-
-
 def _defined(node: ast.stmt) -> list[str]:
     """The names that a statement at the top of a module defines."""
     if isinstance(node, ast.FunctionDef | ast.ClassDef):
         return [node.name]
     targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
     return [name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)]
-
-
-def _namespace(module: str) -> str:
-    """A line that makes ``module.name`` mean what it does where the module is imported."""
-    names = ", ".join(f"{name}={name}" for name in dict.fromkeys(_Module(module).names))
-    return f"{module.rpartition('.')[2]} = __import__('types').SimpleNamespace({names})"

@@ -57,12 +57,14 @@ def write(model: Model, folder: Path, opset: int | None = None) -> float:
 
 def _export(model: Model, path: Path, opset: int) -> None:
     names = ["x", "t", "label"][: len(torch_export.arguments(model))]
+    translated = {
+        torch.ops.aten.special_erfinv.default: _erfinv(model),
+        torch.ops.aten.acos.default: _acos,
+        torch.ops.aten.asinh.default: _asinh,
+    }
     # The exporter tells of its steps, and of versions that it does without.
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
+    logging.disable(logging.WARNING)
     try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             torch.onnx.export(
@@ -75,16 +77,11 @@ def _export(model: Model, path: Path, opset: int) -> None:
                 opset_version=opset,
                 dynamo=True,
                 external_data=False,
-                custom_translation_table={
-                    torch.ops.aten.special_erfinv.default: _erfinv(model),
-                    torch.ops.aten.acos.default: _acos,
-                    torch.ops.aten.asinh.default: _asinh,
-                },
+                custom_translation_table=translated,
                 verbose=False,
             )
     finally:
-        for logger, level in zip(loggers, levels):
-            logger.setLevel(level)
+        logging.disable(logging.NOTSET)
 
 
 def _erfinv(model: Model) -> Callable:

@@ -36,19 +36,11 @@ def export(
     path: str | Path,
     destination: str | Path,
     form: str = "safetensors",
-    licence: str = UNKNOWN,
-    opset: int | None = None,
     ema_length: float | None = None,
+    **options: Any,
 ) -> float:
-    """Write the averaged weights of a run, a checkpoint or an export in a form that others read.
-
-    Args:
-        ema_length: of the average, as for :func:`fdtrain.load`; the other arguments are those of :func:`write`.
-
-    Raises:
-        UserError: nothing to export, or what :func:`write` raises.
-    """
-    return write(*open_model(path, ema_length), destination, form, licence, opset)
+    """:func:`write` of the averaged weights of a run, a checkpoint or an export, as :func:`open_model` has them."""
+    return write(*open_model(path, ema_length), destination, form, **options)
 
 
 def write(

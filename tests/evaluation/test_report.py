@@ -181,7 +181,7 @@ def test_network_and_parameters_are_those_of_the_checkpoint(evaluated):
     count = sum(p.numel() for p in Model(models.DIGITS).parameters())
     page = page_of(evaluated)
     assert "ddpmpp: channels 8" in page
-    assert f'<td data-head="">parameters</td><td data-head="">{count:,}</td>' in page
+    assert f'<td data-head="">parameters</td><td data-head="value">{count:,}</td>' in page
 
 
 def test_published_figures_are_of_the_same_data_set_alone(folder):
@@ -216,8 +216,8 @@ def test_our_own_figures_are_those_of_the_comparison():
     with table.open(newline="") as file:
         for row in csv.DictReader(file):
             figure = own.pop(row["variant"])
-            assert figure["bits_per_dim"].startswith(f"{float(row['own_bound_bits_per_dim']):.4f} ± ")
-            assert figure["how"] == f"bound on [{float(row['t_min']):.3g}, {float(row['t_max']):.6g}], " + (
+            assert figure["bits/dim"].startswith(f"{float(row['own_bound_bits_per_dim']):.4f} ± ")
+            assert figure["likelihood"] == f"bound on [{float(row['t_min']):.3g}, {float(row['t_max']):.6g}], " + (
                 f"{row['dequantisation']}; {row['seeds']} seeds of {row['steps']} steps"
             )
     assert not own

@@ -21,7 +21,7 @@ def test_solvers_need_numpy_alone():
     code = bundle(["fdtrain.diffusion.solvers.stepper", "fdtrain.diffusion.solvers.grids"])
     assert imported(code) <= {"numpy", *sys.stdlib_module_names}
     alone = "import sys; sys.modules.update(dict.fromkeys(['torch', 'fdtrain']))\n"
-    use = "\nprint(Stepper('unipc2', time_grid(GRID, 3)).times[0], published.dpmpp2m([1.0, 0.0])[0].t)"
+    use = "\nprint(Stepper('unipc2', time_grid(GRID, 3)).times[0], dpmpp2m([1.0, 0.0])[0].t)"
     code = code.replace("from __future__ import annotations\n", f"from __future__ import annotations\n{alone}")
     done = subprocess.run([sys.executable, "-c", code + use], capture_output=True, text=True)
     assert done.stdout == "1.0 0.0\n", done.stderr

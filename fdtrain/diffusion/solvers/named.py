@@ -7,7 +7,6 @@ from functools import partial
 import numpy as np
 
 from fdtrain.diffusion.interval import Interval
-from fdtrain.diffusion.solvers import published
 from fdtrain.diffusion.solvers.multistep import (
     ODE_DATA,
     ODE_F,
@@ -18,6 +17,7 @@ from fdtrain.diffusion.solvers.multistep import (
     multistep,
     scaled_angle,
 )
+from fdtrain.diffusion.solvers.published import dpmpp2m, dpmpp2m_sde, heun_edm, unipc2
 from fdtrain.diffusion.solvers.step import Step, prediction
 
 
@@ -58,9 +58,9 @@ SOLVERS = {
     # Peers.
     "ddim": member(ODE_DATA, np.sin, 1),
     "ancestral": member(SDE_DATA, np.sin, 1),
-    "heun_edm": Solver(published.heun_edm, "data", False, evaluations_per_step=2),
-    "dpmpp2m": Solver(published.dpmpp2m, "data", False),
-    "dpmpp2m_sde": Solver(published.dpmpp2m_sde, "data", True),
-    "unipc2": Solver(published.unipc2, "data", False),
+    "heun_edm": Solver(heun_edm, "data", False, evaluations_per_step=2),
+    "dpmpp2m": Solver(dpmpp2m, "data", False),
+    "dpmpp2m_sde": Solver(dpmpp2m_sde, "data", True),
+    "unipc2": Solver(unipc2, "data", False),
 }
 DEFAULT = "ode"
