@@ -22,7 +22,6 @@ from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from fdtrain.errors import printable
-from fdtrain.evaluation.compared import Row
 from fdtrain.evaluation.result import CurvePoint, CurveResult, EmaResult, Strata, write_file
 from fdtrain.evaluation.run_folder import RunFolder
 from fdtrain.evaluation.wording import counted, short
@@ -53,7 +52,6 @@ Runs = dict[str, list[RunFolder]]
 Points = list[tuple[float, float]]
 EVALUATIONS = "evaluations of the network per image"
 LENGTH = "relative length of the average"
-BY_TIME = "Variance of one image's estimate by time"
 
 
 @dataclass(frozen=True)
@@ -262,7 +260,7 @@ def by_time(strata: Strata, on: str) -> dict[str, Plot]:
     integral = [Line("mean and two standard errors over images", points, errors)]
     within = Line("within the stratum", list(zip(middles, strata.variance)))
     means = {"stratified times: mean within strata": strata.variance_within, "independent times": strata.variance_iid}
-    variance = [within, *(level(name, value, within) for name, value in means.items())]
+    lines = [within, *(level(name, value, within) for name, value in means.items())]
     title, unit = "The bound's integral by time", "bits/dim per unit of the time quantile"
     caption = (
         "The bound's integral by time, with two standard errors over images. Its mean over the time quantile, and the "
@@ -271,8 +269,14 @@ def by_time(strata: Strata, on: str) -> dict[str, Plot]:
     saved = f"Variance of one image's estimate by time, and what strata save of it. {on}"
     return {
         "integrand": Plot(title, "t", unit, integral, caption, time_axis),
-        "variance": Plot(BY_TIME, "t", "(bits/dim)²", variance, saved, partial(time_axis, log=True)),
+        "variance": variance(lines, saved),
     }
+
+
+def variance(lines: list[Line], caption: str) -> Plot:
+    """The variance of one image's estimate by time."""
+    scale = partial(time_axis, log=True)
+    return Plot("Variance of one image's estimate by time", "t", "(bits/dim)²", lines, caption, scale)
 
 
 BITS = {"train/bits_per_dim": ("Bits/dim of training batches", "bits/dim", "Bits/dim of training batches{mean}.")}
@@ -336,21 +340,3 @@ def _held_out(runs: Runs) -> list[Line]:
                 title = name if name and len(splits) == 1 else ", ".join(filter(None, (name, split)))
                 lines.append(Line(title, points, errors, number + len(COLOURS) * place))
     return lines
-
-
-def compared_quality(points: dict[str, list[Row]], distance: str) -> Plot:
-    """Distance against evaluations: the points of each variant, as a comparison's row has them."""
-    lines = [
-        Line(name, [(p["nfe"], p["distance"]["mean"]) for p in found], [p["distance"]["error"] or 0.0 for p in found])
-        for name, found in points.items()
-    ]
-    title = "Distance of samples to the data"
-    caption = f"{distance} against evaluations; bands: standard error over seeds."
-    return Plot(title, EVALUATIONS, "distance", lines, caption, evaluations_axis)
-
-
-def compared_variance(points: dict[str, Points]) -> Plot:
-    """The variance of one image's estimate by time, a line for each variant."""
-    lines = [Line(name, found, number=number) for number, (name, found) in enumerate(points.items()) if found]
-    caption = "Variance of one image's estimate of the bound by time, under each variant's own density."
-    return Plot(BY_TIME, "t", "(bits/dim)²", lines, caption, partial(time_axis, log=True))

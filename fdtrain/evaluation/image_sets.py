@@ -30,12 +30,15 @@ class PixelSet:
     metadata: dict[str, Any]
 
 
-def of_split(split: Split) -> PixelSet:
-    levels = split.description.levels
-    name = f"{split.description.name}/{split.name}"
-    return PixelSet(
-        name, len(split), split.description.shape, lambda images: to_pixels(split.batch(images)[0], levels), {}
-    )
+def of_split(split: Split, most: int | None = None) -> PixelSet:
+    """Its images, or at most so many of them at equal distances."""
+    step = -(-len(split) // most) if most else 1
+    numbers, levels = range(0, len(split), step), split.description.levels
+
+    def batch(images: range) -> Tensor:
+        return to_pixels(split.batch(numbers[images.start : images.stop])[0], levels)
+
+    return PixelSet(f"{split.description.name}/{split.name}", len(numbers), split.description.shape, batch, {})
 
 
 def in_memory(name: str, pixels: Tensor, metadata: dict[str, Any] | None = None) -> PixelSet:
@@ -47,17 +50,6 @@ def in_memory(name: str, pixels: Tensor, metadata: dict[str, Any] | None = None)
         lambda i: pixels[i.start : i.stop],
         metadata or {},
     )
-
-
-def spread(images: PixelSet, most: int) -> PixelSet:
-    """At most so many of the images, at equal distances."""
-    step = -(-images.count // most)
-    count = -(-images.count // step)
-
-    def batch(wanted: range) -> Tensor:
-        return images.batch(range(wanted.start * step, min(wanted.stop * step, images.count), step))
-
-    return PixelSet(images.name, count, images.shape, batch, images.metadata)
 
 
 def of_model(model: Model, sampler: Sampler, seed: int, count: int) -> PixelSet:

@@ -15,8 +15,6 @@ HEARTBEAT_TIMEOUT_S = 60.0
 """Without a sign of life, after which a process is given up."""
 COLLECTIVE_TIMEOUT_S = 7 * 24 * 3600.0
 """Sampling and evaluation have no common step: a process that has finished may wait for hours for the others."""
-JOINING_TIMEOUT_S = distributed.PATIENCE
-"""But all begin together."""
 
 AGAIN = "The same command goes on where it was."
 
@@ -37,7 +35,8 @@ def process_group(name: str | None) -> Iterator[torch.device]:
         return
     if name is not None:
         raise UserError("--device: under a launcher each process takes its own device. Leave it out.")
-    limits = HEARTBEAT_TIMEOUT_S, COLLECTIVE_TIMEOUT_S, AGAIN, JOINING_TIMEOUT_S
+    # All begin together.
+    limits = HEARTBEAT_TIMEOUT_S, COLLECTIVE_TIMEOUT_S, AGAIN, distributed.PATIENCE
     with launcher.watched(launcher.end), heartbeat.process_group(*limits) as (device, _):
         yield device
 

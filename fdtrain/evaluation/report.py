@@ -15,7 +15,7 @@ from fdtrain.credentials import masked
 from fdtrain.errors import UserError
 from fdtrain.evaluation import compared, figures, page, run_folder, run_page
 from fdtrain.evaluation.compared import KINDS, ComparedVariant, Row, comma_separated, of_runs
-from fdtrain.evaluation.figures import Plot
+from fdtrain.evaluation.figures import Line, Plot
 from fdtrain.evaluation.page import NONE, Figures, Missing, Section, Table
 from fdtrain.evaluation.result import FrechetResult, write_file
 from fdtrain.evaluation.wording import PLUS_MINUS, with_error
@@ -87,12 +87,16 @@ class SideBySide:
     def plots(self) -> dict[str, Plot]:
         """Those that can be drawn, by the names of their files."""
         plots = figures.training({v.name: v.folders for v in self.variants if v.runs})
-        if quality := {row["name"]: row["points"] for row in self.shown if row.get("points")}:
-            plots["quality"] = figures.compared_quality(quality, self._distance)
-        by_time = {r["name"]: zip(r.get("t_middles", ()), r.get("variance_by_time", ())) for r in self.shown}
-        points = {name: [(t, value) for t, value in of if value is not None] for name, of in by_time.items()}
-        if any(points.values()):
-            plots["variance"] = figures.compared_variance(points)
+        measured = [(row["name"], row["points"]) for row in self.shown if row.get("points")]
+        if quality := [_quality(name, points) for name, points in measured]:
+            caption = f"{self._distance} against evaluations; bands: standard error over seeds."
+            title, axes = "Distance of samples to the data", ("evaluations of the network per image", "distance")
+            plots["quality"] = Plot(title, *axes, quality, caption, figures.evaluations_axis)
+        by_time = [(r["name"], zip(r.get("t_middles", ()), r.get("variance_by_time", ()))) for r in self.shown]
+        points = [(name, [(t, value) for t, value in of if value is not None]) for name, of in by_time]
+        if lines := [Line(name, found, number=number) for number, (name, found) in enumerate(points) if found]:
+            caption = "Variance of one image's estimate of the bound by time, under each variant's own density."
+            plots["variance"] = figures.variance(lines, caption)
         return plots
 
     @property
@@ -222,6 +226,12 @@ def write(side_by_side: SideBySide, folder: Path) -> list[Path]:
     for path, content in zip(paths, contents.values()):
         write_file(path, lambda temporary, content=content: temporary.write_text(content, encoding="utf-8"))
     return paths
+
+
+def _quality(name: str, points: list[Row]) -> Line:
+    means = [point["distance"] for point in points]
+    nfes = [point["nfe"] for point in points]
+    return Line(name, [*zip(nfes, (d["mean"] for d in means))], [d["error"] or 0.0 for d in means])
 
 
 def _mean(value: Row | None, digits: int, form: str = "f") -> str | None:

@@ -13,6 +13,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -69,16 +70,10 @@ class RowStore(PartialStore[Rows]):
         A chunk does not cross a multiple of ``batch``, so work that was begun with one batch size continues with
         another.
         """
-        done = np.zeros(self.count, dtype=bool)
-        for part in self.finished():
-            done[part.start : part.stop] = True
-        chunks = []
-        for start in range(0, self.count, batch):
-            # Where a run of missing rows begins, and where it ends.
-            padded = np.concatenate([[True], done[start : start + batch], [True]])
-            edges = np.flatnonzero(np.diff(padded.astype(np.int8)))
-            chunks += [range(start + a, start + b) for a, b in edges.reshape(-1, 2).tolist()]
-        return chunks
+        done = set[int]().union(*self.finished())
+        runs = (groupby(chunk, done.__contains__) for chunk in distributed.chunks(range(self.count), batch))
+        missing = ([*rows] for run in runs for there, rows in run if not there)
+        return [range(rows[0], rows[-1] + 1) for rows in missing]
 
     def save(self, part: range, rows: Tensor) -> None:
         """Write the rows ``(len(part), ...)`` of a part."""

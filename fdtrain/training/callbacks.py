@@ -101,7 +101,7 @@ def frechet(run: Watched) -> Report:
         device = next(model.parameters()).device
         drawn = image_sets.of_model(model, sampler, run.config.seed, count)
         if reference is None:
-            images = image_sets.spread(image_sets.of_split(split), REFERENCE_IMAGES)
+            images = image_sets.of_split(split, REFERENCE_IMAGES)
             reference = measure(network, images, batch, device).moments
         found = measure(network, drawn, batch, device).moments
         value = frechet_distance(found, reference)
