@@ -90,8 +90,8 @@ class DatasetDescription(Model):
 
 
 def parse_description(text: str, base: str, seconds: float = 0.0) -> DatasetDescription:
-    """What the text of a ``dataset.json`` in the folder or at the URL ``base`` describes. Remote files that it names are
-    tried for so many seconds. Raises UserError: it is not valid."""
+    """What the text of a ``dataset.json`` in the folder or at the URL ``base`` describes. Remote files that it names
+    are tried for so many seconds. Raises UserError: it is not valid."""
     where = shown(join(base, FILE))
     parts: dict[str, TableParts] = {}
     try:

@@ -66,8 +66,8 @@ def opened(data: bytes, kind: type, check: Callable[[int, int], None]) -> ImageF
 
 
 def npy_header(file: IO[bytes], size: int) -> tuple[tuple[int, ...], np.dtype]:
-    """Shape and type of a ``.npy`` file of so many bytes, without numpy's loader, which allocates what is claimed and may
-    unpickle. Raises ValueError: not a plain array in C order that fills the file exactly."""
+    """Shape and type of a ``.npy`` file of so many bytes, without numpy's loader, which allocates what is claimed and
+    may unpickle. Raises ValueError: not a plain array in C order that fills the file exactly."""
     head = io.BytesIO(file.read(_NPY_HEADER))
     try:
         version = np.lib.format.read_magic(head)

@@ -40,7 +40,7 @@ def test_starting_anywhere_gives_what_would_have_come(counts, lanes, window, see
 
 
 @settings(deadline=None, max_examples=8)
-@given(COUNTS, st.integers(1, 3), st.integers(1, 20), st.integers(0, 2**63 - 1))
+@given(COUNTS, st.integers(1, 3), st.integers(10, 200), st.integers(0, 2**63 - 1))
 def test_each_data_set_is_read_in_an_order_of_its_own(counts, lanes, window, seed):
     order = MixtureOrder(counts, [d + 1.0 for d in range(len(counts))], lanes, seed, window)
     rows = [order.samples(lane, 0, BLOCK + 100) for lane in range(lanes)]

@@ -1,4 +1,4 @@
-"""The same bytes as others read them: tarfile, zipfile, Pillow, pyarrow, json."""
+"""The same bytes as others read them: tarfile, zipfile, Pillow, json."""
 
 import io
 import json
@@ -6,7 +6,6 @@ import tarfile
 import zipfile
 
 import numpy as np
-import pyarrow.parquet as pq
 from PIL import Image
 from watched import digest, serve
 
@@ -65,12 +64,6 @@ def archive(path: str) -> list:
     ]
 
 
-def table(path: str) -> list:
-    """``[digest, label]`` of every row."""
-    rows = pq.read_table(path).to_pylist()
-    return [[_tried(lambda row=row: _pixels(row["image"]["bytes"])), row.get("label")] for row in rows]
-
-
 def _pixels(data: bytes) -> str:
     return digest(np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
 
@@ -83,4 +76,4 @@ def _tried(read):
 
 
 if __name__ == "__main__":
-    serve({f.__name__: f for f in (shard, archive, table)}, Exception)
+    serve({f.__name__: f for f in (shard, archive)}, Exception)
