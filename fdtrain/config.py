@@ -17,9 +17,8 @@ import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
-    Discriminator,
     Field,
-    Tag,
+    SerializeAsAny,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -54,7 +53,7 @@ class OneOf:
         return core_schema.no_info_after_validator_function(self.check, handler(source))
 
     def check(self, name: str) -> str:
-        if name not in self.table:
+        if name not in [*self.table]:
             *names, last = map(repr, self.table)
             raise ValueError(f"input should be {', '.join(names)} or {last}, not {shown(name)}")
         return name
@@ -213,22 +212,16 @@ def _check_options(maker: Callable[..., Any], options: dict[str, Any], *given: A
         raise ValueError(f"options: {str(error).removeprefix('inspect.Signature.bind() ')}") from error
 
 
-OWN = "own"
-NETWORKS: dict[str, type[NetworkConfig]] = {
-    "ddpmpp": DDPMppConfig,
-    "vdm": VDMConfig,
-    "dit": DiTConfig,
-    OWN: OwnNetworkConfig,
-}
-"""The section of each network; one for all of the user's own."""
+NETWORKS: dict[str, type[NetworkConfig]] = {"ddpmpp": DDPMppConfig, "vdm": VDMConfig, "dit": DiTConfig}
+"""The section of each of the package's networks."""
 
 
-def _network_name(value: Any) -> str:
-    """The key in :data:`NETWORKS` of a section; ddpmpp if it gives no name or is no section."""
-    name = value.get("name", "ddpmpp") if isinstance(value, dict) else getattr(value, "name", "ddpmpp")
+def _network_section(content: dict[str, Any]) -> type[NetworkConfig]:
+    """ddpmpp's if it gives no name. Raises ValueError: there is no network of that name."""
+    name = content.get("name", "ddpmpp")
     if isinstance(name, str) and plugins.file_of("network", name):
-        return OWN
-    return name if isinstance(name, str) and name != OWN else repr(name)
+        return OwnNetworkConfig
+    return NETWORKS[OneOf(model.NETWORKS).check(name)]
 
 
 class DiffusionConfig(Section):
@@ -454,18 +447,17 @@ class Config(Section):
         description="Python files of your own, executed where `--allow-code` names them; docs/extending.md",
     )
     data: DataConfig
-    network: Annotated[
-        Annotated[DDPMppConfig, Tag("ddpmpp")]
-        | Annotated[VDMConfig, Tag("vdm")]
-        | Annotated[DiTConfig, Tag("dit")]
-        | Annotated[OwnNetworkConfig, Tag(OWN)],
-        Discriminator(_network_name),
-    ] = DDPMppConfig()
+    network: SerializeAsAny[NetworkConfig] = DDPMppConfig()
     diffusion: DiffusionConfig = DiffusionConfig()
     training: TrainingConfig
     ema: EmaConfig = EmaConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     monitor: MonitorConfig = MonitorConfig()
+
+    @field_validator("network", mode="before")
+    @classmethod
+    def _of_its_name(cls, value: Any) -> Any:
+        return _network_section(value).model_validate(value) if isinstance(value, dict) else value
 
     @field_validator("plugins")
     @classmethod
@@ -569,9 +561,9 @@ def load_config(path: ConfigFiles, overrides: Sequence[str] = (), origin: str = 
     try:
         return Config.model_validate(content, context=[layer for layer in given if not isinstance(layer, Mapping)])
     except ValidationError as error:
-        mistakes = [_explain(e) for e in error.errors()]
+        mistakes = [_explain(e, content) for e in error.errors()]
         more = [f"and {len(mistakes) - MAX_MISTAKES} more"] if mistakes[MAX_MISTAKES:] else []
-        authors = {name for e in error.errors() for name in _authors(layers, _place(e))} or files
+        authors = {name for e in error.errors() for name in _authors(layers, e["loc"])} or files
         where = " and ".join(dict.fromkeys(name for name, _ in layers if name in authors))
         raise UserError("; ".join(mistakes[:MAX_MISTAKES] + more) + f" (in {where}).") from error
 
@@ -622,14 +614,14 @@ def _laid_over(below: dict[str, Any], above: dict[str, Any], depth: int = MAX_DE
     return joined
 
 
-def _authors(layers: list[tuple[str, dict[str, Any]]], place: list[str]) -> list[str]:
+def _authors(layers: list[tuple[str, dict[str, Any]]], place: tuple[int | str, ...]) -> list[str]:
     """Who gave what is wrong at a place: the last who did; all of a section, whose values do not go together."""
     there = [(name, value) for name, layer in layers if (value := _value(layer, place)) is not ...]
     together = bool(there) and isinstance(there[-1][1], dict)
     return [name for name, _ in (there if together else there[-1:])]
 
 
-def _value(layer: Any, place: list[str]) -> Any:
+def _value(layer: Any, place: tuple[int | str, ...]) -> Any:
     """At a place, or what stands above it in place of a section; ``...`` if there is none."""
     for part in place:
         if not isinstance(layer, dict):
@@ -651,39 +643,32 @@ def settings_of(config: Config) -> dict[str, Any]:
     return flattened(parse(dump_config(config)))
 
 
-def _place(error: Mapping[str, Any]) -> list[str]:
-    """The key of one of pydantic's errors by its parts, without the network, which pydantic names after its section."""
-    place = [excerpt(part) for part in error["loc"]]
-    return place[:1] + place[2:] if place[:1] == ["network"] else place
-
-
-def _explain(error: Mapping[str, Any]) -> str:
-    """One clause that explains one of pydantic's errors."""
-    name, kind = ".".join(_place(error)), error["type"]
+def _explain(error: Mapping[str, Any], content: dict[str, Any]) -> str:
+    """One clause that explains one of pydantic's errors with a configuration of this content."""
+    name, kind = ".".join(excerpt(part) for part in error["loc"]), error["type"]
     if name in RENAMED:
         return f"{name} is called {RENAMED[name]} now"
     if kind == "extra_forbidden" and name in DROPPED:
         return f"{name} is no more; remove it: what is done now was {shown(DROPPED[name])}"
     if kind == "extra_forbidden":
-        return _unknown(name, NETWORKS[error["loc"][1]] if error["loc"][0] == "network" else DDPMppConfig)
+        return _unknown(name, content)
     if kind == "missing":
         return f"{name} is missing"
     if kind == "value_error":
         return f"{name or 'configuration'}: {error['ctx']['error']}"
-    if kind == "union_tag_invalid":
-        *names, last = map(repr, model.NETWORKS)
-        return f"network.name: input should be {', '.join(names)} or {last}, not {shown(error['ctx']['tag'])}"
     wanted = f"{name}: {error['msg'][0].lower()}{error['msg'][1:]}, not {shown(error['input'])}"
     is_text = kind in ("string_type", "path_type") and isinstance(error["input"], int | float)
     return wanted + ("; put quotes around a text that YAML reads so" if is_text else "")
 
 
-def _unknown(name: str, network: type[NetworkConfig]) -> str:
+def _unknown(name: str, content: dict[str, Any]) -> str:
     """Names the nearest valid key: of the same section, else of any, or of another network."""
     section, _, key = name.rpartition(".")
     where = f"section '{section}'" if section else "the configuration"
-    classes = {name: field.annotation for name, field in Config.model_fields.items()} | {"network": network}
-    sections = {name: of for name, of in classes.items() if isinstance(of, type) and issubclass(of, Section)}
+    kinds = {name: field.annotation for name, field in Config.model_fields.items()}
+    sections = {name: of for name, of in kinds.items() if isinstance(of, type) and issubclass(of, Section)}
+    if section == "network":
+        sections[section] = _network_section(content[section])
     here = sections.get(section, Config).model_fields
     elsewhere = {key: f"network.{key}' of '{name}" for name, of in NETWORKS.items() for key in of.model_fields}
     elsewhere |= {key: f"{name}.{key}" for name, of in sections.items() for key in of.model_fields}

@@ -195,7 +195,7 @@ def test_a_run_from_elsewhere_executes_nothing(run, tmp_path):
     [
         ("network.options.widht=3", "network: options: got an unexpected keyword argument 'widht'"),
         ("network.width=3", "unknown key 'width' in section 'network' (it has: name, class_conditional"),
-        ("network.name=plain", "network.name: input should be 'ddpmpp', 'vdm', 'dit' or 'plain_cnn', not 'plain'"),
+        ("network.name=plain", "network: input should be 'ddpmpp', 'vdm', 'dit' or 'plain_cnn', not 'plain'"),
         ("plugins=[my_network.py, my_callback.py]", "it uses what is in my_formulation.py; name that in plugins"),
         ("monitor.callbacks=[{name: weight_norm, every: 1}]", "options: missing a required argument: 'prefix'"),
     ],

@@ -7,7 +7,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from fdtrain.config import NETWORKS, OWN, Config, OneOf
+from fdtrain.config import NETWORKS, Config, OneOf, OwnNetworkConfig
 
 HEAD = """# Configuration
 
@@ -27,8 +27,8 @@ def document() -> str:
     for name, field in Config.model_fields.items():
         if name == "network":
             lines.append("\n## network\n\n`name` chooses one of these: docs/networks.md.")
-            for title, section in NETWORKS.items():
-                lines += [f"\n### {'your own' if title == OWN else title}\n", *_table(section.model_fields)]
+            for title, section in (NETWORKS | {"your own": OwnNetworkConfig}).items():
+                lines += [f"\n### {title}\n", *_table(section.model_fields)]
         elif section := _section(field):
             lines += [f"\n## {name}\n", *_table(section.model_fields)]
     return "\n".join(lines) + "\n"

@@ -15,7 +15,7 @@ from tensorboard.plugins.hparams.list_session_groups import Handler
 from tensorboard.util.tensor_util import make_ndarray
 from test_monitor import monitor_of
 
-from fdtrain.config import NETWORKS, OWN
+from fdtrain.config import NETWORKS
 from fdtrain.training.board import CHARTS, tag
 
 TRAIN = {"bits_per_dim": 2.0, "gradient_norm": 1.0, "lr": 0.1, "skipped_steps": 0.0, "broken_samples": 0.0}
@@ -114,7 +114,7 @@ def test_a_resumed_run_has_everything_once(tmp_path):
     assert len(served.layout()) == len(CHARTS)
 
 
-@pytest.mark.parametrize("network", sorted(NETWORKS.keys() - {OWN}))
+@pytest.mark.parametrize("network", sorted(NETWORKS))
 def test_hyperparameters_are_the_same_of_every_network(tmp_path, network):
     run(tmp_path, 0, 1, network={"name": network}).close()
     found = Served(tmp_path).session_groups()[1]["tensorboard"].hparams
