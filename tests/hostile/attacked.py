@@ -1,6 +1,5 @@
 """The program under attack. One target for each kind of thing that comes from outside."""
 
-import json
 import os
 import pickle
 import subprocess
@@ -13,8 +12,8 @@ import datasets
 import datasets.packaged_modules
 import pyarrow.parquet  # noqa: F401
 import torch  # noqa: F401
+from children import digest
 from PIL import Image
-from watched import digest, serve
 
 from fdtrain.config import load_config
 from fdtrain.data import fetch
@@ -113,14 +112,10 @@ def swell() -> None:
     bytearray(1 << 34)
 
 
-if __name__ == "__main__":
-    fetch.FIRST_PAUSE_SECONDS, fetch.STALL_SECONDS = 0.01, 0.3
-    Image.init()
-    with TemporaryDirectory() as folder, suppress(UserError):
-        (Path(folder) / "train.parquet").touch()
-        table(folder)
-    json.loads("[]")
-    serve(
-        {f.__name__: f for f in (shard, remote, archive, table, description, configuration, misbehave, spin, swell)},
-        UserError,
-    )
+TARGETS = {f.__name__: f for f in (shard, remote, archive, table, description, configuration, misbehave, spin, swell)}
+REFUSALS = UserError
+fetch.FIRST_PAUSE_SECONDS, fetch.STALL_SECONDS = 0.01, 0.3
+Image.init()
+with TemporaryDirectory() as folder, suppress(UserError):
+    (Path(folder) / "train.parquet").touch()
+    table(folder)

@@ -1,17 +1,60 @@
-"""Processes that take cases one after another, under limits, with a watchdog; one that a case has ended starts anew."""
+"""Processes that take cases one after another, under limits and watched; one that a case has ended starts anew."""
 
-import json
+import hashlib
+import importlib
+import multiprocessing
 import os
-import select
-import subprocess
+import resource
 import sys
-import time
+import tempfile
+import traceback
+from contextlib import suppress
+from multiprocessing.connection import Connection
 from pathlib import Path
 
-from conftest import ROOT, environment
+import numpy as np
 
+SPAWN = multiprocessing.get_context("spawn")
 WALL_SECONDS = 120
 """For one case: a child has its own limit of processor time; this is for one that waits."""
+MEMORY = 1 << 30
+"""Bytes that the cases may add to what the imports have taken."""
+
+RUNS = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "os.forkpty", "subprocess.Popen", "pickle.find_class")
+CHANGES = ("os.remove", "os.rename", "os.rmdir", "os.chmod", "os.chown", "os.link", "os.symlink", "os.truncate")
+_LIBRARIES = tuple(
+    os.path.realpath(p) + os.sep for p in (sys.prefix, sys.base_prefix, "/usr/lib", "/usr/share", "/etc/ssl")
+)
+_HARMLESS = ("/dev/null", "/dev/urandom", "/etc/hosts", "/etc/resolv.conf", "/etc/nsswitch.conf", "/etc/host.conf")
+
+
+class Watch:
+    """Notes what a case does beyond reading its own folder."""
+
+    def __init__(self, folder: str):
+        self.folder, self.noted, self.on = os.path.realpath(folder) + os.sep, [], False
+        sys.addaudithook(self._hook)
+
+    def _hook(self, event: str, arguments: tuple) -> None:
+        if not self.on:
+            return
+        if event in RUNS or (event == "socket.connect" and arguments[1][0] not in ("127.0.0.1", "::1")):
+            self.noted.append(f"{event}{arguments!r}"[:300])
+        elif event in CHANGES or event == "open":
+            path, *rest = arguments
+            if event != "open" and rest and isinstance(rest[-1], int) and rest[-1] >= 0:
+                path = os.path.join(f"/proc/self/fd/{rest[-1]}", os.fsdecode(path))
+            if isinstance(path, str | bytes | os.PathLike) and not self._allowed(os.fsdecode(path), event, rest):
+                self.noted.append(f"{event}{arguments!r}"[:300])
+
+    def _allowed(self, path: str, event: str, rest: list) -> bool:
+        folder, name = os.path.split(os.path.abspath(path))
+        path = os.path.join(os.path.realpath(folder), name) + os.sep
+        if path.startswith(self.folder):
+            return event != "open" or os.path.realpath(path).startswith(self.folder[:-1])
+        writes = event != "open" or bool((rest[1] or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
+        here = (os.getcwd() + os.sep, *_LIBRARIES)
+        return not writes and (os.path.realpath(path) + os.sep).startswith((*here, *_HARMLESS))
 
 
 class Ended(Exception):
@@ -19,53 +62,61 @@ class Ended(Exception):
 
 
 class Child:
-    """``script`` in a process that reads a case a line and answers with a line, both JSON."""
+    """A process that answers with what the functions ``TARGETS`` of a module return."""
 
-    def __init__(self, script: str, folder: Path, cpu_seconds: int):
-        self.cpu_seconds = cpu_seconds
-        self.script, self.errors = Path(__file__).with_name(script), folder / f"{script}.stderr"
-        self.folder, self.process = folder, None
+    def __init__(self, module: str, folder: Path, cpu_seconds: int):
+        self.arguments, self.process = (module, str(folder), cpu_seconds), None
 
     def __call__(self, **case):
         if self.process is None:
-            self._start()
-        self.process.stdin.write(json.dumps(case).encode() + b"\n")
-        self.process.stdin.flush()
-        line = self._answer()
-        if not line:
-            self.process.kill()
-            code = self.process.wait()
-            self.process = None
-            raise Ended(f"exit code {code} on {case}: {self.errors.read_text(errors='replace')[-2000:]}")
-        return json.loads(line)
+            self.connection, other = SPAWN.Pipe()
+            self.process = SPAWN.Process(target=_serve, args=(other, *self.arguments), daemon=True)
+            self.process.start()
+            other.close()
+        with suppress(EOFError):
+            self.connection.send(case)
+            if self.connection.poll(WALL_SECONDS):
+                return self.connection.recv()
+        raise Ended(f"exit code {self.close()} on {case}")
 
-    def close(self) -> None:
-        if self.process is not None:
-            self.process.stdin.close()
-            self.process.wait(60)
+    def close(self) -> int | None:
+        """Its exit code."""
+        process, self.process = self.process, None
+        if process is not None:
+            process.kill()
+            process.join()
+            return process.exitcode
 
-    def _start(self) -> None:
-        paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-        with self.errors.open("ab") as errors:
-            self.process = subprocess.Popen(
-                [sys.executable, str(self.script), str(self.folder), str(self.cpu_seconds)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                cwd=ROOT,
-                env=environment()
-                | {"PYTHONPATH": paths, "TMPDIR": str(self.folder), "ARROW_DEFAULT_MEMORY_POOL": "system"},
-            )
 
-    def _answer(self) -> bytes:
-        """A line; empty: none came."""
-        line, end = b"", time.monotonic() + WALL_SECONDS
-        output = self.process.stdout.fileno()
-        while not line.endswith(b"\n"):
-            if not select.select([output], [], [], max(0.0, end - time.monotonic()))[0]:
-                return b""
-            piece = os.read(output, 1 << 16)
-            if not piece:
-                return b""
-            line += piece
-        return line
+def _serve(connection: Connection, module: str, folder: str, cpu_seconds: int) -> None:
+    """Answer the cases, each within so many seconds of processor time.
+
+    An answer has a target's ``result``, or is ``refused`` with a message, or is the ``trace`` of what was not to be.
+    """
+    os.environ |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "ARROW_DEFAULT_MEMORY_POOL": "system"}
+    tempfile.tempdir = os.environ["TMPDIR"] = folder
+    own = importlib.import_module(module)
+    watch = Watch(folder)
+    with open("/proc/self/status") as status:
+        size = next(int(line.split()[1]) for line in status if line.startswith("VmSize")) * 1024
+    resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, size + MEMORY))
+    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+    while True:
+        case = connection.recv()
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        resource.setrlimit(resource.RLIMIT_CPU, (int(used.ru_utime + used.ru_stime) + cpu_seconds, hard))
+        watch.noted.clear()
+        watch.on = True
+        try:
+            answer = {"result": own.TARGETS[case.pop("target")](**case)}
+        except own.REFUSALS as error:
+            answer = {"refused": str(error)}
+        except BaseException:
+            answer = {"trace": traceback.format_exc()[-3000:]}
+        watch.on = False
+        connection.send(answer | {"noted": watch.noted[:10]})
+
+
+def digest(pixels: np.ndarray) -> str:
+    """Of an image ``(H, W, C)`` uint8."""
+    return hashlib.sha1(repr(pixels.shape).encode() + np.ascontiguousarray(pixels).tobytes()).hexdigest()

@@ -52,14 +52,14 @@ def place(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def attacked(place):
-    child = Child("attacked.py", place, cpu_seconds=20)
+    child = Child("attacked", place, cpu_seconds=20)
     yield child
     child.close()
 
 
 @pytest.fixture(scope="module")
 def reference(place):
-    child = Child("reference.py", place, cpu_seconds=2)
+    child = Child("reference", place, cpu_seconds=2)
     yield child
     child.close()
 
@@ -213,4 +213,4 @@ def test_the_watch_sees_what_it_must(place, attacked):
         assert event in seen
     assert "MemoryError" in attacked(target="swell")["trace"]
     with pytest.raises(Ended, match="exit code -24"):  # SIGXCPU
-        Child("attacked.py", place, cpu_seconds=1)(target="spin")
+        Child("attacked", place, cpu_seconds=1)(target="spin")
