@@ -16,6 +16,7 @@ import io
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from PIL import ImageColor
 
@@ -77,146 +78,115 @@ def run(arguments: argparse.Namespace) -> None:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     sources = parser.add_subparsers(title="sources", required=True, metavar="SOURCE")
 
-    def add(name: str, read, what: str) -> argparse.ArgumentParser:
+    def add(name: str, read, what: str, *shared: str) -> argparse.ArgumentParser:
+        """A source with some of the options that several have."""
         source = sources.add_parser(name, help=what, description=what)
         source.set_defaults(read=read)
+        for option in shared:
+            source.add_argument(option, **SHARED[option])
         return source
 
     add("digits", lambda a: digits(), "scikit-learn's 8x8 handwritten digits; nothing to download")
     for number, read in ((10, cifar10), (100, cifar100)):
-        source = add(f"cifar{number}", lambda a, read=read: read(a.input), f"CIFAR-{number}")
-        source.add_argument("input", type=Path, help=f"cifar-{number}-python.tar.gz, or the folder in it")
+        option = add(f"cifar{number}", lambda a, read=read: read(a.input), f"CIFAR-{number}").add_argument
+        option("input", type=Path, help=f"cifar-{number}-python.tar.gz, or the folder in it")
     for size, zips in ((32, "Imagenet32_train.zip Imagenet32_val.zip"), (64, "Imagenet64_train_part1.zip ...")):
         what = f"new ImageNet {size}x{size} (Chrabaszcz et al. 2017), with labels"
-        source = add(f"imagenet{size}", lambda a, size=size: imagenet_new(a.input, size), what)
-        source.add_argument("input", type=Path, nargs="+", help=f"{zips}, or the npz form, or folders with the batches")
-    source = add(
-        "imagenet32-old",
-        lambda a: imagenet32_old(a.train, a.valid, a.shard_images),
-        "old ImageNet 32x32 (van den Oord et al. 2016), withdrawn, without labels",
-    )
-    source.add_argument("train", type=Path, help="train_32x32.tar")
-    source.add_argument("valid", type=Path, help="valid_32x32.tar")
-    source = add("celeba64", lambda a: celeba64(a.input, a.shard_images), "CelebA, cropped to 140x140, at 64x64")
-    source.add_argument(
-        "input", type=Path, help="img_align_celeba.zip, beside it list_eval_partition.txt if you have it"
-    )
-    _add_idx(add)
-    _add_images(add)
-    _add_tables(add)
-    _add_arrays(add)
-    for source in sources.choices.values():
+        option = add(f"imagenet{size}", lambda a, size=size: imagenet_new(a.input, size), what).add_argument
+        option("input", type=Path, nargs="+", help=f"{zips}, or the npz form, or folders with the batches")
+    what = "old ImageNet 32x32 (van den Oord et al. 2016), withdrawn, without labels"
+    option = add("imagenet32-old", lambda a: imagenet32_old(a.train, a.valid, a.shard_images), what).add_argument
+    option("train", type=Path, help="train_32x32.tar")
+    option("valid", type=Path, help="valid_32x32.tar")
+    what = "CelebA, cropped to 140x140, at 64x64"
+    option = add("celeba64", lambda a: celeba64(a.input, a.shard_images), what).add_argument
+    option("input", type=Path, help="img_align_celeba.zip, beside it list_eval_partition.txt if you have it")
+
+    what = "a folder of IDX files: MNIST, Fashion-MNIST, KMNIST, EMNIST"
+    option = add("idx", _idx, what, "--name", "--classes").add_argument
+    option("input", type=Path, help="the folder with train-images-idx3-ubyte.gz and the others")
+    option("--subset", help="of several in one folder, such as emnist-balanced")
+
+    what = "a folder, zip or tar of images; classes are its folders, or the labels in its dataset.json"
+    source = add("images", _images, what, "--name", "--size", "--channels")
+    option, held_out = source.add_argument, source.add_mutually_exclusive_group().add_argument
+    option("input", type=Path, help="the images to train on")
+    held_out("--test", type=Path, metavar="INPUT", help="held-out images, likewise")
+    held_out("--holdout", type=_count, default=0, metavar="N", help="hold out N images")
+    option("--background", type=_colour, metavar="COLOUR", help="behind transparent pixels, such as white or #ff8800")
+
+    what = "a data set of the Hugging Face hub, or a folder of parquet or of save_to_disk"
+    option = add("hub", _hub, what, "--name", "--size", "--channels").add_argument
+    option("input", help="the folder or parquet file, or the data set's name (USER/NAME)")
+    option("--online", action="store_true", help="fetch it from the hub, if it was not fetched before")
+    option("--image-column", metavar="NAME", help="default: the only one that holds images")
+    option("--label-column", metavar="NAME", help="default: the only one that holds labels, if any; '': none")
+    option("--config", metavar="NAME", help="configuration of the data set (default: the only one)")
+    nulls = "(default: refuse rows without an image)"
+    option("--null-images", choices=("refuse", "skip"), default="refuse", help=nulls)
+
+    what = "images and labels in a file of numpy: .npz, or a pair of .npy"
+    option = add("arrays", _arrays, what, "--name", "--size", "--channels", "--classes").add_argument
+    option("input", type=Path, help="the .npz file, or the .npy file of the images")
+    option("--test", type=Path, metavar="INPUT", help="held-out images, likewise")
+    option("--images", metavar="KEY", help="the array of the images (default: as its name tells)")
+    option("--labels", metavar="KEY", help="the array of the labels, likewise; '': none")
+    option("--split", choices=sorted(set(SPLIT_NAMES.values())), help="(default: as names tell, or train)")
+
+    for name, source in sources.choices.items():
         source.add_argument("output", type=Path, help="folder for the shards and dataset.json")
-        _add_output(source, shard_images=100 if source is sources.choices["digits"] else 1000)
-    _add_adopt(add)
+        _add_output(source, shard_images=100 if name == "digits" else 1000)
 
-
-def _add_idx(add) -> None:
-    source = add(
-        "idx",
-        lambda a: idx(a.input, _name(a), a.subset, _names(a.classes)),
-        "a folder of IDX files: MNIST, Fashion-MNIST, KMNIST, EMNIST",
-    )
-    source.add_argument("input", type=Path, help="the folder with train-images-idx3-ubyte.gz and the others")
-    source.add_argument("--name", help="of the data set (default: the output folder's)")
-    source.add_argument("--subset", help="of several in one folder, such as emnist-balanced")
-    source.add_argument("--classes", metavar="NAME,...", help="names of the labels from 0 on (default: their numbers)")
-
-
-def _add_images(add) -> None:
-    source = add(
-        "images",
-        lambda a: images(a.input, a.test, a.holdout, _name(a), a.resize, a.channels, a.shard_images, a.background),
-        "a folder, zip or tar of images; classes are its folders, or the labels in its dataset.json",
-    )
-    source.add_argument("input", type=Path, help="the images to train on")
-    held_out = source.add_mutually_exclusive_group()
-    held_out.add_argument("--test", type=Path, metavar="INPUT", help="held-out images, likewise")
-    held_out.add_argument("--holdout", type=_count, default=0, metavar="N", help="hold out N images")
-    source.add_argument(
-        "--background", type=_colour, metavar="COLOUR", help="behind transparent pixels, such as white or #ff8800"
-    )
-    _add_fit(source)
-
-
-def _add_tables(add) -> None:
-    source = add(
-        "hub",
-        lambda a: hub(
-            a.input,
-            _name(a),
-            Choice(a.image_column, a.label_column, a.resize, a.channels, a.config, a.null_images == "skip"),
-            a.shard_images,
-            a.online,
-        ),
-        "a data set of the Hugging Face hub, or a folder of parquet or of save_to_disk",
-    )
-    source.add_argument("input", help="the folder or parquet file, or the data set's name (USER/NAME)")
-    source.add_argument("--online", action="store_true", help="fetch it from the hub, if it was not fetched before")
-    source.add_argument("--image-column", metavar="NAME", help="default: the only one that holds images")
-    source.add_argument(
-        "--label-column", metavar="NAME", help="default: the only one that holds labels, if any; '': none"
-    )
-    source.add_argument("--config", metavar="NAME", help="configuration of the data set (default: the only one)")
-    source.add_argument(
-        "--null-images", choices=("refuse", "skip"), default="refuse", help="(default: refuse rows without an image)"
-    )
-    _add_fit(source)
-
-
-def _add_arrays(add) -> None:
-    source = add(
-        "arrays",
-        lambda a: arrays(
-            a.input,
-            a.test,
-            _name(a),
-            ArrayChoice(a.images, a.labels, a.split, _names(a.classes), a.resize, a.channels),
-        ),
-        "images and labels in a file of numpy: .npz, or a pair of .npy",
-    )
-    source.add_argument("input", type=Path, help="the .npz file, or the .npy file of the images")
-    source.add_argument("--test", type=Path, metavar="INPUT", help="held-out images, likewise")
-    source.add_argument("--images", metavar="KEY", help="the array of the images (default: as its name tells)")
-    source.add_argument("--labels", metavar="KEY", help="the array of the labels, likewise; '': none")
-    source.add_argument("--split", choices=sorted(set(SPLIT_NAMES.values())), help="(default: as names tell, or train)")
-    source.add_argument("--classes", metavar="NAME,...", help="names of the labels from 0 on (default: their numbers)")
-    _add_fit(source)
-
-
-def _add_adopt(add) -> None:
-    source = add(
-        "adopt",
-        _shards,
-        "existing WebDataset shards, described where they are; with --size, packed anew",
-    )
-    source.add_argument(
-        "input", nargs="+", metavar="SHARDS", help="to train on: paths, globs, {000..099}, folders, lists (.txt), URLs"
-    )
-    held_out = source.add_mutually_exclusive_group()
-    held_out.add_argument("--test", nargs="+", default=[], metavar="SHARDS", help="held-out shards, likewise")
-    held_out.add_argument(
-        "--holdout", type=_count, default=0, metavar="N", help="hold out whole shards, a fixed choice, of N images"
-    )
-    source.add_argument(
-        "--output", type=Path, metavar="FOLDER", help="for dataset.json (default: the folder of the first shard)"
-    )
-    source.add_argument("--name", help="of the data set (default: the output folder's)")
-    source.add_argument(
-        "--size", type=_count, metavar="PIXELS", help="pack anew, the largest centre square resized to this"
-    )
-    source.add_argument("--channels", type=int, choices=(1, 3), help="default: as the first image")
-    source.add_argument("--levels", type=_count, default=256, help="values of a pixel (default: 256)")
-    source.add_argument("--image", metavar="SUFFIX", help="of the image, such as image.png (default: the only one)")
-    source.add_argument(
-        "--labels", metavar="SUFFIX", help="of the label: cls, txt, json:FIELD; '': none (default: cls or json:label)"
-    )
+    what = "existing WebDataset shards, described where they are; with --size, packed anew"
+    source = add("adopt", _shards, what, "--name", "--size", "--channels")
+    option, held_out = source.add_argument, source.add_mutually_exclusive_group().add_argument
+    places = "to train on: paths, globs, {000..099}, folders, lists (.txt), URLs"
+    option("input", nargs="+", metavar="SHARDS", help=places)
+    held_out("--test", nargs="+", default=[], metavar="SHARDS", help="held-out shards, likewise")
+    whole = "hold out whole shards, a fixed choice, of N images"
+    held_out("--holdout", type=_count, default=0, metavar="N", help=whole)
+    option("--output", type=Path, metavar="FOLDER", help="for dataset.json (default: the folder of the first shard)")
+    option("--levels", type=_count, default=256, help="values of a pixel (default: 256)")
+    option("--image", metavar="SUFFIX", help="of the image, such as image.png (default: the only one)")
+    suffixes = "of the label: cls, txt, json:FIELD; '': none (default: cls or json:label)"
+    option("--labels", metavar="SUFFIX", help=suffixes)
     _add_output(source, shard_images=1000)
 
 
-def _shards(arguments: argparse.Namespace) -> Source | None:
+def _add_output(source: argparse.ArgumentParser, shard_images: int) -> None:
+    option = source.add_argument
+    option("--again", action="store_true", help="replace what another command has packed there")
+    option("--no-config", action="store_true", help="write no train.yaml to begin training with")
+    device = "of train.yaml (default: what is here)"
+    option("--for", dest="target", type=_target, metavar="cpu|cuda[:N]", help=device)
+    option("--encoding", choices=ENCODINGS, default="npy", help="npy: fast; png: small (default: npy)")
+    cores = len(os.sched_getaffinity(0))
+    option("--workers", type=_count, default=cores, help="processes (default: one a core)")
+    about = "images of a shard, about (default: %(default)s)"
+    option("--shard-images", type=_count, default=shard_images, metavar="N", help=about)
+
+
+def _idx(a: argparse.Namespace) -> Source:
+    return idx(a.input, _name(a), a.subset, a.classes)
+
+
+def _images(a: argparse.Namespace) -> Source:
+    return images(a.input, a.test, a.holdout, _name(a), a.size, a.channels, a.shard_images, a.background)
+
+
+def _hub(a: argparse.Namespace) -> Source:
+    skip = a.null_images == "skip"
+    choice = Choice(a.image_column, a.label_column, a.size, a.channels, a.config, skip)
+    return hub(a.input, _name(a), choice, a.shard_images, a.online)
+
+
+def _arrays(a: argparse.Namespace) -> Source:
+    choice = ArrayChoice(a.images, a.labels, a.split, a.classes, a.size, a.channels)
+    return arrays(a.input, a.test, _name(a), choice)
+
+
+def _shards(a: argparse.Namespace) -> Source | None:
     """A source to pack anew if a size is given. Otherwise none: ``input`` becomes the shards of every split."""
-    a = arguments
     a.input = shard_lists(a.input, a.test)
     if a.holdout and len(a.input) > 1:
         raise UserError(f"the shards have splits of their own ({', '.join(a.input)}). Leave out --holdout.")
@@ -229,41 +199,6 @@ def _shards(arguments: argparse.Namespace) -> Source | None:
     if not a.size:
         return None
     return shard_source(a.input, a.holdout, _name(a), a.size, a.channels, a.image, a.labels, a.workers)
-
-
-def _names(text: str | None) -> list[str] | None:
-    return text.split(",") if text else None
-
-
-def _add_fit(source: argparse.ArgumentParser) -> None:
-    source.add_argument("--name", help="of the data set (default: the output folder's)")
-    source.add_argument(
-        "--size",
-        dest="resize",
-        type=_count,
-        metavar="PIXELS",
-        help="resize the largest centre square (default: sizes must agree)",
-    )
-    source.add_argument("--channels", type=int, choices=(1, 3), help="default: as the first image")
-
-
-def _add_output(source: argparse.ArgumentParser, shard_images: int) -> None:
-    source.add_argument("--again", action="store_true", help="replace what another command has packed there")
-    source.add_argument("--no-config", action="store_true", help="write no train.yaml to begin training with")
-    source.add_argument(
-        "--for", dest="target", type=_target, metavar="cpu|cuda[:N]", help="of train.yaml (default: what is here)"
-    )
-    source.add_argument("--encoding", choices=ENCODINGS, default="npy", help="npy: fast; png: small (default: npy)")
-    source.add_argument(
-        "--workers", type=_count, default=len(os.sched_getaffinity(0)), help="processes (default: one a core)"
-    )
-    source.add_argument(
-        "--shard-images",
-        type=_count,
-        default=shard_images,
-        metavar="N",
-        help="images of a shard, about (default: %(default)s)",
-    )
 
 
 def _name(arguments: argparse.Namespace) -> str:
@@ -289,3 +224,16 @@ def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
     return int(text)
+
+
+SHARED: dict[str, dict[str, Any]] = {
+    "--name": {"help": "of the data set (default: the output folder's)"},
+    "--size": {"type": _count, "metavar": "PIXELS", "help": "resize the largest centre square (default: as they are)"},
+    "--channels": {"type": int, "choices": (1, 3), "help": "default: as the first image"},
+    "--classes": {
+        "type": lambda text: text.split(","),
+        "metavar": "NAME,...",
+        "help": "names of the labels from 0 on (default: their numbers)",
+    },
+}
+"""Options that several sources have."""
