@@ -45,6 +45,7 @@ from fdtrain.data.mixture import lane_order, open_data
 from fdtrain.data.pack import pack, pack_digits
 from fdtrain.data.shards import ShardReader
 from fdtrain.data.sources.idx import idx
+from fdtrain.data.sources.picture import exactly
 from fdtrain.data.sources.source import Part, Sample, Source
 
 BATCH, LANES, WINDOW, SHARD = 128, 64, 1024, 1000
@@ -272,7 +273,7 @@ def processor_seconds() -> float:
 def fashion_mnist(images: int) -> np.ndarray:
     """The first training images ``(images, 28, 28, 1)``."""
     read = idx(packing_share.FASHION_MNIST, "fashion").splits["train"][0].open()
-    return np.stack([read(i)[0] for i in range(min(images, 10_000))])
+    return np.stack([read(i)[0] for i in range(min(images, 10_000))])[..., None]
 
 
 def throughput(folder: Path, images: int, rounds: int) -> None:
@@ -347,12 +348,17 @@ class Pool:
     def read(self, index: int) -> Sample:
         if index % 1000 == 0:
             self.resident.append(resident_mib(os.getpid()))
-        return self.images[index % len(self.images)], 3
+        return self.images[index % len(self.images)], 3, "an image"
 
 
 def pack_fdtrain(pool: Pool, encoding: str, folder: Path) -> None:
     part = Part(str(pool.length), pool.length, lambda: pool.read)
-    pack(Source("benchmark", "made", 32, 3, [str(i) for i in range(10)], {"train": [part]}), folder, encoding, SHARD)
+    pack(
+        Source("benchmark", "made", exactly(32, 3), [str(i) for i in range(10)], {"train": [part]}),
+        folder,
+        encoding,
+        SHARD,
+    )
 
 
 def pack_tarfile(pool: Pool, encoding: str, folder: Path) -> None:

@@ -26,6 +26,7 @@ from bare_loop import bare_loop
 from fdtrain import distributed
 from fdtrain.data.pack import pack
 from fdtrain.data.sources.digits import in_memory
+from fdtrain.data.sources.picture import exactly
 from fdtrain.data.sources.source import Source
 from fdtrain.networks import layers
 from fdtrain.networks.model import Model, parameter_count
@@ -42,7 +43,7 @@ def random_images(folder, images=2000):
     """Pack images whose contents do not matter."""
     random = np.random.default_rng(0)
     part = in_memory(random.integers(0, 256, (images, 32, 32, 3), dtype=np.uint8), random.integers(0, 10, images))
-    source = Source("random", "random numbers", 32, 3, [str(i) for i in range(10)], {"train": [part]})
+    source = Source("random", "random numbers", exactly(32, 3), [str(i) for i in range(10)], {"train": [part]})
     pack(source, folder)
     return folder
 

@@ -29,7 +29,7 @@ from fdtrain.data.dataset import (
     read_description,
     write_description,
 )
-from fdtrain.data.decode import Broken, ImageDecoder
+from fdtrain.data.decode import BadSample, Broken, ImageDecoder
 from fdtrain.data.fetch import fetch, is_remote, shown
 from fdtrain.data.location import LIST as LISTED
 from fdtrain.data.location import PackedData, locate, without_credentials
@@ -48,7 +48,6 @@ from fdtrain.data.sources.shards import (
     held_out,
     mapped,
 )
-from fdtrain.data.sources.source import BadSample
 from fdtrain.data.workers import run, stopped
 from fdtrain.data.writer import MANY, Problem, describe, describing, refuse
 from fdtrain.errors import UserError

@@ -15,7 +15,7 @@ from zlib import crc32
 import numpy as np
 from PIL import BmpImagePlugin, Image, ImageFile, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
-from fdtrain.errors import excerpt
+from fdtrain.errors import UserError, excerpt
 
 PNG, JPEG, WEBP, BMP = (
     PngImagePlugin.PngImageFile,
@@ -42,6 +42,10 @@ PngImagePlugin.MAX_TEXT_CHUNK = 8 << 20
 
 class Broken(Exception):
     """A sample that cannot be used, and why."""
+
+
+class BadSample(UserError):
+    """One sample cannot be packed, though others may. The packer continues, and reports all such samples."""
 
 
 def opened(data: bytes, kind: type, check: Callable[[int, int], None]) -> ImageFile.ImageFile:

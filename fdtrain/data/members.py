@@ -18,11 +18,10 @@ from fdtrain.data.tar import FILE, BadTar, scan
 from fdtrain.errors import excerpt
 
 NO_LABEL, BAD_LABEL = -1, -2
-LABELS = ("cls", "json")
-LONGEST_LABEL = {"cls": 20, "json": 1 << 20}
+LABELS = {"cls": None, "json": "label"}
+"""The members that are labels where a data set does not name them, the first that there is, and the field of JSON."""
+LONGEST_LABEL = 1 << 20
 """In bytes."""
-LONGEST_NAME = 4000
-"""Bytes of a label that is the name of a class."""
 _META = re.compile(rb"__[^/]*__(/|$)")
 """What webdataset's reader skips too."""
 
@@ -78,18 +77,18 @@ class MemberReader:
     Attributes:
         images: for each suffix of images, the format among ``IMAGES``.
         members: as ``dataset.json`` names them; None: it does not, and they are as the packer names them.
-        numbers: of classes by their names, where members are named.
+        numbers: of classes by their names, where members are named; None: labels are the numbers themselves.
     """
 
     def __init__(self, description: DatasetDescription):
         self.members = description.members
         suffixes = self.members.image if self.members else IMAGES
         self.images = {suffix: IMAGES.index(suffix.rpartition(".")[2]) for suffix in suffixes}
-        self.numbers, self.field, self._labels = dict[str, int](), None, LABELS
+        self.numbers: dict[str, int] | None = None
+        self._labels: dict[str, str | None] = LABELS
         if self.members:
-            suffix = self.members.label or ""
-            self._labels = (suffix,) if suffix else ()
-            self.field = json_field(suffix, self.members.field or "label")
+            suffix = self.members.label
+            self._labels = {suffix: json_field(suffix, self.members.field or "label")} if suffix else {}
             self.numbers = {name: number for number, name in enumerate(description.classes)}
 
     def scan(self, data: mmap.mmap) -> "array[int]":
@@ -105,23 +104,20 @@ class MemberReader:
             offset, size = places[images[0]] if images else next(iter(places.values()))
             # A .cls comes before a .json.
             label = next((suffix for suffix in self._labels if suffix in places), None)
-            number = NO_LABEL if label is None else self._number(data, label, *places[label])
+            number = NO_LABEL if label is None else self._number(data, places[label], self._labels[label])
             found.extend((self.images[images[0]] if images else -1, number, offset, size if images else 0))
         return found
 
-    def _number(self, data: mmap.mmap, suffix: str, offset: int, size: int) -> int:
+    def _number(self, data: mmap.mmap, place: tuple[int, int], field: str | None) -> int:
         """The number of a label; ``NO_LABEL``, ``BAD_LABEL``."""
-        if size > (longest_name(self.field) if self.members else LONGEST_LABEL[suffix]):
-            return BAD_LABEL
-        content = data[offset : offset + size]
         try:
-            if self.members is None:
-                value = label(suffix, content)
-                return value if NO_LABEL <= value < 2**31 else BAD_LABEL
-            name = class_name(content, self.field)
-            return NO_LABEL if name is None else self.numbers.get(name, BAD_LABEL)
+            name = class_name(data, place, field)
+            if name is None or self.numbers is not None:
+                return NO_LABEL if name is None else self.numbers.get(name, BAD_LABEL)
+            value = class_number(name)
         except ValueError:
             return BAD_LABEL
+        return value if NO_LABEL <= value < 2**31 else BAD_LABEL
 
 
 def json_field(suffix: str, field: str) -> str | None:
@@ -129,25 +125,15 @@ def json_field(suffix: str, field: str) -> str | None:
     return field if suffix.rpartition(".")[2] == "json" else None
 
 
-def longest_name(field: str | None) -> int:
-    """Bytes of a member that names a class."""
-    return LONGEST_NAME if field is None else LONGEST_LABEL["json"]
-
-
-def label(extension: str, data: bytes) -> int:
-    """The label in a member; -1 if there is none. Raises ValueError: it contains no number."""
-    if extension == "cls":
-        return int(data)
-    value = _field(data, "label", -1)
-    if type(value) is not int:
-        raise ValueError("label is not a whole number")
-    return value
-
-
-def class_name(data: bytes, field: str | None) -> str | None:
-    """The name of the class in a member, or the digits of its number; None if there is none. The member is a text, or
-    has it in a ``field`` of JSON. Raises ValueError: neither a text in UTF-8 nor a whole number."""
-    value = data.decode() if field is None else _field(data, field, None)
+def class_name(data: bytes | mmap.mmap, place: tuple[int, int], field: str | None) -> str | None:
+    """The name of the class in a member at an offset and of a size, or the digits of its number; None if there is none.
+    The member is a text, or has it in a ``field`` of JSON. Raises ValueError: neither a text in UTF-8 nor a whole
+    number, or absurdly long."""
+    offset, size = place
+    if size > LONGEST_LABEL:
+        raise ValueError(f"{size} bytes")
+    content = data[offset : offset + size]
+    value = content.decode() if field is None else _field(content, field)
     if value is None:
         return None
     if type(value) is int:
@@ -157,9 +143,15 @@ def class_name(data: bytes, field: str | None) -> str | None:
     return value.strip()
 
 
-def _field(data: bytes, field: str, default: object) -> object:
+def class_number(name: str) -> int:
+    """Of a class that is named by it. Raises ValueError: by anything else."""
+    # As bytes, which have no digits but those of ASCII.
+    return int(name.encode())
+
+
+def _field(data: bytes, field: str) -> object:
     try:
         content = json.loads(data)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
-    return content.get(field, default) if isinstance(content, dict) else default
+    return content.get(field) if isinstance(content, dict) else None

@@ -84,8 +84,8 @@ def _request(source: Source, encoding: str, shard_images: int) -> PackRequest:
             source.splits,
             name=source.name,
             source=source.source,
-            size=source.size,
-            channels=source.channels,
+            size=source.fit.size,
+            channels=source.fit.channels,
             levels=source.levels,
             classes=source.classes,
             encoding=encoding,
@@ -154,9 +154,7 @@ def _cuts(plan: dict[str, list[list[ShardRange]]]) -> dict[str, ShardRange]:
 def _write_shards(source: Source, request: PackRequest, store: ShardStore, workers: int, bar: bool) -> None:
     """Write every shard that is not finished yet. UserError names all images that cannot be packed."""
     finished, described = set(store.finished()), request.description
-    form = SampleFormat(
-        (described.size, described.size, described.channels), len(described.classes), described.encoding
-    )
+    form = SampleFormat(source.fit, len(described.classes), described.encoding)
     tasks = []
     for split, parts in _plan(request).items():
         for part, wanted in zip(source.splits[split], parts, strict=True):

@@ -15,10 +15,11 @@ from pydantic import ValidationError
 
 from fdtrain.data import shard_index
 from fdtrain.data.dataset import FILE, VERSION, DatasetDescription
-from fdtrain.data.decode import IMAGES
+from fdtrain.data.decode import IMAGES, BadSample
 from fdtrain.data.shard_store import ShardStore
 from fdtrain.data.shard_table import Shard
-from fdtrain.data.sources.source import BadSample, Part, Sample, even
+from fdtrain.data.sources.picture import Fit, decode
+from fdtrain.data.sources.source import Part, Sample, even
 from fdtrain.data.tar import TarWriter
 from fdtrain.data.workers import stopped
 from fdtrain.errors import UserError, excerpt
@@ -43,9 +44,9 @@ class ShardRange(NamedTuple):
 
 
 class SampleFormat(NamedTuple):
-    """The shape and classes that every sample must have, and the encoding of its image."""
+    """How pictures become images, the number of classes, and the encoding of an image."""
 
-    shape: tuple[int, int, int]
+    fit: Fit
     classes: int
     encoding: str
 
@@ -121,8 +122,12 @@ def _write_shard(
                 tar, suffix, kind = TarWriter(file), form.encoding.encode(), IMAGES.index(form.encoding)
                 for number, index in enumerate(cut.images, cut.first):
                     try:
-                        image, label = read(index)
-                        _check(image, label, form, f"image {number} of {cut.file}")
+                        picture, label, where = read(index)
+                        image = decode(picture, where, form.fit)
+                        if label >= form.classes:
+                            raise BadSample(
+                                f"{where} has label {label}, but there are {form.classes} classes. Correct it."
+                            )
                     except BadSample as error:
                         problems.append((cut.file, number, str(error)))
                         if len(problems) >= MANY:
@@ -143,13 +148,6 @@ def _write_shard(
             temporary.unlink(missing_ok=True)
     store.save(shard)
     return []
-
-
-def _check(image: np.ndarray, label: int, form: SampleFormat, where: str) -> None:
-    if image.shape != form.shape or image.dtype != np.uint8:
-        raise ValueError(f"{where}: {image.dtype} of shape {image.shape}, the source says {form.shape}")
-    if label >= form.classes:
-        raise BadSample(f"{where} has label {label}, but the source has {form.classes} classes. Correct the source.")
 
 
 def encode(image: np.ndarray, encoding: str) -> tuple[bytes, ...]:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from fdtrain import distributed, files, lock
 from fdtrain.data.pack import pack
+from fdtrain.data.sources.picture import exactly
 from fdtrain.data.sources.source import Part, Sample, Source
 from fdtrain.distributed import chunks
 from fdtrain.errors import UserError
@@ -164,8 +165,7 @@ def _shards(path: Path, parts: RowStore, spec: ModelSpec, labels: Labels, record
     source = Source(
         name=f"{spec.dataset}-samples",
         source=f"fdtrain: {asked['solver']}, {asked['nfe']} evaluations, seed {asked['seed']}",
-        size=spec.size,
-        channels=spec.channels,
+        fit=exactly(spec.size, spec.channels),
         classes=spec.classes,
         splits={SPLIT: [Part(json.dumps(asked), parts.count, partial(_read, parts, labels))]},
         levels=spec.levels,
@@ -176,9 +176,9 @@ def _shards(path: Path, parts: RowStore, spec: ModelSpec, labels: Labels, record
 def _read(parts: RowStore, labels: Labels) -> Callable[[int], Sample]:
     """Reads in order."""
     stream = (
-        sample
+        (image, label, f"sample {number}")
         for part, levels in parts.load_all()
-        for sample in zip(levels.permute(0, 2, 3, 1).numpy(), labels(part) or [-1] * len(part))
+        for number, image, label in zip(part, levels.permute(0, 2, 3, 1).numpy(), labels(part) or [-1] * len(part))
     )
     return lambda index: next(stream)
 

@@ -170,7 +170,7 @@ def anew(train, size, test=(), holdout=0, labels=None, **options):
         (lambda n: {"cls": b"1" if n < 3 else b""}, "'cls' holds no label"),
         (lambda n: {"cls": b"1" if n < 3 else b"\xff"}, "'cls' holds no label"),
         (lambda n: {"cls": b"a" if n < 3 else b"\x1b[2J"}, "is no name of a class"),
-        (lambda n: {"cls": b"a" if n < 3 else b"a" * 5000}, "'cls' holds no label .5000 bytes"),
+        (lambda n: {"cls": b"a" if n < 3 else b"a" * 5000}, "is no name of a class"),
         (lambda n: {"cls": b"%d" % (n - 1)}, "negative labels"),
         (lambda n: {"cls": b"1" if n < 3 else b"9" * 9}, "label 999999999, but at most"),
         (lambda n: {"json": b'{"label": 1}' if n < 3 else b"{}"}, "no label .field 'label' of json."),

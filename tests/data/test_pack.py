@@ -26,6 +26,7 @@ from fdtrain.data.dataset import read_description
 from fdtrain.data.pack import pack
 from fdtrain.data.shard_store import PackRequest, ShardStore
 from fdtrain.data.sources.digits import digits, in_memory
+from fdtrain.data.sources.picture import exactly
 from fdtrain.data.sources.published import cifar10
 from fdtrain.data.sources.source import Part, Source, even
 from fdtrain.data.writer import layout
@@ -227,18 +228,18 @@ def killed() -> int:
 
 
 def test_a_killed_worker_is_an_error_not_a_hang(tmp_path):
-    source = Source("some", "lethal", 8, 3, [], {"train": 2 * [Part("lethal", killed, None)]})
+    source = Source("some", "lethal", exactly(8, 3), [], {"train": 2 * [Part("lethal", killed, None)]})
     with pytest.raises(UserError, match="worker process was killed"):
         pack(source, tmp_path / "out", workers=2)
 
 
 def test_label_out_of_range_and_no_images(tmp_path):
     part = in_memory(np.zeros((3, 8, 8, 3), np.uint8), np.full(3, 5))
-    source = Source("some", "counted", 8, 3, ["a", "b"], {"train": [part]})
-    with pytest.raises(UserError, match="has label 5, but the source has 2 classes"):
+    source = Source("some", "counted", exactly(8, 3), ["a", "b"], {"train": [part]})
+    with pytest.raises(UserError, match="has label 5, but there are 2 classes"):
         pack(source, tmp_path / "out")
     with pytest.raises(UserError, match="split 'test' of counted holds no images"):
-        pack(Source("some", "counted", 8, 3, [], {"test": [Part("", 0, None)]}), tmp_path / "empty")
+        pack(Source("some", "counted", exactly(8, 3), [], {"test": [Part("", 0, None)]}), tmp_path / "empty")
 
 
 def left(folder: Path) -> set[str]:
@@ -320,7 +321,7 @@ def test_a_corrected_command_is_not_refused_after_bad_images(tmp_path):
 
 def test_a_first_image_that_is_bad_does_not_hide_others(tmp_path):
     folder = bad_folder(tmp_path / "in", 6, set())
-    first = folder / re.search(r"\d+\.png", image_source(folder).splits["train"][0].identity)[0]
+    first = folder / re.search(r"\d+\.png", image_source(folder).splits["train"][0].identity[0][0][0])[0]
     first.write_bytes(b"no image")
     with pytest.raises(UserError, match=rf"{first.name} is not an image"):
         pack(image_source(folder), tmp_path / "out")

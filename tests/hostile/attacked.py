@@ -23,6 +23,7 @@ from fdtrain.data.location import locate
 from fdtrain.data.shards import ShardReader
 from fdtrain.data.sources.hub import hub
 from fdtrain.data.sources.images import images
+from fdtrain.data.sources.picture import decode
 from fdtrain.data.sources.rows import Choice
 from fdtrain.data.sources.source import Source
 from fdtrain.errors import UserError
@@ -74,7 +75,8 @@ def _source(source: Source) -> list:
             read = part.open()
             for index in range(part.count()):
                 try:
-                    pixels, label = read(index)
+                    picture, label, where = read(index)
+                    pixels = decode(picture, where, source.fit)
                 except UserError as error:
                     found.append(str(error))
                 else:

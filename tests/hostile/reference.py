@@ -41,7 +41,7 @@ def _sample(members: dict[str, bytes]) -> list | str | None:
             label = int(members["cls"])
         else:
             content = json.loads(members.get("json", b"{}"))
-            label = content.get("label", -1) if isinstance(content, dict) else -1
+            label = int(content.get("label", -1)) if isinstance(content, dict) else -1
         return [digest(pixels), label]
     except Exception:
         return None

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from fdtrain.data import tar
-from fdtrain.data.sources.source import BadSample
+from fdtrain.data.decode import BadSample
 from fdtrain.errors import UserError
 
 MAX_READ = 1 << 28

@@ -6,16 +6,16 @@ The names in use say what an array is: ``arr_0`` and ``arr_1`` (ADM, EDM), ``tra
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from fdtrain.data.sources.picture import Fit, channels_last, decode, fit_like, method
-from fdtrain.data.sources.source import SPLIT_NAMES, Part, Sample, Source, even, numbered
+from fdtrain.data.sources.picture import method
+from fdtrain.data.sources.source import SPLIT_NAMES, Part, Sample, Source, even, fit_like_first, numbered
 from fdtrain.data.sources.stored_arrays import StoredArray, stored_arrays
 from fdtrain.errors import UserError
 
@@ -73,11 +73,7 @@ def array_source(
     splits: Mapping[str, Pair], name: str, path: Path, source: str, choice: ArrayChoice, stretch: int
 ) -> Source:
     """The images and labels of every split, in parts of at least ``stretch`` images. ``path`` is their place, for
-    messages. Raises UserError: other shapes and types than images and labels have, or other ones in each split."""
-    fits = {split: _fit(pair.images, choice) for split, pair in splits.items()}
-    if len(set(fits.values())) > 1:
-        shapes = ", ".join(f"{split} {pair.images.shape}" for split, pair in splits.items())
-        raise UserError(f"{path}: splits of different shapes ({shapes}). Ask for one by --size or --channels.")
+    messages. Raises UserError: other shapes and types than images and labels have."""
     labels = {split: _labels(pair) for split, pair in splits.items()}
     present = [values for values in labels.values() if values is not None]
     if present and len(present) < len(labels):
@@ -85,34 +81,31 @@ def array_source(
     largest = max((int(values.max()) for values in present if len(values)), default=-1)
     if choice.classes and largest >= len(choice.classes):
         raise UserError(f"--classes: {len(choice.classes)} names, but {path} has labels up to {largest}.")
-    [fit] = set(fits.values())
-    change = f", {method(choice.resize)}" if choice.resize else ""
+    parts = {split: _parts(pair.images, labels[split], stretch) for split, pair in splits.items()}
     return Source(
         name=name,
-        source=source + change,
-        size=fit.size,
-        channels=fit.channels,
+        source=source + (f", {method(choice.resize)}" if choice.resize else ""),
+        fit=fit_like_first(chain(*parts.values()), choice.resize, choice.channels),
         classes=[*choice.classes] if choice.classes and present else numbered(largest, str(path)),
-        splits={split: _parts(pair.images, labels[split], fit, stretch) for split, pair in splits.items()},
+        splits=parts,
     )
 
 
-def _parts(images: StoredArray, labels: np.ndarray | None, fit: Fit, stretch: int) -> list[Part]:
-    count = images.shape[0]
-    stretches = even(count, max(stretch, count // PARTS))
-    return [_part(images, s, None if labels is None else labels[s.start : s.stop], fit) for s in stretches]
+def _parts(images: StoredArray, labels: np.ndarray | None, stretch: int) -> list[Part]:
+    stretches = even(images.count, max(stretch, images.count // PARTS))
+    return [_part(images, s, None if labels is None else labels[s.start : s.stop]) for s in stretches]
 
 
-def _part(images: StoredArray, stretch: range, labels: np.ndarray | None, fit: Fit) -> Part:
+def _part(images: StoredArray, stretch: range, labels: np.ndarray | None) -> Part:
     """A range of the images of one array, with their labels."""
     member, digest = images.member, None if labels is None else hashlib.sha256(labels.tobytes()).hexdigest()
-    identity = repr((member.name, member.size, images.shape, stretch, digest, fit))
-    return Part(identity, len(stretch), partial(_open, images, stretch, labels, fit))
+    identity = member.name, member.size, images.shape, stretch, digest
+    return Part(identity, len(stretch), partial(_open, images, stretch, labels))
 
 
-def _open(images: StoredArray, stretch: range, labels: np.ndarray | None, fit: Fit) -> Callable[[int], Sample]:
+def _open(images: StoredArray, stretch: range, labels: np.ndarray | None) -> Callable[[int], Sample]:
     """Reads one after another; going back begins anew."""
-    entries, following, unchanged = images.entries(stretch), 0, fit.same(images.like)
+    entries, following, name = images.entries(stretch), 0, str(images)
 
     def read(index: int) -> Sample:
         nonlocal entries, following
@@ -120,8 +113,7 @@ def _open(images: StoredArray, stretch: range, labels: np.ndarray | None, fit: F
             entries, following = images.entries(stretch), 0
         pixels = next(islice(entries, index - following, None))
         following = index + 1
-        image = channels_last(pixels) if unchanged else decode(pixels, f"{images}, image {stretch[index]}", fit)
-        return image, -1 if labels is None else int(labels[index])
+        return pixels, -1 if labels is None else int(labels[index]), f"{name}, image {stretch[index]}"
 
     return read
 
@@ -131,53 +123,45 @@ def _splits(path: Path, choice: ArrayChoice) -> dict[str, Pair]:
     found = stored_arrays(path)
     if path.suffix == ".npy":
         found |= _labels_beside(path)
-    images = {key: split for key in found if (split := _role(key, IMAGES, path))} or _only_images(found, path)
-    if choice.images is not None:
-        images = {choice.images: _split(choice.images, path)}
-    labels = {key: split for key in found if (split := _role(key, LABELS, path))}
-    if choice.labels is not None:
-        labels = dict.fromkeys([choice.labels], *images.values()) if choice.labels and len(images) == 1 else {}
-        if choice.labels and not labels:
-            raise UserError(f"--labels {choice.labels}: {path} has several splits; choose one's images by --images.")
+    images = [choice.images] if choice.images else _named(found, IMAGES) or _only_images(found)
+    labels = [label for label in [choice.labels] if label] if choice.labels is not None else _named(found, LABELS)
     for key in (*images, *labels):
         if key not in found:
             raise UserError(f"{path} has no array '{key}' (it has: {', '.join(found)}).")
-    if choice.split:
-        if len(images) > 1:
-            raise UserError(f"--split {choice.split}: {path} has images of several splits ({', '.join(images)}).")
-        images, labels = dict.fromkeys(images, choice.split), dict.fromkeys(labels, choice.split)
+    # Labels that are chosen are those of the images.
+    every = choice.split or (_split(images[0], path) if choice.labels and images else None)
     pairs = {}
     for split in ("train", "valid", "test"):
-        of_split = [key for key in images if images[key] == split]
-        labelled = [key for key in labels if labels[key] == split]
-        for option, keys in (("images", of_split), ("labels", labelled)):
+        of_split = [[key for key in keys if (every or _split(key, path)) == split] for keys in (images, labels)]
+        for option, keys in zip(("images", "labels"), of_split, strict=True):
             if len(keys) > 1:
                 raise UserError(f"{path}: {option} of '{split}' could be {', '.join(keys)}. Choose with --{option}.")
-        if of_split:
-            pairs[split] = Pair(found[of_split[0]], found[labelled[0]] if labelled else None)
+        pictures, labelled = of_split
+        if pictures:
+            pairs[split] = Pair(found[pictures[0]], found[labelled[0]] if labelled else None)
     if not pairs:
         listed = ", ".join(f"{key} {array.shape}" for key, array in found.items())
         raise UserError(f"{path}: none of its arrays can be told to be the images ({listed}). Choose with --images.")
     return pairs
 
 
-def _role(key: str, words: Sequence[str], path: Path) -> str | None:
-    """The split of an array whose name has one of the words, if it does: what the name says, or what the file's name
-    does, or train."""
-    return _split(key, path) if key in words or set(_words(key)) & set(words) else None
+def _named(keys: Iterable[str], words: Sequence[str]) -> list[str]:
+    """Those whose names have one of the words."""
+    return [key for key in keys if key in words or set(_words(key)) & set(words)]
+
+
+def _only_images(found: Mapping[str, StoredArray]) -> list[str]:
+    keys = [key for key, array in found.items() if array.dtype == np.uint8 and len(array.shape) in (3, 4)]
+    return keys if len(keys) == 1 else []
 
 
 def _split(key: str, path: Path) -> str:
+    """What the name of an array says, or that of its file, or train."""
     return next((SPLIT_NAMES[word] for word in _words(key) + _words(path.stem) if word in SPLIT_NAMES), "train")
 
 
 def _words(name: str) -> list[str]:
     return re.split(r"[_\-. ]", name.lower())
-
-
-def _only_images(found: Mapping[str, StoredArray], path: Path) -> dict[str, str]:
-    keys = [key for key, array in found.items() if array.dtype == np.uint8 and len(array.shape) in (3, 4)]
-    return {keys[0]: _split(keys[0], path)} if len(keys) == 1 else {}
 
 
 def _labels_beside(path: Path) -> dict[str, StoredArray]:
@@ -190,20 +174,11 @@ def _labels_beside(path: Path) -> dict[str, StoredArray]:
     return {}
 
 
-def _fit(images: StoredArray, choice: ArrayChoice) -> Fit:
-    if images.dtype != np.uint8 or len(images.shape) not in (3, 4):
-        raise UserError(
-            f"{images}: an array of {images.dtype} of shape {images.shape}; images are uint8, of number x height x "
-            "width (x 1 or 3 channels). Convert it."
-        )
-    return fit_like(images.like, str(images), choice.resize, choice.channels)
-
-
 def _labels(pair: Pair) -> np.ndarray | None:
     """int64, -1 for none."""
     if pair.labels is None:
         return None
-    array, count = pair.labels, pair.images.shape[0]
+    array, count = pair.labels, pair.images.count
     if array.dtype.kind not in "iub" or array.shape not in ((count,), (count, 1)):
         raise UserError(
             f"{array}: labels of {array.dtype} of shape {array.shape}, expected a whole number for each of {count} "

@@ -55,8 +55,8 @@ def _count(member: Member, batch: BatchFormat) -> int:
 
 def _open(member: Member, batch: BatchFormat) -> Callable[[int], Sample]:
     data, labels = _load(member, batch)
-    planes = data.reshape(-1, 3, batch.size, batch.size)
-    return lambda index: (planes[index].transpose(1, 2, 0), int(labels[index]))
+    planes, name = data.reshape(-1, 3, batch.size, batch.size), str(member)
+    return lambda index: (planes[index], int(labels[index]), f"{name}, image {index}")
 
 
 def _load(member: Member, batch: BatchFormat) -> tuple[np.ndarray, np.ndarray]:

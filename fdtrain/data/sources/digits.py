@@ -6,6 +6,7 @@ from functools import partial
 
 import numpy as np
 
+from fdtrain.data.sources.picture import exactly
 from fdtrain.data.sources.source import Part, Sample, Source
 
 
@@ -16,7 +17,7 @@ def in_memory(images: np.ndarray, labels: np.ndarray) -> Part:
 
 
 def _open(images: np.ndarray, labels: np.ndarray) -> Callable[[int], Sample]:
-    return lambda index: (images[index], int(labels[index]))
+    return lambda index: (images[index], int(labels[index]), f"image {index}")
 
 
 def digits() -> Source:
@@ -36,8 +37,7 @@ def digits() -> Source:
     return Source(
         name="digits",
         source="scikit-learn load_digits",
-        size=8,
-        channels=1,
+        fit=exactly(8, 1),
         levels=17,
         classes=[str(i) for i in range(10)],
         splits={"train": [in_memory(images[:1497], labels[:1497])], "test": [in_memory(images[1497:], labels[1497:])]},

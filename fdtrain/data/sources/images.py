@@ -1,17 +1,27 @@
 """Any folder, zip or tar of images, with splits and labels if it has them."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from fdtrain.data.sources import labels
 from fdtrain.data.sources.archive import Member, advice, members, read
-from fdtrain.data.sources.picture import Colour, fit_like_first, image_parts, is_image, method
-from fdtrain.data.sources.source import SPLIT_NAMES, Source, class_names, hold_out_fewer
+from fdtrain.data.sources.picture import Colour, method
+from fdtrain.data.sources.source import (
+    SPLIT_NAMES,
+    Part,
+    Sample,
+    Source,
+    class_names,
+    even,
+    fit_like_first,
+    hold_out_fewer,
+)
 from fdtrain.errors import UserError
 
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp")
 Labelled = tuple[Member, str | int | None]
 """An image, and its class: a folder, a number, or None."""
 
@@ -56,25 +66,42 @@ def images(
                 f"{train} holds {rest + holdout} images: {holdout} cannot be held out. {hold_out_fewer(rest + holdout)}"
             )
         splits = {"train": splits["train"][:rest], "test": splits["train"][rest:]}
-    pictures = ((str(member), partial(read, member)) for member, _ in splits["train"])
-    fit = fit_like_first(pictures, resize, channels, background)
     classes = _classes(splits, train)
     number = {name: index for index, name in enumerate(classes)}
+    parts = {
+        split: image_parts([m for m, _ in listed], [number.get(str(kind), -1) for _, kind in listed], share)
+        for split, listed in splits.items()
+    }
     change = f", {method(resize)}" if resize else ""
     if background:
         change += ", transparency on #{:02x}{:02x}{:02x}".format(*background)
     return Source(
         name=name,
         source=", ".join(path.name for path in (train, test) if path) + change,
-        size=fit.size,
-        channels=fit.channels,
+        fit=fit_like_first(parts["train"], resize, channels, background),
         classes=classes,
-        splits={
-            split: image_parts([m for m, _ in listed], [number.get(str(kind), -1) for _, kind in listed], fit, share)
-            for split, listed in splits.items()
-        },
+        splits=parts,
         notes=tuple(notes),
     )
+
+
+def is_image(member: Member) -> bool:
+    return member.name.lower().endswith(EXTENSIONS)
+
+
+def image_parts(members: Sequence[Member], labels: Sequence[int] | None, share: int) -> list[Part]:
+    """Image files in parts of about ``share``, in the order given."""
+    labels = [-1] * len(members) if labels is None else labels
+    return [_part(members[r.start : r.stop], labels[r.start : r.stop]) for r in even(len(members), share)]
+
+
+def _part(members: Sequence[Member], labels: Sequence[int]) -> Part:
+    identity = [(member.name, member.size) for member in members], tuple(labels)
+    return Part(identity, len(members), partial(_open, members, labels))
+
+
+def _open(members: Sequence[Member], labels: Sequence[int]) -> Callable[[int], Sample]:
+    return lambda index: (read(members[index]), labels[index], str(members[index]))
 
 
 def _list(path: Path, known: Set[str] = frozenset()) -> tuple[dict[str, list[Labelled]], list[str]]:

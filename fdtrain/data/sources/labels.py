@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence, Set
 
-from fdtrain.data.members import LONGEST_LABEL, label
+from fdtrain.data.members import LABELS, class_name, class_number
 from fdtrain.data.sources.archive import Member, read
 from fdtrain.errors import UserError
 
@@ -23,7 +23,7 @@ def written(images: Sequence[Member], files: Sequence[Member], wrapper: str) -> 
 
 def used(file: Member) -> bool:
     """Whether a file that is no image could contain labels of images."""
-    return file.name.rpartition(".")[2] in LONGEST_LABEL
+    return file.name.rpartition(".")[2] in LABELS
 
 
 def _listed(names: Sequence[str], listing: Member) -> Sequence[int | None]:
@@ -56,15 +56,14 @@ def _beside(images: Sequence[Member], by_name: dict[str, Member]) -> Sequence[in
 
 
 def _label(image: Member, by_name: dict[str, Member]) -> int | None:
-    for extension in LONGEST_LABEL:
+    for extension, field in LABELS.items():
         for key in _keys(image.name):
             file = by_name.get(f"{key}.{extension}")
             if file is None:
                 continue
             try:
-                if file.size > LONGEST_LABEL[extension]:
-                    raise ValueError
-                number = label(extension, read(file))
+                name = class_name(read(file), (0, file.size), field)
+                number = -1 if name is None else class_number(name)
             except ValueError as error:
                 raise UserError(
                     f"{file} holds no whole number as a label. Correct it, or remove such files and give each class a "

@@ -1,20 +1,15 @@
 """Decodes image files to arrays. The header is checked before any pixel is decoded."""
 
-from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
-from fdtrain.data.decode import BMP, JPEG, PNG, WEBP, Broken, array, opened
-from fdtrain.data.sources.archive import Member, read
-from fdtrain.data.sources.source import BadSample, Part, Sample, even
+from fdtrain.data.decode import BMP, JPEG, PNG, WEBP, BadSample, Broken, array, opened
 from fdtrain.errors import UserError, excerpt
 
 STARTS = {PNG: b"\x89PNG", JPEG: b"\xff\xd8\xff", WEBP: b"RIFF", BMP: b"BM"}
 """The first bytes of each kind of picture."""
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp")
 
 CHANNELS = (1, 3)
 GREY = ("1", "L", "LA")
@@ -49,10 +44,10 @@ class Fit:
     background: Colour | None = field(default=None, repr=False)
 
     def same(self, pixels: np.ndarray) -> bool:
-        """Whether an array is an image already."""
-        changed = self.crop or self.picture not in (None, (self.size, self.size))
-        shape = channels_last(pixels).shape
-        return not changed and pixels.dtype == np.uint8 and shape == (self.size, self.size, self.channels)
+        """Whether an array ``(H, W, C)`` is an image already."""
+        if pixels.shape != (self.size, self.size, self.channels) or pixels.dtype != np.uint8:
+            return False
+        return not self.crop and self.picture in (None, (self.size, self.size))
 
 
 def exactly(size: int, channels: int) -> Fit:
@@ -92,29 +87,14 @@ def upright_shape(data: bytes | np.ndarray, where: str) -> tuple[tuple[int, int]
         raise _broken(where, error) from error
 
 
-def fit_like_first(
-    pictures: Iterable[tuple[str, Callable[[], bytes | np.ndarray]]],
-    resize: int | None,
-    channels: int | None,
-    background: Colour | None = None,
-) -> Fit:
-    """As :func:`fit_like`, by the first picture that can be opened, of names and how each is read. Raises BadSample:
-    none can be opened; the error of the first one. UserError: as :func:`fit_like`."""
-    first: BadSample | None = None
-    for where, read_it in pictures:
-        try:
-            return fit_like(read_it(), where, resize, channels, background)
-        except BadSample as error:
-            first = first or error
-    raise first or UserError("there are no images.")
-
-
 def decode(data: bytes | np.ndarray, where: str, fit: Fit) -> np.ndarray:
     """An image to ``(size, size, channels)`` uint8, a file turned upright as its EXIF orientation says. ``data`` is a
     file, of numpy or a picture's, or pixels of uint8: ``(H, W)``, ``(H, W, 1 or 3)`` or ``(1 or 3, H, W)``. Raises
     BadSample: not an image of a known format, broken, absurdly large, or not what ``fit`` takes."""
-    if isinstance(data, np.ndarray) and fit.same(data):
-        return channels_last(data)
+    if isinstance(data, np.ndarray):
+        data = channels_last(data)
+        if fit.same(data):
+            return data
     picture = _open(data, where)
     try:
         orientation = _orientation(picture)
@@ -144,7 +124,7 @@ def _open(data: bytes | np.ndarray, where: str) -> Image.Image:
         if isinstance(data, bytes) and data.startswith(np.lib.format.MAGIC_PREFIX):
             data = array(data)
         if isinstance(data, np.ndarray):
-            return _from_array(data)
+            return _from_array(channels_last(data))
         kind = next((kind for kind, start in STARTS.items() if data.startswith(start)), None)
         if kind is None:
             raise Broken("not an image (PNG, JPEG, WebP, BMP)")
@@ -159,7 +139,6 @@ def _check_pixels(width: int, height: int) -> None:
 
 
 def _from_array(pixels: np.ndarray) -> Image.Image:
-    pixels = channels_last(pixels)
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in CHANNELS or not pixels.size:
         raise Broken(
             f"an array of {excerpt(pixels.dtype)} of shape {excerpt(pixels.shape)}; images are uint8, of height x "
@@ -229,22 +208,3 @@ def _squared(picture: Image.Image, fit: Fit) -> Image.Image:
 
 def _size(size: tuple[int, int]) -> str:
     return f"{size[0]}x{size[1]}"
-
-
-def image_parts(members: Sequence[Member], labels: Sequence[int] | None, fit: Fit, share: int) -> list[Part]:
-    """Image files in parts of about ``share``, in the order given."""
-    labels = [-1] * len(members) if labels is None else labels
-    return [_image_files(members[r.start : r.stop], labels[r.start : r.stop], fit) for r in even(len(members), share)]
-
-
-def _image_files(members: Sequence[Member], labels: Sequence[int], fit: Fit) -> Part:
-    identity = repr(([(member.name, member.size) for member in members], tuple(labels), fit))
-    return Part(identity, len(members), partial(_open_files, members, labels, fit))
-
-
-def _open_files(members: Sequence[Member], labels: Sequence[int], fit: Fit) -> Callable[[int], Sample]:
-    return lambda index: (decode(read(members[index]), str(members[index]), fit), labels[index])
-
-
-def is_image(member: Member) -> bool:
-    return member.name.lower().endswith(EXTENSIONS)

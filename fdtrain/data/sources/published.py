@@ -18,7 +18,8 @@ from PIL import Image
 from fdtrain.data.sources import pickled
 from fdtrain.data.sources.archive import Member, members
 from fdtrain.data.sources.batches import BatchFormat, batch_files, batch_part
-from fdtrain.data.sources.picture import Fit, exactly, image_parts, is_image
+from fdtrain.data.sources.images import image_parts, is_image
+from fdtrain.data.sources.picture import Fit, exactly
 from fdtrain.data.sources.source import Source
 from fdtrain.errors import UserError
 
@@ -29,7 +30,6 @@ PARTITION = "list_eval_partition.txt"
 CELEBA_SPLITS = ("train", "valid", "test")
 # The last images of train and of valid in the published partition, which goes by number.
 LAST_TRAIN, LAST_VALID = 162_770, 182_637
-CELEBA_FIT = Fit(64, 3, picture=(178, 218), crop=140, filter=Image.Resampling.BILINEAR)
 
 
 def cifar10(path: Path) -> Source:
@@ -52,8 +52,7 @@ def _cifar(path: Path, number: int, meta: str, train: list[str], test: str, labe
     return Source(
         name=f"cifar{number}",
         source=path.name,
-        size=32,
-        channels=3,
+        fit=exactly(32, 3),
         classes=[name.decode("utf-8", "replace") if isinstance(name, bytes) else name for name in names],
         splits={"train": [batch_part(files[name], batch) for name in train], "test": [batch_part(files[test], batch)]},
         published={"train": 50_000, "test": 10_000},
@@ -73,8 +72,7 @@ def imagenet_new(paths: Sequence[Path], size: int) -> Source:
     return Source(
         name=f"imagenet{size}-new",
         source=f"{', '.join(path.name for path in paths)} (Chrabaszcz et al. 2017)",
-        size=size,
-        channels=3,
+        fit=exactly(size, 3),
         classes=[str(i) for i in range(1, IMAGENET_CLASSES + 1)],
         splits={
             "train": [batch_part(files[name], batch) for name in IMAGENET_TRAIN],
@@ -90,10 +88,9 @@ def imagenet32_old(train: Path, valid: Path, share: int) -> Source:
     return Source(
         name="imagenet32-old",
         source=f"{train.name}, {valid.name} (van den Oord et al. 2016)",
-        size=32,
-        channels=3,
+        fit=exactly(32, 3),
         classes=[],
-        splits={split: image_parts(files, None, exactly(32, 3), share) for split, files in pictures.items()},
+        splits={split: image_parts(files, None, share) for split, files in pictures.items()},
         published={"train": 1_281_149, "valid": 49_999},
     )
 
@@ -113,10 +110,9 @@ def celeba64(path: Path, share: int) -> Source:
         name="celeba64",
         source=f"{path.name}, centre crop 140x140, bilinear to 64x64, splits "
         + (f"of {PARTITION}" if partition else "by number"),
-        size=64,
-        channels=3,
+        fit=Fit(64, 3, picture=(178, 218), crop=140, filter=Image.Resampling.BILINEAR),
         classes=[],
-        splits={split: image_parts(chosen, None, CELEBA_FIT, share) for split, chosen in splits.items() if chosen},
+        splits={split: image_parts(chosen, None, share) for split, chosen in splits.items() if chosen},
         published={"train": 162_770, "valid": 19_867, "test": 19_962},
     )
 

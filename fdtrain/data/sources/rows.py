@@ -2,16 +2,17 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from itertools import islice
+from functools import lru_cache, partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from fdtrain.data.decode import BadSample
 from fdtrain.data.sources.archive import read, single
-from fdtrain.data.sources.picture import Fit, decode, fit_like_first, method
-from fdtrain.data.sources.source import BadSample, Part, Sample, Source, even, numbered
+from fdtrain.data.sources.picture import method
+from fdtrain.data.sources.source import Part, Sample, Source, even, fit_like_first, numbered
 from fdtrain.errors import UserError, excerpt
 
 if TYPE_CHECKING:
@@ -44,44 +45,6 @@ class Choice(NamedTuple):
     skip_nulls: bool = False
 
 
-class Table:
-    """Some columns of a split, by row. ``where`` names it in messages."""
-
-    def __init__(self, data: "Dataset", columns: Sequence[str], where: str):
-        self.data, self.where = data.select_columns(list(columns)).with_format("arrow"), where
-        self._start = 0
-        self._rows: pa.Table | None = None
-
-    def value(self, row: int, column: str) -> Any:
-        """Rows are read fastest in order."""
-        if self._rows is None or not self._start <= row < self._start + len(self._rows):
-            self._start, self._rows = row, self.data[row : row + BATCH]
-        assert self._rows is not None
-        return self._rows.column(column)[row - self._start].as_py()
-
-    def image(self, row: int, column: str, paths: bool) -> bytes | np.ndarray:
-        """The image of a row, encoded or as an array of uint8. Raises BadSample: there is none, it is in a file of its
-        own, or the array is not one of pixels."""
-        value, where = self.value(row, column), f"{self.where}, row {row}"
-        if _is_null(value):
-            raise BadSample(f"{where}: no image (null). Pack the other rows alone by --null-images skip.")
-        if isinstance(value, dict):
-            if value.get("bytes") is None and paths:
-                return read(single(Path(value["path"])))
-            value = value.get("bytes")
-        if isinstance(value, bytes):
-            return value
-        if value is None:
-            raise BadSample(f"{where}: no image bytes. Only data sets that embed their images can be packed.")
-        try:
-            pixels = np.array(value)
-        except ValueError as error:
-            raise BadSample(f"{where}: rows of pixels of different lengths. Correct it.") from error
-        if pixels.dtype.kind not in "iu" or not pixels.size or pixels.min() < 0 or pixels.max() > 255:
-            raise BadSample(f"{where}: pixels that are not all whole numbers from 0 to 255. Correct or convert it.")
-        return pixels.astype(np.uint8)
-
-
 class Columns(NamedTuple):
     """What rows consist of.
 
@@ -96,22 +59,56 @@ class Columns(NamedTuple):
     paths: bool
 
 
-def _part(data: "Dataset", where: str, rows: Sequence[int], columns: Columns, fit: Fit) -> Part:
+def _values(data: "Dataset", columns: Sequence[str | None]) -> Callable[[int, str], Any]:
+    """Reads the value of a row in a column, fastest in the order of rows."""
+    table = data.select_columns([column for column in columns if column]).with_format("arrow")
+
+    @lru_cache(1)
+    def batch(number: int) -> "pa.Table":
+        return table[BATCH * number : BATCH * (number + 1)]
+
+    return lambda row, column: batch(row // BATCH).column(column)[row % BATCH].as_py()
+
+
+def _picture(value: Any, paths: bool, where: str) -> bytes | np.ndarray:
+    """The image of a row, encoded or as an array of uint8. Raises BadSample: there is none, it is in a file of its own,
+    or the array is not one of pixels."""
+    if _is_null(value):
+        raise BadSample(f"{where}: no image (null). Pack the other rows alone by --null-images skip.")
+    if isinstance(value, dict):
+        if value.get("bytes") is None and paths:
+            return read(single(Path(value["path"])))
+        value = value.get("bytes")
+    if isinstance(value, bytes):
+        return value
+    if value is None:
+        raise BadSample(f"{where}: no image bytes. Only data sets that embed their images can be packed.")
+    try:
+        pixels = np.array(value)
+    except ValueError as error:
+        raise BadSample(f"{where}: rows of pixels of different lengths. Correct it.") from error
+    if pixels.dtype.kind not in "iu" or not pixels.size or pixels.min() < 0 or pixels.max() > 255:
+        raise BadSample(f"{where}: pixels that are not all whole numbers from 0 to 255. Correct or convert it.")
+    return pixels.astype(np.uint8)
+
+
+def _part(data: "Dataset", where: str, rows: Sequence[int], columns: Columns) -> Part:
     """Some rows of a split."""
     files = [Path(file["filename"]) for file in data.cache_files]
     sizes = [(file.name, file.stat().st_size) for file in files if file.exists()]
-    identity = repr((where, len(data), sizes, rows, *columns[:3], fit))
-    return Part(identity, len(rows), partial(_open, data, where, rows, columns, fit))
+    identity = where, len(data), sizes, rows, *columns[:3]
+    return Part(identity, len(rows), partial(_open, data, where, rows, columns))
 
 
-def _open(data: "Dataset", where: str, rows: Sequence[int], columns: Columns, fit: Fit) -> Callable[[int], Sample]:
-    table = Table(data, [column for column in columns[:2] if column], where)
+def _open(data: "Dataset", where: str, rows: Sequence[int], columns: Columns) -> Callable[[int], Sample]:
+    value = _values(data, columns[:2])
 
     def read(index: int) -> Sample:
         row, label = rows[index], -1
+        named = f"{where}, row {row}"
         if columns.label:
-            label = _number(table.value(row, columns.label), columns.numbers, f"{where}, row {row}")
-        return decode(table.image(row, columns.image, columns.paths), f"{where}, row {row}", fit), label
+            label = _number(value(row, columns.label), columns.numbers, named)
+        return _picture(value(row, columns.image), columns.paths, named), label, named
 
     return read
 
@@ -131,42 +128,35 @@ def row_source(
             if data.features.get(column) != features[column]:
                 raise UserError(f"{source}: column '{column}' is of another type in split '{split}'. Convert one.")
     classes, numbers = _classes(splits, features, label, source) if label else ([], None)
-    tables = {split: Table(data, [image], f"{source}, {split}") for split, data in splits.items()}
-    pictures = (
-        (f"{table.where}, row {row}", partial(table.image, row, image, paths))
-        for table in tables.values()
-        for row in range(len(table.data))
-    )
-    fit = fit_like_first(pictures, choice.resize, choice.channels)
+    columns = Columns(image, label, numbers, paths)
     rows: dict[str, Sequence[int]] = {split: range(len(data)) for split, data in splits.items()}
     nulls: list[str] = []
     if choice.skip_nulls:
-        for split, table in tables.items():
-            empty = [_is_null(table.value(row, image)) for row in rows[split]]
-            nulls += [f"{split}, row {row}" for row in rows[split] if empty[row]]
-            rows[split] = tuple(row for row in rows[split] if not empty[row])
-    columns = Columns(image, label, numbers, paths)
+        for split, data in splits.items():
+            value, every = _values(data, [image]), rows[split]
+            rows[split] = tuple(row for row in every if not _is_null(value(row, image)))
+            nulls += [f"{split}, row {row}" for row in sorted({*every} - {*rows[split]})]
     unused = [column for column in features if column not in (image, label)]
     notes = [f"columns that are not packed: {', '.join(unused)}."] if unused else []
     if nulls:
-        named = "; ".join(islice(nulls, NAMED_NULLS)) + ("; ..." if len(nulls) > NAMED_NULLS else "")
+        named = "; ".join(nulls[:NAMED_NULLS]) + ("; ..." if len(nulls) > NAMED_NULLS else "")
         notes.append(f"rows without an image, skipped: {len(nulls)} ({named}).")
+    parts = {
+        split: [
+            _part(data, f"{source}, {split}", rows[split][cut.start : cut.stop], columns)
+            for cut in even(len(rows[split]), share)
+        ]
+        for split, data in splits.items()
+        if rows[split]
+    }
     chosen = f"configuration '{choice.configuration}', " if choice.configuration else ""
     return Source(
         name=name,
         source=f"{source} (datasets, {chosen}images '{image}', labels '{label}')"
         + (f", {method(choice.resize)}" if choice.resize else ""),
-        size=fit.size,
-        channels=fit.channels,
+        fit=fit_like_first(chain(*parts.values()), choice.resize, choice.channels),
         classes=classes,
-        splits={
-            split: [
-                _part(data, f"{source}, {split}", rows[split][cut.start : cut.stop], columns, fit)
-                for cut in even(len(rows[split]), share)
-            ]
-            for split, data in splits.items()
-            if rows[split]
-        },
+        splits=parts,
         notes=tuple(notes),
     )
 
@@ -217,12 +207,8 @@ def _classes(
     True; numbers are named by themselves, up to the largest.
     """
     where = f"{source}, column '{label}'"
-    names = getattr(features[label], "names", None)
-    if names:
-        numbered(len(names) - 1, where)
-        if not isinstance(names, list) or not all(isinstance(each, str) for each in names):
-            raise UserError(f"{where}: class names that are not a list of texts. Fetch it again.")
-        return names, None
+    if names := getattr(features[label], "names", None):
+        return list(names), None
     kind = getattr(features[label], "dtype", "")
     if kind == "bool":
         return ["False", "True"], None
@@ -233,11 +219,11 @@ def _classes(
             "Choose another with --label-column, or pack without labels by --label-column ''."
         )
     values = {value for data in splits.values() for value in data.unique(label) if value is not None}
+    if not text:
+        return numbered(max((_number(value, None, where) for value in values), default=-1), where), None
     numbered(len(values) - 1, where)
-    if text:
-        classes = sorted(values)
-        return classes, {name: number for number, name in enumerate(classes)}
-    return numbered(max((_number(value, None, where) for value in values), default=-1), where), None
+    classes = sorted(values)
+    return classes, {name: number for number, name in enumerate(classes)}
 
 
 def _number(value: Any, numbers: Mapping[str, int] | None, where: str) -> int:

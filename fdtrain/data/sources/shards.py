@@ -15,12 +15,12 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from fdtrain.data.decode import IMAGES
+from fdtrain.data.decode import IMAGES, BadSample
 from fdtrain.data.fetch import is_remote, shown
-from fdtrain.data.members import class_name, json_field, longest_name, samples
+from fdtrain.data.members import class_name, json_field, samples
 from fdtrain.data.sources.archive import MAX_READ, advice
-from fdtrain.data.sources.picture import Fit, decode, exactly, method, upright_shape
-from fdtrain.data.sources.source import BadSample, Part, Sample, Source, class_names, hold_out_fewer
+from fdtrain.data.sources.picture import Fit, exactly, method, upright_shape
+from fdtrain.data.sources.source import Part, Sample, Source, class_names, hold_out_fewer
 from fdtrain.data.tar import compressed
 from fdtrain.data.workers import run
 from fdtrain.errors import UserError, excerpt
@@ -107,10 +107,7 @@ def _label(data: mmap.mmap, found: dict[str, tuple[int, int]], field: str | None
     name, place = None, found.get(suffix)
     try:
         if place is not None:
-            offset, size = place
-            if size > longest_name(field):
-                raise ValueError(f"{size} bytes")
-            name = class_name(data[offset : offset + size], field)
+            name = class_name(data, place, field)
     except ValueError as error:
         raise BadSample(f"{where}: '{suffix}' holds no label ({excerpt(error)}). Correct it.") from error
     if name is None:
@@ -155,9 +152,8 @@ def _wanted(data: mmap.mmap, found: dict[str, tuple[int, int]], image: str | Non
     if len(named) > 1:
         raise UserError(f"samples have several labels ({', '.join(named)}). Choose one with --labels.")
     if not named and "json" in found:
-        offset, size = found["json"]
         with suppress(ValueError):
-            if size <= longest_name("label") and class_name(data[offset : offset + size], "label") is not None:
+            if class_name(data, found["json"], "label") is not None:
                 return Wanted(image, "json", "label")
     return Wanted(image, named[0] if named else None)
 
@@ -201,13 +197,13 @@ def held_out(counts: dict[str, int], holdout: int) -> dict[str, list[str]]:
     return {"train": [p for p in places if p not in chosen], "test": [p for p in places if p in chosen]}
 
 
-def _part(path: Path, images: int, wanted: Wanted, classes: Sequence[str], fit: Fit) -> Part:
+def _part(path: Path, images: int, wanted: Wanted, classes: Sequence[str]) -> Part:
     """One shard to pack anew."""
-    identity = repr((path.name, path.stat().st_size, images, wanted, tuple(classes), fit))
-    return Part(identity, images, partial(_open, path, wanted, classes, fit))
+    identity = path.name, path.stat().st_size, images, wanted, tuple(classes)
+    return Part(identity, images, partial(_open, path, wanted, classes))
 
 
-def _open(path: Path, wanted: Wanted, classes: Sequence[str], fit: Fit) -> Callable[[int], Sample]:
+def _open(path: Path, wanted: Wanted, classes: Sequence[str]) -> Callable[[int], Sample]:
     with mapped(path, str(path)) as data:
         found = list(found_samples(data, wanted, str(path)))
     number, file = {name: index for index, name in enumerate(classes)}, path.open("rb")
@@ -217,7 +213,7 @@ def _open(path: Path, wanted: Wanted, classes: Sequence[str], fit: Fit) -> Calla
         if isinstance(sample, BadSample):
             raise sample
         content = os.pread(file.fileno(), sample.size, sample.offset)
-        return decode(content, sample.where, fit), -1 if sample.label is None else number[sample.label]
+        return content, -1 if sample.label is None else number[sample.label], sample.where
 
     return read
 
@@ -239,7 +235,6 @@ def shard_source(
         if is_remote(place):
             raise UserError(f"{shown(place)} is remote, and would be fetched to be packed anew. Copy it here first.")
     wanted, like = first_sample(((Path(place), place) for place in places), image, labels)
-    fit = Fit(size, channels or like.channels, picture=None)
     results = run(shard_labels, [(Path(place), wanted) for place in places], workers)
     counts, names = dict[Path, int](), dict[Path, set[str]]()
     for path, count, found in tqdm(results, "listing", len(places), unit=" shards"):
@@ -250,11 +245,10 @@ def shard_source(
     return Source(
         name=name,
         source=f"{describe_places(splits)}, {method(size)}",
-        size=size,
-        channels=fit.channels,
+        fit=Fit(size, channels or like.channels, picture=None),
         classes=classes,
         splits={
-            split: [_part(Path(p), counts[Path(p)], wanted, classes, fit) for p in shards]
+            split: [_part(Path(p), counts[Path(p)], wanted, classes) for p in shards]
             for split, shards in splits.items()
         },
     )

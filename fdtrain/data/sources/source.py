@@ -2,17 +2,19 @@
 
 import hashlib
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from fdtrain.data.dataset import MAX_CLASSES
+from fdtrain.data.decode import BadSample
+from fdtrain.data.sources.picture import Colour, Fit, fit_like
 from fdtrain.errors import UserError, excerpt
 
-Sample = tuple[np.ndarray, int]
-"""Image ``(H, W, C)`` uint8 and its label, -1 without one."""
+Sample = tuple[bytes | np.ndarray, int, str]
+"""A picture as :func:`picture.decode` takes it, its label (-1: none), and what it is called in messages."""
 
 SPLIT_NAMES = {
     "train": "train",
@@ -27,10 +29,6 @@ SPLIT_NAMES = {
 """The names of splits among folders and files, and the corresponding names here."""
 
 
-class BadSample(UserError):
-    """One sample cannot be packed, though others may. The packer continues, and reports all such samples."""
-
-
 @dataclass(frozen=True)
 class Part:
     """A contiguous part of a split that one process reads: a batch file, or some image files.
@@ -38,13 +36,14 @@ class Part:
     It refers to images without containing them, so it is cheap to send to another process.
 
     Args:
-        identity: a text that must be unchanged for a stopped pack to be resumed. It has no absolute paths.
+        identity: what must be unchanged for a stopped pack to be resumed, without absolute paths. In a tuple the source
+            adds its fit.
         images: their number, or what reads the file to tell it.
         open: its result maps ``0 <= index < count()`` to a sample, and is fastest in order. It raises BadSample if this
             one sample is broken; both raise UserError if the source is broken or not as published.
     """
 
-    identity: str
+    identity: str | tuple
     images: int | Callable[[], int]
     open: Callable[[], Callable[[int], Sample]]
 
@@ -57,14 +56,14 @@ class Source:
     """A data set that can be packed.
 
     Args:
+        fit: how pictures become images.
         published: the published number of images of each split, where known.
         notes: sentences to be printed on what the reader has skipped or decided.
     """
 
     name: str
     source: str
-    size: int
-    channels: int
+    fit: Fit
     classes: list[str]
     splits: Mapping[str, Sequence[Part]]
     levels: int = 256
@@ -77,8 +76,26 @@ class Source:
         for split, parts in self.splits.items():
             digest.update(split.encode())
             for part in parts:
-                digest.update(part.identity.encode())
+                text = part.identity if isinstance(part.identity, str) else repr((*part.identity, self.fit))
+                digest.update(text.encode())
         return digest.hexdigest()
+
+
+def fit_like_first(
+    parts: Iterable[Part], resize: int | None, channels: int | None, background: Colour | None = None
+) -> Fit:
+    """As :func:`fit_like`, by the first picture that can be opened. Raises BadSample: none can be opened; the error of
+    the first one. UserError: as :func:`fit_like`."""
+    first: BadSample | None = None
+    for part in parts:
+        read = part.open()
+        for index in range(part.count()):
+            try:
+                picture, _, where = read(index)
+                return fit_like(picture, where, resize, channels, background)
+            except BadSample as error:
+                first = first or error
+    raise first or UserError("there are no images.")
 
 
 def numbered(largest: int, where: str) -> list[str]:

@@ -30,15 +30,12 @@ class StoredArray:
         return str(self.member)
 
     @property
-    def like(self) -> np.ndarray:
-        """Zeros of the shape of an entry, which take no memory, whatever the header claims."""
-        entry = np.broadcast_to(np.zeros((), self.dtype), self.shape[1:])
-        return entry.T if self.transposed else entry
+    def count(self) -> int:
+        """The number of entries."""
+        return self.shape[0] if self.shape else 0
 
     def load(self) -> np.ndarray:
         """All of a small array. Raises UserError: it is large, or damaged."""
-        if self.member.size > MAX_READ:
-            raise UserError(f"{self} has {self.member.size} bytes, too many for labels. Is it the right array?")
         return next(replace(self, shape=(1, *self.shape)).entries(range(1)))
 
     def entries(self, stretch: range) -> Iterator[np.ndarray]:
@@ -46,6 +43,8 @@ class StoredArray:
         the checksum of an archive is verified before those are given. Raises UserError: the file is damaged, ends
         early, or has changed."""
         each = math.prod(self.shape[1:]) * self.dtype.itemsize
+        if each > MAX_READ:
+            raise UserError(f"{self} has {each} bytes to be read at once. Is it the right array?")
         start = self.member.size - math.prod(self.shape) * self.dtype.itemsize + stretch.start * each
         with stream(self.member, LARGEST) as file:
             if self.member.kind == "file":
