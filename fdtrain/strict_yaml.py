@@ -44,6 +44,8 @@ def parse(text: str) -> Any:
     except yaml.MarkedYAMLError as error:
         mark, problem = error.problem_mark or error.context_mark, error.problem or error.context
         raise UserError(f"{f'line {mark.line + 1}: ' if mark else ''}{excerpt(problem)}") from error
+    except RecursionError as error:
+        raise UserError(f"nested deeper than {MAX_DEPTH} levels") from error
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise UserError(f"line {line}: character U+{ord(text[error.position]):04X} is not admitted") from error
@@ -92,59 +94,52 @@ _repr = _Repr()
 
 
 class _Loader(yaml.SafeLoader):
-    def __init__(self, stream: str):
-        super().__init__(stream)
-        self._depth = self._values = 0
-        # The number of values of each complete node.
-        self._size: dict[yaml.Node, int] = {}
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
-        event = self.peek_event()
-        if isinstance(event, yaml.AliasEvent):
-            node = super().compose_node(parent, index)
-            if node is None or node not in self._size:
-                raise _error(f"alias '*{event.anchor}' stands within what it is of", event)
-            self._add(self._size[node], event)
-            return node
-        before, self._depth = self._values, self._depth + 1
-        if self._depth > MAX_DEPTH:
-            raise _error(f"nested deeper than {MAX_DEPTH} levels", event)
-        self._add(1, event)
-        node = super().compose_node(parent, index)
-        assert node is not None
-        self._depth -= 1
-        self._size[node] = self._values - before
-        if node.tag.removeprefix(_TAG) not in (*PLAIN, "str", "seq", "map"):
-            raise _error(f"values of type {node.tag} are not admitted", event)
-        return node
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        node = super().compose_mapping_node(anchor)
-        lines: dict[tuple[str, str], int] = {}
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                raise _error("a key must be a plain text", key)
-            if (key.tag, key.value) in lines:
-                raise _error(f"key '{key.value}' was given in line {lines[key.tag, key.value] + 1} already", key)
-            lines[key.tag, key.value] = key.start_mark.line
+    def get_single_node(self) -> yaml.Node | None:
+        node = super().get_single_node()
+        if node is not None:
+            _count(node, {})
         return node
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        if isinstance(node, yaml.ScalarNode) and "\0" in node.value:
-            raise _error("a text holds a NUL character", node)
         try:
             return super().construct_object(node, deep)
         except (ValueError, KeyError, IndexError, OverflowError) as error:
             raise _error(f"'{node.value}' is no {node.tag.rpartition(':')[2]}", node) from error
 
-    def _add(self, values: int, place: yaml.Event) -> None:
-        self._values += values
-        if self._values > MAX_VALUES:
-            raise _error(f"more than {MAX_VALUES:,} values, each counted as often as aliases repeat it", place)
+
+def _count(node: yaml.Node, counted: dict[yaml.Node, int], depth: int = 1) -> int:
+    """The values of a node, each as often as aliases repeat it. Raises MarkedYAMLError: it has what is not admitted."""
+    if node not in counted:
+        # More than any until its own are known: an alias within it.
+        counted[node] = MAX_VALUES + 1
+        if depth > MAX_DEPTH:
+            raise _error(f"nested deeper than {MAX_DEPTH} levels", node)
+        if node.tag.removeprefix(_TAG) not in (*PLAIN, "str", "seq", "map"):
+            raise _error(f"values of type {node.tag} are not admitted", node)
+        if isinstance(node, yaml.ScalarNode) and "\0" in node.value:
+            raise _error("a text holds a NUL character", node)
+        parts = [] if isinstance(node, yaml.ScalarNode) else node.value
+        if isinstance(node, yaml.MappingNode):
+            _check_keys([key for key, _ in node.value])
+            parts = [part for pair in node.value for part in pair]
+        counted[node] = 1 + sum(_count(part, counted, depth + 1) for part in parts)
+    if counted[node] > MAX_VALUES:
+        raise _error(f"more than {MAX_VALUES:,} values, each counted as often as aliases repeat it", node)
+    return counted[node]
+
+
+def _check_keys(keys: list[yaml.Node]) -> None:
+    lines: dict[tuple[str, str], int] = {}
+    for key in keys:
+        if not isinstance(key, yaml.ScalarNode):
+            raise _error("a key must be a plain text", key)
+        if (key.tag, key.value) in lines:
+            raise _error(f"key '{key.value}' was given in line {lines[key.tag, key.value] + 1} already", key)
+        lines[key.tag, key.value] = key.start_mark.line
 
 
 _Loader.yaml_implicit_resolvers = {None: [(_TAG + name, re.compile(f"({plain})$")) for name, plain in PLAIN.items()]}
 
 
-def _error(problem: str, place: yaml.Event | yaml.Node) -> yaml.MarkedYAMLError:
+def _error(problem: str, place: yaml.Node) -> yaml.MarkedYAMLError:
     return yaml.MarkedYAMLError(problem=problem, problem_mark=place.start_mark)

@@ -104,7 +104,8 @@ def write_first_config(folder: Path, description: DatasetDescription, target: Ta
     if classes := len(description.classes):
         head.append(f"Its {classes} classes are given to the network by network.class_conditional: true.")
     try:
-        write_text(file, "".join(f"# {line}\n" for line in head) + _yaml(settings))
+        content = yaml.safe_dump(settings, sort_keys=False, default_flow_style=None, width=120)
+        write_text(file, "".join(f"# {line}\n" for line in head) + content)
     except OSError as error:
         raise UserError(f"cannot write {file} ({error.strerror}). The data set itself is complete.") from error
     said = [f"{file}: {what}, for {target}"]
@@ -168,18 +169,3 @@ def _interval(steps: int, batch: int, cost: float) -> int:
     """Steps between things that cost as much as training on so many images: as often as WATCHING allows, once at
     least."""
     return -(-steps // max(1, min(INTERVALS, int(WATCHING * steps * batch / cost))))
-
-
-def _yaml(settings: dict[str, Any]) -> str:
-    """A line a key, and an empty one before each section."""
-    lines = []
-    for name, value in settings.items():
-        if isinstance(value, dict):
-            lines += ["", f"{name}:", *(f"  {key}: {_flow(item)}" for key, item in value.items())]
-        else:
-            lines.append(f"{name}: {_flow(value)}")
-    return "\n".join(lines) + "\n"
-
-
-def _flow(value: Any) -> str:
-    return yaml.safe_dump(value, default_flow_style=True, width=float("inf")).splitlines()[0]
