@@ -1,26 +1,19 @@
 """A web server on loopback that fails as it is told to: files of a folder, or a proxy before another server."""
 
 import http.client
-import socketserver
+import ssl
 import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 
-@contextmanager
-def serving(server: socketserver.TCPServer) -> Iterator[str]:
-    """The address of a server that answers in a thread for as long as the context lasts."""
-    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        server.server_close()
+def redirect(to: bytes) -> bytes:
+    return b"HTTP/1.1 302 Found\r\nLocation: " + to + b"\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
 
 class Flaky:
@@ -28,7 +21,8 @@ class Flaky:
 
     ``faults[name]`` is a list that requests for the file of that name (GET of its bytes) use up from the front:
     an HTTP status; ``cut`` (half of the body), ``slow`` (in small pieces), ``stall`` (nothing for a long time),
-    ``reset`` (no answer), ``wrong`` (other bytes); ``None``: no fault.
+    ``reset`` (no answer), ``wrong`` (other bytes); the bytes of a whole answer, of HTTP or not, or what makes its
+    pieces, ``sent`` until the client hangs up; ``None``: no fault. ``always[name]`` is one that stays.
     """
 
     def __init__(self, folder: Path | None = None, backend: str | None = None):
@@ -37,14 +31,25 @@ class Flaky:
         self.always: dict[str, object] = {}
         self.requests: Counter[str] = Counter()
         self.whole: Counter[str] = Counter()
+        self.sent = 0
 
-    def serve(self) -> AbstractContextManager[str]:
-        return serving(_Server(("127.0.0.1", 0), _handler(self)))
+    @contextmanager
+    def serve(self, context: ssl.SSLContext | None = None) -> Iterator[str]:
+        """The address of the server, on all of 127.0.0.0/8, with TLS if a context is given."""
+        server = _Server(("0.0.0.0", 0), _handler(self))
+        if context is not None:
+            server.socket = context.wrap_socket(server.socket, server_side=True)
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+            server.server_close()
 
     def answer(self, handler: BaseHTTPRequestHandler) -> tuple[int, list[tuple[str, str]], bytes]:
         if self.backend is None:
-            path = self.folder / unquote(urlsplit(handler.path).path).lstrip("/")
-            return (200, [], path.read_bytes()) if path.is_file() else (404, [], b"no such file")
+            path = self.folder and self.folder / unquote(urlsplit(handler.path).path).lstrip("/")
+            return (200, [], path.read_bytes()) if path and path.is_file() else (404, [], b"no such file")
         length = int(handler.headers.get("Content-Length", 0))
         connection = http.client.HTTPConnection(urlsplit(self.backend).netloc)
         connection.request(handler.command, handler.path, handler.rfile.read(length), dict(handler.headers))
@@ -73,6 +78,12 @@ def _handler(flaky: Flaky) -> type[BaseHTTPRequestHandler]:
             if self.command == "GET" and name:
                 flaky.requests[name] += 1
                 fault = flaky.always.get(name) or (flaky.faults[name].pop(0) if flaky.faults[name] else None)
+            if isinstance(fault, bytes) or callable(fault):
+                self.close_connection = True
+                for piece in [fault] if isinstance(fault, bytes) else fault():
+                    self.wfile.write(piece)
+                    flaky.sent += len(piece)
+                return
             if isinstance(fault, int):
                 status, headers, body = fault, [], b"injected"
             if fault == "reset":

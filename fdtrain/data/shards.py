@@ -4,7 +4,6 @@ What is a sample says :mod:`fdtrain.data.members`. webdataset's own readers go t
 resuming in the middle would decode everything before; here a shard is indexed once and any sample is read in place.
 """
 
-import errno
 import hashlib
 import mmap
 import os
@@ -138,10 +137,8 @@ class OpenShard:
                 samples = shard_index.read(place, placed.shard, self.file, placed.members)
             return samples or self._scanned()
         except OSError as error:
-            full = error.errno in (errno.EMFILE, errno.ENFILE)
-            advice = "Raise the limit of open files (ulimit -n)" if full else "Restore it, or correct its permissions"
             name = error.filename or placed.name
-            raise UserError(f"{name} cannot be read ({error.strerror}). {advice}.") from error
+            raise UserError(f"{name} cannot be read ({error.strerror}). Correct that, or restore the file.") from error
         except ValueError as error:
             raise UserError(
                 f"{placed.name} cannot be read as a tar file ({error}). Restore it or pack again."

@@ -12,9 +12,8 @@ from pathlib import Path
 
 import boto3
 import pytest
-from answers import Answers, ok, redirect
 from conftest import ROOT
-from flaky import Flaky
+from flaky import Flaky, redirect
 from moto.server import ThreadedMotoServer
 from packed import number, pack
 
@@ -138,15 +137,15 @@ ENDLESS = [b"HTTP/1.1 200 OK\r\n%b\r\n\r\n" % line for line in (b"Connection: cl
 @pytest.mark.parametrize("head", ENDLESS)
 def test_no_more_is_stored_than_dataset_json_says(folder, tmp_path, head):
     """A shard without end, of unknown length or of a terabyte."""
-    served = Answers({f"/{NAMES[0]}": partial(endless, head, b"x")})
-    served.answers["/dataset.json"] = ok((folder / "dataset.json").read_bytes())
-    with served.serve() as url:
+    flaky = Flaky(folder)
+    flaky.always = {NAMES[0]: partial(endless, head, b"x")}
+    with flaky.serve() as url:
         read = batches(f"{url}/train-{{000000..000000}}.tar", tmp_path / "cache")
         with pytest.raises(UserError, match=r"expected\. Upload it again"):
             numbers(read)
     # Twice by the reader, twice by whoever fetches ahead.
-    assert served.requests[f"/{NAMES[0]}"] <= 4
-    assert served.sent < 100 * 2**20
+    assert flaky.requests[NAMES[0]] <= 4
+    assert flaky.sent < 100 * 2**20
     assert not list((tmp_path / "cache").glob("*.part"))
 
 
@@ -154,11 +153,12 @@ def test_no_more_is_stored_than_dataset_json_says(folder, tmp_path, head):
 def test_a_description_or_list_without_end(monkeypatch, head):
     monkeypatch.setattr(fetch, "MAX_TEXT_BYTES", 1 << 20)
     monkeypatch.setattr(location, "MAX_TEXT_BYTES", 1 << 20)
-    for name, path in (("/dataset.json", ""), ("/shards.txt", "/shards.txt")):
-        served = Answers({name: partial(endless, head, b"[")})
-        with served.serve() as url, pytest.raises(UserError, match="expected") as error:
+    for name, path in (("dataset.json", ""), ("shards.txt", "/shards.txt")):
+        flaky = Flaky()
+        flaky.always = {name: partial(endless, head, b"[")}
+        with flaky.serve() as url, pytest.raises(UserError, match="expected") as error:
             locate(url + path, seconds=10)
-        assert served.sent < 100 * 2**20
+        assert flaky.sent < 100 * 2**20
         assert str(error.value).isprintable()
 
 
@@ -177,10 +177,11 @@ def test_a_command_s_output_without_end(folder, tmp_path):
 
 @pytest.mark.parametrize("to", [b"/set/dataset.json", b"file:///etc/passwd", b"http://["])
 def test_redirects_that_lead_nowhere_are_final(to):
-    served = Answers({"/set/dataset.json": redirect(to)})
-    with served.serve() as url, pytest.raises(UserError, match="redirects in circles, or to what") as error:
+    flaky = Flaky()
+    flaky.always = {"dataset.json": redirect(to)}
+    with flaky.serve() as url, pytest.raises(UserError, match="redirects in circles, or to what") as error:
         locate(f"{url}/set", seconds=300)
-    assert served.requests["/set/dataset.json"] <= 11
+    assert flaky.requests["dataset.json"] <= 11
     assert "passwd" not in str(error.value)
     assert "tried for" not in str(error.value)
 
@@ -273,16 +274,17 @@ def test_tries_in_vain_are_told_meanwhile(folder, tmp_path, monkeypatch, caplog)
 
 def test_no_redirect_leads_from_the_internet_to_this_machine(tmp_path, monkeypatch):
     """127.0.0.2 stands for an address of the internet; there is none here that would answer."""
-    inner, outer = Answers({"/x": ok(b"secret")}), Answers()
+    (tmp_path / "x").write_bytes(b"secret")
+    inner, outer = Flaky(tmp_path), Flaky()
     with inner.serve() as url, outer.serve() as other:
-        outer.answers["/x"] = redirect(f"{url}/x".encode())
+        outer.always = {"x": redirect(f"{url}/x".encode())}
         other = other.replace("127.0.0.1", "127.0.0.2")
         fetch.fetch(f"{other}/x", tmp_path / "file", 10, MOST)
         assert (tmp_path / "file").read_bytes() == b"secret"
         monkeypatch.setattr(fetch, "_is_public", lambda ip: str(ip) == "127.0.0.2")
         with pytest.raises(UserError, match="redirects to an address of this machine or of its link"):
             fetch.fetch(f"{other}/x", tmp_path / "file", 10, MOST)
-        assert (inner.requests["/x"], outer.requests["/x"]) == (1, 2)
+        assert (inner.requests["x"], outer.requests["x"]) == (1, 2)
         # Who names such an address himself means it.
         fetch.fetch(f"{url}/x", tmp_path / "file", 10, MOST)
 
@@ -291,10 +293,10 @@ def test_a_certificate_of_a_private_authority(tmp_path, monkeypatch):
     certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
     command = f"openssl req -x509 -newkey ed25519 -nodes -keyout {key} -out {certificate} -days 1 -subj /CN=localhost"
     subprocess.run([*command.split(), "-addext", "subjectAltName=DNS:localhost"], check=True, capture_output=True)
-    served = Answers({"/x": ok(b"content")})
+    (tmp_path / "x").write_bytes(b"content")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
-    with served.serve(context) as url:
+    with Flaky(tmp_path).serve(context) as url:
         url = url.replace("http://127.0.0.1", "https://localhost")
         with pytest.raises(
             UserError, match=r"certificate is not trusted here\. For an authority of your own set SSL_CERT"

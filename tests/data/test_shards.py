@@ -1,13 +1,11 @@
 """Shards from anyone: right ones are read exactly, wrong ones say what is wrong, none runs code."""
 
-import errno
 import io
 import os
 import pickle
 import struct
 import tracemalloc
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -257,14 +255,3 @@ def test_closes_the_least_recently_used(tmp_path):
     for shard in range(50):
         open_reader.read([(shard, 0)])
     assert len(os.listdir("/proc/self/fd")) - before == 3
-
-
-def test_too_many_open_files_are_not_called_a_broken_shard(tmp_path, monkeypatch):
-    def full(*_, **options):
-        raise OSError(errno.EMFILE, "Too many open files")
-
-    pack(tmp_path / "set", (5,))
-    shards = reader(tmp_path / "set")
-    monkeypatch.setattr(Path, "open", full)
-    with pytest.raises(UserError, match=r"cannot be read \(Too many open files\)\. Raise the limit .*ulimit -n"):
-        shards.read([(0, 0)])

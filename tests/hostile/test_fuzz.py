@@ -16,9 +16,9 @@ import generators as make
 import numpy as np
 import pytest
 import yaml
-from answers import Answers, ok
 from children import Child, Ended
 from conftest import SMALL
+from flaky import Flaky
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from packed import describe, pack, tar_bytes
@@ -195,10 +195,10 @@ def test_answers(data, place, attacked):
     folder = emptied(place)
     pack(folder / "set", (2,))
     expected = told(attacked, target="shard", folder=str(folder / "set"))
-    served = Answers({f"/{file.name}": ok(file.read_bytes()) for file in (folder / "set").iterdir()})
+    flaky = Flaky(folder / "set")
     name = data.draw(st.sampled_from(["dataset.json", "train-000000.tar"]))
-    served.answers[f"/{name}"] = data.draw(make.answers((folder / "set" / name).read_bytes()))
-    with served.serve() as url:
+    flaky.always = {name: data.draw(make.answers((folder / "set" / name).read_bytes()))}
+    with flaky.serve() as url:
         found = told(attacked, target="remote", url=url, folder=str(folder / "cache"))
     assert found is None or found == expected
 
