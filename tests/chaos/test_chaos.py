@@ -20,6 +20,7 @@ from fdtrain.checkpoint import store
 MOMENTS = ("in a step", "in a part", "before the rename", "after the rename", "in evaluation")
 """Of training/injected.py."""
 KILLS = int(os.environ.get("FDTRAIN_CHAOS_KILLS", len(MOMENTS)))
+SOME = KILLS if "FDTRAIN_CHAOS_KILLS" in os.environ else 3
 STEPS = 4 * KILLS + 4
 EVALUATE_EVERY = 5
 SETTINGS = [
@@ -80,7 +81,7 @@ def whole(tmp_path_factory, digits):
 
 
 def test_on_random_numbers_of_processes(whole):
-    interrupted(whole, "random", seed=KILLS, worlds=[1, 2, 4], stages=[0, 1, 2, 3])
+    interrupted(whole, "random", seed=KILLS, worlds=[1, 2, 4], stages=[0, 1, 2, 3], kills=SOME)
     assert_each_step_once(whole, "random")
     for key in ("train/bits_per_dim", "test/bits_per_dim"):
         expected = curve(whole, "whole", key)

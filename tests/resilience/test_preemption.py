@@ -25,6 +25,8 @@ CHOSEN = [
     ("deepspeed", SIGTERM, "group", 1, 1, None),
     ("torchrun", SIGTERM, "group", 1, 1, None),
     ("torchrun", SIGTERM, "process", 2, 1, 1),
+    # SLURM's warning, to one rank alone.
+    ("deepspeed", SIGUSR1, "process", 2, 1, 1),
     # Ctrl-C: everything in the terminal's group at once, then the launcher rank after rank.
     ("deepspeed", SIGINT, "group", 2, 2, 1),
     # A closed ssh connection.
@@ -109,11 +111,14 @@ def test_saved_and_gone_on_from(launch, whole, launcher, number, target, ranks, 
         os.killpg(job.pid, number)
     else:
         # DeepSpeed's outer process is no place to signal (docs/clusters.md).
-        os.kill(ranks_of(job)[0].pid if launcher == "deepspeed" else job.pid, number)
+        os.kill(ranks_of(job)[-1].pid if launcher == "deepspeed" else job.pid, number)
     error = end(job)
     assert job.returncode == code(launcher, number, target), error
-    assert "fdtrain: stopped as asked after step" in error
+    assert error.count("fdtrain: stopped as asked after step") == 1
+    assert "--resume auto goes on" in error
     assert "DataLoader worker" not in error
+    # Other launchers end by an exception of their own.
+    assert target == "group" or launcher == "torchrun" or "Traceback" not in error
     (saved,) = (launch.run_folder() / "checkpoints").glob("step_*")
     assert 2 < int(saved.name[5:]) < 16
     launch(*settings, processes=0 if ranks == 1 else ranks, resume=True)

@@ -1,4 +1,4 @@
-"""Asked to end, a run saves after the step at hand, exits with 75, and goes on as if it had not been interrupted."""
+"""Signals while a run is in a long call, starts, or hangs; and a launcher that restarts what was killed."""
 
 import os
 import signal
@@ -11,28 +11,6 @@ from conftest import ROOT, environment
 from jobs import Group, end, ranks_of, start, wait_for_step
 
 SETTINGS = ("training.steps=60", "checkpoint.every=50", "monitor.evaluate_every=20")
-
-
-def test_one_rank_s_warning_stops_all_after_the_same_step(launch, undisturbed):
-    """SIGUSR1 to rank 1 alone; the code comes through the launcher; then on to the end."""
-    job = start(launch.command(*SETTINGS, processes=2), subprocess.Popen)
-    wait_for_step(launch, 1, job)
-    os.kill(ranks_of(job)[1].pid, signal.SIGUSR1)
-    error = end(job)
-    assert job.returncode == 75, error
-    stopped = [line for line in error.splitlines() if line.startswith("fdtrain: stopped as asked after step")]
-    assert len(stopped) == 1
-    assert "--resume auto goes on" in stopped[0]
-    assert "Traceback" not in error
-    (saved,) = (launch.run_folder() / "checkpoints").glob("step_*")
-    assert 1 < int(saved.name[5:]) < 60
-    launch(*SETTINGS, processes=2, resume=True)
-    assert launch.losses() == undisturbed.losses()
-    keep = ("step", "test/bits_per_dim")
-    assert [[line.get(k) for k in keep] for line in launch.log()] == [
-        [line.get(k) for k in keep] for line in undisturbed.log()
-    ]
-    assert_same(launch.checkpoint(60), undisturbed.checkpoint(60))
 
 
 def test_a_second_signal_ends_a_process_at_once_even_in_a_call_that_hangs(launch):

@@ -1,20 +1,16 @@
-"""Saves under every number of processes and stage, and loads each under each: ``resharding.py FOLDER WORLD...``.
+"""One rank that saves at every stage, or loads at each what any saved: ``resharding.py save|load FOLDER``.
 
-The ranks are real processes, forked from one that has imported DeepSpeed. Each writes what it found after loading
-into ``FOLDER/found_WORLD_RANK.json``: by what was loaded and under which stage, the elements that differ from the
-checkpoint, by kind, and the losses of the steps that follow.
+It writes what it found after loading into ``FOLDER/found_WORLD_RANK.json``: by what was loaded and under which stage,
+the elements that differ from the checkpoint, by kind, and the losses of the steps that follow.
 """
 
 import json
-import os
-import socket
 import sys
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from models import DIGITS
-from torch.multiprocessing import start_processes
 
 from fdtrain import distributed
 from fdtrain.capacity.layout import run_layout
@@ -123,21 +119,8 @@ def load_all(folder: Path) -> None:
     (folder / name).write_text(json.dumps(found))
 
 
-def of_rank(rank: int, world: int, port: int, work, folder: Path) -> None:
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), MASTER_PORT=str(port))
+if __name__ == "__main__":
     distributed.connect()
-    work(folder)
+    {"save": save_all, "load": load_all}[sys.argv[1]](Path(sys.argv[2]))
     dist.barrier()
     dist.destroy_process_group()
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
-if __name__ == "__main__":
-    for work in (save_all, load_all):
-        for world in map(int, sys.argv[2:]):
-            start_processes(of_rank, (world, free_port(), work, Path(sys.argv[1])), world, start_method="fork")

@@ -168,12 +168,3 @@ def test_a_run_that_was_interrupted_returns_to_where_it_would_have_otherwise(lau
     assert launch.losses() == launch.losses("whole")
     if returns == 1:
         assert_same(launch.checkpoint(10), launch.checkpoint(10, "whole"))
-
-
-def test_runs_that_are_stopped_before_a_checkpoint_is_due_keep_their_last_sound_one(launch):
-    settings = ["checkpoint.every=100", "checkpoint.keep_last=1"]
-    launch("training.steps=3", *settings, processes=0)
-    faults = {"gradient": {"steps": [3, 4, 5, 6]}}
-    for steps in (5, 6):
-        launch(f"training.steps={steps}", *settings, processes=0, faults=faults, resume=True)
-    assert [path.name for path in store.committed(launch.run_folder())] == ["step_00000006", "step_00000003"]

@@ -90,19 +90,6 @@ def test_evaluation_and_sampling_run_what_was_compiled_for_them(monkeypatch, dig
     torch.compiler.reset()
 
 
-def broken(graph, inputs):
-    raise RuntimeError("no compiler\nhere")
-
-
-def test_a_compiler_that_fails_leaves_the_network_as_it_was(backend):
-    backend(broken)
-    model = Model(DIGITS)
-    shown = Model(DIGITS)
-    assert "no compiler" in compile_networks(model, shown, TRAINING, LAYOUT, CPU)
-    assert model.network._compiled_call_impl is shown.network._compiled_call_impl is None
-    field_and_gradients(model)
-
-
 def test_where_one_process_fails_none_is_compiled(backend, monkeypatch):
     backend("eager")
     monkeypatch.setattr(distributed, "all_reduce_sum", lambda x: x + 1)

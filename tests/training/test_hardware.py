@@ -112,12 +112,6 @@ def test_freed_memory_is_kept():
     assert kept < usual / 10
 
 
-def test_the_layout_of_images():
-    last, usual = torch.channels_last, torch.contiguous_format
-    layouts = [devices.memory_format(d, p) for d in (CPU, GPU) for p in ("fp32", "bf16", "fp16")]
-    assert layouts == [usual, last, last, usual, usual, usual]
-
-
 def test_devices_of_different_kinds_are_told_of(launch):
     result = launch("training.steps=1", processes=2, faults={"devices": ["H100", "A100"]})
     told = "warning: the devices of this launch differ (1 x H100, 1 x A100): every step waits for the slowest."

@@ -1,4 +1,4 @@
-"""Power-function averages in real runs: at every stage, resumed, on other numbers of processes, on a full disk."""
+"""Averages in real runs: at every precision and stage, resumed, on other numbers of processes, on a full disk."""
 
 import json
 import shutil
@@ -10,10 +10,10 @@ from power_averages import LENGTHS, direct_average, error_bound
 from test_bad_input import error_of
 
 from fdtrain.checkpoint import store
-from fdtrain.checkpoint.fragments import WEIGHT, power_average
+from fdtrain.checkpoint.fragments import AVERAGE, WEIGHT, power_average
 from fdtrain.evaluation.load import load_model
 
-AVERAGES = f"ema.lengths={json.dumps(LENGTHS)}"
+LENGTHS_SET = f"ema.lengths={json.dumps(LENGTHS)}"
 
 
 def snapshots(launch, name="small"):
@@ -28,18 +28,31 @@ def content(snapshot):
     return tensors(snapshot, *map(power_average, LENGTHS))
 
 
-@pytest.mark.parametrize(("stage", "processes"), [(0, 0), (1, 0), (2, 2), (3, 0)])
-def test_they_are_the_averages_of_the_float32_weights_at_every_stage(launch, stage, processes):
-    """Twelve steps with a checkpoint at each: what is tracked, and what is synthesised from every other step."""
+@pytest.mark.parametrize(
+    ("precision", "stage", "processes"),
+    [("fp32", 0, 0), ("bf16", 1, 0), ("fp16", 2, 2), ("fp32", 3, 0), ("fp16", 0, 0)],
+)
+def test_they_are_the_averages_of_the_float32_weights_at_every_precision_and_stage(launch, precision, stage, processes):
+    """Twelve steps with a checkpoint at each: what is tracked, exponential or by a power, and what is synthesised from
+    every other step."""
     settings = ["training.steps=12", "training.lr=0.01", "checkpoint.every=1", "checkpoint.keep_last=12"]
-    launch(*settings, AVERAGES, "ema.snapshot_every=2", f"training.zero_stage={stage}", processes=processes)
+    settings += [LENGTHS_SET, "ema.snapshot_every=2", "network.dropout=0.1", "training.micro_batch=8"]
+    launch(*settings, f"training.precision={precision}", f"training.zero_stage={stage}", processes=processes)
     assert steps(launch) == list(range(2, 13, 2))
     trained = [tensors(launch.checkpoint(step), WEIGHT) for step in range(1, 13)]
     history = {key.removeprefix(f"{WEIGHT}/"): [each[key].flatten() for each in trained] for key in trained[0]}
     found = content(snapshots(launch)[-1])
     for key, value in content(launch.checkpoint(12)).items():
         assert torch.equal(found[key], value)
+    exponential = tensors(launch.checkpoint(12), AVERAGE)
     for name, weights in history.items():
+        assert not torch.equal(weights[0], weights[-1])
+        # ema-pytorch copies at the first update, and then averages with decay min(beta, 1 - (1 + n/10)^-1).
+        expected = weights[0].double()
+        for n, each in enumerate(weights[1:], 1):
+            expected.lerp_(each.double(), 1 - min(0.9, 1 - 1 / (1 + n / 10)))
+        value = exponential[f"{AVERAGE}/{name}"].flatten().double()
+        torch.testing.assert_close(value, expected, rtol=0, atol=1e-6)
         for length in LENGTHS:
             value = found[f"{power_average(length)}/{name}"].flatten().double()
             torch.testing.assert_close(value, direct_average(weights, length), rtol=0, atol=1e-6)
@@ -49,7 +62,7 @@ def test_they_are_the_averages_of_the_float32_weights_at_every_stage(launch, sta
 
 
 def test_resumed_and_resharded_runs_have_the_same_snapshots(launch):
-    settings = [AVERAGES, "ema.snapshot_every=3", "checkpoint.every=4", "training.steps=12"]
+    settings = [LENGTHS_SET, "ema.snapshot_every=3", "checkpoint.every=4", "training.steps=12"]
     for name in ("whole", "resumed"):
         launch(*settings, f"name={name}", processes=0)
     shutil.rmtree(launch.checkpoint(12, "resumed"))
@@ -72,7 +85,7 @@ def test_resumed_and_resharded_runs_have_the_same_snapshots(launch):
 
 def test_lengths_may_end_but_not_begin_or_change(launch):
     settings = ["checkpoint.every=2", "training.steps=4"]
-    launch(AVERAGES, *settings, processes=0)
+    launch(LENGTHS_SET, *settings, processes=0)
     # A 64th of the run, but never less than a step.
     assert steps(launch) == [1, 2, 3, 4]
     message = error_of(launch("ema.lengths=[0.05]", "training.steps=6", processes=0, resume=True, rc=2))
@@ -82,13 +95,13 @@ def test_lengths_may_end_but_not_begin_or_change(launch):
     assert not store.open_parts(launch.checkpoint(6)).lengths()
     # Nor by going back to the checkpoint that still has them.
     assert launch.checkpoint(4).exists()
-    message = error_of(launch(AVERAGES, "training.steps=8", processes=0, resume=True, rc=2))
+    message = error_of(launch(LENGTHS_SET, "training.steps=8", processes=0, resume=True, rc=2))
     assert "step_00000006 belongs to a run with other settings: ema.lengths [] against [0.05, 0.1]" in message
 
 
 def test_a_full_disk_fails_a_snapshot_and_not_the_run(launch):
     faults = {"disk": {"steps": [4], "rank": 0}}
-    result = launch(AVERAGES, "ema.snapshot_every=2", processes=0, faults=faults)
+    result = launch(LENGTHS_SET, "ema.snapshot_every=2", processes=0, faults=faults)
     assert "the averages of step_00000004 could not be written ([Errno 28] No space left on device)" in result.stderr
     assert "syntheses will be less exact. Training goes on (1 of 3 failures)" in result.stderr
     assert steps(launch) == [2, 6]

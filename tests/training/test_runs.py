@@ -6,9 +6,8 @@ import shutil
 import pytest
 import torch
 import yaml
-from checkpoints import assert_same, tensors
+from checkpoints import assert_same
 
-from fdtrain.checkpoint.fragments import AVERAGE, WEIGHT
 from fdtrain.training.plan import prepare
 
 
@@ -86,41 +85,6 @@ def test_a_run_may_go_on_at_another_precision(launch):
     launch("training.zero_stage=0", "training.precision=bf16", "training.steps=3", processes=0)
     launch("training.zero_stage=0", "training.precision=fp16", processes=0, resume=True)
     assert launch.losses().keys() == set(range(1, 7))
-
-
-@pytest.mark.parametrize(
-    ("precision", "stage"), [("fp32", 0), ("fp32", 3), ("bf16", 1), ("bf16", 2), ("fp16", 0), ("fp16", 3)]
-)
-def test_average_is_that_of_the_float32_weights(launch, precision, stage):
-    """Twenty steps with a checkpoint at each: the average is that of the weights, to 1e-6."""
-    steps = 20
-    launch(
-        f"training.steps={steps}",
-        "training.lr=0.01",
-        "training.micro_batch=16",
-        f"training.precision={precision}",
-        f"training.zero_stage={stage}",
-        "checkpoint.every=1",
-        f"checkpoint.keep_last={steps}",
-        "network.dropout=0.1",
-        processes=0,
-    )
-    expected = None
-    for step in range(1, steps + 1):
-        module = tensors(launch.checkpoint(step), WEIGHT)
-        assert all(w.dtype == torch.float32 for w in module.values())
-        # ema-pytorch copies at the first update, and then averages with decay min(beta, 1 - (1 + n/10)^-1).
-        decay = min(0.9, 1 - 1 / (1 + (step - 1) / 10)) if step > 1 else 0.0
-        if expected is None:
-            expected = {k: w.double() for k, w in module.items()}
-        else:
-            expected = {k: expected[k] + (1 - decay) * (w.double() - expected[k]) for k, w in module.items()}
-    average = tensors(launch.checkpoint(steps), AVERAGE)
-    for key, value in expected.items():
-        torch.testing.assert_close(average[AVERAGE + key.removeprefix(WEIGHT)].double(), value, rtol=0, atol=1e-6)
-    assert launch.losses()[steps] < launch.losses()[1]
-    first, last = (tensors(launch.checkpoint(step), WEIGHT) for step in (1, steps))
-    assert any(not torch.equal(first[k], last[k]) for k in first)
 
 
 def test_what_a_run_leaves_behind(launch):
