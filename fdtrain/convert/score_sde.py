@@ -46,8 +46,7 @@ def read(path: Path, weights: str = "ema") -> tuple[list[Module], int | None]:
 
     They have the averaged weights (``ema``) or those that were trained (``model``). No pickled code is run.
 
-    Raises:
-        UserError: the file cannot be read, or holds something else.
+    Raises UserError: the file cannot be read, or holds something else.
     """
     if not path.is_file():
         raise UserError(f"no file {path}. Give a checkpoint of score_sde_pytorch, such as checkpoint_8.pth.")

@@ -66,10 +66,7 @@ class Bits:
 
 def of_runs(folders: list[RunFolder]) -> list[ComparedVariant]:
     """Each run by itself, by the name of its folder, or where two have the same by the path that tells them apart.
-
-    Raises:
-        UserError: a run is named twice.
-    """
+    Raises UserError: a run is named twice."""
     paths = [run.path.resolve() for run in folders]
     if twice := next((run.path for run, path in zip(folders, paths) if paths.count(path) > 1), None):
         raise UserError(f"{twice} is named twice. Name each run once.")
@@ -82,10 +79,7 @@ def of_runs(folders: list[RunFolder]) -> list[ComparedVariant]:
 
 def bits_of(run: RunFolder) -> dict[str, Bits]:
     """Each kind of bits/dim, by the evaluation that has it: of held-out images before others, then of the most.
-
-    Raises:
-        UserError: a file of the run is damaged.
-    """
+    Raises UserError: a file of the run is damaged."""
     found: dict[str, Bits] = {}
     for path, result in sorted(run.of_kind(NllResult).items(), key=lambda item: run.worth(item[1])):
         values = image_values(path, result)
@@ -128,11 +122,8 @@ def difference(own: dict[int, Tensor], reference: dict[int, Tensor]) -> Row | No
 
 
 def rows(variants: list[ComparedVariant], reference: str) -> list[Row]:
-    """The numbers of each variant, and their differences to the reference.
-
-    Raises:
-        UserError: a file of a run is damaged.
-    """
+    """The numbers of each variant, and their differences to the reference. Raises UserError: a file of a run is
+    damaged."""
     bits = {v.name: {seed: bits_of(run) for seed, run in v.runs.items()} for v in variants}
     first = next(v for v in variants if v.name == reference)
     return [

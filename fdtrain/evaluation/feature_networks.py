@@ -58,11 +58,8 @@ class FeatureNetwork:
 
 
 def open_features(path: str | Path | None, device: torch.device) -> FeatureNetwork:
-    """The network that a path or URL stands for; None: the Inception in the cache.
-
-    Raises:
-        UserError: there is none, or it is not of a kind that can be read safely.
-    """
+    """The network that a path or URL stands for; None: the Inception in the cache. Raises UserError: there is none, or
+    it is not of a kind that can be read safely."""
     if path is None:
         path = CACHE / INCEPTION
         if not path.is_file():

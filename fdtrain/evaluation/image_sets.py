@@ -76,10 +76,7 @@ def mirrored(images: PixelSet) -> PixelSet:
 
 def open_samples(path: Path) -> PixelSet:
     """Samples on disk: a .npz, a packed data set, or a folder of images, in the order of their names.
-
-    Raises:
-        UserError: there are none; here or from ``batch``, a file is broken or not of the others' size.
-    """
+    Raises UserError: there are none; here or from ``batch``, a file is broken or not of the others' size."""
     if path.suffix == ".npz":
         return _npz(path)
     if not path.is_dir():

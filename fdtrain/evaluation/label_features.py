@@ -106,10 +106,7 @@ class Classifier(nn.Module):
 
 def train(split: Split) -> tuple[Classifier, ClassifierDescription]:
     """Learn the labels of a split; the same features whenever it is done on the same kind of machine.
-
-    Raises:
-        UserError: the split has no labels.
-    """
+    Raises UserError: the split has no labels."""
     data = split.description
     count = min(len(split), MOST_IMAGES)
     epochs = max(1, min(EPOCHS, PRESENTATIONS // max(count, 1)))
@@ -168,11 +165,8 @@ def save(network: Classifier, description: ClassifierDescription, folder: Path) 
 
 
 def load(folder: Path) -> tuple[Classifier, ClassifierDescription, str]:
-    """The network, what it is, and its weights' SHA-256.
-
-    Raises:
-        UserError: the folder holds no features, or broken ones.
-    """
+    """The network, what it is, and its weights' SHA-256. Raises UserError: the folder holds no features, or broken
+    ones."""
     try:
         description = ClassifierDescription.model_validate_json((folder / DESCRIPTION).read_bytes())
         data = (folder / WEIGHTS).read_bytes()

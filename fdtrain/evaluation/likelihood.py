@@ -97,8 +97,7 @@ class Likelihood:
         Each image has ``draws`` draws of dequantisation, time and noise, the times stratified over them, in the order
         of their strata.
 
-        Raises:
-            UserError: the model's output is not finite.
+        Raises UserError: the model's output is not finite.
         """
         return self.bound.bits_per_dim(self._drawn(images, self.bound.nelbo, draws), self.spec.dims)
 
@@ -109,8 +108,7 @@ class Likelihood:
         Each of an image's dequantisations gets the same ``draws`` (an even number) of time and noise, of which one
         stratified half chooses the weights and another estimates: :func:`crossed_importance_bound`.
 
-        Raises:
-            UserError: the model's output is not finite.
+        Raises UserError: the model's output is not finite.
         """
         spec, half, parts = self.spec, draws // 2, []
         for chunk in chunks(images, max(1, self.batch // draws)):
@@ -144,8 +142,7 @@ class Likelihood:
         The divergence is exact (``probes`` is 1), or Hutchinson's estimate: by one probe for one dequantisation, by
         two, the same for all of an image's, for several. :func:`ode_bits` makes bits/dim of it.
 
-        Raises:
-            UserError: the model's output is not finite.
+        Raises UserError: the model's output is not finite.
         """
         spec, count = self.spec, probes(exact, dequantisations)
         device, values, evaluations = next(self.model.parameters()).device, [], []

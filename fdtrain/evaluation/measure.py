@@ -114,10 +114,7 @@ def save(measured: Measured, path: Path) -> None:
 
 def read(path: Path, device: torch.device) -> Measured:
     """Statistics. Those of other programs do not say what they are of, and have no features of single images.
-
-    Raises:
-        UserError: the file holds none.
-    """
+    Raises UserError: the file holds none."""
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in ("mu", "sigma", "kept", "about") if name in file}

@@ -42,11 +42,7 @@ def process_group(name: str | None) -> Iterator[torch.device]:
 
 
 def open_device(name: str | torch.device, option: str = "--device") -> torch.device:
-    """The device of that name; ``option`` names in the message what chose it.
-
-    Raises:
-        UserError: it is not available.
-    """
+    """The device of that name; ``option`` names in the message what chose it. Raises UserError: it is not available."""
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
@@ -57,10 +53,7 @@ def open_device(name: str | torch.device, option: str = "--device") -> torch.dev
 
 def check_same(request: dict[str, Any]) -> None:
     """Check that every process computes the same: one could have opened other weights, images or features.
-
-    Raises:
-        UserError: on every process, if another has a different request than the first.
-    """
+    Raises UserError: on every process, if another has a different request than the first."""
     first, *others = distributed.of_all(request)
     for rank, other in enumerate(others, 1):
         if different := differences(other, first):

@@ -250,10 +250,7 @@ def held_out_pixels(run: RunFolder, data: str | None, count: int) -> tuple[Tenso
 
 def evaluated_pixels(run: RunFolder, data: str | None, found: NllResult, images: list[int]) -> Tensor:
     """The images of these numbers of the split that was evaluated, as :func:`held_out_pixels` gives them.
-
-    Raises:
-        UserError: they cannot be read, or are not those that were evaluated.
-    """
+    Raises UserError: they cannot be read, or are not those that were evaluated."""
     split = open_split(run.path, data, found.split)
     if split_identity(split)["fingerprint"] != found.fingerprint:
         raise UserError(f"'{found.split}' has other shards than the result.")
@@ -265,8 +262,7 @@ def image_values(path: Path, found: NllResult) -> dict[str, Tensor]:
 
     Nothing where the file beside the result is missing.
 
-    Raises:
-        UserError: it is damaged.
+    Raises UserError: it is damaged.
     """
     file = path.with_suffix(".safetensors")
     try:

@@ -60,11 +60,8 @@ class Output:
         return RowStore(work, self.request, self.request["images"])
 
     def complete(self) -> bool:
-        """Whether what is asked for is there already, in full.
-
-        Raises:
-            UserError: something else is, or what is there was changed.
-        """
+        """Whether what is asked for is there already, in full. Raises UserError: something else is, or what is there
+        was changed."""
         if self.form == "sheet":
             return False
         work = self.parts.folder

@@ -126,11 +126,8 @@ class Sampler:
 
     @staticmethod
     def within(solver: str, grid: str, nfe: int) -> "Sampler":
-        """With so many evaluations, or less where a step takes several; one step at least.
-
-        Raises:
-            UserError: there is no such solver.
-        """
+        """With so many evaluations, or less where a step takes several; one step at least. Raises UserError: there is
+        no such solver."""
         check_solver(solver, "solver")
         return Sampler(solver, grid, max(1, nfe // SOLVERS[solver].evaluations_per_step))
 
@@ -239,10 +236,7 @@ def check_solver(name: str, option: str) -> None:
 
 def read_grid(grid: str | Sequence[float], option: str = "--grid") -> str | tuple[float, ...]:
     """A grid's name as it is, or the times of a list or a file, separated by commas or white space, or themselves.
-
-    Raises:
-        UserError: there is no such grid, or the times do not fall from 1 to 0.
-    """
+    Raises UserError: there is no such grid, or the times do not fall from 1 to 0."""
     try:
         if isinstance(grid, str):
             is_file = os.sep in grid or Path(grid).is_file()

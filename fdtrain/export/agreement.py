@@ -39,8 +39,7 @@ def check(model: Model, exported: Field, what: str) -> float:
 
     Batches of one image and of several are compared: no size is built into the export.
 
-    Raises:
-        UserError: it is above :data:`TOLERANCE`.
+    Raises UserError: it is above :data:`TOLERANCE`.
     """
     largest = 0.0
     for count in (len(TIMES), 1):

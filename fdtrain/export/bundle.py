@@ -12,8 +12,7 @@ def bundle(modules: Iterable[str]) -> str:
     Names keep their meaning: modules import names from fdtrain, no modules. The text begins with ``from __future__
     import annotations`` and the imports of other packages.
 
-    Raises:
-        ValueError: two modules define the same name.
+    Raises ValueError: two modules define the same name.
     """
     order: dict[str, _Module] = {}
     for name in modules:

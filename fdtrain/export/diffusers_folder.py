@@ -29,11 +29,8 @@ images = pipeline(batch_size=16, num_inference_steps=20).images
 
 
 def write(model: Model, folder: Path) -> float:
-    """Write the pipeline, and return the largest difference of its field.
-
-    Raises:
-        UserError: the network or the predictor is the user's own.
-    """
+    """Write the pipeline, and return the largest difference of its field. Raises UserError: the network or the
+    predictor is the user's own."""
     spec = model.spec
     if spec.code:
         raise UserError(f"--format diffusers: it cannot carry {', '.join(spec.code)}. Take onnx or torch_export.")

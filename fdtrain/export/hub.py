@@ -13,11 +13,8 @@ from fdtrain.evaluation.load import EXPORT_FILE
 
 
 def check(folder: Path, repository: str) -> dict[str, int]:
-    """The files that :func:`push` uploads, and their bytes, without the network.
-
-    Raises:
-        UserError: huggingface_hub is not installed, ``repository`` is no name of one, or the export is not whole.
-    """
+    """The files that :func:`push` uploads, and their bytes, without the network. Raises UserError: huggingface_hub is
+    not installed, ``repository`` is no name of one, or the export is not whole."""
     try:
         from huggingface_hub.errors import HFValidationError
         from huggingface_hub.utils import validate_repo_id
@@ -37,10 +34,7 @@ def check(folder: Path, repository: str) -> dict[str, int]:
 
 def push(folder: Path, repository: str, names: list[str]) -> str:
     """Upload the named files in one commit; a repository that is not there is made, private. Returns its address.
-
-    Raises:
-        UserError: the hub cannot be reached, or refuses.
-    """
+    Raises UserError: the hub cannot be reached, or refuses."""
     from huggingface_hub import HfApi
 
     api = HfApi(library_name="fdtrain")

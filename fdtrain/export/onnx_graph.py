@@ -34,10 +34,7 @@ The graph `model.onnx` gives the field `F` of `x` (N, C, H, W) float32, `t` (N,)
 
 def write(model: Model, folder: Path, opset: int | None = None) -> float:
     """Write graph, sampler and description, and return the largest difference of the graph's field in onnxruntime.
-
-    Raises:
-        UserError: there is no such opset.
-    """
+    Raises UserError: there is no such opset."""
     opset = OPSET if opset is None else opset
     newest = onnx.defs.onnx_opset_version()
     if not OLDEST_OPSET <= opset <= newest:

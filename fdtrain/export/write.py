@@ -129,10 +129,7 @@ def _versions() -> dict[str, str]:
 @contextmanager
 def _new_folder(destination: Path) -> Iterator[Path]:
     """A temporary folder that takes the name of ``destination`` when all is written, in place of an earlier export.
-
-    Raises:
-        UserError: it cannot be written, another export to it is under way, or something else is there.
-    """
+    Raises UserError: it cannot be written, another export to it is under way, or something else is there."""
     temporary = destination.parent / f".{destination.name}.{uuid.uuid4().hex[:8]}"
     try:
         there = {path.name for path in destination.iterdir()} if destination.exists() else set()
