@@ -53,13 +53,21 @@ def find_model(path: str | Path) -> tuple[Path, Path]:
         return folder / SPEC_FILE, folder / WEIGHTS_FILE
     if (folder / EXPORT_FILE).is_file():
         raise UserError(f"{folder} is an export in another form. Load one of --format safetensors, or the run itself.")
-    if (folder / "checkpoints").is_dir():
-        folder = _newest(folder)
-    elif not (folder / store.MODEL_FILE).is_file():
+    if (folder / store.CHECKPOINTS).is_dir():
+        newest = store.newest_step(folder)
+        if newest is None:
+            raise UserError(f"{folder} holds no checkpoint yet. Wait for the first, or look at checkpoint.every.")
+        candidates = [newest, *(other for other in store.committed(folder) if other != newest)]
+    elif (folder / store.MODEL_FILE).is_file():
+        candidates = [folder]
+    else:
         raise UserError(f"{path} holds no model: it is no run with a checkpoint, no checkpoint, and no export.")
-    elif fault := soundness.fault(folder):
-        raise _damaged(folder, fault)
-    return folder / store.MODEL_FILE, folder
+    sound, faults = soundness.newest(candidates)
+    if sound is None:
+        raise UserError(f"{path} is damaged: {'; '.join(faults)}. Take another checkpoint.")
+    if faults:
+        logger.warning("damaged: %s; taking %s", "; ".join(faults), sound.name)
+    return sound / store.MODEL_FILE, sound
 
 
 def _check_export(folder: Path) -> None:
@@ -74,25 +82,6 @@ def _check_export(folder: Path) -> None:
                 raise UserError(f"{folder / name} was changed since it was exported. Export the model again.")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{record} is damaged ({type(error).__name__}: {error}). Export the model again.") from error
-
-
-def _newest(run: Path) -> Path:
-    """The newest sound checkpoint of a run."""
-    newest = store.newest_step(run)
-    if newest is None:
-        raise UserError(f"{run} holds no checkpoint yet. Wait for the first, or look at checkpoint.every.")
-    fault = soundness.fault(newest)
-    if fault is None:
-        return newest
-    sound, _ = soundness.newest(store.committed(run))
-    if sound is None:
-        raise _damaged(newest, fault)
-    logger.warning("%s is damaged (%s); taking %s", newest, fault, sound.name)
-    return sound
-
-
-def _damaged(folder: Path, fault: str) -> UserError:
-    return UserError(f"{folder} is damaged: {fault}. Take another checkpoint.")
 
 
 def add_length(parser: argparse.ArgumentParser) -> None:

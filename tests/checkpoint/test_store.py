@@ -71,7 +71,7 @@ def test_any_damage_to_any_file_is_found_and_passed_over(run, name, damage, capl
     assert name in faults[0] or (name == "MANIFEST.json" and "is cut short or changed" in faults[0])
     # Evaluation takes the sound one, and says so; the damaged one by its own name is refused.
     assert find_model(run)[0].parent == older
-    assert "step_00000010 is damaged" in caplog.text
+    assert "damaged: step_00000010" in caplog.text
     with pytest.raises(UserError, match=r"step_00000010 is damaged|holds no model"):
         find_model(newest)
 
@@ -270,7 +270,7 @@ def test_an_index_that_does_not_fit_the_parts_is_passed_over(run, damage, proble
     found, faults = newest_sound(run)
     assert found == older
     assert faults[0].startswith(f"step_00000010: {problem}")
-    with pytest.raises(UserError, match=r"step_00000010 is damaged: MANIFEST\.json (has|cannot be read) "):
+    with pytest.raises(UserError, match=r"is damaged: step_00000010: MANIFEST\.json (has|cannot be read) "):
         load_model(newest)
 
 

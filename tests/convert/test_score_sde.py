@@ -8,7 +8,6 @@ from collections import OrderedDict
 import pytest
 import torch
 import torch.nn.functional as nnf
-from conftest import SMALL
 
 import fdtrain
 from fdtrain.commands import entry
@@ -176,19 +175,6 @@ def test_what_was_converted_is_an_export(write):
     images = model.sample(2, steps=3)
     assert images.shape == (2, 3, SIZE, SIZE)
     assert torch.isfinite(model.bits_per_dim(images, draws=2).values).all()
-
-
-def test_training_goes_on_from_it(write, launch):
-    """On images of another size and number of channels."""
-    folder = convert(write(Published().checkpoint()))
-    assert SMALL["network"]["channels"] == CHANNELS
-    network = f"network={{channels: {CHANNELS}, multipliers: {list(MULTIPLIERS)}, blocks: {BLOCKS}, attention: [4]}}"
-    settings = ["training.steps=1", network, "diffusion={predictor: eps, time_density: linear_vp}"]
-    settings.append("network.fourier_features=0")
-    result = launch(*settings, f"training.init_from={folder}", "diffusion.network_time=score_sde_vp", processes=0)
-    left = "left at their initial values: network.input.weight ([8, 3, 3, 3] there, [8, 1, 3, 3] here), network.output"
-    assert left in result.stderr
-    assert "not used" not in result.stderr
 
 
 class Code:

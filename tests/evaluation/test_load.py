@@ -42,8 +42,8 @@ def test_a_damaged_average_is_named(model, tmp_path):
     folder = checkpoint_of(tmp_path, model, 2)
     path = folder / part_name(1)
     path.write_bytes(path.read_bytes()[:-1] + b"x")
-    with pytest.raises(UserError, match=r"is damaged: part_00001.safetensors is cut short or changed"):
+    with pytest.raises(UserError, match=r"is damaged: step_00000007: part_00001.safetensors is cut short or changed"):
         open_model(tmp_path)
     path.unlink()
-    with pytest.raises(UserError, match=r"is damaged: part_00001.safetensors is missing"):
+    with pytest.raises(UserError, match=r"is damaged: step_00000007: part_00001.safetensors is missing"):
         open_model(tmp_path)
