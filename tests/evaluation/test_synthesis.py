@@ -86,11 +86,11 @@ def test_lengths_that_cannot_be_had(run, tmp_path, copied):
     walk(tmp_path / "without", steps=2, lengths=())
     shutil.rmtree(copied / "averages")
     export = saved(Model(DIGITS), tmp_path / "export")
-    of = r"0.01 at step 32 cannot be had from 16 tracked averages \(of length 0.05, 0.1, at 8 steps\): its profile would "
+    of = r"0.01 at step 32 cannot be had from 16 tracked averages \(of length 0.05, 0.1, at 8 steps\): its profile "
     for folder, length, message in (
         (run.folder, 0.3, r"a relative length from 0.001 to 0.2887, not 0.3"),
         (run.folder, float("nan"), "a relative length from"),
-        (run.folder, 0.01, of + r"be 53% off. They give lengths from 0.03\d to 0.1\d\d; more"),
+        (run.folder, 0.01, of + r"would be 53% off. They give lengths from 0.03\d to 0.1\d\d; more"),
         (copied, 0.2, r"from 2 tracked averages \(of length 0.05, 0.1, at 1 step\).* more snapshots"),
         (tmp_path / "without", 0.1, "no averages to choose a length from: the run was trained without ema.lengths"),
         (export, 0.1, "is an export and has a single average. Take the run that it came from"),
