@@ -79,7 +79,7 @@ def worker(arguments: argparse.Namespace) -> None:
         network = open_features(arguments.features, place)
         drawn = image_sets.of_model(model.to(place), Sampler(steps=20), 0, arguments.images)
         measure(network, replace(drawn, count=64 * distributed.world_size()), 64, place)
-        process.wait_for_all(place)
+        distributed.of_all(None)  # Wait for all.
         begin = time.perf_counter()
         measure(network, drawn, 64, place)
         seconds = time.perf_counter() - begin

@@ -74,7 +74,7 @@ def _run(arguments: argparse.Namespace) -> None:
         if not complete:
             with output.held():
                 _sample(arguments, model.to(place), sampler, output.parts)
-                process.wait_for_all(place)
+                distributed.of_all(None)  # Wait for all.
                 if distributed.rank() == 0:
                     output.write(
                         spec, partial(sampler.labels, spec=spec), origin.identity() | {"dataset": spec.dataset}

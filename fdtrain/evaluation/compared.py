@@ -63,6 +63,11 @@ class Bits:
     error: float | None
     values: Tensor | None
 
+    @property
+    def images(self) -> tuple[str, int]:
+        """Which they are of: the first so many of a split."""
+        return self.result.fingerprint, self.result.images
+
 
 def of_runs(folders: list[RunFolder]) -> list[ComparedVariant]:
     """Each run by itself, by the name of its folder, or where two have the same by the path that tells them apart.
@@ -152,13 +157,12 @@ def _numbers(variant: ComparedVariant, own: dict[int, dict[str, Bits]], referenc
         found = {seed: bits[kind] for seed, bits in own.items() if kind in bits}
         there = {seed: bits[kind] for seed, bits in reference.items() if kind in bits}
         if found:
-            pairs = [seed for seed in found.keys() & there.keys() if _of_same_images(found[seed], there[seed])]
+            same = [seed for seed in found.keys() & there.keys() if found[seed].images == there[seed].images]
+            pairs = ({s: v for s in same if (v := of[s].values) is not None} for of in (found, there))
             row[key] = {
                 "bits_per_dim": mean([b.mean for b in found.values()]),
                 "error_images": next(iter(found.values())).error if len(found) == 1 else None,
-                "difference": difference(
-                    *({s: v for s in pairs if (v := b[s].values) is not None} for b in (found, there))
-                ),
+                "difference": difference(*pairs),
             }
     noise = [found for run in variant.folders for found in run.of_kind(TrainingNoise).values()]
     if noise:
@@ -190,11 +194,6 @@ def _described(bits: dict[str, Bits]) -> Row:
     row = {"bound": first.bound, "dequantisation": first.dequantisation, "images": "; ".join(images)}
     row |= {"steps": first.step}
     return row | ({"ode_dequantisation": ode.result.ode.dequantisation} if ode and ode.result.ode else {})
-
-
-def _of_same_images(a: Bits, b: Bits) -> bool:
-    same = a.result.fingerprint == b.result.fingerprint and a.result.images == b.result.images
-    return same and a.values is not None and b.values is not None
 
 
 def _sampler(runs: list[SamplerPoints]) -> Row:

@@ -96,8 +96,8 @@ def quality(job: Job, samplers: Iterable[Sampler]) -> dict[str, Any]:
         sets = samples(sampler)
         distances = [distance(x) for x in sets]
         # A stochastic solver has no one solution to be near to.
-        stochastic = SOLVERS[sampler.solver].stochastic
-        rms = [] if stochastic else [rms_difference(*pair) for pair in zip(sets, references)]
+        pairs = [] if SOLVERS[sampler.solver].stochastic else zip(sets, references)
+        rms = [(x.double() - reference.double()).square().mean().sqrt().item() for x, reference in pairs]
         points.append(
             {
                 **_named(sampler),
@@ -114,8 +114,3 @@ def quality(job: Job, samplers: Iterable[Sampler]) -> dict[str, Any]:
 def _named(sampler: Sampler) -> dict[str, Any]:
     """What a point is called by."""
     return {key: sampler.describe()[key] for key in ("solver", "grid", "nfe")}
-
-
-def rms_difference(x: Tensor, reference: Tensor) -> float:
-    """Root mean square of the difference over images and dimensions; images range over [-1, 1]."""
-    return (x.double() - reference.double()).square().mean().sqrt().item()

@@ -74,8 +74,9 @@ def run(arguments: argparse.Namespace) -> None:
             f"--reference {arguments.reference}: name a .npz file; what an older one holds is computed again."
         )
     # Rank 0 decides for all: it may be about to write the file.
-    there = distributed.broadcast(arguments.reference is not None and arguments.reference.is_file())
-    stored = measure.read(arguments.reference, arguments.device) if there else None
+    path: Path | None = arguments.reference
+    there = distributed.broadcast(path is not None and path.is_file())
+    stored = measure.read(path, arguments.device) if path and there else None
     foreign = stored is not None and stored.about is None
     for name in ("data", "split", "flip"):
         if foreign and getattr(arguments, name):
@@ -95,8 +96,8 @@ def run(arguments: argparse.Namespace) -> None:
         "device": arguments.device.type,
     }
     process.check_same(definition)
-    path = origin.result_file("frechet", network.identity.name) if origin else None
-    outputs = [output for output in (path, arguments.json) if output]
+    own = origin.result_file("frechet", network.identity.name) if origin else None
+    outputs = [output for output in (own, arguments.json) if output]
     done = distributed.broadcast(_finished(outputs[0], definition) if outputs and distributed.rank() == 0 else [])
 
     def record() -> FrechetResult:

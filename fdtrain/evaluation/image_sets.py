@@ -3,7 +3,7 @@
 import json
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -82,18 +82,14 @@ def open_samples(path: Path) -> PixelSet:
     if not path.is_dir():
         raise UserError(f"no samples at {path}: neither a .npz file nor a folder.")
     if (path / FILE).is_file():
-        return _packed(path)
+        splits = read_description(path).splits
+        if len(splits) > 1:
+            raise UserError(
+                f"{path} is a data set of several splits, not samples. Give a folder that fdtrain sample has packed."
+            )
+        stored = of_split(Split(path, next(iter(splits), "train")))
+        return replace(stored, name=str(path), metadata=metadata(path / "samples.json"))
     return _pictures(path)
-
-
-def _packed(path: Path) -> PixelSet:
-    splits = read_description(path).splits
-    if len(splits) > 1:
-        raise UserError(
-            f"{path} is a data set of several splits, not samples. Give a folder that fdtrain sample has packed."
-        )
-    stored = of_split(Split(path, next(iter(splits), "train")))
-    return PixelSet(str(path), stored.count, stored.shape, stored.batch, metadata(path / "samples.json"))
 
 
 def _npz(path: Path) -> PixelSet:

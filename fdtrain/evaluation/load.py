@@ -23,6 +23,7 @@ from fdtrain.checkpoint.fragments import AVERAGE, FragmentReader, power_average
 from fdtrain.checkpoint.profiles import LONGEST, SHORTEST, Fit, fit
 from fdtrain.console import phase
 from fdtrain.errors import UserError
+from fdtrain.evaluation.wording import counted
 from fdtrain.networks.model import Model, ModelSpec, load_weights
 
 SPEC_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
@@ -244,9 +245,11 @@ class TrackedAverages:
             raise UserError(f"an average has a relative length from {SHORTEST} to {LONGEST:.4f}, not {length:g}.")
         found = self._fit(length)
         if not found.error <= MAX_ERROR:
+            steps, tracked = {each.step for each in self.tracked}, ", ".join(f"{each:g}" for each in self.lengths)
             served = self.served(np.geomspace(SHORTEST, LONGEST, 100).tolist() + self.lengths)
             raise UserError(
-                f"the average of relative length {length:g} at step {self.step} cannot be had from {self._sources()}: "
+                f"the average of relative length {length:g} at step {self.step} cannot be had from "
+                f"{len(self.tracked)} tracked averages (of length {tracked}, at {counted(len(steps), 'step')}): "
                 f"its profile would be {found.error:.0%} off. They give lengths from {min(served):.3f} to "
                 f"{max(served):.3f}; more snapshots (ema.snapshot_every) give more."
             )
@@ -259,10 +262,6 @@ class TrackedAverages:
     def _fit(self, length: float) -> Fit:
         steps, lengths = [each.step for each in self.tracked], [each.length for each in self.tracked]
         return fit(steps, lengths, self.step, length)
-
-    def _sources(self) -> str:
-        steps, lengths = len({each.step for each in self.tracked}), ", ".join(f"{each:g}" for each in self.lengths)
-        return f"{len(self.tracked)} tracked averages (of length {lengths}, at {steps} step{'s'[: steps - 1]})"
 
     def model(self, length: float) -> Model:
         """The model with the average of a relative length, on the CPU, in evaluation mode, float32.

@@ -106,8 +106,8 @@ def of_file(path: Path, title: str) -> Picture:
 class About(BaseModel):
     """What :func:`save_png` was told of a picture; nothing of one that was not written by it."""
 
-    images: int | None = Field(None, gt=0, le=10_000)
-    times: list[float] = Field([], max_length=100)
+    images: int | None = Field(default=None, gt=0, le=10_000)
+    times: list[float] = Field(default=[], max_length=100)
     solver: str | None = None
     grid: str | list[float] | None = None
     nfe: int | None = None

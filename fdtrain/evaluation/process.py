@@ -61,9 +61,3 @@ def check_same(request: dict[str, Any]) -> None:
                 f"process {rank} has other files than process 0: {'; '.join(different)}. Nodes that share the work "
                 f"must see the same files. {AGAIN}"
             )
-
-
-def wait_for_all(device: torch.device) -> None:
-    """Return when every process of the launch has called this function."""
-    # Read, for on a GPU the call itself returns at once.
-    distributed.all_reduce_sum(torch.zeros(1, device=device)).item()

@@ -123,8 +123,10 @@ class SideBySide:
         rows = []
         for row in self.shown:
             described = {key: row.get(key) for key in ("bound", "dequantisation")}
+            count = len(row["seeds"])
+            seeds = None if self.seeds == 1 else str(count) if count == self.seeds else f"{count} of {self.seeds}"
             kinds = {title: _bits(row.get(key)) for key, title in KINDS.values()}
-            of = {"ODE's dequantisation": row.get("ode_dequantisation"), "seeds": _seeds(row, self.seeds)}
+            of = {"ODE's dequantisation": row.get("ode_dequantisation"), "seeds": seeds}
             rows.append({"variant": row["name"], **described, **kinds, **of, "images": row.get("images")})
         names = sorted({run.dataset.name for v in self.variants for run in v.folders if run.dataset})
         others = f"The runs are of different data sets ({', '.join(names)}): their numbers do not compare. "
@@ -247,11 +249,6 @@ def _bits(found: Row | None) -> str | None:
         return None
     bits = found["bits_per_dim"]
     return with_error(bits["mean"], found["error_images"] if bits["error"] is None else bits["error"], 4)
-
-
-def _seeds(row: Row, of: int) -> str | None:
-    count = len(row["seeds"])
-    return None if of == 1 else str(count) if count == of else f"{count} of {of}"
 
 
 def _at(name: str, sampler: str, points: list[Row]) -> dict[str, str | None]:

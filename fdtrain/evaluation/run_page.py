@@ -241,19 +241,18 @@ def _known(run: RunFolder) -> Section:
             dequantised = short(value.dequantisation if isinstance(value, OdeEstimate) else result.dequantisation)
             how = {"likelihood": f"{method}, {dequantised}; {result.coverage}"}
             own.append(ours | {"bits/dim": with_error(value.bits_per_dim, value.error_images, 4)} | how)
-    own = [row | {"source": "this run"} for row in own or ([ours] if fids else [])]
-    linked = [figure | {"source": _linked(figure["source"])} for figure in known]
+    own = own or ([ours] if fids else [])
+    rows: list[dict[str, str | Link | None]] = [{**row, "source": "this run"} for row in own]
+    for figure in known:
+        source, (_, found, number) = figure["source"], figure["source"].partition("arXiv:")
+        linked = Link(source, f"https://arxiv.org/abs/{number}") if found else source
+        rows.append({**figure, "source": linked})
     note = (
         "Of whole test sets unless a source says otherwise; bounds and dequantisations differ, as the table says. FIDs "
         "are Inception's, each by the samples and statistics of its source. This run's errors are standard errors over "
         "images, and the spread of sets."
     )
-    return Section(title, [Table([*own, *linked], ("bits/dim", "FID"), len(own))], note)
-
-
-def _linked(source: str) -> str | Link:
-    _, found, number = source.partition("arXiv:")
-    return Link(source, f"https://arxiv.org/abs/{number}") if found else source
+    return Section(title, [Table(rows, ("bits/dim", "FID"), len(own))], note)
 
 
 def _curves(run: RunFolder) -> Section:

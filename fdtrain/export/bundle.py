@@ -5,6 +5,9 @@ import importlib.util
 from collections.abc import Iterable
 from pathlib import Path
 
+SOLVERS = ("fdtrain.diffusion.solvers.stepper", "fdtrain.diffusion.solvers.grids")
+"""Of all solvers and grids that need no torch."""
+
 
 def bundle(modules: Iterable[str]) -> str:
     """The source of modules of fdtrain and of all that they import from it, each after what it needs.

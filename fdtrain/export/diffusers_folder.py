@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from fdtrain.errors import UserError
 from fdtrain.export import agreement
-from fdtrain.export.bundle import bundle
+from fdtrain.export.bundle import SOLVERS, bundle
 from fdtrain.networks.model import NETWORKS, Model, ModelSpec
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -35,7 +35,7 @@ def write(model: Model, folder: Path) -> float:
     if spec.code:
         raise UserError(f"--format diffusers: it cannot carry {', '.join(spec.code)}. Take onnx or torch_export.")
     field = _write_code(folder / "field", "field", field_code(spec))
-    scheduler = _write_code(folder / "scheduler", "scheduler", scheduler_code())
+    scheduler = _write_code(folder / "scheduler", "scheduler", _template("scheduler", CODE=bundle(SOLVERS)))
     pipeline = _write_code(folder, "pipeline", _template("pipeline"))
     # A configuration's names are attributes of the model in Diffusers, as its parts are.
     renamed = {"network": "network_name", "predictor": "predictor_name"}
@@ -62,11 +62,6 @@ def field_code(spec: ModelSpec) -> str:
     code = bundle(["fdtrain.diffusion.predictors", network.__module__])
     values = {"CODE": code, "VERSION": str(spec.version), "NETWORK": spec.network, "CLASS": network.__name__}
     return _template("field", **values)
-
-
-def scheduler_code() -> str:
-    """The scheduler, with all solvers."""
-    return _template("scheduler", CODE=bundle(["fdtrain.diffusion.solvers.stepper", "fdtrain.diffusion.solvers.grids"]))
 
 
 def _template(name: str, **values: str) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fdtrain.errors import UserError
 from fdtrain.export import agreement, torch_export
-from fdtrain.export.bundle import bundle
+from fdtrain.export.bundle import SOLVERS, bundle
 from fdtrain.networks.model import Model
 from fdtrain.randomness import Purpose
 
@@ -115,5 +115,5 @@ def _asinh(x):
 def sampler() -> str:
     """The script: this package's solvers, and a loop around the graph."""
     template = (Path(__file__).parent / "templates" / "onnx_sampler.py.txt").read_text(encoding="utf-8")
-    solvers = bundle(["fdtrain.diffusion.solvers.stepper", "fdtrain.diffusion.solvers.grids"])
+    solvers = bundle(SOLVERS)
     return template.replace("@SOLVERS@", solvers).replace("@PURPOSE@", str(int(Purpose.SAMPLE)))

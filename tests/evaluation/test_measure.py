@@ -145,24 +145,17 @@ def test_samples_on_disk_are_read_in_order(tmp_path):
 def test_samples_that_cannot_be_used(tmp_path, digits):
     with pytest.raises(UserError, match="several splits"):
         image_sets.open_samples(digits)
-    mixed = image_sets.open_samples(pictures(tmp_path / "mixed", (4, 4), (5, 5)))
-    with pytest.raises(UserError, match=r"1\.png is 5x5 with 1 channels, but 0\.png is 4x4"):
+    mixed = image_sets.open_samples(pictures(tmp_path / "mixed", (4, 4), (4, 4, 3)))
+    with pytest.raises(UserError, match=r"1\.png is 4x4 with 3 channels, but 0\.png is 4x4 with 1"):
         mixed.batch(range(2))
-    colours = image_sets.open_samples(pictures(tmp_path / "colours", (4, 4), (4, 4, 3)))
-    with pytest.raises(UserError, match="4x4 with 3 channels"):
-        colours.batch(range(2))
     (tmp_path / "empty").mkdir()
     np.savez(tmp_path / "float.npz", np.zeros((2, 4, 4, 3)))
-    np.savez(tmp_path / "named.npz", images=np.zeros(1))
     np.savez(tmp_path / "pickled.npz", np.array([{}], dtype=object))
-    (tmp_path / "broken.npz").write_bytes(b"PK")
     for name, part in (
         ("nowhere", "no samples at"),
         ("empty", "holds no images"),
         ("float.npz", "arr_0 is float64"),
-        ("named.npz", "arr_0"),
         ("pickled.npz", "allow_pickle=False"),
-        ("broken.npz", "holds no samples"),
         ("nowhere.npz", "No such file"),
     ):
         with pytest.raises(UserError, match=part):

@@ -33,11 +33,6 @@ def test_the_run_says_where_its_data_are(run, tmp_path):
     assert len(open_split(run, None, None)) == 16
 
 
-def test_data_that_are_named_go_first(run, tmp_path):
-    pack(tmp_path / "other", counts=(3,))
-    assert len(open_split(run, str(tmp_path / "other"), "train")) == 3
-
-
 def said(*arguments):
     with pytest.raises(UserError) as error:
         open_split(*arguments)
@@ -63,7 +58,7 @@ def test_data_that_moved_or_changed_are_never_taken_for_the_runs(run, tmp_path):
     assert len(open_split(run, str(tmp_path / "data"), "train")) == 16
 
 
-@pytest.mark.parametrize("content", ["", "data: 5", "data: {path: 3", "data: {mixture: [5]}", "data: {path: null}"])
+@pytest.mark.parametrize("content", ["", "data: {path: 3", "data: {mixture: [5]}"])
 def test_a_damaged_record_is_named(run, content):
     (run / "config.yaml").write_text(content)
     message = said(run, None, "train")

@@ -111,9 +111,6 @@ def test_values_of_other_images_are_not_subtracted_and_bounds_are_named(first, t
 def test_runs_of_one_name_are_told_apart_by_their_paths(first, tmp_path):
     runs = [run_folder.read(first), run_folder.read(make_run(tmp_path / "other" / "a", [1.0] * 4))]
     assert [variant.name for variant in compared.of_runs(runs)] == ["a", "other/a"]
-
-
-def test_a_run_named_twice_is_refused(first):
     with pytest.raises(UserError, match="named twice"):
         page(first, first)
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from fdtrain.export.bundle import bundle
+from fdtrain.export.bundle import SOLVERS, bundle
 from fdtrain.networks.model import NETWORKS
 
 
@@ -18,7 +18,7 @@ def test_networks(network):
 
 
 def test_solvers_need_numpy_alone():
-    code = bundle(["fdtrain.diffusion.solvers.stepper", "fdtrain.diffusion.solvers.grids"])
+    code = bundle(SOLVERS)
     assert imported(code) <= {"numpy", *sys.stdlib_module_names}
     alone = "import sys; sys.modules.update(dict.fromkeys(['torch', 'fdtrain']))\n"
     use = "\nprint(Stepper('unipc2', time_grid(GRID, 3)).times[0], dpmpp2m([1.0, 0.0])[0].t)"
