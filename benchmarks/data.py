@@ -19,6 +19,7 @@ import gc
 import hashlib
 import io
 import json
+import multiprocessing
 import os
 import statistics
 import subprocess
@@ -325,7 +326,7 @@ def memory(folder: Path, images: int) -> None:
         marks = []
         for k, _ in enumerate(batches):
             if k >= steps // 10 and k % (steps // 20) == 0 and k < steps - 8:
-                marks.append(resident_mib(batches.worker_ids[0]))
+                marks.append(resident_mib(multiprocessing.active_children()[0].pid))
         print(
             f"{encoding}  worker memory over 2 epochs: {marks[0]:.1f} MiB at first, {max(marks):.1f} at most "
             f"({100 * (max(marks) / marks[0] - 1):+.1f} %)"

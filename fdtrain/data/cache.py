@@ -36,16 +36,10 @@ _PART = re.compile(r"[0-9a-f]{64}\.([0-9]{1,20})\.part")
 
 
 class Cache:
-    """A cache folder, as this module describes it.
+    """A cache folder, as this module describes it, on a disk of this node.
 
-    Args:
-        folder: a folder on a disk of this node.
-        cap: the most bytes in it; the least recently used shards are evicted first. None: no limit.
-        seconds: how long to try to fetch one shard.
-
-    Raises:
-        UserError: the folder cannot be made or written into.
-    """
+    ``cap`` is the most bytes in it, for which the least recently used shards are evicted (None: no limit); a shard is
+    tried for so many ``seconds``. Raises UserError: the folder cannot be made or written into."""
 
     def __init__(self, folder: str | Path, cap: int | None, seconds: float):
         self.folder, self.cap, self.seconds = Path(folder), cap, seconds

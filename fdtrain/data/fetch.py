@@ -107,14 +107,8 @@ def read_text(place: str, seconds: float) -> str:
 
 
 def read_file(place: str, seconds: float, max_bytes: int) -> bytes:
-    """A whole small file, local or remote.
-
-    Args:
-        seconds: how long to try to reach a remote file.
-
-    Raises:
-        UserError: it is missing, no regular file, longer, or cannot be read.
-    """
+    """A whole small file; a remote one is tried for so many seconds. Raises UserError: it is missing, no regular file,
+    longer, or cannot be read."""
     if is_remote(place):
         with tempfile.TemporaryDirectory() as folder:
             copy = Path(folder) / "file"

@@ -20,16 +20,9 @@ _held: set[tuple[Path, int]] = set()
 
 
 def made_once(name: str, make: Callable[[Path], Any]) -> Path:
-    """A file that one process of a launch on this host makes, while the others wait. Where the launcher does not say
-    how many there are, each makes it anew.
-
-    Args:
-        name: fixes the content, within this launch.
-        make: writes the file to the path that it is given.
-
-    Raises:
-        UserError: what ``make`` raised, in all processes; the file cannot be written.
-    """
+    """A file that one process of a launch on this host makes at the path that it is given, while the others wait;
+    ``name`` fixes its content, within this launch. Where the launcher does not say how many there are, each makes it
+    anew. Raises UserError: what ``make`` raised, in all processes; the file cannot be written."""
     folder, alone = temporary_folder(), distributed.local_size() == 1
     path = folder / hashlib.sha256(name.encode()).hexdigest()
     failed = path.with_suffix(".failed")

@@ -198,7 +198,7 @@ def _begun(loader: DataLoader) -> Iterator:
             time.sleep(0.001)
         if begun.all():
             return items
-        processes = _workers(items)
+        processes = getattr(items, "_workers", [])
         # The loader asks them to end, which a stuck one cannot, and forgets them.
         del items
         for process in processes:
@@ -207,10 +207,6 @@ def _begun(loader: DataLoader) -> Iterator:
     raise UserError(
         f"the reading processes did not begin in {STARTS} attempts. Set data.workers to 0, or use Python 3.12."
     )
-
-
-def _workers(items: Iterator) -> list:
-    return getattr(items, "_workers", [])
 
 
 def _begin(begun: np.ndarray, worker: int) -> None:
@@ -247,11 +243,6 @@ class Batches(Iterator[Batch]):
         )
         with signals_blocked():
             self._items: Iterator = _begun(loader)
-
-    @property
-    def worker_ids(self) -> list[int]:
-        """Process ids of the workers."""
-        return [worker.pid for worker in _workers(self._items)]
 
     def __next__(self) -> Batch:
         step, problems = next(self._items)

@@ -91,15 +91,10 @@ class PackedData:
 
 
 def locate(path: str | Path, allow_pipe: bool = False, seconds: float = 60.0) -> PackedData:
-    """Find a data set and read its description.
+    """Find a data set and read its description, a remote one with tries for so many seconds.
 
-    Args:
-        allow_pipe: whether a list may name shards as ``pipe:COMMAND``, which is executed.
-        seconds: how long to try to reach a remote description.
-
-    Raises:
-        UserError: there is none; a pattern or list names what it does not describe.
-    """
+    ``allow_pipe``: a list may name shards as ``pipe:COMMAND``, which is executed. Raises UserError: there is no
+    description; a pattern or list names what it does not describe."""
     path = with_credentials(str(path))
     if path.startswith("pipe:"):
         raise UserError("data.path: put pipe: commands into a list file (.txt) beside a local dataset.json.")

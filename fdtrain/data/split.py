@@ -29,13 +29,8 @@ FETCH_SECONDS = 600.0
 class Split:
     """The images of one split by number. Several data sets follow one another.
 
-    Args:
-        data: the path of a packed data set, or one or several opened data sets.
-        cache: where remote shards are fetched to; None: a temporary folder.
-
-    Raises:
-        UserError: no such folder or split, or a shard is not as described.
-    """
+    ``data`` is the path of a packed data set, or opened ones. Remote shards are fetched to ``cache`` (None: a temporary
+    folder). Raises UserError: no such folder or split, or a shard is not as described."""
 
     def __init__(self, data: str | Path | DataSets, split: str, cache: Cache | None = None):
         self.name = split

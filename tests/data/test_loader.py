@@ -80,7 +80,7 @@ def test_a_reading_process_that_never_begins_is_replaced(folder, monkeypatch):
     batches = Batches(dataset(folder), 0, 12, workers=1)
     assert numbers(batches) == numbers(Batches(dataset(folder), 0, 12, workers=0))
     assert forks[0] == 2
-    assert {child.pid for child in psutil.Process().children()} - before <= set(batches.worker_ids)
+    assert len({child.pid for child in psutil.Process().children()} - before) <= 1
     monkeypatch.setattr(loader, "START_SECONDS", 0.2)
     monkeypatch.setattr(loader, "STARTS", 1)
     monkeypatch.setattr(loader, "ignore_all_but_parent", lambda worker: time.sleep(60))
