@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from fdtrain import distributed, files
+from fdtrain import files
 from fdtrain.errors import UserError
 
 _held: set[tuple[Path, int]] = set()
@@ -23,7 +23,10 @@ def made_once(name: str, make: Callable[[Path], Any]) -> Path:
     """A file that one process of a launch on this host makes at the path that it is given, while the others wait;
     ``name`` fixes its content, within this launch. Where the launcher does not say how many there are, each makes it
     anew. Raises UserError: what ``make`` raised, in all processes; the file cannot be written."""
-    folder, alone = temporary_folder(), distributed.local_size() == 1
+    # Loaded here: it imports torch, which the packer's processes have no use for.
+    from fdtrain.distributed import local_size
+
+    folder, alone = temporary_folder(), local_size() == 1
     path = folder / hashlib.sha256(name.encode()).hexdigest()
     failed = path.with_suffix(".failed")
     lock = os.open(folder, os.O_RDONLY)
