@@ -90,18 +90,12 @@ def _use(folder: Path) -> int | None:
 
 
 def _remove_unused(folder: Path) -> None:
-    try:
-        lock = os.open(folder / "used.lock", os.O_RDWR)
-    except OSError:
-        return
-    try:
+    with suppress(OSError), (folder / "used.lock").open("r+b") as lock:
         if try_lock(lock):
             shutil.rmtree(folder, ignore_errors=True)
-    finally:
-        os.close(lock)
 
 
-def try_lock(lock: int | BinaryIO) -> bool:
+def try_lock(lock: BinaryIO) -> bool:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return True

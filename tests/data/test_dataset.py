@@ -2,6 +2,7 @@
 
 import json
 import os
+from functools import partial
 
 import pytest
 from packed import pack
@@ -85,18 +86,11 @@ def test_a_file_that_is_no_description(tmp_path, monkeypatch):
     monkeypatch.setattr(fetch, "MAX_TEXT_BYTES", 100)
     with pytest.raises(UserError, match=r"dataset\.json is longer than 100 bytes"):
         read_description(tmp_path / "set")
-    file.unlink()
-    os.mkfifo(file)
-    with pytest.raises(UserError, match="no regular file"):
-        read_description(tmp_path / "set")
-    file.unlink()
-    file.symlink_to("/dev/zero")
-    with pytest.raises(UserError, match="no regular file"):
-        read_description(tmp_path / "set")
-    file.unlink()
-    file.mkdir()
-    with pytest.raises(UserError, match="no regular file"):
-        read_description(tmp_path / "set")
+    for make in (os.mkfifo, partial(os.symlink, "/dev/zero"), os.mkdir):
+        file.unlink()
+        make(file)
+        with pytest.raises(UserError, match="no regular file"):
+            read_description(tmp_path / "set")
 
 
 @pytest.mark.parametrize("folder", ["x" * 5000, "a\0b", "/dev/null", "/dev/null/x"])

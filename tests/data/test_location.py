@@ -30,17 +30,6 @@ def test_brace_pattern_selects_shards_in_the_order_of_dataset_json(folder):
     assert files(data) == ["train-000001.tar", "train-000002.tar"]
 
 
-def test_brace_pattern_over_folders(folder):
-    for name, i in (("a", 0), ("b", 1)):
-        (folder / name).mkdir()
-        shutil.move(folder / f"train-{i:06d}.tar", folder / name)
-    data = locate(f"{folder}/{{a/train-000000,b/train-000001}}.tar")
-    assert [placed.place for placed in data.split("train")] == [
-        f"{folder}/a/train-000000.tar",
-        f"{folder}/b/train-000001.tar",
-    ]
-
-
 def test_list_file(folder, tmp_path):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
