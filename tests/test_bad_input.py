@@ -8,12 +8,20 @@ import pytest
 from conftest import ROOT
 
 
-def error_of(result) -> str:
+def error_of(said: str) -> str:
     """The one line; nothing of a trace."""
-    lines = [line for line in result.stderr.splitlines() if line.startswith("fdtrain: error")]
-    assert len(lines) == 1, result.stderr
-    assert "Traceback" not in result.stderr + result.stdout
+    lines = [line for line in said.splitlines() if line.startswith("fdtrain: error")]
+    assert len(lines) == 1, said
+    assert "Traceback" not in said
     return lines[0]
+
+
+@pytest.fixture
+def refused(launch, command):
+    """What a run in this process says whose settings are wrong."""
+    return lambda *settings, resume="never": error_of(
+        command("train", "--config", launch.config, "--resume", resume, "--set", "seed=0", *settings, rc=2)
+    )
 
 
 @pytest.fixture
@@ -34,8 +42,8 @@ def set_level(path, level):
 
 def test_every_rank_ends_at_once_with_one_line(launch):
     """Through the launcher, with two ranks that both see the mistake."""
-    result = launch("training.stepz=5", processes=2, rc=2)
-    assert error_of(result).endswith("unknown key 'stepz' in section 'training': did you mean 'steps'? (in --set).")
+    said = launch("training.stepz=5", processes=2, rc=2).stderr
+    assert error_of(said).endswith("unknown key 'stepz' in section 'training': did you mean 'steps'? (in --set).")
     assert not launch.run_folder().exists()
 
 
@@ -50,8 +58,8 @@ def test_every_rank_ends_at_once_with_one_line(launch):
         ("network.multipliers=[1, 1, 1, 1, 1]", "images of 8 pixels cannot be halved 4 times"),
     ],
 )
-def test_settings(launch, setting, part):
-    assert part in error_of(launch(setting, processes=0, rc=2))
+def test_settings(refused, setting, part):
+    assert part in refused(setting)
 
 
 @pytest.mark.parametrize("script", ["fdtrain/main.py", "tools/pack.py"])
@@ -61,15 +69,15 @@ def test_a_python_without_the_packages(script):
         [sys.executable, "-S", script, "--config", "x"], cwd=ROOT, env={}, capture_output=True, text=True
     )
     assert result.returncode == 2, result.stderr
-    assert "has no " in error_of(result)
-    assert "`make environment` (or `make demo`) makes" in error_of(result)
+    assert "has no " in error_of(result.stderr)
+    assert "`make environment` (or `make demo`) makes" in result.stderr
 
 
-def test_restarts_that_would_meet_the_dead(launch, monkeypatch):
+def test_restarts_that_would_meet_the_dead(refused, monkeypatch):
     """What torchrun sets for its processes."""
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
-    message = error_of(launch(processes=0, rc=2))
+    message = refused()
     assert "--max-restarts 3: its attempts share a store" in message
     assert "Set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in message
 
@@ -77,44 +85,37 @@ def test_restarts_that_would_meet_the_dead(launch, monkeypatch):
 def test_a_missing_shard(launch, own_data):
     """By the second of two processes, each of which looks for its share, and said once."""
     (own_data / "train-000003.tar").unlink()
-    message = error_of(launch(processes=2, rc=2))
+    message = error_of(launch(processes=2, rc=2).stderr)
     assert "train-000003.tar is listed in dataset.json but missing" in message
 
 
 def test_a_shard_whose_bytes_have_changed(launch, own_data):
     """Found by its checksum, where that is asked for: the sample itself is still an image."""
     set_level(own_data / "train-000003.tar", 3)
-    message = error_of(launch("data.verify=true", "training.steps=100", processes=0, rc=2))
+    message = error_of(launch("data.verify=true", "training.steps=100", processes=0, rc=2).stderr)
     assert "train-000003.tar: checksum mismatch. Restore it" in message
 
 
 def test_a_sample_that_one_rank_meets_ends_all(launch, own_data):
     set_level(own_data / "train-000000.tar", 99)
-    message = error_of(launch("training.steps=100", processes=2, rc=2))
+    message = error_of(launch("training.steps=100", processes=2, rc=2).stderr)
     assert "train-000000.tar, sample '00000099': level 99, but the data set has levels 0 to 16" in message
 
 
-def test_starting_over_a_finished_run_is_refused(launch):
-    launch(processes=0)
-    before = (launch.run_folder() / "metrics.jsonl").read_text()
-    message = error_of(launch(processes=0, rc=2))
-    assert "already holds a run (step_00000006). Add --resume auto to go on with it" in message
-    assert (launch.run_folder() / "metrics.jsonl").read_text() == before
-
-
-def test_resuming_another_run_s_checkpoint(launch):
+def test_another_run_in_the_folder_of_one(launch, refused):
     launch("training.steps=2", processes=0)
     state = sorted((p, p.stat().st_mtime_ns) for p in launch.run_folder().rglob("*"))
-    message = error_of(launch("network.channels=16", processes=0, rc=2, resume=True))
+    assert "already holds a run (step_00000002). Add --resume auto to go on with it" in refused()
+    message = refused("network.channels=16", resume="auto")
     assert "holds another model than the configuration: network_options" in message
     assert "'channels': 8" in message
     assert "'channels': 16" in message
-    message = error_of(launch("seed=1", processes=0, rc=2, resume=True))
-    assert "belongs to a run with other settings: seed 0 against 1" in message
+    assert "belongs to a run with other settings: seed 0 against 1" in refused("seed=1", resume="auto")
     assert state == sorted((p, p.stat().st_mtime_ns) for p in launch.run_folder().rglob("*"))
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(launch):
-    message = error_of(launch("training.lr=1e30", "training.grad_clip=0", "training.steps=50", processes=0, rc=2))
+    said = launch("training.lr=1e30", "training.grad_clip=0", "training.steps=50", processes=0, rc=2).stderr
+    message = error_of(said)
     assert "the gradient was unusable in 31 steps in a row up to step" in message
     assert "there is no checkpoint to return to. Lower training.lr" in message

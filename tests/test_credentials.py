@@ -2,12 +2,9 @@
 
 import json
 import os
-import sys
 from pathlib import Path
 
-import forked
 import pytest
-from conftest import ROOT, environment
 from flaky import Flaky
 
 from fdtrain import credentials
@@ -92,10 +89,11 @@ def test_the_stored_configuration_keeps_references_and_says_where_credentials_we
         f"[https://me:{SECRET}@host/{'x' * 300}]",
     ],
 )
-def test_a_rejected_url_is_not_printed_whole(launch, path):
-    result = launch(f"data.path={path}", "data.fetch_timeout_s=0.1", processes=0, rc=2)
-    assert SECRET not in result.stdout + result.stderr
-    assert len([line for line in result.stderr.splitlines() if line.startswith("fdtrain: error")]) == 1
+def test_a_rejected_url_is_not_printed_whole(launch, command, path):
+    settings = f"data.path={path}", "data.fetch_timeout_s=0.1"
+    said = command("train", "--config", launch.config, "--set", *settings, rc=2)
+    assert SECRET not in said
+    assert len([line for line in said.splitlines() if line.startswith("fdtrain: error")]) == 1
 
 
 def holders(folder: Path) -> list[Path]:
@@ -104,18 +102,19 @@ def holders(folder: Path) -> list[Path]:
     return [file for file in files if SECRET in str(file) or SECRET.encode() in file.read_bytes()]
 
 
-def test_no_file_and_no_output_of_a_run_holds_a_secret(launch, digits, monkeypatch):
+def test_no_file_and_no_output_of_a_run_holds_a_secret(launch, digits, monkeypatch, command):
+    monkeypatch.setattr(credentials, "_expanded", {})
     with Flaky(digits).serve() as url:
         secret = f"{url.replace('://', f'://me:{SECRET}@')}/?sig={SECRET}"
         settings = "training.steps=4", "checkpoint.every=2", "monitor.sample_every=4", "monitor.sample_steps=2"
         first = launch(f"data.path={secret}", *settings, processes=0)
         monkeypatch.setenv("FDTRAIN_TEST_URL", secret)
+        # The stored configuration has lost it.
+        lost = command("train", "--config", launch.run_folder() / "config.yaml", "--resume", "auto", rc=2)
+        assert "were removed when it was stored" in lost
         again = launch("data.path=${FDTRAIN_TEST_URL}", *settings[1:], processes=0, resume=True)
-    report = [sys.executable, "tools/evaluate.py", "report", str(launch.run_folder())]
-    done = forked.run(report, cwd=ROOT, env=environment())
-    assert done.returncode == 0, done.stderr
-    for output in (first, again, done):
-        assert SECRET not in output.stdout + output.stderr
+        report = command("evaluate", "report", launch.run_folder())
+    assert SECRET not in first.stdout + first.stderr + lost + again.stdout + again.stderr + report
     assert holders(launch.run_folder()) == []
     assert sorted(launch.losses()) == [1, 2, 3, 4, 5, 6]
     assert json.loads((launch.run_folder() / "environment.json").read_text())["command"]

@@ -1,6 +1,5 @@
 """How the processes of a launch meet."""
 
-import os
 import resource
 import socket
 
@@ -58,21 +57,6 @@ def test_the_gpu_of_a_rank(monkeypatch, local_rank, visible, shown, index):
     else:
         with pytest.raises(UserError, match=rf"GPU {local_rank} of .* where {visible} are visible"):
             distributed.device()
-
-
-def test_the_watchdog_of_nccl_is_told_to_note_errors_unless_it_is_told_otherwise(monkeypatch):
-    joined = []
-    monkeypatch.setattr(distributed, "device", lambda: torch.device("cuda", 1))
-    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
-    monkeypatch.setattr(dist, "init_process_group", lambda backend, **_: joined.append(backend))
-    for name in distributed.NCCL:
-        # The first is to be forgotten after the test, the others are the user's.
-        monkeypatch.setenv(name, "1")
-    monkeypatch.delenv("TORCH_NCCL_ASYNC_ERROR_HANDLING")
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    distributed.connect(store=dist.HashStore())
-    assert joined == ["nccl"]
-    assert [os.environ[name] for name in distributed.NCCL] == ["0", "1", "1"]
 
 
 class Noted:

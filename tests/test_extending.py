@@ -231,13 +231,6 @@ def test_a_file_that_was_changed_is_executed_anew(tmp_path):
         plugins.execute([file, tmp_path / "sub" / "mine.py"])
 
 
-def test_every_process_ends_where_a_file_cannot_be_used(folder, digits, tmp_path):
-    (tmp_path / "bad.py").write_text("1 / 0")
-    said = train(folder, digits, allowed=[tmp_path / "bad.py"], rc=2, processes=2)
-    assert said.count("fdtrain: error") == 1
-    assert "bad.py, line 1, cannot be executed (ZeroDivisionError" in said
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [
