@@ -142,7 +142,7 @@ class SharedSlots(Dataset, Generic[Batch]):
         self.steps = steps
         self._error: UserError | None = None
         # Slots begin where any kind of number may.
-        slots, stride = ahead + 1, -(-max(1, steps.nbytes) // 64) * 64
+        slots, stride = ahead + 1, -(-steps.nbytes // 64) * 64
         # Anonymous: /dev/shm may be small, as it is in a container.
         self._slots = np.frombuffer(mmap.mmap(-1, slots * stride), np.uint8).reshape(slots, stride)[:, : steps.nbytes]
 

@@ -216,7 +216,8 @@ def _opened(run: Path, settings: Mapping[str, Any], split: str) -> DataSets:
     where = ", ".join(settings["paths"])
     try:
         data = open_data(settings["paths"], settings["weights"])
-        data.split(split)
+        for part in data.parts:
+            part.check([split])
     except UserError as error:
         raise UserError(
             f"the data of {run} cannot be opened: {error} Or name their present place with --data."

@@ -17,7 +17,7 @@ from flaky import Flaky, redirect
 from moto.server import ThreadedMotoServer
 from packed import number, pack
 
-from fdtrain.data import fetch, location
+from fdtrain.data import fetch
 from fdtrain.data.cache import open_cache
 from fdtrain.data.lanes import LaneOrder
 from fdtrain.data.loader import Batches, LaneDataset
@@ -152,7 +152,6 @@ def test_no_more_is_stored_than_dataset_json_says(folder, tmp_path, head):
 @pytest.mark.parametrize("head", ENDLESS)
 def test_a_description_or_list_without_end(monkeypatch, head):
     monkeypatch.setattr(fetch, "MAX_TEXT_BYTES", 1 << 20)
-    monkeypatch.setattr(location, "MAX_TEXT_BYTES", 1 << 20)
     for name, path in (("dataset.json", ""), ("shards.txt", "/shards.txt")):
         flaky = Flaky()
         flaky.always = {name: partial(endless, head, b"[")}
@@ -309,15 +308,14 @@ def test_a_certificate_of_a_private_authority(tmp_path, monkeypatch):
 
 
 def test_s3_missing_shard_bucket_and_credentials(s3, folder, tmp_path, monkeypatch):
-    monkeypatch.setenv("AWS_ENDPOINT_URL", s3)
-    with pytest.raises(UserError, match="no such file"):
-        fetch.fetch("s3://bucket/set/train-000077.tar", tmp_path / "file", 10, MOST)
-    with pytest.raises(UserError, match=r"s3://nowhere/set/dataset.json: "):
-        locate("s3://nowhere/set", seconds=10)
     flaky = Flaky(backend=s3)
     flaky.always = {"dataset.json": 403}
     with flaky.serve() as url:
         monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        with pytest.raises(UserError, match="no such file"):
+            fetch.fetch("s3://bucket/set/train-000077.tar", tmp_path / "file", 10, MOST)
+        with pytest.raises(UserError, match=r"s3://nowhere/set/dataset.json: "):
+            locate("s3://nowhere/set", seconds=10)
         with pytest.raises(UserError, match="Check the credentials"):
             locate("s3://bucket/set", seconds=10)
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")

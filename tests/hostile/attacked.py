@@ -44,17 +44,12 @@ def remote(url: str, folder: str) -> list:
 
 
 def _samples(placed: list, description, cache: Cache | None = None) -> list:
-    reader = ShardReader(placed, description, cache)
-    try:
-        found = []
-        for number, one in enumerate(placed):
-            for index in range(one.shard.images):
-                pixels, labels, broken = reader.read([(number, index)])
-                found.append(broken[0] if broken else [digest(pixels[0].transpose(1, 2, 0)), int(labels[0])])
-        return found
-    finally:
-        for opened in reader._open.values():
-            opened.close()
+    reader, found = ShardReader(placed, description, cache), []
+    for number, one in enumerate(placed):
+        for index in range(one.shard.images):
+            pixels, labels, broken = reader.read([(number, index)])
+            found.append(broken[0] if broken else [digest(pixels[0].transpose(1, 2, 0)), int(labels[0])])
+    return found
 
 
 def archive(path: str) -> list:
