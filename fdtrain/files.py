@@ -1,14 +1,12 @@
-"""Files that are complete or absent, or no files, and texts from elsewhere as their names."""
+"""Files that are complete or absent, and texts from elsewhere as their names."""
 
-import errno
 import hashlib
 import os
 import re
-import stat
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 NAME = r"^[A-Za-z0-9_][A-Za-z0-9._-]*$"
 """Of what becomes a part of a path: runs, splits, features."""
@@ -52,16 +50,6 @@ def write_atomically(
 def write_text(path: Path, text: str, make_folder: bool = True) -> None:
     """:func:`write_atomically` of a text in UTF-8."""
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"), make_folder=make_folder)
-
-
-def open_regular(path: str | Path) -> BinaryIO:
-    """A file, open for reading. Raises OSError: as ``open``; or it is no regular file. A FIFO would wait for its
-    writer."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(errno.EINVAL, "no regular file", str(path))
-    return os.fdopen(descriptor, "rb")
 
 
 def sync(path: Path) -> None:

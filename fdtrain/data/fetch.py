@@ -13,6 +13,7 @@ import posixpath
 import signal
 import socket
 import ssl
+import stat
 import subprocess
 import tempfile
 import threading
@@ -29,7 +30,6 @@ from fsspec.callbacks import Callback
 
 from fdtrain.credentials import masked
 from fdtrain.errors import UserError, excerpt
-from fdtrain.files import open_regular
 
 FIRST_PAUSE_SECONDS, MAX_PAUSE_SECONDS = 0.5, 30.0
 """Between two tries; each pause is twice the one before."""
@@ -115,7 +115,10 @@ def read_file(place: str, seconds: float, max_bytes: int) -> bytes:
             fetch(place, copy, seconds, max_bytes)
             return copy.read_bytes()
     try:
-        with open_regular(place) as file:
+        # A FIFO would wait for its writer.
+        if not stat.S_ISREG(os.stat(place).st_mode):
+            raise OSError(errno.EINVAL, "no regular file")
+        with open(place, "rb") as file:
             data = file.read(max_bytes + 1)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error

@@ -20,7 +20,7 @@ from fdtrain.data.members import BAD_LABEL, NO_LABEL, MemberReader
 from fdtrain.data.shard_table import FOLDER, Model, Shard
 from fdtrain.data.tar import BLOCK, check_header
 from fdtrain.errors import UserError, excerpt
-from fdtrain.files import open_regular, write_atomically
+from fdtrain.files import write_atomically
 
 COLUMNS = {"kind": "i1", "label": "<i4", "offset": "<i8", "size": "<i8"}
 WIDTH = sum(np.dtype(kind).itemsize for kind in COLUMNS.values())
@@ -92,12 +92,11 @@ def write(path: Path, data: bytes) -> None:
 def read(path: Path, shard: Shard, file: int, reader: MemberReader) -> Samples | None:
     """The samples of an open shard; None: it has no index, as those of earlier versions. Raises UserError: the index
     does not fit the shard. OSError: it cannot be read."""
-    try:
-        with open_regular(path) as index:
-            # No more than there is: a read allocates what it is asked for.
-            data = index.read(min(MAX_BYTES, os.fstat(index.fileno()).st_size))
-    except FileNotFoundError:
+    if not path.is_file():
         return None
+    with path.open("rb") as index:
+        # No more than there is: a read allocates what it is asked for.
+        data = index.read(min(MAX_BYTES, path.stat().st_size))
     try:
         return _samples(data, shard, file, reader)
     except (ValueError, RecursionError) as error:

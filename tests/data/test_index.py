@@ -93,13 +93,6 @@ def test_an_index_that_does_not_fit(folder, damage, reason):
     read(folder, shard=4)
 
 
-def test_an_index_that_cannot_be_read(folder):
-    (folder / INDEX).unlink()
-    (folder / INDEX).mkdir()
-    with pytest.raises(UserError, match=rf"{folder / INDEX} cannot be read \(no regular file\)"):
-        read(folder)
-
-
 def test_a_shard_that_is_changed_within_its_length(folder):
     path = folder / "train-000003.tar"
     data = path.read_bytes()
