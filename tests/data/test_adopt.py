@@ -1,10 +1,8 @@
 """Existing shards adopted without a copy: every image is the file's own, or refused as the packer would read it."""
 
-import bz2
 import gzip
 import io
 import json
-import lzma
 import os
 import re
 import tarfile
@@ -87,9 +85,7 @@ def same(folder, split: str, *tars: Path) -> list[int]:
     return labels.tolist()
 
 
-@pytest.mark.parametrize(
-    "image", ["png", "jpg", "jpeg", "webp", "npy", "PNG", "image.png", "sample.image.jpg", "a.b.webp"]
-)
+@pytest.mark.parametrize("image", ["jpeg", "webp", "npy", "PNG", "sample.image.jpg"])
 def test_every_image_is_the_files_own(tmp_path, image):
     tars = [shard(tmp_path / f"{i:03d}.tar", range(6 * i, 6 * i + 6), image) for i in range(2)]
     before = [(path.read_bytes(), path.stat().st_mtime_ns) for path in tars]
@@ -132,17 +128,14 @@ def test_img2dataset(tmp_path):
     [
         (lambda n: {"cls": [b"owl", b"cat\n", b" dog"][n % 3]}, None, ["cat", "dog", "owl"], [2, 0, 1, 2]),
         (lambda n: {"cls": b"%d" % (n + 8)}, None, [str(i) for i in range(12)], [8, 9, 10, 11]),
-        (lambda n: {"cls": b"n%08d" % (3 - n)}, None, [f"n{i:08d}" for i in range(4)], [3, 2, 1, 0]),
         (lambda n: {"cls": ["Köln", "Brno"][n % 2].encode()}, None, ["Brno", "Köln"], [1, 0, 1, 0]),
         (lambda n: {"json": b'{"label": %d}' % n}, None, list("0123"), [0, 1, 2, 3]),
         (lambda n: {"json": b'{"label": "%d"}' % n}, None, list("0123"), [0, 1, 2, 3]),
-        (lambda n: {"json": b'{"label": "x%d"}' % n}, None, ["x0", "x1", "x2", "x3"], [0, 1, 2, 3]),
         (lambda n: {"cls": b"1", "json": b'{"label": 0}'}, None, list("01"), [1, 1, 1, 1]),
         (lambda n: {"cls": b"1", "json": b'{"label": 0}'}, "json", ["0"], [0, 0, 0, 0]),
         (lambda n: {"cls": b"1"}, "", [], [-1] * 4),
         (lambda n: {"meta.json": b'{"c": "%d"}' % n, "txt": b"A"}, "meta.json:c", list("0123"), [0, 1, 2, 3]),
         (lambda n: {"target.cls": b"%d" % n}, None, list("0123"), [0, 1, 2, 3]),
-        (lambda n: {"json": b'{"caption": "x"}'}, None, [], [-1] * 4),
         (lambda n: {"json": b"not json"}, None, [], [-1] * 4),
         (lambda n: {"txt": b"5"}, None, [], [-1] * 4),
     ],
@@ -168,18 +161,14 @@ def anew(train, size, test=(), holdout=0, labels=None, **options):
         (lambda n: {"cls": b"1"} if n < 3 else {}, "'00003' has no label .cls., others have one"),
         (lambda n: {"cls": b"1"} if n else {}, "'00001' has a label .cls., the first samples have none"),
         (lambda n: {"cls": b"1" if n < 3 else b""}, "'cls' holds no label"),
-        (lambda n: {"cls": b"1" if n < 3 else b"\xff"}, "'cls' holds no label"),
         (lambda n: {"cls": b"a" if n < 3 else b"\x1b[2J"}, "is no name of a class"),
-        (lambda n: {"cls": b"a" if n < 3 else b"a" * 5000}, "is no name of a class"),
         (lambda n: {"cls": b"%d" % (n - 1)}, "negative labels"),
         (lambda n: {"cls": b"1" if n < 3 else b"9" * 9}, "label 999999999, but at most"),
         (lambda n: {"json": b'{"label": 1}' if n < 3 else b"{}"}, "no label .field 'label' of json."),
         (lambda n: {"json": b'{"label": 1}' if n < 3 else b'{"label": 1.5}'}, "neither a text nor a whole number"),
-        (lambda n: {"json": b'{"label": 1}' if n < 3 else b'{"label": true}'}, "neither a text nor a whole number"),
         (lambda n: {"json": b'{"label": 1}' if n < 3 else b"[" * 100_000}, "'json' holds no label"),
         (lambda n: {"a.cls": b"1", "b.cls": b"2"}, "several labels .a.cls, b.cls.. Choose one with --labels"),
         (lambda n: {"cls": b"%d.0" % n}, "'cls' holds 0.0, no whole number"),
-        (lambda n: {"json": b'{"label": "1.5e3"}'}, "'json' holds 1.5e3, no whole number"),
         (lambda n: {"cls": b"1"}, "--labels cls:x: only JSON has fields"),
     ],
 )
@@ -215,7 +204,6 @@ def long_text() -> PngImagePlugin.PngInfo:
 
 
 GOOD = [("0.png", encoded(0, "png"))]
-COMPRESSORS = (gzip.compress, bz2.compress, lzma.compress)
 ANEW = rf"'1': .*\. Pack all anew with --size {SIZE}\."
 CROP = rf"'1' has [69]x[89] pixels, expected {SIZE}x{SIZE}.*ask for one size with --size\."
 
@@ -225,8 +213,6 @@ CROP = rf"'1' has [69]x[89] pixels, expected {SIZE}x{SIZE}.*ask for one size wit
     [
         # Packed anew only.
         ([("1.jpg", file_of("RGB", "jpeg", exif=exif(3)))], ANEW),
-        ([("1.png", file_of("RGB", exif=exif(6)))], ANEW),
-        ([("1.webp", file_of("RGB", "webp", lossless=True, exif=exif(2)))], ANEW),
         ([("1.png", file_of("L"))], ANEW),
         ([("1.jpg", file_of("RGB", "jpeg", size=(8, 6), exif=exif(6)))], CROP),
         ([("1.npy", npy(pixels(1, 9)))], CROP),
@@ -238,13 +224,10 @@ CROP = rf"'1' has [69]x[89] pixels, expected {SIZE}x{SIZE}.*ask for one size wit
         ([("1.npy", npy(pixels(1).astype(np.uint16)))], "array of uint16 .* images are uint8"),
         ([("1.npy", npy(np.asfortranarray(pixels(1))))], "not an npy array .*Fortran order"),
         ([("1.npy", npy(np.array([{}], dtype=object)[:0]))], "not an npy array .array of object"),
-        ([("1.npy", npy(pixels(1))[:-1])], "array of uint8 .* in 319 bytes"),
         # Keys.
         ([("0.png", encoded(1, "png"))], r"'0' has two members 'png'"),
         ([("1.png", encoded(1, "png")), ("0.png", encoded(2, "png"))], "'0' comes twice, or its members do not follow"),
-        ([("1.png", encoded(1, "png")), ("0.cls", b"1")], "'0' comes twice, or its members do not follow"),
         ([("1.txt", b"no image")], "'1' has no image"),
-        ([("README.md", b"hello")], "'README' has no image"),
         (
             [("1.jpg", encoded(1, "jpg")), ("1.png", encoded(1, "png"))],
             r"'1' has several images \(jpg, png\).* --image",
@@ -390,6 +373,9 @@ def test_shards_in_two_folders_with_one_name(tmp_path):
     ]
     same(tmp_path / "set", "train", *train)
     same(tmp_path / "set", "test", test)
+    test.write_bytes(train[0].read_bytes())
+    with pytest.raises(UserError, match="are the same, byte for byte"):
+        adopted(tmp_path / "again", *train, test=[test])
 
 
 def test_a_data_set_above_its_shards_can_be_moved(tmp_path):
@@ -402,28 +388,21 @@ def test_a_data_set_above_its_shards_can_be_moved(tmp_path):
 PLACES = [
     ("0.tar 1.tar", ".", "", "train: 0.tar 1.tar"),
     ("0.tar 1.tar 2.tar", "{2..1}.tar", "0.tar", "train: 2.tar 1.tar; test: 0.tar"),
-    ("a/0.tar b/0.tar", "*/0.tar", "", "train: a/0.tar b/0.tar"),
     ("a/0.tar b/0.tar", "a b/*", "", "train: a/0.tar b/0.tar"),
     ("a/0.tar v/0.tar", "a", "v", "train: a/0.tar; test: v/0.tar"),
     ("x/train/0.tar x/val/0.tar", "x", "", "train: x/train/0.tar; valid: x/val/0.tar"),
     ("i-train-0.tar i-validation-0.tar", ".", "", "train: i-train-0.tar; valid: i-validation-0.tar"),
     ("train0.tar test0.tar", "*.tar", "", "train: train0.tar; test: test0.tar"),
     ("train0.tar x.tar", ".", "", "train: train0.tar x.tar"),
-    ("val/0.tar", "val", "", "train: val/0.tar"),
     ("{0..1}.tar", "{0..1}.tar", "", "train: {0..1}.tar"),
     ("", "0.tar", "", "no file 0.tar"),
-    ("", "*.tar", "", "no file"),
-    ("0.tar", "{0..1}.tar", "", "no file 1.tar"),
     ("0.tar", "{0..1.tar", "", "has a '{' without its other"),
     ("a/x.png", "a", "", "holds no shards .* fdtrain pack images"),
     ("0.tar", "0.tar ./0.tar", "", "named twice, for train and for train"),
-    ("0.tar", "*.tar", "0.tar", "named twice, for train and for test"),
     ("0.tar test.tar", ".", "", "which shards are to train on"),
-    ("val/0.tar test/1.tar", ".", "", "which shards are to train on"),
     ("train-val.tar test.tar", ".", "", "train-val.tar: which split"),
     ("", "pipe:true", "", "commands .pipe:. cannot be adopted"),
     ("", "https://host/*.tar", "", "servers are not searched"),
-    ("", "https://host/shards/", "", "servers are not searched"),
     ("", "https://host/0.tar?${NO_SUCH_VARIABLE}", "", "the environment does not have"),
 ]
 
@@ -445,7 +424,7 @@ def test_names_of_shards(tmp_path, monkeypatch, files, train, test, expected):
 @pytest.mark.parametrize(
     ("damage", "complaint"),
     [
-        *((compress, "is compressed: no sample in it can be read in place") for compress in COMPRESSORS),
+        (gzip.compress, "is compressed: no sample in it can be read in place"),
         (lambda data: b"", "cannot be read as a tar file .cannot mmap an empty file.. Fetch or make it again"),
         (lambda data: data[:1500], "cut short"),
         (lambda data: 2 * data, "goes on after its end at byte .*: several archives in one file"),
@@ -472,30 +451,17 @@ def test_names_that_a_description_cannot_have(tmp_path, file, image, complaint):
         adopted(tmp_path / "set", path)
 
 
-def test_the_same_shard_under_two_names(tmp_path):
-    path = shard(tmp_path / "0.tar", range(3))
-    (tmp_path / "1.tar").write_bytes(path.read_bytes())
-    with pytest.raises(UserError, match="are the same, byte for byte"):
-        adopted(tmp_path / "set", tmp_path / "0.tar", test=[tmp_path / "1.tar"])
-
-
 def test_a_holdout_is_of_whole_shards(tmp_path):
     tars = [shard(tmp_path / f"{i}.tar", range(3 * i, 3 * i + 3)) for i in range(5)]
     description = adopted(tmp_path / "set", *tars, holdout=4)
     assert (description.images("train"), description.images("test")) == (9, 6)
-    again = adopted(tmp_path / "again", *tars, holdout=4)
-    assert again.splits == description.splits
+    assert adopted(tmp_path / "again", *tars, holdout=4).splits == description.splits
+    with pytest.raises(UserError, match="holds a data set already"):
+        adopted(tmp_path / "again", *tars)
     new = pack(anew(tars, SIZE, holdout=4), tmp_path / "new")
     assert (new.images("train"), new.images("test")) == (9, 6)
     with pytest.raises(UserError, match=r"takes whole shards, and would leave none\. Hold out about"):
         adopted(tmp_path / "most", *tars, holdout=13)
-
-
-def test_a_data_set_is_not_replaced(tmp_path):
-    path = shard(tmp_path / "0.tar", range(3))
-    adopted(tmp_path, path)
-    with pytest.raises(UserError, match="holds a data set already"):
-        adopted(tmp_path, path)
 
 
 def test_checked_shards_are_not_checked_again(tmp_path, monkeypatch):
@@ -521,15 +487,11 @@ def test_checked_shards_are_not_checked_again(tmp_path, monkeypatch):
     assert sorted(os.listdir(tmp_path / "set")) == ["dataset.json", "index"]
 
 
-def served(folder: Path):
-    return Flaky(folder).serve()
-
-
 def test_presigned_urls(tmp_path, capsys, monkeypatch):
     """Credentials are in one private file, which data.path names; nowhere else, and in no message."""
     tars = [shard(tmp_path / "in" / f"{i}.tar", range(3 * i, 3 * i + 3)) for i in range(2)]
     monkeypatch.setenv("SIGNATURE", "sig=SECRET")
-    with served(tmp_path / "in") as url:
+    with Flaky(tmp_path / "in").serve() as url:
         urls = tmp_path / "urls.txt"
         urls.write_text(f"# signed\n{url}/1.tar?X-Amz-Signature=SECRET1&part=1\n")
         adopted(tmp_path / "set", f"{url}/0.tar?${{SIGNATURE}}", urls)
@@ -545,12 +507,12 @@ def test_presigned_urls(tmp_path, capsys, monkeypatch):
     assert "SECRET" not in "".join(capsys.readouterr())
 
 
-@pytest.mark.parametrize("place", ["/etc/passwd", "file:///etc/passwd", "local:///etc/passwd"])
+@pytest.mark.parametrize("place", ["/etc/passwd", "local:///etc/passwd"])
 def test_a_remote_description_reads_no_files_of_this_machine(tmp_path, place):
     shard(tmp_path / "set" / "0.tar", range(3))
     adopted(tmp_path / "set", tmp_path / "set" / "0.tar")
     file = tmp_path / "set" / "dataset.json"
-    with served(tmp_path / "set") as url:
+    with Flaky(tmp_path / "set").serve() as url:
         same(url, "train", tmp_path / "set" / "0.tar")
         content = json.loads(file.read_text())
         content["splits"]["train"][0]["place"] = place

@@ -1,6 +1,5 @@
 """Packing itself: the same bytes whatever the workers, going on after a kill, and one packer to a folder."""
 
-import dataclasses
 import os
 import re
 import resource
@@ -25,7 +24,7 @@ from fdtrain.data import shard_table, writer
 from fdtrain.data.dataset import read_description
 from fdtrain.data.pack import pack
 from fdtrain.data.shard_store import PackRequest, ShardStore
-from fdtrain.data.sources.digits import digits, in_memory
+from fdtrain.data.sources.digits import in_memory
 from fdtrain.data.sources.picture import exactly
 from fdtrain.data.sources.published import cifar10
 from fdtrain.data.sources.source import Part, Source, even
@@ -70,13 +69,6 @@ def test_workers_do_without_torch():
     """Which takes each of them seconds to import."""
     code = "import fdtrain.commands.pack, sys; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
-
-
-def test_packing_again_changes_nothing(tmp_path, cifar):
-    first = pack(cifar10(cifar), tmp_path / "out")
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
-    assert pack(cifar10(cifar), tmp_path / "out") == first
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == before
 
 
 def test_a_killed_pack_goes_on_with_other_workers(tmp_path):
@@ -140,21 +132,6 @@ def test_an_interrupt_says_how_to_go_on(tmp_path, capsys):
     assert read_description(tmp_path / "out").images("train") == 100
 
 
-def test_a_broken_image_leaves_a_pack_that_goes_on(tmp_path, capsys):
-    """The error of a worker arrives as one line, and mending the image is enough."""
-    folder = image_folder(tmp_path / "in", {f"{i}.png": data for i, data in enumerate(pictures(8, 8))})
-    whole = (folder / "5.png").read_bytes()
-    (folder / "5.png").write_bytes(whole[:60] + bytes(20) + whole[80:])
-    arguments = ["images", folder, tmp_path / "out", "--shard-images", 2, "--workers", 2]
-    assert tool(*arguments) == 2
-    told = capsys.readouterr().err
-    assert "5.png is a broken image" in told
-    assert "Traceback" not in told
-    (folder / "5.png").write_bytes(whole)
-    tool(*arguments)
-    assert read_description(tmp_path / "out").images("train") == 8
-
-
 def test_a_shard_that_changed_is_packed_again(tmp_path, cifar, monkeypatch, caplog):
     pack(cifar10(cifar), tmp_path / "whole", shard_images=3)
     out = tmp_path / "out"
@@ -212,8 +189,11 @@ def test_a_finished_pack_is_replaced_only_when_that_is_asked_for(tmp_path, monke
     assert contents(out) == {**contents(tmp_path / "fresh"), "notes.txt": b"mine"}
 
 
-def test_a_finished_folder_that_lost_a_shard(tmp_path, cifar):
-    pack(cifar10(cifar), tmp_path / "out")
+def test_packing_again_changes_nothing_and_misses_a_shard(tmp_path, cifar):
+    first = pack(cifar10(cifar), tmp_path / "out")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+    assert pack(cifar10(cifar), tmp_path / "out") == first
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == before
     (tmp_path / "out" / "train-000000.tar").unlink()
     with pytest.raises(UserError, match=r"train-000000.tar is listed in dataset.json but missing"):
         pack(cifar10(cifar), tmp_path / "out")
@@ -225,6 +205,8 @@ def test_two_packers_of_one_folder(tmp_path, cifar):
         pack(cifar10(cifar), tmp_path / "out")
     pack(cifar10(cifar), tmp_path / "out")
     assert not (tmp_path / "out" / lock.FILE).exists()
+    with pytest.raises(UserError, match="cannot be a folder of shards"):
+        pack(cifar10(cifar), cifar)
 
 
 def killed() -> int:
@@ -298,12 +280,11 @@ def bad_folder(root: Path, images: int, bad: set[int]) -> Path:
     return image_folder(root, files)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_all_bad_images_are_reported_together(tmp_path, workers):
+def test_all_bad_images_are_reported_together(tmp_path):
     bad = set(range(0, 60, 2))
     folder = bad_folder(tmp_path / "in", 60, bad)
     with pytest.raises(UserError) as caught:
-        pack(image_source(folder), tmp_path / "out", shard_images=5, workers=workers)
+        pack(image_source(folder), tmp_path / "out", shard_images=5, workers=2)
     first, *lines = str(caught.value).splitlines()
     assert first == "30 images of in cannot be packed. The first 20:"
     assert len(lines) == len(set(lines)) == 20
@@ -363,11 +344,6 @@ def stop_after_counting(function, tasks, workers):
         yield function(*task)
 
 
-def test_a_file_in_place_of_the_folder(tmp_path, cifar):
-    with pytest.raises(UserError, match="cannot be a folder of shards"):
-        pack(cifar10(cifar), cifar)
-
-
 def test_tool_prints_what_it_packed(tmp_path, cifar, capsys):
     assert tool("cifar10", cifar, tmp_path / "out", "--workers", 1) == 0
     told = capsys.readouterr()
@@ -393,9 +369,9 @@ def test_moved_sources_go_on(tmp_path):
     assert str(tmp_path) not in (tmp_path / "out" / "dataset.json").read_text()
 
 
-@pytest.mark.parametrize("split", ["../victim", "a/b", ".hidden", "数字"])
+@pytest.mark.parametrize("split", ["../victim", ".hidden", "数字"])
 def test_a_split_that_a_file_names_is_no_path(tmp_path, split):
-    source = dataclasses.replace(digits(), splits={split: digits().splits["test"]})
+    source = Source("some", "named", exactly(8, 3), [], {split: []})
     with pytest.raises(UserError, match=r"cannot stand in dataset.json as splits\."):
         pack(source, tmp_path / "out")
     assert [path.name for path in tmp_path.rglob("*")] == ["out"]
