@@ -23,48 +23,39 @@ def source(path: Path, test: Path | None = None, **choice):
     return arrays(path, test, "some", ArrayChoice(**choice))
 
 
-def npz(path: Path, compressed: bool = False, **content: np.ndarray) -> Path:
-    (np.savez_compressed if compressed else np.savez)(path, **content)
+def npz(path: Path, **content: np.ndarray) -> Path:
+    np.savez(path, **content)
     return path
 
 
-def test_samples_of_adm(tmp_path):
-    np.savez(tmp_path / "samples_12x8x8x3.npz", IMAGES, LABELS)
-    description = pack(source(tmp_path / "samples_12x8x8x3.npz"), tmp_path / "out", shard_images=5)
-    assert description.classes == ["0", "1", "2"]
-    assert description.source == "samples_12x8x8x3.npz"
-    same(tmp_path / "out", "train", IMAGES, LABELS.tolist())
-    np.savez(tmp_path / "VIRTUAL_test.npz", IMAGES)
-    pack(source(tmp_path / "VIRTUAL_test.npz"), tmp_path / "unlabelled")
-    same(tmp_path / "unlabelled", "test", IMAGES, None)
+CUT = {"train": slice(0, 7), "val": slice(7, 9), "test": slice(9, 12)}
+MEDMNIST = {f"{split}_images": IMAGES[part] for split, part in CUT.items()}
+MEDMNIST |= {f"{split}_labels": LABELS[part, None].astype(np.uint8) for split, part in CUT.items()}
+GREY = IMAGES[..., 0]
+KERAS = {"x_test": GREY[8:], "x_train": GREY[:8], "y_train": LABELS[:8], "y_test": LABELS[8:]}
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("workers", [1, 2])
-def test_medmnist(tmp_path, channels, workers, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "content", "channels", "expected"),
+    [
+        ("samples_12x8x8x3.npz", {"arr_0": IMAGES, "arr_1": LABELS}, 3, {"train": slice(None)}),
+        ("pathmnist.npz", MEDMNIST, 3, {"train": CUT["train"], "valid": CUT["val"], "test": CUT["test"]}),
+        ("mnist.npz", KERAS, 1, {"train": slice(0, 8), "test": slice(8, 12)}),
+    ],
+)
+def test_published_layouts(tmp_path, monkeypatch, name, content, channels, expected):
+    """Of ADM and EDM, MedMNIST, Keras."""
     monkeypatch.setattr(module, "STRETCH", 3)
-    images = IMAGES if channels == 3 else IMAGES[..., 0]
-    content, cut = {}, {"train": slice(0, 7), "val": slice(7, 9), "test": slice(9, 12)}
-    for split, part in cut.items():
-        content[f"{split}_images"] = images[part]
-        content[f"{split}_labels"] = LABELS[part, None].astype(np.uint8)
-    path = npz(tmp_path / "pathmnist.npz", compressed=True, **content)
-    description = pack(source(path, classes=["a", "b", "c"]), tmp_path / "out", workers=workers)
-    assert (list(description.splits), description.classes) == (["train", "valid", "test"], ["a", "b", "c"])
-    expected = IMAGES if channels == 3 else IMAGES[..., :1]
-    for split, part in cut.items():
-        same(tmp_path / "out", "valid" if split == "val" else split, expected[part], LABELS[part].tolist())
+    np.savez_compressed(tmp_path / name, **content)
+    description = pack(source(tmp_path / name, classes=["a", "b", "c"]), tmp_path / "out", shard_images=5)
+    assert (list(description.splits), description.classes) == (list(expected), ["a", "b", "c"])
+    assert description.source == name
+    for split, part in expected.items():
+        same(tmp_path / "out", split, IMAGES[part, ..., :channels], LABELS[part].tolist())
 
 
-def test_keras(tmp_path):
-    content = {"x_test": IMAGES[8:, ..., 0], "x_train": IMAGES[:8, ..., 0], "y_train": LABELS[:8], "y_test": LABELS[8:]}
-    pack(source(npz(tmp_path / "mnist.npz", **content)), tmp_path / "out")
-    same(tmp_path / "out", "train", IMAGES[:8, ..., :1], LABELS[:8].tolist())
-    same(tmp_path / "out", "test", IMAGES[8:, ..., :1], LABELS[8:].tolist())
-
-
-def test_cifar10_1(tmp_path):
-    """A pair of files, with those of another version beside it."""
+def test_a_pair_of_npy(tmp_path):
+    """CIFAR-10.1, with another version beside it."""
     for version, shift in (("v4", 1), ("v6", 0)):
         np.save(tmp_path / f"cifar10.1_{version}_data.npy", IMAGES)
         np.save(tmp_path / f"cifar10.1_{version}_labels.npy", (LABELS + shift).astype(np.int64))
@@ -113,11 +104,9 @@ def test_images_of_other_shapes_are_fitted(tmp_path):
         ({"arr_0": IMAGES.astype(np.float32)}, "an array of float32"),
         ({"arr_0": IMAGES[0, 0]}, r"an array of uint8 of shape \(3,\)"),
         ({"arr_0": np.zeros((3, 8, 8, 8), np.uint8)}, r"an array of uint8 of shape \(8, 8, 8\)"),
-        ({"arr_0": np.zeros((3, 8, 8, 4), np.uint8)}, r"shape \(8, 8, 4\)"),
         ({"arr_0": IMAGES[:0]}, "no images"),
         ({"arr_0": np.zeros((3, 0, 0), np.uint8)}, r"shape \(0, 0, 1\)"),
         ({"arr_0": IMAGES, "arr_1": LABELS[:-1]}, r"labels of int64 of shape \(11,\), expected .* 12 images"),
-        ({"arr_0": IMAGES, "arr_1": np.zeros((12, 14), np.uint8)}, r"labels of uint8 of shape \(12, 14\)"),
         ({"arr_0": IMAGES, "arr_1": LABELS / 2}, "labels of float64"),
         ({"arr_0": IMAGES, "arr_1": np.full(12, 1 << 40)}, "at most 1048576 classes"),
         ({"arr_0": IMAGES, "arr_1": np.full(12, 1 << 63, np.uint64)}, "label 9223372036854775808"),
@@ -142,31 +131,22 @@ GOOD = npy(IMAGES)
 LONG_HEADER = b"\x93NUMPY\x02\x00" + struct.pack("<I", 1 << 31) + b"{" * 100 + bytes(1 << 26)
 HOSTILE = {
     "huge": GOOD.replace(b"(12, 8, 8, 3)", b"(99999999, 8, 8, 3)").replace(b"        \n", b"\n", 1),
-    "overflow": GOOD.replace(b"(12, 8, 8, 3)", b"(4294967296, 4294967296)"),
     "negative": GOOD.replace(b"(12, 8, 8, 3)", b"(-12, -8, 8, 3)"),
-    "longer": GOOD + b"x",
     "shorter": GOOD[:-1],
     "a header of two gigabytes": LONG_HEADER,
     "code": GOOD.replace(b"(12, 8, 8, 3)", b"__import__('os')"),
     "version 9": GOOD.replace(b"NUMPY\x01", b"NUMPY\x09"),
     "empty": b"",
-    "a pickle": b"\x80\x04\x95",
 }
 
 
-@pytest.mark.parametrize("form", ["npy", "npz"])
 @pytest.mark.parametrize("what", HOSTILE)
-def test_headers_that_lie(tmp_path, what, form):
-    data = HOSTILE[what]
-    assert data != GOOD
-    if form == "npy":
-        path = tmp_path / "data.npy"
-        path.write_bytes(data)
-    else:
-        path = tmp_path / "data.npz"
-        path.write_bytes(zip_bytes([("arr_0.npy", data)]))
-    with pytest.raises(UserError, match=r"is not a plain array"):
-        source(path)
+def test_headers_that_lie(tmp_path, what):
+    (tmp_path / "data.npy").write_bytes(HOSTILE[what])
+    (tmp_path / "data.npz").write_bytes(zip_bytes([("arr_0.npy", HOSTILE[what])]))
+    for name in ("data.npy", "data.npz"):
+        with pytest.raises(UserError, match=r"is not a plain array"):
+            source(tmp_path / name)
 
 
 @pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])

@@ -1,6 +1,5 @@
 """Folders and archives of images as people have them: splits, links, rotated pictures, labels beside images."""
 
-import gzip
 import json
 import os
 import tarfile
@@ -30,7 +29,7 @@ def packed(path: Path, out: Path, **options) -> dict[str, set]:
     return {split: by_content(*unpacked(out, split)) for split in description.splits}
 
 
-@pytest.mark.parametrize("wrapper", ["", "photos/", "photos/data/"])
+@pytest.mark.parametrize("wrapper", ["", "photos/data/"])
 @pytest.mark.parametrize(("train", "held_out", "split"), [("train", "test", "test"), ("Train", "Validation", "valid")])
 def test_train_and_test_inside_are_splits(tmp_path, wrapper, train, held_out, split):
     files = {f"{wrapper}{train}/{'ab'[i % 2]}/{i}.png": FILES[i] for i in range(8)}
@@ -41,15 +40,12 @@ def test_train_and_test_inside_are_splits(tmp_path, wrapper, train, held_out, sp
         image_source(tmp_path / "in", holdout=2)
 
 
-def test_a_split_of_one_class_keeps_its_class(tmp_path):
+def test_a_split_of_one_class_or_of_none(tmp_path):
     files = {f"train/{'ab'[i % 2]}/{i}.png": FILES[i] for i in range(8)}
     files |= {f"test/b/{i}.png": FILES[i] for i in range(8, 10)}
-    assert packed(image_folder(tmp_path / "in", files), tmp_path / "out")["test"] == by_content(PICTURES[8:10], [1, 1])
-
-
-def test_splits_without_classes(tmp_path):
+    assert packed(image_folder(tmp_path / "one", files), tmp_path / "a")["test"] == by_content(PICTURES[8:10], [1, 1])
     files = {f"{'train/images' if i < 8 else 'valid'}/{i}.png": FILES[i] for i in range(12)}
-    found = packed(image_folder(tmp_path / "in", files), tmp_path / "out")
+    found = packed(image_folder(tmp_path / "none", files), tmp_path / "b")
     assert found == {"train": by_content(PICTURES[:8], [-1] * 8), "valid": by_content(PICTURES[8:], [-1] * 4)}
 
 
@@ -57,7 +53,6 @@ def test_splits_without_classes(tmp_path):
     ("folders", "message"),
     [
         (["train", "test", "cat"], "test, train, beside cat: are they splits or classes"),
-        (["cat", "dog", "test"], "folders test, beside cat, dog"),
         (["test", "val"], "folders test, val: are they"),
         (["train", "val", "validation"], "folders train, val, validation: are they"),
     ],
@@ -107,7 +102,6 @@ def test_skipped_files_are_counted(tmp_path):
     ("name", "target", "message"),
     [
         ("cat/again", ".", "leads to the same folder as"),
-        ("cat/again", "..", "leads to the same folder as"),
         ("dog", "cat", "leads to the same folder as"),
         ("again", "again", r"again is a link to nothing \(Too many levels of symbolic links\)"),
         ("b.png", "absent.png", "b.png is a link to nothing"),
@@ -129,7 +123,7 @@ def test_links_to_other_folders_and_files_are_followed(tmp_path):
     assert found["train"] == by_content(PICTURES[[0, 1, 1]], [0, 0, 1])
 
 
-@pytest.mark.parametrize(("source", "place"), [("images", "in"), ("images", "in/x.png"), ("hub", "in/x.parquet")])
+@pytest.mark.parametrize(("source", "place"), [("images", "in"), ("hub", "in/x.parquet")])
 def test_fifos_do_not_hang(tmp_path, source, place, capsys):
     if place != "in":
         image_folder(tmp_path / "in", {"a.png": FILES[0]})
@@ -142,11 +136,8 @@ def test_fifos_do_not_hang(tmp_path, source, place, capsys):
     ("name", "message"),
     [
         ("a.parquet", r"a\.parquet are not read here: fdtrain pack hub FOLDER reads them"),
-        ("train-images-idx3-ubyte.gz", "fdtrain pack idx FOLDER"),
         ("x/data.mdb", r"data\.mdb are not read here: write its images into a folder"),
-        ("x/train_32x32.mat", "numpy.savez"),
         ("x/mnist-train.tfrecord-00000-of-00001", "numpy.savez"),
-        ("a.tif", "convert them to PNG"),
     ],
 )
 def test_what_else_reads_other_files(tmp_path, name, message):
@@ -175,15 +166,6 @@ def test_a_rotated_picture_is_cropped_upright(tmp_path):
 
 
 @pytest.mark.parametrize("compress", [False, True])
-def test_a_tar_that_goes_on_after_its_end(tmp_path, compress):
-    """What else a damaged tar may be: test_tar.py."""
-    data = 2 * tar_bytes([("a.png", FILES[0])])
-    (tmp_path / "in.tar").write_bytes(gzip.compress(data) if compress else data)
-    with pytest.raises(UserError, match=r"in\.tar cannot be read .*several archives in one file"):
-        members(tmp_path / "in.tar")
-
-
-@pytest.mark.parametrize("compress", [False, True])
 def test_links_in_tars_stand_for_their_files(tmp_path, compress):
     content = [
         ("cat/later.png", b"", tarfile.SYMTYPE, "../dog/a.png"),
@@ -201,7 +183,7 @@ def test_links_in_tars_stand_for_their_files(tmp_path, compress):
         assert len(packed(tmp_path / "in.tar", tmp_path / "out")["train"]) == 2
 
 
-@pytest.mark.parametrize("target", ["absent.png", "b.png", "/etc/passwd"])
+@pytest.mark.parametrize("target", ["b.png", "/etc/passwd"])
 def test_links_in_tars_to_nothing(tmp_path, target):
     links = (("a.png", target), ("b.png", "a.png"))
     write_tar(tmp_path / "in.tar", [(name, b"", tarfile.SYMTYPE, link) for name, link in links])
@@ -217,8 +199,7 @@ def test_two_files_of_one_name(tmp_path, made):
         members(tmp_path / "in")
 
 
-@pytest.mark.parametrize("container", ["tar", "folder"])
-@pytest.mark.parametrize("extension", ["cls", "json"])
+@pytest.mark.parametrize(("container", "extension"), [("tar", "cls"), ("folder", "json")])
 def test_labels_of_webdataset_shards(tmp_path, container, extension):
     files = {}
     for i, data in enumerate(FILES):
@@ -245,11 +226,9 @@ def test_captions_are_no_labels(tmp_path):
         ({"0.cls": b"0"}, "1.png has no label, .*0.png has one. Label all images, or none"),
         ({"0.cls": b"cat", "1.cls": b"dog"}, "0.cls holds no whole number as a label.*give each class a folder"),
         ({"0.json": b'{"label": "cat"}', "1.json": b"{}"}, "0.json holds no whole number"),
-        ({"0.json": b'{"label": 1.5}', "1.json": b"{}"}, "0.json holds no whole number"),
         ({"0.json": b"[" * 10000, "1.json": b"{}"}, "0.json holds no whole number"),
         ({"0.cls": b"9" * 19, "1.cls": b"0"}, "at most 1048576 classes"),
         ({"0.cls": b"-7", "1.cls": b"0"}, "label -7, expected a number from 0"),
-        ({"0.cls": bytes(2000), "1.cls": b"0"}, "0.cls holds no whole number"),
     ],
 )
 def test_labels_beside_images_that_are_none(tmp_path, files, message):

@@ -3,7 +3,6 @@
 import os
 import pickle
 import struct
-import subprocess
 import sys
 import tarfile
 import zipfile
@@ -45,18 +44,15 @@ def evils(mark: Path) -> list[object]:
     write = f"open({str(mark)!r}, 'w')"
     return [
         Evil(exec, write),
-        Evil(eval, write),
         Evil(open, str(mark), "w"),
         Evil(os.system, f"touch {mark}"),
-        Evil(subprocess.call, ["touch", str(mark)]),
         Evil(__import__, "antigravity"),
-        Evil(np.load, str(mark)),
         Evil(np.memmap, str(mark), np.uint8, "w+", 0, (4,)),
     ]
 
 
-@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-@pytest.mark.parametrize("number", range(8))
+@pytest.mark.parametrize("protocol", [0, 2, pickle.HIGHEST_PROTOCOL])
+@pytest.mark.parametrize("number", range(5))
 def test_a_malicious_pickle_does_not_run(tmp_path, number, protocol):
     mark = tmp_path / "mark"
     data = pickle.dumps({"data": evils(mark)[number], "labels": []}, protocol)
@@ -66,13 +62,11 @@ def test_a_malicious_pickle_does_not_run(tmp_path, number, protocol):
     assert "antigravity" not in sys.modules
 
 
-def test_the_marks_would_be_left_by_pickle_itself(tmp_path):
-    pickle.loads(pickle.dumps(evils(tmp_path / "mark")[0]))
-    assert (tmp_path / "mark").exists()
-
-
 def test_a_malicious_archive_does_not_run(tmp_path):
     mark = tmp_path / "mark"
+    pickle.loads(pickle.dumps(evils(mark)[0]))
+    # It would be left by pickle itself.
+    mark.unlink()
     pub.cifar10(tmp_path / "cifar-10-python.tar.gz")
     with tarfile.open(tmp_path / "cifar-10-python.tar.gz") as tar:
         files = {m.name: tar.extractfile(m).read() for m in tar if m.isreg()}
@@ -85,15 +79,11 @@ def test_a_malicious_archive_does_not_run(tmp_path):
 
 OBJECTS = [
     np.array([{"a": 1}], dtype=object),
-    np.array(["text"]),
     np.zeros(2, dtype=[("a", "u1"), ("b", "f4")]),
     np.zeros((3, 4), order="F"),
     np.ma.zeros(3),
     np.float64(1.0),
-    np.datetime64("2020-01-01"),
     {1, 2},
-    complex(1, 2),
-    bytearray(b"x"),
     OSError(),
 ]
 
@@ -104,8 +94,8 @@ def test_only_arrays_of_numbers(tmp_path, value):
         load(tmp_path / "some.pkl", pub.python3_pickle({"data": value}))
 
 
-@pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4])
-@pytest.mark.parametrize("dtype", ["u1", "i8", ">i4", "f4", "<f8", "?"])
+@pytest.mark.parametrize("protocol", [0, 2, 3, 4])
+@pytest.mark.parametrize("dtype", ["u1", ">i4", "<f8", "?"])
 def test_arrays_come_out_as_they_went_in(tmp_path, protocol, dtype):
     array = (np.arange(24).reshape(2, 3, 4) % 7).astype(dtype)
     found = load(tmp_path / "some.pkl", pub.python3_pickle({"data": array, "labels": [1, 300, 2**40]}, protocol))
@@ -135,8 +125,6 @@ PROGRAMS = {
     "an extension code": program(b"\x82\x01"),
     "a terabyte of bytes": b"\x80\x04\x8e" + (2**40).to_bytes(8, "little") + b"x",
     "a slot of the memo far away": program(b"K\x01r" + struct.pack("<I", 2**31 - 1)),
-    "nothing": b"",
-    "no pickle": b"hello",
     "cut short": pub.python3_pickle({"data": np.zeros(100)})[:-50],
     "a list": pickle.dumps([1]),
 }
@@ -159,13 +147,10 @@ def batch(folder: Path, content: dict) -> Part:
     ("content", "message"),
     [
         ({"labels": [1]}, "has no 'data' and 'labels'"),
-        ({"data": np.zeros((1, 3072), np.uint8)}, "has no 'data' and 'labels'"),
         ({"data": np.zeros((1, 12288), np.uint8), "labels": [1]}, r"data of shape \(1, 12288\)"),
         ({"data": np.zeros((1, 3072)), "labels": [1]}, "type float64"),
         ({"data": np.zeros((2, 3072), np.uint8), "labels": [1]}, "labels that are not 2 whole numbers"),
         ({"data": np.zeros((2, 3072), np.uint8), "labels": [0, 5]}, "labels 0 to 5, expected 1 to 10"),
-        ({"data": np.zeros((2, 3072), np.uint8), "labels": [1, 11]}, "labels 1 to 11"),
-        ({"data": np.zeros((1, 3072), np.uint8), "labels": ["x"]}, "labels that are not 1 whole"),
         ({"data": np.zeros((1, 3072), np.uint8), "labels": [1.5]}, "labels that are not 1 whole"),
         ({"data": np.zeros((1, 3072), np.uint8), "labels": [[1], [2, 3]]}, "labels that are not 1 whole"),
     ],
@@ -202,12 +187,6 @@ def test_imagenet_versions_are_not_mistaken(tmp_path):
         imagenet_new([*zips, zips[1]], 32)
     with pytest.raises(UserError, match="Is it the published file of this size"):
         pack(imagenet_new(zips, 64), tmp_path / "out")
-
-
-def test_cifar_without_a_batch(tmp_path):
-    pub.write_tar(tmp_path / "c.tar.gz", {"cifar-10-batches-py/data_batch_1": b""}, "w:gz")
-    with pytest.raises(UserError, match=r": no batches.meta, data_batch_2"):
-        cifar10(tmp_path / "c.tar.gz")
 
 
 def test_archives_cut_short(tmp_path):
@@ -253,8 +232,7 @@ def test_encrypted_and_compressed_archives(tmp_path):
         archive.read(archive.members(path)[0])
 
 
-@pytest.mark.parametrize("side", [8193, 60_000])
-@pytest.mark.parametrize("resize", [None, 64])
+@pytest.mark.parametrize(("side", "resize"), [(8193, None), (60_000, 64)])
 def test_absurd_sizes_are_refused_by_the_header(tmp_path, side, resize):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "bomb.png").write_bytes(raw_png(side, side, (b"IDAT", zlib.compress(bytes(1 << 20)))))
@@ -276,11 +254,9 @@ A, B = pub.encoded(PIXELS[:, :, None]), pub.encoded(PIXELS[:4, :4, None])
         ({"a.png": pub.encoded(PIXELS[:4, :, None])}, "not square. Ask for a square with --size"),
         ({"cat/a.png": A, "dog/b.png": A, "c.png": A}, "'c.png' lies beside the class folders"),
         ({"a.png": A, "dataset.json": b"{"}, "is not of the form"),
-        ({"a.png": A, "dataset.json": b"[]"}, "is not of the form"),
         ({"a.png": A, "dataset.json": b'{"labels": [1]}'}, "is not of the form"),
         ({"a.png": A, "dataset.json": b'{"labels": [["b.png", 0]]}'}, "no label, a number from 0, for 'a.png'"),
         ({"a.png": A, "dataset.json": b'{"labels": [["a.png", -1]]}'}, "no label"),
-        ({"a.png": A, "dataset.json": b'{"labels": [["a.png", "x"]]}'}, "no label"),
         ({"a.png": A, "dataset.json": b'{"labels": [["a.png", 1000000000000]]}'}, "at most 1048576 classes"),
     ],
 )
@@ -332,7 +308,7 @@ def test_any_damage_is_one_line(tmp_path, kind):
         "npz": lambda: zip_bytes((f"{key}.npy", npy(np.asarray(value))) for key, value in content.items()),
     }.get(kind, lambda: pub.encoded(picture, kind))()
     rng, messages, path = np.random.default_rng(0), [], tmp_path / "data"
-    for _ in range(400):
+    for _ in range(200):
         data = bytearray(whole)
         # Headers decide most, so half of the damage is there.
         place = int(rng.integers(0, len(data) if rng.random() < 0.5 else min(len(data), 200)))
