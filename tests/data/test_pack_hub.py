@@ -73,7 +73,8 @@ def test_splits_classes_and_images(tmp_path, form):
         written(tmp_path / "in" / "data" / "validation-00000-of-00001.parquet", rows(range(8, 12)))
     else:
         DatasetDict(train=rows(range(8)), validation=rows(range(8, 12))).save_to_disk(tmp_path / "in")
-    description = pack(source(tmp_path / "in", share=3), tmp_path / "out", shard_images=3, workers=2)
+    workers = 2 if form == "hub" else 1
+    description = pack(source(tmp_path / "in", share=3), tmp_path / "out", shard_images=3, workers=workers)
     assert description.classes == CLASSES
     assert description.source == "in (datasets, images 'image', labels 'label')"
     assert [shard.images for shard in description.splits["train"]] == [3, 3, 2]
@@ -121,11 +122,8 @@ def test_configurations_are_those_of_the_readme(tmp_path):
     ("names", "message"),
     [
         (["train-00000-of-00003", "train-00002-of-00003"], "train: part 1 of 3 is missing"),
-        (["train-00000-of-00002"], "part 1 of 2 is missing"),
-        (["train-00000-of-00001", "train-00005-of-00001"], "2 files of 1 parts"),
         (["train-00000-of-00001", "train-00000-of-00001-0a1b"], "2 files of 1 parts"),
         (["train-00000-of-00001", "train-00000-of-00002"], "split 'train' has two sets of files"),
-        (["val-00000-of-00001", "validation-00000-of-00001"], "has two sets of files"),
         (["train-00000-of-999999999"], "part 1 of 999999999 is missing"),
     ],
 )
@@ -135,10 +133,9 @@ def test_files_that_are_missing_or_too_many(tmp_path, names, message):
     refused(tmp_path / "in", message)
 
 
-@pytest.mark.parametrize("other", [["dog", "cat", "emu"], ["cat", "dog", "fox"]])
-def test_files_of_other_classes_are_refused(tmp_path, other):
+def test_files_of_other_classes_are_refused(tmp_path):
     written(tmp_path / "in" / "train-00000-of-00001.parquet", rows(range(6)))
-    written(tmp_path / "in" / "test-00000-of-00001.parquet", rows(range(6, 12), names=other))
+    written(tmp_path / "in" / "test-00000-of-00001.parquet", rows(range(6, 12), names=["dog", "cat", "emu"]))
     refused(tmp_path / "in", "name different classes, or in another order")
 
 
@@ -147,10 +144,8 @@ def test_files_of_other_classes_are_refused(tmp_path, other):
     [
         (["dog", "cat", None, "emu"], ["cat", "dog", "emu"], [1, 0, -1, 2]),
         ([True, False, None, True], ["False", "True"], [1, 0, -1, 1]),
-        ([2.0, 0.0, None, 1.0], ["0", "1", "2"], [2, 0, -1, 1]),
         ([2.0, 0.0, float("nan"), 1.0], ["0", "1", "2"], [2, 0, -1, 1]),
         (pa.array([2, 0, None, 1], pa.uint8()), ["0", "1", "2"], [2, 0, -1, 1]),
-        ([2, 0, -1, 1], ["0", "1", "2"], [2, 0, -1, 1]),
         ([None, None, None, None], [], [-1] * 4),
     ],
 )
@@ -190,15 +185,13 @@ def test_rows_without_an_image(tmp_path):
     same(tmp_path / "out", "valid", PICTURES[valid], [i % 3 for i in valid])
 
 
-@pytest.mark.parametrize("form", ["hub", "save_to_disk"])
 @pytest.mark.parametrize(
-    ("pixels", "feature"),
+    ("form", "pixels", "feature"),
     [
-        (PICTURES, Array3D((8, 8, 3), "uint8")),
-        (GREY, Array2D((8, 8), "uint8")),
-        (PICTURES, List(List(List(Value("int64"))))),
-        (PICTURES.transpose(0, 3, 1, 2), List(List(List(Value("uint8"))))),
-        (GREY, List(List(Value("int32"), length=8), length=8)),
+        ("hub", PICTURES, Array3D((8, 8, 3), "uint8")),
+        ("save_to_disk", GREY, Array2D((8, 8), "uint8")),
+        ("hub", PICTURES.transpose(0, 3, 1, 2), List(List(List(Value("int64"))))),
+        ("save_to_disk", GREY, List(List(Value("int32"), length=8), length=8)),
     ],
 )
 def test_columns_of_arrays(tmp_path, form, pixels, feature):
@@ -225,23 +218,15 @@ A = DATA[0]
         ({"img": pa.array([[[1, 2], [3]]], nested(2, BYTES))}, {}, "row 0: rows of pixels of different lengths"),
         ({"img": pa.array([[[1, 2], [3, None]]], nested(2, BYTES))}, {}, "pixels that are not all whole numbers"),
         ({"img": pa.array([[[1, 2], [3, 256]]], nested(2, pa.int64()))}, {}, "not all whole numbers from 0 to 255"),
-        ({"img": pa.array([[[1, 2], [-3, 25]]], nested(2, pa.int8()))}, {}, "not all whole numbers from 0 to 255"),
         ({"img": pa.array([[[1, 2]]], nested(2, BYTES))}, {}, "2x1 pixels: not square"),
-        ({"img": pa.array([[]], nested(2, BYTES))}, {}, "not all whole numbers"),
-        ({"img": pa.array([[[[1, 2]], [[3, 4]]]], nested(3, BYTES))}, {}, r"shape \(2, 1, 2\)"),
-        ({"img": pa.array([[[0.5, 1.0]]], nested(2, pa.float32()))}, {}, "image columns: none"),
-        ({"img": pa.array([[[1]], [[1, 2], [3, 4]]], nested(2, BYTES))}, {}, "2x2 pixels, expected 1x1"),
         ({"label": [1]}, {}, "image columns: none"),
         ({"a": [A], "b": [A]}, {}, "image columns: a, b. Choose one with --image-column"),
         ({"a": [A]}, {"image": "x"}, r"has no column 'x' \(it has: a\)"),
-        ({"a": [A]}, {"label": "x"}, r"has no column 'x' \(it has: a\)"),
         ({"a": [A], "label": [1], "labels": [1]}, {}, "label columns: label, labels. Choose one"),
         ({"a": [A], "x": [1.5]}, {"label": "x"}, "label 1.5 is no whole number"),
         ({"a": [A], "x": [[1]]}, {"label": "x"}, "column 'x' is of List.*, expected whole numbers, texts"),
-        ({"a": [A], "label": [b"x"]}, {"image": "a"}, "column 'label' is of .*binary.*--label-column ''"),
         ({"a": [1]}, {"image": "a"}, "column 'a' is of int64, no images"),
         ({"a": [A], "x": [2**40]}, {"label": "x"}, "at most 1048576 classes"),
-        ({"a": [A, b"hello"]}, {}, "row 1 is not an image"),
         ({"a": [A, None]}, {}, r"row 1: no image \(null\).*--null-images skip"),
         ({"a": pa.array([{"bytes": None, "path": "/etc/passwd"}], ENCODED)}, {}, "row 0: no image bytes"),
     ],
@@ -258,10 +243,8 @@ README = b"---\nconfigs:\n- config_name: x\n  data_files: %b\n---\n"
     ("files", "message"),
     [
         ({}, "cannot be opened by datasets"),
-        ({"train.parquet": b"PAR1 and so on"}, "cannot be opened by datasets"),
         ({"train.csv": b"a,b\n1,2\n"}, "reads by 'csv', which hold no images"),
         ({"in.py": b"raise SystemExit(7)"}, "cannot be opened by datasets"),
-        ({"dataset_dict.json": b"{"}, "cannot be opened by datasets"),
         ({"state.json": b"[" * 100_000, "dataset_info.json": b"{}"}, "cannot be opened by datasets"),
         ({"README.md": README % b"/etc/host*"}, "cannot be opened by datasets|not in it"),
     ],
@@ -293,24 +276,15 @@ def test_names_are_not_looked_up_unasked(tmp_path, monkeypatch):
         hub("ylecun/mnist", "some", Choice(), 100)
 
 
-def spoiled(path: Path, tries: int):
-    """A file with four bytes changed in one place after another."""
-    whole, rng = path.read_bytes(), np.random.default_rng(0)
-    for _ in range(tries):
-        data = bytearray(whole)
-        place = int(rng.integers(len(data)))
-        data[place : place + 4] = rng.bytes(4)
-        path.write_bytes(data[: len(whole)])
-        yield
-
-
 def test_damaged_files_are_one_line(tmp_path):
     """Of save_to_disk, changed anywhere: it reads all the same, or one line says that it does not. Parquet:
     tests/hostile."""
     rows(range(12)).save_to_disk(tmp_path / "in")
     [path] = (tmp_path / "in").rglob("*.arrow")
-    lines = 0
-    for _ in spoiled(path, 150):
+    whole, rng, lines = path.read_bytes(), np.random.default_rng(0), 0
+    for _ in range(100):
+        place = int(rng.integers(len(whole) - 4))
+        path.write_bytes(whole[:place] + rng.bytes(4) + whole[place + 4 :])
         try:
             found = source(tmp_path / "in", skip_nulls=True)
             [part] = found.splits["train"]

@@ -49,6 +49,8 @@ def test_a_large_file_is_not_inflated_for_ever_more_parts(folder, tmp_path, monk
 @pytest.mark.parametrize("zipped", [True, False])
 def test_every_image_and_label(folder, tmp_path, monkeypatch, zipped):
     monkeypatch.setattr(module, "STRETCH", 5)
+    with pytest.raises(UserError, match="no IDX files"):
+        idx(folder, "mine")
     expected = {}
     for split, name, count in (("train", "train", 13), ("test", "t10k", 4)):
         images, labels = random_images(count, 6, 1)[..., 0], random_labels(count, 3)
@@ -59,6 +61,8 @@ def test_every_image_and_label(folder, tmp_path, monkeypatch, zipped):
     assert description.classes == ["a", "b", "c"]
     for split, (images, labels) in expected.items():
         same(tmp_path / "out", split, images[..., None], labels)
+    with pytest.raises(UserError, match=r"2 names, but .* labels up to 2"):
+        idx(folder, "x", classes=["a", "b"])
 
 
 def test_emnist_is_stored_by_columns(folder, tmp_path):
@@ -83,17 +87,13 @@ def replaced(name: str, content: bytes):
 IMAGES, LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
 MISTAKES = {
     "wrong magic": (replaced(IMAGES, struct.pack(">BBBB", 0, 0, 13, 3) + bytes(100)), "begins with 00000d03"),
-    "an empty file": (replaced(IMAGES, b""), "begins with nothing"),
-    "labels for images": (replaced(IMAGES, header(4) + bytes(4)), "begins with 00000801"),
     "a header cut short": (replaced(IMAGES, header(4, 6, 6)[:9]), "does not fit"),
     "dimensions beyond the file": (replaced(IMAGES, header(1 << 31, 1 << 31, 1 << 31)), "does not fit"),
-    "less than the header says": (replaced(IMAGES, header(5, 6, 6) + bytes(4 * 36)), "does not fit"),
     "more than the header says": (replaced(IMAGES, header(4, 6, 6) + bytes(4 * 36 + 1)), "does not fit"),
     "labels of another count": (replaced(LABELS, header(3) + bytes(3)), "3 labels for the 4 images"),
     "images that are not square": (replaced(IMAGES, header(4, 4, 9) + bytes(4 * 36)), "only square"),
     "no labels": (lambda folder: (folder / LABELS).unlink(), "lacks the labels"),
     "both forms of a file": (replaced(IMAGES + ".gz", b""), "begins with nothing"),
-    "no file": (lambda folder: [path.unlink() for path in folder.iterdir()], "no IDX files"),
     "no folder": (
         lambda folder: [path.unlink() for path in folder.iterdir()] and folder.rmdir(),
         "cannot read the fold",
@@ -114,12 +114,11 @@ def test_mistakes_before_anything_is_packed(folder, mistake):
     ("zipped", "message"),
     [
         (gzip.compress(header(4, 6, 6) + bytes(3 * 36), mtime=0), "does not have the 4 entries"),
-        (gzip.compress(header(4, 6, 6) + bytes(4 * 36 + 1), mtime=0), "does not have the 4 entries"),
         # A megabyte of zeros in a kilobyte: never inflated beyond what the header says.
         (gzip.compress(header(4, 6, 6) + bytes(1 << 20), mtime=0), "does not have the 4 entries"),
         (gzip.compress(header(4, 6, 6) + bytes(4 * 36), mtime=0)[:-6], "cannot be read"),
     ],
-    ids=["shorter", "longer", "much longer", "cut"],
+    ids=["shorter", "much longer", "cut"],
 )
 def test_a_gzipped_file_of_another_length_than_its_header(folder, tmp_path, zipped, message):
     write(folder, "train", random_images(4, 6, 1)[..., 0], [0, 1, 2, 1])
@@ -136,12 +135,6 @@ def test_torchvisions_folder_with_both_forms(tmp_path, place):
         write(tmp_path / "in" / "raw", "train", pictures, labels, zipped=zipped)
     pack(idx(tmp_path / "in" / place, "x"), tmp_path / "out")
     same(tmp_path / "out", "train", pictures[..., None], labels)
-
-
-def test_too_few_class_names(folder):
-    write(folder, "train", random_images(4, 6, 1)[..., 0], [0, 1, 2, 1])
-    with pytest.raises(UserError, match=r"2 names, but .* labels up to 2"):
-        idx(folder, "x", classes=["a", "b"])
 
 
 @pytest.mark.skipif(not FASHION_MNIST.is_dir(), reason="dataset-fashion-mnist is not installed")

@@ -71,8 +71,7 @@ def test_cifar100(tmp_path):
     assert (description.name, description.classes[7]) == ("cifar100", "fine 7")
 
 
-@pytest.mark.parametrize("npz", [False, True])
-@pytest.mark.parametrize("size", [32, 64])
+@pytest.mark.parametrize(("size", "npz"), [(32, True), (64, False)])
 def test_imagenet_new(tmp_path, size, npz):
     splits = pub.imagenet_new(tmp_path, size, npz=npz)
     out = tmp_path / "out"
@@ -119,7 +118,7 @@ def test_celeba64(tmp_path, listed):
     assert ("list_eval_partition.txt" in description.source) == listed
 
 
-@pytest.mark.parametrize("container", ["folder", "stored zip", "deflated zip", "tar", "wrapped zip"])
+@pytest.mark.parametrize("container", ["folder", "stored zip", "wrapped zip", "tar"])
 def test_images_in_class_folders(tmp_path, container):
     pictures = pub.random_images(11, 9)
     names = [f"{'cat' if i % 3 else 'dog'}/deeper/{i}.png" for i in range(11)]
@@ -162,22 +161,17 @@ def test_images_of_edm(tmp_path, labelled):
     assert by_content(*unpacked(tmp_path / "out", "train")) == expected
 
 
-def test_images_with_test_folder(tmp_path):
+def test_images_held_out(tmp_path):
     train, test = pub.random_images(8, 8), pub.random_images(4, 8)
     for part, pictures in (("train", train), ("test", test)):
         image_folder(tmp_path / part, {f"{'ab'[i % 2]}/{i}.png": pub.encoded(p) for i, p in enumerate(pictures)})
     pack(image_source(tmp_path / "train", tmp_path / "test"), tmp_path / "out")
     assert by_content(*unpacked(tmp_path / "out", "train")) == by_content(train, [0, 1] * 4)
     assert by_content(*unpacked(tmp_path / "out", "test")) == by_content(test, [0, 1] * 2)
-
-
-def test_images_held_out(tmp_path):
-    pictures = pub.random_images(10, 8)
-    folder = image_folder(tmp_path / "in", {f"{i}.png": pub.encoded(p) for i, p in enumerate(pictures)})
-    description = pack(image_source(folder, holdout=3), tmp_path / "out")
-    assert (description.images("train"), description.images("test")) == (7, 3)
-    parts = [by_content(*unpacked(tmp_path / "out", split)) for split in ("train", "test")]
-    assert parts[0] | parts[1] == by_content(pictures, [-1] * 10)
+    description = pack(image_source(tmp_path / "train", holdout=3), tmp_path / "held")
+    assert (description.images("train"), description.images("test")) == (5, 3)
+    parts = [by_content(*unpacked(tmp_path / "held", split)) for split in ("train", "test")]
+    assert parts[0] | parts[1] == by_content(train, [0, 1] * 4)
 
 
 def test_images_resized(tmp_path):

@@ -26,31 +26,19 @@ def saved(picture: Image.Image, form: str = "PNG", **options) -> bytes:
     return file.getvalue()
 
 
-def animated(form: str) -> bytes:
-    return saved(RGB, form, save_all=True, append_images=[RGB.rotate(90)], duration=10)
-
-
-def clear_palette() -> bytes:
-    return saved(RGB.quantize(16), transparency=0)
-
-
 CONVERTED = {
     "grey": saved(RGB.convert("L")),
     "two levels": saved(RGB.convert("1")),
     "palette": saved(RGB.quantize(16)),
-    "palette BMP": saved(RGB.quantize(16), "BMP"),
     "CMYK": saved(RGB.convert("CMYK"), "JPEG"),
 }
 REFUSED = {
     "16 bits": (saved(Image.new("I;16", (20, 20))), "is of 16 bits|not of 8 bits a channel"),
     "16 bits in colours": (raw_png(20, 20, (b"IDAT", zlib.compress(bytes(20 * 121))), bits=16), "is of 16 bits"),
     "transparent": (saved(RGB.convert("RGBA")), "has transparency"),
-    "transparent grey": (saved(RGB.convert("LA")), "has transparency"),
-    "transparent palette": (clear_palette(), "has transparency"),
-    "animated PNG": (animated("PNG"), "is animated"),
-    "animated WebP": (animated("WEBP"), "is animated"),
+    "transparent palette": (saved(RGB.quantize(16), transparency=0), "has transparency"),
+    "animated": (saved(RGB, "WEBP", save_all=True, append_images=[RGB.rotate(90)], duration=10), "is animated"),
     "GIF": (saved(RGB, "GIF"), "is not an image"),
-    "TIFF": (saved(RGB, "TIFF"), "is not an image"),
     "not square": (saved(RGB.resize((20, 10))), r"pixels(, expected|: not square).*--size"),
     "another size": (saved(RGB.resize((10, 10))), "pixels, expected .*--size"),
 }
@@ -101,7 +89,10 @@ def png(pixels, mode=None) -> bytes:
 
 
 def test_the_background_shows_through():
-    out = decode(png(HALF), "a.png", Fit(4, 3, (4, 4), background=(0, 0, 255)))
+    fit = Fit(4, 3, (4, 4), background=(0, 0, 255))
+    opaque = np.random.default_rng(0).integers(0, 256, (4, 4, 3), np.uint8)
+    np.testing.assert_array_equal(decode(png(opaque), "a.png", fit), opaque)
+    out = decode(png(HALF), "a.png", fit)
     np.testing.assert_array_equal(out[0, 0], [200, 0, 0])
     np.testing.assert_allclose(out[0, 2], [100, 0, 127], atol=1)
     np.testing.assert_array_equal(out[0, 3], [0, 0, 255])
@@ -127,12 +118,6 @@ def test_one_transparent_colour(mode):
     np.testing.assert_array_equal(out, np.broadcast_to([1, 2, 3], (4, 4, 3)))
     with pytest.raises(UserError, match="has transparency"):
         decode(data, "a.png", exactly(4, 3))
-
-
-def test_what_is_opaque_is_not_changed():
-    pixels = np.random.default_rng(0).integers(0, 256, (4, 4, 3), np.uint8)
-    out = decode(png(pixels), "a.png", Fit(4, 3, (4, 4), background=(1, 2, 3)))
-    np.testing.assert_array_equal(out, pixels)
 
 
 def test_the_identity_of_requests_is_what_it_was():
