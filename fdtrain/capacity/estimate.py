@@ -1,8 +1,6 @@
-"""The operations, the memory of a rank and the time of a run before it exists: nothing is computed or allocated."""
+"""The operations and the memory of a rank of a run before it exists: nothing is computed or allocated."""
 
 import posixpath
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -12,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from fdtrain.capacity.layout import run_layout, zero_stage
+from fdtrain.capacity.layout import run_layout
 from fdtrain.config import Config
 from fdtrain.data.dataset import FILE, VERSION, DatasetDescription, read_description
 from fdtrain.data.shard_table import Shard, ShardTable
@@ -145,70 +143,17 @@ def state_memory(parameters: int, zero_stage: int, gpus: int, averages: int = 1,
     return weights, gradients, optimiser, averages * share
 
 
-@dataclass(frozen=True)
-class Forecast:
-    """What a run will take on ``devices`` of ``tflops`` peak each, of which computation uses the share ``utilisation``:
-    its training steps alone, without communication, evaluation and samples."""
-
-    config: Config
-    spec: ModelSpec
-    devices: int
-    tflops: float
-    utilisation: float
-
-    @cached_property
-    def flops(self) -> int:
-        """Of one image."""
-        return flops(self.spec, self.config.network.checkpointing)
-
-    @cached_property
-    def activations(self) -> int:
-        """Bytes of a pass. UserError if this number of ranks cannot share the batch."""
-        training, network = self.config.training, self.config.network
-        images = run_layout(training, self.devices).micro_batch
-        return activations(self.spec, images, training.precision, network.checkpointing)
-
-    @cached_property
-    def parameters(self) -> int:
-        return parameters(self.spec)
-
-    @property
-    def images(self) -> int:
-        """Of all steps."""
-        return self.config.training.steps * self.config.training.global_batch
-
-    @property
-    def device_hours(self) -> float:
-        return self.images * self.flops / (self.tflops * 1e12 * self.utilisation) / 3600
-
-    @property
-    def hours_text(self) -> str:
-        """The hours, with a decimal where there are few."""
-        return f"{self.device_hours:,.0f}" if self.device_hours >= 10 else f"{self.device_hours:.1f}"
-
-    @property
-    def zero_stage(self) -> int:
-        """As configured."""
-        return zero_stage(self.config.training, self.devices)
-
-    def memory(self, stage: int) -> tuple[int, ...]:
-        """Bytes held on each device at a ZeRO stage: those of :func:`state_memory`, and the activations of a pass."""
-        muons = 0
-        if self.config.training.optimizer == "muon":
-            with torch.device("meta"):
-                muons = sum(p.numel() for p in inner_matrices(Model(self.spec)).values())
-        averages = 1 + len(self.config.ema.lengths)
-        state = state_memory(self.parameters, stage, self.devices, averages, muons)
-        return (*state, self.activations)
-
-    def summary(self) -> str:
-        """The two lines that the comments of configs/ carry."""
-        return (
-            f"# Global batch {self.config.training.global_batch}, {self.images / 1e6:.0f} M images seen. "
-            f"Expected (fdtrain plan): {self.hours_text} GPU hours\n"
-            f"# at {self.utilisation:.0%} of {self.tflops:g} TFLOP/s; "
-            f"{sum(self.memory(self.zero_stage)) / 2**30:.1f} GiB held on each of {self.devices} GPUs."
-        )
+def memory(config: Config, spec: ModelSpec, devices: int) -> list[tuple[int, ...]]:
+    """Bytes held on each device by ZeRO's stages from 0 to 3: those of :func:`state_memory`, and the activations of a
+    pass. UserError if so many cannot share the batch."""
+    training, averages = config.training, 1 + len(config.ema.lengths)
+    images = run_layout(training, devices).micro_batch
+    saved = activations(spec, images, training.precision, config.network.checkpointing)
+    with torch.device("meta"):
+        model = Model(spec)
+    muons = sum(p.numel() for p in inner_matrices(model).values()) if training.optimizer == "muon" else 0
+    count = parameter_count(model)
+    return [(*state_memory(count, stage, devices, averages, muons), saved) for stage in range(4)]
 
 
 def parameters(spec: ModelSpec) -> int:

@@ -10,11 +10,11 @@ import argparse
 import os
 from pathlib import Path
 
-from fdtrain.capacity.estimate import Forecast, images_of
-from fdtrain.capacity.layout import run_layout
+from fdtrain.capacity.estimate import flops, images_of, memory, parameters
+from fdtrain.capacity.layout import run_layout, zero_stage
 from fdtrain.capacity.spec import model_spec
 from fdtrain.capacity.target import Target, target
-from fdtrain.config import load_config
+from fdtrain.config import Config, load_config
 from fdtrain.console import phase
 from fdtrain.data.dataset import DatasetDescription
 from fdtrain.errors import UserError
@@ -64,42 +64,45 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError(f"--tflops {tflops}: give the peak of a device, such as 989.")
     config = load_config(arguments.config, arguments.set)
     data = images_of(config, arguments.config)
-    spec = model_spec(config, data)
-    forecast = Forecast(config, spec, on.devices, tflops, arguments.utilisation)
     with phase("counting operations and memory"):
-        lines = [str(arguments.config), *_work(forecast, data, on), *_memory(forecast, on)]
-        lines += ["", forecast.summary()] if on.device == "cuda" else []
-    print("\n".join(lines))
+        lines = forecast(config, data, on, tflops, arguments.utilisation)
+    print(arguments.config, *lines, sep="\n")
 
 
-def _work(forecast: Forecast, data: DatasetDescription, on: Target) -> list[str]:
-    config, spec, hours = forecast.config, forecast.spec, forecast.device_hours
-    seen, epochs = forecast.images, forecast.images / max(1, data.images(config.data.train_split))
+def forecast(config: Config, data: DatasetDescription, on: Target, tflops: float, utilisation: float) -> list[str]:
+    """What training takes on devices of ``tflops`` peak each, of which computation uses the share ``utilisation``,
+    without communication, evaluation and samples. The last two lines for GPUs are those in the comments of configs/.
+
+    Raises:
+        UserError: so many devices cannot share the batch, or the data set does not fit the configuration.
+    """
+    training, spec = config.training, model_spec(config, data)
+    work, seen = flops(spec, config.network.checkpointing), training.steps * training.global_batch
+    epochs = seen / max(1, data.images(config.data.train_split))
+    hours = seen * work / (tflops * 1e12 * utilisation) / 3600
+    held, configured = memory(config, spec, on.devices), zero_stage(training, on.devices)
     again = ", the forward pass twice, by checkpointing" if config.network.checkpointing else ""
-    whole = f"{forecast.hours_text} GPU hours" if on.device == "cuda" else duration(hours)
+    gpu_hours, usage = f"{hours:,.{0 if hours >= 10 else 1}f} GPU hours", f"{utilisation:.0%} of {tflops:g} TFLOP/s"
+    whole, each = (gpu_hours, "GPU") if on.device == "cuda" else (duration(hours), "CPU")
     shared = f": {duration(hours / on.devices)} on {on.devices} GPUs" if on.devices > 1 else ""
-    return [
-        f"network      {spec.network}, {forecast.parameters:,} parameters, images {spec.shape} of {spec.levels} levels",
-        f"work         {forecast.flops / 1e9:.1f} GFLOP per image{again}",
-        f"run          {config.training.steps:,} steps of global batch {config.training.global_batch}: "
-        f"{seen:,} images, {epochs:,.0f} epochs",
-        f"time         {whole} at {forecast.utilisation:.0%} of {forecast.tflops:g} TFLOP/s{shared}",
-    ]
-
-
-def _memory(forecast: Forecast, on: Target) -> list[str]:
-    """Raises UserError if so many devices cannot share the batch."""
-    training = forecast.config.training
-    one = "GPU" if on.device == "cuda" else "CPU"
+    where = f"each of {on.devices} {each}s" if on.devices > 1 else f"the {each}"
+    images = run_layout(training, on.devices).micro_batch
     lines = [
-        f"memory of {f'each of {on.devices} {one}s' if on.devices > 1 else f'the {one}'}, GiB; activations of "
-        f"{run_layout(training, on.devices).micro_batch} images in a pass, {training.precision}, eager",
+        f"network      {spec.network}, {parameters(spec):,} parameters, images {spec.shape} of {spec.levels} levels",
+        f"work         {work / 1e9:.1f} GFLOP per image{again}",
+        f"run          {training.steps:,} steps of global batch {training.global_batch}: {seen:,} images, "
+        f"{epochs:,.0f} epochs",
+        f"time         {whole} at {usage}{shared}",
+        f"memory of {where}, GiB; activations of {images} images in a pass, {training.precision}, eager",
         "  ZeRO  weights  gradients  optimiser  average  activations   total",
     ]
-    configured = forecast.zero_stage
     # One device has nothing to share.
     for stage in range(4) if on.devices > 1 else (configured,):
-        parts = forecast.memory(stage)
-        row = "".join(f"{part / GIB:{width}.2f}" for part, width in zip((*parts, sum(parts)), (9, 11, 11, 9, 13, 8)))
+        parts = (*held[stage], sum(held[stage]))
+        row = "".join(f"{part / GIB:{width}.2f}" for part, width in zip(parts, (9, 11, 11, 9, 13, 8)))
         lines.append(f"  {stage}   {row}{'  as configured' if stage == configured else ''}")
+    if on.device == "cuda":
+        batch = f"# Global batch {training.global_batch}, {seen / 1e6:.0f} M images seen."
+        total = f"{sum(held[configured]) / GIB:.1f} GiB held on each of {on.devices} GPUs."
+        lines += ["", f"{batch} Expected (fdtrain plan): {gpu_hours}", f"# at {usage}; {total}"]
     return lines

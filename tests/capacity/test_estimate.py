@@ -9,9 +9,7 @@ import torch
 from conftest import ROOT
 from models import DIGITS
 
-from fdtrain.capacity import estimate
-from fdtrain.capacity.estimate import Forecast, activations, flops, state_memory
-from fdtrain.config import Config
+from fdtrain.capacity.estimate import activations, flops, state_memory
 from fdtrain.networks.model import Model
 
 PARAMETERS = 1000
@@ -33,19 +31,17 @@ def test_state_of_a_rank_of_four(stage, weights, gradients, optimiser, average):
     assert sum(memory) - sum(state_memory(PARAMETERS, stage, 4, muons=800)) == (800 if stage else 3200)
 
 
-def test_time_of_a_run(monkeypatch):
-    training = {"steps": 36_000, "global_batch": 64}
-    config = Config.model_validate({"name": "x", "data": {"path": "digits"}, "training": training})
-    # 64 TFLOP a step at 0.5 x 64 TFLOP/s: two seconds.
-    monkeypatch.setattr(estimate, "flops", lambda spec, checkpointing: 10**12)
-    alone, shared = (Forecast(config, DIGITS, devices, tflops=64, utilisation=0.5) for devices in (1, 8))
-    assert alone.images == 64 * 36_000
-    assert alone.device_hours == shared.device_hours == pytest.approx(20)
-
-
 @pytest.fixture
 def plan(command):
     return partial(command, "plan", ROOT / "configs" / "digits.yaml")
+
+
+def test_time_of_a_run(plan, monkeypatch):
+    """64 TFLOP a step at 0.5 x 64 TFLOP/s: two seconds."""
+    monkeypatch.setattr("fdtrain.commands.plan.flops", lambda spec, checkpointing: 10**12)
+    settings = "training.steps=36000", "training.global_batch=64"
+    out = plan("--for", "cuda:8", "--tflops", "64", "--utilisation", "0.5", "--set", *settings)
+    assert "20 GPU hours at 50% of 64 TFLOP/s: 2.5 hours on 8 GPUs" in out
 
 
 def test_the_tool_needs_no_data(plan):
