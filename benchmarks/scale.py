@@ -236,7 +236,7 @@ def signs(world: int) -> dict[str, str]:
     """Of life: every rank's heartbeat."""
 
     def work(own: Store) -> Iterable[None]:
-        with heartbeat.Heartbeat(600, 600) as beat:
+        with heartbeat.Heartbeat(heartbeat.Limits(600, 600, 600)) as beat:
             beat.meet(own)
             yield
             yield

@@ -32,6 +32,7 @@ from fdtrain.networks import layers
 from fdtrain.networks.model import Model, parameter_count
 from fdtrain.resilience.consensus import Consensus
 from fdtrain.resilience.heartbeat import Heartbeat
+from fdtrain.resilience.verdict import Limits
 from fdtrain.training.build import build
 from fdtrain.training.compilation import worthwhile
 from fdtrain.training.hardware import set_tf32
@@ -76,7 +77,7 @@ def _serve(connection, threads, spec, training, device, precision):
 def lone_trainer(plan, device):
     """The trainer as a run of one process builds it, its log begun; ``.steps()`` trains."""
     training = plan.config.training
-    heartbeat = Heartbeat(training.heartbeat_timeout_s, training.collective_timeout_s)
+    heartbeat = Heartbeat(Limits(training.heartbeat_timeout_s, training.collective_timeout_s, joining=1.0))
     trainer = build(plan, Launch(device, Consensus(FLAGS), heartbeat))
     trainer.monitor.begin(0)
     return trainer

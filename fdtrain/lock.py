@@ -114,21 +114,16 @@ def _abandoned(folder: Path, lock: Path, beat: float, stale: float) -> dict[str,
         alive = _alive(holder)
         if alive is None and before is not None and (touched, holder) != before:
             alive = True
+        owner = _named(holder)
         if alive:
             raise UserError(
-                f"{folder} is in use by process {holder.get('pid')} on host {holder.get('host')} ({lock}). "
-                "Wait until it ends or end it, or choose another name or folder."
+                f"{folder} is in use by {owner} ({lock}). Wait until it ends or end it, or choose another name or "
+                "folder."
             )
         if alive is False or time.monotonic() - since > (2 * beat if _age(lock) > stale else stale):
             return holder
         if before is None:
-            logger.info(
-                "%s belongs to process %s on host %s; watching for up to %g s whether it is alive",
-                lock,
-                holder.get("pid"),
-                holder.get("host"),
-                stale,
-            )
+            logger.info("%s belongs to %s; watching for up to %g s whether it is alive", lock, owner, stale)
         before = touched, holder
         time.sleep(beat / 5)
 
@@ -153,13 +148,7 @@ def _beat(lock: Path, own: dict[str, Any], beat: float, end: threading.Event, go
             gone()
         elif missed >= 2 and holder:
             logger.error(
-                "error: %s was taken over by process %s on host %s while this process (%s on %s) was stopped or at "
-                "work; it ends.",
-                lock,
-                holder.get("pid"),
-                holder.get("host"),
-                own["pid"],
-                own["host"],
+                "error: %s was taken over by %s while this process was stopped; it ends.", lock, _named(holder)
             )
             os._exit(1)
 
@@ -196,6 +185,10 @@ def _read(lock: Path) -> dict[str, Any]:
         return content if isinstance(content, dict) else {}
     except (ValueError, RecursionError):
         return {}
+
+
+def _named(holder: dict[str, Any]) -> str:
+    return f"process {holder.get('pid')} on host {holder.get('host')}"
 
 
 def _age(lock: Path) -> float:

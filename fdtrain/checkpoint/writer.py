@@ -27,11 +27,10 @@ RETRY_PAUSE = 5.0
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What one rank saves of a step in a folder of the ``series``: its ``fragments``, which may be live, and their
-    description (store.py)."""
+    """What one rank saves of a step: its ``fragments``, which may be live, by the series to which they belong, in the
+    order in which these are committed; and their description (store.py)."""
 
-    series: str
-    fragments: list[Fragment]
+    fragments: dict[str, list[Fragment]]
     spec: ModelSpec
     config: str
     state: store.State
@@ -81,7 +80,7 @@ class CheckpointWriter:
         self.last: Path | None = None
         """The newest checkpoint that this run wrote or resumed from."""
 
-    def save_final(self, snapshots: list[Snapshot], seconds: float) -> None:
+    def save_final(self, snapshot: Snapshot, seconds: float) -> None:
         """Save the last checkpoint of this process, trying again for ``seconds``. Every rank must call it.
 
         Raises:
@@ -89,7 +88,7 @@ class CheckpointWriter:
         """
         deadline, self.is_final = time.monotonic() + seconds, True
         while True:
-            self.begin(snapshots)
+            self.begin(snapshot)
             self.finish()
             if self.problem is None:
                 return
@@ -102,10 +101,8 @@ class CheckpointWriter:
             self.say(f"fdtrain: warning: {self.problem}. Trying again for {left:.0f} s.")
             time.sleep(min(RETRY_PAUSE, left))
 
-    def begin(self, snapshots: list[Snapshot]) -> float:
+    def begin(self, snapshot: Snapshot) -> float:
         """Copy the fragments and start to write them. Every rank must call it.
-
-        The snapshots are of one step. They are committed in order, after all of them are written.
 
         Returns:
             Seconds for which training was blocked.
@@ -113,15 +110,15 @@ class CheckpointWriter:
         started = time.perf_counter()
         self.finish()
         self.problem = None
-        self.temporaries = [self.folder / s.series / store.temporary_name(s.state.step) for s in snapshots]
-        copies, first = self._copy(snapshots), distributed.rank() == 0
+        name, copies = store.temporary_name(snapshot.state.step), self._copy(snapshot)
+        self.temporaries = [self.folder / series / name for series in copies]
 
         def write() -> None:
-            for temporary, snapshot, fragments in zip(self.temporaries, snapshots, copies, strict=True):
+            for temporary, fragments in zip(self.temporaries, copies.values(), strict=True):
                 # A run's folder that has disappeared is not made anew: it may come back.
                 temporary.parent.mkdir(exist_ok=True)
                 temporary.mkdir(exist_ok=True)
-                if first:
+                if distributed.rank() == 0:
                     store.describe(temporary, snapshot.spec, snapshot.config, snapshot.state)
                 path = temporary / part_name(distributed.rank())
                 store.record_digest(path, write_part(path, fragments))
@@ -130,15 +127,18 @@ class CheckpointWriter:
         self._next_phase()
         return time.perf_counter() - started
 
-    def _copy(self, snapshots: list[Snapshot]) -> list[list[Fragment]]:
-        """The fragments of each on the CPU, in buffers that are made once. What several have is copied once."""
-        for key, tensor in {f.key: f.tensor for s in snapshots for f in s.fragments}.items():
+    def _copy(self, snapshot: Snapshot) -> dict[str, list[Fragment]]:
+        """The fragments on the CPU, in buffers that are made once. What several series have is copied once."""
+        for key, tensor in {f.key: f.tensor for of_series in snapshot.fragments.values() for f in of_series}.items():
             if key not in self.buffers:
                 self.buffers[key] = torch.empty(len(tensor), pin_memory=tensor.is_cuda)
             self.buffers[key].copy_(tensor, non_blocking=True)
         if distributed.on_gpu():
             torch.cuda.synchronize()
-        return [[replace(f, tensor=self.buffers[f.key]) for f in s.fragments] for s in snapshots]
+        return {
+            series: [replace(f, tensor=self.buffers[f.key]) for f in fragments]
+            for series, fragments in snapshot.fragments.items()
+        }
 
     def _next_phase(self) -> None:
         self.task, self.exchanges = self.thread.submit(self.phases.pop(0)), 0

@@ -10,11 +10,11 @@ from fdtrain import distributed
 from fdtrain.errors import UserError
 from fdtrain.partial import differences
 from fdtrain.resilience import heartbeat, launcher
+from fdtrain.resilience.verdict import Limits
 
-HEARTBEAT_TIMEOUT_S = 60.0
-"""Without a sign of life, after which a process is given up."""
-COLLECTIVE_TIMEOUT_S = 7 * 24 * 3600.0
-"""Sampling and evaluation have no common step: a process that has finished may wait for hours for the others."""
+LIMITS = Limits(heartbeat=60.0, collective=7 * 24 * 3600.0, joining=distributed.PATIENCE)
+"""Sampling and evaluation have no common step: a process that has finished may wait for hours for the others. But all
+begin together."""
 
 AGAIN = "The same command goes on where it was."
 
@@ -35,9 +35,7 @@ def process_group(name: str | None) -> Iterator[torch.device]:
         return
     if name is not None:
         raise UserError("--device: under a launcher each process takes its own device. Leave it out.")
-    # All begin together.
-    limits = HEARTBEAT_TIMEOUT_S, COLLECTIVE_TIMEOUT_S, AGAIN, distributed.PATIENCE
-    with launcher.watched(launcher.end), heartbeat.process_group(*limits) as (device, _):
+    with launcher.watched(launcher.end), heartbeat.process_group(LIMITS, AGAIN) as (device, _):
         yield device
 
 

@@ -40,27 +40,22 @@ HOLD_BACK_SECONDS = 12
 
 
 @contextmanager
-def process_group(
-    heartbeat: float, collective: float, again: str = AGAIN, joining: float | None = None
-) -> Iterator[tuple[torch.device, "Heartbeat"]]:
+def process_group(limits: Limits, again: str = AGAIN) -> Iterator[tuple[torch.device, "Heartbeat"]]:
     """Around all that the processes of a launch do together: this rank's device, and its heartbeat.
 
     The heartbeat begins before the process group does, so that there is no moment at which a lost rank would not be
     noticed. One process alone makes a group of one.
 
     Args:
-        heartbeat: seconds without a sign of life after which a rank is given up.
-        collective: seconds that a call between ranks waits for one that is alive.
         again: a sentence that says how to go on.
-        joining: seconds within which all must have come; None: ``collective``.
 
     Raises:
         LostPeer: rank 0 has not come. Of a rank that is lost later the heartbeat tells, and ends the process.
     """
-    store = distributed.open_store(joining or collective)
-    with Heartbeat(heartbeat, collective, again, joining) as beat:
+    store = distributed.open_store(limits.joining)
+    with Heartbeat(limits, again) as beat:
         beat.meet(store)
-        with distributed.connected(collective, store) as device:
+        with distributed.connected(limits.collective, store) as device:
             yield device, beat
 
 
@@ -70,12 +65,10 @@ class Heartbeat:
     Inside, a rank that finds another lost ends its process with one line that names it, from a thread, for the main
     program may hang in a call that cannot be interrupted, such as one that waits for a GPU. It does the same when an
     error of a connection reaches the context.
-
-    Args: as of :func:`process_group`.
     """
 
-    def __init__(self, heartbeat: float, collective: float, again: str = AGAIN, joining: float | None = None):
-        self.limits, self.again = Limits(heartbeat, collective, joining or collective), again
+    def __init__(self, limits: Limits, again: str = AGAIN):
+        self.limits, self.again = limits, again
         self._name = f"rank {distributed.rank()} (process {os.getpid()} on {platform.node()})"
         self._progress, self._state = 0, RankState.WORKING
         self._end, self._wake = threading.Event(), threading.Event()

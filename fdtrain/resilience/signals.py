@@ -34,7 +34,8 @@ def handled(stop: Callable[[], None], effect: str) -> Iterator[None]:
     # Answered even where a shell had it ignored, as it does with SIGINT of its background jobs; but for nohup's.
     answers = [n for n in SIGNALS if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
     for number in answers:
-        signal.signal(number, _ignored)
+        # The number goes through the pipe.
+        signal.signal(number, lambda *_: None)
     thread = threading.Thread(target=_answer, args=(reader, stop, effect), daemon=True)
     thread.start()
     try:
@@ -82,10 +83,6 @@ BEFORE_TRAINING = "nothing has been trained yet that could be saved; ending"
 def leave_before_training() -> None:
     """What to do at a signal while nothing is trained that could be saved."""
     os._exit(PREEMPTED_CODE)
-
-
-def _ignored(number: int, frame: object) -> None:
-    """The number is already on its way through the pipe."""
 
 
 def _answer(reader: int, stop: Callable[[], None], effect: str) -> None:

@@ -34,6 +34,7 @@ from fdtrain.resilience.consensus import Consensus
 from fdtrain.resilience.heartbeat import process_group
 from fdtrain.resilience.launcher import watched
 from fdtrain.resilience.signals import handled
+from fdtrain.resilience.verdict import Limits
 from fdtrain.training import callbacks, hardware, init_from, memory
 from fdtrain.training.batch_noise import BatchNoise, DrawnSteps, PassInputs
 from fdtrain.training.compilation import compile_networks, worthwhile
@@ -55,12 +56,13 @@ Signals = Callable[[Callable[[], None], str], AbstractContextManager[None]]
 """Who answers signals while a run trains: of :mod:`fdtrain.resilience.signals`."""
 
 
-@contextmanager
-def launched(plan: Plan, signals: Signals = handled) -> Iterator[Launch]:
-    """Around a run: the process group joined, signals answered, the run's folder locked."""
+def carry_out(plan: Plan, signals: Signals = handled) -> None:
+    """Join the process group, and with signals answered and the run's folder locked build, resume if there is what to
+    resume from, and train to the last step."""
     training = plan.config.training
-    with process_group(training.heartbeat_timeout_s, training.collective_timeout_s) as (device, heartbeat):
-        consensus = Consensus(FLAGS, training.collective_timeout_s)
+    patience = training.collective_timeout_s
+    with process_group(Limits(training.heartbeat_timeout_s, patience, joining=patience)) as (device, heartbeat):
+        consensus = Consensus(FLAGS, patience)
         effect = f"stopping after {'this' if plan.layout.world_size == 1 else 'the next'} step; again: at once"
         stop = partial(consensus.raise_flag, STOP)
         with (
@@ -70,7 +72,8 @@ def launched(plan: Plan, signals: Signals = handled) -> Iterator[Launch]:
             signals(stop, effect),
             memory.fitting(f"a pass of {plan.layout.micro_batch} images", memory.TRAINING),
         ):
-            yield Launch(device, consensus, heartbeat)
+            _check_shards(plan)
+            build(plan, Launch(device, consensus, heartbeat), checkpoint_to_resume(plan)).train()
 
 
 @contextmanager
@@ -81,13 +84,6 @@ def _held_for_all(folder: Path, gone: Callable[[], None]) -> Iterator[None]:
             if distributed.rank() == 0:
                 stack.enter_context(lock.held(folder, gone=gone))
         yield
-
-
-def carry_out(plan: Plan, signals: Signals = handled) -> None:
-    """Build, resume if there is what to resume from, and train to the last step."""
-    with launched(plan, signals) as launch:
-        _check_shards(plan)
-        build(plan, launch, checkpoint_to_resume(plan)).train()
 
 
 def _check_shards(plan: Plan) -> None:

@@ -42,20 +42,13 @@ def name(device: torch.device) -> str:
 
 def check_precision(training: TrainingConfig, device: torch.device) -> None:
     """Raises UserError when the device lacks the precision or the TF32 that is asked for."""
-    if device.type != "cuda":
-        if training.tf32:
-            raise UserError("training.tf32: the CPU has no TF32. Set training.tf32 to false.")
-        return
-    capability = torch.cuda.get_device_capability(device)
-    if capability >= AMPERE:
-        return
-    which = f"{name(device)} (compute capability {capability[0]}.{capability[1]})"
-    if training.tf32:
-        raise UserError(f"training.tf32: {which} has no TF32, which 8.0 brought. Set training.tf32 to false.")
-    if training.precision == "bf16":
-        raise UserError(
-            f"training.precision: {which} has no bf16, which 8.0 brought. Set training.precision to fp16 or fp32."
-        )
+    on_gpu = device.type == "cuda"
+    modern = on_gpu and torch.cuda.get_device_capability(device) >= AMPERE
+    brought = f"which compute capability 8.0 brought to GPUs: {name(device)} is none of these"
+    if training.tf32 and not modern:
+        raise UserError(f"training.tf32: no TF32 here, {brought}. Set training.tf32 to false.")
+    if training.precision == "bf16" and on_gpu and not modern:
+        raise UserError(f"training.precision: no bf16 here, {brought}. Set training.precision to fp16 or fp32.")
 
 
 def memory_format(device: torch.device, precision: str) -> torch.memory_format:

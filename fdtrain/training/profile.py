@@ -108,7 +108,6 @@ class Profiler:
             except OSError as error:
                 # A sick disk costs the trace, not the run.
                 logger.warning("warning: %s cannot be written (%s).", file, error.strerror)
-            self._trace = None
 
     def _synchronise(self) -> None:
         if self.device.type == "cuda":

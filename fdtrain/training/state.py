@@ -52,7 +52,7 @@ class TrainState:
         self.rollbacks = 0
         """Times that the run went back to a checkpoint."""
 
-    def snapshots(self, step: int, series: list[str], config: str, scheduled: bool) -> list[Snapshot]:
+    def snapshot(self, step: int, series: list[str], config: str, scheduled: bool) -> Snapshot:
         """What is to be saved after ``step`` steps; the tensors are live. Every rank must call it.
 
         Args:
@@ -76,7 +76,7 @@ class TrainState:
         exponential, *powers = [average.fragments for average in self.averages]
         averages = [fragment for fragments in powers for fragment in fragments]
         fragments = {store.CHECKPOINTS: self.engine.fragments + exponential + averages, store.AVERAGES: averages}
-        return [Snapshot(name, fragments[name], self.engine.model.spec, config, state) for name in series]
+        return Snapshot({name: fragments[name] for name in series}, self.engine.model.spec, config, state)
 
     def load(self, path: Path) -> int:
         """Take over a checkpoint, whatever number of ranks wrote it; returns its step.

@@ -210,7 +210,10 @@ class Trainer:
     def _log(self, done: int) -> None:
         """Write the means since the last line, and begin anew."""
         profiler, global_batch = self.profiler, self.config.training.global_batch
-        metrics = self.state.sums.read() | self._of_times()
+        metrics = self.state.sums.read()
+        if not isinstance(self.draws.density, SoftTruncation):
+            # Of which times the bound is; its batches have intervals of their own.
+            metrics |= self.engine.model.spec.bound.ends()
         steps, seconds = profiler.watch.steps, profiler.watch.elapsed
         metrics |= {
             "lr": learning_rate(done - 1, self.config.training),
@@ -228,10 +231,6 @@ class Trainer:
         self.save_pause = 0.0
         profiler.watch.restart()
 
-    def _of_times(self) -> dict[str, float]:
-        """Which times the logged bound is of: the batches of Soft Truncation have intervals of their own."""
-        return {} if isinstance(self.draws.density, SoftTruncation) else self.engine.model.spec.bound.ends()
-
     def save(self, done: int, final: bool = False) -> None:
         """Begin to write what is due after ``done`` steps, if anything is; or write a ``final`` checkpoint, which no
         other will follow. Every rank must call it.
@@ -247,7 +246,7 @@ class Trainer:
             return
         # What is logged up to here must outlive the process as the checkpoint will.
         self.monitor.flush()
-        due = self.state.snapshots(done, series, dump_config(self.config), scheduled)
+        due = self.state.snapshot(done, series, dump_config(self.config), scheduled)
         if final:
             self.writer.save_final(due, self.config.checkpoint.retry_timeout_s)
         else:
