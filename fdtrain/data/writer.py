@@ -1,6 +1,7 @@
 """Writes shards, complete or absent: which images go into which, their description, and what to do about bad images."""
 
 import io
+import itertools
 import math
 import os
 from array import array
@@ -53,17 +54,11 @@ class SampleFormat(NamedTuple):
 
 def layout(split: str, counts: list[int], shard_images: int) -> list[list[ShardRange]]:
     """The planned shards of a split, part by part, numbered consecutively."""
-    cuts, shards, first = [], 0, 0
+    parts, files, first = [], (f"{split}-{number:06d}.tar" for number in itertools.count()), 0
     for count in counts:
-        ranges = even(count, shard_images)
-        cuts.append(
-            [
-                ShardRange(f"{split}-{shards + i:06d}.tar", first + images.start, images)
-                for i, images in enumerate(ranges)
-            ]
-        )
-        shards, first = shards + len(ranges), first + count
-    return cuts
+        parts.append([ShardRange(next(files), first + images.start, images) for images in even(count, shard_images)])
+        first += count
+    return parts
 
 
 @contextmanager

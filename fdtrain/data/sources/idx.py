@@ -68,19 +68,15 @@ def _files(folder: Path, subset: str | None) -> dict[str, tuple[Path, Path]]:
     chosen = subsets[0] if subset is None else subset
     if chosen not in subsets:
         raise UserError(f"--subset {subset}: {folder} has {', '.join(filter(None, subsets)) or 'none'}.")
-    files: dict[str, dict[str, Path]] = {}
+    files: dict[str, dict[str, Path]] = {"train": {}, "test": {}}
     for match in matches:
         if (match["subset"] or "") == chosen:
-            split = files.setdefault("train" if match["split"] == "train" else "test", {})
-            if match["what"] in split and match[0] != f"{split[match['what']].name}.gz":
-                raise UserError(f"{folder} holds both {split[match['what']].name} and {match[0]}. Remove one.")
-            split[match["what"]] = folder / match[0]
+            # Of both forms of a file the gzipped one comes last.
+            files["train" if match["split"] == "train" else "test"][match["what"]] = folder / match[0]
     for split, parts in files.items():
-        if missing := {"images", "labels"} - parts.keys():
-            raise UserError(f"{folder} lacks the {missing.pop()} of its {split} split. Fetch the missing file.")
-    if "train" not in files:
-        raise UserError(f"{folder} has no train split. Fetch train-images-idx3-ubyte.gz and its labels.")
-    return {split: (files[split]["images"], files[split]["labels"]) for split in ("train", "test") if split in files}
+        if (parts or split == "train") and (missing := sorted({"images", "labels"} - parts.keys())):
+            raise UserError(f"{folder} lacks the {' and '.join(missing)} of its {split} split. Fetch what is missing.")
+    return {split: (parts["images"], parts["labels"]) for split, parts in files.items() if parts}
 
 
 def _described(path: Path, dimensions: int) -> StoredArray:

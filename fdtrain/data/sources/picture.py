@@ -82,7 +82,7 @@ def upright_shape(data: bytes | np.ndarray, where: str) -> tuple[tuple[int, int]
     """((width, height), channels) of a picture by its header. Raises BadSample: it is not an image."""
     picture = _open(data, where)
     try:
-        return _upright_size(picture, _orientation(picture)), 1 if picture.mode in GREY else 3
+        return _upright_size(picture), 1 if picture.mode in GREY else 3
     except Exception as error:  # As in decode.
         raise _broken(where, error) from error
 
@@ -97,15 +97,14 @@ def decode(data: bytes | np.ndarray, where: str, fit: Fit) -> np.ndarray:
             return data
     picture = _open(data, where)
     try:
-        orientation = _orientation(picture)
-        size = _upright_size(picture, orientation)
+        size = _upright_size(picture)
         if fit.picture and size != fit.picture:
             raise BadSample(
                 f"{where} has {_size(size)} pixels, expected {_size(fit.picture)}. Remove it, or ask for one size with "
                 "--size."
             )
-        if orientation != 1:
-            picture = ImageOps.exif_transpose(picture)
+        # Decoded now, after the checks on its header.
+        ImageOps.exif_transpose(picture, in_place=True)
         picture = _squared(_coloured(picture, where, fit.channels, fit.background), fit)
     except UserError:
         raise
@@ -156,37 +155,16 @@ def channels_last(pixels: np.ndarray) -> np.ndarray:
     return pixels.transpose(1, 2, 0) if planar else pixels
 
 
-def _orientation(picture: Image.Image) -> int:
-    """1: upright; 2 to 8 as defined by EXIF."""
-    orientation = picture.getexif().get(ExifTags.Base.Orientation, 1)
-    return orientation if orientation in range(1, 9) else 1
-
-
-def _upright_size(picture: Image.Image, orientation: int) -> tuple[int, int]:
-    """(width, height) of the upright picture."""
-    return picture.size if orientation < 5 else (picture.height, picture.width)
+def _upright_size(picture: Image.Image) -> tuple[int, int]:
+    """(width, height) of the picture when it is turned as its EXIF orientation says."""
+    turned = picture.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+    return (picture.height, picture.width) if turned else picture.size
 
 
 def _coloured(picture: Image.Image, where: str, channels: int, background: Colour | None) -> Image.Image:
     """Lossless where possible: grey becomes RGB of equal values, but nothing is turned grey, or made opaque unasked."""
-    _check_colours(picture, where, channels, background)
-    if background is not None and _transparent(picture):
-        opaque = Image.new("RGBA", picture.size, background)
-        picture = Image.alpha_composite(opaque, picture.convert("RGBA"))
-        # Of a grey picture on grey the three channels are equal; their weighted mean might round.
-        return picture.getchannel("R") if channels == 1 else picture.convert("RGB")
-    # Decoded now, where the callers catch what a broken file raises.
-    picture.load()
-    mode = "L" if channels == 1 else "RGB"
-    return picture if picture.mode == mode else picture.convert(mode)
-
-
-def _transparent(picture: Image.Image) -> bool:
-    return "A" in picture.getbands() or "a" in picture.getbands() or "transparency" in picture.info
-
-
-def _check_colours(picture: Image.Image, where: str, channels: int, background: Colour | None) -> None:
-    transparent = _transparent(picture)
+    bands, mode = picture.getbands(), "L" if channels == 1 else "RGB"
+    transparent = "A" in bands or "a" in bands or "transparency" in picture.info
     if transparent and background is None:
         raise BadSample(
             f"{where} has transparency. Say with --background what shows through it (for a folder, zip or tar of "
@@ -196,6 +174,12 @@ def _check_colours(picture: Image.Image, where: str, channels: int, background: 
         raise BadSample(f"{where} is of mode {picture.mode}, not of 8 bits a channel. Convert it first.")
     if channels == 1 and picture.mode not in GREY:
         raise BadSample(f"{where} has colours, but the data set is grey. For a set with both, ask for --channels 3.")
+    if transparent:
+        opaque = Image.new("RGBA", picture.size, background)
+        picture = Image.alpha_composite(opaque, picture.convert("RGBA"))
+        # Of a grey picture on grey the three channels are equal; their weighted mean might round.
+        return picture.getchannel("R") if channels == 1 else picture.convert("RGB")
+    return picture if picture.mode == mode else picture.convert(mode)
 
 
 def _squared(picture: Image.Image, fit: Fit) -> Image.Image:
