@@ -128,7 +128,7 @@ def import_streaming():
 
 
 def lane_dataset(folder: Path, lanes: int = LANES) -> LaneDataset:
-    data = open_data([folder], [1.0])
+    data = open_data([folder])
     shards = data.split("train")
     order = lane_order([shards.images], [1.0], lanes, 0, WINDOW)
     reader = ShardReader(shards, data.description, keep_open=lanes * order.shards_at_once)

@@ -150,7 +150,7 @@ def _check_samplers(comparison: Comparison, name: str, data: DatasetDescription)
 
 
 def _description(config: Config) -> DatasetDescription:
-    return open_data(config.data.paths, config.data.weights).description
+    return open_data(config.data.paths).description
 
 
 def test_split(comparison: Comparison) -> Split:

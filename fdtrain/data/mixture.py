@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -23,7 +22,7 @@ BLOCK = 4096
 
 @dataclass(frozen=True)
 class DataSets:
-    """The data of a run: one data set, or several with weights.
+    """The data of a run: one data set, or several.
 
     Attributes:
         description: describes all together. Data sets with the same classes share them; otherwise the labels of each
@@ -31,7 +30,6 @@ class DataSets:
     """
 
     parts: list[PackedData]
-    weights: list[float]
     description: DatasetDescription
 
     def split(self, name: str) -> ChainedShards:
@@ -45,16 +43,16 @@ class DataSets:
         return ChainedShards(placed)
 
 
-def open_data(paths: Sequence[str | Path], weights: Sequence[float], **options: Any) -> DataSets:
-    """Find data sets and join their descriptions; ``options`` are those of :func:`locate`.
+def open_data(paths: Sequence[str | Path], allow_pipe: bool = False, seconds: float = 60.0) -> DataSets:
+    """Find data sets, as :func:`locate` does, and join their descriptions.
 
     A path may name shards that nothing describes: :func:`fdtrain.data.adopt.scanned`. Raises UserError: one cannot be
     found, or their images are not alike."""
-    parts = [scanned(str(path)) if is_shards(str(path)) else locate(path, **options) for path in paths]
+    parts = [scanned(str(path)) if is_shards(str(path)) else locate(path, allow_pipe, seconds) for path in paths]
     descriptions = [part.description for part in parts]
     first = descriptions[0]
     if len(parts) == 1:
-        return DataSets(parts, [1.0], first)
+        return DataSets(parts, first)
     for other in descriptions[1:]:
         for name in ("size", "channels", "levels"):
             if getattr(other, name) != getattr(first, name):
@@ -75,7 +73,7 @@ def open_data(paths: Sequence[str | Path], weights: Sequence[float], **options: 
             "splits": {s: joined([d.splits[s] for d in descriptions]) for s in sorted(splits)},
         }
     )
-    return DataSets(parts, list(weights), merged)
+    return DataSets(parts, merged)
 
 
 def lane_order(
@@ -92,8 +90,7 @@ class MixtureOrder:
 
     Positions of a lane come in blocks of ``BLOCK``. In each block, data set ``d`` has a fixed number ``n_d`` of places,
     in a shuffled sequence with a seed of its own. So the position of a lane in each data set is arithmetic, and each
-    data set is read in its own :class:`LaneOrder`, every sample once in an epoch of that data set. Raises ValueError: a
-    weight is too small for a place in a block."""
+    data set is read in its own :class:`LaneOrder`, every sample once in an epoch of that data set."""
 
     def __init__(
         self, counts: Sequence[ArrayLike], weights: Sequence[float], lanes: int, seed: int, window: int = 1024
@@ -144,12 +141,9 @@ class MixtureOrder:
 
 
 def quotas(weights: Sequence[float]) -> np.ndarray:
-    """Places of each data set in a block, by largest remainders; they add up to ``BLOCK``. Raises ValueError: a data
-    set would have none."""
+    """Places of each data set in a block, by largest remainders; they add up to ``BLOCK``."""
     exact = np.asarray(weights, dtype=np.float64) / np.sum(weights) * BLOCK
     whole = np.floor(exact).astype(np.int64)
     largest = np.argsort(whole - exact, kind="stable")[: BLOCK - int(whole.sum())]
     whole[largest] += 1
-    if (whole < 1).any():
-        raise ValueError(f"a weight below 1/{BLOCK} of the sum gives a data set no place")
     return whole

@@ -116,8 +116,7 @@ class OpenShard:
         path = placed.place
         with self._closing:
             if is_remote(placed.place):
-                if cache is None:
-                    raise ValueError(f"{placed.name} is remote, and is read through a cache")
+                assert cache is not None
                 path, lock = cache.acquire(placed.shard, placed.place)
                 self._closing.enter_context(lock)
             self.samples = self._opened(Path(path), verify)

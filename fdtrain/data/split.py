@@ -34,7 +34,7 @@ class Split:
 
     def __init__(self, data: str | Path | DataSets, split: str, cache: Cache | None = None):
         self.name = split
-        data = data if isinstance(data, DataSets) else open_data([data], [1.0])
+        data = data if isinstance(data, DataSets) else open_data([data])
         self.description = data.description
         shards = data.split(split)
         cache = cache or open_cache(None, None, FETCH_SECONDS, bool(shards.remote_lengths.size))

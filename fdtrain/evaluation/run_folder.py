@@ -204,9 +204,8 @@ def _settings(run: Path) -> Mapping[str, Any]:
     file = run / CONFIG
     try:
         settings = parse(file.read_bytes()[: MAX_BYTES + 1].decode())["data"]
-        sources = [{"path": settings["path"], "weight": 1.0}] if settings.get("path") else settings["mixture"]
-        paths = [str(source["path"]) for source in sources]
-        return {**settings, "paths": paths, "weights": [float(source["weight"]) for source in sources]}
+        sources = [settings] if settings.get("path") else settings["mixture"]
+        return {**settings, "paths": [str(source["path"]) for source in sources]}
     except (OSError, UserError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{file} does not say what the run was trained on. Name the data set with --data.") from error
 
@@ -215,7 +214,7 @@ def _opened(run: Path, settings: Mapping[str, Any], split: str) -> DataSets:
     """The run's data, which must have the shards that it has recorded."""
     where = ", ".join(settings["paths"])
     try:
-        data = open_data(settings["paths"], settings["weights"])
+        data = open_data(settings["paths"])
         for part in data.parts:
             part.check([split])
     except UserError as error:

@@ -118,8 +118,7 @@ def prepare(
     layout = run_layout(config.training, distributed.world_size(), distributed.rank())
     traced = parse_steps(profile, config.training.steps)
     check_precision(config.training, distributed.device())
-    how = {"allow_pipe": config.data.allow_pipe, "seconds": config.data.fetch_timeout_s}
-    data = open_data(config.data.paths, config.data.weights, **how)
+    data = open_data(config.data.paths, config.data.allow_pipe, config.data.fetch_timeout_s)
     shards = data.split(config.data.train_split)
     if config.data.test_split is not None:
         if config.data.test_split not in data.description.splits:

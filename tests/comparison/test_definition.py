@@ -190,7 +190,7 @@ def test_the_comparisons_that_come_with_the_project(path, digits, monkeypatch):
     """Each variant is well posed on the data, and differs from the others."""
     monkeypatch.chdir(ROOT)
     comparison = load_comparison(path)
-    description = open_data([str(digits)], [1.0]).description
+    description = open_data([str(digits)]).description
     specs = {name: model_spec(config, description) for name, config in comparison.configs.items()}
     assert len({config.model_dump_json() for config in comparison.configs.values()}) == len(specs)
 

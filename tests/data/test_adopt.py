@@ -291,22 +291,22 @@ def test_a_path_may_name_the_shards_themselves(tmp_path, monkeypatch, path, caps
     os.utime(tars[1], (1, 1))
     assert same(named, "train", *tars) == [0, 1, 2, 0, 0, 1, 2]
     adopted(tmp_path / "in", *tars, name="described")
-    assert open_data([named], [1.0]).description.name == ("in" if path == "*.tar" else "described")
+    assert open_data([named]).description.name == ("in" if path == "*.tar" else "described")
 
 
 def test_paths_of_shards_that_cannot_be_read(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     with pytest.raises(UserError, match=r"no file .*none\.tar\. Correct the path"):
-        open_data([tmp_path / "none.tar"], [1.0])
+        open_data([tmp_path / "none.tar"])
     (tmp_path / "0.tar").write_bytes(b"x" * 2048)
     with pytest.raises(UserError, match=r"0\.tar cannot be read as a tar file"):
-        open_data([tmp_path / "*.tar"], [1.0])
+        open_data([tmp_path / "*.tar"])
     (tmp_path / "list.txt").write_text("http://127.0.0.1:9/0.tar\n")
     with pytest.raises(UserError, match="names remote shards without a dataset"):
-        open_data([tmp_path / "list.txt"], [1.0])
+        open_data([tmp_path / "list.txt"])
     (tmp_path / "pipes.txt").write_text("pipe:touch executed; cat 0.tar\n")
     with pytest.raises(UserError, match="pipe"):
-        open_data([tmp_path / "pipes.txt"], [1.0])
+        open_data([tmp_path / "pipes.txt"])
 
 
 def test_pictures_that_are_stored_as_they_are_packed(tmp_path):

@@ -53,9 +53,3 @@ def test_shuffles_shards_and_samples(seed):
 def test_order_is_part_of_every_run_so_it_never_changes():
     order = LaneOrder([3, 4, 5], lanes=2, seed=7, window=3)
     assert order.samples(1, 0, 8).tolist() == [[2, 2], [2, 4], [2, 3], [0, 1], [0, 2], [0, 0], [1, 0], [2, 3]]
-
-
-@pytest.mark.parametrize(("counts", "lanes", "window"), [([0], 1, 1), ([3], 0, 1), ([3], 1, 0)])
-def test_refuses_nothing_to_read(counts, lanes, window):
-    with pytest.raises(ValueError, match="positive"):
-        LaneOrder(counts, lanes, 0, window)
