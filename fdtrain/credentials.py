@@ -7,6 +7,7 @@ reference, so what is stored of a configuration still holds the reference.
 
 import os
 import re
+from collections.abc import Callable
 from typing import Any
 
 MASK = "***"
@@ -32,13 +33,13 @@ def masked(text: str) -> str:
     return _QUERY.sub(lambda found: f"{found[1]}{_masked_part(found[2], '&')}", text)
 
 
-def masked_values(content: Any) -> Any:
+def masked_values(content: Any, mask: Callable[[str], str] = masked) -> Any:
     """Lists and mappings with every text in them masked."""
     if isinstance(content, dict):
-        return {key: masked_values(value) for key, value in content.items()}
+        return {key: masked_values(value, mask) for key, value in content.items()}
     if isinstance(content, list | tuple):
-        return [masked_values(value) for value in content]
-    return masked(content) if isinstance(content, str) else content
+        return [masked_values(value, mask) for value in content]
+    return mask(content) if isinstance(content, str) else content
 
 
 def expand_references(place: str) -> str:

@@ -5,20 +5,19 @@ follows aliases of aliases, of which a few lines can stand for gigabytes.
 """
 
 import re
-import reprlib
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from fdtrain.credentials import masked_values
 from fdtrain.errors import UserError, excerpt
 
 MAX_BYTES = 1 << 20
 MAX_VALUES = 20_000
-"""The values of a document, each counted as often as aliases repeat it."""
+"""The values of a document, each counted as often as aliases repeat it, and a text again for every hundred characters:
+it can be shown without harm."""
 MAX_DEPTH = 32
-MAX_SHOWN_LENGTH = 200
-"""The characters of a value in a message."""
 PLAIN = {
     "null": "~|null|Null|NULL|",
     "bool": "true|True|TRUE|false|False|FALSE",
@@ -76,21 +75,8 @@ def flattened(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def shown(value: Any) -> str:
     """Any value for a message, shortened as by :func:`fdtrain.errors.excerpt`."""
-    return excerpt(_repr.repr(value))
-
-
-class _Repr(reprlib.Repr):
-    """Formats the beginning of a value, and never makes the rest into text."""
-
-    def __init__(self):
-        super().__init__()
-        self.maxlevel, self.maxlist, self.maxdict, self.maxtuple, self.maxother = 3, 6, 6, 6, MAX_SHOWN_LENGTH
-
-    def repr_str(self, x: str, level: int) -> str:
-        return repr(excerpt(x))
-
-
-_repr = _Repr()
+    # Each text by itself: what is cut off must not hide that what stays is a credential.
+    return excerpt(repr(masked_values(value, excerpt)))
 
 
 class _Loader(yaml.SafeLoader):
@@ -118,11 +104,11 @@ def _count(node: yaml.Node, counted: dict[yaml.Node, int], depth: int = 1) -> in
             raise _error(f"values of type {node.tag} are not admitted", node)
         if isinstance(node, yaml.ScalarNode) and "\0" in node.value:
             raise _error("a text holds a NUL character", node)
-        parts = [] if isinstance(node, yaml.ScalarNode) else node.value
+        own, parts = (1 + len(node.value) // 100, []) if isinstance(node, yaml.ScalarNode) else (1, node.value)
         if isinstance(node, yaml.MappingNode):
             _check_keys([key for key, _ in node.value])
             parts = [part for pair in node.value for part in pair]
-        counted[node] = 1 + sum(_count(part, counted, depth + 1) for part in parts)
+        counted[node] = own + sum(_count(part, counted, depth + 1) for part in parts)
     if counted[node] > MAX_VALUES:
         raise _error(f"more than {MAX_VALUES:,} values, each counted as often as aliases repeat it", node)
     return counted[node]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from fdtrain.config import EmaConfig, load_config
 from fdtrain.errors import UserError
-from fdtrain.strict_yaml import MAX_SHOWN_LENGTH, parse, shown
+from fdtrain.strict_yaml import parse
 
 LEVELS = "abcdefghijkl"
 
@@ -34,6 +34,7 @@ def bomb(first: str, repeated: str) -> str:
         ("s: {x: 1, x: 1}", "line 1: key 'x' was given in line 1 already"),
         (bomb("[x, x]", "[{}]"), "line 5: more than 20,000 values, each counted as often as aliases repeat it"),
         (bomb("{x: 1}", "{{<<: [{}]}}"), "more than 20,000 values"),
+        (f"a: &a {'x' * 500_000}\nb: [{'*a, ' * 1000}]", "line 2: more than 20,000 values"),
         ("&a [*a]", "line 1: more than 20,000 values"),
         ("[" * 33 + "]" * 33, "line 1: nested deeper than 32 levels"),
         ("[" * 100_000, "nested deeper than 32 levels"),
@@ -55,7 +56,7 @@ def test_refused(text, problem):
     message = str(error.value)
     assert problem in message
     assert "\n" not in message
-    assert len(message) < MAX_SHOWN_LENGTH + 50
+    assert len(message) < 250
 
 
 def test_what_aliases_are_for_stays():
@@ -76,11 +77,6 @@ def test_an_override_changes_its_own_section_alone(tmp_path):
     file.write_text("name: x\ndata: {path: d}\ntraining: {steps: 1}\nema: &e {}\ncheckpoint: *e\nmonitor: *e\n")
     config = load_config(file, ["checkpoint.every=7"])
     assert (config.checkpoint.every, config.ema) == (7, EmaConfig())
-
-
-@pytest.mark.parametrize("value", ["x" * 10_000, [["x" * 1000] * 1000] * 1000, {"a": {"b": {"c": {"d": 1}}}}, 10**300])
-def test_shown_values_are_short(value):
-    assert len(shown(value)) < MAX_SHOWN_LENGTH + 10
 
 
 @settings(max_examples=200, deadline=None)
