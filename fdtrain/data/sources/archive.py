@@ -163,41 +163,31 @@ def _zip(path: Path) -> Iterator[Member]:
 def _tar(path: Path) -> list[Member]:
     kind = "compressed-tar" if tar.compressed(path) else "tar"
     files: list[Member] = []
-    links: dict[int, tar.Entry] = {}
+    links: dict[str, str] = {}
     with tar.opened(path) as data:
         for entry in tar.scan(data):
             name = posixpath.normpath(os.fsdecode(entry.name))
             if _hidden(name) or entry.kind == tar.FOLDER:
                 continue
             if entry.kind in (tar.LINK, tar.SYMBOLIC_LINK):
-                links[len(files)] = entry
+                beside = posixpath.dirname(name) if entry.kind == tar.SYMBOLIC_LINK else ""
+                links[name] = posixpath.normpath(posixpath.join(beside, os.fsdecode(entry.target)))
             elif entry.kind != tar.FILE:
                 raise ValueError(f"'{name}' is neither a plain file, a folder nor a link")
             files.append(Member(path, name, entry.size, kind, entry.offset, entry.size))
-    if links:
-        _resolve(path, files, links)
+    by_name = {member.name: member for member in files}
+    for number, member in enumerate(files):
+        if member.name in links:
+            target = member.name
+            for _ in range(MAX_LINKS):
+                target = links.get(target, target)
+            if target in links or target not in by_name:
+                raise UserError(
+                    f"{member} is a link to '{links[member.name]}', no file of the archive. Pack it anew with the file "
+                    "in place of the link."
+                )
+            files[number] = by_name[target]._replace(name=member.name)
     return files
-
-
-def _resolve(path: Path, files: list[Member], links: dict[int, tar.Entry]) -> None:
-    """Replace each link by its target."""
-    places = {member.name: number for number, member in enumerate(files)}
-    targets = {}
-    for number, link in links.items():
-        beside = posixpath.dirname(files[number].name) if link.kind == tar.SYMBOLIC_LINK else ""
-        targets[number] = places.get(posixpath.normpath(posixpath.join(beside, os.fsdecode(link.target))))
-    for number, link in links.items():
-        target: int | None = number
-        for _ in range(MAX_LINKS):
-            if target not in targets:
-                break
-            target = targets[target]
-        if target is None or target in targets:
-            raise UserError(
-                f"{path}, member '{files[number].name}' is a link to '{os.fsdecode(link.target)}', no file of the "
-                "archive. Pack it anew with the file in place of the link."
-            )
-        files[number] = files[target]._replace(name=files[number].name)
 
 
 def read(member: Member) -> bytes:

@@ -80,15 +80,12 @@ def _labels(labels: Any, images: int, batch: BatchFormat, where: str) -> np.ndar
         integers = labels.ndim == 1 and labels.dtype.kind in "iu"
     else:
         integers = isinstance(labels, list) and all(type(label) is int and 0 <= label < 1 << 31 for label in labels)
-    if not integers or len(labels) != images:
-        raise UserError(f"{where}: labels that are not {images} whole numbers. Is it the published file?")
-    labels, first = np.asarray(labels, dtype=np.int64), batch.first_label
-    if images and not first <= labels.min() <= labels.max() < first + batch.classes:
+    first, end = batch.first_label, batch.first_label + batch.classes
+    if not integers or len(labels) != images or (images and not first <= min(labels) <= max(labels) < end):
         raise UserError(
-            f"{where}: labels {labels.min()} to {labels.max()}, expected {first} to {first + batch.classes - 1}. "
-            "Is it the published file?"
+            f"{where}: labels that are not {images} whole numbers from {first} to {end - 1}. Is it the published file?"
         )
-    return labels - first
+    return np.asarray(labels, dtype=np.int64) - first
 
 
 def _npz(member: Member) -> dict[str, np.ndarray]:

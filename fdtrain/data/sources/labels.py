@@ -1,11 +1,13 @@
 """The labels of image files, from an EDM-style dataset.json, WebDataset-style members beside images, or folders."""
 
-import json
 from collections.abc import Sequence, Set
+from typing import Annotated
+
+from pydantic import BaseModel, Field, ValidationError
 
 from fdtrain.data.members import LABELS, class_name, class_number
 from fdtrain.data.sources.archive import Member, read
-from fdtrain.errors import UserError
+from fdtrain.errors import UserError, excerpt
 
 LISTING = "dataset.json"
 
@@ -26,22 +28,26 @@ def used(file: Member) -> bool:
     return file.name.rpartition(".")[2] in LABELS
 
 
+class _Listing(BaseModel):
+    labels: list[tuple[str, Annotated[int, Field(strict=True, ge=0)]]] | None
+
+
 def _listed(names: Sequence[str], listing: Member) -> Sequence[int | None]:
     """The labels that ``{"labels": [[path, label], ...]}`` gives; ``null`` in place of the list means none."""
     try:
-        content = json.loads(read(listing))["labels"]
-        pairs = None if content is None else [(str(path), label) for path, label in content]
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise UserError(f'{listing} is not of the form {{"labels": [[path, label], ...]}}. Correct it.') from error
+        pairs = _Listing.model_validate_json(read(listing)).labels
+    except ValidationError as error:
+        reason = excerpt(error.errors()[0]["msg"])
+        raise UserError(
+            f'{listing} is not of the form {{"labels": [[path, number from 0], ...]}} ({reason}). Correct it.'
+        ) from error
     if pairs is None:
         return [None] * len(names)
     table = dict(pairs)
     if len(table) < len(pairs):
         raise UserError(f"{listing} lists an image twice. Correct it.")
-    for name in names:
-        number = table.get(name)
-        if type(number) is not int or number < 0:
-            raise UserError(f"{listing}: no label, a number from 0, for '{name}'. Add it.")
+    if missing := next((name for name in names if name not in table), None):
+        raise UserError(f"{listing}: no label for '{missing}'. Add it.")
     return [table[name] for name in names]
 
 
