@@ -23,7 +23,7 @@ def test_a_run_does_not_resume_on_shards_that_were_packed_again(launch, digits, 
     launch(*data(digits), "checkpoint.every=3", processes=0)
     # Nor from an older checkpoint, of a version that did not record them.
     change_state(launch.checkpoint(3), lambda state: state["run"].pop(store.SHARDS))
-    message = error_of(launch(*data(again), "training.steps=8", processes=0, resume=True, rc=2))
+    message = error_of(launch(*data(again), "training.steps=8", processes=0, resume=True, rc=2).stderr)
     assert "belongs to a run on other shards: the data set has been packed again or changed" in message
     result = launch(*data(digits), "training.steps=8", processes=0, resume=True)
     assert "resuming after step 6 of 8" in result.stderr
@@ -44,13 +44,13 @@ def test_what_changes_is_said_and_what_would_be_another_method_is_refused(launch
     launch("training.lr=1e-3", processes=0)
     allowed = ["training.lr=1e-4", "training.betas=[0.9, 0.99]", "training.decay=linear", "training.steps=8"]
     for setting in ("data.flip=true", "ema.decay=0.99", "diffusion.weighting=eps", "diffusion.time_sampling=iid"):
-        message = error_of(launch(*allowed, setting, processes=0, resume=True, rc=2))
+        message = error_of(launch(*allowed, setting, processes=0, resume=True, rc=2).stderr)
         key, _, value = setting.partition("=")
         assert f"step_00000006 belongs to a run with other settings: {key} " in message
         assert f" against {value.capitalize() if value == 'true' else value}" in message.replace("'", "")
     # Of a version that recorded less, the configuration beside it counts.
     change_state(launch.checkpoint(6), lambda state: state["run"].pop("data.flip"))
-    assert "data.flip False against True" in error_of(launch("data.flip=true", processes=0, resume=True, rc=2))
+    assert "data.flip False against True" in error_of(launch("data.flip=true", processes=0, resume=True, rc=2).stderr)
     said = launch(*allowed, processes=0, resume=True).stderr
     assert [line for line in said.splitlines() if "changed since" in line] == [
         "fdtrain: changed since step_00000006: training.steps was 6, is 8",

@@ -82,5 +82,7 @@ def test_damaged_checkpoints_are_passed_over_in_a_run(launch):
     for path in (launch.run_folder() / "checkpoints").glob("step_*"):
         (path / "model.json").write_text("{}")
     before = (launch.run_folder() / "metrics.jsonl").read_text()
-    assert "step_00000006: model.json is cut short or changed" in error_of(launch(processes=0, resume=True, rc=2))
+    assert "step_00000006: model.json is cut short or changed" in error_of(
+        launch(processes=0, resume=True, rc=2).stderr
+    )
     assert (launch.run_folder() / "metrics.jsonl").read_text() == before

@@ -65,7 +65,7 @@ def wait_for_line(job: subprocess.Popen, text: str) -> None:
 
 def test_full_from_the_start(launch, disk):
     disk.fill()
-    assert "No space left on device" in error_of(launch(processes=0, rc=2))
+    assert "No space left on device" in error_of(launch(processes=0, rc=2).stderr)
     disk.free()
     launch(processes=0)
     assert launch.losses().keys() == set(range(1, 7))

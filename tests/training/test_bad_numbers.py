@@ -81,7 +81,7 @@ def test_past_the_limit_the_run_returns_with_other_draws(launch):
 def test_after_all_returns_the_run_stops(launch):
     settings = ["training.steps=10", "training.max_skips=1", "training.max_rollbacks=2", "checkpoint.every=2"]
     faults = {"loss": {"steps": [3, 4, 5, 6, 7]}}
-    message = error_of(launch(*settings, processes=0, rc=2, faults=faults))
+    message = error_of(launch(*settings, processes=0, rc=2, faults=faults).stderr)
     assert "unusable in 2 steps in a row up to step 5, after 2 returns to a checkpoint" in message
     assert "step_00000002" in message
     assert "Lower training.lr" in message
@@ -131,7 +131,7 @@ def test_a_rate_far_too_high_costs_no_sound_checkpoint(launch):
     healthy = ["step_00000020", "step_00000015"]
     assert (folder / "latest").read_text() == f"{saved.name}\n"
     assert launch.checkpoint(20).exists()
-    message = error_of(launch(*bad, "training.max_rollbacks=1", processes=0, resume=True, rc=2))
+    message = error_of(launch(*bad, "training.max_rollbacks=1", processes=0, resume=True, rc=2).stderr)
     assert f"after 1 returns to a checkpoint; the last is {launch.checkpoint(20)}" in message
     assert [path.name for path in store.committed(launch.run_folder())] == healthy
     assert (folder / "latest").read_text() == "step_00000020\n"

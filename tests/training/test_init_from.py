@@ -65,7 +65,7 @@ def test_another_data_set_and_labels(launch, colour, tmp_path):
     result = launch(*settings, "training.steps=3", processes=0, resume=True)
     assert "training.init_from" not in result.stderr
     assert json.loads((launch.run_folder() / "init_from.json").read_text()) == report
-    message = error_of(launch(*settings, "training.init_from=elsewhere", processes=0, resume=True, rc=2))
+    message = error_of(launch(*settings, "training.init_from=elsewhere", processes=0, resume=True, rc=2).stderr)
     assert f"training.init_from '{source}' against 'elsewhere'" in message
 
 
@@ -145,5 +145,7 @@ def test_weights_that_are_not_finite(tmp_path):
 
 def test_a_mistake_ends_the_run_before_it_begins(launch, colour, tmp_path):
     settings = [f"training.init_from={tmp_path / 'colour'}", "network.channels=16"]
-    assert "has another architecture: network.channels 8, here 16" in error_of(launch(*settings, processes=0, rc=2))
+    assert "has another architecture: network.channels 8, here 16" in error_of(
+        launch(*settings, processes=0, rc=2).stderr
+    )
     assert list(launch.run_folder().iterdir()) == []

@@ -38,6 +38,6 @@ def test_other_errors_keep_their_trace():
 
 def test_every_rank_ends_with_one_line(launch):
     """A network of terabytes."""
-    message = error_of(launch("network.channels=1000000", processes=2, rc=2))
+    message = error_of(launch("network.channels=1000000", processes=2, rc=2).stderr)
     assert "a pass of 16 images does not fit the memory of this machine" in message
     assert "choose a smaller network" in message

@@ -90,12 +90,12 @@ def test_a_checkpoint_is_of_its_optimiser(launch):
     """Refused in one line; one that names none, of an earlier version, is AdamW's."""
     result = launch("training.optimizer=muon", "training.steps=2", processes=0)
     assert re.search(r"Muon steps \d+ matrices, [\d,]+ of the parameters; AdamW the rest", result.stderr)
-    message = error_of(launch("training.optimizer=adamw", processes=0, resume=True, rc=2))
+    message = error_of(launch("training.optimizer=adamw", processes=0, resume=True, rc=2).stderr)
     assert "training.optimizer 'muon' against 'adamw'. Restore them, or give the run another name." in message
     result = launch("name=other", "training.steps=2", processes=0)
     assert "Muon steps" not in result.stderr
     change_state(launch.checkpoint(2, "other"), lambda state: state["run"].pop("training.optimizer"))
-    message = error_of(launch("name=other", "training.optimizer=muon", processes=0, resume=True, rc=2))
+    message = error_of(launch("name=other", "training.optimizer=muon", processes=0, resume=True, rc=2).stderr)
     assert "training.optimizer 'adamw' against 'muon'" in message
     launch("name=other", processes=0, resume=True)
 

@@ -88,14 +88,14 @@ def test_lengths_may_end_but_not_begin_or_change(launch):
     launch(LENGTHS_SET, *settings, processes=0)
     # A 64th of the run, but never less than a step.
     assert steps(launch) == [1, 2, 3, 4]
-    message = error_of(launch("ema.lengths=[0.05]", "training.steps=6", processes=0, resume=True, rc=2))
+    message = error_of(launch("ema.lengths=[0.05]", "training.steps=6", processes=0, resume=True, rc=2).stderr)
     assert "belongs to a run with other settings: ema.lengths [0.05, 0.1] against [0.05]. Restore them" in message
     launch("training.steps=6", processes=0, resume=True)
     assert steps(launch) == [1, 2, 3, 4]
     assert not store.open_parts(launch.checkpoint(6)).lengths()
     # Nor by going back to the checkpoint that still has them.
     assert launch.checkpoint(4).exists()
-    message = error_of(launch(LENGTHS_SET, "training.steps=8", processes=0, resume=True, rc=2))
+    message = error_of(launch(LENGTHS_SET, "training.steps=8", processes=0, resume=True, rc=2).stderr)
     assert "step_00000006 belongs to a run with other settings: ema.lengths [] against [0.05, 0.1]" in message
 
 
