@@ -23,7 +23,7 @@ from fdtrain import files
 from fdtrain.data.fetch import Mismatch, fetch, is_remote
 from fdtrain.errors import UserError
 from fdtrain.evaluation import label_features
-from fdtrain.evaluation.result import FeatureIdentity, invalid
+from fdtrain.evaluation.result import FeatureIdentity, invalid, write_file
 
 HOME = os.path.expanduser("~")
 # In a container a user may have no home folder.
@@ -79,8 +79,7 @@ def open_features(path: str | Path | None, device: torch.device) -> FeatureNetwo
             f"the Inception as TorchScript is {INCEPTION_URL}."
         )
     try:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = _sha256(path)
         script = torch.jit.load(path, map_location=device).eval()
     except OSError as error:
         raise UserError(f"features: cannot read {path} ({error.strerror}).") from error
@@ -107,18 +106,19 @@ def _downloaded(url: str) -> Path:
     if not url.endswith(f"/{INCEPTION}"):
         raise UserError(f"features {url}: only {INCEPTION} is fetched. Fetch another network yourself.")
     path = CACHE / INCEPTION
-    if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == INCEPTION_SHA256:
-        return path
 
     def check(downloaded: Path) -> None:
-        if hashlib.sha256(downloaded.read_bytes()).hexdigest() != INCEPTION_SHA256:
+        if _sha256(downloaded) != INCEPTION_SHA256:
             raise Mismatch("another checksum than the standard Inception's")
 
-    try:
-        files.write_atomically(path, lambda temporary: fetch(url, temporary, FETCH_SECONDS, LARGEST, check))
-    except OSError as error:
-        raise UserError(f"features: cannot write {path} ({error.strerror}).") from error
+    if not path.is_file() or _sha256(path) != INCEPTION_SHA256:
+        write_file(path, lambda temporary: fetch(url, temporary, FETCH_SECONDS, LARGEST, check))
     return path
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _coloured(pixels: Tensor) -> Tensor:
@@ -202,10 +202,6 @@ def _label_features(folder: Path, device: torch.device) -> FeatureNetwork:
             )
         return network(pixels)
 
-    identity = FeatureIdentity(
-        description.name,
-        digest,
-        description.dims,
-        f"{description.channels}x{description.size}x{description.size}, bytes to -1..1",
-    )
+    size = "x".join(map(str, description.shape))
+    identity = FeatureIdentity(description.name, digest, description.dims, f"{size}, bytes to -1..1")
     return FeatureNetwork(identity, lambda pixels: both(pixels)[0], lambda pixels: both(pixels)[1].softmax(1))

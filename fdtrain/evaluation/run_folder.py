@@ -3,6 +3,7 @@
 import json
 import statistics
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -31,10 +32,12 @@ Kind = TypeVar("Kind", bound=Result)
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The content of a run's files; ``results`` by path. What is missing is None or empty."""
+    """The content of a run's files; ``results`` by path, ``settings`` by ``section.key``. What is missing is None or
+    empty."""
 
     path: Path
     config: str
+    settings: dict[str, Any]
     dataset: DatasetDescription | None
     environment: dict[str, Any]
     metrics: list[dict[str, Any]]
@@ -43,12 +46,6 @@ class RunFolder:
     @property
     def name(self) -> str:
         return self.path.resolve().name
-
-    @cached_property
-    def settings(self) -> dict[str, Any]:
-        """The configuration, flat: values by ``section.key``."""
-        content = parse(self.config)
-        return flattened(content) if isinstance(content, dict) else {}
 
     @property
     def split(self) -> str:
@@ -116,15 +113,16 @@ def read(path: Path) -> RunFolder:
         raise UserError(f"{path} is not a run: it has no config.yaml. Give the folder that training wrote.")
     config = _text(path / CONFIG)
     try:
-        parse(config)
+        settings = parse(config)
     except UserError as error:
         raise UserError(f"{path / CONFIG} is not YAML ({error}). Restore it.") from error
     results = {file: result.read(file) for file in sorted((path / FOLDER).glob("*.json"))}
     return RunFolder(
         path,
         config,
+        flattened(settings) if isinstance(settings, dict) else {},
         read_description(path) if (path / FILE).is_file() else None,
-        _environment(path / "environment.json"),
+        next(iter(_objects([_text(path / "environment.json")])), {}),
         read_metrics(path / "metrics.jsonl"),
         {file: found for file, found in results.items() if found is not None},
     )
@@ -135,33 +133,25 @@ def number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
 
 
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a run's log; none if there is no log."""
+    return _objects(_text(path).splitlines())
+
+
 def _text(path: Path) -> str:
     try:
-        return path.read_text(errors="replace")
+        return path.read_text(errors="replace") if path.is_file() else ""
     except OSError as error:
         raise UserError(f"cannot read {path} ({error.strerror}).") from error
 
 
-def _environment(path: Path) -> dict[str, Any]:
-    """What the run was computed by; older versions of fdtrain recorded less of it."""
-    try:
-        content = json.loads(_text(path)) if path.is_file() else {}
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is damaged ({error}). Restore it, or delete it.") from error
-    return content if isinstance(content, dict) else {}
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a run's log; none if there is no log."""
-    lines = []
-    for line in _text(path).splitlines() if path.is_file() else []:
-        try:
-            content = json.loads(line)
-        except (ValueError, RecursionError):
-            continue  # A line cut short by a crash.
-        if isinstance(content, dict):
-            lines.append(content)
-    return lines
+def _objects(texts: list[str]) -> list[dict[str, Any]]:
+    """Those of the texts that are JSON objects: a line may be cut short by a crash."""
+    found = []
+    for text in texts:
+        with suppress(ValueError, RecursionError):
+            found.append(json.loads(text))
+    return [content for content in found if isinstance(content, dict)]
 
 
 def open_split(model: str | Path | None, data: str | None, split: str | None, role: str = "test") -> Split:
@@ -179,7 +169,11 @@ def open_split(model: str | Path | None, data: str | None, split: str | None, ro
     """
     if data is not None:
         return Split(data, split or role)
-    run = _run(model)
+    folders = (Path(model), Path(model).parent.parent) if model is not None else ()
+    run = next((folder for folder in folders if (folder / CONFIG).is_file()), None)
+    if run is None:
+        which = "these are no run's samples" if model is None else f"{model} is no run, and has no record of its data"
+        raise UserError(f"{which}. Name a packed data set with --data.")
     settings = _settings(run)
     split = split or settings.get(f"{role}_split", role)
     if not isinstance(split, str):
@@ -188,15 +182,6 @@ def open_split(model: str | Path | None, data: str | None, split: str | None, ro
             "--split train, or other images with --data."
         )
     return Split(_opened(run, settings, split), split)
-
-
-def _run(model: str | Path | None) -> Path:
-    """The run that a path is in."""
-    for folder in (Path(model), Path(model).parent.parent) if model is not None else ():
-        if (folder / CONFIG).is_file():
-            return folder
-    which = f"{model} is no run, and has no record of its data" if model is not None else "these are no run's samples"
-    raise UserError(f"{which}. Name a packed data set with --data.")
 
 
 def _settings(run: Path) -> Mapping[str, Any]:
