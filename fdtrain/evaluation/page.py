@@ -58,7 +58,8 @@ class Table:
 
     @property
     def cells(self) -> list[list[str | Link]]:
-        return [[row.get(name) or NONE for name in self.head] for row in self.rows]
+        head = self.head
+        return [[row.get(name) or NONE for name in head] for row in self.rows]
 
 
 @dataclass(frozen=True)
