@@ -108,9 +108,8 @@ def train(split: Split) -> tuple[Classifier, ClassifierDescription]:
     """Learn the labels of a split; the same features whenever it is done on the same kind of machine.
     Raises UserError: the split has no labels."""
     data = split.description
-    count = min(len(split), MOST_IMAGES)
-    epochs = max(1, min(EPOCHS, PRESENTATIONS // max(count, 1)))
-    pixels, labels = _images(split, count)
+    pixels, labels = _images(split)
+    epochs = max(1, min(EPOCHS, PRESENTATIONS // len(pixels)))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch_seed(0, Purpose.FEATURES, 0))
         network = Classifier(data.channels, data.size, len(data.classes))
@@ -123,7 +122,7 @@ def train(split: Split) -> tuple[Classifier, ClassifierDescription]:
     network.eval().requires_grad_(False)
     identity = {key: split_identity(split)[key] for key in ("dataset", "split", "fingerprint")}
     image = {"channels": data.channels, "size": data.size, "classes": data.classes}
-    learnt = {"images": count, "epochs": epochs, "accuracy": accuracy(network, split)}
+    learnt = {"images": len(pixels), "epochs": epochs, "accuracy": accuracy(network, split)}
     return network, ClassifierDescription(name=f"{data.name}-features", **identity, **image, **learnt)
 
 
@@ -144,17 +143,18 @@ def _fit(network: Classifier, pixels: Tensor, labels: Tensor, epochs: int) -> No
 
 def accuracy(network: Classifier, split: Split) -> float:
     """Share of a split's labels that the classifier gets right."""
-    pixels, labels = _images(split, min(len(split), MOST_IMAGES))
+    pixels, labels = _images(split)
     with torch.no_grad():
         right = [(network(p)[1].argmax(1) == l).sum() for p, l in zip(pixels.split(1000), labels.split(1000))]
     return (torch.stack(right).sum() / len(labels)).item()
 
 
-def _images(split: Split, count: int) -> tuple[Tensor, Tensor]:
+def _images(split: Split) -> tuple[Tensor, Tensor]:
     """The first pixels and labels."""
-    levels, labels = (torch.cat(column) for column in zip(*map(split.batch, chunks(range(count), 1000))))
-    if not split.description.classes or (labels < 0).any():
+    parts = [split.batch(part) for part in chunks(range(min(len(split), MOST_IMAGES)), 1000)]
+    if not split.description.classes or not parts or any((labels < 0).any() for _, labels in parts):
         raise UserError(f"split '{split.name}' of '{split.description.name}' has no labels to learn features from.")
+    levels, labels = (torch.cat(column) for column in zip(*parts))
     return to_pixels(levels, split.description.levels), labels
 
 
@@ -172,13 +172,9 @@ def load(folder: Path) -> tuple[Classifier, ClassifierDescription, str]:
         data = (folder / WEIGHTS).read_bytes()
         network = Classifier(description.channels, description.size, len(description.classes))
         network.load_state_dict(load_tensors(data))
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{folder} holds no features ({WEIGHTS}): fdtrain evaluate features DATA {folder} makes some."
-        ) from error
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = invalid(error) if isinstance(error, ValidationError) else str(error).splitlines()[0]
         raise UserError(
-            f"{folder} holds broken features ({reason}). Make them again: fdtrain evaluate features DATA {folder}."
+            f"{folder} holds no sound features ({reason}). fdtrain evaluate features DATA {folder} makes some."
         ) from error
     return network.eval().requires_grad_(False), description, hashlib.sha256(data).hexdigest()
