@@ -11,6 +11,8 @@ from torch import Tensor
 
 from fdtrain.randomness import Purpose, stream
 
+SUBSETS = 100
+"""Of the features, over which the kernel distance is a mean."""
 NEIGHBOUR = 3
 """The k of precision and recall: an image's neighbourhood reaches to its k-th nearest neighbour."""
 
@@ -97,20 +99,17 @@ def _root(covariance: Tensor) -> Tensor:
     return vectors[:, nonzero] * values[nonzero].sqrt()
 
 
-def kernel_distance(x: Tensor, y: Tensor, subsets: int = 100, size: int = 1000) -> float:
-    """Squared maximum mean discrepancy under ``(x . y / dims + 1)^3``, unbiased: the mean over random subsets.
-
-    Args:
-        x, y: features ``(n, dims)``, at least two of each. Subsets have ``size`` of each, or as many as there are.
-    """
-    size, total = min(size, len(x), len(y)), 0.0
-    for subset in range(subsets):
+def kernel_distance(x: Tensor, y: Tensor) -> float:
+    """Squared maximum mean discrepancy under ``(x . y / dims + 1)^3``, unbiased: the mean over random subsets of
+    1,000 features of each set, or as many as there are; ``x, y`` are ``(n, dims)``, at least two of each."""
+    size, total = min(1000, len(x), len(y)), 0.0
+    for subset in range(SUBSETS):
         own = stream(0, Purpose.FEATURES, 2, subset)
         a, b = (part[torch.from_numpy(own.permutation(len(part))[:size])].double() for part in (x, y))
         aa, bb, ab = _kernel(a, a), _kernel(b, b), _kernel(a, b)
         within = (aa.sum() - aa.trace() + bb.sum() - bb.trace()) / (size * (size - 1))
         total += (within - 2 * ab.mean()).item()
-    return total / subsets
+    return total / SUBSETS
 
 
 def _kernel(a: Tensor, b: Tensor) -> Tensor:

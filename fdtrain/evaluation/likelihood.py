@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fdtrain.data.split import Images, Split
-from fdtrain.diffusion.clocks import TimeDensity, time_density
+from fdtrain.diffusion.clocks import time_density
 from fdtrain.diffusion.interval import CLOSED, Interval
 from fdtrain.diffusion.likelihood import crossed_importance_bound, importance_bound, ode_nll, ode_start
 from fdtrain.diffusion.objective import Bound
@@ -53,11 +53,6 @@ def density_name(interval: Interval) -> str:
     return "log_snr" if interval.t_max < 1 else "log_time"
 
 
-def time_density_of(interval: Interval, scale: float) -> TimeDensity:
-    """The density of :func:`density_name` on the interval."""
-    return time_density(density_name(interval), scale, interval)
-
-
 def also_closed(model: Model) -> bool:
     """Whether a model of a truncated interval has a bound on the closed one too, on dequantised images."""
     bound, finite = model.spec.bound, model.predictor.finite
@@ -72,7 +67,6 @@ class Likelihood:
 
     Args:
         batch: evaluations that are computed together.
-        density: of the bound's times; None: that of :func:`density_name`.
         bound: None: the model's own.
     """
 
@@ -83,13 +77,13 @@ class Likelihood:
         seed: int = 0,
         batch: int = 256,
         dtype: torch.dtype = torch.float32,
-        density: TimeDensity | None = None,
         bound: Bound | None = None,
     ):
         self.model, self.split, self.spec = model, split, model.spec
         self.seed, self.batch, self.dtype = seed, batch, dtype
         self.bound = bound or model.spec.bound
-        self.density = density or time_density_of(self.bound.interval, model.spec.scale)
+        interval = self.bound.interval
+        self.density = time_density(density_name(interval), model.spec.scale, interval)
 
     def elbo(self, images: range, draws: int) -> Tensor:
         """Negative ELBO of each image in bits/dim, ``(len(images), draws)``, float64, on the CPU.

@@ -7,7 +7,7 @@ import torch
 from densities import gaussian, three_modes
 from scipy import stats
 
-from fdtrain.diffusion.clocks import CLOCKS, DENSITIES
+from fdtrain.diffusion.clocks import CLOCKS, DENSITIES, time_density
 from fdtrain.diffusion.decoders import (
     bin_centres,
     discrete_decoder,
@@ -23,7 +23,7 @@ from fdtrain.diffusion.predictors import INPUTS, PREDICTORS, TIMES, eps_hat, mak
 from fdtrain.diffusion.process import alpha, per_image, perturb, velocity
 from fdtrain.diffusion.solvers import GRID, SOLVERS, sample, time_grid
 from fdtrain.diffusion.weighting import WEIGHTINGS
-from fdtrain.evaluation.likelihood import time_density_of
+from fdtrain.evaluation.likelihood import density_name
 
 T = torch.tensor([1e-3, 0.05, 0.3, 0.7, 0.99], dtype=torch.float64)
 SCALE, SD = 0.03, 0.5
@@ -171,7 +171,7 @@ def test_the_bound_of_every_member_is_the_entropy_up_to_its_truncation(predictor
     data, generator = three_modes(2), torch.Generator().manual_seed(0)
     interval = formulation_interval(predictor, SCALE, density, network_input, network_time)
     assert make_predictor(predictor, SCALE, network_input, network_time).finite(interval.t_min)
-    drawing = time_density_of(interval, SCALE)
+    drawing = time_density(density_name(interval), SCALE, interval)
     x0 = data.sample(N, generator)
     eps = torch.randn(x0.shape, dtype=torch.float64, generator=generator)
     u = (torch.arange(N, dtype=torch.float64) + torch.rand(N, dtype=torch.float64, generator=generator)) / N
