@@ -224,11 +224,11 @@ def test_captions_are_no_labels(tmp_path):
     ("files", "message"),
     [
         ({"0.cls": b"0"}, "1.png has no label, .*0.png has one. Label all images, or none"),
-        ({"0.cls": b"cat", "1.cls": b"dog"}, "0.cls holds no whole number as a label.*give each class a folder"),
+        ({"0.cls": b"cat", "1.cls": b"dog"}, "0.cls holds no whole number from 0 as a label.*give each class a folder"),
         ({"0.json": b'{"label": "cat"}', "1.json": b"{}"}, "0.json holds no whole number"),
         ({"0.json": b"[" * 10000, "1.json": b"{}"}, "0.json holds no whole number"),
         ({"0.cls": b"9" * 19, "1.cls": b"0"}, "at most 1048576 classes"),
-        ({"0.cls": b"-7", "1.cls": b"0"}, "label -7, expected a number from 0"),
+        ({"0.cls": b"-7", "1.cls": b"0"}, "0.cls holds no whole number from 0"),
     ],
 )
 def test_labels_beside_images_that_are_none(tmp_path, files, message):

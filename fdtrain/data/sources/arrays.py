@@ -182,7 +182,7 @@ def _labels(pair: Pair) -> np.ndarray | None:
     if array.dtype.kind not in "iub" or array.shape not in ((count,), (count, 1)):
         raise UserError(
             f"{array}: labels of {array.dtype} of shape {array.shape}, expected a whole number for each of {count} "
-            "images. Choose others by --labels, or none by --labels ''."
+            "images. Fetch both again, or choose other labels (--labels)."
         )
     values = array.load().reshape(count)
     if array.dtype.kind == "u" and count and values.max() > np.iinfo(np.int64).max:

@@ -37,11 +37,7 @@ def idx(folder: Path, name: str, subset: str | None = None, classes: list[str] |
     splits: dict[str, Pair] = {}
     for split, (images, labels) in _files(folder, subset).items():
         pictures, labelled = _described(images, 3), _described(labels, 1)
-        count, height, width = pictures.shape
-        if labelled.shape != (count,):
-            raise UserError(
-                f"{labels} has {labelled.shape[0]} labels for the {count} images of {images.name}. Fetch both again."
-            )
+        _, height, width = pictures.shape
         if height != width:
             raise UserError(f"{images}: images of {height}x{width} pixels; only square ones can be packed.")
         splits[split] = Pair(pictures, labelled)
@@ -61,13 +57,9 @@ def _files(folder: Path, subset: str | None) -> dict[str, tuple[Path, Path]]:
     if not matches:
         raise UserError(f"{folder} holds no IDX files named as published, such as train-images-idx3-ubyte.gz.")
     subsets = sorted({match["subset"] or "" for match in matches})
-    if subset is None and len(subsets) > 1:
-        raise UserError(
-            f"{folder} holds several data sets; choose one by --subset: {', '.join(filter(None, subsets))}."
-        )
-    chosen = subsets[0] if subset is None else subset
+    chosen = subsets[0] if subset is None and len(subsets) == 1 else subset
     if chosen not in subsets:
-        raise UserError(f"--subset {subset}: {folder} has {', '.join(filter(None, subsets)) or 'none'}.")
+        raise UserError(f"{folder} has {', '.join(filter(None, subsets)) or 'no subsets'}. Choose one by --subset.")
     files: dict[str, dict[str, Path]] = {"train": {}, "test": {}}
     for match in matches:
         if (match["subset"] or "") == chosen:

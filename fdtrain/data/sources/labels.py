@@ -62,30 +62,24 @@ def _beside(images: Sequence[Member], by_name: dict[str, Member]) -> Sequence[in
 
 
 def _label(image: Member, by_name: dict[str, Member]) -> int | None:
+    folder, slash, last = image.name.rpartition("/")
     for extension, field in LABELS.items():
-        for key in _keys(image.name):
-            file = by_name.get(f"{key}.{extension}")
-            if file is None:
-                continue
-            try:
-                name = class_name(read(file), (0, file.size), field)
-                number = -1 if name is None else class_number(name)
-            except ValueError as error:
-                raise UserError(
-                    f"{file} holds no whole number as a label. Correct it, or remove such files and give each class a "
-                    "folder."
-                ) from error
-            if number < -1:
-                raise UserError(f"{file}: label {number}, expected a number from 0. Correct it.")
-            if number >= 0:
-                return number
+        # The whole name but its extension, or, as WebDataset has it, up to its first dot.
+        for key in (last.rpartition(".")[0], last.partition(".")[0]):
+            if file := by_name.get(f"{folder}{slash}{key}.{extension}"):
+                try:
+                    name = class_name(read(file), (0, file.size), field)
+                    number = -1 if name is None else class_number(name)
+                    if number < -1:
+                        raise ValueError
+                except ValueError as error:
+                    raise UserError(
+                        f"{file} holds no whole number from 0 as a label. Correct it, or remove such files and give "
+                        "each class a folder."
+                    ) from error
+                if number >= 0:
+                    return number
     return None
-
-
-def _keys(name: str) -> tuple[str, str]:
-    """The name without its extension, and the name up to the first dot of the file's name, as in WebDataset."""
-    folder, slash, file = name.rpartition("/")
-    return folder + slash + file.rpartition(".")[0], folder + slash + file.partition(".")[0]
 
 
 def by_folder(names: Sequence[str], known: Set[str], where: str) -> Sequence[str | None]:
