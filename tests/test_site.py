@@ -67,3 +67,9 @@ def test_files_that_commands_name_exist(page):
     blocks = "\n".join(re.findall(r"```\n(.*?)```", page.read_text(), re.DOTALL))
     named = set(re.findall(r"\b((?:tools|benchmarks|configs|fdtrain|launch)/[\w/.-]+\.(?:py|yaml|sh))\b", blocks))
     assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_every_test_that_proves_a_wish_exists():
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", (DOCS / "lab" / "wishes.md").read_text())
+    assert len(named) >= 15
+    assert [name for file, name in named if f"def {name}(" not in (ROOT / file).read_text()] == []

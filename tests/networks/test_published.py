@@ -1,0 +1,74 @@
+"""Parameters of the networks against those of the published codes and papers."""
+
+import pytest
+import torch
+
+from fdtrain.capacity.estimate import parameters, published
+from fdtrain.capacity.spec import model_spec
+from fdtrain.config import load_config
+from fdtrain.networks.dit import SIZES
+from fdtrain.networks.model import NETWORKS, parameter_count
+
+
+def counted(name: str, **options) -> int:
+    with torch.device("meta"):
+        return parameter_count(NETWORKS[name](3, 32, 256, **options))
+
+
+def dense(inputs: int, outputs: int) -> int:
+    return inputs * outputs + outputs
+
+
+def conv(inputs: int, outputs: int, kernel: int = 3) -> int:
+    return kernel**2 * inputs * outputs + outputs
+
+
+@pytest.mark.parametrize(
+    ("options", "count"),
+    [({}, 61_804_419), ({"blocks": 8}, 106_632_579), ({"time_embedding": "fourier"}, 61_804_419 + 128 * 512)],
+)
+def test_ddpmpp(options, count):
+    """DDPM++ cont. and DDPM++ cont. (deep) as score_sde_pytorch builds them at 32x32x3: 61.8 M and 106.6 M. NCSN++'s
+    embedding has 256 features of the time in place of 128."""
+    assert counted("ddpmpp", **options) == count
+
+
+def test_cifar10_configuration_builds_the_published_network():
+    """And gives its first convolution sines and cosines of eleven octaves."""
+    config = load_config("cifar10")
+    assert parameters(model_spec(config, published(config))) == 61_804_419 + 3 * 2 * 11 * 3**2 * 128
+
+
+@pytest.mark.parametrize(
+    ("n", "layers", "count"), [(128, 32, 30_577_667), (256, 32, 122_136_579), (256, 64, 237_602_819)]
+)
+def test_vdm(n, layers, count):
+    """``ScoreUNet`` of google-research/vdm (model_vdm.py) for CIFAR-10, ImageNet-32 and ImageNet-64, counted from its
+    structure, less the 4 x channels weights of the ``conditioning`` scalar, always 0."""
+
+    def block(inputs: int) -> int:
+        return 2 * inputs + conv(inputs, n) + 4 * n * n + 2 * n + conv(n, n)
+
+    features = 3 * (1 + 2 * 2)
+    ends = dense(n, 4 * n) + dense(4 * n, 4 * n) + conv(features, n) + 2 * n + conv(n, 3)
+    attention, shortcut = 2 * n + 4 * conv(n, n, 1), conv(2 * n, n, 1)
+    assert count == ends + (layers + 2) * block(n) + attention + (layers + 1) * (block(2 * n) + shortcut)
+    assert counted("vdm", channels=n, blocks=layers, input_channels=features) == count
+
+
+@pytest.mark.parametrize(
+    ("size", "count", "millions"),
+    [("S", 32_471_436, 33), ("B", 129_528_588, 130), ("L", 456_791_052, 458), ("XL", 673_653_900, 675)],
+)
+def test_dit(size, count, millions):
+    """Unconditional, on pixels of 3 channels. Table 4 of the paper, on latents of 4, has a learned variance, 1000
+    classes and one for none; the image's size does not enter."""
+    blocks, d, _ = SIZES[size]
+
+    def paper(inputs: int, outputs: int, labels: int) -> int:
+        block = dense(d, 3 * d) + dense(d, d) + dense(d, 4 * d) + dense(4 * d, d) + dense(d, 6 * d)
+        ends = dense(4 * inputs, d) + dense(d, 2 * d) + dense(d, 4 * outputs)
+        return blocks * block + ends + dense(256, d) + dense(d, d) + labels * d
+
+    assert counted("dit", size=size) == count == paper(3, 3, 0)
+    assert round(paper(4, 8, 1001) / 1e6) == millions
