@@ -37,7 +37,7 @@ from fdtrain.resilience.signals import handled
 from fdtrain.resilience.verdict import Limits
 from fdtrain.training import callbacks, hardware, init_from, memory
 from fdtrain.training.batch_noise import BatchNoise, DrawnSteps, PassInputs
-from fdtrain.training.compilation import compile_networks, worthwhile
+from fdtrain.training.compilation import compile_networks
 from fdtrain.training.ema import Average
 from fdtrain.training.engine import Engine
 from fdtrain.training.metrics import MetricSums, Stopwatch, Utilisation
@@ -122,7 +122,8 @@ def build(plan: Plan, launch: Launch, checkpoint: Path | None = None) -> Trainer
     monitor = Monitor(config, plan.layout.rank == 0, about)
     utilisation = _measure(plan, device, monitor)
     averaged = Model(spec).eval().requires_grad_(False)
-    compiled = _compile(plan, model, averaged, utilisation.flops_per_image, device, monitor)
+    work = utilisation.flops_per_image
+    compiled = compile_networks(model, averaged, training, plan.layout, work, device, monitor.say)
     profiler = Profiler(config.folder / "profile", plan.traced, device, Stopwatch())
     noise = BatchNoise.of(config, spec)
     sums = MetricSums(device, noise.density)
@@ -131,7 +132,7 @@ def build(plan: Plan, launch: Launch, checkpoint: Path | None = None) -> Trainer
         f"{config.folder}: {plan.description.name}, {parameters:,} parameters, "
         f"{plan.layout.world_size} x {device.type}, "
         f"{training.precision}{', compiled' if compiled else ''}, ZeRO {engine.stage}, "
-        f"global batch {training.global_batch}, {utilisation.flops_per_image / 1e9:.3g} GFLOP per image, "
+        f"global batch {training.global_batch}, {work / 1e9:.3g} GFLOP per image, "
         f"{training.steps} steps{'' if spec.bound.interval == CLOSED else f', bound: {spec.bound.describe()}'}"
     )
     if engine.matrices:
@@ -171,22 +172,6 @@ def _measure(plan: Plan, device: torch.device, monitor: Monitor) -> Utilisation:
         monitor.say(f"fdtrain: warning: {warning}")
     whole = distributed.all_reduce_sum(torch.tensor(rate, dtype=torch.float64, device=device)).item()
     return Utilisation(flops(plan.spec), plan.layout.world_size, whole)
-
-
-def _compile(
-    plan: Plan, model: Model, averaged: Model, flops_per_image: int, device: torch.device, monitor: Monitor
-) -> bool:
-    """Whether the networks are compiled now."""
-    training = plan.config.training
-    if not worthwhile(training, plan.layout, flops_per_image, device):
-        if training.compile is True:
-            monitor.say("fdtrain: warning: training.compile has no effect at training.zero_stage 3")
-        return False
-    monitor.say("compiling the network")
-    failure = compile_networks(model, averaged, training, plan.layout, device)
-    if failure:
-        monitor.say(f"fdtrain: warning: torch.compile failed, so the network is not compiled: {failure}")
-    return failure is None
 
 
 def own_batches(plan: Plan, noise: BatchNoise, start: int) -> Batches[list[PassInputs]]:

@@ -2,7 +2,7 @@
 the first step. The modules are compiled in place: their weights keep their names.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -31,19 +31,28 @@ def worthwhile(training: TrainingConfig, layout: RunLayout, flops_per_image: int
 
 
 def compile_networks(
-    model: Model, shown: Model, training: TrainingConfig, layout: RunLayout, device: torch.device
-) -> str | None:
-    """Compile the network of ``model`` and take one pass forward and back, whose gradients go nowhere; and that of
-    ``shown``, which is on the CPU, and take one as in evaluation.
+    model: Model,
+    shown: Model,
+    training: TrainingConfig,
+    layout: RunLayout,
+    flops_per_image: int,
+    device: torch.device,
+    say: Callable[[str], None],
+) -> bool:
+    """Where it is :func:`worthwhile`, compile the network of ``model`` and take one pass forward and back, whose
+    gradients go nowhere; and that of ``shown``, which is on the CPU, and take one as in evaluation.
 
     Every rank must call it: where one fails none is compiled.
 
     Returns:
-        Why it failed, or None.
+        Whether they are compiled.
 
     Raises:
         torch.OutOfMemoryError: the pass does not fit; nor would it uncompiled.
     """
+    if not worthwhile(training, layout, flops_per_image, device):
+        return False
+    say("compiling the network")
     failure = None
     try:
         # Every pass has the same shape.
@@ -61,8 +70,9 @@ def compile_networks(
     failed = distributed.all_reduce_sum(torch.tensor(float(failure is not None), device=device)).item()
     if failed:
         model.network._compiled_call_impl = shown.network._compiled_call_impl = None
-        return failure or f"failed on {failed:.0f} of {layout.world_size} processes"
-    return None
+        failure = failure or f"failed on {failed:.0f} of {layout.world_size} processes"
+        say(f"fdtrain: warning: torch.compile failed, so the network is not compiled: {failure}")
+    return not failed
 
 
 @contextmanager

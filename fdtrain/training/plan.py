@@ -120,10 +120,15 @@ def prepare(
     check_precision(config.training, distributed.device())
     data = open_data(config.data.paths, config.data.allow_pipe, config.data.fetch_timeout_s)
     shards = data.split(config.data.train_split)
-    if config.data.test_split is not None:
-        if config.data.test_split not in data.description.splits:
-            raise UserError(_no_held_out(config.data.test_split, data.description))
-        data.split(config.data.test_split)
+    if (held_out := config.data.test_split) is not None:
+        if held_out not in data.description.splits:
+            there = excerpt(", ".join(data.description.splits))
+            raise UserError(
+                f"data.test_split: '{data.description.name}' has no split '{held_out}' (it has: {there}). To train "
+                "without held-out images, set data.test_split and monitor.evaluate_every to null; to hold some out, "
+                "pack the images again with fdtrain pack --holdout N."
+            )
+        data.split(held_out)
     elif config.monitor.evaluate_every:
         raise UserError("monitor.evaluate_every needs held-out images: set data.test_split, or evaluate_every to null.")
     spec = model_spec(config, data.description)
@@ -159,15 +164,6 @@ def _recorded_lanes(folder: Path) -> list[str]:
         with suppress(UserError, KeyError):
             return [f"training.lanes={store.read_state(path).run['training.lanes']}"]
     return []
-
-
-def _no_held_out(split: str, description: DatasetDescription) -> str:
-    there = excerpt(", ".join(description.splits))
-    return (
-        f"data.test_split: data set '{description.name}' has no split '{split}' (it has: {there}). To train without "
-        "held-out images, set data.test_split and monitor.evaluate_every to null; to hold some out, pack the images "
-        "again with fdtrain pack --holdout N."
-    )
 
 
 def _check_some_fit(existing: list[Path], plan: Plan) -> None:

@@ -20,8 +20,12 @@ from fdtrain.training.compilation import as_compiled, compile_networks, worthwhi
 from fdtrain.training.hardware import exact_float32
 
 CPU = torch.device("cpu")
-TRAINING = TrainingConfig(steps=1, global_batch=4, lanes=2, micro_batch=2, precision="fp32")
+TRAINING = TrainingConfig(steps=1, global_batch=4, lanes=2, micro_batch=2, precision="fp32", compile=True)
 LAYOUT = run_layout(TRAINING, 1)
+
+
+def compiled(model, shown, said=None) -> bool:
+    return compile_networks(model, shown, TRAINING, LAYOUT, 10**9, CPU, ([] if said is None else said).append)
 
 
 @pytest.fixture
@@ -55,7 +59,7 @@ def test_compiled_is_what_eager_is(backend, checkpointing, labelled):
     names = list(model.state_dict())
     average = copy.deepcopy(model).eval().requires_grad_(False)
     expected = field_and_gradients(model)
-    assert compile_networks(model, average, TRAINING, LAYOUT, CPU) is None
+    assert compiled(model, average)
     assert list(model.state_dict()) == names
     assert all(weight.grad is None for weight in model.parameters())
     with torch._dynamo.config.patch(error_on_recompile=True):
@@ -80,7 +84,7 @@ def test_evaluation_and_sampling_run_what_was_compiled_for_them(monkeypatch, dig
     monkeypatch.setattr(distributed, "all_reduce_sum", lambda x: x)
     monkeypatch.setattr(nn.Module, "compile", functools.partialmethod(original, backend=counting))
     split, shown = Split(str(digits), "test"), Model(DIGITS).eval().requires_grad_(False)
-    assert compile_networks(Model(DIGITS), shown, TRAINING, LAYOUT, CPU) is None
+    assert compiled(Model(DIGITS), shown)
     calls.clear()
     with as_compiled(shown), exact_float32():
         Likelihood(shown, split, batch=2).elbo(range(5), draws=1)
@@ -93,8 +97,9 @@ def test_evaluation_and_sampling_run_what_was_compiled_for_them(monkeypatch, dig
 def test_where_one_process_fails_none_is_compiled(backend, monkeypatch):
     backend("eager")
     monkeypatch.setattr(distributed, "all_reduce_sum", lambda x: x + 1)
-    model = Model(DIGITS)
-    assert compile_networks(model, Model(DIGITS), TRAINING, LAYOUT, CPU) == "failed on 1 of 1 processes"
+    model, said = Model(DIGITS), []
+    assert not compiled(model, Model(DIGITS), said)
+    assert said[-1].endswith("the network is not compiled: failed on 1 of 1 processes")
     assert model.network._compiled_call_impl is None
 
 
@@ -107,7 +112,7 @@ def test_a_pass_that_does_not_fit_is_no_failure_of_the_compiler(backend):
 
     backend(full)
     with pytest.raises(torch.OutOfMemoryError):
-        compile_networks(Model(DIGITS), Model(DIGITS), TRAINING, LAYOUT, CPU)
+        compiled(Model(DIGITS), Model(DIGITS))
 
 
 @pytest.mark.parametrize(

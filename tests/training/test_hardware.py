@@ -85,10 +85,9 @@ def test_a_cpu_without_half_precision_units_is_told_of(monkeypatch):
 
 
 FAULTS = """
-import resource, sys, torch
+import resource, torch
 from fdtrain.training.hardware import keep_freed_memory
-if sys.argv[1] == "kept":
-    keep_freed_memory()
+keep_freed_memory()
 faults = []
 for i in range(10):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -101,15 +100,12 @@ print(min(faults))
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
 def test_freed_memory_is_kept():
-    """Of ten times that 120 MiB are asked for in pieces, some find them there: hardly a page is mapped anew. Not each
-    does from the second on, for what else is asked for between splits pieces until they have all been found a place."""
-    # The library's own threshold; unless it is set, it moves, and whether pieces are kept is a matter of luck.
+    """Of ten times that 120 MiB are asked for in pieces, some find them there: hardly one of 30,720 pages is mapped
+    anew. Not each does from the second on, for what else is asked for between splits pieces until they have all been
+    found a place."""
+    # Without this it would be left to luck.
     variables = {**environment(), "MALLOC_MMAP_THRESHOLD_": str(2**17)}
-    kept, usual = (
-        int(subprocess.check_output([sys.executable, "-c", FAULTS, how], cwd=ROOT, env=variables))
-        for how in ("kept", "as it comes")
-    )
-    assert kept < usual / 10
+    assert int(subprocess.check_output([sys.executable, "-c", FAULTS], cwd=ROOT, env=variables)) < 3072
 
 
 def test_devices_of_different_kinds_are_told_of(launch):
