@@ -83,14 +83,11 @@ def test_splits_classes_and_images(tmp_path, form):
 
 
 def test_one_saved_data_set(tmp_path):
+    """An interrupted pack goes on from any row."""
     rows(range(12)).save_to_disk(tmp_path / "in")
     (tmp_path / "in" / "cache-0123456789abcdef.arrow").write_bytes(b"of map and filter")
     pack(source(tmp_path / "in"), tmp_path / "out")
     same(tmp_path / "out", "train", PICTURES, [i % 3 for i in range(12)])
-
-
-def test_an_interrupted_pack_goes_on_from_any_row(tmp_path):
-    rows(range(12)).save_to_disk(tmp_path / "in")
     [part] = source(tmp_path / "in").splits["train"]
     read = part.open()
     for row in (11, 3, 4, 5, 0):

@@ -39,13 +39,11 @@ def hub(place: str, name: str, choice: Choice, share: int, online: bool = False)
         online: fetch from the hub what the library's cache lacks.
 
     Raises:
-        UserError: the library is missing, or cannot open it; files are missing, or do not belong together; as
+        UserError: the library cannot open it; files are missing, or do not belong together; as
             :func:`row_source`.
     """
-    try:
-        import datasets  # noqa: F401
-    except ImportError as error:
-        raise UserError("this needs the library datasets. Install it: pip install 'fdtrain[hub]'.") from error
+    import datasets  # noqa: F401
+
     folder = Path(place) if os.path.isdir(place) else None
     if folder is not None:
         # Refuses what is no plain file, and would be waited for.
