@@ -67,16 +67,11 @@ def shown(place: str) -> str:
 def fetch(
     place: str, into: Path, seconds: float, max_bytes: int, check: Callable[[Path], None] = lambda path: None
 ) -> None:
-    """Copy a whole remote file.
+    """Copy a whole remote file. After so many seconds no new try begins, and a running copy is aborted.
 
-    Args:
-        seconds: after which no new try begins, and a running copy is aborted.
-        max_bytes: the copy of a longer file ends there (or one buffer later), with a :class:`Mismatch`.
-        check: raises :class:`Mismatch` on a file with the wrong content, which is fetched once more.
-
-    Raises:
-        UserError: it cannot be fetched: missing, forbidden, not as expected, or the deadline has passed.
-    """
+    The copy of a file of more than ``max_bytes`` ends there, or one buffer later, with a :class:`Mismatch`; ``check``
+    raises it of wrong content. Such a file is fetched once more. Raises UserError: it cannot be fetched: missing,
+    forbidden, not as expected, or the deadline has passed."""
     end, pause, mismatches = time.monotonic() + seconds, FIRST_PAUSE_SECONDS, 0
     tell = time.monotonic() + SILENT_SECONDS
     cause: Exception | None = None

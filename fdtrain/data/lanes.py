@@ -16,13 +16,10 @@ from fdtrain.randomness import Purpose, stream
 
 
 class LaneOrder:
-    """The order of samples for every lane of a run.
+    """The order of samples for every lane of a run, of shards of ``counts`` samples.
 
-    Args:
-        counts: the samples of each shard.
-        lanes: the number of lanes that the global batch is divided into.
-        window: the samples shuffled together; a lane reads about this many ahead.
-    """
+    The global batch is divided into ``lanes``. A ``window`` is what is shuffled together: a lane reads about as many
+    samples ahead."""
 
     def __init__(self, counts: ArrayLike, lanes: int, seed: int, window: int = 1024):
         self.counts = np.ascontiguousarray(counts, dtype=np.int64)

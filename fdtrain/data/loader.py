@@ -217,15 +217,9 @@ def _begin(begun: np.ndarray, worker: int) -> None:
 class Batches(Iterator[Batch]):
     """The batches of steps ``start <= k < stop``, made ahead by ``workers`` processes (0: in this one).
 
-    Broken samples are reported, counted, and tolerated up to a share of the images read, or of this rank's part of
-    an epoch if fewer are read yet.
-
-    Args:
-        max_broken_share: the tolerated share; 0 tolerates none.
-
-    Raises:
-        UserError: from the iterator, when a shard cannot be used or too many samples are broken.
-    """
+    Broken samples are reported, counted, and tolerated up to ``max_broken_share`` of the images read, or of this rank's
+    part of an epoch if fewer are read yet. The iterator raises UserError: a shard cannot be used, or too many samples
+    are broken."""
 
     def __init__(self, steps: Steps[Batch], start: int, stop: int, workers: int, max_broken_share: float = 0.0):
         self.max_broken_share, self._steps = max_broken_share, steps

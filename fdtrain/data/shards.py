@@ -167,16 +167,9 @@ class OpenShard:
 class ShardReader:
     """Decoded samples by (shard, index). Not shared between threads.
 
-    Args:
-        shards: the shards to read; their indices in this list are their numbers.
-        description: the properties that every image must have.
-        cache: where remote shards are fetched to; None: every shard is a local file.
-        keep_open: the number of open shards; the least recently used is closed first.
-        verify: check local shards against their checksums whenever one is opened.
-
-    Raises:
-        UserError: the cache is too small for as many shards as are open.
-    """
+    Shards have the numbers of their places in ``shards``; remote ones are fetched to the ``cache``. Up to ``keep_open``
+    are open, of which the least recently used is closed first; ``verify`` checks local ones against their checksums
+    whenever one is opened. Raises UserError: the cache is too small for as many shards as are open."""
 
     def __init__(
         self,
