@@ -85,7 +85,7 @@ def array_source(
     return Source(
         name=name,
         source=source + (f", {method(choice.resize)}" if choice.resize else ""),
-        fit=fit_like_first(chain(*parts.values()), choice.resize, choice.channels),
+        fit=fit_like_first(chain(*parts.values()), str(path), choice.resize, choice.channels),
         classes=[*choice.classes] if choice.classes and present else numbered(largest, str(path)),
         splits=parts,
     )

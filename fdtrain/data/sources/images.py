@@ -78,7 +78,7 @@ def images(
     return Source(
         name=name,
         source=", ".join(path.name for path in (train, test) if path) + change,
-        fit=fit_like_first(parts["train"], resize, channels, background),
+        fit=fit_like_first(parts["train"], str(train), resize, channels, background),
         classes=classes,
         splits=parts,
         notes=tuple(notes),

@@ -119,8 +119,6 @@ def row_source(
     """Every split. A negative or absent label means none. ``paths`` is as of :class:`Columns`. Raises UserError:
     columns that are missing, ambiguous or of a type that they cannot be, or that differ between splits; no image that
     fits."""
-    if not any(map(len, splits.values())):
-        raise UserError(f"{source}: there are no rows.")
     features = next(iter(splits.values())).features
     image, label = _columns(features, source, choice)
     for split, data in splits.items():
@@ -154,7 +152,7 @@ def row_source(
         name=name,
         source=f"{source} (datasets, {chosen}images '{image}', labels '{label}')"
         + (f", {method(choice.resize)}" if choice.resize else ""),
-        fit=fit_like_first(chain(*parts.values()), choice.resize, choice.channels),
+        fit=fit_like_first(chain(*parts.values()), source, choice.resize, choice.channels),
         classes=classes,
         splits=parts,
         notes=tuple(notes),

@@ -82,10 +82,10 @@ class Source:
 
 
 def fit_like_first(
-    parts: Iterable[Part], resize: int | None, channels: int | None, background: Colour | None = None
+    parts: Iterable[Part], source: str, resize: int | None, channels: int | None, background: Colour | None = None
 ) -> Fit:
-    """As :func:`fit_like`, by the first picture that can be opened. Raises BadSample: none can be opened; the error of
-    the first one. UserError: as :func:`fit_like`."""
+    """As :func:`fit_like`, by the first picture of a source that can be opened. Raises BadSample: none can be opened;
+    the error of the first one. UserError: there are none; as :func:`fit_like`."""
     first: BadSample | None = None
     for part in parts:
         read = part.open()
@@ -95,7 +95,7 @@ def fit_like_first(
                 return fit_like(picture, where, resize, channels, background)
             except BadSample as error:
                 first = first or error
-    raise first or UserError("there are no images.")
+    raise first or UserError(f"{source} holds no images. Fetch it again.")
 
 
 def numbered(largest: int, where: str) -> list[str]:
