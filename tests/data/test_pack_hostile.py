@@ -191,16 +191,13 @@ def test_imagenet_versions_are_not_mistaken(tmp_path):
 
 def test_archives_cut_short(tmp_path):
     pub.cifar10(tmp_path / "c.tar.gz")
-    pub.imagenet32_old(tmp_path)
     pub.celeba(tmp_path / "c.zip", [1, 2])
-    for name in ("c.tar.gz", "train_32x32.tar", "c.zip"):
+    (tmp_path / "empty").write_bytes(b"")
+    for name in ("c.tar.gz", "c.zip", "empty"):
         path = tmp_path / name
         path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
         with pytest.raises(UserError, match=rf"{name} cannot be read as a folder, zip or tar"):
             archive.members(path)
-    (tmp_path / "empty").write_bytes(b"")
-    with pytest.raises(UserError, match="empty cannot be read"):
-        archive.members(tmp_path / "empty")
     with pytest.raises(UserError, match="no file or folder"):
         archive.members(tmp_path / "absent")
 
