@@ -140,7 +140,7 @@ class Cache:
 
     def _lock(self, name: str) -> BinaryIO:
         try:
-            return (self.folder / f"{name}.lock").open("ab")
+            return (self.folder / f"{name}.lock").open("a+b")
         except OSError as error:
             raise self._unwritable(error) from error
 

@@ -29,20 +29,18 @@ def made_once(name: str, make: Callable[[Path], Any]) -> Path:
     folder, alone = temporary_folder(), local_size() == 1
     path = folder / hashlib.sha256(name.encode()).hexdigest()
     failed = path.with_suffix(".failed")
-    lock = os.open(folder, os.O_RDONLY)
-    try:
+    with (folder / "made.lock").open("ab") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if alone or not (path.exists() or failed.exists()):
-            files.write_atomically(path, make, durable=False)
-    except (OSError, UserError) as error:
-        if isinstance(error, OSError):
-            advice = "Make room there, or set TMPDIR to another folder."
-            error = UserError(f"cannot write into {folder} ({error.strerror}). {advice}")
-        with suppress(OSError):
-            files.write_text(failed, str(error))
-        raise error from None
-    finally:
-        os.close(lock)
+        try:
+            if alone or not (path.exists() or failed.exists()):
+                files.write_atomically(path, make, durable=False)
+        except (OSError, UserError) as error:
+            if isinstance(error, OSError):
+                advice = "Make room there, or set TMPDIR to another folder."
+                error = UserError(f"cannot write into {folder} ({error.strerror}). {advice}")
+            with suppress(OSError):
+                files.write_text(failed, str(error))
+            raise error from None
     if not alone and failed.exists():
         raise UserError(failed.read_text())
     return path
