@@ -73,7 +73,7 @@ def test_nll(run, command, tmp_path):
 
 def test_nll_on_two_processes_is_that_of_one(run, digits, tmp_path):
     """And goes on with what one process had done."""
-    arguments = ["nll", run.run_folder(), "--data", digits, "--images", 12, "--draws", 4, "--importance", 2]
+    arguments = ["nll", run.run_folder(), "--data", digits, "--images", 6, "--draws", 4, "--importance", 2]
     arguments += ["--ode", "--trace", "hutchinson", "--tolerance", 0.1]
     alone = fork(["tools/evaluate.py", *map(str, arguments), "--json", str(tmp_path / "one.json")], tmp_path)
     assert alone.returncode == 0, alone.stderr
@@ -82,7 +82,7 @@ def test_nll_on_two_processes_is_that_of_one(run, digits, tmp_path):
     command += [*map(str, arguments), "--json", str(tmp_path / "two.json")]
     done = forked.run(command, cwd=ROOT, env=environment())
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("the first 12 of 300 images of digits/test") == 1
+    assert done.stdout.count("the first 6 of 300 images of digits/test") == 1
     one, two = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two"))
     one.pop("seconds"), two.pop("seconds")
     assert one == two
@@ -95,7 +95,7 @@ def test_nll_on_two_processes_is_that_of_one(run, digits, tmp_path):
 
 
 def test_nll_by_the_ode(run, command, tmp_path):
-    options = ["--ode", "--tolerance", 0.1, "--images", 2, "--draws", 20, "--float64", "--json", tmp_path / "r.json"]
+    options = ["--ode", "--tolerance", 0.1, "--images", 1, "--draws", 20, "--float64", "--json", tmp_path / "r.json"]
     command("evaluate", "nll", run.run_folder(), *options)
     result = json.loads((tmp_path / "r.json").read_text())
     assert (result["ode"]["trace"], result["dtype"]) == ("exact", "float64")

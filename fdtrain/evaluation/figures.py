@@ -300,13 +300,13 @@ FRECHET = "Frechet distance of a few samples to the training images while traini
 def training(runs: Runs) -> dict[str, Plot]:
     """What the logs of runs say, by name: a line for each."""
     plots, mean = {}, ", mean over seeds" if any(len(seeds) > 1 for seeds in runs.values()) else ""
-    if lines := _held_out(runs):
+    keys = {key for seeds in runs.values() for run in seeds for line in run.metrics for key in line}
+    if lines := _held_out(runs, keys):
         bands = "" if mean else " with two standard errors over images"
         caption = f"Bits/dim of held-out images by the averaged weights{bands}{mean}."
         scale = partial(steps_axis, first=0.8)
         plots["held_out"] = Plot("Bits/dim of held-out images", "step", "bits/dim", lines, caption, scale)
-    keys = sorted({key for seeds in runs.values() for run in seeds for line in run.metrics for key in line})
-    distances = {key: key.removeprefix("frechet/") for key in keys if key.startswith("frechet/")}
+    distances = {key: key.removeprefix("frechet/") for key in sorted(keys) if key.startswith("frechet/")}
     frechet = {key: (f"Samples while training, {of}", "Frechet distance", FRECHET) for key, of in distances.items()}
     for key, (title, unit, caption) in (BITS | frechet | LOGGED).items():
         # Each run in the same colour in every plot, whether or not the others have what is drawn.
@@ -328,9 +328,10 @@ def _series(seeds: list[RunFolder], metric: str) -> Points:
     return [(step, statistics.mean(values)) for step, values in sorted(by_step.items())]
 
 
-def _held_out(runs: Runs) -> list[Line]:
-    """By run and split; several runs' splits are named where they differ. Bands are those of single runs."""
-    splits = sorted({split for seeds in runs.values() for run in seeds for split in run.held_out_splits})
+def _held_out(runs: Runs, keys: set[str]) -> list[Line]:
+    """By run and split, of what was logged under ``keys``; several runs' splits are named where they differ. Bands are
+    those of single runs."""
+    splits = sorted({key.rpartition("/")[0] for key in keys if key.endswith("/bits_per_dim")} - {"train"})
     lines = []
     for number, (name, seeds) in enumerate(runs.items()):
         for place, split in enumerate(splits):

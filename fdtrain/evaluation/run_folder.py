@@ -83,12 +83,6 @@ class RunFolder:
         return f"{values[-1][1]:{form}}" if values else None
 
     @property
-    def held_out_splits(self) -> set[str]:
-        """Those whose bits/dim were logged while training."""
-        keys = {key for line in self.metrics for key in line if key.endswith("/bits_per_dim")}
-        return {key.rpartition("/")[0] for key in keys} - {"train"}
-
-    @property
     def images_per_second(self) -> float | None:
         """The median over the log's windows, without the first, which has the warm-up of the machine."""
         values = [value for _, value in self.series("train/images_per_second")]
