@@ -45,6 +45,9 @@ class UserError(Exception):
     A list of messages gives a line to each.
     """
 
+    code = 2
+    """The process's exit code."""
+
     def __init__(self, message: object):
         messages = message if isinstance(message, list) else [message]
         super().__init__("\n".join(excerpt(line, LONGEST) for line in messages))
@@ -53,13 +56,21 @@ class UserError(Exception):
 class LostPeer(Exception):
     """Another process of the run has not come, and this one cannot go on without it."""
 
+    code = 1
+
 
 class Preempted(Exception):
     """The run was asked to end, and has saved; what it says tells where, and how to go on."""
 
+    code = 75
+    """On which schedulers requeue (EX_TEMPFAIL of sysexits.h)."""
+
 
 class NotSaved(Exception):
     """The run has ended, and its last checkpoint could not be written."""
+
+    code = 74
+    """EX_IOERR of sysexits.h."""
 
 
 EXTRAS = {
@@ -82,14 +93,6 @@ def missing(module: str) -> str:
         f"{sys.executable} has no {module}. Run this with .venv/bin/python, which `make environment` (or `make demo`) "
         f"makes, or install it into this Python{install}."
     )
-
-
-EXIT_CODE = 2
-LOST_PEER_CODE = BUG_CODE = 1
-NOT_SAVED_CODE = 74
-"""Of a run whose last checkpoint could not be written (EX_IOERR of sysexits.h)."""
-PREEMPTED_CODE = 75
-"""Of a run that was asked to end and can go on: what schedulers requeue on (EX_TEMPFAIL of sysexits.h)."""
 
 
 class _Printable(logging.Formatter):
@@ -122,9 +125,6 @@ def tell_error(message: str) -> None:
 def exit_code(main: Callable[[], None]) -> int:
     """Run ``main``; a :class:`UserError` becomes one line on stderr and exit code 2. Bugs keep their trace.
 
-    A run that ended because it was asked to returns 75, which launch scripts requeue on; one that could not write its
-    last checkpoint 74.
-
     One line is enough, from the rank that knows most; when it ends, the launcher ends the others. An error
     that all ranks meet is told by rank 0; a rank that is still there some seconds later has one of its own.
     A rank of several that fails does not return.
@@ -138,23 +138,21 @@ def exit_code(main: Callable[[], None]) -> int:
     try:
         main()
         return 0
-    except (UserError, NotSaved) as error:
-        code = NOT_SAVED_CODE if isinstance(error, NotSaved) else EXIT_CODE
-        message, patience = str(error), 0 if rank == 0 else 4 if local_rank == 0 else 8
-    except LostPeer as error:
-        message, code, patience = str(error), LOST_PEER_CODE, 0
+    except (UserError, NotSaved, LostPeer) as error:
+        message, code = str(error), error.code
+        patience = 0 if rank == 0 or isinstance(error, LostPeer) else 4 if local_rank == 0 else 8
     except Preempted as news:
         if rank == 0:
             print(f"fdtrain: {news}", file=sys.stderr, flush=True)
-        return PREEMPTED_CODE
+        return news.code
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("fdtrain"):
             raise
-        message, code, patience = missing(error.name or str(error)), EXIT_CODE, 0
+        message, code, patience = missing(error.name or str(error)), UserError.code, 0
     except Exception:
         # The texts of other libraries' errors may hold URLs.
         print(masked(traceback.format_exc()), file=sys.stderr, flush=True)
-        message, code, patience = "", BUG_CODE, 0
+        message, code, patience = "", 1, 0
     time.sleep(patience)
     if message:
         tell_error(message)

@@ -25,7 +25,7 @@ import torch
 from torch._C._distributed_c10d import Store
 
 from fdtrain import distributed
-from fdtrain.errors import LOST_PEER_CODE, Preempted, tell_error
+from fdtrain.errors import LostPeer, Preempted, tell_error
 from fdtrain.resilience.signals import SIGNALS
 from fdtrain.resilience.verdict import Limits, Observation, RankState, Sign, Verdict, judge, observe
 
@@ -184,7 +184,7 @@ class Heartbeat:
             time.sleep(HOLD_BACK_SECONDS)
         else:
             tell_error(f"{verdict.reason} {self.again}")
-        os._exit(LOST_PEER_CODE)
+        os._exit(LostPeer.code)
 
     def _disconnect(self) -> None:
         self._disconnected, self._state = self._disconnected or time.monotonic(), RankState.DISCONNECTED

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from fdtrain import distributed
-from fdtrain.errors import PREEMPTED_CODE, NotSaved, Preempted
+from fdtrain.errors import NotSaved, Preempted
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ BEFORE_TRAINING = "nothing has been trained yet that could be saved; ending"
 
 def leave_before_training() -> None:
     """What to do at a signal while nothing is trained that could be saved."""
-    os._exit(PREEMPTED_CODE)
+    os._exit(Preempted.code)
 
 
 def _answer(reader: int, stop: Callable[[], None], effect: str) -> None:
