@@ -197,10 +197,9 @@ def test_an_unlabelled_sample_where_labels_are_needed(tmp_path):
         next(Batches(dataset(path, labelled=True), 0, 1, workers=0))
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_shard_that_goes_missing_is_an_error(tmp_path, workers):
+def test_a_shard_that_goes_missing_is_an_error(tmp_path):
     pack(tmp_path / "set", (5, 5))
     read = dataset(tmp_path / "set")
     (tmp_path / "set" / "train-000001.tar").unlink()
     with pytest.raises(UserError, match=r"train-000001\.tar is listed in dataset\.json but missing"):
-        list(Batches(read, 0, 10, workers))
+        list(Batches(read, 0, 10, workers=1))

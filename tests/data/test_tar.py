@@ -62,12 +62,7 @@ HOSTILE = {
     "a size of ten thousand digits": extended(record(b"size", b"9" * 10_000)) + FILE,
     "a negative size in base 256": header(size=b"\xff" * 12) + block(b"abc"),
     "a negative size in octal": header(size=b"-0000000003\0") + block(b"abc"),
-    "two sizes in two headers": (
-        extended(record(b"size", b"3"))
-        + extended(record(b"size", b"3"), b"X")
-        + header(size=b"0" * 11 + b"\0")
-        + block(b"abc")
-    ),
+    "two sizes in two headers": extended(record(b"size", b"3")) + extended(record(b"size", b"3"), b"X") + FILE,
     "two sizes": extended(record(b"size", b"2")) + FILE,
     "a record that takes tarfile's regular expression minutes": extended(b"1" * 60_000) + FILE,
     "a record of no length": extended(b"0 path=b.npy\n") + FILE,
