@@ -561,9 +561,11 @@ def load_config(path: ConfigFiles, overrides: Sequence[str] = (), origin: str = 
     try:
         return Config.model_validate(content, context=[layer for layer in given if not isinstance(layer, Mapping)])
     except ValidationError as error:
-        mistakes = [_explain(e, content) for e in error.errors()]
+        # lanes follow from other keys, and cannot where these are wrong.
+        errors = [e for e in error.errors() if e["type"] != "default_factory_not_called"]
+        mistakes = [_explain(e, content) for e in errors]
         more = [f"and {len(mistakes) - MAX_MISTAKES} more"] if mistakes[MAX_MISTAKES:] else []
-        authors = {name for e in error.errors() for name in _authors(layers, e["loc"])} or files
+        authors = {name for e in errors for name in _authors(layers, e["loc"])} or files
         where = " and ".join(dict.fromkeys(name for name, _ in layers if name in authors))
         raise UserError("; ".join(mistakes[:MAX_MISTAKES] + more) + f" (in {where}).") from error
 
