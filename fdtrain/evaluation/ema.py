@@ -9,9 +9,6 @@ it, and shows them in the run's TensorBoard. When it is interrupted, the same co
 
 import argparse
 from functools import partial
-from typing import Any
-
-from torch import Tensor
 
 from fdtrain.diffusion.likelihood import estimate
 from fdtrain.errors import check_at_least, excerpt
@@ -22,7 +19,6 @@ from fdtrain.evaluation.likelihood import Likelihood
 from fdtrain.evaluation.load import TrackedAverages, find_model, weights_digest
 from fdtrain.evaluation.result import EmaResult
 from fdtrain.evaluation.samples import Sampler, add_sampling_arguments
-from fdtrain.networks.model import Model
 from fdtrain.randomness import check_seed
 
 LENGTHS = (0.02, 0.03, 0.04, 0.05, 0.07, 0.1, 0.13, 0.16, 0.2, 0.25)
@@ -64,11 +60,13 @@ def run(arguments: argparse.Namespace) -> Shown | None:
         distance = job.distance_to_split(network)
         measured = {"distance": network.title, "features": network.describe(), "samples": arguments.samples}
         measured["drawing"] = sampler.describe()
-    points, own = [], None
+    points, own, draws = [], None, arguments.draws
     for length, profile_error in errors.items():
         model = job.model if length is None else averages.model(length)
         weights = {"weights_sha256": job.origin.sha256 if length is None else weights_digest(model)}
-        bits = _bits(job, model.to(job.device), weights)
+        likelihood = Likelihood(model.to(job.device), job.split, job.seed, job.batch)
+        compute = partial(likelihood.elbo, draws=draws)
+        bits = job.stored.over_images("ELBO", compute, job.count, draws, job.batch // draws, **weights)
         own = bits if own is None else own
         mean, difference = estimate(bits), estimate((bits - own).mean(1, keepdim=True))
         point = {"length": length, "profile_error": profile_error, **weights, "distance": None}
@@ -78,13 +76,6 @@ def run(arguments: argparse.Namespace) -> Shown | None:
         point |= {"difference": difference.mean, "error_difference": known(difference.error_images)}
         points.append(point)
     return job.finish({**measured, "points": points}, figures.averages, show=_show)
-
-
-def _bits(job: Job, model: Model, weights: dict[str, Any]) -> Tensor:
-    """Of every image and draw, ``(images, draws)``."""
-    draws = job.arguments.draws
-    compute = partial(Likelihood(model, job.split, job.seed, job.batch).elbo, draws=draws)
-    return job.stored.over_images("ELBO", compute, job.count, draws, job.batch // draws, **weights)
 
 
 def _show(found: EmaResult) -> None:

@@ -5,6 +5,7 @@ grid (docs/sampling.md).
 """
 
 import argparse
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -81,26 +82,22 @@ def search(
     A time stays between its neighbours, so that every grid on the way falls strictly. The search draws nothing.
 
     Args:
-        distance: of the solver's result on a grid, from what it should be; not a number counts as infinite.
+        distance: of the solver's result on a grid, from what it should be; what is not a number is never chosen.
         starts: grids of equal length.
         rounds: over all inner times.
 
     Returns:
         The best grid and its distance.
     """
-
-    def measured(times: tuple[float, ...]) -> float:
-        value = distance(times)
-        return value if value == value else float("inf")
-
-    best, times = min((measured(times), times) for times in starts)
+    # Later, what is not a number is never less.
+    best, times = min(((distance(times), times) for times in starts), key=lambda found: (math.isnan(found[0]), found))
     move = FIRST_MOVE
     for _ in range(rounds):
         improved = False
         for i in range(1, len(times) - 1):
             for neighbour in (times[i - 1], times[i + 1]):
                 moved = (*times[:i], times[i] + move * (neighbour - times[i]), *times[i + 1 :])
-                value = measured(moved)
+                value = distance(moved)
                 if value < best:
                     best, times, improved = value, moved, True
                     break
