@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from fdtrain.checkpoint.soundness import trouble
-from fdtrain.checkpoint.store import AVERAGES, committed, delete, point_latest_to, read_state, step_of
+from fdtrain.checkpoint.store import CHECKPOINTS, committed, delete, point_latest_to, read_state, step_of
 
 HEALTHY = 2
 """Checkpoints without trouble that retention never deletes: one to go on from, and one in case that is damaged."""
@@ -26,15 +26,13 @@ def retain(written: Path, keep_last: int, keep_every: int | None) -> None:
 
 
 def roll_back_to(checkpoint: Path) -> None:
-    """Make a checkpoint the newest of its run: delete those of later steps."""
+    """Make a checkpoint the newest of its run."""
     point_latest_to(checkpoint)
-    for path in committed(checkpoint.parent.parent):
-        if step_of(path) > step_of(checkpoint):
-            delete(path)
+    forget_after(checkpoint.parent.parent, step_of(checkpoint), CHECKPOINTS)
 
 
-def forget_averages_after(run: Path, step: int) -> None:
-    """Delete the snapshots of averages of later steps: a run that goes on from ``step`` may train other weights."""
-    for path in committed(run, AVERAGES):
+def forget_after(run: Path, step: int, series: str) -> None:
+    """Delete what a run has of later steps: it goes on from ``step``, and may train other weights."""
+    for path in committed(run, series):
         if step_of(path) > step:
             delete(path)

@@ -130,7 +130,7 @@ class Trainer:
 
     def _train(self) -> None:
         if self.layout.rank == 0:
-            retention.forget_averages_after(self.config.folder, self.start)
+            retention.forget_after(self.config.folder, self.start, store.AVERAGES)
         for done in self.steps():
             last = done == self.config.training.steps
             stop = STOP in self.writer.exchange() and not last

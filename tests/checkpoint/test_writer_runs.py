@@ -22,7 +22,7 @@ def test_a_full_disk_fails_the_save_and_not_the_run(launch):
 def test_too_many_failures_end_the_run(launch):
     settings = ["checkpoint.every=2", "checkpoint.max_failures=1", "training.steps=12"]
     result = launch(*settings, processes=0, rc=2, faults={"disk": {"steps": [4, 6, 8]}})
-    message = error_of(result)
+    message = error_of(result.stderr)
     assert "step_00000006 could not be written ([Errno 28] No space left on device)" in message
     assert "the newest is still step_00000002. checkpoint.max_failures is 1: make room" in message
     assert "Training goes on (1 of 1 failures)" in result.stderr
@@ -44,7 +44,7 @@ def test_a_last_save_that_fails_is_an_error_with_a_code_of_its_own(launch):
     """All three steps trained, none saved: not 0. Afterwards the same command goes on."""
     settings = ["checkpoint.every=2", "checkpoint.retry_timeout_s=1", "training.steps=5"]
     result = launch(*settings, processes=0, rc=74, faults={"disk": {"steps": [5]}})
-    message = error_of(result)
+    message = error_of(result.stderr)
     assert "the run has ended, but the checkpoint step_00000005 could not be written ([Errno 28] No space" in message
     assert "the newest is still step_00000004" in message
     launch(*settings, processes=0, resume=True)

@@ -78,7 +78,7 @@ def test_neither_the_number_of_parts_nor_later_snapshots_matter(run, tmp_path):
     first, second = load_model(run.folder, 0.15), load_model(tmp_path, 0.15)
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
     # A run that goes on from step 32 has none of them.
-    retention.forget_averages_after(tmp_path, 32)
+    retention.forget_after(tmp_path, 32, store.AVERAGES)
     assert [store.step_of(path) for path in store.committed(tmp_path, store.AVERAGES)] == [32, 28, 24, 20, 16, 12, 8, 4]
 
 

@@ -98,9 +98,9 @@ def test_remounted_read_only(launch, disk, whole):
     job = start(launch.command(*settings, processes=0))
     wait_for_step(launch, 4, job)
     disk.remount("ro")
-    output, error = job.communicate(timeout=180)
+    error = end(job)
     assert job.returncode == 2, error
-    message = error_of(subprocess.CompletedProcess(job.args, 2, output, error))
+    message = error_of(error)
     assert "could not be written ([Errno 30] Read-only file system" in message
     disk.remount("rw")
     launch(*settings, processes=0, resume=True)
@@ -116,7 +116,7 @@ def test_a_folder_that_is_renamed_under_a_run(launch, undisturbed):
     folder.rename(away)
     output, error = job.communicate(timeout=180)
     assert job.returncode == 2, error
-    message = error_of(subprocess.CompletedProcess(job.args, 2, "", error))
+    message = error_of(error)
     assert f"{folder} was deleted, renamed or replaced while the run was at work" in message
     assert "Traceback" not in output
     assert not folder.exists()
@@ -131,9 +131,9 @@ def test_a_killed_reading_process(launch, whole):
     wait_for_step(launch, 4, job)
     (worker,) = psutil.Process(job.pid).children()
     worker.kill()
-    output, error = job.communicate(timeout=180)
+    error = end(job)
     assert job.returncode == 2, error
-    message = error_of(subprocess.CompletedProcess(job.args, 2, output, error))
+    message = error_of(error)
     assert "a reading process was lost (DataLoader worker (pid" in message
     assert "go on with --resume auto" in message
     launch(*settings, processes=0, resume=True)

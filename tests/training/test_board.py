@@ -16,7 +16,7 @@ from tensorboard.util.tensor_util import make_ndarray
 from test_monitor import monitor_of
 
 from fdtrain.config import NETWORKS
-from fdtrain.training.board import CHARTS, tag
+from fdtrain.training.board import CHARTS
 
 TRAIN = {"bits_per_dim": 2.0, "gradient_norm": 1.0, "lr": 0.1, "skipped_steps": 0.0, "broken_samples": 0.0}
 TRAIN |= {"integrand/0": -1.0, "images_per_second": 9.0, "utilisation": 0.5, "memory_gib": 1.0}
@@ -121,8 +121,3 @@ def test_hyperparameters_are_the_same_of_every_network(tmp_path, network):
     # Every network has each of them, but dit no dropout.
     absent = {"diffusion.interval"} | ({"network.dropout"} if network == "dit" else set())
     assert {key for key, value in found.items() if value.string_value == "None"} == absent
-
-
-def test_tags_of_the_log():
-    names = ["train/lr", "train/integrand/3", "train/data_wait", "test/data_wait"]
-    assert [tag(name) for name in names] == ["train/lr", "integrand/3", "speed/data_wait", "test/data_wait"]
