@@ -40,10 +40,6 @@ class PartialStore(ABC, Generic[T]):
     def read(self, name: str) -> T | None:
         """The content of a part; None if it is damaged."""
 
-    @abstractmethod
-    def refused(self, path: Path, reason: object) -> str:
-        """The message if the system refuses to write ``path``."""
-
     def stored_request(self) -> dict[str, Any]:
         """The request in the folder and what is stored with it; OSError or ValueError if it cannot be read."""
         return json.loads(self.request_file.read_text("utf-8", "surrogatepass"))
@@ -113,7 +109,8 @@ class PartialStore(ABC, Generic[T]):
         try:
             yield
         except OSError as error:
-            raise UserError(self.refused(path, error.strerror or error)) from error
+            what = f"{path} cannot be written ({error.strerror or error})"
+            raise UserError(f"{what}. Make room, or its folder writable; then the same command goes on.") from error
 
 
 def differences(stored: Any, request: dict[str, Any]) -> list[str]:

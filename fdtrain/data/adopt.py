@@ -89,9 +89,6 @@ class IndexStore(PartialStore[dict[str, Any]]):
     def index(self, number: int) -> bytes:
         return self.path(number).read_bytes().partition(b"\n")[2]
 
-    def refused(self, path: Path, reason: object) -> str:
-        return f"{path} cannot be written ({reason}). Make room, or choose another --output; the same command goes on."
-
 
 def adopt(
     splits: dict[str, list[str]],

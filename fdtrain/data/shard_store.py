@@ -83,9 +83,6 @@ class ShardStore(PartialStore[Shard]):
             return None
         return shard if complete and name == f"{shard.file}.json" else None
 
-    def refused(self, path: Path, reason: object) -> str:
-        return f"{path} cannot be written ({reason}). Make room, or the folder writable; then the same command goes on."
-
     def save(self, shard: Shard) -> None:
         """Write the record of a shard that is in its place."""
         self.commit(self.folder / f"{shard.file}.json", shard.model_dump_json().encode() + b"\n")

@@ -57,9 +57,6 @@ class RowStore(PartialStore[Rows]):
             return None
         return (part, rows) if len(rows) == len(part) and part.stop <= self.count else None
 
-    def refused(self, path: Path, reason: object) -> str:
-        return f"cannot store partial results in {self.folder} ({reason})."
-
     def finished(self) -> list[range]:
         """The rows of each part, in order."""
         return [_rows(name) for name in self.names()]

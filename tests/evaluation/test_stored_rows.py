@@ -83,7 +83,7 @@ def test_a_damaged_part_is_removed_with_a_warning(parts, caplog, damage):
 
 def test_what_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"cannot store partial results in .*file \(.+\)"):
+    with pytest.raises(UserError, match=r"file.* cannot be written \(.+\)\. Make room"):
         RowStore(tmp_path / "file", {}, 1).prepare()
 
 
