@@ -92,7 +92,7 @@ def otherwise(child: Child, **case):
         return None
 
 
-@cases(150)
+@cases(100)
 @given(data=st.data())
 def test_shards(data, place, attacked, reference):
     folder = emptied(place)
@@ -156,7 +156,7 @@ def test_tables(data, place, attacked):
     told(attacked, target="table", folder=str(folder))
 
 
-@cases(100)
+@cases(60)
 @given(data=st.data())
 def test_descriptions(data, place, attacked):
     folder = emptied(place)
@@ -178,7 +178,7 @@ def test_descriptions(data, place, attacked):
     told(attacked, target="shard", folder=str(folder))
 
 
-@cases(100)
+@cases(60)
 @given(data=st.data())
 def test_configurations(data, place, attacked):
     folder = emptied(place)
