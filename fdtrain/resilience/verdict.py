@@ -23,10 +23,10 @@ class RankState(StrEnum):
 
 
 class Sign(NamedTuple):
-    """What a rank leaves in the store: ``count`` grows with every sign, ``progress`` with the work done."""
+    """What a rank leaves in the store: ``number`` grows with every sign, ``progress`` with the work done."""
 
     name: str
-    count: int = 0
+    number: int = 0
     progress: int = 0
     state: RankState = RankState.WORKING
 

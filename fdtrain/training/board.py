@@ -5,6 +5,7 @@ import platform
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -107,12 +108,12 @@ def tag(name: str) -> str:
 def _table(config: Config, about: Mapping[str, str | int]) -> tuple[dict[str, float | str], dict[str, float]]:
     """A run's hyperparameters, and the tags whose last values stand beside them."""
     settings = flattened(config.model_dump(mode="json"))
-    chosen = dict(about) | {key: settings.get(key) for key in SETTINGS.split()}
+    chosen: dict[str, Any] = {**about, **{key: settings.get(key) for key in SETTINGS.split()}}
     # A column holds numbers or texts.
-    numbers = {key: value for key, value in chosen.items() if type(value) in (int, float)}
+    columns = {key: value if type(value) in (int, float) else str(value) for key, value in chosen.items()}
     metrics = [f"{config.data.test_split}/bits_per_dim"] if config.monitor.evaluate_every else []
     metrics += ["train/bits_per_dim"] + ([f"frechet/{about['features']}"] if config.monitor.frechet_every else [])
-    return {key: numbers.get(key, str(value)) for key, value in chosen.items()}, dict.fromkeys(metrics, 0.0)
+    return columns, dict.fromkeys(metrics, 0.0)
 
 
 def show_pictures(run: Path, step: int, pictures: dict[str, Path]) -> None:
