@@ -72,7 +72,7 @@ def test_workers_do_without_torch():
 
 
 def test_a_killed_pack_goes_on_with_other_workers(tmp_path):
-    files = {f"{'ab'[i % 2]}/{i}.png": data for i, data in enumerate(pictures(200, 128))}
+    files = {f"{'ab'[i % 2]}/{i}.png": data for i, data in enumerate(pictures(120, 128))}
     folder = image_folder(tmp_path / "in", files)
     options = ["--encoding", "png", "--shard-images", 4, "--name", "some", "--no-config", "--workers"]
     tool("images", folder, tmp_path / "whole", *options, 1)
@@ -93,7 +93,7 @@ def test_a_killed_pack_goes_on_with_other_workers(tmp_path):
         time.sleep(0.01)
 
     records = {path.name.removesuffix(".json") for path in out.glob(".packing/*.tar.json")}
-    assert 5 <= len(records) < 50
+    assert 5 <= len(records) < 30
     assert not (out / "dataset.json").exists()
     inodes = {name: (out / name).stat().st_ino for name in records}
     tool("images", tmp_path / "in", out, *options, 1)
