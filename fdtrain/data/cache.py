@@ -106,7 +106,8 @@ class Cache:
                 return
             fetch(place, part, self.seconds, shard.bytes, check)
             if ahead:
-                os.utime(part, (time.time() + AHEAD_SECONDS,) * 2)
+                until = time.time() + AHEAD_SECONDS
+                os.utime(part, (until, until))
             os.replace(part, self._path(shard))
         except OSError as error:
             raise self._unwritable(error) from error

@@ -112,8 +112,10 @@ class MemberReader:
         """The number of a label; ``NO_LABEL``, ``BAD_LABEL``."""
         try:
             name = class_name(data, place, field)
-            if name is None or self.numbers is not None:
-                return NO_LABEL if name is None else self.numbers.get(name, BAD_LABEL)
+            if name is None:
+                return NO_LABEL
+            if self.numbers is not None:
+                return self.numbers.get(name, BAD_LABEL)
             value = class_number(name)
         except ValueError:
             return BAD_LABEL

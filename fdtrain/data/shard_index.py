@@ -149,7 +149,7 @@ def _labels(header: Header, labels: np.ndarray, reader: MemberReader) -> np.ndar
     members, named = reader.members, header.named
     if (named and (named.suffix, named.field)) != (members and (members.label, members.field)):
         raise ValueError("labels of other members")
-    if named is None:
+    if named is None or reader.numbers is None:
         return labels
     if labels.max(initial=NO_LABEL) >= len(named.classes):
         raise ValueError("labels without a class")
