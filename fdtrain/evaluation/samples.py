@@ -251,7 +251,7 @@ def read_grid(grid: str | Sequence[float], option: str = "--grid") -> str | tupl
     except OSError as error:
         raise UserError(f"{option}: cannot read {grid} ({error.strerror}).") from error
     except ValueError as error:
-        raise UserError(f"{option}: {error}.") from error
+        raise UserError(f"{option}: {error}. Give the name of a grid, or times that fall from 1 to 0.") from error
     return times
 
 
