@@ -23,7 +23,7 @@ from fdtrain.data.split import Split
 from fdtrain.diffusion.weighting import WEIGHTINGS
 from fdtrain.errors import UserError, exit_code
 from fdtrain.evaluation import image_sets, nll, process, result
-from fdtrain.evaluation.feature_networks import open_features
+from fdtrain.evaluation.feature_networks import FeatureNetwork, open_features
 from fdtrain.evaluation.frechet import frechet_distance
 from fdtrain.evaluation.load import FOLDER, open_model
 from fdtrain.evaluation.measure import measure
@@ -32,6 +32,8 @@ from fdtrain.networks.model import Model
 from fdtrain.training.batch_noise import BatchNoise
 
 BATCH = 256
+NOISE = ("samplers", "sampler", "nfe", "samples", "strata", "batches", "gradients", "code")
+"""Settings by which distances and the noise of training are measured: those of the likelihoods change nothing there."""
 
 
 def evaluate(run: Path, settings: dict[str, Any], device: torch.device) -> None:
@@ -42,12 +44,11 @@ def evaluate(run: Path, settings: dict[str, Any], device: torch.device) -> None:
     """
     config = load_config(run / "config.yaml")
     assert config.data.test_split is not None
-    data = config.data.paths[0]
     files_of_results, steps = result_files(run, config, settings), config.training.steps
     # From here on the results may be of both settings, until all are there.
     (run / FOLDER / SETTINGS).unlink(missing_ok=True)
     images, ode_images = settings["images"], settings["ode_images"]
-    common = [str(run), "--data", data, "--split", config.data.test_split]
+    common = [str(run), "--data", config.data.paths[0], "--split", config.data.test_split]
     whole = ["--draws", str(settings["draws"])]
     ode = ["--ode", "--tolerance", str(settings["ode_tolerance"]), "--trace", "hutchinson"]
     if ode_images >= images:
@@ -57,7 +58,7 @@ def evaluate(run: Path, settings: dict[str, Any], device: torch.device) -> None:
         if ode_images:
             # The bound is computed again with it; two draws are the least.
             _nll(device, *common, "--draws", "2", "--images", str(ode_images), *ode)
-    result.write(training_noise(run, config, data, settings, device), files_of_results["noise"])
+    measure_noise(run, config, settings, device, files_of_results["noise"])
     for path in files_of_results.values():
         if (step := step_of(path)) != steps:
             raise UserError(f"{path} is of step {step}, not {steps}: no later checkpoint is sound.")
@@ -72,17 +73,13 @@ def _nll(device: torch.device, *words: str) -> None:
     nll.run(arguments)
 
 
-def training_noise(
-    run: Path, config: Config, data: str, settings: dict[str, Any], device: torch.device
-) -> TrainingNoise:
-    """Distances of samples and the noise of training batches, by the averaged weights."""
+def measure_noise(run: Path, config: Config, settings: dict[str, Any], device: torch.device, path: Path) -> None:
+    """Write distances of samples and the noise of training batches, by the averaged weights, unless they are there."""
     begin = time.perf_counter()
     model, origin = open_model(run)
     model.to(device)
-    split = Split(data, config.data.train_split)
-    weighting = WEIGHTINGS[config.diffusion.weighting]
-    batches = noise.Batches.of(model, split, replace(BatchNoise.of(config, model.spec), label_dropout=0.0), weighting)
-    content = {
+    split, network = Split(config.data.paths[0], config.data.train_split), open_features(settings["features"], device)
+    definition = {
         "kind": "noise",
         **origin.identity(),
         **result.split_identity(split),
@@ -90,16 +87,27 @@ def training_noise(
         "device": device.type,
         "seed": config.seed,
         "time_sampling": config.diffusion.time_sampling,
+        "features": network.describe(),
+        "settings": {key: settings[key] for key in NOISE if key in settings},
+    }
+    if result.defined_by(path, definition):
+        return
+    weighting = WEIGHTINGS[config.diffusion.weighting]
+    batches = noise.Batches.of(model, split, replace(BatchNoise.of(config, model.spec), label_dropout=0.0), weighting)
+    measured = {
         "batch": noise.bound(batches, settings["batches"], settings["strata"]),
         "gradient": noise.gradient(batches, settings["gradients"]),
-        **_distances(model, split, settings, device),
+        **_distances(network, model, split, settings, device),
     }
-    return TrainingNoise.model_validate({**content, "seconds": time.perf_counter() - begin})
+    content = {**definition, **measured, "seconds": time.perf_counter() - begin}
+    result.write(TrainingNoise.model_validate(content), path)
 
 
-def _distances(model: Model, split: Split, settings: dict[str, Any], device: torch.device) -> dict[str, Any]:
+def _distances(
+    network: FeatureNetwork, model: Model, split: Split, settings: dict[str, Any], device: torch.device
+) -> dict[str, Any]:
     """Frechet distances of samples to the split at each number of evaluations; all variants draw the same noise."""
-    network, count = open_features(settings["features"], device), settings["samples"]
+    count = settings["samples"]
     target = measure(network, image_sets.of_split(split), BATCH, device).moments
 
     def points(named: SolverAndGrid) -> dict[str, Any]:
@@ -115,7 +123,6 @@ def _distances(model: Model, split: Split, settings: dict[str, Any], device: tor
     common = [SolverAndGrid.model_validate(each) for each in settings["samplers"]]
     return {
         "distance": network.title,
-        "features": network.describe(),
         "samplers": [points(each) for each in common if each.serves(model.spec, settings["nfe"])],
         "own_sampler": points(SolverAndGrid.model_validate(own)) if own else None,
     }

@@ -10,7 +10,6 @@ their name.
 
 import argparse
 import hashlib
-import json
 import statistics
 import time
 from dataclasses import replace
@@ -197,15 +196,10 @@ def _reference(
 
 def _finished(path: Path, definition: dict[str, Any]) -> list[dict[str, Any]]:
     """The distances of the first sets, which an interrupted evaluation with the same definition has left."""
-    try:
-        found = result.read(path) if path.is_file() else None
-    except UserError:
-        return []
+    found = result.defined_by(path, definition)
     if not isinstance(found, FrechetResult) or not found.unfinished:
         return []
-    content = found.model_dump(by_alias=True, mode="json")
-    same = all(content.get(key) == value for key, value in json.loads(json.dumps(definition)).items())
-    return content["sets"] if same else []
+    return found.model_dump(by_alias=True, mode="json")["sets"]
 
 
 def _compare(measured: Measured, target: Measured) -> dict[str, Any]:

@@ -415,6 +415,17 @@ def read(path: Path) -> Result | None:
         raise UserError(f"{path} is damaged ({reason}). Delete it, and make it again.") from error
 
 
+def defined_by(path: Path, definition: dict[str, Any]) -> Result | None:
+    """The result in a file, if it is there, undamaged, and of all that is in this definition."""
+    try:
+        found = read(path) if path.is_file() else None
+    except UserError:
+        return None
+    content = found.model_dump(by_alias=True, mode="json") if found else {}
+    same = all(content.get(key) == value for key, value in json.loads(json.dumps(definition)).items())
+    return found if same else None
+
+
 def invalid(error: ValidationError) -> str:
     """The first of pydantic's complaints as a clause."""
     first = error.errors()[0]

@@ -17,6 +17,7 @@ from fdtrain.comparison import evaluate, runs
 from fdtrain.comparison.runs import PlannedRun, Schedule, reason
 from fdtrain.config import dump_config, load_config
 from fdtrain.errors import UserError
+from fdtrain.evaluation.feature_networks import pixel_features
 
 SETTINGS = {"draws": 2, "ode_images": 0, "images": 300, "features": "x", "ode_tolerance": 0.1}
 
@@ -74,10 +75,21 @@ def test_an_evaluation_of_an_earlier_step_fails(run, monkeypatch):
     """Where the last checkpoint is damaged between the training and the evaluation."""
     damage(run, 9)
     monkeypatch.setattr(evaluate, "_nll", lambda *words: write_results(run, 7))
-    monkeypatch.setattr(evaluate.result, "write", lambda *rest: None)
-    monkeypatch.setattr(evaluate, "training_noise", lambda *rest: None)
+    monkeypatch.setattr(evaluate, "measure_noise", lambda *rest: None)
     with pytest.raises(UserError, match=r"nll_test.json is of step 7, not 9: no later checkpoint is sound"):
         evaluate.evaluate(run.folder, SETTINGS, torch.device("cpu"))
+
+
+def test_noise_is_measured_anew_where_its_own_settings_change(run, monkeypatch):
+    monkeypatch.setattr(evaluate, "open_features", lambda *rest: pixel_features(DIGITS.shape))
+    settings = SETTINGS | {"samplers": [{"solver": "ode"}], "nfe": [1], "samples": 4, "strata": 2, "batches": 2}
+    path, written = run.folder / "noise.json", []
+    for changed in ({}, {"ode_tolerance": 0.2, "ode_images": 3}, {"samples": 5}, {"nfe": [2]}):
+        settings = settings | {"gradients": 2} | changed
+        evaluate.measure_noise(run.folder, run.config, settings, torch.device("cpu"), path)
+        written.append(path.read_bytes())
+    assert written[0] == written[1]
+    assert len(set(written)) == 3
 
 
 @dataclass
