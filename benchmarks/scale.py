@@ -35,6 +35,7 @@ from fdtrain.config import load_config
 from fdtrain.data.dataset import VERSION, DatasetDescription, Shard, write_description
 from fdtrain.data.location import locate
 from fdtrain.data.mixture import lane_order
+from fdtrain.files import sha256
 from fdtrain.networks.model import Model
 from fdtrain.resilience import consensus, heartbeat
 from fdtrain.training.batch_noise import BatchNoise
@@ -144,7 +145,7 @@ class Files:
                 file.write(len(text).to_bytes(8, "little") + text)
                 file.truncate(8 + len(text) + end)
             read = part in (0, self.world // 2, self.world - 1)
-            digest = {"bytes": path.stat().st_size, "sha256": store.sha256(path) if read else "", "finite": True}
+            digest = {"bytes": path.stat().st_size, "sha256": sha256(path) if read else "", "finite": True}
             # As store.record_digest leaves it, but not synchronised.
             path.with_suffix(".json").write_text(json.dumps({**digest, "fragments": places}))
         return temporary

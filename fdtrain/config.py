@@ -53,6 +53,7 @@ class OneOf:
         return core_schema.no_info_after_validator_function(self.check, handler(source))
 
     def check(self, name: str) -> str:
+        # In a list: what YAML gives need not be hashable.
         if name not in [*self.table]:
             *names, last = map(repr, self.table)
             raise ValueError(f"input should be {', '.join(names)} or {last}, not {shown(name)}")

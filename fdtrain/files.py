@@ -52,6 +52,12 @@ def write_text(path: Path, text: str, make_folder: bool = True) -> None:
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"), make_folder=make_folder)
 
 
+def sha256(path: Path) -> str:
+    """The checksum of a file, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def sync(path: Path) -> None:
     """Flush a file's content, or a folder's entries, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)

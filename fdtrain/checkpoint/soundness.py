@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from fdtrain import distributed
+from fdtrain import distributed, files
 from fdtrain.checkpoint import store
 from fdtrain.checkpoint.fragments import finite, fragments_of, index_of, index_within, part_name
 from fdtrain.errors import UserError
@@ -78,7 +78,7 @@ def _ill_described(checkpoint: Path, manifest: store.Manifest, parts: range) -> 
 def _changed(checkpoint: Path, manifest: store.Manifest, parts: range) -> str | None:
     """By all of the parts."""
     for name in map(part_name, parts):
-        if store.sha256(checkpoint / name) != manifest.files[name]["sha256"]:
+        if files.sha256(checkpoint / name) != manifest.files[name]["sha256"]:
             return f"{name} is cut short or changed"
         recorded = manifest.files[name].get("finite")
         # Earlier versions did not record it.

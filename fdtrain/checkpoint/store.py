@@ -11,7 +11,6 @@
 A folder without the dot in front of its name is complete. Nothing is loaded by executing pickled code.
 """
 
-import hashlib
 import json
 import re
 import shutil
@@ -169,7 +168,7 @@ def _wait_for(record: Path) -> str:
 
 
 def manifest_entry(path: Path) -> dict[str, int | str]:
-    return {"bytes": path.stat().st_size, "sha256": sha256(path)}
+    return {"bytes": path.stat().st_size, "sha256": files.sha256(path)}
 
 
 def delete(checkpoint: Path) -> None:
@@ -290,8 +289,3 @@ def read_settings(checkpoint: Path) -> dict[str, Any]:
         return flattened(read_mapping(checkpoint / CONFIG_FILE, "cannot read", "a configuration"))
     except UserError:
         return {}
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

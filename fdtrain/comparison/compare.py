@@ -138,15 +138,12 @@ def _check_samplers(comparison: Comparison, name: str, data: DatasetDescription)
     evaluation, own = comparison.definition.evaluation, comparison.samplers.get(name)
     try:
         spec = model_spec(comparison.configs[name], data)
-    except UserError as error:
-        raise UserError(f"variant '{name}': {error}") from error
-    try:
         if own is not None:
             own.check(spec, evaluation.nfe)
         if not any(sampler.serves(spec, evaluation.nfe) for sampler in evaluation.samplers):
             evaluation.samplers[0].check(spec, evaluation.nfe)
-    except ValueError as error:
-        raise UserError(f"variant '{name}': {error}.") from error
+    except UserError as error:
+        raise UserError(f"variant '{name}': {error}") from error
 
 
 def _description(config: Config) -> DatasetDescription:

@@ -31,15 +31,12 @@ class SolverAndGrid(Section):
         return Sampler.within(self.solver, self.grid, nfe)
 
     def check(self, spec: ModelSpec, counts: tuple[int, ...]) -> None:
-        """Raise ValueError unless it serves a model at these numbers of evaluations."""
+        """Raise UserError unless it serves a model at these numbers of evaluations."""
         for nfe in counts:
-            try:
-                self.sampler(nfe).times(spec)
-            except ValueError as error:
-                raise ValueError(f"{self.solver} at {nfe} evaluations: {error}") from error
+            self.sampler(nfe).with_times(spec, f"{self.solver} at {nfe} evaluations")
 
     def serves(self, spec: ModelSpec, counts: tuple[int, ...]) -> bool:
-        with suppress(ValueError):
+        with suppress(UserError):
             self.check(spec, counts)
             return True
         return False

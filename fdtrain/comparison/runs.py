@@ -111,7 +111,7 @@ class PlannedRun:
 def record(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """What the results of a run are of: its newest checkpoint, and the settings of the evaluation."""
     newest = store.newest_step(folder)
-    return {"checkpoint": newest and store.sha256(newest / store.MANIFEST), "settings": settings}
+    return {"checkpoint": newest and files.sha256(newest / store.MANIFEST), "settings": settings}
 
 
 def recorded(folder: Path, settings: dict[str, Any]) -> bool:

@@ -27,7 +27,7 @@ from fdtrain.data.dataset import (
     read_description,
     split_query,
 )
-from fdtrain.data.fetch import is_remote, read_text, shown
+from fdtrain.data.fetch import MAX_TEXT_BYTES, fetch, is_remote, read_text, shown
 from fdtrain.data.host import made_once
 from fdtrain.data.members import MemberReader
 from fdtrain.data.shard_table import ShardTable
@@ -122,8 +122,8 @@ def _description(base: str, seconds: float) -> DatasetDescription:
     if not is_remote(base):
         return read_description(base)
     file = join(base, FILE)
-    copy = made_once(file, lambda path: path.write_text(read_text(file, seconds), "utf-8"))
-    return parse_description(copy.read_text("utf-8"), base, seconds)
+    copy = made_once(file, lambda path: fetch(file, path, seconds, MAX_TEXT_BYTES))
+    return parse_description(read_text(str(copy), 0), base, seconds)
 
 
 def _check_remote(path: str, places: Iterable[str]) -> None:

@@ -5,7 +5,6 @@ NAME.pt with NAME.json     any other network as TorchScript, and the size and no
 a folder                   what ``fdtrain evaluate features`` has trained on a data set's labels
 """
 
-import hashlib
 import math
 import os
 import tempfile
@@ -79,7 +78,7 @@ def open_features(path: str | Path | None, device: torch.device) -> FeatureNetwo
             f"the Inception as TorchScript is {INCEPTION_URL}."
         )
     try:
-        digest = _sha256(path)
+        digest = files.sha256(path)
         script = torch.jit.load(path, map_location=device).eval()
     except OSError as error:
         raise UserError(f"features: cannot read {path} ({error.strerror}).") from error
@@ -108,17 +107,12 @@ def _downloaded(url: str) -> Path:
     path = CACHE / INCEPTION
 
     def check(downloaded: Path) -> None:
-        if _sha256(downloaded) != INCEPTION_SHA256:
+        if files.sha256(downloaded) != INCEPTION_SHA256:
             raise Mismatch("another checksum than the standard Inception's")
 
-    if not path.is_file() or _sha256(path) != INCEPTION_SHA256:
+    if not path.is_file() or files.sha256(path) != INCEPTION_SHA256:
         write_file(path, lambda temporary: fetch(url, temporary, FETCH_SECONDS, LARGEST, check))
     return path
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _coloured(pixels: Tensor) -> Tensor:

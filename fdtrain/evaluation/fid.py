@@ -9,14 +9,13 @@ their name.
 """
 
 import argparse
-import hashlib
 import statistics
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fdtrain import distributed
+from fdtrain import distributed, files
 from fdtrain.data.split import Split
 from fdtrain.errors import UserError, check_at_least, excerpt
 from fdtrain.evaluation import frechet, image_sets, measure, process, result
@@ -177,8 +176,7 @@ def _reference(
                 f"--reference {path} is of {dims} features, '{network.identity.name}' has {network.identity.dims}. "
                 "Name the features that it was made by with --features."
             )
-        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-        return replace(stored, about={"file": path.name, "sha256": sha256})
+        return replace(stored, about={"file": path.name, "sha256": files.sha256(path)})
     about = measure.definition(split, arguments.flip, network)
     if stored:
         if different := differences(stored.about, about):

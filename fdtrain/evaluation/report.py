@@ -90,8 +90,8 @@ class SideBySide:
         measured = [(row["name"], row["points"]) for row in self.shown if row.get("points")]
         if quality := [_quality(name, points) for name, points in measured]:
             caption = f"{self._distance} against evaluations; bands: standard error over seeds."
-            title, axes = "Distance of samples to the data", ("evaluations of the network per image", "distance")
-            plots["quality"] = Plot(title, *axes, quality, caption, figures.evaluations_axis)
+            title, x = "Distance of samples to the data", figures.EVALUATIONS
+            plots["quality"] = Plot(title, x, "distance", quality, caption, figures.evaluations_axis)
         by_time = [(r["name"], zip(r.get("t_middles", ()), r.get("variance_by_time", ()))) for r in self.shown]
         points = [(name, [(t, value) for t, value in of if value is not None]) for name, of in by_time]
         if lines := [Line(name, found, number=number) for number, (name, found) in enumerate(points) if found]:
