@@ -80,8 +80,9 @@ fashion: $(READY)
 	python tools/evaluate.py report runs/$(FASHION)
 
 # Each file with one thread, and twice as many files as cores: many tests wait, for processes and for what must not come.
+# A process that a test brings down ends them all, by the test's name: xdist would start another, and wait for it for ever.
 test: $(READY)
-	OMP_NUM_THREADS=1 python -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 python -m pytest --numprocesses 4 --max-worker-restart 0 --dist loadfile --no-loadscope-reorder
 
 signals: $(READY)
 	FDTRAIN_SIGNALS= python -m pytest tests/resilience/test_preemption.py
