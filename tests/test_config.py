@@ -54,7 +54,7 @@ def test_published_settings(name, dropout, flip):
     assert (training.global_batch, training.steps, config.ema.decay) == (128, 1_300_000, 0.9999)
 
 
-ON_ONE_MACHINE = ("digits", "digits_vdm", "fashion_mnist", "fashion_mnist_gpu", "template")
+ON_ONE_MACHINE = ("digits", "digits_vdm", "fashion_mnist", "fashion_mnist_gpu", "fashion_mnist_vdm", "template")
 
 
 @pytest.mark.parametrize("path", [p for p in CONFIGS if p.stem not in ON_ONE_MACHINE], ids=lambda p: p.stem)
