@@ -608,13 +608,13 @@ def _at(place: Sequence[str], value: Any) -> dict[str, Any]:
 
 def _laid_over(below: dict[str, Any], above: dict[str, Any], depth: int = MAX_DEPTH) -> dict[str, Any]:
     """The keys of both; where both have one, sections are joined, so deep, and other values are those above."""
-    joined = dict(below)
+    merged = dict(below)
     for key, value in above.items():
-        before = joined.get(key)
+        before = merged.get(key)
         if depth > 0 and isinstance(before, dict) and isinstance(value, dict):
             value = _laid_over(before, value, depth - 1)
-        joined[key] = value
-    return joined
+        merged[key] = value
+    return merged
 
 
 def _authors(layers: list[tuple[str, dict[str, Any]]], place: tuple[int | str, ...]) -> list[str]:

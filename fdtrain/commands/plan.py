@@ -80,7 +80,7 @@ def forecast(config: Config, data: DatasetDescription, on: Target, tflops: float
     work, seen = flops(spec, config.network.checkpointing), training.steps * training.global_batch
     epochs = seen / max(1, data.images(config.data.train_split))
     hours = seen * work / (tflops * 1e12 * utilisation) / 3600
-    held, configured = memory(config, spec, on.devices), zero_stage(training, on.devices)
+    bytes_of, configured = memory(config, spec, on.devices), zero_stage(training, on.devices)
     again = ", the forward pass twice, by checkpointing" if config.network.checkpointing else ""
     gpu_hours, usage = f"{hours:,.{0 if hours >= 10 else 1}f} GPU hours", f"{utilisation:.0%} of {tflops:g} TFLOP/s"
     whole, each = (gpu_hours, "GPU") if on.device == "cuda" else (duration(hours), "CPU")
@@ -98,11 +98,11 @@ def forecast(config: Config, data: DatasetDescription, on: Target, tflops: float
     ]
     # One device has nothing to share.
     for stage in range(4) if on.devices > 1 else (configured,):
-        parts = (*held[stage], sum(held[stage]))
+        parts = (*bytes_of[stage], sum(bytes_of[stage]))
         row = "".join(f"{part / GIB:{width}.2f}" for part, width in zip(parts, (9, 11, 11, 9, 13, 8)))
         lines.append(f"  {stage}   {row}{'  as configured' if stage == configured else ''}")
     if on.device == "cuda":
         batch = f"# Global batch {training.global_batch}, {seen / 1e6:.0f} M images seen."
-        total = f"{sum(held[configured]) / GIB:.1f} GiB held on each of {on.devices} GPUs."
+        total = f"{sum(bytes_of[configured]) / GIB:.1f} GiB held on each of {on.devices} GPUs."
         lines += ["", f"{batch} Expected (fdtrain plan): {gpu_hours}", f"# at {usage}; {total}"]
     return lines

@@ -11,7 +11,7 @@ from fdtrain.data.adopt import is_shards, scanned
 from fdtrain.data.dataset import DatasetDescription
 from fdtrain.data.lanes import LaneOrder
 from fdtrain.data.location import PackedData, locate
-from fdtrain.data.shard_table import joined
+from fdtrain.data.shard_table import concatenated
 from fdtrain.data.shards import ChainedShards
 from fdtrain.errors import UserError
 from fdtrain.randomness import Purpose, stream, torch_seed
@@ -70,7 +70,7 @@ def open_data(paths: Sequence[str | Path], allow_pipe: bool = False, seconds: fl
             "source": "; ".join(d.source for d in descriptions),
             "classes": classes,
             "encoding": "+".join(dict.fromkeys(d.encoding for d in descriptions)),
-            "splits": {s: joined([d.splits[s] for d in descriptions]) for s in sorted(splits)},
+            "splits": {s: concatenated([d.splits[s] for d in descriptions]) for s in sorted(splits)},
         }
     )
     return DataSets(parts, merged)

@@ -142,7 +142,7 @@ class ShardTable(Sequence[Shard]):
             yield from zip(files, rows["images"].tolist(), (s.hex() for s in rows["sha256"].tolist()), strict=True)
 
 
-def joined(tables: Sequence[ShardTable]) -> ShardTable:
+def concatenated(tables: Sequence[ShardTable]) -> ShardTable:
     """One after another."""
     return ShardTable(np.concatenate([table.rows for table in tables]), tables[0].where)
 

@@ -176,13 +176,13 @@ def with_skips(
     ``down`` and what each gives is joined by channel to what a stage of ``up`` gets, the last first."""
 
     def run(stage: Iterable[Any], *inputs: Tensor) -> Tensor:
-        def joined(condition: Tensor, *inputs: Tensor) -> Tensor:
+        def blocks(condition: Tensor, *inputs: Tensor) -> Tensor:
             h = torch.cat(inputs, 1) if inputs[1:] else inputs[0]
             for block in stage:
                 h = block(h, condition)
             return h
 
-        return call(joined, condition, *inputs, checkpointing=checkpointing)
+        return call(blocks, condition, *inputs, checkpointing=checkpointing)
 
     skipped = [h]
     for stage in down:
