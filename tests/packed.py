@@ -2,17 +2,21 @@
 
 import hashlib
 import io
+import re
 import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from fdtrain.data.dataset import VERSION, DatasetDescription, Shard, write_description
+from fdtrain.errors import UserError
 
 
 def image(number: int, size: int = 4, channels: int = 3) -> np.ndarray:
@@ -122,3 +126,13 @@ def pack(
         write_tar(folder / f"train-{i:06d}.tar", members)
         first += count
     return describe(folder, {"train": files}, encoding=encoding, **changes)
+
+
+@contextmanager
+def refused(match: str | None = None) -> Iterator[pytest.ExceptionInfo[UserError]]:
+    """What is done in this context is a UserError: one line, or one for each of several images, printable and short."""
+    with pytest.raises(UserError, match=match) as error:
+        yield error
+    first, *others = str(error.value).split("\n")
+    assert not others or re.match(r"\d+ images", first)
+    assert all(line.isprintable() and len(line) < 600 for line in (first, *others))

@@ -6,14 +6,12 @@ import os
 import platform
 import re
 import signal
-import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, environment
 from jobs import start, wait_for_step
 
 from fdtrain import lock
@@ -70,8 +68,7 @@ def test_held_once_and_gone_afterwards(tmp_path, monkeypatch, link):
 
 
 def test_a_living_process_is_named_and_a_dead_one_succeeded_at_once(tmp_path, holder):
-    expected = f"{tmp_path} is in use by process {holder.pid} on host {platform.node()} ({tmp_path / lock.FILE})"
-    refused(tmp_path, re.escape(expected))
+    refused(tmp_path, f"in use by process {holder.pid} on host {platform.node()} \\({re.escape(str(tmp_path))}/lock")
     holder.kill()
     holder.wait()
     begin = time.monotonic()
@@ -179,7 +176,8 @@ from fdtrain.errors import UserError
 from fdtrain import lock
 lock.SETTLE_SECONDS = 0.3
 print("ready", flush=True)
-sys.stdin.readline()
+while not Path(sys.argv[1], "begin").exists():
+    time.sleep(0.001)
 try:
     with lock.held(Path(sys.argv[1])):
         time.sleep(2)
@@ -191,29 +189,21 @@ except UserError:
 
 def test_of_many_that_take_over_at_once_one_has_it(tmp_path):
     (tmp_path / lock.FILE).write_text(json.dumps(lock._describe() | {"started": 0}))
-    command, pipe = [sys.executable, "-c", ONE_OF_MANY, str(tmp_path)], subprocess.PIPE
-    jobs = [
-        subprocess.Popen(command, cwd=ROOT, env=environment(), stdin=pipe, stdout=pipe, text=True) for _ in range(6)
-    ]
-    for job in jobs:
-        assert job.stdout.readline() == "ready\n"
-    for job in jobs:
-        job.stdin.write("\n")
-        job.stdin.flush()
-    outcomes = sorted(job.communicate(timeout=180)[0].strip() for job in jobs)
-    assert outcomes == ["held"] + ["refused"] * 5
-    assert list(tmp_path.iterdir()) == []
+    jobs = [start([sys.executable, "-c", ONE_OF_MANY, str(tmp_path)]) for _ in range(6)]
+    assert [job.stdout.readline() for job in jobs] == ["ready\n"] * 6
+    (tmp_path / "begin").touch()
+    assert sorted(job.communicate(timeout=180)[0] for job in jobs) == ["held\n"] + ["refused\n"] * 5
+    assert [path.name for path in tmp_path.iterdir()] == ["begin"]
 
 
-def test_a_second_job_is_refused_and_the_first_goes_on(launch):
-    """Two launches of the same configuration: the second says who is there, with exit code 2, and changes nothing."""
+def test_a_second_job_is_refused_and_the_first_goes_on(launch, command):
+    """Two runs of the same configuration: the second says who is there, with exit code 2, and changes nothing."""
     first = start(launch.command("training.steps=100000", "checkpoint.every=100000", processes=0))
     try:
         wait_for_step(launch, 2, first)
         written = (launch.run_folder() / "config.yaml").stat().st_mtime_ns
-        result = launch("training.lr=1", processes=0, rc=2)
-        expected = f"small is in use by process {first.pid} on host {platform.node()} ({launch.run_folder() / 'lock'})"
-        assert expected in result.stderr
+        said = command("train", "--config", launch.config, "--set", "training.lr=1", rc=2)
+        assert f"small is in use by process {first.pid} on host {platform.node()}" in said
         assert (launch.run_folder() / "config.yaml").stat().st_mtime_ns == written
         assert first.poll() is None
     finally:

@@ -1,4 +1,5 @@
-"""Small files in exactly the layouts that data sets are published in, written as their authors' tools wrote them."""
+"""Small files in exactly the layouts that data sets are published in, written as their authors' tools wrote them, and
+what is in the data sets that are packed from them."""
 
 import io
 import pickle
@@ -10,6 +11,9 @@ from typing import ClassVar
 import numpy as np
 import packed
 from packed import picture as encoded
+
+from fdtrain.data.sources.images import images
+from fdtrain.data.split import Split
 
 RNG = np.random.default_rng(7)
 
@@ -151,9 +155,9 @@ def _npz(content: dict) -> bytes:
 def imagenet32_old(folder: Path, train: int = 23, valid: int = 7) -> dict[str, np.ndarray]:
     """``train_32x32.tar`` and ``valid_32x32.tar`` in ``folder``, and their images by split."""
     splits = {"train": random_images(train, 32), "valid": random_images(valid, 32)}
-    for split, images in splits.items():
-        names = (f"{split}_32x32/{i + 1:07d}.png" for i in range(len(images)))
-        write_tar(folder / f"{split}_32x32.tar", {n: encoded(image) for n, image in zip(names, images)})
+    for split, pictures in splits.items():
+        files = {f"{split}_32x32/{i:07d}.png": encoded(picture) for i, picture in enumerate(pictures, 1)}
+        write_tar(folder / f"{split}_32x32.tar", files)
     return splits
 
 
@@ -162,3 +166,31 @@ def celeba(path: Path, numbers: list[int]) -> dict[int, bytes]:
     files = {number: encoded(image, "JPEG") for number, image in zip(numbers, random_images(len(numbers), (218, 178)))}
     write_zip(path, {f"img_align_celeba/{number:06d}.jpg": data for number, data in files.items()}, zipfile.ZIP_STORED)
     return files
+
+
+def unpacked(folder: Path, split: str) -> tuple[np.ndarray, list[int]]:
+    """Images ``(n, H, W, C)`` and labels of a packed split, as training and evaluation read them."""
+    data = Split(folder, split)
+    found, labels = data.batch(range(len(data)))
+    return found.numpy().transpose(0, 2, 3, 1), labels.tolist()
+
+
+def same(folder: Path, split: str, expected: np.ndarray, labels: list[int] | None) -> None:
+    found, found_labels = unpacked(folder, split)
+    np.testing.assert_array_equal(found, expected)
+    assert found_labels == (labels or [-1] * len(expected))
+
+
+def by_content(found: np.ndarray, labels: list[int]) -> set[tuple[bytes, int]]:
+    return {(image.tobytes(), label) for image, label in zip(found, labels, strict=True)}
+
+
+def image_folder(root: Path, files: dict[str, bytes]) -> Path:
+    for name, data in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(data)
+    return root
+
+
+def image_source(train: Path, test: Path | None = None, holdout: int = 0, resize=None, channels=None, share: int = 4):
+    return images(train, test, holdout, "some", resize, channels, share)

@@ -8,13 +8,12 @@ from typing import BinaryIO
 
 import pytest
 from flaky import Flaky
-from packed import pack
+from packed import pack, refused
 
 from fdtrain.data import cache as module
 from fdtrain.data.cache import Cache
 from fdtrain.data.location import locate
 from fdtrain.data.shards import OpenShard, ShardReader
-from fdtrain.errors import UserError
 
 FORK = multiprocessing.get_context("fork")
 
@@ -172,7 +171,7 @@ def test_a_file_of_the_wrong_length_is_fetched_again(served, shards, tmp_path):
 def test_nothing_final_is_asked_for_again(served, shards, tmp_path):
     for i, faults, asked in ((0, [404] * 3, 1), (1, ["wrong"] * 3, 2)):
         served[0].faults[shards[i].shard.file] = faults
-        with pytest.raises(UserError):
+        with refused():
             use(Cache(tmp_path, None, 30), shards[i])
         assert served[0].requests[shards[i].shard.file] == asked
 
@@ -182,13 +181,13 @@ def test_disk_full(shards, tmp_path):
     cache = Cache(tmp_path, None, 30)
     shard = shards[0].shard
     (tmp_path / f"{shard.sha256}.{shard.bytes}.part").symlink_to("/dev/full")
-    with pytest.raises(UserError, match=r"No space left on device. Free space there.*data.cache"):
+    with refused(r"No space left on device. Free space there.*data.cache"):
         use(cache, shards[0])
 
 
 def test_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"data\.cache: cannot write into"):
+    with refused(r"data\.cache: cannot write into"):
         Cache(tmp_path / "file", None, 1)
 
 
@@ -196,7 +195,7 @@ def test_a_cap_below_what_is_read_at_a_time_is_refused(served, shards, tmp_path)
     description = locate(shards[0].place.rpartition("/")[0]).description
     cache = Cache(tmp_path, 2 * shards[0].shard.bytes, 30)
     ShardReader(shards, description, cache, keep_open=2)
-    with pytest.raises(UserError, match=r"data\.cache_gib: up to 3 shards"):
+    with refused(r"data\.cache_gib: up to 3 shards"):
         ShardReader(shards, description, cache, keep_open=3)
 
 

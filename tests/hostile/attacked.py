@@ -21,6 +21,8 @@ from fdtrain.data.cache import Cache
 from fdtrain.data.dataset import parse_description
 from fdtrain.data.location import locate
 from fdtrain.data.shards import ShardReader
+from fdtrain.data.sources.archive import members
+from fdtrain.data.sources.batches import BatchFormat, batch_part
 from fdtrain.data.sources.hub import hub
 from fdtrain.data.sources.images import images
 from fdtrain.data.sources.picture import decode
@@ -54,13 +56,19 @@ def _samples(placed: list, description, cache: Cache | None = None) -> list:
 
 def archive(path: str) -> list:
     """``[digest, class]`` of every image of a folder, zip or tar, or what is wrong with it."""
-    return _source(images(Path(path), None, 0, "x", None, None, 100))
+    return _source(images(Path(path), None, 0, "x", None, 3, 100))
 
 
 def table(folder: str) -> list:
-    """The same of a folder of parquet files."""
+    """The same of a folder of parquet files, or of save_to_disk."""
     datasets.config.HF_DATASETS_CACHE = Path(folder) / ".cache"
     return _source(hub(folder, "x", Choice(), 100))
+
+
+def batch(folder: str) -> list:
+    """The number of images of a batch file."""
+    [member] = members(Path(folder))
+    return [batch_part(member, BatchFormat(4, 1, 10)).count()]
 
 
 def _source(source: Source) -> list:
@@ -100,16 +108,11 @@ def misbehave(path: str) -> None:
     pickle.loads(pickle.dumps(Path))
 
 
-def spin() -> None:
-    while True:
-        continue
-
-
 def swell() -> None:
     bytearray(1 << 34)
 
 
-TARGETS = {f.__name__: f for f in (shard, remote, archive, table, description, configuration, misbehave, spin, swell)}
+TARGETS = (shard, remote, archive, table, batch, description, configuration, misbehave, swell)
 REFUSALS = UserError
 fetch.FIRST_PAUSE_SECONDS, fetch.STALL_SECONDS = 0.01, 0.3
 Image.init()

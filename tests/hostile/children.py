@@ -96,6 +96,7 @@ def _serve(connection: Connection, module: str, folder: str, cpu_seconds: int) -
     os.environ |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "ARROW_DEFAULT_MEMORY_POOL": "system"}
     tempfile.tempdir = os.environ["TMPDIR"] = folder
     own = importlib.import_module(module)
+    targets = {target.__name__: target for target in own.TARGETS}
     watch = Watch(folder)
     with open("/proc/self/status") as status:
         size = next(int(line.split()[1]) for line in status if line.startswith("VmSize")) * 1024
@@ -108,7 +109,7 @@ def _serve(connection: Connection, module: str, folder: str, cpu_seconds: int) -
         watch.noted.clear()
         watch.on = True
         try:
-            answer = {"result": own.TARGETS[case.pop("target")](**case)}
+            answer = {"result": targets[case.pop("target")](**case)}
         except own.REFUSALS as error:
             answer = {"refused": str(error)}
         except BaseException:

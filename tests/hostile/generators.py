@@ -152,10 +152,12 @@ def _changed_field(draw, data: bytes) -> bytes:
 
 def pictures(minimum: int = 1) -> st.SearchStrategy[list[tuple[str, bytes]]]:
     """Named pictures in folders, most of them right; a file of labels now and then."""
-    right = st.builds(lambda seed: picture(image(seed)), st.integers(0, 5))
+    kinds = st.sampled_from(["png", "jpeg", "webp", "bmp"])
+    right = st.builds(lambda seed, kind: picture(image(seed), kind), st.integers(0, 5), kinds)
+    wrong = right.flatmap(lambda data: spoiled(data, 1)) | st.sampled_from(PICTURES)
     names = ["a/0.png", "a/1.png", "b/0.png", "b/1.png", "c/2.png", "b/../a/0.png", "/a/0.png", "../0.png", "a/x.jpg"]
     name = st.sampled_from(names)
-    files = st.lists(st.tuples(name, right | right | right | st.sampled_from(PICTURES)), min_size=minimum, max_size=5)
+    files = st.lists(st.tuples(name, right | right | right | wrong), min_size=minimum, max_size=5)
     values = [b'[["a/0.png", %b]]' % number for number in (b"0", b"-1", b"1e400", b"%d" % 2**31, b"9" * 5000)]
     values += [b'{"a": NaN}', b"5", b"[5]", b"[[[], 0]]"]
     labels = st.none() | st.sampled_from([*(b'{"labels": %b}' % value for value in values), b"[" * 100_000])
@@ -199,9 +201,13 @@ NAMES = [["a", "b", "c"], "abc", {"0": "a"}, [1, None, []], ["x" * 10_000], [], 
 METADATA = st.sampled_from([None, b"", b"[" * 100_000, b"5", b'{"info": 5}', *map(features, NAMES)])
 
 
+STATE = {"_data_files": [{"filename": "a.arrow"}], "_fingerprint": "0", "_split": "train", "_format_type": None}
+STATE |= {"_format_columns": None, "_format_kwargs": {}, "_output_all_columns": False}
+
+
 @st.composite
-def tables(draw) -> bytes:
-    """A parquet file."""
+def tables(draw) -> dict[str, bytes]:
+    """A parquet file, or what save_to_disk writes of one split; one file is spoiled."""
     count = draw(st.integers(1, 4))
     right = st.builds(lambda seed: picture(image(seed)), st.integers(0, 5))
     pictures = right | right | right | st.sampled_from([*PICTURES, None])
@@ -212,8 +218,20 @@ def tables(draw) -> bytes:
         columns["label"] = [value if i % 2 == 0 else {"text": "a"}.get(labels, 0) for i in range(count)]
     metadata = draw(METADATA)
     table, file = pa.table(columns).replace_schema_metadata(metadata and {b"huggingface": metadata}), io.BytesIO()
-    pq.write_table(table, file, row_group_size=draw(st.sampled_from([1, 2, 100])))
-    return draw(spoiled(file.getvalue(), 1))
+    if draw(st.booleans()):
+        pq.write_table(table, file, row_group_size=draw(st.sampled_from([1, 2, 100])))
+        files = {"train-00000-of-00001.parquet": file.getvalue()}
+    else:
+        with pa.ipc.new_stream(file, table.schema) as stream:
+            stream.write_table(table)
+        files = {"a.arrow": file.getvalue(), "state.json": json.dumps(STATE).encode(), "dataset_info.json": b"{}"}
+    name = draw(st.sampled_from(list(files)))
+    return files | {name: draw(spoiled(files[name], 1))}
+
+
+ROW = {"data": image(0).transpose(2, 0, 1).reshape(1, -1), "labels": np.ones(1, np.int64)}
+BATCHES = {f"batch{protocol}": pickle.dumps(ROW, protocol) for protocol in range(pickle.HIGHEST_PROTOCOL + 1)}
+BATCHES["batch.npz"] = zip_bytes((f"{key}.npy", npy(value)) for key, value in ROW.items())
 
 
 NASTY = st.one_of(

@@ -92,7 +92,7 @@ def otherwise(child: Child, **case):
         return None
 
 
-@cases(100)
+@cases(80)
 @given(data=st.data())
 def test_shards(data, place, attacked, reference):
     folder = emptied(place)
@@ -114,7 +114,7 @@ def test_shards(data, place, attacked, reference):
     ]
 
 
-@cases(60)
+@cases(50)
 @given(data=st.data())
 def test_indices(data, place, attacked):
     """Of a shard: a spoiled one is refused, and one whose checksum is right all the same does no harm."""
@@ -133,7 +133,7 @@ def test_indices(data, place, attacked):
     told(attacked, target="shard", folder=str(folder))
 
 
-@cases(60)
+@cases(50)
 @given(data=st.data())
 def test_archives(data, place, attacked, reference):
     """Tars and zips of pictures. An image is that of its name, with the class of its folder."""
@@ -148,15 +148,25 @@ def test_archives(data, place, attacked, reference):
     assert {x[1] for x in found if isinstance(x, list)} <= admitted
 
 
-@cases(60)
+@cases(50)
 @given(data=st.data())
 def test_tables(data, place, attacked):
     folder = emptied(place)
-    (folder / "train-00000-of-00001.parquet").write_bytes(data.draw(make.tables()))
+    for name, content in data.draw(make.tables()).items():
+        (folder / name).write_bytes(content)
     told(attacked, target="table", folder=str(folder))
 
 
-@cases(60)
+@cases(50)
+@given(data=st.data())
+def test_batches(data, place, attacked):
+    """Of CIFAR and ImageNet: pickles and npz."""
+    folder, name = emptied(place), data.draw(st.sampled_from(list(make.BATCHES)))
+    (folder / name).write_bytes(data.draw(make.spoiled(make.BATCHES[name], 1)))
+    told(attacked, target="batch", folder=str(folder))
+
+
+@cases(50)
 @given(data=st.data())
 def test_descriptions(data, place, attacked):
     folder = emptied(place)
@@ -178,7 +188,7 @@ def test_descriptions(data, place, attacked):
     told(attacked, target="shard", folder=str(folder))
 
 
-@cases(60)
+@cases(50)
 @given(data=st.data())
 def test_configurations(data, place, attacked):
     folder = emptied(place)
@@ -188,7 +198,7 @@ def test_configurations(data, place, attacked):
     told(attacked, target="configuration", path=str(folder / "a.yaml"))
 
 
-@cases(40)
+@cases(30)
 @given(data=st.data())
 def test_answers(data, place, attacked):
     """Of a web server: a shard's bytes are those that were packed, or none."""
@@ -203,7 +213,7 @@ def test_answers(data, place, attacked):
     assert found is None or found == expected
 
 
-def test_the_watch_sees_what_it_must(place, attacked):
+def test_the_watch_sees_what_it_must(place, attacked, reference):
     """Else nothing above would show anything."""
     (place / "case").mkdir(exist_ok=True)
     answer = attacked(target="misbehave", path=str(place / "case"))
@@ -213,4 +223,4 @@ def test_the_watch_sees_what_it_must(place, attacked):
         assert event in seen
     assert "MemoryError" in attacked(target="swell")["trace"]
     with pytest.raises(Ended, match="exit code -24"):  # SIGXCPU
-        Child("attacked", place, cpu_seconds=1)(target="spin")
+        reference(target="spin")
