@@ -26,7 +26,7 @@ from fdtrain.evaluation.frechet import FeatureMoments, Gaussian, frechet_distanc
 from fdtrain.evaluation.load import load_model
 
 sys.path.append(str(Path(__file__).parent.parent / "tests"))
-from spectrum import mean_kl
+import densities
 
 NFE = (5, 8, 10, 15, 20, 30, 50)
 DIMS = 2500
@@ -41,7 +41,8 @@ def spectrum(arguments: argparse.Namespace) -> None:
     print(f"{'solver, grid':28}" + "".join(f"{nfe:>9}" for nfe in arguments.nfe))
     for solver in arguments.solvers:
         for grid in arguments.grids:
-            values = [mean_kl(SOLVERS[solver], time_grid(grid, steps(solver, nfe), 256, DIMS)) for nfe in arguments.nfe]
+            times = [time_grid(grid, steps(solver, nfe), 256, DIMS) for nfe in arguments.nfe]
+            values = [densities.mean_kl(densities.spectrum(0.0), SOLVERS[solver], each) for each in times]
             print(f"{solver + ', ' + grid:28}" + "".join(f"{value:>9.1e}" for value in values), flush=True)
 
 

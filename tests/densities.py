@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fdtrain.diffusion.process import alpha
+from fdtrain.diffusion.solvers import Solver, sample
 
 
 class Mixture:
@@ -60,9 +61,25 @@ class Axes:
         return (a * (1 - variance) * x - self.mean) / (a * a * variance + (t * t)[:, None])
 
 
-def spectrum(d: int = 16) -> Axes:
+def spectrum(mean: float = 0.3) -> Axes:
     """As of images: from 15, their largest direction, down to the noise of their quantisation."""
-    return Axes(torch.logspace(math.log10(15), math.log10(0.005), d, dtype=torch.float64))
+    return Axes(torch.logspace(math.log10(15), math.log10(0.005), 16, dtype=torch.float64), mean)
+
+
+def mean_kl(data: Axes, solver: Solver, times: list[float]) -> float:
+    """KL(model || data) in nats, the mean over dimensions, of the samples of a solver that is affine in ``x`` and the
+    noise: exact, by its response to each alone (docs/method.md, section 5)."""
+    x = torch.zeros(len(times) + 1, len(data.deviations), dtype=torch.float64)
+    x[1] = 1
+
+    def noise(step: int) -> Tensor:
+        z = torch.zeros_like(x)
+        z[step + 2] = 1
+        return z
+
+    mean, *others = sample(data.field, x, times, solver, noise)
+    ratio = (torch.stack(others) - mean).square().sum(0) / data.deviations**2
+    return (0.5 * (ratio + ((mean - data.mean) / data.deviations) ** 2 - 1 - ratio.log())).mean().item()
 
 
 def gaussian(mean: float = 0.7, variance: float = 0.04, d: int = 1) -> Mixture:

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 from conftest import ROOT
+from jobs import Group, end
 
 
 def error_of(said: str) -> str:
@@ -97,8 +98,11 @@ def test_a_shard_whose_bytes_have_changed(launch, own_data):
 
 
 def test_a_sample_that_one_rank_meets_ends_all(launch, own_data):
+    """Without a launcher that would; the other says nothing of its own."""
     set_level(own_data / "train-000000.tar", 99)
-    message = error_of(launch("training.steps=100", processes=2, rc=2).stderr)
+    with Group(2, launch.command("training.steps=100", processes=0)) as jobs:
+        message = error_of("".join(end(job) for job in jobs))
+        assert sorted(job.returncode for job in jobs) == [1, 2]
     assert "train-000000.tar, sample '00000099': level 99, but the data set has levels 0 to 16" in message
 
 

@@ -1,9 +1,9 @@
 """That the benchmarks which need a GPU say so, that their code has run, and the bytes between two processes."""
 
 import json
-import subprocess
 import sys
 
+import forked
 import pytest
 import torch
 from conftest import ROOT, environment
@@ -102,8 +102,8 @@ def test_each_step_of_the_bare_loop_trains_the_network(gpu, monkeypatch):
 
 def test_the_bytes_of_real_steps():
     """Two processes, ZeRO 0, 1 and 2, counted where torch.distributed is called: within 5 % of a ring's least."""
-    command = [sys.executable, "benchmarks/scaling.py", "--volume", "--images", "2"]
-    out = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=True).stdout
-    ratios = [float(line.split()[-4]) for line in out.splitlines() if line.startswith("ZeRO")]
+    done = forked.run(["benchmarks/scaling.py", "--volume", "--images", "2"], cwd=ROOT, env=environment())
+    assert done.returncode == 0, done.stderr
+    ratios = [float(line.split()[-4]) for line in done.stdout.splitlines() if line.startswith("ZeRO")]
     assert len(ratios) == 3
     assert all(0.99 < ratio < 1.05 for ratio in ratios)

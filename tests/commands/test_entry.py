@@ -9,6 +9,7 @@ import zipfile
 from importlib.metadata import version
 from pathlib import Path
 
+import forked
 import pytest
 from conftest import ROOT, environment
 from models import DIGITS, filled, saved
@@ -92,11 +93,11 @@ def test_a_missing_package_names_its_extra(extra, capsys, monkeypatch):
     assert f'pip install "fdtrain[{extra}]".' in capsys.readouterr().err
 
 
-def test_a_run_on_two_processes(launch):
-    launched = [sys.executable, "-m", "fdtrain", "train", "--config", str(launch.config), "--processes", "2"]
-    done = subprocess.run(
-        [*launched, "--set", "training.steps=2"], cwd=ROOT, env=environment(), capture_output=True, text=True
-    )
+def test_a_run_on_two_processes(launch, command, monkeypatch):
+    executed = []
+    monkeypatch.setattr(os, "execv", lambda program, words: executed.extend(words))
+    command("train", "--config", launch.config, "--processes", 2, "--set", "training.steps=2")
+    done = forked.run(executed, cwd=ROOT, env=environment())
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads((launch.run_folder() / "environment.json").read_text())["processes"] == 2
     assert sorted(launch.losses()) == [1, 2]

@@ -18,11 +18,13 @@ from models import DIGITS, filled, saved
 import fdtrain
 from fdtrain import lock
 from fdtrain.diffusion.formulation import formulation_interval
+from fdtrain.diffusion.solvers import GRID, sample, time_grid
 from fdtrain.errors import UserError
 from fdtrain.evaluation.load import load_model
-from fdtrain.evaluation.samples import Sampler, save_optimised
+from fdtrain.evaluation.samples import save_optimised
 from fdtrain.export import agreement, write
-from fdtrain.export.write import FORMATS, export
+from fdtrain.export.write import export
+from fdtrain.networks.dit import SIZES
 from fdtrain.randomness import Purpose, normal
 
 VERSION_1 = Path(__file__).parent.parent / "evaluation" / "version_1"
@@ -31,6 +33,7 @@ OPTIONS = {
     "ddpmpp": {"channels": 8, "multipliers": [1, 2], "blocks": 1, "attention": [4], "time_embedding": "fourier"},
     "vdm": {"channels": 8, "blocks": 1},
     "dit": {"size": "S", "patch": 4, "fourier_features": 1},
+    "tiny_dit": {"size": "tiny", "patch": 4},
 }
 
 
@@ -42,7 +45,7 @@ def formulated(predictor, density, stated=None, **options):
 
 
 SPECS = {
-    # Among them every predictor, with and without labels.
+    # With and without labels.
     "ddpmpp": replace(
         DIGITS,
         network_options=OPTIONS["ddpmpp"],
@@ -53,6 +56,8 @@ SPECS = {
     ),
     "vdm": replace(DIGITS, network="vdm", network_options=OPTIONS["vdm"], predictor="alpha"),
     "dit": replace(DIGITS, network="dit", network_options=OPTIONS["dit"], classes=NAMES),
+    # Of a size that the paper does not have.
+    "tiny_dit": replace(DIGITS, network="dit", network_options=OPTIONS["tiny_dit"], classes=NAMES),
     # Other formulations, on their intervals.
     "edm": formulated("edm", "edm"),
     # So short that the last step, a prediction, changes the images. Its arc cosine is not onnxruntime's in float64.
@@ -76,7 +81,9 @@ def need(form):
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
     """Folder of a model, by its name in SPECS."""
-    return {name: saved(filled(spec), tmp_path_factory.mktemp(name)) for name, spec in SPECS.items()}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SIZES, "tiny", (2, 32, 4))
+        yield {name: saved(filled(spec), tmp_path_factory.mktemp(name)) for name, spec in SPECS.items()}
 
 
 @pytest.fixture(scope="module")
@@ -94,8 +101,12 @@ def exported(source, tmp_path_factory):
     return get
 
 
-# An ONNX graph is made by way of torch's.
-PAIRS = [(network, form) for form in FORMATS for network in (("dit", "short") if form == "torch_export" else SPECS)]
+# A folder of Diffusers has the networks' code, so a DiT of the paper's sizes; an ONNX graph is made by way of torch's.
+PAIRS = [
+    *[(network, "diffusers") for network in ("ddpmpp", "vdm", "dit", "edm", "short")],
+    *[(network, "onnx") for network in ("ddpmpp", "vdm", "tiny_dit", "short")],
+    *[("tiny_dit", "torch_export"), ("short", "torch_export"), ("edm", "safetensors")],
+]
 
 
 @pytest.mark.parametrize(("network", "form"), PAIRS)
@@ -141,13 +152,13 @@ def test_an_earlier_export_is_replaced_when_the_new_one_is_complete(source, tmp_
     with monkeypatch.context() as broken:
         broken.setattr(agreement, "TOLERANCE", -1.0)
         with pytest.raises(UserError, match="differs"):
-            export(source["dit"], tmp_path / "e")
+            export(source["short"], tmp_path / "e")
     assert load_model(tmp_path / "e").spec == SPECS["vdm"]
-    export(source["dit"], tmp_path / "e")
-    assert load_model(tmp_path / "e").spec == SPECS["dit"]
+    export(source["short"], tmp_path / "e")
+    assert load_model(tmp_path / "e").spec == SPECS["short"]
     # Over itself too.
     export(tmp_path / "e", tmp_path / "e", licence="apache-2.0")
-    assert load_model(tmp_path / "e").spec == SPECS["dit"]
+    assert load_model(tmp_path / "e").spec == SPECS["short"]
     assert (tmp_path / "e" / "README.md").read_text().startswith('---\nlicense: "apache-2.0"\n')
     assert [path.name for path in tmp_path.iterdir()] == ["e"]
 
@@ -184,6 +195,8 @@ def test_the_card_has_the_figures_of_these_weights(tmp_path):
     folder.mkdir()
     (folder / "nll_test.json").write_text(json.dumps(content))
     export(tmp_path / "run", tmp_path / "e")
+    found = load_model(tmp_path / "e").state_dict()
+    assert all(torch.equal(found[name], weight) for name, weight in model.state_dict().items())
     card = (tmp_path / "e" / "README.md").read_text()
     assert "| ELBO, bits/dim | 2.3456 ± 0.0200 | 300 of 300 images of digits/test |" in card
     assert "weights of step 7" in card
@@ -199,7 +212,6 @@ def test_the_card_has_the_figures_of_these_weights(tmp_path):
 
 def test_onnx_sampler_needs_neither_torch_nor_fdtrain(exported, source, tmp_path):
     cases = {
-        "edm": ([], {}),
         "short": (["--solver", "heun_edm", "--grid", "karras"], {"solver": "heun_edm", "grid": "karras"}),
         "ddpmpp": (["--guidance", "2", "--label", "3"], {"label": 3, "guidance": 2.0}),
         "vdm": (["--solver", "ode"], {"solver": "ode"}),
@@ -226,75 +238,59 @@ def test_onnx_sampler_needs_neither_torch_nor_fdtrain(exported, source, tmp_path
 
 
 def test_the_graph_of_torch_export_takes_any_number_of_images(exported, source):
-    graph = torch.export.load(exported("dit", "torch_export") / "model.pt2").module()
-    x, t, label = agreement.inputs(filled(SPECS["dit"]), 5)
-    assert torch.equal(graph(x, t, label), load_model(source["dit"])(x, t, label))
+    graph = torch.export.load(exported("tiny_dit", "torch_export") / "model.pt2").module()
+    x, t, label = agreement.inputs(filled(SPECS["tiny_dit"]), 5)
+    assert torch.equal(graph(x, t, label), load_model(source["tiny_dit"])(x, t, label))
+    with pytest.raises(UserError, match="is an export in another form"):
+        fdtrain.load(exported("tiny_dit", "torch_export"))
 
 
-@pytest.fixture
-def hub(tmp_path):
-    """The variables of a process that reads local folders with Diffusers, its cache in the test's folder."""
-    return {**environment(), "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
+def rewrite(path, old, new):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
 
 
-def diffusers(script, hub, *arguments):
-    """Run it without fdtrain."""
-    begin = "import sys; sys.modules['fdtrain'] = None\nimport torch, numpy as np\n"
-    begin += "from diffusers import DiffusionPipeline\n"
-    command = [sys.executable, "-c", begin + script, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=hub, cwd=hub["HF_HOME"][:-3], timeout=400)
+DIFFUSERS = """
+import sys; sys.modules['fdtrain'] = None
+import torch, numpy as np
+from diffusers import DDIMScheduler, DiffusionPipeline
 
-
-ROUND_TRIP = """
-def draw(path, **options):
-    pipeline = DiffusionPipeline.from_pretrained(path, trust_remote_code=True)
+def load(name):
+    pipeline = DiffusionPipeline.from_pretrained(f"{sys.argv[1]}/{name}", trust_remote_code=True)
     pipeline.set_progress_bar_config(disable=True)
-    generator = torch.Generator().manual_seed(0)
-    return pipeline, pipeline(batch_size=3, num_inference_steps=4, generator=generator, **options).images
+    return pipeline
 
-first, images = draw(sys.argv[1], output_type="levels", guidance_scale=2.0)
-first.save_pretrained(sys.argv[2])
-second, again = draw(sys.argv[2], output_type="levels", guidance_scale=2.0)
+def draw(pipeline, **options):
+    generator = torch.Generator().manual_seed(0)
+    return pipeline(batch_size=3, num_inference_steps=4, generator=generator, **options).images
+
+def solve(pipeline, solver, x, *label):
+    scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, solver=solver)
+    pipeline.scheduler = scheduler
+    scheduler.set_timesteps(6)
+    for t in scheduler.timesteps:
+        x = scheduler.step(pipeline.field(x, t, *label).sample, t, x).prev_sample
+    return x.detach().numpy()
+
+first = load("ddpmpp")
+images = draw(first, output_type="levels", guidance_scale=2.0)
+first.save_pretrained("saved")
+second = load("saved")
+again = draw(second, output_type="levels", guidance_scale=2.0)
 assert images.shape == (3, 1, 8, 8) and torch.equal(images, again), images
-second.save_pretrained(sys.argv[2])
+second.save_pretrained("saved")
 for (name, a), (_, b) in zip(first.field.state_dict().items(), second.field.state_dict().items()):
     assert torch.equal(a, b), name
-_, shown = draw(sys.argv[2])
-assert shown[0].size == (8, 8), shown
-print("as before")
-# The deterministic solver, from given noise.
-from importlib import import_module
-scheduler = type(first.scheduler).from_config(first.scheduler.config, solver="ode")
-first.scheduler = scheduler
-x = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(1))
-scheduler.set_timesteps(6)
-for t in scheduler.timesteps:
-    x = scheduler.step(first.field(x, t, torch.tensor([1, 2, 3])).sample, t, x).prev_sample
-np.save(sys.argv[3], x.detach().numpy())
-"""
-
-
-def test_a_diffusers_pipeline_and_its_round_trip(exported, source, hub, tmp_path):
-    folder = exported("ddpmpp", "diffusers")
-    done = diffusers(ROUND_TRIP, hub, folder, tmp_path / "saved", tmp_path / "x.npy")
-    assert "as before" in done.stdout, done.stderr
-    assert done.returncode == 0, done.stderr
-    names = [sorted(p.relative_to(f).as_posix() for p in f.rglob("*.py")) for f in (folder, tmp_path / "saved")]
-    assert names[0] == names[1]
-    # As fdtrain's own solver goes.
-    from fdtrain.diffusion.solvers import GRID, sample, time_grid
-
-    x = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(1))
-    model = load_model(source["ddpmpp"])
-    with torch.no_grad():
-        expected = sample(model.field(torch.tensor([1, 2, 3])), x, time_grid(GRID, 6, DIGITS.levels, DIGITS.dims))
-    torch.testing.assert_close(torch.from_numpy(np.load(tmp_path / "x.npy")), expected, rtol=1e-3, atol=1e-3)
-
-
-WRONG = """
-from diffusers import DDIMScheduler
-pipeline = DiffusionPipeline.from_pretrained(sys.argv[1], trust_remote_code=True)
-pipeline.set_progress_bar_config(disable=True)
+assert draw(load("saved"))[0].size == (8, 8)
+noise = torch.from_numpy(np.load("noise.npy"))
+np.save("ddpmpp.npy", solve(first, "ode", noise, torch.tensor([1, 2, 3])))
+for name in ("configuration", "weights", "scale", "network"):
+    try:
+        load(name)
+    except ValueError as error:
+        print(error)
+pipeline = load("short")
 generators = [torch.manual_seed(0)] * 2
 calls = [dict(num_inference_steps=0), dict(num_inference_steps=2.5), dict(batch_size=0), dict(output_type="latent")]
 calls += [dict(batch_size=3, generator=generators), dict(guidance_scale=float("nan")), dict(num_inference_steps=1)]
@@ -309,23 +305,35 @@ for call in [*calls, None]:
         print(error)
 pipeline.scheduler = type(own).from_config(own.config, solver="sde")
 print(len(pipeline(batch_size=2, num_inference_steps=2, generator=generators).images))
-scheduler = type(own).from_config(own.config, solver="ode1")
-x = torch.from_numpy(np.load(sys.argv[2]))
-scheduler.set_timesteps(6)
-for t in scheduler.timesteps:
-    x = scheduler.step(pipeline.field(x, t).sample, t, x).prev_sample
-np.save(sys.argv[3], x.detach().numpy())
+np.save("short.npy", solve(pipeline, "ode1", noise))
 """
 
 
-def test_a_diffusers_pipeline_on_a_truncated_interval_and_what_it_refuses(exported, source, hub, tmp_path):
-    """Each with a line, before anything is drawn; a scheduler of Diffusers drew other pictures."""
-    model = load_model(source["short"])
-    noise = normal(model.spec.shape, torch.device("cpu"), 5, Purpose.SAMPLE, [(i, 0) for i in range(3)]).numpy()
-    np.save(tmp_path / "noise.npy", noise)
-    done = diffusers(WRONG, hub, exported("short", "diffusers"), tmp_path / "noise.npy", tmp_path / "x.npy")
+def test_diffusers_pipelines(exported, source, tmp_path):
+    """What is saved again is as before, a folder that was edited is refused, so is what a pipeline cannot do, before
+    anything is drawn; schedulers solve as ours do. One process for all, without fdtrain: Diffusers takes a while to
+    import."""
+    for name in ("configuration", "weights", "scale", "network", "ddpmpp"):
+        shutil.copytree(exported("ddpmpp", "diffusers"), tmp_path / name)
+    shutil.copytree(exported("short", "diffusers"), tmp_path / "short")
+    configuration = Path("field", "config.json")
+    rewrite(tmp_path / "configuration" / configuration, '"predictor_name": "bounded"', '"predictor_name": "plain"')
+    flip(tmp_path / "weights" / "field" / "diffusion_pytorch_model.safetensors")
+    rewrite(tmp_path / "scale" / "scheduler" / "scheduler_config.json", '"levels": 17', '"levels": 16')
+    # Without checksums the configuration is checked all the same.
+    (tmp_path / "network" / "field" / "checksums.json").unlink()
+    rewrite(tmp_path / "network" / configuration, '"network_name": "ddpmpp"', '"network_name": "vdm"')
+    noise = normal(DIGITS.shape, torch.device("cpu"), 5, Purpose.SAMPLE, [(i, 0) for i in range(3)])
+    np.save(tmp_path / "noise.npy", noise.numpy())
+    variables = {**environment(), "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
+    command = [sys.executable, "-c", DIFFUSERS, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, env=variables, cwd=tmp_path, timeout=400)
     assert done.returncode == 0, done.stderr
     expected = [
+        "config.json was changed since the model was saved",
+        "diffusion_pytorch_model.safetensors was changed since the model was saved",
+        "levels 16 is not the model's, 17. Export the model again.",
+        "this file is of network 'ddpmpp' in version 1",
         "num_inference_steps: give a whole number from 1 on, not 0",
         "num_inference_steps: give a whole number from 1 on, not 2.5",
         "batch_size: give a whole number from 1 on, not 0",
@@ -333,51 +341,22 @@ def test_a_diffusers_pipeline_on_a_truncated_interval_and_what_it_refuses(export
         "generator: 2 for 3 images; give one, or one for each",
         "guidance_scale: nan is not finite",
         "a truncated interval takes 2 steps or more, not 1",
+        # It drew other pictures.
         "a DDIMScheduler does not go with this model, which needs its own FdtrainScheduler. Another solver is "
         'type(pipeline.scheduler).from_config(pipeline.scheduler.config, solver="sde").',
         "2",
     ]
-    assert done.stdout.splitlines() == expected
-    # The images of `fdtrain sample`, before they are rounded to levels.
-    drawn = Sampler("ode1", steps=6).solve(model, range(3), 5)
-    torch.testing.assert_close(torch.from_numpy(np.load(tmp_path / "x.npy")), drawn, rtol=1e-3, atol=1e-3)
-
-
-LOAD = """
-for path in sys.argv[1:]:
-    try:
-        DiffusionPipeline.from_pretrained(path, trust_remote_code=True)
-        print("loaded")
-    except ValueError as error:
-        print(error)
-"""
-
-
-def rewrite(path, old, new):
-    text = path.read_text()
-    assert old in text
-    path.write_text(text.replace(old, new))
-
-
-def test_a_diffusers_folder_edited_by_hand(exported, hub, tmp_path):
-    """One process for all: Diffusers takes a while to import."""
-    names = ["sound", "configuration", "weights", "scale", "network"]
-    folders = [shutil.copytree(exported("ddpmpp", "diffusers"), tmp_path / name) for name in names]
-    _, configuration, weights, scale, network = folders
-    rewrite(configuration / "field" / "config.json", '"predictor_name": "bounded"', '"predictor_name": "plain"')
-    flip(weights / "field" / "diffusion_pytorch_model.safetensors")
-    rewrite(scale / "scheduler" / "scheduler_config.json", '"levels": 17', '"levels": 16')
-    # Without checksums the configuration is checked all the same.
-    (network / "field" / "checksums.json").unlink()
-    rewrite(network / "field" / "config.json", '"network_name": "ddpmpp"', '"network_name": "vdm"')
-    done = diffusers(LOAD, hub, *folders)
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
-    assert lines[0] == "loaded"
-    assert "config.json was changed since the model was saved" in lines[1]
-    assert "diffusion_pytorch_model.safetensors was changed since the model was saved" in lines[2]
-    assert "levels 16 is not the model's, 17. Export the model again." in lines[3]
-    assert "this file is of network 'ddpmpp' in version 1" in lines[4]
+    for line, part in zip(done.stdout.splitlines(), expected, strict=True):
+        assert part in line
+    names = [{p.relative_to(tmp_path / f) for p in (tmp_path / f).rglob("*.py")} for f in ("ddpmpp", "saved")]
+    assert names[0] == names[1]
+    for name, solver, label in (("ddpmpp", "ode", torch.tensor([1, 2, 3])), ("short", "ode1", None)):
+        model = load_model(source[name])
+        times = time_grid(GRID, 6, DIGITS.levels, DIGITS.dims, model.spec.bound.interval)
+        with torch.no_grad():
+            drawn = sample(model.field(label), noise, times, solver, interval=model.spec.bound.interval)
+        found = torch.from_numpy(np.load(tmp_path / f"{name}.npy"))
+        torch.testing.assert_close(found, drawn, rtol=1e-3, atol=1e-3)
 
 
 def flip(path):
@@ -423,6 +402,8 @@ def test_other_mistakes(source, tmp_path):
         export(source["vdm"], tmp_path / "e", opset=20)
     with pytest.raises(UserError, match="there is no 'tensorrt'; there are safetensors, diffusers, onnx"):
         export(source["vdm"], tmp_path / "e", "tensorrt")
+    with pytest.raises(UserError, match="holds no model"):
+        export(tmp_path, tmp_path / "e")
     assert not (tmp_path / "e").exists()
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("x")
@@ -432,6 +413,3 @@ def test_other_mistakes(source, tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match="cannot write into"):
         export(source["vdm"], tmp_path / "file")
-    export(source["vdm"], tmp_path / "graph", "torch_export")
-    with pytest.raises(UserError, match="is an export in another form"):
-        fdtrain.load(tmp_path / "graph")
