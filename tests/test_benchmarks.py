@@ -74,19 +74,6 @@ def test_a_measurement_and_its_table(gpu, tmp_path):
     assert lines[-1] == "Left out for time: x."
 
 
-def test_fewer_images_where_they_do_not_fit(gpu, monkeypatch):
-    original = gpu.bare_loop
-
-    def small(spec, images, *rest, **options):
-        if images > 2:
-            raise torch.OutOfMemoryError("CUDA out of memory.")
-        return original(spec, images, *rest, **options)
-
-    monkeypatch.setattr(gpu, "bare_loop", small)
-    row = gpu.measure("tiny", DIGITS, gpu.VARIANTS[2], 1e12, images=8, steps=1, device=torch.device("cpu"))
-    assert row.images == 2
-
-
 def test_each_step_of_the_bare_loop_trains_the_network(gpu, monkeypatch):
     import bare_loop
 

@@ -141,9 +141,7 @@ def test_other_files_are_not_overwritten(command, model, tmp_path):
         (["--solver", "heun_edm", "--nfe", "5"], "--nfe 5: a step of heun_edm here takes 2 evaluations"),
         (["--guidance", "2"], "label_dropout above 0"),
         (["--guidance", "nan"], "must be finite"),
-        (["--label", "1"], "trained without labels"),
         (["--shards"], "must be a folder"),
-        (["--solver", "ddpm"], "--solver: there is no 'ddpm'; there are sde"),
         (["--grid", "1,0.6,0", "--steps", "5"], "3 times are 2 steps, not 5"),
         (["--out", "/dev/null/x.png", "--steps", "1"], "--out: cannot write"),
         (["--out", "x.JPG"], "--out: .jpg files are not written. Give a .png or .npz file"),
@@ -167,19 +165,24 @@ def test_samples_by_label_and_guided(command, tmp_path):
     assert "has classes 0 to 9" in command(*common, tmp_path / "c.npz", "--label", 10, rc=2)
 
 
-def fid(command, features, digits, *arguments, rc=0):
-    return command("evaluate", "fid", "--data", digits, "--split", "test", "--features", features, *arguments, rc=rc)
+@pytest.fixture
+def fid(command, features, digits, tmp_path):
+    """The record of ``fdtrain evaluate fid``, with what it ``said``; or that alone, where it ends with another code."""
+
+    def run(*arguments, rc=0, data=("--data", digits, "--split", "test")):
+        path = tmp_path / "record.json"
+        said = command("evaluate", "fid", "--features", features, *data, "--json", path, *arguments, rc=rc)
+        return said if rc else json.loads(path.read_text()) | {"said": said}
+
+    return run
 
 
-def test_distances_on_one_process_and_on_two(command, model, features, digits, tmp_path):
+def test_distances_on_one_process_and_on_two(fid, model, features, digits, tmp_path):
     common = ["--images", 70, "--sets", 3, "--steps", 3, "--batch", 16]
-    out = fid(command, features, digits, model, *common, "--json", tmp_path / "one.json")
+    one = fid(model, *common)
     more = [model, "--data", digits, "--split", "test", "--features", features]
     launched("fid", *more, *common, "--json", tmp_path / "two.json")
-    one, two = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two"))
-    for key in ("seconds", "model"):
-        one.pop(key)
-        two.pop(key)
+    two = json.loads((tmp_path / "two.json").read_text())
     assert one["values"] == pytest.approx(two["values"], rel=1e-6)
     for key in ("kid", "precision", "recall", "inception_score", "spread"):
         assert one[key] == pytest.approx(two[key], rel=1e-5), key
@@ -187,43 +190,36 @@ def test_distances_on_one_process_and_on_two(command, model, features, digits, t
     assert [one[key] for key in same] == [two[key] for key in same]
     assert (one["name"], one["images"], one["seeds"]) == ("Frechet distance (digits-features)", 70, [0, 1, 2])
     assert (one["nfe"], one["unfinished"], one["reference"]["images"]) == (3, False, 300)
-    assert f"Frechet distance (digits-features) {one['value']:.4f} +- " in out
-    assert "FID" not in out
-    assert "against 300 images of digits/test" in out
+    assert f"Frechet distance (digits-features) {one['value']:.4f} +- " in one["said"]
+    assert "FID" not in one["said"]
+    assert "against 300 images of digits/test" in one["said"]
     assert one["spread"] == pytest.approx(np.std(one["values"], ddof=1))
 
 
-def test_the_images_themselves_are_at_no_distance(command, model, features, digits, tmp_path):
+def test_the_images_themselves_are_at_no_distance(fid, digits, tmp_path):
     """The split as a set of samples, from a .npz: distance 0, precision and recall 1."""
     levels, _ = Split(digits, "test").batch(range(300))
-    pixels = (levels.float() * (255 / 16)).round().byte().permute(0, 2, 3, 1).numpy()
-    np.savez(tmp_path / "a.npz", pixels)
-    path = tmp_path / "r.json"
-    fid(command, features, digits, "--samples", tmp_path / "a.npz", "--json", path)
-    result = json.loads(path.read_text())
-    assert result["value"] < 1e-6
-    assert (result["precision"], result["recall"], result["spread"]) == (1, 1, None)
-    assert result["weights_sha256"] is None
+    np.savez(tmp_path / "a.npz", (levels.float() * (255 / 16)).round().byte().permute(0, 2, 3, 1).numpy())
+    found = fid("--samples", tmp_path / "a.npz")
+    assert found["value"] < 1e-6
+    assert (found["precision"], found["recall"], found["spread"], found["weights_sha256"]) == (1, 1, None, None)
 
 
-def test_stored_samples_measure_as_those_drawn(command, model, features, digits, tmp_path):
+def test_stored_samples_measure_as_those_drawn(command, fid, model, tmp_path):
     how = ["--images", 40, "--steps", 3, "--batch", 16]
-    for seed in (5, 6):
-        command("sample", model, *how, "--seed", seed, "--out", tmp_path / str(seed))
     sets = [tmp_path / "5", tmp_path / "6"]
-    drawn = [model, *how, "--seed", 5, "--sets", 2]
-    fid(command, features, digits, *drawn, "--json", tmp_path / "a.json")
-    fid(command, features, digits, "--samples", *sets, "--json", tmp_path / "b.json")
-    a, b = (json.loads((tmp_path / f"{name}.json").read_text()) for name in "ab")
-    assert a["values"] == pytest.approx(b["values"], rel=1e-6)
+    for folder in sets:
+        command("sample", model, *how, "--seed", folder.name, "--out", folder)
+    drawn, stored = fid(model, *how, "--seed", 5, "--sets", 2), fid("--samples", *sets)
+    assert drawn["values"] == pytest.approx(stored["values"], rel=1e-6)
     for key in ("solver", "nfe", "grid", "guidance", "seeds", "weights_sha256", "images"):
-        assert a[key] == b[key], key
-    message = fid(command, features, digits, "--samples", *sets, "--images", 41, rc=2)
+        assert drawn[key] == stored[key], key
+    message = fid("--samples", *sets, "--images", 41, rc=2)
     assert "holds 40 images, 41 are asked for. Finish it, or lower --images" in message
-    assert "the same seed" in fid(command, features, digits, "--samples", sets[0], sets[0], rc=2)
+    assert "the same seed" in fid("--samples", sets[0], sets[0], rc=2)
 
 
-def test_an_interrupted_evaluation_goes_on(command, model, features, digits, tmp_path, monkeypatch):
+def test_an_interrupted_evaluation_goes_on(fid, model, tmp_path, monkeypatch):
     compare, count = distances._compare, []
 
     def stops(*arguments):
@@ -232,22 +228,18 @@ def test_an_interrupted_evaluation_goes_on(command, model, features, digits, tmp
             raise KeyboardInterrupt
         return compare(*arguments)
 
-    path = tmp_path / "r.json"
-    common = [model, "--images", 20, "--steps", 2, "--json", path]
     monkeypatch.setattr(distances, "_compare", stops)
     with pytest.raises(KeyboardInterrupt):
-        fid(command, features, digits, *common)
-    partly = json.loads(path.read_text())
-    assert partly["unfinished"]
-    assert len(partly["values"]) == 2
-    fid(command, features, digits, *common)
-    whole = json.loads(path.read_text())
+        fid(model, "--images", 20, "--steps", 2)
+    partly = json.loads((tmp_path / "record.json").read_text())
+    assert (len(partly["values"]), partly["unfinished"]) == (2, True)
+    whole = fid(model, "--images", 20, "--steps", 2)
     assert len(count) == 4
     assert whole["values"][:2] == partly["values"]
     assert (len(whole["values"]), whole["unfinished"]) == (3, False)
 
 
-@pytest.mark.parametrize("name", ["x/../../../victim/settings", "a" * 300, "\u202e数字"])
+@pytest.mark.parametrize("name", ["x/../../../victim/settings", "\u202e数字" * 100])
 def test_results_are_in_the_run_whatever_the_features_are_called(command, features, digits, tmp_path, name):
     """A name from a file of somebody else chooses no path: neither outside the run nor where no report looks."""
     checkpoint_of(tmp_path / "run", filled(DIGITS), 1)
@@ -257,7 +249,8 @@ def test_results_are_in_the_run_whatever_the_features_are_called(command, featur
     shutil.copytree(features, tmp_path / "features")
     described = json.loads((features / "features.json").read_text())
     (tmp_path / "features" / "features.json").write_text(json.dumps(described | {"name": name}))
-    out = fid(command, tmp_path / "features", digits, tmp_path / "run", "--images", 4, "--grid", "1,0", "--sets", 1)
+    options = ["--data", digits, "--split", "test", "--images", 4, "--grid", "1,0", "--sets", 1]
+    out = command("evaluate", "fid", tmp_path / "run", "--features", tmp_path / "features", *options)
     assert victim.read_text() == "mine"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["features", "run", "victim"]
     [path] = (tmp_path / "run" / "evaluation").iterdir()
@@ -269,26 +262,24 @@ def test_results_are_in_the_run_whatever_the_features_are_called(command, featur
     assert "\u202e" not in out
 
 
-def test_statistics_of_another_program_take_the_place_of_the_data(command, model, features, digits, tmp_path):
-    ours, theirs, path = tmp_path / "ours.npz", tmp_path / "theirs.npz", tmp_path / "r.json"
-    drawn = [model, "--images", 20, "--sets", 1, "--steps", 2, "--json", path]
-    fid(command, features, digits, *drawn, "--reference", ours)
-    expected = json.loads(path.read_text())
+def test_statistics_of_another_program_take_the_place_of_the_data(fid, model, tmp_path):
+    ours, theirs = tmp_path / "ours.npz", tmp_path / "theirs.npz"
+    drawn = [model, "--images", 20, "--sets", 1, "--steps", 2]
+    expected = fid(*drawn, "--reference", ours)
     with np.load(ours) as content:
         np.savez(theirs, mu=content["mu"], sigma=content["sigma"])
-    out = command("evaluate", "fid", *drawn, "--features", features, "--reference", theirs)
-    assert "against the statistics in theirs.npz (SHA-256 " in out
-    found = json.loads(path.read_text())
+    found = fid(*drawn, "--reference", theirs, data=())
+    assert "against the statistics in theirs.npz (SHA-256 " in found["said"]
     assert found["value"] == pytest.approx(expected["value"], rel=1e-9)
     assert (found["kid"], found["precision"], found["reference"]["file"]) == (None, None, "theirs.npz")
     assert expected["kid"] is not None
-    message = fid(command, features, digits, *drawn, "--reference", theirs, rc=2)
+    message = fid(*drawn, "--reference", theirs, rc=2)
     assert f"--data: {theirs} has statistics of images of its own. Leave it out." in message
     # Statistics of other images, or of features of another size, are refused.
-    message = fid(command, features, digits, *drawn, "--reference", ours, "--flip", rc=2)
+    message = fid(*drawn, "--reference", ours, "--flip", rc=2)
     assert f"--reference {ours} was made of something else: images 300, not 600; flip False, not True." in message
     np.savez(theirs, mu=np.zeros(4), sigma=np.eye(4))
-    message = command("evaluate", "fid", *drawn, "--features", features, "--reference", theirs, rc=2)
+    message = fid(*drawn, "--reference", theirs, data=(), rc=2)
     assert "is of 4 features, 'digits-features' has 64. Name the features" in message
 
 
@@ -296,29 +287,26 @@ def test_statistics_of_another_program_take_the_place_of_the_data(command, model
     ("arguments", "part"),
     [
         ([], "give a model to sample from, or samples with --samples"),
-        (["{model}", "--samples", "x"], "give a model to sample from, or samples with --samples"),
         (["{model}", "--seed", "-1"], "--seed must be from 0 to 9223372036854775805"),
         (["{model}", "--reference", "a.safetensors"], "--reference a.safetensors: name a .npz file"),
         (["{model}", "--images", "1", "--features", "/nowhere.pt"], "cannot read /nowhere.pt"),
     ],
 )
-def test_mistakes(command, model, features, digits, arguments, part):
-    assert part in fid(command, features, digits, *(a.format(model=model) for a in arguments), rc=2)
+def test_mistakes(fid, model, arguments, part):
+    assert part in fid(*(a.format(model=model) for a in arguments), rc=2)
 
 
-def curve(command, model, digits, path, *options, rc=0):
-    common = [model, "--data", digits, "--images", 6, "--strata", 2, "--reference", 4, "--nfe", 2, "--json", path]
-    return command("evaluate", "curve", *common, "--solvers", "sde", "heun_edm", *options, rc=rc)
-
-
-def test_a_curve_by_named_features(command, model, features, digits, tmp_path):
+def test_a_curve_by_named_features(command, fid, model, features, digits, tmp_path):
     """Its distance is the one that fid gives to the same samples; without features it is of the pixels."""
-    curve(command, model, digits, tmp_path / "a.json", "--features", features)
-    curve(command, model, digits, tmp_path / "b.json")
-    named, plain = (json.loads((tmp_path / f"{name}.json").read_text()) for name in "ab")
-    same = ["--images", 6, "--sets", 1, "--nfe", 2, "--solver", "sde"]
-    fid(command, features, digits, model, *same, "--json", tmp_path / "fid.json")
-    one = json.loads((tmp_path / "fid.json").read_text())
+
+    def curve(name, *options, rc=0):
+        path = tmp_path / f"{name}.json"
+        common = [model, "--data", digits, "--images", 6, "--strata", 2, "--reference", 4, "--nfe", 2, "--json", path]
+        said = command("evaluate", "curve", *common, "--solvers", "sde", "heun_edm", *options, rc=rc)
+        return said if rc else json.loads(path.read_text())
+
+    named, plain = curve("a", "--features", features), curve("b")
+    one = fid(model, "--images", 6, "--sets", 1, "--nfe", 2, "--solver", "sde")
     point = named["points"][0]
     assert point["distance_by_seed"][0] == pytest.approx(one["value"], rel=1e-6)
     assert point["distance"] == pytest.approx(sum(point["distance_by_seed"]) / 3)
@@ -327,9 +315,7 @@ def test_a_curve_by_named_features(command, model, features, digits, tmp_path):
     assert plain["distance"] == "Frechet distance (pixels)"
     assert plain["points"][0]["distance"] != named["points"][0]["distance"]
     assert [point["rms"] for point in plain["points"]] == [point["rms"] for point in named["points"]]
-    assert "cannot read /nowhere.pt" in curve(
-        command, model, digits, tmp_path / "c.json", "--features", "/nowhere.pt", rc=2
-    )
+    assert "cannot read /nowhere.pt" in curve("c", "--features", "/nowhere.pt", rc=2)
 
 
 def test_a_grid_is_optimised_saved_with_the_model_and_used(command, digits, tmp_path):

@@ -62,7 +62,6 @@ def test_the_tool_needs_no_data(plan):
         (["--utilisation", "1.5"], "--utilisation 1.5"),
         (["--tflops", "0"], "--tflops 0.0"),
         (["--for", "cuda:0"], "'cuda:0': give cpu, cuda (one GPU), or cuda:N"),
-        (["--for", "gpu"], "'gpu': give cpu"),
         (["--for", "cuda:3"], "cannot be shared by 3 processes"),
         (["--set", "data.path=elsewhere"], "elsewhere is no packed data set, and 'elsewhere' none that was published"),
     ],

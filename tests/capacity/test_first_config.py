@@ -55,13 +55,11 @@ def test_an_hour_of_work_for_each_size(size, on):
 
 
 def test_the_table_row_by_device():
-    grey = data(28, 1)
-    network = chosen(grey, CPU).network
-    assert (network.channels, network.multipliers, network.attention) == (16, (1, 2, 2), (14,))
-    assert chosen(grey, CPU).training.precision == "fp32"
-    network = chosen(grey, GPU).network
-    assert (network.channels, network.multipliers, network.attention) == (128, (1, 2, 2), (14,))
-    assert chosen(grey, GPU) == chosen(grey, NODE)
+    for device, channels, precision in ((CPU, 16, "fp32"), (GPU, 128, "bf16")):
+        config = chosen(data(28, 1), device)
+        assert (config.network.channels, config.training.precision) == (channels, precision)
+        assert (config.network.multipliers, config.network.attention) == ((1, 2, 2), (14,))
+    assert chosen(data(28, 1), GPU) == chosen(data(28, 1), NODE)
     assert chosen(data(1024), GPU).network.channels == chosen(data(256), GPU).network.channels
     # Every one of 64 GPUs has an image, though the table has sixteen.
     assert run_layout(chosen(data(256), Target("cuda", 64)).training, 64).micro_batch == 1

@@ -7,7 +7,7 @@ import pytest
 from conftest import ROOT
 
 from fdtrain import shipped
-from fdtrain.commands import configs, entry
+from fdtrain.commands import configs
 from fdtrain.config import load_config
 from fdtrain.errors import UserError
 
@@ -33,19 +33,17 @@ def test_a_name_that_there_is_not(given, hint):
     assert "\n" not in str(refused.value)
 
 
-def test_each_is_listed_with_its_first_sentence(capsys):
-    assert entry.main(["configs"]) == 0
-    lines = capsys.readouterr().out.splitlines()
+def test_each_is_listed_with_its_first_sentence(command):
+    lines = command("configs").splitlines()
     assert [line.split()[0] for line in lines] == list(shipped.names())
     assert all(len(line.split()) > 3 for line in lines)
 
 
-def test_copies_replace_nothing(tmp_path, capsys):
-    assert entry.main(["configs", "--copy", "baselines/edm", str(tmp_path)]) == 0
+def test_copies_replace_nothing(tmp_path, command):
+    command("configs", "--copy", "baselines/edm", tmp_path)
     assert (tmp_path / "edm.yaml").read_bytes() == shipped.find("baselines/edm").read_bytes()
-    assert entry.main(["configs", "--copy", "baselines/edm", str(tmp_path)]) == 2
-    assert "exists already" in capsys.readouterr().err
-    assert entry.main(["configs", "--copy", "digits", str(tmp_path / "none" / "x")]) == 2
+    assert "exists already" in command("configs", "--copy", "baselines/edm", tmp_path, rc=2)
+    command("configs", "--copy", "digits", tmp_path / "none" / "x", rc=2)
 
 
 def test_output_that_nobody_reads_to_its_end():

@@ -19,17 +19,11 @@ from fdtrain.commands import entry, evaluate
 from fdtrain.errors import EXTRAS
 
 
-def test_help(capsys):
-    with pytest.raises(SystemExit) as end:
-        entry.main(["--help"])
-    assert end.value.code == 0
-    shown = capsys.readouterr().out
+def test_help(command):
+    shown = command("--help")
     for name, what in entry.COMMANDS.items():
         assert f"    {name:<10}{what}\n" in shown
-    with pytest.raises(SystemExit) as end:
-        entry.main(["--version"])
-    assert end.value.code == 0
-    assert capsys.readouterr().out.startswith(f"fdtrain {fdtrain.__version__}, torch {version('torch')}, ")
+    assert command("--version").startswith(f"fdtrain {fdtrain.__version__}, torch {version('torch')}, ")
 
 
 def test_help_of_each_command_needs_none_of_the_extras():
@@ -45,42 +39,27 @@ def test_help_of_each_command_needs_none_of_the_extras():
         assert f"fdtrain {name} " in text.split("\n\n", 1)[1]
 
 
-@pytest.mark.parametrize("name", evaluate.COMMANDS)
-def test_help_of_each_evaluation(name, capsys):
+def test_help_of_each_evaluation(command):
     """After DeepSpeed's own argument too, which its launcher puts first."""
-    with pytest.raises(SystemExit) as end:
-        entry.main(["--local_rank=1", "evaluate", name, "--help"])
-    assert end.value.code == 0
-    shown = capsys.readouterr().out
-    assert shown.startswith(f"usage: fdtrain evaluate {name} [-h]")
-    assert len(shown.splitlines()) > 10
-    with pytest.raises(SystemExit):
-        entry.main(["evaluate", "--help"])
-    assert f"{name} {evaluate.COMMANDS[name]}" in " ".join(capsys.readouterr().out.split())
+    listed = " ".join(command("evaluate", "--help").split())
+    for name, what in evaluate.COMMANDS.items():
+        assert f"{name} {what}" in listed
+        shown = command("--local_rank=1", "evaluate", name, "--help")
+        assert shown.startswith(f"usage: fdtrain evaluate {name} [-h]")
+        assert len(shown.splitlines()) > 10
 
 
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        ([], "the following arguments are required: COMMAND"),
+        (["train", "--config", "/nowhere.yaml"], "cannot read /nowhere.yaml"),
+        (["train", "--config", "x", "--processes", "0"], "--processes must be at least 1"),
+        (["export", "/nowhere", "x"], "no folder /nowhere"),
         (["tarin"], "invalid choice: 'tarin'"),
-        (["train", "--config", "x", "--processes", "two"], "argument --processes: invalid int value"),
     ],
 )
-def test_arguments_that_cannot_be_parsed(arguments, part, capsys):
-    with pytest.raises(SystemExit) as end:
-        entry.main(arguments)
-    assert end.value.code == 2
-    assert part in capsys.readouterr().err
-
-
-def test_mistakes_are_one_line(capsys):
-    assert entry.main(["train", "--config", "/nowhere.yaml"]) == 2
-    assert entry.main(["train", "--config", "x", "--processes", "0"]) == 2
-    assert entry.main(["export", "/nowhere", "x"]) == 2
-    lines = capsys.readouterr().err.splitlines()
-    assert [line[:15] for line in lines] == ["fdtrain: error:"] * 3
-    assert "--processes must be at least 1" in lines[1]
+def test_mistakes(arguments, part, command):
+    assert part in command(*arguments, rc=2)
 
 
 @pytest.mark.parametrize("extra", ["train", "export"])

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 from collections import OrderedDict
 
 import pytest
@@ -193,6 +194,18 @@ def lacking(change):
     return content
 
 
+OTHERS = {
+    # NCSN++'s pyramid, DDPM's shortcut, random Fourier features, and what is of no network.
+    "9.Conv2d_0.weight": torch.ones(8, 8, 3, 3),
+    "5.NIN_0.W": torch.ones(8, 8),
+    "40.weight": torch.ones(8),
+    "3.Conv_0.weight": torch.ones(12, 8, 3, 3),
+    "3.Conv_0.bias": torch.ones(8, dtype=torch.int64),
+    "2.weight": torch.ones(1).expand(8, 10**6, 10**3, 3),
+    "0.weight": torch.ones(1, 10**6),
+}
+
+
 @pytest.mark.parametrize(
     ("content", "part"),
     [
@@ -201,36 +214,16 @@ def lacking(change):
         (lacking(lambda c: c["ema"]["shadow_params"].pop()), "its averaged weights are not those of its network"),
         ({"model": {"module.conv1.weight": torch.ones(1)}}, "is not of DDPM++ (it has 'module.conv1.weight')"),
         ({"model": {}}, "is not of DDPM++ (its modules are others, or their shapes)"),
+        *[
+            ({"model": Published().state | {f"module.all_modules.{name}": value}}, "is not of DDPM++ ")
+            for name, value in OTHERS.items()
+        ],
     ],
 )
-def test_other_contents(write, content, part, capsys):
-    path = write(content)
-    weights = ["--weights", "model"] if "DDPM++" in part else []
-    assert entry.main(["convert", "score_sde", str(path), str(path.parent / "export"), *weights]) == 2
-    message = capsys.readouterr().err
-    assert message.startswith(f"fdtrain: error: {path}")
-    assert part in message
-    assert not (path.parent / "export").exists()
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("9.Conv2d_0.weight", torch.ones(8, 8, 3, 3)),
-        ("5.NIN_0.W", torch.ones(8, 8)),
-        ("40.weight", torch.ones(8)),
-        ("3.Conv_0.weight", torch.ones(12, 8, 3, 3)),
-        ("3.Conv_0.bias", torch.ones(8, dtype=torch.int64)),
-        ("2.weight", torch.ones(1).expand(8, 10**6, 10**3, 3)),
-        ("0.weight", torch.ones(1, 10**6)),
-    ],
-)
-def test_other_networks(write, name, value):
-    """NCSN++'s pyramid, DDPM's shortcut, random Fourier features, and what is of no network."""
-    state = Published().state
-    state[f"module.all_modules.{name}"] = value
-    with pytest.raises(UserError, match=r"is not of DDPM\+\+ "):
-        score_sde.convert(write({"model": state}), "model", "vp", SIZE, "x")
+def test_other_contents(write, content, part):
+    path, weights = write(content), "model" if "DDPM++" in part else "ema"
+    with pytest.raises(UserError, match=re.escape(str(path)) + ".*" + re.escape(part)):
+        score_sde.convert(path, weights, "vp", SIZE, "x")
 
 
 def test_files_that_hold_code_or_nothing_and_a_size_that_cannot_be(write, tmp_path):

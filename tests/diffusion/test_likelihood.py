@@ -20,7 +20,7 @@ DENSITIES = {"gaussian": gaussian(d=3), "mixture": three_modes(2), "spectrum": s
 
 @pytest.mark.parametrize("data", DENSITIES.values(), ids=DENSITIES)
 def test_ode_gives_the_exact_likelihood(data):
-    x0 = data.sample(50, torch.Generator().manual_seed(0))
+    x0 = data.sample(20, torch.Generator().manual_seed(0))
     errors, evaluations = [], []
     for tolerance in (1e-2, 1e-3, 1e-5):
         result = ode_nll(data.field, x0, tolerance)
@@ -80,18 +80,6 @@ def test_divergence():
     torch.testing.assert_close(divergence(x**3, x), expected)
     # The map is diagonal, so that every probe is exact.
     torch.testing.assert_close(divergence(x**3, x, -torch.ones(3, 2, 1, 2, 2)), expected.expand(3, 2))
-
-
-def test_integrator_reaches_its_tolerance():
-    y = torch.tensor([[1.0, 0.0], [0.0, 3.0]], dtype=torch.float64)
-    speed = torch.tensor([1.0, 2.0])
-
-    def derivative(u, y, rows):
-        return speed[rows, None] * torch.stack([y[:, 1], -y[:, 0]], 1)
-
-    end, nfe = bogacki_shampine(derivative, y, 0.0, math.pi / 2, lambda u, error: error.abs().amax(1) / 1e-6)
-    torch.testing.assert_close(end, torch.tensor([[0.0, -1.0], [0.0, -3.0]]).double(), rtol=0, atol=1e-4)
-    assert 50 < nfe[0] < nfe[1] < 1500
 
 
 def test_failures_say_where():
