@@ -3,15 +3,12 @@
 import json
 import re
 import shutil
-import sys
 from dataclasses import replace
-from pathlib import Path
 
-import forked
 import numpy as np
 import pytest
 from checkpoints import checkpoint_of
-from conftest import ROOT, environment, free_port
+from conftest import fork
 from models import DIGITS, filled, saved
 from PIL import Image
 
@@ -34,14 +31,6 @@ def features(digits, tmp_path_factory):
         patch.setattr(label_features, "EPOCHS", 3)
         label_features.save(*label_features.train(split), folder)
     return folder
-
-
-def launched(*arguments):
-    """The command on two processes."""
-    begin = [str(Path(sys.executable).parent / "torchrun"), "--nproc_per_node", "2", "--master_port", str(free_port())]
-    words = [*begin, "tools/evaluate.py", *map(str, arguments)]
-    result = forked.run(words, cwd=ROOT, env=environment())
-    assert result.returncode == 0, result.stdout + result.stderr
 
 
 def images_of(path):
@@ -181,7 +170,9 @@ def test_distances_on_one_process_and_on_two(fid, model, features, digits, tmp_p
     common = ["--images", 70, "--sets", 3, "--steps", 3, "--batch", 16]
     one = fid(model, *common)
     more = [model, "--data", digits, "--split", "test", "--features", features]
-    launched("fid", *more, *common, "--json", tmp_path / "two.json")
+    words = ["fid", *more, *common, "--json", tmp_path / "two.json"]
+    done = fork(["tools/evaluate.py", *map(str, words)], tmp_path, processes=2)
+    assert done.returncode == 0, done.stderr
     two = json.loads((tmp_path / "two.json").read_text())
     assert one["values"] == pytest.approx(two["values"], rel=1e-6)
     for key in ("kid", "precision", "recall", "inception_score", "spread"):

@@ -96,7 +96,8 @@ def photographs(tmp_path_factory):
 
 def test_from_a_folder_to_a_run_by_the_printed_commands(photographs, tmp_path, pack, capsys):
     mine = tmp_path / "my photographs"
-    said = pack("images", photographs, mine, "--size", "16", "--workers", "1", "--for", "cpu")
+    folder = ["images", photographs, mine, "--size", "16", "--workers", "1", "--for", "cpu"]
+    said = pack(*folder)
     file = mine / "train.yaml"
     *_, what, _, plan, _, train = said.splitlines()
     assert what == f"{file}: 1.1 M parameters, 1,000 steps of 64 images, for cpu"
@@ -116,17 +117,9 @@ def test_from_a_folder_to_a_run_by_the_printed_commands(photographs, tmp_path, p
     done = fork(["fdtrain/__main__.py", *arguments, "--set", *settings], tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "my-photographs" / "checkpoints" / "step_00000002").is_dir()
-
-
-def test_a_file_of_the_user_stays(photographs, tmp_path, pack):
-    mine = tmp_path / "mine"
-    arguments = ["images", photographs, mine, "--size", "8", "--holdout", "4", "--workers", "1"]
-    pack(*arguments)
-    assert load_config(mine / "train.yaml").data.test_split == "test"
-    (mine / "train.yaml").write_text("name: edited\n")
-    said = pack(*arguments)
-    assert "train.yaml is there already, and stays as it is" in said
-    assert (mine / "train.yaml").read_text() == "name: edited\n"
+    file.write_text("name: edited\n")
+    assert "train.yaml is there already, and stays as it is" in pack(*folder)
+    assert file.read_text() == "name: edited\n"
 
 
 def test_what_is_here(monkeypatch):

@@ -6,16 +6,12 @@ import pytest
 import torch
 
 from fdtrain.commands import doctor
-from fdtrain.commands.entry import main
 
 
 @pytest.fixture
-def found(capsys):
-    def run() -> dict[str, dict[str, str]]:
-        assert main(["doctor", "--json"]) == 0
-        return {finding["name"]: finding for finding in json.loads(capsys.readouterr().out)}
-
-    return run
+def found(command):
+    """The findings by name."""
+    return lambda: {finding["name"]: finding for finding in json.loads(command("doctor", "--json"))}
 
 
 def test_without_a_gpu(found, monkeypatch):
@@ -67,9 +63,8 @@ def test_load_and_clocks(found, monkeypatch):
     assert "NTP" in there["clock"]["advice"]
 
 
-def test_lines_for_people(capsys):
-    assert main(["doctor"]) == 0
-    lines = capsys.readouterr().out.splitlines()
+def test_lines_for_people(command):
+    lines = command("doctor").splitlines()
     names = [line.split()[0] for line in lines if not line.startswith(" ")]
     assert names == [finding.name for finding in doctor.findings()]
     assert all(line.strip().startswith("-> ") for line in lines if line.startswith(" "))
