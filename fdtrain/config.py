@@ -348,7 +348,7 @@ class TrainingConfig(Section):
     @model_validator(mode="after")
     def _divisible(self) -> "TrainingConfig":
         if self.global_batch % self.lanes:
-            nearest = max(n for n in range(1, self.lanes + 1) if self.global_batch % n == 0)
+            nearest = max(n for n in range(1, min(self.lanes, MOST_LANES) + 1) if self.global_batch % n == 0)
             raise ValueError(
                 f"global_batch {self.global_batch} is not divisible by lanes {self.lanes}; "
                 f"set lanes to {nearest}, or global_batch to a multiple of {self.lanes}"

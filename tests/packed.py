@@ -7,7 +7,7 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -58,9 +58,9 @@ def npy_header(text: bytes, body: bytes = b"") -> bytes:
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text + body
 
 
-def sample(i: int, encoding: str = "npy", **shape) -> list[tuple[str, bytes]]:
+def sample(i: int, encoding: str = "npy", broken: bool = False, **shape) -> list[tuple[str, bytes]]:
     pixels = image(i, **shape)
-    data = npy(pixels) if encoding == "npy" else picture(pixels)
+    data = b"broken" if broken else npy(pixels) if encoding == "npy" else picture(pixels)
     return [(f"{i:06d}.{encoding}", data), (f"{i:06d}.cls", str(i % 10).encode())]
 
 
@@ -114,15 +114,20 @@ def describe(folder: Path, splits: dict[str, dict[str, int]], **changes) -> Data
 
 
 def pack(
-    folder: Path, counts: Sequence[int] = (5, 7, 4), encoding: str = "npy", first: int = 0, **changes
+    folder: Path,
+    counts: Sequence[int] = (5, 7, 4),
+    encoding: str = "npy",
+    first: int = 0,
+    broken: Container[int] = (),
+    **changes,
 ) -> DatasetDescription:
-    """A data set of numbered images in shards of so many, all in 'train'."""
+    """A data set of numbered images in shards of so many, all in 'train', some of them broken."""
     folder.mkdir(parents=True, exist_ok=True)
     shape = {key: changes[key] for key in ("size", "channels") if key in changes}
     files = {}
     for i, count in enumerate(counts):
         files[f"train-{i:06d}.tar"] = count
-        members = [m for k in range(count) for m in sample(first + k, encoding, **shape)]
+        members = [m for n in range(first, first + count) for m in sample(n, encoding, n in broken, **shape)]
         write_tar(folder / f"train-{i:06d}.tar", members)
         first += count
     return describe(folder, {"train": files}, encoding=encoding, **changes)

@@ -82,6 +82,7 @@ def write_zip(path: Path, files: dict[str, bytes], compression: int = zipfile.ZI
     return path
 
 
+FINE_CLASSES = [f"fine {i}" for i in range(100)]
 CIFAR_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
 
@@ -112,7 +113,7 @@ def cifar100(path: Path) -> dict[str, tuple[np.ndarray, list[int]]]:
     splits = {
         split: (random_images(count, 32), random_labels(count, 100)) for split, count in (("train", 9), ("test", 4))
     }
-    files = {"meta": {"fine_label_names": [f"fine {i}" for i in range(100)], "coarse_label_names": ["coarse"]}}
+    files = {"meta": {"fine_label_names": FINE_CLASSES, "coarse_label_names": ["coarse"]}}
     for split, (pictures, labels) in splits.items():
         batch = _cifar_batch(pictures, [0] * len(labels), split)
         files[split] = {**batch, "coarse_labels": batch.pop("labels"), "fine_labels": labels}

@@ -1,7 +1,11 @@
-"""The cache: one fetch for all, a cap that is kept, nothing evicted under a reader, whatever dies meanwhile."""
+"""What the processes of a host share: fetched once for all, under a cap that is kept, nothing evicted under a reader,
+whatever dies meanwhile."""
 
+import fcntl
+import json
 import multiprocessing
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import BinaryIO
@@ -11,9 +15,13 @@ from flaky import Flaky
 from packed import pack, refused
 
 from fdtrain.data import cache as module
+from fdtrain.data import host, shard_table
 from fdtrain.data.cache import Cache
+from fdtrain.data.dataset import FILE
+from fdtrain.data.host import made_once, temporary_folder
 from fdtrain.data.location import locate
 from fdtrain.data.shards import OpenShard, ShardReader
+from fdtrain.errors import UserError
 
 FORK = multiprocessing.get_context("fork")
 
@@ -40,8 +48,14 @@ def hold(cache: Cache, placed) -> tuple[Path, BinaryIO]:
     return cache.acquire(placed.shard, placed.place)
 
 
-def use(cache: Cache, placed) -> None:
-    hold(cache, placed)[1].close()
+def use(cache: Cache, *placed) -> None:
+    for each in placed:
+        hold(cache, each)[1].close()
+
+
+def aged(cache: Cache, placed, seconds: float) -> None:
+    """Last read so long ago."""
+    os.utime(cache.folder / f"{placed.shard.sha256}.tar", (time.time() - seconds,) * 2)
 
 
 def cached(cache: Cache) -> set[str]:
@@ -54,26 +68,20 @@ def names(shards, *numbers: int) -> set[str]:
 
 def test_least_recently_used_goes_first(shards, tmp_path):
     cache = Cache(tmp_path, 3 * shards[0].shard.bytes, 30)
-    for i in (0, 1, 2):
-        use(cache, shards[i])
-    old = time.time() - 100
-    for age, i in enumerate((1, 2, 0)):
-        os.utime(cache.folder / f"{shards[i].shard.sha256}.tar", (old + age, old + age))
-    use(cache, shards[1])
-    use(cache, shards[3])
+    use(cache, shards[0], shards[1], shards[2])
+    for i, seconds in ((1, 30), (2, 20), (0, 10)):
+        aged(cache, shards[i], seconds)
+    use(cache, shards[1], shards[3])
     assert cached(cache) == names(shards, 0, 1, 3)
 
 
 def test_what_is_read_is_not_evicted(shards, tmp_path):
     cache = Cache(tmp_path, 2 * shards[0].shard.bytes, 30)
     first = OpenShard(shards[0], cache)
-    use(cache, shards[1])
-    use(cache, shards[2])
-    use(cache, shards[3])
+    use(cache, shards[1], shards[2], shards[3])
     assert cached(cache) == names(shards, 0, 3)
     first.close()
-    use(cache, shards[1])
-    use(cache, shards[2])
+    use(cache, shards[1], shards[2])
     assert cached(cache) == names(shards, 1, 2)
 
 
@@ -98,16 +106,11 @@ def test_what_waits_to_be_read_goes_last(shards, tmp_path):
     assert cached(cache) == names(shards, 1, 2, 3)
     use(cache, shards[0])
     assert cached(cache) == names(shards, 0, 1, 2)
-
-    def aged(number: int, seconds: float) -> None:
-        os.utime(tmp_path / f"{shards[number].shard.sha256}.tar", (time.time() - seconds,) * 2)
-
-    aged(0, 10)
-    use(cache, shards[1])
-    use(cache, shards[4])
+    aged(cache, shards[0], 10)
+    use(cache, shards[1], shards[4])
     assert cached(cache) == names(shards, 1, 2, 4)
     # Whoever fetched it may have ended.
-    aged(2, module.AHEAD_SECONDS)
+    aged(cache, shards[2], module.AHEAD_SECONDS)
     cache.fetch_ahead(shards[3].shard, shards[3].place)
     assert cached(cache) == names(shards, 1, 3, 4)
 
@@ -124,8 +127,7 @@ def test_a_reader_in_another_process_counts_too(shards, tmp_path):
     worker.start()
     assert held.wait(30)
     cache = Cache(tmp_path, shards[0].shard.bytes, 30)
-    use(cache, shards[1])
-    use(cache, shards[2])
+    use(cache, shards[1], shards[2])
     assert cached(cache) == names(shards, 0, 2)
     # Its locks end with it, however it ends.
     worker.kill()
@@ -152,8 +154,7 @@ def test_what_a_killed_process_left_is_evicted(shards, tmp_path):
     left = tmp_path / f"{'0' * 64}.{shards[0].shard.bytes}.part"
     left.touch()
     os.utime(left, (0, 0))
-    use(cache, shards[0])
-    use(cache, shards[1])
+    use(cache, shards[0], shards[1])
     assert cached(cache) == names(shards, 0, 1)
     assert not left.exists()
 
@@ -226,3 +227,108 @@ def test_prefetch_fetches_and_leaves_errors_to_the_reader(served, shards, tmp_pa
         time.sleep(0.01)
     assert cached(cache) == names(shards, 0, 2, 3, 4)
     use(cache, shards[1])
+
+
+def on_a_host(find, processes=3) -> list[str]:
+    """What each process of a launch finds, or its error."""
+    answers = FORK.SimpleQueue()
+
+    def rank():
+        os.environ["LOCAL_SIZE"] = str(processes)
+        try:
+            answers.put(str(find()))
+        except UserError as error:
+            answers.put(f"error: {error}")
+
+    ranks = [FORK.Process(target=rank) for _ in range(processes)]
+    for process in ranks:
+        process.start()
+    found = [answers.get() for _ in ranks]
+    for process in ranks:
+        process.join()
+    return found
+
+
+@pytest.fixture
+def parts(tmp_path, monkeypatch):
+    """A data set whose shards are described in three files of rows."""
+    monkeypatch.setattr(shard_table, "INLINE", 3)
+    monkeypatch.setattr(shard_table, "PART", 4)
+    pack(tmp_path / "set", [1] * 9)
+    return tmp_path / "set"
+
+
+def test_a_description_is_read_once(parts):
+    flaky = Flaky(parts)
+    with flaky.serve() as url:
+        found = on_a_host(lambda: list(locate(url).split("train").shards.identities()))
+    assert found == [str(list(locate(parts).split("train").shards.identities()))] * 3
+    assert dict(flaky.requests) == {
+        FILE: 1,
+        **{Path(part["file"]).name: 1 for part in json.loads((parts / FILE).read_text())["splits"]["train"]["parts"]},
+    }
+
+
+def test_an_error_is_told_to_all(parts):
+    def full(path):
+        raise OSError(28, "No space left on device")
+
+    (parts / "index" / "train-000001.shards").unlink()
+    for find, told in ((lambda: locate(parts), "train-000001.shards"), (lambda: made_once("x", full), "No space left")):
+        found = on_a_host(find)
+        assert len(set(found)) == 1
+        assert told in found[0]
+
+
+def test_temporary_folder_is_shared_by_a_launch_and_removed_by_the_last(tmp_path, monkeypatch):
+    found, exits = FORK.SimpleQueue(), []
+    monkeypatch.setattr(host.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(host.atexit, "register", exits.append)
+
+    def rank(end):
+        found.put(temporary_folder())
+        end.wait(60)
+        exits[0]()
+
+    ends = [FORK.Event(), FORK.Event()]
+    ranks = [FORK.Process(target=rank, args=(end,)) for end in ends]
+    for process in ranks:
+        process.start()
+    [folder] = {found.get() for _ in ranks}
+    assert folder.parent == tmp_path
+    (folder / "shard.tar").touch()
+    for process, end, exists in zip(ranks, ends, (True, False), strict=True):
+        end.set()
+        process.join()
+        assert folder.exists() == exists
+
+
+@pytest.mark.parametrize("removed_before", ["open", "flock"])
+def test_a_temporary_folder_that_another_start_removes_is_made_again(tmp_path, monkeypatch, removed_before):
+    """As unused, between its making and its lock: a lock on a deleted file would protect nothing."""
+    monkeypatch.setattr(host.tempfile, "gettempdir", lambda: str(tmp_path))
+    patched, removed = {"open": host.os, "flock": host.fcntl}[removed_before], []
+    original = getattr(patched, removed_before)
+
+    def removing(*arguments, **options):
+        if not removed:
+            removed.append(True)
+            shutil.rmtree(tmp_path / f"fdtrain-{os.getuid()}-{os.getppid()}")
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(patched, removed_before, removing)
+    own = temporary_folder()
+    monkeypatch.undo()
+    assert removed
+    with (own / "used.lock").open() as lock, pytest.raises(BlockingIOError):
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_what_a_killed_launch_left_is_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr(host.tempfile, "gettempdir", lambda: str(tmp_path))
+    left = tmp_path / f"fdtrain-{os.getuid()}-1"
+    left.mkdir()
+    (left / "used.lock").touch()
+    own = temporary_folder()
+    assert not left.exists()
+    assert own.exists()

@@ -68,10 +68,7 @@ def content(tmp_path):
         *((shard(file=file), "file: String should match") for file in ("a\0", "..", "../../x", "/etc/x", "a\\b", "")),
         (shard(images=2**80), "images: "),
         (shard(bytes=2**62), "bytes: Input"),
-        *(
-            (shard(place=place), "place: ")
-            for place in ("pipe:x", "https://h/0.tar?sig=x", "https://u:p@h", "a\nb", "")
-        ),
+        *((shard(place=to), "place: ") for to in ("pipe:x", "https://h/0.tar?sig=x", "https://u:p@h", "a\nb", "")),
     ],
 )
 def test_names_the_key_that_is_wrong(content, change, complaint):

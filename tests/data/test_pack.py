@@ -5,14 +5,13 @@ import resource
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import published as pub
 import pytest
-from forked import Forked
+from jobs import end, start
 from packed import refused
 from published import image_folder, image_source
 
@@ -20,14 +19,11 @@ from fdtrain import lock
 from fdtrain.commands.entry import main
 from fdtrain.data import pack as packing
 from fdtrain.data import shard_table, writer
-from fdtrain.data.dataset import read_description
 from fdtrain.data.pack import pack
-from fdtrain.data.shard_store import PackRequest, ShardStore
 from fdtrain.data.sources.digits import in_memory
 from fdtrain.data.sources.picture import exactly
 from fdtrain.data.sources.published import cifar10
 from fdtrain.data.sources.source import Part, Source
-from fdtrain.data.writer import layout
 from fdtrain.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,67 +50,36 @@ def test_workers_do_without_torch():
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
-def test_a_killed_pack_goes_on_with_other_workers(tmp_path):
-    """To the same bytes, whoever has written which of them."""
+def test_a_pack_that_is_ended_goes_on_with_other_workers(tmp_path):
+    """To the same bytes, whoever has written which of them. An interrupt reaches all processes of a terminal, and the
+    first one alone answers it."""
     files = {f"{'ab'[i % 2]}/{i}.png": data for i, data in enumerate(pictures(120, 128))}
     folder = image_folder(tmp_path / "in", files)
     options = ["--encoding", "png", "--shard-images", 4, "--name", "some", "--no-config", "--workers"]
     tool("images", folder, tmp_path / "whole", *options, 1)
-    out = tmp_path / "killed"
-    command = [sys.executable, ROOT / "tools" / "pack.py", "images", folder, out, *options, 2]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = Forked(list(map(str, command)), env=environment, stderr=subprocess.DEVNULL)
-    limit = time.monotonic() + 60
-    while len(list(out.glob(".packing/*.tar.json"))) < 5:
-        assert process.poll() is None
-        assert time.monotonic() < limit
-        time.sleep(0.005)
-    workers = children(process.pid)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    while any(map(alive, workers)):
-        assert time.monotonic() < limit
-        time.sleep(0.01)
-
-    records = {path.name.removesuffix(".json") for path in out.glob(".packing/*.tar.json")}
-    assert 5 <= len(records) < 30
-    assert not (out / "dataset.json").exists()
-    inodes = {name: (out / name).stat().st_ino for name in records}
-    tool("images", tmp_path / "in", out, *options, 1)
-    assert {name: (out / name).stat().st_ino for name in records} == inodes
-    assert contents(out) == contents(tmp_path / "whole")
-    assert not (out / ".packing").exists()
-
-
-def children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
-def test_an_interrupt_says_how_to_go_on(tmp_path, capsys):
-    """It reaches the whole group of a terminal; the parent alone answers it."""
-    folder = image_folder(tmp_path / "in", {f"{i}.png": data for i, data in enumerate(pictures(100, 128))})
-    arguments = ["images", folder, tmp_path / "out", "--shard-images", 2, "--encoding", "png", "--workers"]
-
-    def interrupt() -> None:
-        while not list((tmp_path / "out").glob(".packing/*.tar.json")):
+    for ending, code in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 2)):
+        out = tmp_path / ending.name
+        job = start([sys.executable, *map(str, [ROOT / "tools" / "pack.py", "images", folder, out, *options, 2])])
+        while len(list(out.glob(".packing/*.tar.json"))) < 5:
+            assert job.poll() is None, job.communicate()
             time.sleep(0.005)
-        for process in (*children(os.getpid()), os.getpid()):
-            os.kill(process, signal.SIGINT)
-
-    threading.Thread(target=interrupt, daemon=True).start()
-    assert tool(*arguments, 2) == 2
-    errors = capsys.readouterr().err
-    assert "interrupted. The same command goes on" in errors
-    assert "Traceback" not in errors
-    tool(*arguments, 1)
-    assert read_description(tmp_path / "out").images("train") == 100
+        if ending == signal.SIGKILL:
+            job.kill()
+        else:
+            os.killpg(job.pid, ending)
+        # What they say ends with the last of its workers.
+        said = end(job)
+        assert job.returncode == code
+        assert "Traceback" not in said
+        assert ("interrupted. The same command goes on" in said) == (code == 2)
+        records = {path.name.removesuffix(".json") for path in out.glob(".packing/*.tar.json")}
+        assert 5 <= len(records) < 30
+        assert not (out / "dataset.json").exists()
+        inodes = {name: (out / name).stat().st_ino for name in records}
+        tool("images", folder, out, *options, 1)
+        assert {name: (out / name).stat().st_ino for name in records} == inodes
+        assert contents(out) == contents(tmp_path / "whole")
+        assert not (out / ".packing").exists()
 
 
 def test_a_shard_that_changed_is_packed_again(tmp_path, cifar, monkeypatch, caplog):
@@ -126,9 +91,6 @@ def test_a_shard_that_changed_is_packed_again(tmp_path, cifar, monkeypatch, capl
     os.truncate(out / "train-000001.tar", 1000)
     os.remove(out / ".packing" / "train-000003.tar.json")
     (out / ".packing" / "train-000004.tar.json").write_text("{}")
-    cut = layout("train", [6] * 5, 3)[0][1]
-    request = PackRequest.model_validate_json((out / "packing.json").read_bytes())
-    assert (cut.file, ShardStore(out, request).read(f"{cut.file}.json")) == ("train-000001.tar", None)
     monkeypatch.undo()
     pack(cifar10(cifar), out, shard_images=3)
     work = out / ".packing"
@@ -143,8 +105,15 @@ def stop(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def test_another_request_in_the_same_folder(tmp_path, cifar):
-    pack(cifar10(cifar), tmp_path / "out")
+def test_the_same_and_other_requests_in_the_folder_of_one(tmp_path, cifar):
+    first = pack(cifar10(cifar), tmp_path / "out")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+    assert pack(cifar10(cifar), tmp_path / "out") == first
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == before
+    shard = (tmp_path / "out" / "train-000000.tar").rename(tmp_path / "away")
+    with refused(r"train-000000.tar is listed in dataset.json but missing"):
+        pack(cifar10(cifar), tmp_path / "out")
+    shard.rename(tmp_path / "out" / "train-000000.tar")
     with refused(r"other settings, see packing.json"):
         pack(cifar10(cifar), tmp_path / "out", encoding="png")
     pub.cifar10(cifar, batch=7)
@@ -172,16 +141,6 @@ def test_a_finished_pack_is_replaced_only_when_that_is_asked_for(tmp_path, monke
     pack(image_source(folder), out, shard_images=6, again=True)
     pack(image_source(folder), tmp_path / "fresh", shard_images=6)
     assert contents(out) == {**contents(tmp_path / "fresh"), "notes.txt": b"mine"}
-
-
-def test_packing_again_changes_nothing_and_misses_a_shard(tmp_path, cifar):
-    first = pack(cifar10(cifar), tmp_path / "out")
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
-    assert pack(cifar10(cifar), tmp_path / "out") == first
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == before
-    (tmp_path / "out" / "train-000000.tar").unlink()
-    with refused(r"train-000000.tar is listed in dataset.json but missing"):
-        pack(cifar10(cifar), tmp_path / "out")
 
 
 def test_two_packers_of_one_folder(tmp_path, cifar):
@@ -276,7 +235,7 @@ def test_a_hopeless_source_is_given_up(tmp_path, monkeypatch):
 
 
 def test_a_request_without_a_finished_shard_gives_way(tmp_path, cifar, monkeypatch):
-    monkeypatch.setattr(packing, "run", stop_after_counting)
+    monkeypatch.setattr(packing, "_write_shards", stop)
     with pytest.raises(KeyboardInterrupt):
         pack(cifar10(cifar), tmp_path / "out")
     monkeypatch.undo()
@@ -286,13 +245,6 @@ def test_a_request_without_a_finished_shard_gives_way(tmp_path, cifar, monkeypat
     pack(cifar10(cifar), tmp_path / "out", "png", shard_images=100)
     pack(cifar10(cifar), tmp_path / "again", "png", shard_images=100)
     assert contents(tmp_path / "out") == contents(tmp_path / "again")
-
-
-def stop_after_counting(function, tasks, workers):
-    if function is writer.write_part:
-        raise KeyboardInterrupt
-    for task in tasks:
-        yield function(*task)
 
 
 def test_tool_prints_what_it_packed(tmp_path, cifar, capsys):

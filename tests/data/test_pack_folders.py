@@ -36,37 +36,33 @@ def listed(names: list[str]) -> bytes:
 
 SHARDED = [f"{i // 6:05d}/img{i:08d}.png" for i in range(12)]
 OF_CLASSES = [f"{'ab'[i % 2]}/deeper/{i}.png" for i in range(12)]
+PHOTOS = [f"some/photo.{i:04d}.png" for i in range(12)]
 THIRD, HALF, NONE = [0, 1, 2] * 4, [0, 1] * 6, [-1] * 12
+
+
+def beside(names: list[str], ending: str, content: bytes) -> dict[str, bytes]:
+    """Files of the images' names, with numbers from 0 to 2."""
+    return {name.replace("png", ending): content.replace(b"N", b"%d" % (i % 3)) for i, name in enumerate(names)}
+
+
+def divided(train: str, held_out: str, names: list[str] = OF_CLASSES) -> list[str]:
+    return [f"{train if i < 8 else held_out}/{name}" for i, name in enumerate(names)]
+
+
 LAYOUTS = {
     "classes": (OF_CLASSES, {"a/notes.txt": b"", ".DS_Store": b"", "a/._1.png": b"junk"}, HALF),
     "a class called train": ([f"{('bus', 'train')[i % 2]}/{i}.png" for i in range(12)], {}, HALF),
-    "captions": (OF_CLASSES, {name.replace("png", "json"): b'{"caption": "x"}' for name in OF_CLASSES}, HALF),
+    "captions": (OF_CLASSES, beside(OF_CLASSES, "json", b'{"caption": "x"}'), HALF),
     "no labels": ([f"{i}.png" for i in range(12)], {}, NONE),
     "EDM": (SHARDED, {"dataset.json": listed(SHARDED)}, THIRD),
     "EDM, wrapped": ([f"edm/{name}" for name in SHARDED], {"edm/dataset.json": listed(SHARDED)}, THIRD),
     "EDM without labels": (SHARDED, {"dataset.json": b'{"labels": null}'}, NONE),
-    "numbers beside": (
-        [f"some/photo.{i:04d}.png" for i in range(12)],
-        {f"some/photo.{i:04d}.cls": b"%d" % (i % 3) for i in range(12)},
-        THIRD,
-    ),
-    "JSON beside": (
-        [f"some/{i:04d}.png" for i in range(12)],
-        {f"some/{i:04d}.json": b'{"label": %d, "caption": "x"}' % (i % 3) for i in range(12)},
-        THIRD,
-    ),
-    "splits of classes": ([f"{'train' if i < 8 else 'test'}/{name}" for i, name in enumerate(OF_CLASSES)], {}, HALF),
-    "wrapped splits": (
-        [f"photos/data/{'Train' if i < 8 else 'Validation'}/{name}" for i, name in enumerate(OF_CLASSES)],
-        {},
-        HALF,
-    ),
-    "splits, one of one class": (
-        [f"train/{name}" if i < 8 else f"test/b/{i}.png" for i, name in enumerate(OF_CLASSES)],
-        {},
-        [*HALF[:8], 1, 1, 1, 1],
-    ),
-    "splits without classes": ([f"{'train/images' if i < 8 else 'valid'}/{i}.png" for i in range(12)], {}, NONE),
+    "numbers beside": (PHOTOS, beside(PHOTOS, "cls", b"N"), THIRD),
+    "JSON beside": (PHOTOS, beside(PHOTOS, "json", b'{"label": N, "caption": "x"}'), THIRD),
+    "splits of classes": (divided("train", "test"), {}, HALF),
+    "wrapped splits": (divided("photos/data/Train", "photos/data/Validation"), {}, HALF),
+    "splits, one of one class": (divided("train", "test/b"), {}, HALF[:8] + [1] * 4),
+    "splits without classes": (divided("train", "valid", [f"images/{i}.png" for i in range(12)]), {}, NONE),
 }
 
 
@@ -174,15 +170,11 @@ def test_what_else_reads_other_files(tmp_path, name, message):
 
 def test_held_out_images_that_do_not_fit(tmp_path):
     train = image_folder(tmp_path / "train", {"cat/a.png": A, "dog/b.png": A})
-    for number, (files, message) in enumerate(
-        (
-            ({"a.png": A}, "Label both alike"),
-            ({"cat/a.png": A, "emu/b.png": A}, r"classes that the train images lack: emu"),
-            ({"x/a.png": A, "dataset.json": b'{"labels": [["x/a.png", 0]]}'}, "Label both alike"),
-        )
-    ):
-        with refused(message):
-            image_source(train, image_folder(tmp_path / f"test{number}", files))
+    numbered = {"x/a.png": A, "dataset.json": b'{"labels": [["x/a.png", 0]]}'}
+    held_out = {"none": {"a.png": A}, "numbered": numbered, "other": {"cat/a.png": A, "emu/b.png": A}}
+    for name, files in held_out.items():
+        with refused("classes that the train images lack: emu" if name == "other" else "Label both alike"):
+            image_source(train, image_folder(tmp_path / name, files))
     with refused(r"holds 2 images: 2 cannot be held out. Hold out about 1\."):
         image_source(train, holdout=2)
 

@@ -24,40 +24,33 @@ from fdtrain.data.sources.batches import BatchFormat, batch_part
 from fdtrain.data.sources.published import celeba64, cifar10, cifar100, imagenet32_old, imagenet_new
 from fdtrain.data.sources.source import Part
 
+NUMBERS = [str(i) for i in range(1, 1001)]
+
 
 @pytest.mark.parametrize(
-    ("name", "publish", "source", "folder", "classes"),
+    ("name", "publish", "source", "classes"),
     [
-        ("cifar10", pub.cifar10, cifar10, "cifar-10-batches-py", pub.CIFAR_CLASSES),
-        ("cifar100", pub.cifar100, cifar100, "cifar-100-python", [f"fine {i}" for i in range(100)]),
+        ("cifar10", lambda f: pub.cifar10(f / "c.tar.gz"), lambda paths: cifar10(*paths), pub.CIFAR_CLASSES),
+        ("cifar100", lambda f: pub.cifar100(f / "c.tar.gz"), lambda paths: cifar100(*paths), pub.FINE_CLASSES),
+        ("imagenet32-new", lambda f: pub.imagenet_new(f, 32, npz=True), lambda paths: imagenet_new(paths, 32), NUMBERS),
+        ("imagenet64-new", lambda f: pub.imagenet_new(f, 64), lambda paths: imagenet_new(paths, 64), NUMBERS),
     ],
 )
-def test_cifar(tmp_path, name, publish, source, folder, classes):
-    splits = publish(tmp_path / "c.tar.gz")
-    description = pack(source(tmp_path / "c.tar.gz"), tmp_path / "out", "png", shard_images=4)
+def test_batches(tmp_path, name, publish, source, classes):
+    """In their archives, or unpacked."""
+    (tmp_path / "in").mkdir()
+    splits = publish(tmp_path / "in")
+    archives = sorted((tmp_path / "in").iterdir())
+    description = pack(source(archives), tmp_path / "out", "png", shard_images=3)
     for split, (expected, labels) in splits.items():
         same(tmp_path / "out", split, expected, labels)
-    shutil.unpack_archive(tmp_path / "c.tar.gz", tmp_path, filter="data")
-    assert pack(source(tmp_path / folder), tmp_path / "folder", "png", 4).splits == description.splits
+    for path in archives:
+        shutil.unpack_archive(path, tmp_path / "unpacked")
+    assert pack(source([tmp_path / "unpacked"]), tmp_path / "folder", "png", 3).splits == description.splits
     assert description == read_description(tmp_path / "out")
-    assert (description.name, description.source, description.classes) == (name, "c.tar.gz", classes)
-    assert (description.shape, description.encoding, description.levels) == ((3, 32, 32), "png", 256)
-
-
-@pytest.mark.parametrize(("size", "npz"), [(32, True), (64, False)])
-def test_imagenet_new(tmp_path, size, npz):
-    splits = pub.imagenet_new(tmp_path, size, npz=npz)
-    out = tmp_path / "out"
-    description = pack(imagenet_new(sorted(tmp_path.glob("*.zip")), size), out, shard_images=3)
-    for split, (expected, labels) in splits.items():
-        same(out, split, expected, labels)
-    for path in tmp_path.glob("*.zip"):
-        shutil.unpack_archive(path, tmp_path / "batches")
-    folder = pack(imagenet_new([tmp_path / "batches"], size), tmp_path / "folder", shard_images=3)
-    assert folder.splits == description.splits
-    assert description.name == f"imagenet{size}-new"
-    assert len(description.classes) == 1000
-    assert description.classes[0] == "1"
+    assert (description.name, description.classes) == (name, classes)
+    assert description.source.startswith(", ".join(path.name for path in archives))
+    assert (description.shape[1:], description.encoding, description.levels) == (expected.shape[1:3], "png", 256)
 
 
 def test_imagenet32_old(tmp_path):
@@ -69,12 +62,9 @@ def test_imagenet32_old(tmp_path):
     assert (description.name, description.classes) == ("imagenet32-old", [])
 
 
-NUMBERS = [1, 162770, 162771, 182637, 182638, 202599]
-
-
 @pytest.mark.parametrize("listed", [False, True])
 def test_celeba64(tmp_path, listed):
-    files = pub.celeba(tmp_path / "img_align_celeba.zip", NUMBERS)
+    files = pub.celeba(tmp_path / "img_align_celeba.zip", [1, 162770, 162771, 182637, 182638, 202599])
     splits = {"train": [1, 162770], "valid": [162771, 182637], "test": [182638, 202599]}
     if listed:
         splits = {"train": [1], "valid": [162770, 162771], "test": [182637, 182638, 202599]}

@@ -145,17 +145,6 @@ def test_no_more_is_stored_than_dataset_json_says(folder, tmp_path, head):
     assert not list((tmp_path / "cache").glob("*.part"))
 
 
-@pytest.mark.parametrize("head", ENDLESS)
-def test_a_description_or_list_without_end(monkeypatch, head):
-    monkeypatch.setattr(fetch, "MAX_TEXT_BYTES", 1 << 20)
-    for name, path in (("dataset.json", ""), ("shards.txt", "/shards.txt")):
-        flaky = Flaky()
-        flaky.always = {name: partial(endless, head, b"[")}
-        with flaky.serve() as url, refused("expected"):
-            locate(url + path, seconds=10)
-        assert flaky.sent < 100 * 2**20
-
-
 def test_a_command_s_output_without_end(folder, tmp_path):
     """Ended, with what it has started, at the length that is expected."""
     shutil.copy(folder / "dataset.json", tmp_path)
@@ -169,13 +158,26 @@ def test_a_command_s_output_without_end(folder, tmp_path):
     assert not list((tmp_path / "cache").glob("*.part"))
 
 
-@pytest.mark.parametrize("to", [b"/set/dataset.json", b"file:///etc/passwd", b"http://["])
-def test_redirects_that_lead_nowhere_are_final(to):
+@pytest.mark.parametrize("path", ["set", "shards.txt"])
+@pytest.mark.parametrize(
+    ("answer", "complaint"),
+    [
+        *(
+            (redirect(to), "redirects in circles, or to")
+            for to in (b"/dataset.json", b"file:///etc/passwd", b"http://[")
+        ),
+        *((partial(endless, head, b"["), "expected") for head in ENDLESS),
+    ],
+)
+def test_descriptions_and_lists_that_lead_nowhere_or_have_no_end(monkeypatch, path, answer, complaint):
+    """Told at once: they are final."""
+    monkeypatch.setattr(fetch, "MAX_TEXT_BYTES", 1 << 20)
     flaky = Flaky()
-    flaky.always = {"dataset.json": redirect(to)}
-    with flaky.serve() as url, refused("redirects in circles, or to what") as error:
-        locate(f"{url}/set", seconds=300)
-    assert flaky.requests["dataset.json"] <= 11
+    flaky.always = {"dataset.json": answer, "shards.txt": answer}
+    with flaky.serve() as url, refused(complaint) as error:
+        locate(f"{url}/{path}", seconds=300)
+    assert flaky.requests.total() <= 11
+    assert flaky.sent < 100 * 2**20
     assert "passwd" not in str(error.value)
     assert "tried for" not in str(error.value)
 

@@ -95,8 +95,8 @@ def description(path: str) -> dict:
     return found.model_dump(exclude_unset=True, exclude={"splits"}) | {"splits": splits}
 
 
-def configuration(path: str) -> None:
-    load_config(path)
+def configuration(folder: str) -> None:
+    load_config(Path(folder, "a.yaml"))
 
 
 def misbehave(path: str) -> None:

@@ -1,4 +1,4 @@
-"""Strategies: right shards, tars, zips, tables, JSON, YAML and HTTP answers, and ways to spoil them."""
+"""Strategies: right shards, tars, zips, tables, JSON and HTTP answers, and ways to spoil them."""
 
 import copy
 import io
@@ -9,10 +9,13 @@ import struct
 import tarfile
 import zipfile
 import zlib
+from collections.abc import Callable
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import yaml
+from conftest import SMALL
 from hypothesis import strategies as st
 from packed import npy, npy_header, picture, raw_png, tar_bytes, zip_bytes
 from tars import extended, header, record
@@ -71,13 +74,15 @@ def members(draw) -> list[tuple[str, bytes]]:
         keys = [f"{number:06d}", f"d/{number}", "k" * 120 + str(number), "same", f"ü{number}", f"{number}/a"]
         key = draw(st.sampled_from(keys))
         pixels = image(draw(st.integers(0, 5)))
-        extension = draw(st.sampled_from(["npy", "png", "npy", "png", "jpg", "NPY", "seg.png", "txt", "pyd"]))
+        extension = draw(st.sampled_from(["npy", "png", "npy", "png", "jpg", "NPY", "seg.png", "txt"]))
         right = {"npy": npy, "png": picture, "jpg": lambda p: picture(p, "jpeg")}.get(extension.lower(), npy)(pixels)
         sample = [(f"{key}.{extension}", draw(st.just(right) | st.just(right) | st.sampled_from(PICTURES)))]
         if draw(st.booleans()):
             sample.append((f"{key}.cls", draw(st.just(b"%d" % number) | st.sampled_from(LABELS))))
         if draw(st.integers(0, 3)) == 0:
             sample.append((f"{key}.json", draw(st.sampled_from(JSON_LABELS))))
+        if draw(st.integers(0, 3)) == 0:
+            sample.append((f"{key}.{draw(st.sampled_from(['pyd', 'pickle', 'pth']))}", pickle.dumps(Mark())))
         if draw(st.integers(0, 9)) == 0:
             sample.append(sample[0])
         found += draw(st.permutations(sample))
@@ -199,8 +204,6 @@ def features(names) -> bytes:
 
 NAMES = [["a", "b", "c"], "abc", {"0": "a"}, [1, None, []], ["x" * 10_000], [], None]
 METADATA = st.sampled_from([None, b"", b"[" * 100_000, b"5", b'{"info": 5}', *map(features, NAMES)])
-
-
 STATE = {"_data_files": [{"filename": "a.arrow"}], "_fingerprint": "0", "_split": "train", "_format_type": None}
 STATE |= {"_format_columns": None, "_format_kwargs": {}, "_output_all_columns": False}
 
@@ -233,7 +236,6 @@ ROW = {"data": image(0).transpose(2, 0, 1).reshape(1, -1), "labels": np.ones(1, 
 BATCHES = {f"batch{protocol}": pickle.dumps(ROW, protocol) for protocol in range(pickle.HIGHEST_PROTOCOL + 1)}
 BATCHES["batch.npz"] = zip_bytes((f"{key}.npy", npy(value)) for key, value in ROW.items())
 
-
 NASTY = st.one_of(
     st.sampled_from([None, True, [], {}, "", -1, 0, 1e308, float("nan"), float("inf"), -(2**80), [[]], {"a": {}}]),
     st.sampled_from([*SIZES, ["x"] * 1000, [0] * 100_000, {str(i): i for i in range(2000)}]),
@@ -248,8 +250,8 @@ def places(content, here=()) -> list[tuple]:
 
 
 @st.composite
-def changed(draw, content: dict) -> dict:
-    """Values and keys of nested dicts and lists, replaced, added, taken away."""
+def changed(draw, content: dict, write: Callable[[dict], str]) -> bytes:
+    """The text of nested dicts and lists, values and keys replaced, added, taken away, and then spoiled."""
     content = json.loads(json.dumps(content))
     for _ in range(draw(st.integers(0, 3))):
         place = draw(st.sampled_from(places(content)))
@@ -267,7 +269,16 @@ def changed(draw, content: dict) -> dict:
             del parent[last]
         else:
             parent[draw(st.sampled_from(TEXTS))] = parent.pop(last)
-    return content
+    text = write(content).encode()
+    return draw(spoiled(text, 1)) if len(text) < 10_000 else text
+
+
+FILES = {
+    "table": tables(),
+    "batch": st.sampled_from(list(BATCHES)).flatmap(lambda name: spoiled(BATCHES[name], 1).map(lambda x: {name: x})),
+    "configuration": changed(SMALL | {"data": {"path": "x"}}, yaml.safe_dump).map(lambda text: {"a.yaml": text}),
+}
+"""Files of a folder, by what reads them."""
 
 
 LONG_JSON = [b"[" * 1_000_000, b'{"a":' * 200_000, b"9" * 100_000, b"[" + b"{}," * 1_000_000 + b"{}]"]
@@ -275,41 +286,6 @@ LONG_JSON += [b'{"version": 1' + b"0" * 5000 + b"}", b'"' + b"\\ud800" * 100 + b
 JSON_TEXTS = st.sampled_from([*LONG_JSON, b'{"version": 1, "version": 1}', b"1e999999", b"\xff\xfe", b"\0", b""])
 
 
-def bomb(depth: int, merge: bool = False) -> bytes:
-    """Aliases of aliases: nine to the power of ``depth`` values in a few lines."""
-    lines = ["a0: &a0 {x: y}" if merge else "a0: &a0 [x, x, x, x, x, x, x, x, x]"]
-    for i in range(depth):
-        inner = ", ".join([f"*a{i}"] * 9)
-        lines.append(f"a{i + 1}: &a{i + 1} " + ("{<<: [" + inner + "]}" if merge else f"[{inner}]"))
-    return "\n".join([*lines, f"name: *a{depth}", ""]).encode()
-
-
-TYPED = """
-!!python/object/apply:os.system ['touch marked']
-!!python/name:os.system
-!!python/object/new:subprocess.Popen [[touch, marked]]
-!!binary 'x'
-!!int 'x'
-!!float 'x'
-!!float ''
-!!int ''
-!!bool 'x'
-!!timestamp 'x'
-!!set {a, b}
-2020-13-45
-2020-02-30T25:61:61Z
-&a [*a]
-a\nname: b
-"\\ud800"
-"""
-YAML_TEXTS = st.sampled_from(
-    [bomb(depth, merge) for depth in (2, 6, 9, 30) for merge in (False, True)]
-    + [b"name: " + value.encode() + b"\n" for value in TYPED.strip().splitlines()]
-    + [b"[" * 10_000, b"{a: " * 10_000, b"- " * 10_000, b"name: " + b"9" * 100_000, b"name: 0b" + b"1" * 100_000]
-    + [b"training: {steps: " + b"9" * 5000 + b"}", b"training: {lr: .inf}", b"training: &a {lr: *a}", b"seed: 1:60:60"]
-    + [b"? [a, b]\n: c", b"? {a: b}\n: c", b"<<: 5", b"5: 6", b"null: 6", b"%YAML 9.9\n---\na", b"--- a\n--- b"]
-    + [b"data: {path: 'x-{0..999999999}.tar'}", b"name: !!binary '\xff'", b"name: \xed\xa0\x80", b"\xff\xfe\xff", b""]
-)
 WHITE = [b" ", b"\t", b"\r", b"\n", b"\r\n", b"\r\n\r\n"]
 PIECES = st.sampled_from(
     [*WHITE, b"0\r\n\r\n", b"f" * 18 + b"\r\n", b"-1", b"\0", b"\x1b[2J", b"\xff" * 10, b"SECRET", b"x" * 20_000]

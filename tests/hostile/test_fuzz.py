@@ -15,9 +15,7 @@ from pathlib import Path
 import generators as make
 import numpy as np
 import pytest
-import yaml
 from children import Child, Ended
-from conftest import SMALL
 from flaky import Flaky
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
@@ -33,8 +31,8 @@ CASES = int(os.environ.get("FDTRAIN_FUZZ_CASES", "0"))
 
 
 def cases(number: int):
-    """So many in the test suite, always the same; with ``make fuzz``, as many as are asked for."""
-    return settings(
+    """A test of so many ``data``, in the suite always the same; with ``make fuzz``, of as many as are asked for."""
+    chosen = settings(
         max_examples=CASES or number,
         derandomize=not CASES,
         database=None,
@@ -43,6 +41,7 @@ def cases(number: int):
         # A case that fails is told as it is: to make it smaller would take many restarts of the children.
         phases=[Phase.generate],
     )
+    return lambda test: chosen(given(data=st.data())(test))
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +92,6 @@ def otherwise(child: Child, **case):
 
 
 @cases(80)
-@given(data=st.data())
 def test_shards(data, place, attacked, reference):
     folder = emptied(place)
     members = data.draw(make.members())
@@ -115,7 +113,6 @@ def test_shards(data, place, attacked, reference):
 
 
 @cases(50)
-@given(data=st.data())
 def test_indices(data, place, attacked):
     """Of a shard: a spoiled one is refused, and one whose checksum is right all the same does no harm."""
     folder = emptied(place)
@@ -134,7 +131,6 @@ def test_indices(data, place, attacked):
 
 
 @cases(50)
-@given(data=st.data())
 def test_archives(data, place, attacked, reference):
     """Tars and zips of pictures. An image is that of its name, with the class of its folder."""
     folder = emptied(place)
@@ -148,26 +144,17 @@ def test_archives(data, place, attacked, reference):
     assert {x[1] for x in found if isinstance(x, list)} <= admitted
 
 
+@pytest.mark.parametrize("target", make.FILES)
 @cases(50)
-@given(data=st.data())
-def test_tables(data, place, attacked):
+def test_files(data, place, attacked, target):
+    """A folder of parquet or of save_to_disk, a batch of CIFAR or ImageNet, a configuration."""
     folder = emptied(place)
-    for name, content in data.draw(make.tables()).items():
+    for name, content in data.draw(make.FILES[target]).items():
         (folder / name).write_bytes(content)
-    told(attacked, target="table", folder=str(folder))
+    told(attacked, target=target, folder=str(folder))
 
 
 @cases(50)
-@given(data=st.data())
-def test_batches(data, place, attacked):
-    """Of CIFAR and ImageNet: pickles and npz."""
-    folder, name = emptied(place), data.draw(st.sampled_from(list(make.BATCHES)))
-    (folder / name).write_bytes(data.draw(make.spoiled(make.BATCHES[name], 1)))
-    told(attacked, target="batch", folder=str(folder))
-
-
-@cases(50)
-@given(data=st.data())
 def test_descriptions(data, place, attacked):
     folder = emptied(place)
     (folder / "train.tar").write_bytes(b"x" * 1024)
@@ -176,8 +163,7 @@ def test_descriptions(data, place, attacked):
     if data.draw(st.booleans()):
         right["members"] = {"image": ["image.png", "jpg"], "label": "meta.json", "field": "label"}
         right["splits"]["train"][0]["place"] = "train.tar"
-    text = data.draw(make.changed(right).map(lambda c: json.dumps(c).encode()) | make.JSON_TEXTS)
-    (folder / FILE).write_bytes(data.draw(make.spoiled(text, 1)) if len(text) < 10_000 else text)
+    (folder / FILE).write_bytes(data.draw(make.changed(right, json.dumps) | make.JSON_TEXTS))
     found = told(attacked, target="description", path=str(folder / FILE))
     if found is not None:
         given = json.loads((folder / FILE).read_bytes().decode(errors="replace"))
@@ -188,18 +174,7 @@ def test_descriptions(data, place, attacked):
     told(attacked, target="shard", folder=str(folder))
 
 
-@cases(50)
-@given(data=st.data())
-def test_configurations(data, place, attacked):
-    folder = emptied(place)
-    content = {"output": str(folder), **SMALL}
-    text = data.draw(make.changed(content).map(lambda c: yaml.safe_dump(c).encode()) | make.YAML_TEXTS)
-    (folder / "a.yaml").write_bytes(data.draw(make.spoiled(text, 1)) if len(text) < 10_000 else text)
-    told(attacked, target="configuration", path=str(folder / "a.yaml"))
-
-
 @cases(30)
-@given(data=st.data())
 def test_answers(data, place, attacked):
     """Of a web server: a shard's bytes are those that were packed, or none."""
     folder = emptied(place)
