@@ -60,18 +60,21 @@ def expected(folder):
     return numbers(batches(folder))
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_http_with_every_fault(folder, expected, tmp_path, workers):
-    flaky = Flaky(folder)
-    faults = [[500, 503, 500], ["cut", "cut"], ["slow"], ["reset"], ["wrong"], [429, None], ["stall", "cut", 500]]
-    flaky.faults |= dict(zip(NAMES, faults, strict=True)) | {"dataset.json": [500, "cut"]}
+@pytest.mark.parametrize(("store", "workers"), [("http", 0), ("http", 2), ("s3", 2)])
+def test_every_fault(folder, s3, expected, tmp_path, monkeypatch, store, workers):
+    flaky = Flaky(folder) if store == "http" else Flaky(backend=s3)
+    faults = [[500, 503], ["cut"], ["slow"], ["reset"], ["wrong"]]
+    if store == "http":
+        faults += [[429, None], ["stall", "cut", 500]]
+        flaky.faults["dataset.json"] = [500, "cut"]
+    flaky.faults |= dict(zip(NAMES, faults))
     with flaky.serve() as url:
-        assert numbers(batches(url, tmp_path / "cache", workers)) == expected
-        # Neither two workers nor their prefetchers fetch a shard twice.
-        assert all(flaky.whole[name] == 1 for name in NAMES)
-        flaky.requests.clear()
-        assert numbers(batches(url, tmp_path / "cache", workers)) == expected
-    assert set(flaky.requests) == {"dataset.json"}
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        place = url if store == "http" else "s3://bucket/set"
+        assert numbers(batches(place, tmp_path / "cache", workers)) == expected
+        assert numbers(batches(f"{place}/train-{{000000..000006}}.tar", tmp_path / "cache")) == expected
+    # Neither two workers nor their prefetchers fetch a shard twice, nor is one fetched that is there.
+    assert all(flaky.whole[name] == 1 for name in NAMES)
 
 
 def test_a_list_over_http_and_no_cache_but_a_temporary_folder(folder, expected, tmp_path):
@@ -244,16 +247,6 @@ def s3(folder):
     yield address
     server.stop()
     patch.undo()
-
-
-def test_s3_with_faults(s3, expected, tmp_path, monkeypatch):
-    flaky = Flaky(backend=s3)
-    flaky.faults |= dict(zip(NAMES, [[500, 503], ["cut"], ["slow"], ["reset"], ["wrong"]], strict=False))
-    with flaky.serve() as url:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
-        assert numbers(batches("s3://bucket/set", tmp_path / "cache", workers=2)) == expected
-        assert numbers(batches("s3://bucket/set/train-{000000..000006}.tar", tmp_path / "cache")) == expected
-    assert all(flaky.whole[name] == 1 for name in NAMES)
 
 
 def test_tries_in_vain_are_told_meanwhile(folder, tmp_path, monkeypatch, caplog):
