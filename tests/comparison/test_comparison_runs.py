@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from fdtrain.checkpoint import store
 from fdtrain.comparison import evaluate, runs
-from fdtrain.comparison.runs import PlannedRun, Schedule, reason
+from fdtrain.comparison.runs import PlannedRun, Schedule
 from fdtrain.config import dump_config, load_config
 from fdtrain.errors import UserError
 from fdtrain.evaluation.feature_networks import pixel_features
@@ -51,16 +51,6 @@ IDENTITY = {
     **dict.fromkeys(("dataset", "source", "split", "fingerprint", "dequantisation", "dtype"), "x"),
     **dict.fromkeys(("images_in_split", "levels", "seed", "batch"), 1),
 }
-
-
-def test_a_damaged_last_checkpoint_is_trained_again(run):
-    assert run.trained()
-    damage(run, 9)
-    assert not run.trained()
-    train, _ = run.commands(1)
-    assert train[-2:] == ["--resume", "auto"]
-    # There is one to go on from.
-    assert (run.folder / "checkpoints" / "step_00000007").is_dir()
 
 
 def test_results_of_an_earlier_step_are_none(run):
@@ -115,22 +105,17 @@ def stub(folder, name, *scripts):
 def test_a_run_that_fails_is_told_and_stops_nobody(tmp_path, caplog):
     fails = "import sys; print('fdtrain: error: the disk is full.', file=sys.stderr); sys.exit(2)"
     runs = [stub(tmp_path, "a"), stub(tmp_path, "b", fails), stub(tmp_path, "c", "1 / 0"), stub(tmp_path, "d")]
+    runs += [stub(tmp_path, "e", "import os; os.kill(os.getpid(), 9)"), stub(tmp_path, "f", "raise SystemExit(3)")]
+    # Finished already: it is not started.
+    (tmp_path / "f").mkdir()
+    (tmp_path / "f" / "done").touch()
     with caplog.at_level("INFO"):
         failures = Schedule(runs, slots=2, processes=1).work()
-    assert failures == {"b": "the disk is full.", "c": "exit code 1: ZeroDivisionError: division by zero"}
-    assert [run.finished() for run in runs] == [True, False, False, True]
+    assert failures == {
+        "b": "the disk is full.",
+        "c": "exit code 1: ZeroDivisionError: division by zero",
+        "e": "exit code -9: no output",
+    }
+    assert [run.finished() for run in runs] == [True, False, False, True, False, True]
     assert "b failed: the disk is full." in caplog.messages
-    assert caplog.messages[-1] == "4 of 4 runs, 2 failed"
-
-
-def test_a_run_that_is_finished_is_not_started(tmp_path):
-    run = stub(tmp_path, "a", "raise SystemExit(3)")
-    run.folder.mkdir()
-    (run.folder / "done").touch()
-    assert Schedule([run], slots=1, processes=1).work() == {}
-
-
-def test_the_reason_of_what_says_nothing(tmp_path):
-    log = tmp_path / "log"
-    log.write_text("")
-    assert reason(log, -9) == "exit code -9: no output"
+    assert caplog.messages[-1] == "6 of 6 runs, 3 failed"
