@@ -167,6 +167,22 @@ def command(capsys):
     return run
 
 
+@pytest.fixture
+def refused(launch, command):
+    """What a run in this process says whose settings are wrong."""
+    return lambda *settings, resume="never": error_of(
+        command("train", "--config", launch.config, "--resume", resume, "--set", "seed=0", *settings, rc=2)
+    )
+
+
+def error_of(said: str) -> str:
+    """The one line; nothing of a trace."""
+    lines = [line for line in said.splitlines() if line.startswith("fdtrain: error")]
+    assert len(lines) == 1, said
+    assert "Traceback" not in said
+    return lines[0]
+
+
 def environment() -> dict[str, str]:
     """One thread per process: results must not depend on how many cores the machine has."""
     own = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PATH": _path(), "PYTHONPATH": str(ROOT)}

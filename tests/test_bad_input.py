@@ -5,24 +5,8 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, error_of
 from jobs import Group, end
-
-
-def error_of(said: str) -> str:
-    """The one line; nothing of a trace."""
-    lines = [line for line in said.splitlines() if line.startswith("fdtrain: error")]
-    assert len(lines) == 1, said
-    assert "Traceback" not in said
-    return lines[0]
-
-
-@pytest.fixture
-def refused(launch, command):
-    """What a run in this process says whose settings are wrong."""
-    return lambda *settings, resume="never": error_of(
-        command("train", "--config", launch.config, "--resume", resume, "--set", "seed=0", *settings, rc=2)
-    )
 
 
 @pytest.fixture

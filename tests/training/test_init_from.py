@@ -9,11 +9,9 @@ import torch
 from checkpoints import AVERAGE, checkpoint_of, tensors
 from conftest import SMALL
 from models import filled, saved
-from test_bad_input import error_of
 
 from fdtrain.checkpoint.fragments import WEIGHT
 from fdtrain.errors import UserError
-from fdtrain.export.write import export
 from fdtrain.networks.model import Model, ModelSpec
 from fdtrain.randomness import Purpose, torch_seed
 from fdtrain.training import init_from
@@ -37,7 +35,7 @@ def colour(tmp_path) -> Model:
     return model
 
 
-def test_another_data_set_and_labels(launch, colour, tmp_path):
+def test_another_data_set_and_labels(launch, refused, colour, tmp_path):
     """What fits starts as it is there, the rest as without; both are told, and written once. Then the run resumes
     without the model that it began with."""
     source = tmp_path / "colour"
@@ -57,15 +55,14 @@ def test_another_data_set_and_labels(launch, colour, tmp_path):
     assert report["left"]["network.input.weight"] == "[8, 3, 3, 3] there, [8, 1, 3, 3] here"
     assert report["left"].keys() == shaped | {"network.embed_label.weight"}
     assert sorted([*report["matched"], *report["left"]]) == sorted(fresh)
-    assert (
-        f"training.init_from: {len(fresh) - 4} of {len(fresh)} tensors start as they are in {source}" in result.stderr
-    )
+    told = f"training.init_from: {len(fresh) - 4} of {len(fresh)} tensors start as they are in {source}"
+    assert told in result.stderr
 
     shutil.rmtree(source)
     result = launch(*settings, "training.steps=3", processes=0, resume=True)
     assert "training.init_from" not in result.stderr
     assert json.loads((launch.run_folder() / "init_from.json").read_text()) == report
-    message = error_of(launch(*settings, "training.init_from=elsewhere", processes=0, resume=True, rc=2).stderr)
+    message = refused(*settings, "training.init_from=elsewhere", resume="auto")
     assert f"training.init_from '{source}' against 'elsewhere'" in message
 
 
@@ -123,29 +120,17 @@ def test_what_says_nothing_of_the_layers_may_differ(tmp_path):
     assert report["left"]["network.embed.0.weight"] == "[32, 8] there, [32, 16] here"
 
 
-@pytest.mark.parametrize(
-    ("harm", "part"),
-    [(shutil.rmtree, "no folder "), (lambda folder: (folder / "config.json").unlink(), "is an export in another form")],
-)
-def test_what_cannot_be_opened(tmp_path, harm, part):
+def test_what_cannot_be_opened_or_is_not_finite(tmp_path):
     """As any model (evaluation/test_load.py)."""
-    source, folder = saved(filled(SPEC), tmp_path / "source"), tmp_path / "export"
-    export(source, folder)
-    harm(folder)
-    with pytest.raises(UserError, match=rf"training\.init_from: .*{part}"):
-        init_from.read(folder, SPEC)
-
-
-def test_weights_that_are_not_finite(tmp_path):
+    with pytest.raises(UserError, match=r"training\.init_from: .*no folder "):
+        init_from.read(tmp_path / "nowhere", SPEC)
     model = filled(SPEC)
     model.network.input.bias[0] = torch.nan
     with pytest.raises(UserError, match=r"export are not finite\."):
         init_from.read(saved(model, tmp_path / "export"), SPEC)
 
 
-def test_a_mistake_ends_the_run_before_it_begins(launch, colour, tmp_path):
-    settings = [f"training.init_from={tmp_path / 'colour'}", "network.channels=16"]
-    assert "has another architecture: network.channels 8, here 16" in error_of(
-        launch(*settings, processes=0, rc=2).stderr
-    )
+def test_a_mistake_ends_the_run_before_it_begins(launch, refused, colour, tmp_path):
+    message = refused(f"training.init_from={tmp_path / 'colour'}", "network.channels=16")
+    assert "has another architecture: network.channels 8, here 16" in message
     assert list(launch.run_folder().iterdir()) == []

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from test_bad_input import error_of
+from conftest import error_of
 
 from fdtrain.errors import UserError
 from fdtrain.training.memory import EVALUATION, TRAINING, fitting

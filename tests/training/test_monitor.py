@@ -1,8 +1,6 @@
 import errno
 import io
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
@@ -40,27 +38,6 @@ def test_window_means():
         f"integrand/{QUANTILES - 1}": -3.0,
     }
     assert "bits_per_dim" not in window.read()
-
-
-def test_the_rank_that_writes_alone_imports_tensorboard(tmp_path):
-    program = f"""
-import sys
-from pathlib import Path
-from fdtrain.config import Config
-from fdtrain.training.monitor import Monitor
-folder = Path({str(tmp_path)!r})
-content = {{"name": folder.name, "output": folder.parent, "data": {{"path": "d"}}, "training": {{"steps": 3}}}}
-for first in (False, True):
-    monitor = Monitor(Config.model_validate(content), first, {{"dataset": "digits"}})
-    monitor.begin(0)
-    monitor.log(1, {{"bits_per_dim": 1.0}})
-    monitor.say("x")
-    monitor.progress()
-    monitor.close()
-    print("tensorboard" in sys.modules, any(folder.iterdir()))
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout == "False False\nTrue True\n"
 
 
 def train(folder, start, stop):
@@ -124,27 +101,6 @@ def test_a_disk_that_fills_and_is_freed_costs_nothing_of_the_log(tmp_path, monke
     output = capsys.readouterr().err
     assert output.count("the log cannot be written ([Errno 28] No space left on device); it waits in memory") == 2
     assert output.count("the log is written again.") == 2
-
-
-def full(*_, **__):
-    raise OSError(errno.ENOSPC, "No space left on device")
-
-
-def test_a_return_to_a_checkpoint_while_the_disk_is_away(tmp_path, monkeypatch):
-    monitor = monitor_of(tmp_path)
-    monitor.begin(0)
-    for step in range(1, 5):
-        monitor.log(step, {"bits_per_dim": 0.0})
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "open", full)
-        monitor.log(5, {"bits_per_dim": 0.0})
-        monitor.rewind(2)
-        monitor.log(3, {"bits_per_dim": 1.0})
-    for step in range(4, 7):
-        monitor.log(step, {"bits_per_dim": 1.0})
-    monitor.close()
-    every_step_once(tmp_path, 6)
-    assert [e.value for e in board_of(tmp_path).Scalars("train/bits_per_dim")] == [0, 0, 1, 1, 1, 1]
 
 
 def test_a_log_that_was_replaced_meanwhile_is_not_padded(tmp_path):

@@ -33,28 +33,26 @@ def test_what_any_processes_saved_at_any_stage_any_others_load(tmp_path):
 
 
 def test_every_change_of_processes_and_stage(launch):
-    """4 -> 1 -> 2 -> 1 processes, offloaded and checkpointed or not, against a run that never changed; with labels of
-    which some are dropped, on a network that other runs do not use."""
+    """2 -> 1 -> 2 processes, offloaded and checkpointed or not, against a run that never changed; with labels of which
+    some are dropped, on a network that other runs do not use."""
     network = "network={name: vdm, channels: 8, blocks: 1, class_conditional: true, label_dropout: 0.4}"
-    launch(network, "training.steps=8", "name=whole", processes=0)
+    launch(network, "training.steps=6", "name=whole", processes=0)
     changes = [
-        (4, ["training.zero_stage=2"]),
-        (0, ["training.zero_stage=3", "training.offload=weights"]),
+        (2, ["training.zero_stage=2", "training.micro_batch=8"]),
+        (1, ["training.zero_stage=3", "training.offload=weights"]),
         (2, ["training.zero_stage=1", "training.offload=optimizer", "network.checkpointing=true"]),
-        (0, ["training.zero_stage=0", "training.micro_batch=16"]),
     ]
     for i, (processes, settings) in enumerate(changes):
         steps = 2 * (i + 1)
         launch(network, "name=changed", f"training.steps={steps}", *settings, processes=processes, resume=True)
         files = {path.name for path in launch.checkpoint(steps, "changed").iterdir()}
-        assert {f"part_{rank:05d}.safetensors" for rank in range(max(1, processes))} < files
+        assert {f"part_{rank:05d}.safetensors" for rank in range(processes)} < files
     assert launch.losses("changed") == pytest.approx(launch.losses("whole"), rel=1e-5)
-    assert_close(launch.checkpoint(8, "whole"), launch.checkpoint(8, "changed"), atol=1e-5)
+    assert_close(launch.checkpoint(6, "whole"), launch.checkpoint(6, "changed"), atol=1e-5)
 
 
-@pytest.mark.parametrize(("stage", "offload", "optimizer"), [(2, "optimizer", "muon"), (3, "weights", "adamw")])
-def test_offloaded_training_is_the_same(launch, stage, offload, optimizer):
-    settings = [f"training.zero_stage={stage}", f"training.optimizer={optimizer}"]
-    for name in ("none", offload):
-        launch(f"name={name}", *settings, f"training.offload={name}", processes=0)
-    assert_close(launch.checkpoint(6, "none"), launch.checkpoint(6, offload), atol=1e-6)
+def test_offloaded_training_is_the_same(launch):
+    for offload in ("none", "optimizer"):
+        settings = [f"training.offload={offload}", "training.zero_stage=2", "training.optimizer=muon"]
+        launch(f"name={offload}", *settings, processes=0)
+    assert_close(launch.checkpoint(6, "none"), launch.checkpoint(6, "optimizer"), atol=1e-6)
