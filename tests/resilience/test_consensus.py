@@ -1,8 +1,9 @@
-"""What one rank tells, every rank learns after the same step."""
+"""What one rank tells, every rank learns after the same step; what grows with their number: connections do not."""
 
 import json
 import sys
 
+from conftest import fork
 from jobs import Group
 
 from fdtrain.resilience.consensus import Consensus
@@ -47,3 +48,32 @@ def test_one_process_hears_itself_at_once_and_needs_no_group():
     consensus.raise_flag("stop")
     consensus.raise_flag("stop")
     assert [consensus.exchange() for _ in range(3)] == [{"stop"}, set(), set()]
+
+
+MANY = """
+import os
+import torch
+from fdtrain import distributed
+from fdtrain.resilience.consensus import Consensus
+
+distributed.connect(60)
+consensus = Consensus(("stop",), 60)
+for _ in range(3):
+    consensus.exchange()
+consensus._work.wait()
+open_files = [os.path.realpath(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd")]
+print(sum("socket:" in file for file in open_files), distributed.rank())
+# Until all have counted.
+distributed.all_reduce_sum(torch.zeros(1))
+"""
+
+
+def test_a_rank_is_connected_with_those_to_whom_it_speaks(tmp_path):
+    """A mesh of twelve would be eleven sockets a rank, in each of two groups."""
+    (tmp_path / "program.py").write_text(MANY)
+    result = fork([str(tmp_path / "program.py")], tmp_path, processes=12)
+    assert result.returncode == 0, result.stderr
+    sockets = [int(line.split()[0]) for line in result.stdout.splitlines()]
+    assert len(sockets) == 12
+    # Rank 0 runs the store.
+    assert max(sockets[1:]) <= 8, sockets

@@ -6,12 +6,11 @@ from contextlib import suppress
 
 import psutil
 import pytest
-from conftest import Launch
+from conftest import error_of
 from jobs import end, start, wait_for_step
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_bad_input import error_of
 
-STEPS = "training.steps=120"
+SETTINGS = ("training.steps=120", "checkpoint.every=2")
 
 
 class Disk:
@@ -50,29 +49,16 @@ def disk(launch):
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory, digits) -> Launch:
-    """One process, undisturbed."""
-    launch = Launch(tmp_path_factory.mktemp("whole"), digits)
-    launch(STEPS, processes=0)
-    return launch
-
-
 def wait_for_line(job: subprocess.Popen, text: str) -> None:
     while text not in (line := job.stderr.readline()):
         assert line, job.wait()
 
 
-def test_full_from_the_start(launch, disk):
+def test_full_from_the_start_then_for_a_while_and_again_when_asked_to_end(launch, disk):
+    """Each step is logged once; 75 is said when there is room for the checkpoint and not before."""
     disk.fill()
     assert "No space left on device" in error_of(launch(processes=0, rc=2).stderr)
     disk.free()
-    launch(processes=0)
-    assert launch.losses().keys() == set(range(1, 7))
-
-
-def test_full_for_a_while_and_again_when_asked_to_end(launch, disk):
-    """Each step is logged once; 75 is said when there is room for the checkpoint and not before."""
     job = start(launch.command("training.steps=100000", "checkpoint.every=100000", processes=0))
     wait_for_step(launch, 3, job)
     disk.fill()
@@ -93,48 +79,45 @@ def test_full_for_a_while_and_again_when_asked_to_end(launch, disk):
     assert [event.step for event in board.Scalars("train/bits_per_dim")] == steps
 
 
-def test_remounted_read_only(launch, disk, whole):
-    settings = [STEPS, "checkpoint.every=2", "checkpoint.max_failures=1"]
-    job = start(launch.command(*settings, processes=0))
+def ended_and_resumed(launch, job: subprocess.Popen, mended=lambda: None) -> str:
+    """What a run says that something has ended with 2; it goes on, with each step once."""
+    output, error = job.communicate(timeout=180)
+    assert job.returncode == 2, error
+    assert "Traceback" not in output
+    mended()
+    launch(*SETTINGS, "checkpoint.every=1000", processes=0, resume=True)
+    assert [line["step"] for line in launch.log()] == list(range(1, 121))
+    return error_of(error)
+
+
+def test_remounted_read_only(launch, disk):
+    job = start(launch.command(*SETTINGS, "checkpoint.max_failures=1", processes=0))
     wait_for_step(launch, 4, job)
     disk.remount("ro")
-    error = end(job)
-    assert job.returncode == 2, error
-    message = error_of(error)
+    message = ended_and_resumed(launch, job, mended=lambda: disk.remount("rw"))
     assert "could not be written ([Errno 30] Read-only file system" in message
-    disk.remount("rw")
-    launch(*settings, processes=0, resume=True)
-    assert launch.losses() == whole.losses()
 
 
-def test_a_folder_that_is_renamed_under_a_run(launch, undisturbed):
-    """All ranks end with 2 by one line; put back, the run goes on as if nothing had happened."""
-    settings = ["training.steps=60", "checkpoint.every=2"]
-    job = start(launch.command(*settings, processes=2, faults={"lock": {"beat": 0.05}}))
+def test_a_folder_that_is_renamed_under_a_run(launch):
+    """All ranks end by one line."""
+    job = start(launch.command(*SETTINGS, processes=2, faults={"lock": {"beat": 0.05}}))
     wait_for_step(launch, 4, job)
     folder, away = launch.run_folder(), launch.folder / "away"
     folder.rename(away)
-    output, error = job.communicate(timeout=180)
-    assert job.returncode == 2, error
-    message = error_of(error)
+
+    def put_back():
+        assert not folder.exists()
+        away.rename(folder)
+
+    message = ended_and_resumed(launch, job, mended=put_back)
     assert f"{folder} was deleted, renamed or replaced while the run was at work" in message
-    assert "Traceback" not in output
-    assert not folder.exists()
-    away.rename(folder)
-    launch(*settings, processes=2, resume=True)
-    assert launch.losses() == undisturbed.losses()
 
 
-def test_a_killed_reading_process(launch, whole):
-    settings = [STEPS, "checkpoint.every=2"]
-    job = start(launch.command(*settings, processes=0))
+def test_a_killed_reading_process(launch):
+    job = start(launch.command(*SETTINGS, processes=0))
     wait_for_step(launch, 4, job)
     (worker,) = psutil.Process(job.pid).children()
     worker.kill()
-    error = end(job)
-    assert job.returncode == 2, error
-    message = error_of(error)
+    message = ended_and_resumed(launch, job)
     assert "a reading process was lost (DataLoader worker (pid" in message
     assert "go on with --resume auto" in message
-    launch(*settings, processes=0, resume=True)
-    assert launch.losses() == whole.losses()
