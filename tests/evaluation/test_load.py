@@ -5,7 +5,7 @@ import torch
 from checkpoints import checkpoint_of
 from models import DIGITS
 
-from fdtrain.checkpoint.fragments import WEIGHT, part_name
+from fdtrain.checkpoint.fragments import WEIGHT
 from fdtrain.errors import UserError
 from fdtrain.evaluation.load import load_model, open_model
 from fdtrain.export.write import export
@@ -36,14 +36,3 @@ def test_a_checkpoint_without_its_average(model, tmp_path):
     checkpoint_of(tmp_path, model, 2, kind=WEIGHT)
     with pytest.raises(UserError, match=r"step_00000007 lacks elements 0 to \d+ of average of .*: parts are missing"):
         load_model(tmp_path)
-
-
-def test_a_damaged_average_is_named(model, tmp_path):
-    folder = checkpoint_of(tmp_path, model, 2)
-    path = folder / part_name(1)
-    path.write_bytes(path.read_bytes()[:-1] + b"x")
-    with pytest.raises(UserError, match=r"is damaged: step_00000007: part_00001.safetensors is cut short or changed"):
-        open_model(tmp_path)
-    path.unlink()
-    with pytest.raises(UserError, match=r"is damaged: step_00000007: part_00001.safetensors is missing"):
-        open_model(tmp_path)

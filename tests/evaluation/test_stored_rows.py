@@ -116,13 +116,3 @@ def test_an_interrupted_evaluation_goes_on(tmp_path):
     assert torch.equal(values, squares(range(10)))
     stored.discard()
     assert list(tmp_path.iterdir()) == []
-
-
-def test_other_settings_never_meet_what_is_stored(tmp_path):
-    run(tmp_path, squares, draws=1)
-    values, _ = run(tmp_path, lambda images: 2 * squares(images), draws=2)
-    assert torch.equal(values, 2 * squares(range(10)))
-
-
-def test_nothing_is_stored_without_a_place():
-    assert torch.equal(run(None, squares)[0], squares(range(10)))

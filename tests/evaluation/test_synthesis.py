@@ -11,7 +11,7 @@ from models import DIGITS, evaluate, flat_features, saved
 from power_averages import direct_average, error_bound, walk
 
 import fdtrain
-from fdtrain.checkpoint import retention, store
+from fdtrain.checkpoint import store
 from fdtrain.checkpoint.fragments import Fragment, power_average
 from fdtrain.errors import UserError
 from fdtrain.evaluation import ema, fid, nll, result, run_folder, run_page
@@ -43,43 +43,19 @@ def assert_average(model, history, snapshots, length):
         assert off <= error_bound(history[name], snapshots, length), name
 
 
-@pytest.mark.parametrize("length", [0.04, 0.07, 0.15])
-def test_any_length_is_the_tracked_average_within_the_error_of_the_projection(run, length):
-    assert_average(load_model(run.folder, length), run.weights, run.snapshots, length)
-
-
-def test_a_tracked_length_is_what_was_tracked(run):
-    parts = store.open_parts(store.committed(run.folder)[0])
-    for name, parameter in weights(load_model(run.folder, 0.05)).items():
-        kept = parts.read(power_average(0.05), name, 0, parameter.numel())
-        torch.testing.assert_close(parameter.flatten(), kept, rtol=0, atol=1e-7)
-
-
-def test_at_the_step_of_any_snapshot(run):
-    history = {name: each[:20] for name, each in run.weights.items()}
-    model = load_model(run.folder / "averages" / "step_00000020", 0.12)
-    assert_average(model, history, [step for step in run.snapshots if step <= 20], 0.12)
+@pytest.mark.parametrize(("length", "step"), [(0.04, 32), (0.15, 32), (0.12, 20)])
+def test_any_length_is_the_tracked_average_within_the_error_of_the_projection(run, length, step):
+    """At the last step, or that of any snapshot."""
+    folder = run.folder if step == 32 else run.folder / "averages" / f"step_{step:08d}"
+    history = {name: each[:step] for name, each in run.weights.items()}
+    snapshots = [at for at in run.snapshots if at <= step]
+    assert_average(load_model(folder, length), history, snapshots, length)
 
 
 def test_between_snapshots_the_checkpoint_has_its_own(tmp_path):
     run = walk(tmp_path, steps=30, every=4)
     assert run.snapshots == [4, 8, 12, 16, 20, 24, 28, 30]
     assert_average(load_model(tmp_path, 0.08), run.weights, run.snapshots, 0.08)
-
-
-def test_neither_the_number_of_parts_nor_later_snapshots_matter(run, tmp_path):
-    walk(tmp_path, parts=3)
-    noise = [
-        Fragment(power_average(n), name, 0, torch.randn(p.numel()))
-        for n in (0.05, 0.1)
-        for name, p in weights(Model(DIGITS)).items()
-    ]
-    write_checkpoint(tmp_path, 36, [noise], DIGITS, store.AVERAGES)
-    first, second = load_model(run.folder, 0.15), load_model(tmp_path, 0.15)
-    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
-    # A run that goes on from step 32 has none of them.
-    retention.forget_after(tmp_path, 32, store.AVERAGES)
-    assert [store.step_of(path) for path in store.committed(tmp_path, store.AVERAGES)] == [32, 28, 24, 20, 16, 12, 8, 4]
 
 
 def test_lengths_that_cannot_be_had(run, tmp_path, copied):
