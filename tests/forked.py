@@ -20,6 +20,7 @@ from multiprocessing import reduction, resource_tracker
 from pathlib import Path
 
 import torch
+from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
@@ -69,7 +70,7 @@ def run(command: list, timeout: float = 240, **options) -> subprocess.CompletedP
 
 
 class _Child(subprocess.Popen):
-    """What a forked process starts, as DeepSpeed's launcher does its ranks, is forked from itself if it is Python."""
+    """What a forked process starts, as launchers do their ranks, is forked from itself if it is Python."""
 
     def _execute_child(self, args, executable, preexec_fn, close_fds, pass_fds, cwd, env, *rest):
         if isinstance(args, str) or args[0] != sys.executable:
@@ -106,8 +107,8 @@ def _received(passed) -> int:
 
 
 def _serve(args, cwd, variables, session, streams) -> None:
-    # What it starts is waited for by itself alone.
-    subprocess.Popen = _Child
+    # What it starts, or has torchrun start, is waited for by itself alone.
+    subprocess.Popen = subprocess_handler.Popen = _Child
     _become(args, cwd, variables, session, streams)
 
 

@@ -107,7 +107,7 @@ def test_a_network_described_beside_its_file(scripted):
     ("damage", "part"),
     [
         (lambda net: net.with_suffix(".json").write_text("{"), "net.json: content: "),
-        (lambda net: net.with_suffix(".json").write_text('{"name": "net", "mean": [0, 0, 0]}'), "std: Field required"),
+        (lambda net: net.with_suffix(".json").write_text('{"name": "net", "size": 8}'), "mean: Field required"),
         (lambda net: net.with_suffix(".json").unlink(), r"no net\.json beside it"),
         (lambda net: torch.jit.script(nn.Identity()).save(net), "does not map images"),
         (lambda net: net.unlink(), "cannot read"),

@@ -10,7 +10,7 @@ from jobs import end, ranks_of, start, wait_for_step
 
 from fdtrain.resilience.signals import SIGNALS, handled
 
-SETTINGS = ("training.steps=60", "checkpoint.every=50", "monitor.evaluate_every=20")
+SETTINGS = ("training.steps=30", "checkpoint.every=5")
 
 
 def test_during_a_long_first_step_the_console_says_what_a_signal_does(launch):
@@ -66,7 +66,7 @@ def signal_is_caught(pid: int) -> bool:
 def test_torchrun_restarts_a_job_whose_rank_is_killed(launch, monkeypatch):
     """From the last checkpoint, by itself; the survivor has said which rank it was."""
     monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
-    script = launch.command(*SETTINGS, "checkpoint.every=5", processes=0, resume=True)[1:]
+    script = launch.command(*SETTINGS, processes=0, resume=True)[1:]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=2"]
     job = start([*torchrun, *script])
     wait_for_step(launch, 8, job)
@@ -76,4 +76,4 @@ def test_torchrun_restarts_a_job_whose_rank_is_killed(launch, monkeypatch):
     assert job.returncode == 0, error
     assert f"lost rank 1 (process {victim} on " in error
     assert "resuming after step" in error
-    assert list(launch.losses()) == list(range(1, 61))
+    assert list(launch.losses()) == list(range(1, 31))

@@ -1,8 +1,8 @@
 import copy
 import functools
+import subprocess
 from dataclasses import replace
 
-import forked
 import pytest
 import torch
 from conftest import ROOT, environment
@@ -135,7 +135,7 @@ def test_where_it_pays(settings, device, expected):
 def test_a_run_without_a_compiler_goes_on(launch):
     command = launch.command("training.compile=true", "training.steps=2", processes=0)
     variables = {**environment(), "CXX": "/bin/false", "TORCHINDUCTOR_CACHE_DIR": str(launch.folder)}
-    run = forked.run(command, cwd=ROOT, env=variables)
+    run = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert "warning: torch.compile failed, so the network is not compiled: " in run.stderr
     assert "x cpu, fp32, ZeRO 0" in run.stderr
