@@ -144,12 +144,12 @@ def test_archives(data, place, attacked, reference):
     assert {x[1] for x in found if isinstance(x, list)} <= admitted
 
 
-@pytest.mark.parametrize("target", make.FILES)
+@pytest.mark.parametrize(("target", "files"), make.FILES)
 @cases(50)
-def test_files(data, place, attacked, target):
+def test_files(data, place, attacked, target, files):
     """A folder of parquet or of save_to_disk, a batch of CIFAR or ImageNet, a configuration."""
     folder = emptied(place)
-    for name, content in data.draw(make.FILES[target]).items():
+    for name, content in data.draw(files).items():
         (folder / name).write_bytes(content)
     told(attacked, target=target, folder=str(folder))
 
