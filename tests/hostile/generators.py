@@ -284,3 +284,36 @@ FILES = [
     ("configuration", named("a.yaml", changed(SMALL | {"data": {"path": "x"}}, yaml.safe_dump))),
 ]
 """Files of a folder, and what reads them."""
+
+
+LONG_JSON = [b"[" * 1_000_000, b'{"a":' * 200_000, b"9" * 100_000, b"[" + b"{}," * 1_000_000 + b"{}]"]
+LONG_JSON += [b'{"version": 1' + b"0" * 5000 + b"}", b'"' + b"\\ud800" * 100 + b'"']
+JSON_TEXTS = st.sampled_from([*LONG_JSON, b'{"version": 1, "version": 1}', b"1e999999", b"\xff\xfe", b"\0", b""])
+
+
+WHITE = [b" ", b"\t", b"\r", b"\n", b"\r\n", b"\r\n\r\n"]
+PIECES = st.sampled_from(
+    [*WHITE, b"0\r\n\r\n", b"f" * 18 + b"\r\n", b"-1", b"\0", b"\x1b[2J", b"\xff" * 10, b"SECRET", b"x" * 20_000]
+)
+HEADER_LINES = st.sampled_from(
+    [b"Transfer-Encoding: " + how for how in (b"chunked", b"x")]
+    + [b"Content-Encoding: " + how for how in (b"gzip", b"br", b"x")]
+    + [b"Content-Length: " + n for n in (*(b"%d" % n for n in (0, 1, 10, 2**31, 2**62, 2**80)), b"-1", b"SECRET")]
+    + [b"Connection: keep-alive", b"Set-Cookie: SECRET=" + b"x" * 5000, b"X\0: SECRET"]
+    + [b"Location: " + to for to in b"/dataset.json file:///etc/passwd http://[ // ftp://a/b http://SECRET:0/".split()]
+)
+OTHER_STATUSES = b"204 No,206 Part,301 SECRET,302 F,307 T,308 P,404 No,500 SECRET,999 X,SECRET".split(b",")
+
+
+@st.composite
+def answers(draw, body: bytes) -> bytes:
+    """To one request: right, or of another status, with other headers, misframed, cut."""
+    status = draw(st.sampled_from([b"200 OK"] * 4 + OTHER_STATUSES))
+    lines = draw(st.lists(HEADER_LINES, max_size=2))
+    if draw(st.booleans()):
+        lines.insert(0, b"Content-Length: %d" % len(body))
+    data = b"\r\n".join([b"HTTP/1.1 " + status, *lines, b"", body])
+    for _ in range(draw(st.integers(0, 2))):
+        at = draw(st.integers(0, len(data)))
+        data = data[:at] + draw(PIECES) + data[at + draw(st.sampled_from([0, 1, 10])) :]
+    return data[: draw(st.sampled_from([len(data), len(data), len(data) - 1, len(data) // 2]))]
