@@ -25,7 +25,7 @@ from fdtrain.data.sources.archive import members
 from fdtrain.data.sources.batches import BatchFormat, batch_part
 from fdtrain.data.sources.hub import hub
 from fdtrain.data.sources.images import images
-from fdtrain.data.sources.picture import decode
+from fdtrain.data.sources.picture import decode, exactly
 from fdtrain.data.sources.rows import Choice
 from fdtrain.data.sources.source import Source
 from fdtrain.errors import UserError
@@ -63,6 +63,10 @@ def table(folder: str) -> list:
     """The same of a folder of parquet files, or of save_to_disk."""
     datasets.config.HF_DATASETS_CACHE = Path(folder) / ".cache"
     return _source(hub(folder, "x", Choice(), 100))
+
+
+def single(folder: str) -> list:
+    return [digest(decode(Path(folder, "a").read_bytes(), "a", exactly(4, 3)))]
 
 
 def batch(folder: str) -> list:
@@ -112,7 +116,7 @@ def swell() -> None:
     bytearray(1 << 34)
 
 
-TARGETS = (shard, remote, archive, table, batch, description, configuration, misbehave, swell)
+TARGETS = (shard, remote, archive, single, table, batch, description, configuration, misbehave, swell)
 REFUSALS = UserError
 fetch.FIRST_PAUSE_SECONDS, fetch.STALL_SECONDS = 0.01, 0.3
 Image.init()

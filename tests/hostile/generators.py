@@ -155,14 +155,16 @@ def _changed_field(draw, data: bytes) -> bytes:
     return data[:at] + bytes(block) + data[at + 512 :]
 
 
+KINDS = st.sampled_from(["png", "jpeg", "webp", "bmp"])
+RIGHT = st.builds(lambda seed, kind: picture(image(seed), kind), st.integers(0, 5), KINDS)
+
+
 def pictures(minimum: int = 1) -> st.SearchStrategy[list[tuple[str, bytes]]]:
     """Named pictures in folders, most of them right; a file of labels now and then."""
-    kinds = st.sampled_from(["png", "jpeg", "webp", "bmp"])
-    right = st.builds(lambda seed, kind: picture(image(seed), kind), st.integers(0, 5), kinds)
-    wrong = right.flatmap(lambda data: spoiled(data, 1)) | st.sampled_from(PICTURES)
     names = ["a/0.png", "a/1.png", "b/0.png", "b/1.png", "c/2.png", "b/../a/0.png", "/a/0.png", "../0.png", "a/x.jpg"]
     name = st.sampled_from(names)
-    files = st.lists(st.tuples(name, right | right | right | wrong), min_size=minimum, max_size=5)
+    pictures = RIGHT | RIGHT | RIGHT | st.sampled_from(PICTURES)
+    files = st.lists(st.tuples(name, pictures), min_size=minimum, max_size=5)
     values = [b'[["a/0.png", %b]]' % number for number in (b"0", b"-1", b"1e400", b"%d" % 2**31, b"9" * 5000)]
     values += [b'{"a": NaN}', b"5", b"[5]", b"[[[], 0]]"]
     labels = st.none() | st.sampled_from([*(b'{"labels": %b}' % value for value in values), b"[" * 100_000])
@@ -212,8 +214,7 @@ STATE |= {"_format_columns": None, "_format_kwargs": {}, "_output_all_columns": 
 def tables(draw) -> dict[str, bytes]:
     """A parquet file, or what save_to_disk writes of one split; one file is spoiled."""
     count = draw(st.integers(1, 4))
-    right = st.builds(lambda seed: picture(image(seed)), st.integers(0, 5))
-    pictures = right | right | right | st.sampled_from([*PICTURES, None])
+    pictures = RIGHT | RIGHT | RIGHT | st.sampled_from([*PICTURES, None])
     columns = {"image": [{"bytes": draw(pictures)} for _ in range(count)]}
     labels = draw(st.sampled_from(["int", "int", "none", "text", "float", "null", "huge"]))
     if labels != "none":
@@ -278,6 +279,7 @@ def named(name: str, content: st.SearchStrategy[bytes]) -> st.SearchStrategy[dic
 
 
 FILES = [
+    ("single", named("a", RIGHT.flatmap(lambda data: spoiled(data, 1)))),
     ("table", tables()),
     ("batch", named("a", st.sampled_from(PICKLES).flatmap(lambda data: spoiled(data, 1)))),
     ("batch", named("a.npz", spoiled(NPZ, 1))),

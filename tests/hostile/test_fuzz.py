@@ -147,7 +147,7 @@ def test_archives(data, place, attacked, reference):
 @pytest.mark.parametrize(("target", "files"), make.FILES)
 @cases(50)
 def test_files(data, place, attacked, target, files):
-    """A folder of parquet or of save_to_disk, a batch of CIFAR or ImageNet, a configuration."""
+    """A picture, a folder of parquet or of save_to_disk, a batch of CIFAR or ImageNet, a configuration."""
     folder = emptied(place)
     for name, content in data.draw(files).items():
         (folder / name).write_bytes(content)
