@@ -159,12 +159,12 @@ KINDS = st.sampled_from(["png", "jpeg", "webp", "bmp"])
 RIGHT = st.builds(lambda seed, kind: picture(image(seed), kind), st.integers(0, 5), KINDS)
 
 
-def pictures(minimum: int = 1) -> st.SearchStrategy[list[tuple[str, bytes]]]:
+def pictures() -> st.SearchStrategy[list[tuple[str, bytes]]]:
     """Named pictures in folders, most of them right; a file of labels now and then."""
     names = ["a/0.png", "a/1.png", "b/0.png", "b/1.png", "c/2.png", "b/../a/0.png", "/a/0.png", "../0.png", "a/x.jpg"]
     name = st.sampled_from(names)
     pictures = RIGHT | RIGHT | RIGHT | st.sampled_from(PICTURES)
-    files = st.lists(st.tuples(name, pictures), min_size=minimum, max_size=5)
+    files = st.lists(st.tuples(name, pictures), min_size=1, max_size=5)
     values = [b'[["a/0.png", %b]]' % number for number in (b"0", b"-1", b"1e400", b"%d" % 2**31, b"9" * 5000)]
     values += [b'{"a": NaN}', b"5", b"[5]", b"[[[], 0]]"]
     labels = st.none() | st.sampled_from([*(b'{"labels": %b}' % value for value in values), b"[" * 100_000])
