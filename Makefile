@@ -3,7 +3,7 @@
 # make test     every test
 # make chaos    a job killed fifty times, on changing numbers of processes; each one resumed by each other
 # make signals  every launcher, signal, target, number of ranks and workers
-# make cluster  jobs of SLURM on two hosts made on this machine
+# make cluster  jobs of SLURM, runs over ssh, data in a store that speaks S3, on two hosts made on this machine
 # make fuzz     thousands of damaged files and server answers, different ones each time (CASES=20000 for more)
 # make gpu      what a first GPU is to show, in pieces of at most eight minutes, each done once: some 25 minutes of one
 # make docs     the documentation as a site, in site/
