@@ -1,6 +1,7 @@
 """Training jobs under way: started, watched, and looked into."""
 
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 
@@ -13,6 +14,11 @@ def start(command: list[str], kind: type[subprocess.Popen] = Forked, **variables
     """A job in a process group of its own; of ``subprocess.Popen``, as users start it."""
     pipe, all_variables = subprocess.PIPE, environment() | variables
     return kind(command, cwd=ROOT, env=all_variables, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+
+
+def torchrun(command: list[str], *options: str) -> list[str]:
+    """What is started without a launcher, by torchrun on this host."""
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", *options, *command[1:]]
 
 
 def end(job: subprocess.Popen, timeout: float = 180) -> str:
@@ -35,6 +41,12 @@ def wait_for_step(launch, step: int, job: subprocess.Popen) -> None:
         assert job.poll() is None, job.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def wait_for_line(job: subprocess.Popen, text: str) -> None:
+    """Until a job has said it on stderr."""
+    while text not in (line := job.stderr.readline()):
+        assert line, job.wait()
 
 
 def ranks_of(job: subprocess.Popen, launcher: str = "deepspeed") -> list[psutil.Process]:

@@ -7,7 +7,7 @@ import sys
 
 import psutil
 import pytest
-from jobs import ranks_of, start, wait_for_step
+from jobs import ranks_of, start, torchrun, wait_for_step
 
 # What starts the child leaves it behind when it is killed.
 PARENT = "import subprocess, sys; sys.exit(subprocess.call([sys.executable, '-c', sys.argv[1]]))"
@@ -50,8 +50,7 @@ def test_a_run_saves_and_ends_when_its_launcher_is_gone(launch, program, number)
     """Its reading processes too. The signal is to the launcher's first process alone."""
     settings = ("training.steps=100000", "data.workers=1")
     if program == "torchrun":
-        script = launch.command(*settings, processes=0)[1:]
-        job = start([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *script])
+        job = start(torchrun(launch.command(*settings, processes=0), "--nproc-per-node=2"))
     else:
         # DeepSpeed's launchers are known by their commands, which forked processes do not have.
         job = start(launch.command(*settings, processes=2), subprocess.Popen)

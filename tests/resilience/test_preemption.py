@@ -6,7 +6,6 @@ CI takes what has failed; ``make signals`` takes every combination, or those who
 import os
 import signal
 import subprocess
-import sys
 import time
 from itertools import product
 from signal import SIGHUP, SIGINT, SIGTERM, SIGUSR1
@@ -16,7 +15,7 @@ import pytest
 from checkpoints import assert_close, assert_same
 from conftest import ROOT, Launch, environment
 from forked import Forked
-from jobs import end, ranks_of, until, wait_for_step
+from jobs import end, ranks_of, torchrun, until, wait_for_step
 
 SETTINGS = ("training.steps=16",)
 CHOSEN = [
@@ -72,10 +71,8 @@ def whole(tmp_path_factory, digits):
 def command(launch: Launch, launcher: str, settings: tuple[str, ...], number: int, ranks: int) -> list[str]:
     if launcher != "torchrun":
         return launch.command(*settings, processes=0 if launcher == "python" else ranks)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    if number == SIGUSR1:
-        torchrun.append("--signals-to-handle=SIGTERM,SIGINT,SIGUSR1")
-    return [*torchrun, *launch.command(*settings, processes=0)[1:]]
+    handled = ["--signals-to-handle=SIGTERM,SIGINT,SIGUSR1"] if number == SIGUSR1 else []
+    return torchrun(launch.command(*settings, processes=0), f"--nproc-per-node={ranks}", *handled)
 
 
 def code(launcher: str, number: int, target: str) -> int:

@@ -7,10 +7,12 @@ from contextlib import suppress
 import psutil
 import pytest
 from conftest import error_of
-from jobs import end, start, wait_for_step
+from jobs import end, start, wait_for_line, wait_for_step
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-SETTINGS = ("training.steps=120", "checkpoint.every=2")
+from fdtrain.checkpoint import store
+
+SETTINGS = ("training.steps=100000", "checkpoint.every=2")
 
 
 class Disk:
@@ -49,11 +51,6 @@ def disk(launch):
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def wait_for_line(job: subprocess.Popen, text: str) -> None:
-    while text not in (line := job.stderr.readline()):
-        assert line, job.wait()
-
-
 def test_full_from_the_start_then_for_a_while_and_again_when_asked_to_end(launch, disk):
     """Each step is logged once; 75 is said when there is room for the checkpoint and not before."""
     disk.fill()
@@ -85,14 +82,15 @@ def ended_and_resumed(launch, job: subprocess.Popen, mended=lambda: None) -> str
     assert job.returncode == 2, error
     assert "Traceback" not in output
     mended()
-    launch(*SETTINGS, "checkpoint.every=1000", processes=0, resume=True)
-    assert [line["step"] for line in launch.log()] == list(range(1, 121))
+    steps = max(map(store.step_of, store.committed(launch.run_folder())), default=0) + 3
+    launch(f"training.steps={steps}", processes=0, resume=True)
+    assert [line["step"] for line in launch.log()] == list(range(1, steps + 1))
     return error_of(error)
 
 
 def test_remounted_read_only(launch, disk):
     job = start(launch.command(*SETTINGS, "checkpoint.max_failures=1", processes=0))
-    wait_for_step(launch, 4, job)
+    wait_for_step(launch, 10, job)
     disk.remount("ro")
     message = ended_and_resumed(launch, job, mended=lambda: disk.remount("rw"))
     assert "could not be written ([Errno 30] Read-only file system" in message
@@ -101,7 +99,7 @@ def test_remounted_read_only(launch, disk):
 def test_a_folder_that_is_renamed_under_a_run(launch):
     """All ranks end by one line."""
     job = start(launch.command(*SETTINGS, processes=2, faults={"lock": {"beat": 0.05}}))
-    wait_for_step(launch, 4, job)
+    wait_for_step(launch, 10, job)
     folder, away = launch.run_folder(), launch.folder / "away"
     folder.rename(away)
 
@@ -115,7 +113,7 @@ def test_a_folder_that_is_renamed_under_a_run(launch):
 
 def test_a_killed_reading_process(launch):
     job = start(launch.command(*SETTINGS, processes=0))
-    wait_for_step(launch, 4, job)
+    wait_for_step(launch, 10, job)
     (worker,) = psutil.Process(job.pid).children()
     worker.kill()
     message = ended_and_resumed(launch, job)

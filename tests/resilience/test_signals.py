@@ -2,11 +2,10 @@
 
 import os
 import signal
-import sys
 import time
 
 import pytest
-from jobs import end, ranks_of, start, wait_for_step
+from jobs import end, ranks_of, start, torchrun, wait_for_line, wait_for_step
 
 from fdtrain.resilience.signals import SIGNALS, handled
 
@@ -16,8 +15,7 @@ SETTINGS = ("training.steps=30", "checkpoint.every=5")
 def test_during_a_long_first_step_the_console_says_what_a_signal_does(launch):
     """At once, from within a call that knows nothing of Python; and again, later than one wish is told, ends it."""
     job = start(launch.command(*SETTINGS, processes=0, faults={"long": {"steps": [0]}}))
-    while "a long call begins" not in (line := job.stderr.readline()):
-        assert line, job.wait()
+    wait_for_line(job, "a long call begins")
     for _ in range(3):  # one wish, told three times
         job.send_signal(signal.SIGINT)
         time.sleep(0.1)
@@ -66,9 +64,8 @@ def signal_is_caught(pid: int) -> bool:
 def test_torchrun_restarts_a_job_whose_rank_is_killed(launch, monkeypatch):
     """From the last checkpoint, by itself; the survivor has said which rank it was."""
     monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
-    script = launch.command(*SETTINGS, processes=0, resume=True)[1:]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=2"]
-    job = start([*torchrun, *script])
+    command = launch.command(*SETTINGS, processes=0, resume=True)
+    job = start(torchrun(command, "--nproc-per-node=2", "--max-restarts=2"))
     wait_for_step(launch, 8, job)
     victim = ranks_of(job, "torchrun")[1].pid
     os.kill(victim, signal.SIGKILL)
