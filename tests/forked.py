@@ -137,7 +137,7 @@ def _become(args, cwd, variables, session, streams) -> None:
         # Python's own streams may have been replaced in what was forked.
         sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
         sys.stdin = os.fdopen(0, closefd=False)
-        _run([word for word in map(str, args) if word not in (sys.executable, "-u")])
+        run_words(args)
         code = 0
     except SystemExit as end:
         code = end.code & 0xFF if isinstance(end.code, int) else int(end.code is not None)
@@ -156,7 +156,9 @@ def _become(args, cwd, variables, session, streams) -> None:
     os._exit(code)
 
 
-def _run(words: list[str]) -> None:
+def run_words(command: list) -> None:
+    """A command of Python in this process."""
+    words = [word for word in map(str, command) if word not in (sys.executable, "-u")]
     first, *others = words
     if first == "-c":
         sys.argv = ["-c", *others[1:]]

@@ -3,17 +3,36 @@
 They see the same disk and the same processes, as cluster nodes do the former.
 """
 
+import ctypes
 import os
+import socket
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
 import pytest
 from conftest import ROOT, environment
+from forked import Forked
+
+NEW_NAMES_AND_MOUNTS = 0x04000000 | 0x00020000
+"""CLONE_NEWUTS and CLONE_NEWNS of ``unshare(2)``."""
+AS_ONE_OF = "import sys, forked, hosts; hosts.enter(*sys.argv[1:3]); forked.run_words(sys.argv[3:])"
 
 
 def ip(*arguments: str) -> None:
     subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True)
+
+
+def enter(name: str, known: str) -> None:
+    """Make this process, which was forked, one of a host."""
+    libc = ctypes.CDLL(None)
+    with open(f"/run/netns/{name}") as network:
+        assert libc.setns(network.fileno(), 0) == 0
+    assert libc.unshare(NEW_NAMES_AND_MOUNTS) == 0
+    socket.sethostname(name)
+    for how in (["--make-rprivate", "/"], ["--bind", known, "/etc/hosts"]):
+        subprocess.run(["mount", *how], check=True)
 
 
 class Hosts:
@@ -67,11 +86,13 @@ class Hosts:
         return [*enter, "sh", "-c", become, "sh", *command]
 
     def start(self, host: int, command: list[str], **variables: str) -> subprocess.Popen:
-        return subprocess.Popen(
-            self.command(host, command),
-            cwd=ROOT,
-            env={**environment(), **variables},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        return self._start(subprocess.Popen, self.command(host, command), variables)
+
+    def fork(self, host: int, command: list[str], **variables: str) -> subprocess.Popen:
+        """A command of Python (forked.py)."""
+        words = [sys.executable, "-c", AS_ONE_OF, self.names[host], str(self._known), *command]
+        return self._start(Forked, words, variables)
+
+    def _start(self, kind: type[subprocess.Popen], command: list[str], variables: dict[str, str]) -> subprocess.Popen:
+        streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+        return kind(command, cwd=ROOT, env={**environment(), **variables}, **streams)

@@ -45,7 +45,7 @@ def test_deepspeed_on_two_hosts_that_are_cut_apart(launch, undisturbed, hosts, t
     hostfile.write_text("".join(f"{address} slots=1\n" for address in hosts.addresses))
     shared = [shutil.which("deepspeed", path=environment()["PATH"]), "--hostfile", str(hostfile), "--no_ssh"]
     shared += ["--master_addr", hosts.addresses[0], "--master_port", str(free_port())]
-    jobs = [hosts.start(node, [*shared, "--node_rank", str(node), *script(launch)]) for node in range(2)]
+    jobs = [hosts.fork(node, [*shared, "--node_rank", str(node), *script(launch)]) for node in range(2)]
     wait_for(launch.run_folder() / "checkpoints" / "step_00000010", jobs)
     hosts.cut()
     said = [job.communicate(timeout=300)[1] for job in jobs]
@@ -64,7 +64,7 @@ def test_torchrun_brings_a_job_back_by_itself(launch, undisturbed, hosts):
     shared = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
     shared += ["--max-restarts", "5", "--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint, "--rdzv-id", "test"]
     attempts = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-    jobs = [hosts.start(node, [*shared, *script(launch)], **attempts) for node in range(2)]
+    jobs = [hosts.fork(node, [*shared, *script(launch)], **attempts) for node in range(2)]
     wait_for(launch.run_folder() / "checkpoints" / "step_00000010", jobs)
     hosts.cut()
     time.sleep(8)
