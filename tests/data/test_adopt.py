@@ -173,12 +173,6 @@ def file_of(mode: str, kind: str = "png", size=(SIZE, SIZE), **options) -> bytes
     return file.getvalue()
 
 
-def long_text() -> PngImagePlugin.PngInfo:
-    text = PngImagePlugin.PngInfo()
-    text.add_text("parameters", "of a generator" * 200_000, zip=True)
-    return text
-
-
 GOOD = [("0.png", encoded(0, "png"))]
 ANEW = rf"'1': .*\. Pack all anew with --size {SIZE}\."
 CROP = rf"'1' has 9x9 pixels, expected {SIZE}x{SIZE}.*ask for one size with --size\."
@@ -268,10 +262,12 @@ def test_pictures_that_are_stored_as_they_are_packed(tmp_path):
     """What an upright, plainly coloured picture has beside its pixels changes nothing."""
     exif = Image.Exif()
     exif[0x0112] = 1
+    long_text = PngImagePlugin.PngInfo()
+    long_text.add_text("parameters", "of a generator" * 200_000, zip=True)
     members = [
         ("0.jpg", file_of("RGB", "jpeg", exif=exif, progressive=True, quality=30)),
         ("1.webp", file_of("RGB", "webp", icc_profile=b"x" * 300)),
-        ("2.png", file_of("RGB", pnginfo=long_text())),
+        ("2.png", file_of("RGB", pnginfo=long_text)),
     ]
     write_tar(tmp_path / "0.tar", members)
     adopted(tmp_path / "set", tmp_path / "0.tar")
