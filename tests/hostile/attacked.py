@@ -55,7 +55,7 @@ def _samples(placed: list, description, cache: Cache | None = None) -> list:
 
 
 def archive(path: str) -> list:
-    """``[digest, class]`` of every image of a folder, zip or tar, or what is wrong with it."""
+    """``[split, digest, class]`` of every image of a folder, zip or tar, or what is wrong with it."""
     return _source(images(Path(path), None, 0, "x", None, 3, 100))
 
 
