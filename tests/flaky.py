@@ -100,13 +100,13 @@ def _handler(flaky: Flaky) -> type[BaseHTTPRequestHandler]:
             self.end_headers()
             if self.command == "HEAD":
                 return
+            # Before it is sent: whoever has all of it looks at once.
+            if self.command == "GET" and status in (200, 206) and fault in (None, "slow"):
+                flaky.whole[name] += 1
             try:
                 self._body(body, fault)
             except OSError:
                 self.close_connection = True
-                return
-            if self.command == "GET" and status in (200, 206) and fault in (None, "slow"):
-                flaky.whole[name] += 1
 
         def _body(self, body: bytes, fault) -> None:
             if fault in ("cut", "stall"):
