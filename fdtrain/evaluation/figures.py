@@ -27,7 +27,7 @@ from fdtrain.evaluation.run_folder import RunFolder
 from fdtrain.evaluation.wording import counted, short
 
 COLOURS = ("#2563a8", "#c2521d", "#2f7d4f", "#8a3f8f", "#9a7b12", "#4d5966")
-STYLES = ("-", "--", ":")
+STYLES = ("-", "--", ":", "-.")
 TEXT, GRID = "#1c2127", "#c9ced4"
 LOOK: dict[Any, Any] = {
     "figure.figsize": (6.4, 4.0),
@@ -302,7 +302,7 @@ def training(runs: Runs) -> dict[str, Plot]:
     plots, mean = {}, ", mean over seeds" if any(len(seeds) > 1 for seeds in runs.values()) else ""
     keys = {key for seeds in runs.values() for run in seeds for line in run.metrics for key in line}
     if lines := _held_out(runs, keys):
-        bands = "" if mean else " with two standard errors over images"
+        bands = " with two standard errors over images" if any(line.errors for line in lines) else ""
         caption = f"Bits/dim of held-out images by the averaged weights{bands}{mean}."
         scale = partial(steps_axis, first=0.8)
         plots["held_out"] = Plot("Bits/dim of held-out images", "step", "bits/dim", lines, caption, scale)
@@ -330,13 +330,14 @@ def _series(seeds: list[RunFolder], metric: str) -> Points:
 
 def _held_out(runs: Runs, keys: set[str]) -> list[Line]:
     """By run and split, of what was logged under ``keys``; several runs' splits are named where they differ. Bands are
-    those of single runs."""
+    those of single runs, as long as there are few."""
     splits = sorted({key.rpartition("/")[0] for key in keys if key.endswith("/bits_per_dim")} - {"train"})
     lines = []
     for number, (name, seeds) in enumerate(runs.items()):
         for place, split in enumerate(splits):
             if points := _series(seeds, f"{split}/bits_per_dim"):
-                logged = dict(seeds[0].series(f"{split}/standard_error")) if len(seeds) == 1 else {}
+                banded = len(seeds) == 1 and len(runs) <= len(COLOURS)
+                logged = dict(seeds[0].series(f"{split}/standard_error")) if banded else {}
                 errors = [2 * logged.get(step, 0.0) for step, _ in points] if logged else None
                 title = name if name and len(splits) == 1 else ", ".join(filter(None, (name, split)))
                 lines.append(Line(title, points, errors, number + len(COLOURS) * place))
