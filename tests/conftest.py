@@ -16,6 +16,7 @@ from forked import Forked, run
 
 from fdtrain.commands import entry
 from fdtrain.data.pack import pack_digits
+from fdtrain.resilience.signals import SIGNALS
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -23,6 +24,15 @@ ROOT = Path(__file__).resolve().parent.parent
 for number, usual in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
     if signal.getsignal(number) == signal.SIG_IGN:
         signal.signal(number, usual)
+
+
+@pytest.fixture(autouse=True)
+def _own_signals():
+    """What a run in this process changes, which is its last run elsewhere, is not left to the next test."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 FIRST = ("chaos", "test_notebook", "test_runs", "comparison", "two_nodes", "resilience", "training", "test_tools")
