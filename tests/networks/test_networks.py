@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+import torch.nn.functional as nnf
 
 from fdtrain.networks.dit import SIZES
+from fdtrain.networks.layers import attend
 from fdtrain.networks.model import NETWORKS
 
 SMALL = {
@@ -80,3 +82,18 @@ def test_checkpointing_changes_no_gradient(name, half):
         kept = gradients(awaken(build(name, **dropout)))
         recomputed = gradients(awaken(build(name, checkpointing=True, **dropout)))
     assert all(torch.equal(a, b) for a, b in zip(kept, recomputed))
+
+
+@pytest.mark.parametrize("positions", [16, 300])
+def test_attention_in_bfloat16_is_that_of_float64(positions):
+    """By products where there are few positions, and fused where there are many: as near as bfloat16 is, gradients
+    too."""
+    torch.manual_seed(0)
+    exact = torch.randn(3, 2, 2, positions, 8, dtype=torch.float64).bfloat16().double().requires_grad_()
+    half = exact.detach().bfloat16().requires_grad_()
+    expected, found = nnf.scaled_dot_product_attention(*exact), attend(*half)
+    assert found.dtype == torch.bfloat16
+    expected.square().sum().backward()
+    found.float().square().sum().backward()
+    torch.testing.assert_close(found.double(), expected, atol=0.01, rtol=0.02)
+    torch.testing.assert_close(half.grad.double(), exact.grad, atol=0.03, rtol=0.05)
